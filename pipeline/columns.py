@@ -1,0 +1,125 @@
+"""Working with nested Arrow columns as flat arrays and offsets: building, flattening, gathering, without a loop over rows.
+
+Inside the pipeline text has 64-bit offsets (large_string), so that a column may pass 2 GiB; what is stored has the types of
+`mmpo.pipeline.tables`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.tables import FEEDBACK
+
+__all__ = [
+    "LARGE_FEEDBACK",
+    "codes",
+    "flat",
+    "gather_lists",
+    "large",
+    "lists",
+    "narrow",
+    "offsets_of",
+    "parents",
+    "ranges",
+    "structs",
+    "to_numpy",
+]
+
+_LONG_TEXT = {"content", "text", "note", "extra"}
+
+
+def _large_field(field: pa.Field) -> pa.Field:
+    if pa.types.is_list(field.type):
+        return pa.field(field.name, pa.list_(_large_field(field.type.value_field)))
+    if pa.types.is_struct(field.type):
+        children = [_large_field(field.type.field(i)) for i in range(field.type.num_fields)]
+        return pa.field(field.name, pa.struct(children))
+    return pa.field(field.name, pa.large_string()) if field.name in _LONG_TEXT else field
+
+
+LARGE_FEEDBACK = pa.schema([_large_field(field) for field in FEEDBACK])
+"""FEEDBACK as it is held in memory: long texts with 64-bit offsets."""
+
+
+def large(table: pa.Table) -> pa.Table:
+    """A FEEDBACK table with 64-bit text offsets; other columns and metadata are left behind."""
+    return table.select(LARGE_FEEDBACK.names).replace_schema_metadata(None).cast(LARGE_FEEDBACK)
+
+
+def narrow(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table in the stored types of `schema`."""
+    return table.cast(schema)
+
+
+def structs(rows: Sequence[tuple[Any, ...]], kind: pa.StructType) -> pa.StructArray:
+    """A struct array from tuples in the order of the type's fields; long texts get 64-bit offsets."""
+    kind = _large_field(pa.field("row", kind)).type
+    columns = list(zip(*rows, strict=True)) or [()] * kind.num_fields
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    return pa.StructArray.from_arrays(arrays, fields=fields)
+
+
+def lists(starts: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """A list array from each row's first position in `values`; rows follow one another without gaps."""
+    offsets = np.empty(len(starts) + 1, dtype=np.int32)
+    offsets[:-1] = starts
+    offsets[-1] = len(values)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One contiguous array of a column."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def offsets_of(column: pa.ListArray) -> np.ndarray:
+    """Offsets of a list array into `column.flatten()`, shape (rows + 1,), starting at 0. Null lists count as empty."""
+    lengths = np.asarray(column.value_lengths().fill_null(0)).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def parents(offsets: np.ndarray) -> np.ndarray:
+    """The row that each flat value belongs to, shape (values,)."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The concatenation of arange(start, start + length) over all rows.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def gather_lists(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the flat values, and new offsets, that select whole lists `rows` from a list column."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    return ranges(offsets[rows], lengths), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
+    """Integer codes in the sorted order of the distinct values (null first, as None), and those values."""
+    encoded = column.dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    index = np.asarray(encoded.indices.fill_null(len(values))).astype(np.int64)
+    if len(column) and column.null_count:
+        values.append(None)
+    order = sorted(range(len(values)), key=lambda i: (values[i] is not None, values[i] or ""))
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[order] = np.arange(len(values))
+    return (rank[index] if len(index) else index), [values[i] for i in order]
+
+
+def to_numpy(column: pa.Array) -> np.ndarray:
+    """A float64 numpy array of a numeric column, null as NaN."""
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
