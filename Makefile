@@ -1,0 +1,47 @@
+# Everything here needs Python >= 3.11 and make; `make demo` and `make test` install the rest into .venv by themselves.
+#   make demo    ratings -> margins -> two reward models and a policy -> a page that compares them
+#   make test    the tests                      make check   lint, types, generated docs up to date
+#   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
+# Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+OUT ?= out/quickstart
+BIN = .venv/bin
+STAMP = .venv/.installed
+FOLDERS = pipeline annotate train cli
+
+.PHONY: demo test check dev docs bench clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	$(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m mmpo.cli.docs --check
+
+dev: $(STAMP)
+
+docs: $(STAMP)
+	$(BIN)/python -m mmpo.cli.docs
+
+bench: $(STAMP)
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick --json || exit 1; done
+
+clean:
+	rm -rf out build dist mmpo.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmpo needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	mkdir -p .typing/mmpo
+	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typing/mmpo/$$folder; done
+	touch $(STAMP)
