@@ -1,0 +1,156 @@
+"""What a training run is told: one frozen record that the command line, the recipes and Python share. Imports no torch.
+
+The field names are the recipe's keys and, with dashes, the command's flags; `option_help` gives each its line of help.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from mmpo.pipeline.errors import UserError, unknown_name
+
+__all__ = ["LOSS_NAMES", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "option_help"]
+
+LOSS_NAMES = (
+    "mmpo",
+    "dpo",
+    "cdpo",
+    "robust",
+    "ipo",
+    "rpo-bwd",
+    "rpo-fwd",
+    "rpo-sq",
+    "odpo",
+    "margin",
+    "scaled-bt",
+    "gdpo",
+)
+"""The keys of `mmpo.train.losses.LOSSES`, repeated where torch must not be imported (a test holds them equal)."""
+TARGET_NAMES = ("plain", "noise-aware", "measured")
+"""The keys of `mmpo.train.targets.TARGETS`; the same test."""
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+PAIR_PARTS = ("train", "validation", "test")
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of one training run. Creating one checks it: UserError names what was given and what is allowed."""
+
+    kind: Literal["policy", "reward"]
+    data: str = _option("", "dataset folder made by `mmpo build`")
+    model: str = _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name")
+    out: str = _option("", "folder for the trained model; the same command resumes a run that stopped")
+    loss: str = _option("mmpo", "objective; `mmpo losses` lists them")
+    loss_options: dict[str, float] = _option({}, "options of the objective, such as epsilon")
+    gamma: float | Literal["auto"] = _option("auto", "margin to probability; auto: the mean target is .75")
+    target: str = _option("plain", "how margins become targets: plain, noise-aware, measured")
+    beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the paper: .01)")
+    sft: float = _option(0.0, "policy: weight of the mean negative log-probability per token of the chosen completions")
+    learning_rate: float | None = _option(None, "peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward")
+    epochs: float = _option(1.0, "passes over the training prompts")
+    max_steps: int | None = _option(None, "stop after this many steps, whatever the epochs say")
+    pairs_per_step: int = _option(64, "a step holds at least so many pairs, in whole prompts")
+    micro_batch_tokens: int = _option(16384, "padded tokens computed at once; a prompt is never split")
+    max_length: int = _option(1024, "tokens of prompt and completion; longer completions lose their end (counted)")
+    max_prompt_length: int = _option(512, "tokens of a prompt; longer prompts are dropped (counted)")
+    weight: Literal["pair", "prompt"] = _option("pair", "pair: every pair counts 1; prompt: 1 / pairs of its prompt")
+    warmup_ratio: float = _option(0.1, "share of the steps in which the rate rises")
+    schedule: str = _option("cosine", "how the rate falls: " + ", ".join(SCHEDULES))
+    weight_decay: float = _option(0.0, "AdamW's weight decay")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all")
+    seed: int = _option(0, "order of the prompts and the weights of new layers")
+    dropout: bool = _option(False, "keep the model's own dropout while training")
+    bf16: bool = _option(False, "compute in bfloat16 (weights stay in float32)")
+    gradient_checkpointing: bool = _option(False, "recompute activations instead of keeping them")
+    lora: int | None = _option(None, "train a LoRA adapter of this rank instead of all weights")
+    reference: str | None = _option(None, "policy: reference model; default: the model as it is before training")
+    ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even where the loss can use them")
+    eval_split: str | None = _option("validation", "split measured during training; null: none")
+    eval_steps: int | None = _option(None, "measure every so many steps; default: five times a run")
+    save_steps: int = _option(100, "checkpoint every so many steps; the newest two are kept")
+    resume: bool = _option(True, "go on from the last checkpoint in the output folder; no: start again")
+    tiny_size: int = _option(64, "width of the tiny model (a multiple of 16)")
+    tiny_layers: int = _option(2, "layers of the tiny model")
+    tiny_vocab: int = _option(2048, "vocabulary of the tiny model's tokenizer")
+    trust_remote_code: bool = _option(False, "run the model's own code; only for models you trust")
+
+    def __post_init__(self) -> None:
+        _choice("kind", self.kind, ("policy", "reward"))
+        _choice("loss", self.loss, LOSS_NAMES)
+        _choice("target", self.target, TARGET_NAMES)
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("weight", self.weight, ("pair", "prompt"))
+        _choice("ties", self.ties, ("keep", "drop"))
+        if self.eval_split is not None:
+            _choice("eval split", self.eval_split, PAIR_PARTS)
+        if self.gamma != "auto" and not (_number(self.gamma) and self.gamma >= 0):
+            raise UserError(f"gamma must be 'auto' or a number >= 0 (inf allowed), not {self.gamma!r}")
+        for name in ("beta", "epochs", "max_length", "max_prompt_length", "micro_batch_tokens", "pairs_per_step"):
+            _above(name, getattr(self, name), 0, strict=True)
+        for name in ("learning_rate", "max_steps", "eval_steps", "save_steps", "lora", "tiny_layers"):
+            if getattr(self, name) is not None:
+                _above(name, getattr(self, name), 0, strict=True)
+        for name in ("sft", "weight_decay", "max_grad_norm"):
+            _above(name, getattr(self, name), 0, strict=False)
+        if not (_number(self.warmup_ratio) and 0 <= self.warmup_ratio < 1):
+            raise UserError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
+        if self.tiny_size < 16 or self.tiny_size % 16:
+            raise UserError(f"tiny_size must be a positive multiple of 16, not {self.tiny_size!r}")
+        if self.tiny_vocab < 300:
+            raise UserError(f"tiny_vocab must be at least 300 (256 bytes and the special tokens), not {self.tiny_vocab!r}")
+        if self.max_prompt_length >= self.max_length:
+            raise UserError(
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                "so that every completion has room"
+            )
+        if self.kind == "reward":
+            self._refuse_policy_only()
+
+    def _refuse_policy_only(self) -> None:
+        if self.reference is not None:
+            raise UserError("a reward model has no reference: leave out `reference`")
+        if self.sft:
+            raise UserError("sft is a term on log-probabilities: it works for policies only")
+        if self.loss == "ipo":
+            raise UserError("ipo averages log-probabilities per token: it works for policies only")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All options as JSON values; an infinite gamma is the string 'inf'."""
+        values = asdict(self)
+        if isinstance(self.gamma, float) and math.isinf(self.gamma):
+            values["gamma"] = "inf"
+        return values
+
+    @property
+    def resolved_learning_rate(self) -> float:
+        """The peak learning rate, with the default for this kind of model filled in."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.model == "tiny":
+            return 1e-3
+        return 5e-7 if self.kind == "policy" else 3e-6
+
+
+def option_help() -> dict[str, str]:
+    """One line of help for every option but `kind`, by field name."""
+    return {item.name: item.metadata["help"] for item in fields(TrainOptions) if "help" in item.metadata}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _choice(what: str, given: Any, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise unknown_name(what, given, allowed)
+
+
+def _above(name: str, value: Any, low: float, *, strict: bool) -> None:
+    if not _number(value) or math.isinf(value) or (value <= low if strict else value < low):
+        raise UserError(f"{name} must be a number {'above' if strict else 'of at least'} {low}, not {value!r}")
