@@ -1,0 +1,34 @@
+"""`mmpo evaluate policy|reward`: accuracy and calibration of a trained model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.output import print_json, print_table
+from mmpo.cli.train import Kind
+
+__all__ = ["MEASURES", "evaluate"]
+
+MEASURES = ("pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy")
+
+
+def evaluate(
+    kind: Annotated[Kind, typer.Argument(help="policy or reward.")],
+    model: Annotated[str, typer.Option(help="The trained model: a folder or a Hugging Face name.")],
+    data: Annotated[Path, typer.Option(help="A dataset folder or a Parquet file of pairs.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    gamma: Annotated[float | None, typer.Option(help="γ of the targets; the one saved beside the model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+) -> None:
+    """Measure a model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin."""
+    from mmpo.train import evaluate as measure
+
+    summary: dict[str, Any] = measure(kind.value, model, data, split=split, gamma=gamma)
+    print_table("", ("measure", "value"), [(name, summary.get(name)) for name in MEASURES])
+    bins = summary.get("by_margin") or []
+    if bins:
+        columns = list(bins[0])
+        print_table("by quality margin", columns, [[row.get(column) for column in columns] for row in bins])
+    if as_json:
+        print_json(summary)

@@ -1,0 +1,128 @@
+"""The command line: `mmpo COMMAND ...`. Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupted, 1 our bug.
+
+Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from mmpo.pipeline.errors import PartialResult, UserError
+
+__all__ = ["COMMANDS", "EXTRAS", "main", "make_app", "run"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("mmpo.cli.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
+    "build": ("mmpo.cli.build:build", "Feedback files into a dataset of pairs with quality margins."),
+    "validate": ("mmpo.cli.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
+    "report": ("mmpo.cli.report:report", "A self-contained HTML page about a dataset."),
+    "gamma": ("mmpo.cli.report:gamma", "Suggest γ and show what each γ makes of the margins."),
+    "export": ("mmpo.cli.report:export", "Write a dataset in another tool's format."),
+    "train": ("mmpo.cli.train:train", "Train a policy or a reward model on a dataset."),
+    "evaluate": ("mmpo.cli.evaluate:evaluate", "Accuracy and calibration of a trained model."),
+    "formats": ("mmpo.cli.families:formats", "The input formats, one line each."),
+    "losses": ("mmpo.cli.families:losses", "The training objectives, one line each."),
+}
+"""Every command: where its function is and one line about it."""
+
+EXTRAS = {"torch": "train", "transformers": "train", "accelerate": "train", "peft": "train", "tokenizers": "train"}
+"""Which extra installs a module that the core installation lacks."""
+
+
+def main() -> None:
+    """Run the command line of this process and leave with its exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; messages go to standard error.
+
+    >>> run(["--version"])  # doctest: +ELLIPSIS
+    mmpo ...
+    0
+    """
+    command = typer.main.get_command(make_app({next((word for word in arguments if word in COMMANDS), "")}))
+    try:
+        status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
+    except (UserError, TyperException) as error:
+        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
+    except PartialResult as error:
+        return _say(str(error), 3)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            traceback.print_exc()
+            return 1
+        return _say(f"this command needs the extra {extra!r}: pip install 'mmpo[{extra}]' ({error.name} is missing)", 2)
+    except (KeyboardInterrupt, Abort):
+        status = 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            traceback.print_exc()
+            return 1
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _say(f"{where}{error.strerror or error}", 2)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    if status == 130:
+        print("interrupted", file=sys.stderr)
+    return status if isinstance(status, int) else 0
+
+
+def make_app(wanted: Collection[str]) -> typer.Typer:
+    """The typer application with the commands in `wanted` imported; the others are there with their one line only."""
+    app = typer.Typer(
+        name="mmpo",
+        help="Graded feedback into quality margins, and models trained on how much better, not only which.",
+        add_completion=False,
+        no_args_is_help=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_top)
+    for name, (where, summary) in COMMANDS.items():
+        function = _load(where) if name in wanted else _not_loaded
+        app.command(name, help=None if name in wanted else summary, short_help=summary)(function)
+    return app
+
+
+def _top(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if show_version:
+        print(f"mmpo {_version()}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _load(where: str) -> Callable[..., Any]:
+    module, _, function = where.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a command was asked for that was not imported")
+
+
+def _version() -> str:
+    try:
+        return version("mmpo")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _say(message: str, status: int, context: Any = None) -> int:
+    hint = f"\nSee: {context.command_path} --help" if context is not None else ""
+    print(f"error: {message}{hint}", file=sys.stderr)
+    return status

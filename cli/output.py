@@ -1,0 +1,66 @@
+"""What the commands say: JSON on standard output when asked for, everything else on standard error."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["console", "plain", "print_json", "print_table", "say", "shown"]
+
+
+def console() -> Console:
+    """Standard error: colours and bars on a terminal, plain lines elsewhere."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output; numbers that JSON has no word for become null or the string "inf"."""
+    text = orjson.dumps(plain(value), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=str)
+    sys.stdout.write(text.decode() + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """The value with infinite numbers as the string "inf"; orjson writes NaN as null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return "inf" if isinstance(value, float) and value == math.inf else value
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard error; numbers are right-aligned. Text from data is printed as it is, never as markup."""
+    table = Table(title=title or None, title_justify="left", show_edge=False, pad_edge=False)
+    for index, name in enumerate(columns):
+        number = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_escape(shown(value)) for value in row))
+    console().print(table)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def shown(value: Any) -> str:
+    """A value for a table: four significant decimals, a dash where there is none.
+
+    >>> shown(0.123456), shown(None), shown(1200)
+    ('0.1235', '–', '1,200')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,73 @@
+"""Stages of a run that remember what they were made from, so that the same command again does only what is left.
+
+A record per stage lies in OUT/stages/NAME.json: the digest of its configuration and inputs, whether it finished, its summary.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mmpo.cli.output import plain, say
+from mmpo.pipeline.errors import UserError
+
+__all__ = ["Stages", "key_of", "write_json"]
+
+MARKER = "recipe.json"
+
+
+def key_of(values: Mapping[str, Any]) -> str:
+    """A digest of JSON values that doesn't depend on the order of their keys.
+
+    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Stages:
+    """The folder of a run. Creating one refuses a folder that holds something else."""
+
+    def __init__(self, out: Path, recipe: Mapping[str, Any]) -> None:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; name a folder by `out`")
+        if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+            raise UserError(f"{out} exists and holds something that no run made; name another folder by --set out=...")
+        self.out = out
+        self.records = out / "stages"
+        self.records.mkdir(parents=True, exist_ok=True)
+        write_json(out / MARKER, recipe)
+
+    def do(self, name: str, key: Mapping[str, Any], work: Callable[[], dict[str, Any]], made: Path) -> dict[str, Any]:
+        """The summary of stage `name`: from its record if nothing changed and `made` is there, else by doing the work.
+
+        A stage that was interrupted with the same key finds its half-done folder again; one whose key changed starts afresh.
+        """
+        digest = key_of(key)
+        path = self.records / f"{name}.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        same = record.get("key") == digest
+        if same and record.get("finished") and made.exists():
+            say(f"[{name}] unchanged since it was made, kept")
+            return record["summary"]
+        if record and not same and made.is_dir():
+            shutil.rmtree(made)
+        say(f"[{name}]")
+        write_json(path, {"key": digest, "finished": False})
+        summary = work()
+        write_json(path, {"key": digest, "finished": True, "summary": summary})
+        return summary
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    temporary.write_bytes(orjson.dumps(plain(value), option=options, default=str))
+    temporary.replace(path)

@@ -1,0 +1,180 @@
+"""The rules of the house: directions of import, names, sizes, doctests, the wheel, and what each command may import."""
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("pipeline", "annotate", "train", "cli")
+MAY_IMPORT = {
+    "pipeline": {"pipeline"},
+    "annotate": {"annotate", "pipeline"},
+    "train": {"train", "pipeline"},
+    "cli": set(FOLDERS),
+}
+WITHOUT_TORCH = ("pipeline", "annotate")
+DATA_FILES = (".html", ".css", ".jinja", ".j2", ".md")
+
+
+def files(folder: str, *suffixes: str) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts)
+
+
+MODULES = [path for folder in FOLDERS for path in files(folder, ".py")]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("mmpo", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node.level))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    for module, level in imports(path):
+        assert level == 0, f"{path}: relative import of {module}"
+        parts = module.split(".")
+        assert parts[0] not in FOLDERS, f"{path}: {module} is imported under its bare name"
+        if parts[0] == "mmpo" and len(parts) > 1:
+            assert parts[1] in MAY_IMPORT[folder], f"{path}: {folder} must not import {module}"
+        if folder in WITHOUT_TORCH:
+            assert parts[0] not in ("torch", "transformers", "trl"), f"{path}: {folder} must not import {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_resolves_its_names_and_passes_its_doctests(path: Path) -> None:
+    module = importlib.import_module(name_of(path))
+    assert module.__doc__, f"{path} has no docstring"
+    names = getattr(module, "__all__", None)
+    assert names is not None, f"{path} has no __all__"
+    assert len(set(names)) == len(names)
+    missing = [name for name in names if not hasattr(module, name)]
+    assert not missing, f"{path}: __all__ names {missing}"
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    everything = [*MODULES, *(path for folder in ("tests", "benchmarks") for path in files(folder, ".py"))]
+    long = {str(path): count for path in everything if (count := len(path.read_text(encoding="utf-8").splitlines())) > 300}
+    assert not long
+
+
+def test_nothing_is_left_open() -> None:
+    words = re.compile("TO" + "DO|FIX" + "ME|XX" + "X|NotImplemented" + "Error")
+    assert not [str(path) for path in MODULES if words.search(path.read_text(encoding="utf-8"))]
+
+
+def test_there_is_no_package_at_the_top() -> None:
+    assert not (ROOT / "mmpo").exists()
+    assert not (ROOT / "__init__.py").exists()
+
+
+def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def loaded_by(arguments: list[str]) -> set[str]:
+    """The top-level modules in memory after a command."""
+    code = (
+        "import sys\nfrom mmpo.cli.main import run\nstatus = run(sys.argv[1:])\n"
+        "print('LOADED', status, *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = fresh(code, *arguments)
+    last = done.stdout.splitlines()[-1].split()
+    assert last[0] == "LOADED", done.stderr
+    assert last[1] == "0", done.stderr
+    return set(last[2:])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert not loaded_by(["--help"]) & {"torch", "pandas", "pyarrow", "datasets", "transformers", "matplotlib"}
+
+
+@pytest.mark.parametrize("command", ["build", "validate", "report", "gamma", "export", "run", "formats", "train", "evaluate"])
+def test_command_help_imports_no_torch(command: str) -> None:
+    assert not loaded_by([command, "--help"]) & {"torch", "transformers"}
+
+
+def test_data_commands_never_import_torch(tmp_path: Path) -> None:
+    source, out = tmp_path / "grades.jsonl", tmp_path / "pairs"
+    source.write_text(
+        "".join(
+            f'{{"prompt": "Question {i}?", "completion": "Answer {i} {j}", "score": {1 + (i * j) % 5}}}\n'
+            for i in range(40)
+            for j in range(3)
+        )
+    )
+    heavy = {"torch", "transformers"}
+    assert not loaded_by(["build", str(source), "--format", "jsonl", "--out", str(out)]) & heavy
+    assert not loaded_by(["validate", str(out)]) & heavy
+    assert not loaded_by(["gamma", str(out)]) & heavy
+    assert not loaded_by(["report", str(out), "--out", str(tmp_path / "page.html")]) & heavy
+    assert not loaded_by(["export", str(out), "--to", "jsonl", "--out", str(tmp_path / "pairs.jsonl")]) & heavy
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(build, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"mmpo/{path.relative_to(ROOT)}" for folder in FOLDERS for path in files(folder, ".py", *DATA_FILES)}
+    assert not expected - inside
+    assert not {name for name in inside if not name.startswith("mmpo") or "test" in name.lower()}
+    assert "mmpo/__init__.py" not in inside
+    # A clean environment that has our wheel and borrows the dependencies of this one.
+    clean = tmp_path / "clean"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clean)], check=True, timeout=120)
+    [site] = clean.glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    borrowed = next(path for path in sys.path if path.endswith("site-packages"))
+    code = (
+        "import sys; sys.path.append(sys.argv.pop(1)); from mmpo.cli.main import run; import mmpo.cli.main as m; "
+        "print(m.__file__); sys.exit(run(sys.argv[1:]))"
+    )
+    for arguments in (["--help"], ["--version"], ["formats"]):
+        command = [str(clean / "bin" / "python"), "-c", code, borrowed, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert str(site.resolve()) in done.stdout
+    assert re.search(r"mmpo = mmpo\.cli\.main:main", _entry_points(wheel))
+
+
+def _entry_points(wheel: Path) -> str:
+    archive = zipfile.ZipFile(wheel)
+    [name] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+    return archive.read(name).decode()
+
+
+def test_every_command_has_help_and_stands_in_the_docs() -> None:
+    from mmpo.cli.docs import page
+    from mmpo.cli.main import COMMANDS
+
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == page(), "docs/cli.md is out of date: make docs"
+    for name, (where, summary) in COMMANDS.items():
+        module, _, function = where.partition(":")
+        assert getattr(importlib.import_module(module), function).__doc__
+        assert summary.endswith(".")
+        assert f"## mmpo {name}" in written
