@@ -33,8 +33,6 @@ PAIR_PARTS = ("train", "validation", "test")
 
 
 def _option(default: Any, text: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -47,7 +45,9 @@ class TrainOptions:
     model: str = _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name")
     out: str = _option("", "folder for the trained model; the same command resumes a run that stopped")
     loss: str = _option("mmpo", "objective; `mmpo losses` lists them")
-    loss_options: dict[str, float] = _option({}, "options of the objective, such as epsilon")
+    loss_options: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "options of the objective, such as epsilon"}
+    )
     gamma: float | Literal["auto"] = _option("auto", "margin to probability; auto: the mean target is .75")
     target: str = _option("plain", "how margins become targets: plain, noise-aware, measured")
     beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the paper: .01)")
@@ -70,7 +70,7 @@ class TrainOptions:
     gradient_checkpointing: bool = _option(False, "recompute activations instead of keeping them")
     lora: int | None = _option(None, "train a LoRA adapter of this rank instead of all weights")
     reference: str | None = _option(None, "policy: reference model; default: the model as it is before training")
-    ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even where the loss can use them")
+    ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even if the loss can use them")
     eval_split: str | None = _option("validation", "split measured during training; null: none")
     eval_steps: int | None = _option(None, "measure every so many steps; default: five times a run")
     save_steps: int = _option(100, "checkpoint every so many steps; the newest two are kept")
@@ -103,7 +103,7 @@ class TrainOptions:
         if self.tiny_size < 16 or self.tiny_size % 16:
             raise UserError(f"tiny_size must be a positive multiple of 16, not {self.tiny_size!r}")
         if self.tiny_vocab < 300:
-            raise UserError(f"tiny_vocab must be at least 300 (256 bytes and the special tokens), not {self.tiny_vocab!r}")
+            raise UserError(f"tiny_vocab must be at least 300 (256 bytes + special tokens), not {self.tiny_vocab!r}")
         if self.max_prompt_length >= self.max_length:
             raise UserError(
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "

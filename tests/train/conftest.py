@@ -1,0 +1,89 @@
+"""Fixtures: a small PAIRS table with a signal that a tiny model can learn, as a table and as a dataset folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
+from mmpo.train.tiny import tiny_tokenizer
+
+torch.set_num_threads(1)
+
+WORDS = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town".split()
+
+
+def make_pairs(prompts: int, completions: list[int], seed: int = 0, ties: int = 0) -> pa.Table:
+    """Prompts with so many completions each (cycled) and all their pairs; the grade counts the word "good"."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(prompts):
+        prompt = [{"role": "user", "content": f"Question {seed} {number}: " + " ".join(random.choice(WORDS, 6))}]
+        identity = prompt_id(prompt)
+        replies = []
+        for place in range(completions[number % len(completions)]):
+            good = place % 5
+            words = [*random.choice(WORDS, int(random.integers(3, 14))), *["good"] * good, *["bad"] * (4 - good)]
+            text = f"{place} " + " ".join(random.permutation(words))
+            replies.append((completion_id(identity, text), [{"role": "assistant", "content": text}], float(good)))
+        for i in range(len(replies)):
+            for j in range(i):
+                high, low = sorted((replies[i], replies[j]), key=lambda item: (-item[2], item[0]))
+                rows.append(
+                    {
+                        "prompt_id": identity, "chosen_id": high[0], "rejected_id": low[0],
+                        "prompt": prompt, "chosen": high[1], "rejected": low[1],
+                        "score_chosen": high[2], "score_rejected": low[2], "quality_margin": high[2] - low[2],
+                        "margin_se": 0.5 if (i + j) % 2 else None, "preferring": int(high[2] > low[2]), "raters": 1,
+                        "kind": "ai", "chosen_model": "a", "rejected_model": "b", "source": f"source-{number % 2}",
+                    }
+                )  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=with_metadata(PAIRS, {}))
+
+
+def write_folder(path: Path, **splits: pa.Table) -> Path:
+    """A dataset folder with one part a split."""
+    for name, table in splits.items():
+        (path / name).mkdir(parents=True)
+        pq.write_table(table, path / name / "part-00000.parquet")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs() -> pa.Table:
+    """12 prompts with 2 to 8 completions: 1 to 28 pairs each, some of them ties."""
+    return make_pairs(12, [2, 8, 3, 5])
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder with 20 training, 6 validation and 8 test prompts."""
+    return write_folder(
+        tmp_path_factory.mktemp("data") / "pairs",
+        train=make_pairs(20, [2, 6, 3], seed=1),
+        validation=make_pairs(6, [3], seed=2),
+        test=make_pairs(8, [4], seed=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def pairs_of() -> Callable[..., pa.Table]:
+    """`make_pairs`, for tests that want tables of their own."""
+    return make_pairs
+
+
+@pytest.fixture(scope="session")
+def folder_of() -> Callable[..., Path]:
+    """`write_folder`, for tests that want folders of their own."""
+    return write_folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(pairs: pa.Table) -> Any:
+    """The tiny model's tokenizer for the texts of `pairs`."""
+    texts = [m["content"] for name in ("prompt", "chosen", "rejected") for row in pairs[name].to_pylist() for m in row]
+    return tiny_tokenizer(texts, 400)

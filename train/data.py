@@ -1,0 +1,168 @@
+"""From the PAIRS table to what trains: prompts, each with its rendered completions and all its pairs.
+
+A completion that takes part in many pairs is rendered, stored and later computed once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.tables import PAIRS
+from mmpo.train.render import Rendered, Renderer
+
+__all__ = ["Counts", "PromptPairs", "drop_ties", "prepare", "read_pairs"]
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """One prompt: completions (each once) and pairs of them.
+
+    `chosen` and `rejected` index `completions`; with the targets `p`, the margins, the weights and `rows` (the pairs'
+    rows in the table) they have shape (pairs,). `reference` holds the reference's log-probabilities, shape
+    (completions,), or None.
+    """
+
+    prompt_id: str
+    completions: Sequence[Rendered]
+    chosen: np.ndarray
+    rejected: np.ndarray
+    p: np.ndarray
+    margin: np.ndarray
+    weight: np.ndarray
+    rows: np.ndarray
+    reference: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(item.ids) for item in self.completions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The outcome of `prepare`: in pairs = kept pairs + dropped by reason, and what rendering changed."""
+
+    prompts: list[PromptPairs]
+    counts: Counts = field(default_factory=dict)
+
+
+def read_pairs(data: str | Path, split: str) -> pa.Table:
+    """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
+    there.
+    """
+    path = Path(data)
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted((path / split).glob("*.parquet"))
+        if not files:
+            present = sorted(child.name for child in path.iterdir() if any(child.glob("*.parquet")))
+            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(present) or 'no pairs at all'}")
+    else:
+        raise UserError(f"no dataset at {path}: give a folder made by `mmpo build` or a Parquet file of pairs")
+    try:
+        tables = [pq.ParquetFile(file).read() for file in files]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"cannot read {files[0].parent}: {error}") from error
+    missing = [name for name in PAIRS.names if name not in tables[0].column_names]
+    if missing:
+        raise UserError(
+            f"{files[0]} lacks the columns {', '.join(missing)}; it has {', '.join(tables[0].column_names)}. "
+            "Training reads PAIRS: make them with `mmpo build`"
+        )
+    return pa.concat_tables([table.select(PAIRS.names).cast(PAIRS) for table in tables])
+
+
+def drop_ties(table: pa.Table) -> tuple[pa.Table, int]:
+    """The pairs of positive margin, and how many were left out."""
+    kept = table.filter(pa.array(_floats(table, "quality_margin") > 0))
+    return kept, table.num_rows - kept.num_rows
+
+
+def prepare(table: pa.Table, p: np.ndarray, renderer: Renderer, weight: str = "pair") -> Prepared:
+    """Renders every prompt and completion of a PAIRS table once and groups the pairs by prompt.
+
+    `p`: targets, shape (pairs,). `weight`: "pair" gives every pair 1, "prompt" 1 / (kept pairs of its prompt). Prompts
+    come in the order of their ids, so that the order of the table's rows has no influence.
+    """
+    prompt_ids, first, prompt_of = _unique(table, "prompt_id")
+    prompts = table["prompt"].take(pa.array(first)).to_pylist()
+    texts, sides, owners = _completions(table, prompt_of)
+    margin = _floats(table, "quality_margin")
+    order = np.argsort(prompt_of, kind="stable")
+    bounds = np.searchsorted(prompt_of[order], np.arange(len(prompt_ids) + 1))
+    kept: list[PromptPairs] = []
+    dropped: Counter[str] = Counter()
+    # A Python loop: rendering and tokenising are per text anyway.
+    for number, identity in enumerate(prompt_ids):
+        rows = order[bounds[number] : bounds[number + 1]]
+        prompt = renderer.prompt_ids(prompts[number])
+        if prompt is None:
+            dropped["prompt_not_rendered"] += len(rows)
+            continue
+        candidates = owners[number]
+        rendered = {c: renderer.completion(prompts[number], prompt, texts[c]) for c in candidates}
+        usable = np.array([all(rendered[c] is not None for c in sides[row]) for row in rows])
+        dropped["completion_not_rendered"] += int((~usable).sum())
+        rows = rows[usable]
+        if not len(rows):
+            continue
+        place = {c: i for i, c in enumerate(c for c in candidates if rendered[c] is not None)}
+        kept.append(
+            PromptPairs(
+                prompt_id=identity,
+                completions=[item for c in place if (item := rendered[c]) is not None],
+                chosen=np.array([place[sides[row, 0]] for row in rows]),
+                rejected=np.array([place[sides[row, 1]] for row in rows]),
+                p=p[rows],
+                margin=margin[rows],
+                weight=np.full(len(rows), 1.0 if weight == "pair" else 1.0 / len(rows)),
+                rows=rows,
+            )
+        )
+    counts = {"pairs": sum(len(item.rows) for item in kept), "prompts": len(kept), **dropped, **renderer.counts}
+    if counts["pairs"] + sum(dropped.values()) != table.num_rows:
+        raise RuntimeError(f"pairs do not balance: {table.num_rows} in, {counts}")
+    return Prepared(kept, {name: count for name, count in counts.items() if count})
+
+
+def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarray, list[list[int]]]:
+    """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions."""
+    identities = pa.chunked_array([*table["chosen_id"].chunks, *table["rejected_id"].chunks], pa.string())
+    codes = _codes(identities)
+    _, first = np.unique(codes, return_index=True)
+    count = table.num_rows
+    in_chosen = first < count
+    texts: list = [None] * len(first)
+    for mask, column, shift in ((in_chosen, "chosen", 0), (~in_chosen, "rejected", count)):
+        places = np.flatnonzero(mask)
+        for place, text in zip(places, table[column].take(pa.array(first[places] - shift)).to_pylist(), strict=True):
+            texts[place] = text
+    owners: list[list[int]] = [[] for _ in range(int(prompt_of.max()) + 1 if count else 0)]
+    for completion, row in enumerate(np.where(in_chosen, first, first - count)):
+        owners[prompt_of[row]].append(completion)
+    return texts, codes.reshape(2, count).T, owners
+
+
+def _unique(table: pa.Table, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Sorted distinct values of a string column, the first row of each, and each row's code."""
+    values, first, codes = np.unique(
+        np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True
+    )
+    return values.tolist(), first, codes.reshape(-1)
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    return np.unique(np.array(column.to_pylist(), dtype=object), return_inverse=True)[1].reshape(-1)
+
+
+def _floats(table: pa.Table, column: str) -> np.ndarray:
+    return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
