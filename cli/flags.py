@@ -33,9 +33,9 @@ def flag_of(name: str) -> list[str]:
 
 
 def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: the command gets one flag for every field of the dataclass `options`; its `given` holds those that were used.
+    """Decorator: the command gets one flag for every field of `options`; its `given` holds those that were used.
 
-    The command's signature keeps its own parameters and must end with `given: dict`. Values arrive as text, except bools.
+    The signature keeps its own parameters and must end with `given: dict`. Values arrive as text, bools as bools.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +122,7 @@ def _from_text(container: type) -> Callable[[Any], Any]:
 
 @cache
 def model_of(options: type, *, without: tuple[str, ...] = (), optional: bool = False) -> type[BaseModel]:
-    """The pydantic model with the fields of the dataclass; unknown keys are errors. `optional`: no field is required."""
+    """The pydantic model with the fields of the dataclass; unknown keys are errors. `optional`: none is required."""
     hints = typing.get_type_hints(options)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(options):
@@ -182,7 +182,9 @@ def _keys_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         field = fields.get(str(part))
         if field is not None:
-            models = [hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)]
+            models = [
+                hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)
+            ]
             model = models[0] if models else model
     return [field.alias or name for name, field in model.model_fields.items()]
 

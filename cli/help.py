@@ -1,4 +1,7 @@
-"""One line of help for every option of a build (training options carry their own), and the flags whose name isn't the field's. docs/cli.md is generated from these."""
+"""One line of help for every option of a build, and the flags whose name isn't the field's.
+
+Training options carry their own help. docs/cli.md is generated from both.
+"""
 
 __all__ = ["FLAGS", "HELP"]
 
@@ -17,7 +20,7 @@ HELP: dict[str, str] = {
     "format": "Input format; `mmpo formats` lists them, `module:function` brings your own.",
     "columns": "Names of the columns in generic files: field=column,field=column.",
     "scale": "The score scale of generic files, low:high.",
-    "fix_known_defects": "Repair a format's known defects where that is possible, counted; otherwise such rows are rejected.",
+    "fix_known_defects": "Repair a format's known defects where possible, counted; without it such rows are rejected.",
     "rater": "Rater name for files that name none (the file's own name).",
     "kind": "Kind of rater for files that name none: human, ai or reward_model.",
     "extras": "Further options of the format: name=value,name=value.",

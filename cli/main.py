@@ -1,4 +1,6 @@
-"""The command line: `mmpo COMMAND ...`. Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupted, 1 our bug.
+"""The command line: `mmpo COMMAND ...`.
+
+Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupted, 1 our bug.
 
 Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
 """

@@ -25,20 +25,22 @@ class Checks(BaseModel):
     """The section `validate`."""
 
     model_config = ConfigDict(extra="forbid")
-    gamma: float | None = Field(None, ge=0, description="check the saturation of the targets at this γ")
-    strict: bool = Field(False, description="warnings stop the run")
+    gamma: float | None = Field(default=None, ge=0, description="check the saturation of the targets at this γ")
+    strict: bool = Field(default=False, description="warnings stop the run")
 
 
 class Measures(BaseModel):
     """The section `evaluate`."""
 
     model_config = ConfigDict(extra="forbid")
-    split: Literal["train", "validation", "test"] = Field("test", description="the split that is measured")
-    gamma: float | None = Field(None, ge=0, description="γ of the targets for every model; null: the model's own")
+    split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is measured")
+    gamma: float | None = Field(
+        default=None, ge=0, description="γ of the targets for every model; null: the model's own"
+    )
 
 
 class Recipe(BaseModel):
-    """A checked recipe. `runs` maps a run's name to its options, `build` is None where `data` names a finished dataset."""
+    """A checked recipe. `runs`: name → options; `build` is None where `data` names a finished dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     title: str
@@ -55,24 +57,21 @@ class Recipe(BaseModel):
 @cache
 def recipe_model() -> type[BaseModel]:
     """The pydantic model of a recipe file; `mmpo run --schema` prints its JSON Schema."""
-    build = create_model(
-        "Build",
-        __base__=model_of(BuildOptions),
-        inputs=(list[str], Field(..., min_length=1, description="files, folders, globs or Hub dataset names")),
-    )
-    training = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
-    return create_model(
-        "Recipe",
-        __config__=ConfigDict(extra="forbid", title="mmpo recipe"),
-        title=(str, Field("mmpo run", description="heading of the page")),
-        out=(str, Field(..., min_length=1, description="folder of everything the run writes, from the current directory")),
-        build=(build | None, Field(None, description="how the dataset is built; or give `data`")),
-        data=(str | None, Field(None, description="a dataset folder that `mmpo build` wrote")),
-        validate_=(Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
-        evaluate=(Measures, Field(default_factory=Measures, description="how the trained models are measured")),
-        training=(training | None, Field(None, description="options that all runs share")),
-        runs=(dict[str, training], Field(default_factory=dict, description="run name → its own options")),
-    )
+    # The sections are models made at run time, which no type checker follows: hence Any.
+    inputs: Any = (list[str], Field(..., min_length=1, description="files, folders, globs or Hub dataset names"))
+    build: Any = create_model("Build", __base__=model_of(BuildOptions), inputs=inputs)
+    training: Any = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
+    fields: dict[str, Any] = {
+        "title": (str, Field("mmpo run", description="heading of the page")),
+        "out": (str, Field(..., min_length=1, description="folder of everything the run writes")),
+        "build": (build | None, Field(None, description="how the dataset is built; or give `data`")),
+        "data": (str | None, Field(None, description="a dataset folder that `mmpo build` wrote")),
+        "validate_": (Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
+        "evaluate": (Measures, Field(default_factory=Measures, description="how the trained models are measured")),
+        "training": (training | None, Field(None, description="options that all runs share")),
+        "runs": (dict[str, training], Field(default_factory=dict, description="run name → its own options")),
+    }
+    return create_model("Recipe", __config__=ConfigDict(extra="forbid", title="mmpo recipe"), **fields)
 
 
 def schema() -> dict[str, Any]:
@@ -101,7 +100,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if section is not None:
         build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
         if build.feedback_only and given.get("runs"):
-            raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
+            raise UserError(
+                f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`"
+            )
     runs = {}
     for name, own in (given.get("runs") or {}).items():
         if not name or Path(name).name != name or name.startswith("."):
@@ -134,13 +135,17 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml") from None
+        raise UserError(
+            f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}")
+        raise UserError(
+            f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}"
+        )
     return values
 
 
@@ -160,7 +165,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     place: Any = values
     for depth, parent in enumerate(parents):
         if parent not in place or place[parent] is None:
-            if depth == 0 and parent not in _keys() or depth == 1 and parents[0] == "runs":
+            if (depth == 0 and parent not in _keys()) or (depth == 1 and parents[0] == "runs"):
                 known = _keys() if depth == 0 else list(place)
                 close = get_close_matches(parent, known, n=1, cutoff=0.4)
                 hint = f"; did you mean {close[0]!r}?" if close else "."

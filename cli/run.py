@@ -94,7 +94,9 @@ def _validate(recipe: Recipe, dataset: Path) -> None:
     say("[validate]")
     summary = validate(dataset, gamma=recipe.checks.gamma, strict=recipe.checks.strict)
     write_json(recipe.out / "validation.json", summary)
-    counts = {status: sum(check["status"] == status for check in summary["checks"]) for status in ("pass", "warn", "fail")}
+    counts = {
+        status: sum(check["status"] == status for check in summary["checks"]) for status in ("pass", "warn", "fail")
+    }
     for check in summary["checks"]:
         if check["status"] != "pass":
             say(f"  {check['status']}: {check['name']}: {check['message']}")
@@ -109,7 +111,9 @@ def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: st
     folder = recipe.out / "models" / name
     options = dataclasses.replace(recipe.runs[name], data=str(dataset), out=str(folder))
     work = train_policy if options.kind == "policy" else train_reward
-    return stages.do(f"train-{name}", {"options": dataclasses.asdict(options), "dataset": made_of}, lambda: work(options), folder)
+    return stages.do(
+        f"train-{name}", {"options": dataclasses.asdict(options), "dataset": made_of}, lambda: work(options), folder
+    )
 
 
 def _evaluate(

@@ -1,6 +1,7 @@
 """Stages of a run that remember what they were made from, so that the same command again does only what is left.
 
-A record per stage lies in OUT/stages/NAME.json: the digest of its configuration and inputs, whether it finished, its summary.
+A record per stage lies in OUT/stages/NAME.json: the digest of its configuration and inputs, whether it finished, and
+its summary.
 """
 
 import json
@@ -46,7 +47,8 @@ class Stages:
     def do(self, name: str, key: Mapping[str, Any], work: Callable[[], dict[str, Any]], made: Path) -> dict[str, Any]:
         """The summary of stage `name`: from its record if nothing changed and `made` is there, else by doing the work.
 
-        A stage that was interrupted with the same key finds its half-done folder again; one whose key changed starts afresh.
+        A stage that was interrupted with the same key finds its half-done folder again; one whose key changed starts
+        afresh.
         """
         digest = key_of(key)
         path = self.records / f"{name}.json"

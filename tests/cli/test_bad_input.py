@@ -81,7 +81,9 @@ def test_truncated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     refused(build(cut, out, format="parquet"), out, capsys, "cut.parquet")
 
 
-def test_missing_columns_are_named_with_those_present(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_columns_are_named_with_those_present(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     refused(build(good, out, "--columns", "score=grade"), out, capsys, "grade", "completion")
 
@@ -112,7 +114,9 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
 ) -> None:
     out = tmp_path / "out"
     values = rows(60)
-    many = write(tmp_path, "many.jsonl", lines([{**row, **change} if i % 2 else row for i, row in enumerate(values)]).encode())
+    many = write(
+        tmp_path, "many.jsonl", lines([{**row, **change} if i % 2 else row for i, row in enumerate(values)]).encode()
+    )
     refused(build(many, out, "--scale", "1:10"), out, capsys)
     assert run([*build(many, out, "--scale", "1:10", "--max-rejects", "0.6"), "--json"]) == 0
     assert sum(json.loads(capsys.readouterr().out)["rejected"].values()) >= 90
@@ -146,7 +150,9 @@ def test_a_line_separator_inside_a_string_is_no_line_end(tmp_path: Path, capsys:
     ],
     ids=" ".join,
 )
-def test_unknown_option_values(flags: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_option_values(
+    flags: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     refused(build(good, out, *flags), out, capsys)
 
@@ -157,7 +163,9 @@ def test_a_build_without_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     refused(build(write(tmp_path, "empty.jsonl", b""), out), out, capsys)
 
 
-def test_an_output_folder_that_holds_something_else(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_holds_something_else(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("mine")
@@ -165,18 +173,37 @@ def test_an_output_folder_that_holds_something_else(good: Path, tmp_path: Path, 
     assert (out / "chapter.txt").read_text() == "mine"
 
 
-def test_gamma_below_zero_and_folders_that_are_no_dataset(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gamma_below_zero_and_folders_that_are_no_dataset(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert run(build(good, out)) == 0
     capsys.readouterr()
     refused(["validate", str(out), "--gamma", "-1"], out, capsys, "gamma")
-    refused(["train", "reward", "--data", str(out), "--out", str(tmp_path / "m"), "--gamma", "-1"], out, capsys, "gamma")
+    refused(
+        ["train", "reward", "--data", str(out), "--out", str(tmp_path / "m"), "--gamma", "-1"], out, capsys, "gamma"
+    )
     for command in (["validate"], ["report"], ["gamma"], ["export", "--to", "jsonl", "--out", str(tmp_path / "x")]):
         refused([command[0], str(tmp_path / "nowhere"), *command[1:]], out, capsys, "nowhere")
     refused(["export", str(out), "--to", "trl", "--out", str(tmp_path / "x")], out, capsys, "trl-dpo")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    # A limit on the size of a file stands for the full disk: writing fails with an OSError in the same places.
+    source, out = tmp_path / "many.jsonl", tmp_path / "out"
+    source.write_text(lines(rows(4_000)), encoding="utf-8")
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mmpo.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *build(source, out)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
+
+
 def test_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
     source, out = tmp_path / "many.jsonl", tmp_path / "out"
     source.write_text(lines(rows(40_000, answers=4)), encoding="utf-8")

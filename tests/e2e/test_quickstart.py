@@ -1,0 +1,73 @@
+"""The quickstart recipe end to end with reduced sizes: table, page, dataset, and a second run that does nothing again."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "training.max_steps=2",
+    "training.pairs_per_step=32",
+    "training.max_length=128",
+    "training.max_prompt_length=64",
+    "training.tiny_size=32",
+    "training.tiny_layers=1",
+    "training.tiny_vocab=400",
+    "runs.policy-mmpo.max_steps=2",
+    "build.max_per_prompt=4",
+)
+
+
+def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
+    overrides = [part for value in (*SMALL, f"out={out}", *more) for part in ("--set", value)]
+    code = "import torch; torch.set_num_threads(1); from mmpo.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "run", "recipes/quickstart.yaml", "--json", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
+    out = tmp_path / "quickstart"
+    summary, messages = run_small(out)
+    assert set(summary["runs"]) == {
+        "reward-mmpo",
+        "reward-bradley-terry",
+        "reward-mmpo-ties-dropped",
+        "policy-mmpo",
+    }
+    for measures in summary["runs"].values():
+        assert 0 <= measures["accuracy"] <= 1
+        assert 0 <= measures["ece_target"] <= 1
+        assert measures["cross_entropy"] > 0
+        assert measures["pairs"] > measures["ties"] >= 0
+    page = Path(summary["page"]).read_text(encoding="utf-8")
+    assert "reward-bradley-terry" in page and "data:image/png" in page
+    assert "http-equiv" not in page and "<script src" not in page
+    assert (out / "dataset.html").is_file() and (out / "summary.json").is_file()
+    assert str(out / "pairs") in messages
+
+    import datasets
+
+    loaded = datasets.load_dataset(str(out / "pairs"), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation", "test"}
+    assert "quality_margin" in loaded["train"].column_names
+
+    models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
+    assert models
+    start = time.monotonic()
+    again, messages = run_small(out)
+    assert again["runs"] == summary["runs"]
+    assert messages.count("unchanged since it was made") == 9
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    assert time.monotonic() - start < 60
+
+    _, messages = run_small(out, "runs.reward-mmpo.seed=5")
+    assert "[train-reward-bradley-terry] unchanged" in messages
+    assert "[train-reward-mmpo] unchanged" not in messages
