@@ -1,4 +1,4 @@
-"""The quickstart recipe end to end with reduced sizes: table, page, dataset, and a second run that does nothing again."""
+"""The quickstart recipe end to end with reduced sizes: table, page, dataset; a second run has nothing left to do."""
 
 import json
 import subprocess
