@@ -19,7 +19,7 @@ __all__ = ["PLAIN_TEMPLATE", "Rendered", "Renderer"]
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 """Given to a tokenizer that has no chat template, and saved with it, so that what is served is what was trained."""

@@ -62,6 +62,7 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         return {**folder.record["summary"], "out": options.out}
     gamma = resolve_gamma(options.gamma, pairs["quality_margin"].to_numpy())
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     model, tokenizer = load_model(options, pairs)
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
     train, counts = _prompts(pairs, options, gamma, renderer)
@@ -172,6 +173,9 @@ def _with_reference(
 
 
 def _arguments(options: TrainOptions) -> TrainingArguments:
+    # transformers 5.23 renames the argument and warns of the old one, even where it is False
+    name = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+    checkpointing: dict[str, Any] = {name: True} if options.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=options.out,
         learning_rate=options.resolved_learning_rate,
@@ -184,7 +188,6 @@ def _arguments(options: TrainOptions) -> TrainingArguments:
         optim="adamw_torch",
         seed=options.seed,
         bf16=options.bf16,
-        gradient_checkpointing=options.gradient_checkpointing,
         logging_strategy="steps",
         save_strategy="steps",
         save_steps=options.save_steps,
@@ -192,6 +195,7 @@ def _arguments(options: TrainOptions) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        **checkpointing,
     )
 
 
