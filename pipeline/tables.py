@@ -25,8 +25,8 @@ __all__ = [
     "Message",
     "completion_id",
     "metadata",
-    "prompt_id",
     "prompt_bytes",
+    "prompt_id",
     "with_metadata",
 ]
 

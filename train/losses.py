@@ -1,0 +1,184 @@
+"""Every training objective, behind one call: `LOSSES[name].per_pair(z, p, margin, gamma=..., **options)`.
+
+All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to the
+reference; reward model: difference of rewards), p, the target probability that the chosen completion is the better one,
+and m, the quality margin. γ is in 1/margin-unit.
+
+    >>> import torch
+    >>> LOSSES["mmpo"].per_pair(torch.tensor([0.0]), torch.tensor([0.7]), torch.tensor([1.0]))
+    tensor([0.6931])
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from mmpo.pipeline.errors import unknown_name
+from mmpo.pipeline.margins import InvalidValue, check_gamma
+
+__all__ = ["LOSSES", "Loss"]
+
+Formula = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `average_logprobs`: the policy's
+    log-probabilities are averaged per token before z is formed. `options`: each option's default. `source`: where the
+    formula is from (arXiv number or project)."""
+
+    name: str
+    summary: str
+    source: str
+    formula: Formula
+    needs_winner: bool = False
+    average_logprobs: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def per_pair(self, z: Tensor, p: Tensor, margin: Tensor, *, gamma: float = 1.0, **options: Any) -> Tensor:
+        """The loss of every pair, shape (pairs,), never reduced; differentiable in z.
+
+        z: logits, shape (pairs,), finite, up to ±1e4 and beyond. p: targets in [0, 1], shape (pairs,). margin: quality
+        margins in score units, shape (pairs,), ≥ 0. gamma: in 1/margin-unit, ≥ 0 or inf. Raises ValueError (a UserError)
+        where the shapes differ or are not (pairs,), or an option is unknown or out of range. Shapes must be *equal*: (B, 1)
+        against (B,) would silently train every pair on all B targets.
+        """
+        _check_shapes(z, p, margin)
+        return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of range."""
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise unknown_name(f"option of loss {self.name} (it takes: {known})", name, self.options)
+        values = {**self.options, **options}
+        for name, value in values.items():
+            allowed, text = RANGES[name]
+            if not allowed(value):
+                raise InvalidValue(f"loss {self.name}: {name} must be {text}, not {value!r}")
+        return values
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epsilon": (lambda v: _number(v) and 0 <= v < 0.5, "a number in [0, 0.5)"),
+    "beta": (lambda v: _number(v) and v > 0, "a number above 0"),
+    "eta": (lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0, or None for gamma"),
+    "alpha": (lambda v: _number(v) and v >= 0, "a number of at least 0"),
+    "transform": (lambda v: v in ("log", "identity"), "'log' or 'identity'"),
+}
+"""What each option may be: a check and the words for it."""
+
+
+def _check_shapes(z: Tensor, p: Tensor, margin: Tensor) -> None:
+    if z.ndim != 1 or p.shape != z.shape or margin.shape != z.shape:
+        shapes = f"z {tuple(z.shape)}, p {tuple(p.shape)}, margin {tuple(margin.shape)}"
+        raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
+
+
+def soft_cross_entropy(z: Tensor, p: Tensor | float) -> Tensor:
+    """−p·log σ(z) − (1−p)·log σ(−z) = softplus(z) − p·z, written so that p = 1 keeps all digits at large z."""
+    return p * softplus(-z) + (1 - p) * softplus(z)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """H(p) = −p·log p − (1−p)·log(1−p), in nats, 0 at p = 0 and 1."""
+    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+
+
+def target_logit(margin: Tensor, eta: float | None, gamma: float) -> Tensor:
+    """η·m, the z at which the loss is least; η defaults to γ. ValueError at γ = ∞, where there is no such z."""
+    scale = gamma if eta is None else eta
+    if math.isinf(scale):
+        raise InvalidValue("this objective regresses on gamma·margin and needs a finite gamma (or eta)")
+    return scale * margin
+
+
+def _mmpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return soft_cross_entropy(z, p)  # Kim et al. 2024, eq. 8: dL/dz = σ(z) − p
+
+
+def _dpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return softplus(-z)
+
+
+def _cdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float) -> Tensor:
+    return soft_cross_entropy(z, 1 - epsilon)
+
+
+def _robust(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float) -> Tensor:
+    return ((1 - epsilon) * softplus(-z) - epsilon * softplus(z)) / (1 - 2 * epsilon)
+
+
+def _ipo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, beta: float) -> Tensor:
+    # (h̄ − 1/(2β))² with h̄ = z/β, h̄ from log-probabilities averaged per token
+    return (z / beta - 1 / (2 * beta)) ** 2
+
+
+def _rpo_bwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+    p = p if eta is None else torch.sigmoid(eta * margin)
+    return soft_cross_entropy(z, p) - entropy(p)
+
+
+def _rpo_fwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+    t = target_logit(margin, eta, gamma)
+    q = torch.sigmoid(z)
+    return q * (logsigmoid(z) - logsigmoid(t)) + torch.sigmoid(-z) * (logsigmoid(-z) - logsigmoid(-t))
+
+
+def _rpo_sq(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+    return (z - target_logit(margin, eta, gamma)) ** 2
+
+
+def _odpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, alpha: float, transform: str) -> Tensor:
+    if alpha == 0:  # 0·log 0 is not a number; an offset of nothing is plain DPO
+        return softplus(-z)
+    return softplus(-(z - alpha * (margin.log() if transform == "log" else margin)))
+
+
+def _margin(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return softplus(-(z - margin))
+
+
+def _scaled_bt(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return margin * softplus(-z)
+
+
+def _gdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return softplus(-(2 * p - 1) * z)
+
+
+_EPSILON = {"epsilon": 0.1}
+_ETA = {"eta": None}
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss("mmpo", "cross-entropy of σ(z) to the soft target p = σ(γm); least at z = γm", "arXiv 2410.03145", _mmpo),
+        Loss("dpo", "hard labels: DPO, and Bradley–Terry for reward models", "arXiv 2305.18290", _dpo, needs_winner=True),
+        Loss("cdpo", "every label right with probability 1 − ε", "TRL ≤ 0.24", _cdpo, True, options=_EPSILON),
+        Loss("robust", "unbiased DPO under labels flipped at rate ε", "arXiv 2403.00409", _robust, True, options=_EPSILON),
+        Loss("ipo", "squared distance of the mean log-ratio per token to 1/(2β); policies only; needs β",
+             "arXiv 2310.12036", _ipo, True, average_logprobs=True, options={"beta": 0.1}),
+        Loss("rpo-bwd", "KL(target ‖ model): MMPO less the target's entropy, the same gradient", "NeMo-Aligner", _rpo_bwd,
+             options=_ETA),
+        Loss("rpo-fwd", "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ", "NeMo-Aligner", _rpo_fwd, options=_ETA),
+        Loss("rpo-sq", "(z − ηm)², from the margin itself; η defaults to γ; η = 1: distilled DPO",
+             "NeMo-Aligner; arXiv 2405.19316", _rpo_sq, options=_ETA),
+        Loss("odpo", "DPO that asks for an offset of α·f(m), f = log or identity", "arXiv 2402.10571", _odpo, True,
+             options={"alpha": 1.0, "transform": "log"}),
+        Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, True),
+        Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
+        Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo),
+    )
+}  # fmt: skip
+"""Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""
