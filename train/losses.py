@@ -1,8 +1,8 @@
 """Every training objective, behind one call: `LOSSES[name].per_pair(z, p, margin, gamma=..., **options)`.
 
-All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to the
-reference; reward model: difference of rewards), p, the target probability that the chosen completion is the better one,
-and m, the quality margin. γ is in 1/margin-unit.
+All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to
+the reference; reward model: difference of rewards), p, the target probability that the chosen completion is the
+better one, and m, the quality margin. γ is in 1/margin-unit.
 
     >>> import torch
     >>> LOSSES["mmpo"].per_pair(torch.tensor([0.0]), torch.tensor([0.7]), torch.tensor([1.0]))
@@ -44,15 +44,17 @@ class Loss:
         """The loss of every pair, shape (pairs,), never reduced; differentiable in z.
 
         z: logits, shape (pairs,), finite, up to ±1e4 and beyond. p: targets in [0, 1], shape (pairs,). margin: quality
-        margins in score units, shape (pairs,), ≥ 0. gamma: in 1/margin-unit, ≥ 0 or inf. Raises ValueError (a UserError)
-        where the shapes differ or are not (pairs,), or an option is unknown or out of range. Shapes must be *equal*: (B, 1)
-        against (B,) would silently train every pair on all B targets.
+        margins in score units, shape (pairs,), ≥ 0. gamma: in 1/margin-unit, ≥ 0 or inf. Raises ValueError (a
+        UserError) where the shapes differ or are not (pairs,), or an option is unknown or out of range. Shapes must
+        be *equal*: (B, 1) against (B,) would silently train every pair on all B targets.
         """
         _check_shapes(z, p, margin)
         return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of range."""
+        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of
+        range.
+        """
         for name in options:
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
@@ -167,18 +169,43 @@ LOSSES: dict[str, Loss] = {
         Loss("dpo", "hard labels: DPO, and Bradley–Terry for reward models", "arXiv 2305.18290", _dpo, needs_winner=True),
         Loss("cdpo", "every label right with probability 1 − ε", "TRL ≤ 0.24", _cdpo, True, options=_EPSILON),
         Loss("robust", "unbiased DPO under labels flipped at rate ε", "arXiv 2403.00409", _robust, True, options=_EPSILON),
-        Loss("ipo", "squared distance of the mean log-ratio per token to 1/(2β); policies only; needs β",
-             "arXiv 2310.12036", _ipo, True, average_logprobs=True, options={"beta": 0.1}),
-        Loss("rpo-bwd", "KL(target ‖ model): MMPO less the target's entropy, the same gradient", "NeMo-Aligner", _rpo_bwd,
-             options=_ETA),
+        Loss(
+            "ipo",
+            "squared distance of the mean log-ratio per token to 1/(2β); policies only; needs β",
+            "arXiv 2310.12036",
+            _ipo,
+            True,
+            average_logprobs=True,
+            options={"beta": 0.1},
+        ),
+        Loss(
+            "rpo-bwd",
+            "KL(target ‖ model): MMPO less the target's entropy, the same gradient",
+            "NeMo-Aligner",
+            _rpo_bwd,
+            options=_ETA,
+        ),
         Loss("rpo-fwd", "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ", "NeMo-Aligner", _rpo_fwd, options=_ETA),
-        Loss("rpo-sq", "(z − ηm)², from the margin itself; η defaults to γ; η = 1: distilled DPO",
-             "NeMo-Aligner; arXiv 2405.19316", _rpo_sq, options=_ETA),
-        Loss("odpo", "DPO that asks for an offset of α·f(m), f = log or identity", "arXiv 2402.10571", _odpo, True,
-             options={"alpha": 1.0, "transform": "log"}),
+        Loss(
+            "rpo-sq",
+            "(z − ηm)², from the margin itself; η defaults to γ; η = 1: distilled DPO",
+            "NeMo-Aligner; arXiv 2405.19316",
+            _rpo_sq,
+            options=_ETA,
+        ),
+        Loss(
+            "odpo",
+            "DPO that asks for an offset of α·f(m), f = log or identity",
+            "arXiv 2402.10571",
+            _odpo,
+            True,
+            options={"alpha": 1.0, "transform": "log"},
+        ),
         Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, True),
         Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
         Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo),
     )
-}  # fmt: skip
-"""Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""
+}
+"""Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the
+data.
+"""

@@ -42,8 +42,8 @@ TARGETS: dict[str, Callable[[Columns, float], Targets]] = {
 def targets(name: str, table: pa.Table | Mapping[str, Any], gamma: float) -> Targets:
     """The targets p of every pair, float64 in [0, 1], shape (pairs,), and counts of what had to be filled in.
 
-    table: PAIRS, or a mapping of its column names to numpy arrays. gamma: in 1/margin-unit, ≥ 0 or inf. Raises UserError for an
-    unknown name, a missing column, γ < 0, or a noise-aware target where no margin_se is known.
+    table: PAIRS, or a mapping of its column names to numpy arrays. gamma: in 1/margin-unit, ≥ 0 or inf. Raises
+    UserError for an unknown name, a missing column, γ < 0, or a noise-aware target where no margin_se is known.
 
     >>> targets("plain", {"quality_margin": np.array([0.0, 1e9])}, 1.0)[0].tolist()
     [0.5, 1.0]

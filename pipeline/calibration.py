@@ -1,0 +1,150 @@
+"""How far a model's probabilities can be trusted: accuracy, calibration of three kinds, Brier scores. numpy only,
+float64.
+
+z is the model's logit for "chosen is better", q = σ(z) its probability, p the target, all of shape (pairs,). The
+three calibration errors answer different questions and are never mixed: against the targets, against the labels,
+against independent votes. A measure over no pairs is None.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mmpo.pipeline.logistic import Floats, InvalidValue, as_floats, sigmoid, softplus
+
+__all__ = [
+    "BINS",
+    "accuracy",
+    "brier",
+    "by_margin",
+    "cross_entropy",
+    "ece_label",
+    "ece_target",
+    "ece_vote",
+    "soft_brier",
+    "temperature_fit",
+]
+
+BINS = 15
+
+
+def accuracy(z: ArrayLike, margin: ArrayLike) -> float | None:
+    """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1]."""
+    z_, decided = as_floats(z, "z"), as_floats(margin, "margins") > 0
+    return float((z_[decided] > 0).mean()) if decided.any() else None
+
+
+def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
+    """Σ over bins of q of (share of pairs)·|mean q − mean p|, every pair in both orientations (q, p) and (1 − q, 1 −
+    p).
+
+    0 for a perfect MMPO model. Both orientations, because which of the two is called chosen is no property of the
+    model: without them one that is wrong by the same amount in both directions looks biased. In [0, 1].
+    """
+    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
+    return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([p_, 1 - p_]), None, bins)
+
+
+def ece_label(q: ArrayLike, decided: ArrayLike, bins: int = BINS) -> float | None:
+    """Confidence max(q, 1 − q) against correctness (q > ½), 15 equal bins on [0, 1], left-closed, over decided pairs
+    only.
+
+    decided: boolean, shape (pairs,): margin > 0. The usual ECE (Guo et al. 2017). It rewards γ → ∞: a perfect MMPO
+    model, always right and less than certain, scores badly. In [0, 1].
+    """
+    q_, kept = _probabilities(q, "q"), np.asarray(decided, dtype=bool)
+    q_ = q_[kept]
+    return _binned(np.maximum(q_, 1 - q_), (q_ > 0.5).astype(np.float64), None, bins)
+
+
+def ece_vote(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int = BINS) -> float | None:
+    """q against the votes of raters that made no part of the margin: both orientations, bins of q, every vote counts
+    one.
+
+    preferring of raters votes went to the chosen completion. None where there are no votes. In [0, 1].
+    """
+    q_, k, n = _probabilities(q, "q"), as_floats(preferring, "preferring"), as_floats(raters, "raters")
+    if not ((k >= 0) & (k <= n)).all():
+        raise InvalidValue("preferring must lie between 0 and raters in every pair")
+    q_, k, n = q_[n > 0], k[n > 0], n[n > 0]
+    share = k / n
+    return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([share, 1 - share]), np.concatenate([n, n]), bins)
+
+
+def brier(q: ArrayLike, decided: ArrayLike) -> float | None:
+    """Mean (1 − q)² over decided pairs: the label is always "chosen". In [0, 1], 0 is best."""
+    q_ = _probabilities(q, "q")[np.asarray(decided, dtype=bool)]
+    return float(((1 - q_) ** 2).mean()) if q_.size else None
+
+
+def soft_brier(q: ArrayLike, p: ArrayLike) -> float | None:
+    """Mean (q − p)² over all pairs, ties included. In [0, 1], 0 is best."""
+    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
+    return float(((q_ - p_) ** 2).mean()) if q_.size else None
+
+
+def cross_entropy(z: ArrayLike, p: ArrayLike) -> float | None:
+    """Mean −p·log σ(z) − (1−p)·log σ(−z) over all pairs, ties included, in nats; at least the mean entropy of p."""
+    z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
+    return float((p_ * softplus(-z_) + (1 - p_) * softplus(z_)).mean()) if z_.size else None
+
+
+def by_margin(z: ArrayLike, margin: ArrayLike, p: ArrayLike, bins: int = 5) -> list[dict[str, Any]]:
+    """A row per bin of the margin, ties first, then `bins` bins of about equal size (fewer where margins repeat).
+
+    Each row: low, high (the smallest and largest margin in it), pairs, accuracy (None for ties), mean_q, mean_p.
+    """
+    z_, m, p_ = as_floats(z, "z"), as_floats(margin, "margins"), _probabilities(p, "p")
+    q = sigmoid(z_)
+    rows = [_row(m == 0, q, z_, m, p_)] if (m == 0).any() else []
+    decided = m[m > 0]
+    if decided.size:
+        edges = np.unique(np.quantile(decided, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
+        which = np.where(m > 0, np.searchsorted(edges, m, side="right"), -1)
+        rows += [_row(which == i, q, z_, m, p_) for i in range(len(edges) + 1) if (which == i).any()]
+    return rows
+
+
+def _row(kept: np.ndarray, q: Floats, z: Floats, m: Floats, p: Floats) -> dict[str, Any]:
+    return {
+        "low": float(m[kept].min()),
+        "high": float(m[kept].max()),
+        "pairs": int(kept.sum()),
+        "accuracy": accuracy(z[kept], m[kept]),
+        "mean_q": float(q[kept].mean()),
+        "mean_p": float(p[kept].mean()),
+    }
+
+
+def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float = 1e3) -> float | None:
+    """The temperature T in [low, high] at which σ(z/T) has the least cross-entropy to p. None without pairs.
+
+    Fit it on other pairs than those it's judged on. The cross-entropy is convex in 1/T, so that bisection on its
+    derivative, mean (σ(z/T) − p)·z, finds it; at a bound the bound is returned (Guo et al. 2017).
+    """
+    z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
+    if not z_.size:
+        return None
+    cold, hot = np.log(low), np.log(high)
+    for _ in range(60):
+        middle = (cold + hot) / 2
+        slope = float(((sigmoid(z_ * np.exp(-middle)) - p_) * z_).mean())
+        cold, hot = (middle, hot) if slope > 0 else (cold, middle)
+    return float(np.exp((cold + hot) / 2))
+
+
+def _probabilities(values: ArrayLike, name: str) -> Floats:
+    array = as_floats(values, name)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise InvalidValue(f"{name} must lie in [0, 1]")
+    return array
+
+
+def _binned(x: Floats, y: Floats, weight: Floats | None, bins: int) -> float | None:
+    """Σ |Σ w·(x − y)| over equal bins of x on [0, 1], left-closed (the last one closed), over Σ w."""
+    if not x.size:
+        return None
+    w = np.ones_like(x) if weight is None else weight
+    which = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), x, side="right") - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(which, w * (x - y), minlength=bins)).sum() / w.sum())
