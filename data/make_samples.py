@@ -99,6 +99,7 @@ def human_pairs(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """A row a comparison, gap −2 to 2, sign turned: the source is positive where its *second* answer is better."""
     # NovelQA's authors ask that its answers are not spread; the other nine question sets stay.
     rows = rows[rows.dataset != "novelqa"]
+    rows = rows[(rows.response_1.str.strip() != "") & (rows.response_2.str.strip() != "")]
     bad = unwanted(rows.prompt) | unwanted(rows.response_1) | unwanted(rows.response_2)
     rows = rows[~rows.prompt_id.isin(set(rows[bad].prompt_id))]
     rows = rows.sort_values(["prompt_id", "model_1", "model_2", "annotation"], kind="stable")

@@ -1,0 +1,123 @@
+"""The formats that feedback comes in. A new one is a file with a `parse` function and one line in SOURCES."""
+
+from collections.abc import Collection
+from importlib import import_module
+
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.sources.alpaca_eval import parse_alpaca_eval
+from mmpo.pipeline.sources.collect import Collected, collect
+from mmpo.pipeline.sources.feedback import feedback_table
+from mmpo.pipeline.sources.generic import FIELDS, prepare_csv, prepare_generic
+from mmpo.pipeline.sources.shp import parse_shp
+from mmpo.pipeline.sources.source import RowParser, Source, SourceOptions, check_options
+from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
+from mmpo.pipeline.sources.ultrafeedback import parse_ultrafeedback
+from mmpo.pipeline.sources.ultrafeedback_binarized import parse_ultrafeedback_binarized
+from mmpo.pipeline.tables import FEEDBACK
+
+__all__ = [
+    "SOURCES",
+    "Collected",
+    "RowParser",
+    "Source",
+    "SourceOptions",
+    "check_options",
+    "collect",
+    "fitting",
+    "get_source",
+]
+
+
+def _columns(*sets: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split()) for names in sets)
+
+
+SOURCES: dict[str, Source] = {
+    "ultrafeedback": Source(
+        "ultrafeedback",
+        "UltraFeedback as published: four completions a prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
+        parse=parse_ultrafeedback,
+        requires=_columns("instruction completions"),
+    ),
+    "ultrafeedback-binarized": Source(
+        "ultrafeedback-binarized",
+        "UltraFeedback in pairs with two scores: HuggingFaceH4, allenai (1-10) and Argilla (1-5)",
+        parse=parse_ultrafeedback_binarized,
+        requires=_columns(
+            "chosen rejected score_chosen score_rejected",
+            "chosen rejected chosen-rating rejected-rating",
+            "chosen rejected chosen_avg_rating rejected_avg_rating",
+        ),
+    ),
+    "shp": Source(
+        "shp",
+        "Stanford Human Preferences: two Reddit comments and their votes (heavy tails: normalise with log or rank)",
+        parse=parse_shp,
+        requires=_columns("history human_ref_A human_ref_B score_A score_B"),
+    ),
+    "alpaca-eval": Source(
+        "alpaca-eval",
+        "AlpacaEval annotations: a judge's preference over one reference as a log-odds, the reference 0",
+        parse=parse_alpaca_eval,
+        requires=_columns("instruction output_1 output_2 preference"),
+    ),
+    "trl": Source(
+        "trl",
+        "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",
+        prepare=prepare_trl,
+        requires=_columns("chosen rejected"),
+        fields=TRL_FIELDS,
+        scaled=True,
+    ),
+    "jsonl": Source(
+        "jsonl",
+        "JSON lines or a JSON array with named columns: a row a rating, a prompt, a pair or a comparison",
+        prepare=prepare_generic,
+        fields=FIELDS,
+        scaled=True,
+    ),
+    "csv": Source(
+        "csv",
+        "CSV or TSV with named columns: a row a rating, a prompt, a pair or a comparison",
+        prepare=prepare_csv,
+        fields=FIELDS,
+        scaled=True,
+    ),
+    "parquet": Source(
+        "parquet",
+        "Parquet or Arrow with named columns: a row a rating, a prompt, a pair or a comparison",
+        prepare=prepare_generic,
+        fields=FIELDS,
+        scaled=True,
+    ),
+    "feedback": Source(
+        "feedback",
+        "our own FEEDBACK tables, as build --feedback-only, judges and people leave them",
+        table=feedback_table,
+        requires=(frozenset(FEEDBACK.names),),
+    ),
+}
+
+
+def get_source(name: str) -> Source:
+    """The source of a name, or of "module:function" (its `parse(row, out, options)`). Raises UserError."""
+    if name in SOURCES:
+        return SOURCES[name]
+    if ":" not in name:
+        raise unknown_name("format", name, SOURCES)
+    module, _, function = name.partition(":")
+    try:
+        parse = getattr(import_module(module), function)
+    except ImportError as error:
+        raise UserError(f"format {name!r}: module {module!r} can't be imported: {error}") from error
+    except AttributeError as error:
+        raise UserError(f"format {name!r}: module {module!r} has no {function!r}") from error
+    if not callable(parse):
+        raise UserError(f"format {name!r} is no function; it must be called as parse(row, out, options)")
+    return Source(name, (parse.__doc__ or name).strip().split("\n")[0], parse=parse)
+
+
+def fitting(columns: Collection[str]) -> list[str]:
+    """The formats with fixed columns that a file with these columns could be in."""
+    present = set(columns)
+    return [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]

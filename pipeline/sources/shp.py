@@ -1,0 +1,50 @@
+"""Stanford Human Preferences (stanfordnlp/SHP, SHP-2): two comments under a Reddit post and the votes that each got.
+
+Votes are ratings of each comment by one rater, `votes`; a comment that occurs in several rows repeats the same
+rating, which averages away.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmpo.pipeline.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.source import SourceOptions
+
+__all__ = ["parse_shp"]
+
+RATER = "votes"
+DELETED = {"[deleted]", "[removed]"}
+
+
+def parse_shp(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
+    """Add a post with two comments. Known defects: deleted bodies; a label that contradicts the
+    votes (kept as the votes say under fix_known_defects)."""
+    post = row.get("history")
+    if _deleted(post):
+        raise BadRow("deleted_text", {"where": "history"}, limited=False)
+    out.prompt(post)  # type: ignore[arg-type]  # what is no text, the builder refuses
+    for side in ("A", "B"):
+        text = row.get(f"human_ref_{side}")
+        if _deleted(text):
+            out.reject("deleted_text", unit="completion", limited=False, evidence={"where": f"human_ref_{side}"})
+            continue
+        out.rating(out.completion(text), row.get(f"score_{side}"), rater=options.rater or RATER, kind=options.kind or "human")
+    _check_label(row, out, options)
+    extra = {name: row[name] for name in ("domain", "post_id") if row.get(name) is not None}
+    out.extra(extra)
+
+
+def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
+    """labels = 1 says that comment A is preferred; equal votes fit both."""
+    label, a, b = row.get("labels"), row.get("score_A"), row.get("score_B")
+    numbers = all(isinstance(score, (int, float)) for score in (a, b))
+    if label is None or not numbers or a == b or (a > b) == (label == 1):  # type: ignore[operator]
+        return
+    evidence = {"labels": label, "score_A": a, "score_B": b}
+    if not options.fix_known_defects:
+        raise BadRow("label_disagrees", evidence, limited=False)
+    out.reject("label_disagrees_repaired", unit="label", limited=False, evidence=evidence)
+
+
+def _deleted(text: Any) -> bool:
+    return isinstance(text, str) and text.strip() in DELETED

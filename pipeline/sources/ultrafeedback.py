@@ -1,0 +1,99 @@
+"""UltraFeedback as published (Cui et al. 2023, arXiv 2310.01377): openbmb/UltraFeedback, one object a prompt.
+
+Known defects: an overall score of 10 that was a 1 (UltraFeedback issue 8); overall score and aspects that disagree
+(issue 11, left to the user: both are kept as aspects); N/A for aspects; prompts of TruthfulQA, which contaminate that
+benchmark.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmpo.pipeline.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.source import SourceOptions
+
+__all__ = ["parse_ultrafeedback"]
+
+RATER = "gpt-4"
+OVERALL, FINE = (1.0, 10.0), (1.0, 5.0)
+NOT_APPLICABLE = {"n/a", "na", "none", "not applicable", ""}
+
+
+def parse_ultrafeedback(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
+    """Add a prompt with its completions: `overall` on 1-10, and each annotated aspect on 1-5."""
+    completions = row.get("completions")
+    if not isinstance(completions, list):
+        raise BadRow("malformed_row", {"completions": type(completions).__name__})
+    out.prompt(row.get("instruction"))  # type: ignore[arg-type]  # what is no text, the builder refuses
+    for completion in completions:
+        try:
+            _add(completion, out, options)
+        except BadRow as error:
+            out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
+    origin = row.get("source")
+    extra = {"source": origin} if origin else {}
+    if origin == "truthful_qa":
+        extra["contaminates"] = "truthful_qa"
+    out.extra(extra)
+
+
+def _add(completion: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
+    """One completion with its grades; a grade that can't be used is counted and left out."""
+    if not isinstance(completion, Mapping):
+        raise BadRow("not_an_object", {"completion": type(completion).__name__})
+    index = out.completion(completion.get("response"), completion.get("model"))
+    annotations = completion.get("annotations")
+    fine: list[float] = []
+    for aspect, annotated in (annotations if isinstance(annotations, Mapping) else {}).items():
+        for one in annotated if isinstance(annotated, list) else [annotated]:
+            if not isinstance(one, Mapping):
+                continue
+            value = _grade(one.get("Rating"), FINE, aspect, out)
+            if value is not None:
+                note = one.get("Rationale For Rating") or one.get("Rationale")
+                _rate(out, index, value, aspect, FINE, note)
+                fine.append(value)
+    overall = _grade(completion.get("overall_score"), OVERALL, "overall", out)
+    if overall is None:
+        return
+    mean = sum(fine) / len(fine) if fine else _plain(completion.get("fine-grained_score"))
+    if overall == 10 and mean is not None and mean <= 4:
+        evidence = {"overall_score": overall, "mean_of_aspects": mean, "model": completion.get("model")}
+        if not options.fix_known_defects:
+            out.reject("ten_for_one", unit="grade", limited=False, evidence=evidence)
+            return
+        # The mean of the aspects, moved from 1-5 to 1-10; the old grade counts as dropped, the new one as created.
+        overall = 1 + (mean - 1) * 9 / 4
+        out.reject("ten_for_one_repaired", unit="grade", limited=False, evidence={**evidence, "repaired": overall})
+    _rate(out, index, overall, "overall", OVERALL, completion.get("critique"))
+
+
+def _rate(out: FeedbackBuilder, index: int, value: float, aspect: str, scale: tuple[float, float], note: Any) -> None:
+    text = note if isinstance(note, str) and note else None
+    out.rating(index, value, rater=RATER, kind="ai", aspect=aspect, low=scale[0], high=scale[1], note=text)
+
+
+def _grade(raw: Any, scale: tuple[float, float], aspect: str, out: FeedbackBuilder) -> float | None:
+    """The number in a grade, which may be text; None where there is none (N/A is counted, an absent grade is not)."""
+    if raw is None:
+        return None
+    if isinstance(raw, str) and raw.strip().lower() in NOT_APPLICABLE:
+        out.reject("not_applicable", unit="grade", limited=False, evidence={"aspect": aspect})
+        return None
+    value = _plain(raw)
+    if value is None:
+        out.reject("score_not_a_number", unit="grade", evidence={"aspect": aspect, "score": repr(raw)[:80]})
+    elif not scale[0] <= value <= scale[1]:
+        out.reject("score_out_of_scale", unit="grade", evidence={"aspect": aspect, "score": value})
+        return None
+    return value
+
+
+def _plain(raw: Any) -> float | None:
+    """A finite number, given as such or as text; None for anything else."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        return None
+    try:
+        value = float(raw)
+    except (ValueError, OverflowError):
+        return None
+    return value if value - value == 0 else None
