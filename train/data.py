@@ -154,9 +154,7 @@ def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarr
 
 def _unique(table: pa.Table, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Sorted distinct values of a string column, the first row of each, and each row's code."""
-    values, first, codes = np.unique(
-        np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True
-    )
+    values, first, codes = np.unique(np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True)
     return values.tolist(), first, codes.reshape(-1)
 
 

@@ -3,22 +3,17 @@
 The arithmetic is `mmpo.pipeline.margins`; here is which values go in, and when a measure is undefined (None).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mmpo.pipeline import margins
+from mmpo.pipeline.logistic import sigmoid
 
-__all__ = ["pair_measures", "probability", "training_metrics"]
+__all__ = ["by_source", "pair_measures", "training_metrics"]
 
 Values = Mapping[str, np.ndarray]
-
-
-def probability(z: np.ndarray) -> np.ndarray:
-    """σ(z), stable for any size."""
-    return np.where(z >= 0, 1.0, np.exp(-np.abs(z))) / (1.0 + np.exp(-np.abs(z)))
 
 
 def pair_measures(z: np.ndarray, p: np.ndarray, margin: np.ndarray) -> dict[str, float | None]:
@@ -27,16 +22,15 @@ def pair_measures(z: np.ndarray, p: np.ndarray, margin: np.ndarray) -> dict[str,
     Accuracy, ece_label and brier leave ties (margin 0) out; ece_target, soft_brier and cross_entropy include them.
     """
     decided = margin > 0
-    q = probability(z)
-    found: dict[str, float | None] = {
-        "accuracy": margins.accuracy(z[decided]) if decided.any() else None,
-        "ece_target": margins.ece_target(q, p) if len(q) else None,
-        "ece_label": margins.ece_label(q[decided]) if decided.any() else None,
-        "brier": margins.brier(q[decided]) if decided.any() else None,
-        "soft_brier": margins.soft_brier(q, p) if len(q) else None,
-        "cross_entropy": margins.cross_entropy(z, p) if len(q) else None,
+    q = sigmoid(z)
+    return {
+        "accuracy": margins.accuracy(z, margin),
+        "ece_target": margins.ece_target(q, p),
+        "ece_label": margins.ece_label(q, decided),
+        "brier": margins.brier(q, decided),
+        "soft_brier": margins.soft_brier(q, p),
+        "cross_entropy": margins.cross_entropy(z, p),
     }
-    return {name: None if value is None or math.isnan(value) else float(value) for name, value in found.items()}
 
 
 def training_metrics(values: Values) -> dict[str, float]:

@@ -45,9 +45,7 @@ class TrainOptions:
     model: str = _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name")
     out: str = _option("", "folder for the trained model; the same command resumes a run that stopped")
     loss: str = _option("mmpo", "objective; `mmpo losses` lists them")
-    loss_options: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "options of the objective, such as epsilon"}
-    )
+    loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the objective, such as epsilon"})
     gamma: float | Literal["auto"] = _option("auto", "margin to probability; auto: the mean target is .75")
     target: str = _option("plain", "how margins become targets: plain, noise-aware, measured")
     beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the paper: .01)")

@@ -1,12 +1,13 @@
 """The policy trainer: z = β·[(log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l))]."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmpo.pipeline.errors import MmpoError
+from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.batches import Batch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.losses import LOSSES
@@ -46,6 +47,14 @@ class PolicyTrainer(MarginTrainer):
             self.prompts, rest = everything[: len(parts[0])], everything[len(parts[0]) :]
             self.eval_prompts = rest if self.eval_prompts is not None else None
         self.ref_model = None  # not needed again; free its memory
+
+    def resolve_loss(self, loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As the base; an objective with a β of its own (ipo) gets the trainer's, because z carries that one."""
+        if loss in LOSSES and "beta" in LOSSES[loss].options:
+            if options.get("beta", self.beta) != self.beta:
+                raise UserError(f"{loss} works with the policy's beta ({self.beta}): set beta, not loss_options.beta")
+            options = {**options, "beta": self.beta}
+        return super().resolve_loss(loss, gamma, options)
 
     def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
         model = self.ref_model if self.ref_model is not None else self.model

@@ -28,9 +28,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Opens the bar."""
         if sys.stderr.isatty():
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr, unit="step"
-            )
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr, unit="step")
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -38,9 +36,7 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Shows the loss and the accuracy."""
         shown = {name: f"{logs[name]:.4f}" for name in _SHOWN if logs and name in logs}
         if self.bar is not None and shown:

@@ -64,9 +64,7 @@ class Renderer:
             return None
         return ids
 
-    def completion(
-        self, prompt: Sequence[Message], prompt_ids: Sequence[int], reply: Sequence[Message]
-    ) -> Rendered | None:
+    def completion(self, prompt: Sequence[Message], prompt_ids: Sequence[int], reply: Sequence[Message]) -> Rendered | None:
         """The reply behind its prompt, or None (counted) where the template refuses it or nothing of it is left."""
         try:
             text = self._template(prompt, reply, generation=False)

@@ -61,6 +61,7 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         print(f"{folder.path} already holds this run, finished; nothing to do", file=sys.stderr)
         return {**folder.record["summary"], "out": options.out}
     gamma = resolve_gamma(options.gamma, pairs["quality_margin"].to_numpy())
+    LOSSES[options.loss].resolve(options.loss_options)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model, tokenizer = load_model(options, pairs)
@@ -96,9 +97,7 @@ def _train(options: TrainOptions) -> dict[str, Any]:
     return summary
 
 
-def _prompts(
-    pairs: pa.Table, options: TrainOptions, gamma: float, renderer: Renderer
-) -> tuple[Prepared, dict[str, int]]:
+def _prompts(pairs: pa.Table, options: TrainOptions, gamma: float, renderer: Renderer) -> tuple[Prepared, dict[str, int]]:
     """Targets and rendering of one split; the counts say what became of every pair."""
     counts = {"pairs_in": pairs.num_rows}
     if options.ties == "drop" or LOSSES[options.loss].needs_winner:

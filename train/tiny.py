@@ -42,9 +42,7 @@ def tiny_tokenizer(texts: Iterable[str], vocab: int = 2048) -> PreTrainedTokeniz
     )
 
 
-def tiny_model(
-    kind: Literal["policy", "reward"], tokenizer: Any, *, size: int = 64, layers: int = 2, seed: int = 0
-) -> Any:
+def tiny_model(kind: Literal["policy", "reward"], tokenizer: Any, *, size: int = 64, layers: int = 2, seed: int = 0) -> Any:
     """A random Llama of `size` hidden units (a multiple of 16), for a policy or with one score for a reward model."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),

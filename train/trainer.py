@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.errors import MmpoError, UserError, unknown_name
 from mmpo.train.batches import BATCHES, Batch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, prepare
 from mmpo.train.losses import LOSSES
@@ -59,7 +59,7 @@ class MarginTrainer(Trainer):
         processing_class: Any,
         gamma: float,
         loss: str = "mmpo",
-        loss_options: Mapping[str, float] | None = None,
+        loss_options: Mapping[str, Any] | None = None,
         target: str = "plain",
         weight: str = "pair",
         pairs_per_step: int = 64,
@@ -78,7 +78,7 @@ class MarginTrainer(Trainer):
             if str(getattr(args, name).value) == "epoch":
                 raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
         self.gamma, self.weight, self.target = gamma, weight, target
-        self.loss_name, self.loss_options = loss, dict(loss_options or {})
+        self.loss_name, self.loss_options = loss, self.resolve_loss(loss, gamma, loss_options or {})
         self.pairs_per_step, self.micro_batch_tokens = pairs_per_step, micro_batch_tokens
         self.layout = BATCHES[layout]
         self.dropout = dropout
@@ -100,6 +100,14 @@ class MarginTrainer(Trainer):
             callbacks=callbacks,
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
+
+    def resolve_loss(self, loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The objective's options, tried on one pair, so that what cannot work is refused before any work starts."""
+        if loss not in LOSSES:
+            raise unknown_name("loss", loss, LOSSES)
+        resolved = LOSSES[loss].resolve(options)
+        LOSSES[loss].per_pair(torch.zeros(1), torch.ones(1), torch.ones(1), gamma=gamma, **resolved)
+        return resolved
 
     # --- the data ---------------------------------------------------------------------------------------------------
 

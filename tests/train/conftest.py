@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
 from mmpo.train.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)
 
-WORDS = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town".split()
+TEXT = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town"
+WORDS = TEXT.split()
 
 
 def make_pairs(prompts: int, completions: list[int], seed: int = 0, ties: int = 0) -> pa.Table:

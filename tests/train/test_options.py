@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from mmpo.pipeline.errors import UserError
 from mmpo.train.losses import LOSSES
 from mmpo.train.options import LOSS_NAMES, TARGET_NAMES, TrainOptions, option_help
@@ -11,8 +12,8 @@ from mmpo.train.targets import TARGETS
 
 
 def test_names_repeat_the_tables():
-    assert LOSS_NAMES == tuple(LOSSES)
-    assert TARGET_NAMES == tuple(TARGETS)
+    assert tuple(LOSSES) == LOSS_NAMES
+    assert tuple(TARGETS) == TARGET_NAMES
 
 
 @pytest.mark.parametrize(

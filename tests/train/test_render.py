@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+
 from mmpo.train.render import PLAIN_TEMPLATE, Renderer, common_prefix
 
 USER = [{"role": "user", "content": "Where is the cat?"}]
@@ -14,9 +15,7 @@ LLAMA_LIKE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-GEMMA_LIKE = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + LLAMA_LIKE
-)
+GEMMA_LIKE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + LLAMA_LIKE
 
 
 def with_template(tokenizer, template):

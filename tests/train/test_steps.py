@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
+
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES, micro_batches, plan_steps
 from mmpo.train.data import prepare
@@ -13,7 +15,6 @@ from mmpo.train.policy import PolicyTrainer
 from mmpo.train.render import Renderer
 from mmpo.train.reward import RewardTrainer
 from mmpo.train.tiny import tiny_model
-from transformers import TrainingArguments
 
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
 
