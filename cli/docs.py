@@ -31,9 +31,7 @@ def page() -> str:
     parts = [HEAD]
     for name in COMMANDS:
         command = group.commands[name]  # type: ignore[attr-defined]
-        inner = command.make_context(
-            name, [], parent=context, resilient_parsing=True, terminal_width=100, max_content_width=100
-        )
+        inner = command.make_context(name, [], parent=context, resilient_parsing=True, terminal_width=100, max_content_width=100)
         lines = [line.rstrip() for line in command.get_help(inner).splitlines()]
         parts.append(f"## mmpo {name}\n\n```text\n" + "\n".join(lines) + "\n```\n")
     return "\n".join(parts)

@@ -19,12 +19,39 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="A dataset folder or a Parquet file of pairs.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     gamma: Annotated[float | None, typer.Option(help="γ of the targets; the one saved beside the model.")] = None,
+    target: Annotated[str | None, typer.Option(help="plain, noise-aware or measured; as the model was trained.")] = None,
+    beta: Annotated[float | None, typer.Option(help="β of a policy's logit; as the model was trained.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference model of a policy; as it was trained.")] = None,
+    votes: Annotated[
+        Path | None,
+        typer.Option(help="Parquet with chosen_id, rejected_id, preferring, raters of raters outside the margins."),
+    ] = None,
+    per_pair: Annotated[Path | None, typer.Option(help="Parquet file to write every pair's values to.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest prompt and completion, in tokens.")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(help="Longest prompt, in tokens.")] = None,
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens that go through the model at once.")] = 16384,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Measure a model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin."""
     from mmpo.train import evaluate as measure
 
-    summary: dict[str, Any] = measure(kind.value, model, data, split=split, gamma=gamma)
+    summary: dict[str, Any] = measure(
+        kind.value,
+        model,
+        data,
+        split=split,
+        gamma=gamma,
+        target=target,
+        beta=beta,
+        reference=reference,
+        votes=votes,
+        per_pair=per_pair,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        micro_batch_tokens=micro_batch_tokens,
+        trust_remote_code=trust_remote_code,
+    )
     print_table("", ("measure", "value"), [(name, summary.get(name)) for name in MEASURES])
     bins = summary.get("by_margin") or []
     if bins:

@@ -182,9 +182,7 @@ def _keys_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         field = fields.get(str(part))
         if field is not None:
-            models = [
-                hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)
-            ]
+            models = [hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)]
             model = models[0] if models else model
     return [field.alias or name for name, field in model.model_fields.items()]
 

@@ -34,9 +34,7 @@ class Measures(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is measured")
-    gamma: float | None = Field(
-        default=None, ge=0, description="γ of the targets for every model; null: the model's own"
-    )
+    gamma: float | None = Field(default=None, ge=0, description="γ of the targets for every model; null: the model's own")
 
 
 class Recipe(BaseModel):
@@ -100,9 +98,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if section is not None:
         build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
         if build.feedback_only and given.get("runs"):
-            raise UserError(
-                f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`"
-            )
+            raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
     runs = {}
     for name, own in (given.get("runs") or {}).items():
         if not name or Path(name).name != name or name.startswith("."):
@@ -135,17 +131,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml"
-        ) from None
+        raise UserError(f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}"
-        )
+        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}")
     return values
 
 

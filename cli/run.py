@@ -58,7 +58,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
     gamma = recipe.measures.gamma
     if gamma is None:
-        gamma = next((trained[name]["gamma"] for name in trained if recipe.runs[name].loss == "mmpo"), None)
+        # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
+        gamma = next((float(trained[name]["gamma"]) for name in trained if recipe.runs[name].loss == "mmpo"), None)
     measured = {name: _evaluate(recipe, stages, name, dataset, gamma, trained[name]) for name in recipe.runs}
     return _compare(recipe, dataset, built, trained, measured)
 
@@ -94,9 +95,7 @@ def _validate(recipe: Recipe, dataset: Path) -> None:
     say("[validate]")
     summary = validate(dataset, gamma=recipe.checks.gamma, strict=recipe.checks.strict)
     write_json(recipe.out / "validation.json", summary)
-    counts = {
-        status: sum(check["status"] == status for check in summary["checks"]) for status in ("pass", "warn", "fail")
-    }
+    counts = {status: sum(check["status"] == status for check in summary["checks"]) for status in ("pass", "warn", "fail")}
     for check in summary["checks"]:
         if check["status"] != "pass":
             say(f"  {check['status']}: {check['name']}: {check['message']}")
@@ -111,9 +110,7 @@ def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: st
     folder = recipe.out / "models" / name
     options = dataclasses.replace(recipe.runs[name], data=str(dataset), out=str(folder))
     work = train_policy if options.kind == "policy" else train_reward
-    return stages.do(
-        f"train-{name}", {"options": dataclasses.asdict(options), "dataset": made_of}, lambda: work(options), folder
-    )
+    return stages.do(f"train-{name}", {"options": dataclasses.asdict(options), "dataset": made_of}, lambda: work(options), folder)
 
 
 def _evaluate(
