@@ -14,7 +14,8 @@ __all__ = ["console", "plain", "print_json", "print_table", "say", "shown"]
 
 def console() -> Console:
     """Standard error: colours and bars on a terminal, plain lines elsewhere."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    width = None if sys.stderr.isatty() else 200
+    return Console(file=sys.stderr, highlight=False, width=width)
 
 
 def say(message: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import print_json, print_table, say, shown
 
 __all__ = ["export", "gamma", "report"]
 
@@ -44,9 +44,9 @@ def _print_gamma(summary: dict[str, Any]) -> None:
     for name, value in summary.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(value[0])
-            print_table(name, columns, [[row.get(column) for column in columns] for row in value])
+            print_table(name.replace("_", " "), columns, [[row.get(column) for column in columns] for row in value])
         else:
-            say(f"{name}: {value}")
+            say(f"{name.replace('_', ' ')}: {shown(value)}")
 
 
 def export(
@@ -59,6 +59,13 @@ def export(
     from mmpo.pipeline.export import export as write
 
     summary = write(dataset, to, out)
-    say(f"written: {out}")
+    left = summary["ties_left_out"]
+    say(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in _by_split(summary["pairs"]).items()))
+    if left:
+        say(f"{left:,} ties left out: {to} has no place for them")
     if as_json:
-        print_json(summary if isinstance(summary, dict) else {"out": str(out)})
+        print_json(summary)
+
+
+def _by_split(pairs: Any) -> dict[str, int]:
+    return pairs if isinstance(pairs, dict) else {"pairs": pairs}
