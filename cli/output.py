@@ -41,7 +41,9 @@ def plain(value: Any) -> Any:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on standard error; numbers are right-aligned. Text from data is printed as it is, never as markup."""
-    table = Table(title=title or None, title_justify="left", show_edge=False, pad_edge=False)
+    if title:
+        say(title)
+    table = Table(show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
         number = any(isinstance(row[index], int | float) for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold")
