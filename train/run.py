@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 import transformers
 from transformers import PrinterCallback, TrainingArguments
 
@@ -21,9 +22,9 @@ from mmpo.train.policy import PolicyTrainer
 from mmpo.train.progress import Progress, StopSafely
 from mmpo.train.reference import cached_logprobs
 from mmpo.train.render import Renderer
-from mmpo.train.reward import RewardTrainer
+from mmpo.train.reward import RewardTrainer, own_pad_token
 from mmpo.train.targets import targets
-from mmpo.train.trainer import MarginTrainer, pad_token
+from mmpo.train.trainer import MarginTrainer, checked_loss, pad_token
 
 __all__ = ["resolve_gamma", "train_policy", "train_reward"]
 
@@ -61,7 +62,7 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         print(f"{folder.path} already holds this run, finished; nothing to do", file=sys.stderr)
         return {**folder.record["summary"], "out": options.out}
     gamma = resolve_gamma(options.gamma, pairs["quality_margin"].to_numpy())
-    LOSSES[options.loss].resolve(options.loss_options)
+    checked_loss(options.loss, gamma, options.loss_options)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model, tokenizer = load_model(options, pairs)
@@ -74,26 +75,27 @@ def _train(options: TrainOptions) -> dict[str, Any]:
     held_out = _held_out(options, gamma, tokenizer)
     folder.start()
     trainer = _trainer(options, folder, model, tokenizer, gamma, train, held_out)
-    record = {"gamma": gamma, "counts": counts, "model_parameters": sum(p.numel() for p in model.parameters())}
+    record = {"gamma": gamma if math.isfinite(gamma) else "inf", "counts": counts}  # JSON has no infinity
+    record["model_parameters"] = sum(value.numel() for value in model.parameters())
     with StopSafely() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=folder.last_checkpoint())
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         folder.write({"finished": False, **record, **_history(trainer)})
         raise KeyboardInterrupt
-    trainer.save_model(options.out)
     history = _history(trainer)
     if trainer.eval_prompts and (not history["evaluations"] or history["evaluations"][-1]["step"] < result.global_step):
         trainer.evaluate()
         history = _history(trainer)
+    _save(trainer, options)
     summary = {
         "out": options.out,
         "steps": trainer.state.global_step,
         "train_loss": _mean_loss(trainer, result.training_loss),
-        "gamma": gamma if math.isfinite(gamma) else "inf",  # JSON has no infinity
+        "gamma": record["gamma"],
         "metrics": history["evaluations"][-1] if history["evaluations"] else {},
     }
-    folder.write({"finished": True, **record, "gamma": summary["gamma"], **history, "summary": summary})
+    folder.write({"finished": True, **record, **history, "summary": summary})
     return summary
 
 
@@ -140,7 +142,10 @@ def _trainer(
     if options.kind == "policy":
         parts = _with_reference(options, folder, model, tokenizer, parts, args)
         shared |= {"beta": options.beta, "sft": options.sft, "own_reference": options.reference is None}
+    else:
+        own_pad_token(model, tokenizer)
     if options.lora:
+        torch.manual_seed(options.seed)
         model = add_lora(model, options.lora, options.kind)
     kind = PolicyTrainer if options.kind == "policy" else RewardTrainer
     trainer = kind(model, args, parts[0], parts[1], **shared)
@@ -207,6 +212,20 @@ def _set_rhythm(trainer: MarginTrainer, options: TrainOptions) -> None:
     if trainer.eval_prompts:
         args.eval_strategy = transformers.IntervalStrategy.STEPS
         args.eval_steps = options.eval_steps or max(1, math.ceil(steps / 5))
+
+
+def _save(trainer: MarginTrainer, options: TrainOptions) -> None:
+    """The model and its tokenizer into the output folder.
+
+    A policy's LoRA adapter is kept apart: the base with the adapter off is its reference. A reward model's is merged,
+    because an adapter's folder does not hold the configuration with the pad token that others need to read its
+    scores.
+    """
+    if options.lora and options.kind == "reward":
+        trainer.model.merge_and_unload().save_pretrained(options.out)  # type: ignore[operator]
+        trainer.processing_class.save_pretrained(options.out)  # type: ignore[union-attr]
+    else:
+        trainer.save_model(options.out)
 
 
 def _history(trainer: MarginTrainer) -> dict[str, Any]:

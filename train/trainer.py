@@ -25,7 +25,7 @@ from mmpo.train.measures import training_metrics
 from mmpo.train.render import Renderer
 from mmpo.train.targets import targets
 
-__all__ = ["MarginTrainer", "disable_dropout", "gather_pairs"]
+__all__ = ["MarginTrainer", "checked_loss", "disable_dropout", "gather_pairs"]
 
 
 class _Steps(Dataset):
@@ -102,12 +102,8 @@ class MarginTrainer(Trainer):
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
 
     def resolve_loss(self, loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The objective's options, tried on one pair, so that what cannot work is refused before any work starts."""
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
-        resolved = LOSSES[loss].resolve(options)
-        LOSSES[loss].per_pair(torch.zeros(1), torch.ones(1), torch.ones(1), gamma=gamma, **resolved)
-        return resolved
+        """The objective's options with its defaults."""
+        return checked_loss(loss, gamma, options)
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
@@ -249,6 +245,18 @@ class MarginTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def checked_loss(loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective's options with its defaults, tried on one pair, so that what cannot work is refused before any work.
+
+    Raises UserError.
+    """
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    resolved = LOSSES[loss].resolve(options)
+    LOSSES[loss].per_pair(torch.zeros(1), torch.ones(1), torch.ones(1), gamma=gamma, **resolved)
+    return resolved
 
 
 def gather_pairs(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, np.ndarray]:

@@ -1,0 +1,95 @@
+"""Policies: the first-step check, dropout, LoRA, a reference of one's own, and the terms added to the objective."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.train.models import add_lora
+from mmpo.train.options import TrainOptions
+from mmpo.train.policy import PolicyTrainer
+from mmpo.train.run import _arguments, train_policy
+from mmpo.train.tiny import tiny_model
+
+
+def trainer_of(pairs, tokenizer, path, model=None, **options):
+    model = model or tiny_model("policy", tokenizer, size=32, layers=1)
+    arguments = _arguments(TrainOptions("policy", out=str(path), max_steps=2, learning_rate=1e-2))
+    return PolicyTrainer(model, arguments, pairs, processing_class=tokenizer, **{"gamma": 1.0, **options})
+
+
+def with_dropout(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 512}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, **sizes))
+
+
+def test_the_first_step_check_fails_loudly_on_reference_values_of_other_weights(pairs, tokenizer, tmp_path):
+    trainer = trainer_of(pairs, tokenizer, tmp_path)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] += 0.5
+    with pytest.raises(MmpoError, match="first-step check failed"):
+        trainer.train()
+
+
+def test_dropout_is_off_unless_asked_for(pairs, tokenizer, tmp_path):
+    trainer = trainer_of(pairs, tokenizer, tmp_path, with_dropout(tokenizer))
+    trainer.train()  # with dropout on, the first-step check would fail
+    assert trainer.model.config.attn_pdrop == 0.1  # the saved configuration is the model's own
+    trainer = trainer_of(pairs, tokenizer, tmp_path, with_dropout(tokenizer), dropout=True)
+    with pytest.raises(MmpoError, match="first-step check failed"):
+        trainer.check_first_step(trainer.make_step(trainer.prompts))
+    assert trainer.train().global_step == 2
+
+
+def test_z_is_beta_times_the_difference_of_log_ratios(pairs, tokenizer, tmp_path):
+    other = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
+    trainer = trainer_of(pairs, tokenizer, tmp_path, beta=0.3, ref_model=other)
+    mine, theirs = trainer.predict_pairs(trainer.prompts), {}
+    for name, model in (("policy", trainer.model), ("reference", other)):
+        theirs[name] = trainer_of(pairs, tokenizer, tmp_path, copy.deepcopy(model)).predict_pairs(trainer.prompts)
+    gap = {n: v["logps/chosen"] - v["logps/rejected"] for n, v in theirs.items()}
+    assert mine["z"] == pytest.approx(0.3 * (gap["policy"] - gap["reference"]), abs=1e-4)
+    assert np.abs(mine["z"]).max() > 0.01
+
+
+def test_lora_trains_the_adapter_only_and_is_read_back(dataset, pairs, tokenizer, tmp_path):
+    base = tiny_model("policy", tokenizer, size=32, layers=1)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = {"data": str(dataset), "model": str(tmp_path / "base"), "learning_rate": 1e-2, "max_steps": 4, "lora": 4}
+    result = train_policy(TrainOptions("policy", out=str(tmp_path / "out"), pairs_per_step=10, **options))
+    assert result["steps"] == 4
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    from mmpo.train.evaluation import evaluate
+
+    measured = evaluate("policy", tmp_path / "out", dataset, split="validation")
+    assert measured["cross_entropy"] == pytest.approx(result["metrics"]["cross_entropy"], abs=1e-5)
+
+
+def test_a_lora_policy_starts_equal_to_its_reference(pairs, tokenizer, tmp_path):
+    model = add_lora(tiny_model("policy", tokenizer, size=32, layers=1), 4, "policy")
+    trainer = trainer_of(pairs, tokenizer, tmp_path, model)
+    trainer.check_first_step(trainer.make_step(trainer.prompts))
+    trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+
+
+def test_sft_adds_the_chosen_completions_mean_negative_log_probability(pairs, tokenizer, tmp_path):
+    plain, added = (trainer_of(pairs, tokenizer, tmp_path, sft=weight) for weight in (0.0, 0.5))
+    values = [t.predict_pairs(t.prompts) for t in (plain, added)]
+    batch = added.make_step(added.prompts).batches[0]
+    losses = [t.compute_loss(t.model, batch).item() for t in (plain, added)]
+    assert losses[1] - losses[0] == pytest.approx(0.5 * values[0]["nll/chosen"].mean(), abs=1e-5)
+
+
+def test_ipo_takes_the_policys_beta(pairs, tokenizer, tmp_path):
+    trainer = trainer_of(pairs, tokenizer, tmp_path, loss="ipo", beta=0.25)
+    assert trainer.loss_options == {"beta": 0.25}
+    with pytest.raises(UserError, match="set beta"):
+        trainer_of(pairs, tokenizer, tmp_path, loss="ipo", beta=0.25, loss_options={"beta": 0.1})
