@@ -29,10 +29,14 @@ __all__ = [
 BINS = 15
 
 
-def accuracy(z: ArrayLike, margin: ArrayLike) -> float | None:
-    """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1]."""
-    z_, decided = as_floats(z, "z"), as_floats(margin, "margins") > 0
-    return float((z_[decided] > 0).mean()) if decided.any() else None
+def accuracy(z: ArrayLike, margin: ArrayLike | None = None) -> float | None:
+    """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1].
+
+    Without margins every pair counts as decided.
+    """
+    z_ = as_floats(z, "z")
+    z_ = z_ if margin is None else z_[as_floats(margin, "margins") > 0]
+    return float((z_ > 0).mean()) if z_.size else None
 
 
 def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
@@ -46,15 +50,14 @@ def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
     return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([p_, 1 - p_]), None, bins)
 
 
-def ece_label(q: ArrayLike, decided: ArrayLike, bins: int = BINS) -> float | None:
+def ece_label(q: ArrayLike, decided: ArrayLike | None = None, bins: int = BINS) -> float | None:
     """Confidence max(q, 1 − q) against correctness (q > ½), 15 equal bins on [0, 1], left-closed, over decided pairs
     only.
 
-    decided: boolean, shape (pairs,): margin > 0. The usual ECE (Guo et al. 2017). It rewards γ → ∞: a perfect MMPO
-    model, always right and less than certain, scores badly. In [0, 1].
+    decided: boolean, shape (pairs,): margin > 0; by default all. The usual ECE (Guo et al. 2017). It rewards γ → ∞: a
+    perfect MMPO model, always right and less than certain, scores badly. In [0, 1].
     """
-    q_, kept = _probabilities(q, "q"), np.asarray(decided, dtype=bool)
-    q_ = q_[kept]
+    q_ = _decided(q, decided)
     return _binned(np.maximum(q_, 1 - q_), (q_ > 0.5).astype(np.float64), None, bins)
 
 
@@ -72,9 +75,9 @@ def ece_vote(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int =
     return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([share, 1 - share]), np.concatenate([n, n]), bins)
 
 
-def brier(q: ArrayLike, decided: ArrayLike) -> float | None:
+def brier(q: ArrayLike, decided: ArrayLike | None = None) -> float | None:
     """Mean (1 − q)² over decided pairs: the label is always "chosen". In [0, 1], 0 is best."""
-    q_ = _probabilities(q, "q")[np.asarray(decided, dtype=bool)]
+    q_ = _decided(q, decided)
     return float(((1 - q_) ** 2).mean()) if q_.size else None
 
 
@@ -139,6 +142,11 @@ def _probabilities(values: ArrayLike, name: str) -> Floats:
     if not ((array >= 0) & (array <= 1)).all():
         raise InvalidValue(f"{name} must lie in [0, 1]")
     return array
+
+
+def _decided(q: ArrayLike, decided: ArrayLike | None) -> Floats:
+    q_ = _probabilities(q, "q")
+    return q_ if decided is None else q_[np.asarray(decided, dtype=bool)]
 
 
 def _binned(x: Floats, y: Floats, weight: Floats | None, bins: int) -> float | None:

@@ -1,0 +1,124 @@
+"""Exports: the right columns, ties counted, whole or nothing; and what `mmpo gamma` says of the same folder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.export import EXPORTS, export
+from mmpo.pipeline.gamma import suggest_gamma
+from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.tables import PAIRS
+
+
+def pair(number: int, margin: float, turns: int = 1) -> dict[str, Any]:
+    """A pair whose texts hold a line separator that is no end of line in JSON lines."""
+    prompt = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i} of {number}\u2028"} for i in range(turns)]
+    reply = [{"role": "assistant", "content": f"reply {number}"}]
+    base = dict.fromkeys(PAIRS.names, None)
+    return base | {
+        "prompt_id": f"{number:032x}",
+        "chosen_id": "c" * 32,
+        "rejected_id": "d" * 32,
+        "prompt": prompt,
+        "chosen": reply,
+        "rejected": [{"role": "assistant", "content": "worse"}],
+        "quality_margin": margin,
+        "margin_se": 0.5,
+        "preferring": 1,
+        "raters": 1,
+        "kind": "ai",
+        "source": "ours",
+    }
+
+
+def dataset(folder: Path, turns: int = 1) -> Path:
+    """Five pairs in two train files, one of them tied, and two in test, one tied; no validation."""
+    files = {
+        "train/part-00000": [pair(0, 1.0), pair(1, 0.0), pair(2, 2.0)],
+        "train/part-00001": [pair(3, 3.0), pair(4, 4.0)],
+        "test/part-00000": [pair(5, 0.0), pair(6, 1.5, turns)],
+    }
+    for name, rows in files.items():
+        path = folder / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("to", ["trl-dpo", "trl-reward"])
+def test_trl(tmp_path: Path, to: str) -> None:
+    summary = export(dataset(tmp_path / "data"), to, tmp_path / "out")
+    assert summary["pairs"] == {"train": 4, "test": 1} and summary["ties_left_out"] == 2
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in loaded.items()} == summary["pairs"]
+    assert "margin" not in loaded["train"].column_names
+    assert loaded["train"][0]["chosen"] == [{"role": "assistant", "content": "reply 0"}]
+    assert min(loaded["train"]["quality_margin"]) > 0
+
+
+def test_jsonl_keeps_every_column_and_ties(tmp_path: Path) -> None:
+    summary = export(dataset(tmp_path / "data"), "jsonl", tmp_path / "pairs.jsonl")
+    rows = lines(tmp_path / "pairs.jsonl")
+    assert [row["split"] for row in rows] == ["train"] * 5 + ["test"] * 2 and summary["ties_left_out"] == 0
+    assert set(rows[0]) == {*PAIRS.names, "split"}
+    assert rows[4]["prompt"] == pair(4, 4.0)["prompt"]
+
+
+def test_rewardbench_prompts_are_text_or_messages_never_both(tmp_path: Path) -> None:
+    summary = export(dataset(tmp_path / "one"), "rewardbench", tmp_path / "one.jsonl")
+    (row,) = lines(tmp_path / "one.jsonl")
+    assert summary["pairs"] == {"test": 1} and summary["ties_left_out"] == 1
+    expected = {"prompt": "turn 0 of 6\u2028", "chosen": "reply 6", "rejected": "worse", "subset": "ours", "id": 0}
+    assert row == {**expected, "chosen_model": "unknown", "rejected_model": "unknown"}
+    export(dataset(tmp_path / "three", turns=3), "rewardbench", tmp_path / "three.jsonl")
+    assert len(lines(tmp_path / "three.jsonl")[0]["prompt"]) == 3
+
+
+def test_refusals_leave_nothing(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    with pytest.raises(UserError, match="did you mean 'trl-dpo'"):
+        export(data, "trl-dp", tmp_path / "x")
+    with pytest.raises(UserError, match="is not a folder"):
+        export(tmp_path / "nowhere", "jsonl", tmp_path / "x")
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        export(data, "jsonl", tmp_path / "taken")
+    (data / "test" / "part-00000.parquet").write_bytes(b"PAR1 cut short")
+    for to in EXPORTS:
+        with pytest.raises(UserError, match=r"part-00000\.parquet can't be read"):
+            export(data, to, tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "taken"]
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmpo.pipeline.export.orjson.dumps", fail)
+    with pytest.raises(UserError, match="No space left"):
+        export(dataset(tmp_path / "data"), "jsonl", tmp_path / "x.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_gamma_reads_the_training_pairs(tmp_path: Path) -> None:
+    found = suggest_gamma(dataset(tmp_path / "data"))
+    margins = np.array([1.0, 2.0, 3.0, 4.0])
+    assert (found["pairs"], found["ties"]) == (5, 1)
+    assert target_probability(margins, found["gamma"]).mean() == pytest.approx(0.75, abs=1e-12)
+    rows = found["what_each_gamma_makes"]
+    (mine,) = [row for row in rows if row["note"] == "suggested"]
+    assert mine["mean_target"] == pytest.approx(0.75) and mine["noise_aware"] < 0.75
+    assert [row["saturated"] for row in rows] == sorted(row["saturated"] for row in rows)
+    with pytest.raises(UserError, match="none of the 1 pairs"):
+        suggest_gamma(pa.Table.from_pylist([pair(0, 0.0)], schema=PAIRS))
