@@ -15,8 +15,6 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-from mmpo.pipeline.errors import PartialResult, UserError
-
 __all__ = ["COMMANDS", "EXTRAS", "main", "make_app", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -52,32 +50,38 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(make_app({next((word for word in arguments if word in COMMANDS), "")}))
     try:
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
-    except (UserError, TyperException) as error:
-        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
-    except PartialResult as error:
-        return _say(str(error), 3)
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
-            traceback.print_exc()
-            return 1
-        return _say(f"this command needs the extra {extra!r}: pip install 'mmpo[{extra}]' ({error.name} is missing)", 2)
     except (KeyboardInterrupt, Abort):
         status = 130
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            traceback.print_exc()
-            return 1
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _say(f"{where}{error.strerror or error}", 2)
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        return _failed(error)
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """The exit status of an error, after its one message; a traceback only where it is our bug."""
+    # Imported here: the package mmpo.pipeline loads pyarrow, which --help does without.
+    from mmpo.pipeline.errors import PartialResult, UserError
+
+    if isinstance(error, TyperException):
+        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
+    if isinstance(error, UserError):
+        return _say(str(error), 2)
+    if isinstance(error, PartialResult):
+        return _say(str(error), 3)
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is not None:
+            line = f"pip install 'mmpo[{extra}]'"
+            return _say(f"this command needs the extra {extra!r}: {line} ({error.name} is missing)", 2)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _say(f"{where}{error.strerror or error}", 2)
+    traceback.print_exception(error)
+    return 1
 
 
 def make_app(wanted: Collection[str]) -> typer.Typer:
