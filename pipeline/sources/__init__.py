@@ -1,6 +1,6 @@
 """The formats that feedback comes in. A new one is a file with a `parse` function and one line in SOURCES."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
@@ -112,7 +112,7 @@ def get_source(name: str) -> Source:
         raise UserError(f"format {name!r}: module {module!r} can't be imported: {error}") from error
     except AttributeError as error:
         raise UserError(f"format {name!r}: module {module!r} has no {function!r}") from error
-    if not callable(parse):
+    if not isinstance(parse, Callable):
         raise UserError(f"format {name!r} is no function; it must be called as parse(row, out, options)")
     return Source(name, (parse.__doc__ or name).strip().split("\n")[0], parse=parse)
 

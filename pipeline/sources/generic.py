@@ -119,7 +119,7 @@ def prepare_shape(columns: Collection[str], options: SourceOptions, file: str, *
     if shape.texts[1] == "completions":
         return _prompt_parser(fields)
     if shape.texts[1] == "chosen":
-        return pair_parser(fields)
+        return pair_parser(fields, by_margin="margin" in shape.grades)
     return _comparison_parser(fields, options)
 
 
@@ -142,10 +142,10 @@ def _shape(columns: Collection[str], options: SourceOptions, file: str) -> Shape
     if fits:
         return min(fits, key=rank)
     close = min(SHAPES, key=lambda shape: (len(missing(shape)), rank(shape)))
-    hint = f"({close.name}: {', '.join(close.texts + close.grades)}.) Name other columns by --columns field=column,..."
-    if not options.need_scores or set(close.texts) <= there:
-        hint += " Without scores, only --feedback-only can read it." if options.need_scores else ""
-    raise missing_columns(file, "of named columns", missing(close), columns, hint)
+    hint = "Name columns that are called otherwise by --columns field=column,..."
+    if set(close.texts) <= there:
+        hint += " Without grades only --feedback-only reads the file."
+    raise missing_columns(file, f"{close.name} ({', '.join(close.texts + close.grades)})", missing(close), columns, hint)
 
 
 def _rating_parser(fields: Row) -> RowParser:
@@ -194,9 +194,8 @@ def _prompt_parser(fields: Row) -> RowParser:
     return parse
 
 
-def pair_parser(fields: Row) -> RowParser:
+def pair_parser(fields: Row, by_margin: bool) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all."""
-    by_margin = "margin" in fields.column and not {"score_chosen", "score_rejected"} <= set(fields.column)
     # Scores low..high can be at most high - low apart.
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
 

@@ -68,18 +68,18 @@ class Source:
         present = set(columns)
         if self.requires and not any(need <= present for need in self.requires):
             need = min(self.requires, key=lambda names: len(names - present))
-            raise missing_columns(file, self.name, sorted(need - present), columns)
+            raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns)
 
 
 def missing_columns(file: str, needs: str, missing: Collection[str], present: Collection[str], hint: str = "") -> UserError:
-    """The error for a file without the columns of its format; it says which format would fit."""
+    """The error for a file without the columns that `needs` needs; it says which format would fit."""
     from mmpo.pipeline.sources import fitting
 
-    others = [name for name in fitting(present) if name != format]
+    others = [name for name in fitting(present) if repr(name) not in needs]
     told = ", ".join(map(repr, sorted(present))) or "none"
     lacking = ", ".join(map(repr, missing))
     return UserError(
-        f"{file}: format {format!r} needs the column{'s' if len(missing) > 1 else ''} {lacking}. "
+        f"{file}: {needs} needs the column{'s' if len(missing) > 1 else ''} {lacking}. "
         f"Columns present: {told}."
         + (f" They fit --format {' or '.join(others)}." if others else "")
         + (f" {hint}" if hint else "")

@@ -21,7 +21,7 @@ def prepare_trl(columns: Collection[str], options: SourceOptions, file: str) -> 
     needed = [options.columns.get(name, name) for name in ("chosen", "rejected")]
     absent += [column for column in needed if column not in columns and column not in options.columns.values()]
     if absent:
-        raise missing_columns(file, "trl", absent, columns)
+        raise missing_columns(file, "format 'trl'", absent, columns)
     fields = Row(columns, options, file, text=False)
     if options.need_scores and "margin" not in fields.column and not set(_PAIR.grades) <= set(fields.column):
         told = ", ".join(map(repr, sorted(columns)))
@@ -30,4 +30,6 @@ def prepare_trl(columns: Collection[str], options: SourceOptions, file: str) -> 
             "--columns score_chosen=COLUMN,score_rejected=COLUMN, or the one with their difference by --columns "
             "margin=COLUMN; --feedback-only reads the pairs without grades, for a judge or people to grade"
         )
-    return pair_parser(fields)
+    scored = set(_PAIR.grades) <= set(fields.column)
+    by_margin = "margin" in fields.column and (not scored or "margin" in options.columns)
+    return pair_parser(fields, by_margin)
