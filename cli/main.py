@@ -61,11 +61,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _failed(error: Exception) -> int:
     """The exit status of an error, after its one message; a traceback only where it is our bug."""
+    if isinstance(error, TyperException):
+        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
     # Imported here: the package mmpo.pipeline loads pyarrow, which --help does without.
     from mmpo.pipeline.errors import PartialResult, UserError
 
-    if isinstance(error, TyperException):
-        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
     if isinstance(error, UserError):
         return _say(str(error), 2)
     if isinstance(error, PartialResult):
