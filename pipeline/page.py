@@ -1,0 +1,125 @@
+"""What the pages share: the template environment (everything escaped), tables of cells, figures embedded as data."""
+
+import base64
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mmpo.pipeline.errors import UserError
+
+__all__ = ["COLOURS", "Picture", "draw", "number", "render", "table"]
+
+COLOURS = ("#24598f", "#c8622d", "#3f8f6b", "#8a5a9e", "#8c8c3a", "#5b6675")
+"""Told apart in print and by colour-blind readers, in this order."""
+
+_STYLE = {
+    "font.size": 10,
+    "text.parse_math": False,  # names of data and models are text, "$" included
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa4b1",
+    "axes.labelcolor": "#1c2430",
+    "axes.grid": True,
+    "grid.color": "#e7ebf0",
+    "axes.axisbelow": True,
+    "xtick.color": "#5b6675",
+    "ytick.color": "#5b6675",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: its PNG and what it shows in words."""
+
+    name: str
+    png: bytes
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """The PNG as a data: URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def draw(name: str, caption: str, plot: Callable[[Any], None], size: tuple[float, float] = (5.6, 3.5)) -> Picture:
+    """A figure of one axes that `plot` fills; Agg, no global state. size in inches at 160 dots each."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        plot(axes)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=160)
+    return Picture(name, buffer.getvalue(), caption)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for readers: thousands apart, `digits` decimals for fractions, an en dash for what is undefined.
+
+    >>> number(12345), number(0.12345), number(None), number(float("inf"))
+    ('12,345', '0.123', '–', '∞')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "∞" if value == "inf" else str(value)
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{digits}f}" if value == 0 or 10**-digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, text: Sequence[str] = (), marked: str = ""
+) -> dict[str, Any]:
+    """Columns and rows for the template's `table`. text: columns that hold words; marked: the key whose truth marks a
+    row.
+
+    A cell that is a pair (value, css class) is shown with that class.
+    """
+
+    def cell(name: str, value: Any) -> dict[str, str]:
+        value, kind = value if isinstance(value, tuple) else (value, "")
+        return {"text": number(value), "kind": f"{'' if name in text else 'number'} {kind}".strip()}
+
+    return {
+        "columns": [{"title": name.replace("_", " "), "number": name not in text} for name in columns],
+        "rows": [{"cells": [cell(n, row.get(n)) for n in columns], "marked": bool(row.get(marked))} for row in rows],
+    }
+
+
+def render(template: str, out: Path, values: Mapping[str, Any]) -> Path:
+    """The template filled in, every value escaped, written whole to `out`. UserError where it can't be written."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template(template).render(**values)
+    write_whole(out, page.encode("utf-8", "replace"))
+    return out
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """The file, whole or not at all. UserError where it can't be written."""
+    temporary = out.with_name(f".{out.name}.part-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
