@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmpo.pipeline.choose import STRATEGIES, STRATIFIED_DEFAULT, cap, stratify
 from mmpo.pipeline.columns import codes, flat, offsets_of, parents, ranges, to_numpy
@@ -30,6 +31,7 @@ class PairRules:
     max_per_prompt: int | None = None
     min_margin: float = 0.0
     ties: str = "keep"
+    max_chars: int | None = None
     seed: int = 0
 
 
@@ -199,7 +201,6 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: dict[str, float]) ->
         margin = scores[chosen] - scores[rejected]
         pair, gap, variance, kind = own_gaps(grades, chosen, rejected)
         score_chosen, score_rejected = scores[chosen], scores[rejected]
-        single = len(set(parents(offsets_of(flat(table["completions"])))[np.isnan(scores)].tolist())) * 0
     else:
         grades, low, high, kinds, dropped, merged = _compared(table, rules)
         items, values = merge_raters(grades, rules.merge_raters)
@@ -214,15 +215,14 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: dict[str, float]) ->
         gap = np.where(first_wins[pair], grades.value, -grades.value)
         variance, kind = grades.variance, grades.kind
         score_chosen = score_rejected = np.full(len(chosen), np.nan)
-        single = 0
     result = Margins(
         prompt, chosen, rejected, score_chosen, score_rejected, margin,
         *_uncertainty(table, prompt, pair, gap, variance, pooled),
         *_kinds(pair, kind, kinds, len(prompt)),
-        created=len(prompt), merged_grades=merged, used_grades=len(grades.value) + single,
+        created=len(prompt), merged_grades=merged, used_grades=len(grades.value),
     )  # fmt: skip
     result.dropped = {("grade", reason): n for reason, n in dropped.items()}
-    return _filtered(result, rules, ids)
+    return _filtered(table, result, rules, ids)
 
 
 def _uncertainty(
@@ -238,7 +238,9 @@ def _uncertainty(
     s0 = np.array([pooled.get(name, np.nan) for name in names] or [np.nan])[source][prompt]
     own = np.sqrt(np.bincount(pair, weights=variance, minlength=size))
     votes = np.bincount(pair, weights=(gap > 0) + 0.5 * (gap == 0), minlength=size)
-    se = margin_standard_error(n, s2, s0, np.where(n == 1, own, np.nan))
+    se = np.full(size, np.nan)
+    known = n > 0
+    se[known] = margin_standard_error(n[known], s2[known], s0[known], np.where(n == 1, own, np.nan)[known])
     return se, np.floor(votes).astype(np.int32), n.astype(np.int32)
 
 
@@ -253,7 +255,16 @@ def _kinds(pair: np.ndarray, kind: np.ndarray, kinds: Sequence[str], size: int) 
     return np.where(least == largest, least, len(kinds)), names
 
 
-def _filtered(margins: Margins, rules: PairRules, ids: list[str]) -> Margins:
+def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Characters of each prompt (all its messages) and of each completion."""
+    prompts = flat(table["prompt"])
+    ends = np.concatenate([[0], np.cumsum(np.asarray(pc.utf8_length(prompts.flatten().field("content"))))])
+    offsets = offsets_of(prompts)
+    texts = flat(table["completions"]).flatten().field("text")
+    return ends[offsets[1:]] - ends[offsets[:-1]], np.asarray(pc.utf8_length(texts))
+
+
+def _filtered(table: pa.Table, margins: Margins, rules: PairRules, ids: list[str]) -> Margins:
     """Ties, small margins and the cap, in that order; what is left out is counted and kept as evidence."""
     keep = np.ones(len(margins.prompt), dtype=bool)
 
@@ -266,6 +277,9 @@ def _filtered(margins: Margins, rules: PairRules, ids: list[str]) -> Margins:
 
     if rules.ties == "drop":
         leave_out("tie", margins.quality_margin == 0)
+    if rules.max_chars is not None:
+        lengths = _lengths(table)
+        leave_out("over_long", np.maximum(lengths[0][margins.prompt], np.maximum(*(lengths[1][p] for p in (margins.chosen, margins.rejected)))) > rules.max_chars)
     leave_out("min_margin", margins.quality_margin < rules.min_margin)
     most = rules.max_per_prompt or (STRATIFIED_DEFAULT if rules.strategy == "stratified" else None)
     if most is not None:

@@ -1,0 +1,158 @@
+"""The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.assemble import pairs_table
+from mmpo.pipeline.build import BuildOptions, check_build_options
+from mmpo.pipeline.columns import flat, large, narrow
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.evidence import choose_evidence, select_grades, survey
+from mmpo.pipeline.merge import merge_prompts
+from mmpo.pipeline.normalise import check_normalisation
+from mmpo.pipeline.normalise import normalise as normalise_grades
+from mmpo.pipeline.pair import PairRules, choose_pairs, within_pair_variance
+from mmpo.pipeline.read import plan, resolve_inputs
+from mmpo.pipeline.score import check_scales, parse_score
+from mmpo.pipeline.sources import SourceOptions, collect, get_source
+from mmpo.pipeline.split import check_shares, split_of_prompts
+from mmpo.pipeline.store import PartWriter, card, read_manifest, replacing, split_files, write_manifest
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
+
+__all__ = ["build_pairs", "load_feedback", "load_pairs", "read_feedback", "write_dataset"]
+
+
+def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
+    """FEEDBACK from files, folders, globs or Hub datasets, one row a prompt, in the order of the prompts' ids.
+
+    options: the fields of `sources.SourceOptions` (columns, scale, fix_known_defects, rater, kind, need_scores).
+    Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid.
+
+    >>> feedback = read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized")  # doctest: +SKIP
+    """
+    source = get_source(format)
+    try:
+        source_options = SourceOptions(**options)
+    except TypeError as error:
+        known = ", ".join(SourceOptions.__dataclass_fields__)
+        raise UserError(f"read_feedback: {error}. Options: {known}") from error
+    files = resolve_inputs([path] if isinstance(path, (str, Path)) else list(path), format)
+    parts = [collect(chunk, source, source_options) for chunk in plan(files)]
+    lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
+    if not lines:
+        raise UserError(f"{files[0].name}: holds no rows")
+    if limited > max_rejects * lines:
+        first = next(part.rejects for part in parts if part.rejects.num_rows).slice(0, 1).to_pylist()[0]
+        raise UserError(
+            f"{limited:,} of {lines:,} rows are unreadable or invalid (max_rejects={max_rejects:g}). First: {first['file']}, "
+            f"line {first['row']}: {first['reason']} {first['evidence'] or ''}"
+        )
+    merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
+    return narrow(merged, FEEDBACK)
+
+
+def build_pairs(
+    feedback: pa.Table,
+    strategy: str = "all",
+    *,
+    evidence: str = "auto",
+    kinds: Sequence[str] | None = None,
+    raters: Sequence[str] | None = None,
+    aspects: Sequence[str] | None = None,
+    normalise: str = "none",
+    score: str = "overall",
+    merge_raters: str = "mean",
+    max_per_prompt: int | None = None,
+    min_margin: float = 0.0,
+    ties: str = "keep",
+    max_chars: int | None = None,
+    seed: int = 0,
+) -> pa.Table:
+    """PAIRS from FEEDBACK: the same pairs and margins as `mmpo build` with the same options makes.
+
+    Raises UserError: unknown options, mixed scales that nothing normalises, evidence that is not there.
+    """
+    checked = BuildOptions(
+        format="feedback", evidence=evidence, normalise=normalise, score=score, merge_raters=merge_raters, strategy=strategy,
+        max_per_prompt=max_per_prompt, min_margin=min_margin, ties=ties, max_chars=max_chars, seed=seed,
+    )  # fmt: skip
+    check_build_options(checked)
+    rows = large(feedback).combine_chunks()
+    found = survey(rows)
+    table, groups = choose_evidence(found, evidence, kinds=kinds, raters=raters, aspects=aspects)
+    weights = parse_score(score, sorted({group.aspect for group in groups}))
+    check_scales(weights, groups, normalise)
+    check_normalisation(normalise, groups, found)
+    if table == "comparisons" and strategy not in ("all", "stratified"):
+        raise UserError(f"strategy {strategy!r} needs a score for each completion; the evidence is comparisons. Use all or stratified")
+    rows, _ = select_grades(rows, table, kinds=kinds, raters=raters, aspects=aspects)
+    merged, _ = merge_prompts(normalise_grades(rows, table, normalise, groups, found))
+    rules = PairRules(
+        evidence=table, score=weights, merge_raters=merge_raters, rank=normalise == "rank", strategy=strategy,
+        max_per_prompt=max_per_prompt, min_margin=min_margin, ties=ties, max_chars=max_chars, seed=seed,
+    )  # fmt: skip
+    pooled = {source: squares / degrees for source, (squares, degrees) in within_pair_variance(merged, rules).items()}
+    pairs = pairs_table(merged, choose_pairs(merged, rules, pooled))
+    scales = sorted({(group.low, group.high) for group in groups}, key=str)
+    values = {"scales": scales, "normalisation": normalise, "pooled_variance": pooled}
+    return pairs.cast(with_metadata(PAIRS, values))
+
+
+def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:
+    """Write PAIRS as a dataset folder, split by the first user message, whole or not at all.
+
+    Returns {"out", "prompts", "pairs": {split: rows}, "rejected": {}}. Raises UserError.
+    """
+    shares = check_shares(split)
+    if not pairs.num_rows:
+        raise UserError("write_dataset: the table holds no pair")
+    told = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
+    pairs = pairs.select(PAIRS.names).cast(PAIRS).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
+    side = split_of_prompts(pairs, shares)
+    rows: dict[str, int] = {}
+    with replacing(Path(out)) as folder:
+        for index, name in enumerate(SPLITS):
+            part = pairs.filter(pa.array(side == index))
+            writer = PartWriter(folder / name, "part", told)
+            step = max(1, int(part.num_rows * (64 << 20) / max(part.nbytes, 1)))
+            for start in range(0, part.num_rows, step):
+                writer.write(part.slice(start, step))
+            writer.close()
+            rows[name] = part.num_rows
+        pq.write_table(REJECTS.empty_table(), folder / "rejects.parquet")
+        (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, told), encoding="utf-8")
+        prompts = len(pc.unique(flat(pairs["prompt_id"])))
+        write_manifest(folder, {"kind": "pairs", **told, "prompts": prompts, "rows": rows, "counts": {}})
+    return {"out": str(out), "prompts": prompts, "pairs": rows, "rejected": {}}
+
+
+def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
+    """The PAIRS of a dataset folder, of one split or of all. Raises UserError where there are none, naming the splits present."""
+    folder = Path(dir)
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != "pairs":
+        raise UserError(f"{folder} holds FEEDBACK, no pairs: mmpo build {folder} --format feedback --out ... makes them")
+    present = [name for name in SPLITS if split_files(folder, name)]
+    if split is not None and split not in present:
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(present)}")
+    return _read([path for name in ([split] if split else present) for path in split_files(folder, name)], PAIRS)
+
+
+def load_feedback(dir: str | Path) -> pa.Table:
+    """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError."""
+    folder = Path(dir)
+    if read_manifest(folder).get("kind") != "feedback":
+        raise UserError(f"{folder} holds pairs, no FEEDBACK: it was built without --feedback-only")
+    return _read(split_files(folder, "feedback"), FEEDBACK)
+
+
+def _read(paths: Sequence[Path], schema: pa.Schema) -> pa.Table:
+    tables = [pq.read_table(path) for path in paths]
+    kept = {key: value for key, value in (tables[0].schema.metadata or {}).items() if key == b"mmpo"} if tables else {}
+    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]) if tables else schema.empty_table()
+    return whole.select(schema.names).cast(schema).replace_schema_metadata(kept or None)

@@ -1,0 +1,70 @@
+"""Running the same function over many parts, on one core or on all of them, stopping at once when interrupted."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+__all__ = ["Runner", "running"]
+
+Result = TypeVar("Result")
+Runner = Callable[..., Iterable[Any]]
+
+
+def _start_worker(parent: int) -> None:
+    """A worker leaves Ctrl-C to its parent, dies with it, and computes on one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    pa.set_cpu_count(1)
+
+
+@contextmanager
+def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[tuple[Any, ...]]], Iterator[Result]]]:
+    """A function that calls `work(*arguments)` for each tuple of arguments and yields the results in order.
+
+    workers: processes; 1 runs everything here. At most two tasks a worker wait at any time. An error ends all workers.
+    """
+    if workers <= 1:
+        yield lambda work, tasks: (work(*task) for task in tasks)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+
+    def in_order(work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+        waiting: dict[Future[Result], int] = {}
+        done: dict[int, Result] = {}
+        following, given = 0, 0
+        while following < len(tasks):
+            while given < len(tasks) and len(waiting) < 2 * workers:
+                with warnings.catch_warnings():
+                    # Python 3.12 warns of forking with threads; the threads are Arrow's, which are made for it.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    waiting[pool.submit(work, *tasks[given])] = given
+                given += 1
+            if following not in done:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    done[waiting.pop(future)] = future.result()
+                continue
+            yield done.pop(following)
+            following += 1
+
+    try:
+        yield in_order
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
