@@ -40,36 +40,43 @@ def _option(default: Any, text: str) -> Any:
 class TrainOptions:
     """The options of one training run. Creating one checks it: UserError names what was given and what is allowed."""
 
-    kind: Literal["policy", "reward"] data: str = _option("", "dataset folder made by `mmpo build`") model: str =
-    _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name") out: str = _option("",
-    "folder for the trained model; the same command resumes a run that stopped") loss: str = _option("mmpo",
-    "objective; `mmpo losses` lists them") loss_options: dict[str, Any] = field(default_factory=dict,
-    metadata={"help": "options of the objective, such as epsilon"}) gamma: float | Literal["auto"] = _option("auto",
-    "margin to probability; auto: the mean target is .75") target: str = _option("plain", "how margins become targets:
-    plain, noise-aware, measured") beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the
-    paper: .01)") sft: float = _option(0.0, "policy: weight of the mean negative log-probability per token of the
-    chosen completions") learning_rate: float | None = _option(None, "peak rate; default: 1e-3 for tiny, else 5e-7
-    policy, 3e-6 reward") epochs: float = _option(1.0, "passes over the training prompts") max_steps: int | None =
-    _option(None, "stop after this many steps, whatever the epochs say") pairs_per_step: int = _option(64, "a step
-    holds at least so many pairs, in whole prompts") micro_batch_tokens: int = _option(16384, "padded tokens computed
-    at once; a prompt is never split") max_length: int = _option(1024, "tokens of prompt and completion; longer
-    completions lose their end (counted)") max_prompt_length: int = _option(512, "tokens of a prompt; longer prompts
-    are dropped (counted)") weight: Literal["pair", "prompt"] = _option("pair", "pair: every pair counts 1; prompt: 1
-    / pairs of its prompt") warmup_ratio: float = _option(0.1, "share of the steps in which the rate rises") schedule:
-    str = _option("cosine", "how the rate falls: " + ", ".join(SCHEDULES)) weight_decay: float = _option(0.0, "AdamW's
-    weight decay") max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all") seed: int
-    = _option(0, "order of the prompts and the weights of new layers") dropout: bool = _option(False, "keep the
-    model's own dropout while training") bf16: bool = _option(False, "compute in bfloat16 (weights stay in float32)")
-    gradient_checkpointing: bool = _option(False, "recompute activations instead of keeping them") lora: int | None =
-    _option(None, "train a LoRA adapter of this rank instead of all weights") reference: str | None = _option(None,
-    "policy: reference model; default: the model as it is before training") ties: Literal["keep", "drop"] =
-    _option("keep", "drop: leave out pairs of margin 0 even if the loss can use them") eval_split: str | None =
-    _option("validation", "split measured during training; null: none") eval_steps: int | None = _option(None,
-    "measure every so many steps; default: five times a run") save_steps: int = _option(100, "checkpoint every so many
-    steps; the newest two are kept") resume: bool = _option(True, "go on from the last checkpoint in the output
-    folder; no: start again") tiny_size: int = _option(64, "width of the tiny model (a multiple of 16)") tiny_layers:
-    int = _option(2, "layers of the tiny model") tiny_vocab: int = _option(2048, "vocabulary of the tiny model's
-    tokenizer") trust_remote_code: bool = _option(False, "run the model's own code; only for models you trust")
+    kind: Literal["policy", "reward"]
+    data: str = _option("", "dataset folder made by `mmpo build`")
+    model: str = _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name")
+    out: str = _option("", "folder for the trained model; the same command resumes a run that stopped")
+    loss: str = _option("mmpo", "objective; `mmpo losses` lists them")
+    loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the objective, such as epsilon"})
+    gamma: float | Literal["auto"] = _option("auto", "margin to probability; auto: the mean target is .75")
+    target: str = _option("plain", "how margins become targets: plain, noise-aware, measured")
+    beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the paper: .01)")
+    sft: float = _option(0.0, "policy: weight of the mean negative log-probability per token of the chosen completions")
+    learning_rate: float | None = _option(None, "peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward")
+    epochs: float = _option(1.0, "passes over the training prompts")
+    max_steps: int | None = _option(None, "stop after this many steps, whatever the epochs say")
+    pairs_per_step: int = _option(64, "a step holds at least so many pairs, in whole prompts")
+    micro_batch_tokens: int = _option(16384, "padded tokens computed at once; a prompt is never split")
+    max_length: int = _option(1024, "tokens of prompt and completion; longer completions lose their end (counted)")
+    max_prompt_length: int = _option(512, "tokens of a prompt; longer prompts are dropped (counted)")
+    weight: Literal["pair", "prompt"] = _option("pair", "pair: every pair counts 1; prompt: 1 / pairs of its prompt")
+    warmup_ratio: float = _option(0.1, "share of the steps in which the rate rises")
+    schedule: str = _option("cosine", "how the rate falls: " + ", ".join(SCHEDULES))
+    weight_decay: float = _option(0.0, "AdamW's weight decay")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not at all")
+    seed: int = _option(0, "order of the prompts and the weights of new layers")
+    dropout: bool = _option(False, "keep the model's own dropout while training")
+    bf16: bool = _option(False, "compute in bfloat16 (weights stay in float32)")
+    gradient_checkpointing: bool = _option(False, "recompute activations instead of keeping them")
+    lora: int | None = _option(None, "train a LoRA adapter of this rank instead of all weights")
+    reference: str | None = _option(None, "policy: reference model; default: the model as it is before training")
+    ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even if the loss can use them")
+    eval_split: str | None = _option("validation", "split measured during training; null: none")
+    eval_steps: int | None = _option(None, "measure every so many steps; default: five times a run")
+    save_steps: int = _option(100, "checkpoint every so many steps; the newest two are kept")
+    resume: bool = _option(True, "go on from the last checkpoint in the output folder; no: start again")
+    tiny_size: int = _option(64, "width of the tiny model (a multiple of 16)")
+    tiny_layers: int = _option(2, "layers of the tiny model")
+    tiny_vocab: int = _option(2048, "vocabulary of the tiny model's tokenizer")
+    trust_remote_code: bool = _option(False, "run the model's own code; only for models you trust")
 
     def __post_init__(self) -> None:
         _choice("kind", self.kind, ("policy", "reward"))

@@ -22,16 +22,16 @@ def models(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     found = {}
     for kind, train in (("policy", train_policy), ("reward", train_reward)):
-        options = {"data": str(dataset), "out": str(folder / kind), "tiny_size": 16, "tiny_layers": 1, "tiny_vocab":
-        400} train(TrainOptions(kind, pairs_per_step=10, epochs=4, learning_rate=3e-3, **options)) found[kind] =
-        folder / kind
+        options = {"data": str(dataset), "out": str(folder / kind), "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
+        train(TrainOptions(kind, pairs_per_step=10, epochs=4, learning_rate=3e-3, **options))
+        found[kind] = folder / kind
     return found
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_measures_follow_from_the_pairs_that_it_writes(kind, models, dataset, tmp_path):
     found = evaluate(kind, models[kind], dataset, split="test", per_pair=tmp_path / "pairs.parquet")
-    assert KEYS <= set(found)
+    assert set(found) >= KEYS
     rows = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
     q, decided = 1 / (1 + np.exp(-rows.z)), rows.margin > 0
     assert len(rows) == found["pairs"] == 48
@@ -73,15 +73,13 @@ def test_what_is_undefined_is_none(models, pairs_of, tmp_path):
 
 
 def test_votes_of_other_raters_give_ece_vote_either_way_round(models, dataset, tmp_path):
-    table = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read() votes = {"chosen_id": table["chosen_id"],
-    "rejected_id": table["rejected_id"]} seven = pa.array([7] * len(table)) pq.write_table(pa.table({**votes,
-    "preferring": seven, "raters": pa.array([10] * len(table))}), tmp_path / "a.parquet") votes = {"chosen_id":
-    table["rejected_id"], "rejected_id": table["chosen_id"]} three = pa.array([3] * len(table))
-    pq.write_table(pa.table({**votes, "preferring": three, "raters": pa.array([10] * len(table))}), tmp_path /
-    "b.parquet") errors = [
-        evaluate("reward", models["reward"], dataset, votes=tmp_path / name)["ece_vote"] for name in ("a.parquet",
-        "b.parquet")
-    ]
+    table = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read()
+    errors = []
+    for chosen, rejected, preferring in (("chosen_id", "rejected_id", 7), ("rejected_id", "chosen_id", 3)):
+        counts = {"preferring": [preferring] * len(table), "raters": [10] * len(table)}
+        votes = pa.table({"chosen_id": table[chosen], "rejected_id": table[rejected], **counts})
+        pq.write_table(votes, tmp_path / "votes.parquet")
+        errors.append(evaluate("reward", models["reward"], dataset, votes=tmp_path / "votes.parquet")["ece_vote"])
     assert 0 < errors[0] < 1
     assert errors[0] == errors[1]
 

@@ -50,7 +50,7 @@ def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(pairs, 
     trainer = RewardTrainer(model, arguments, pairs, processing_class=tokenizer, gamma=1.0)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
-    _, rows = rows_of(pairs, tokenizer)
+
     ours = trainer.predict_pairs(trainer.prompts)["rewards/chosen"]
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     reader = AutoTokenizer.from_pretrained(tmp_path / "saved")

@@ -146,9 +146,7 @@ def test_variants_run(changes, dataset, tmp_path):
 
 def test_reference_values_are_computed_once_and_found_again(dataset, tmp_path, monkeypatch):
     train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))
-    monkeypatch.setattr("mmpo.train.reference.completion_logprobs", lambda model, prompts, **_: [] if not prompts else
-    1 / 0) train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))  # finished: nothing is done at all
-    record = json.loads((tmp_path / "out" / "mmpo.json").read_text()) (tmp_path / "out" /
-    "mmpo.json").write_text(json.dumps({**record, "finished": False})) assert train_policy(options("policy", dataset,
-    tmp_path / "out", max_steps=2))["steps"] == 2
-
+    monkeypatch.setattr("mmpo.train.reference.completion_logprobs", lambda model, prompts, **_: [1 / 0 for _ in prompts])
+    record = json.loads((tmp_path / "out" / "mmpo.json").read_text())
+    (tmp_path / "out" / "mmpo.json").write_text(json.dumps({**record, "finished": False}))
+    assert train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))["steps"] == 2
