@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mmpo.cli.flags import explain, model_of, options_from
-from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.build import BuildOptions, check_build_options
 from mmpo.pipeline.errors import UserError
 from mmpo.train.options import TrainOptions
 
@@ -97,6 +97,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     build = None
     if section is not None:
         build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
+        try:
+            check_build_options(build)
+        except UserError as error:
+            raise UserError(f"{where}build: {error}") from None
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
     runs = {}
