@@ -103,11 +103,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"{where}build: {error}") from None
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
+    shared = given.get("training") or {}
+    _checked(f"{where}training: ", TrainOptions, {**shared, "kind": shared.get("kind") or "policy"})
     runs = {}
     for name, own in (given.get("runs") or {}).items():
         if not name or Path(name).name != name or name.startswith("."):
             raise UserError(f"{where}runs.{name}: the name of a run must be usable as a folder name")
-        merged = {**(given.get("training") or {}), **own}
+        merged = {**shared, **own}
         if merged.get("kind") is None:
             raise UserError(f"{where}runs.{name}.kind: missing; policy or reward")
         runs[name] = _checked(f"{where}runs.{name}: ", TrainOptions, merged)

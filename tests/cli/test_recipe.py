@@ -129,8 +129,8 @@ def test_flags_and_recipe_keys_are_the_fields(options: type) -> None:
 
 
 def test_text_and_yaml_values_mean_the_same() -> None:
-    text = options_from(BuildOptions, {"columns": "prompt=q,score=s", "scale": "1:10", "kinds": "ai,human"})
+    text = options_from(BuildOptions, {"format": "csv", "columns": "prompt=q,score=s", "scale": "1:10", "kinds": "ai,human"})
     values = options_from(
-        BuildOptions, {"columns": {"prompt": "q", "score": "s"}, "scale": [1, 10], "kinds": ["ai", "human"]}
+        BuildOptions, {"format": "csv", "columns": {"prompt": "q", "score": "s"}, "scale": [1, 10], "kinds": ["ai", "human"]}
     )
     assert text == values
