@@ -52,7 +52,14 @@ def arena_grades(rows: pd.DataFrame) -> list[dict[str, Any]]:
     kept = set(size.sort_values(kind="stable").index[:ARENA_PROMPTS])
     rows = rows[rows.prompt_id.isin(kept)].sort_values(["prompt_id", "model", "replica"], kind="stable")
     return [
-        {"prompt": row.prompt, "completion": row.response, "score": row.score, "model": row.model, "rater": row.judge}
+        {
+            "prompt": row.prompt,
+            "completion": row.response,
+            "score": row.score,
+            "model": row.model,
+            "rater": row.judge,
+            "kind": "ai",
+        }
         for row in rows.itertuples()
     ]
 
@@ -70,6 +77,7 @@ def judge_samples(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "score": int(score),
             "model": row.model,
             "rater": f"gpt-4/{sample}",
+            "kind": "ai",
         }
         for row in rows.itertuples()
         for sample, score in enumerate(row.scores, start=1)

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.alpaca_eval import parse_alpaca_eval
-from mmpo.pipeline.sources.collect import Collected, collect
+from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import FIELDS, prepare_csv, prepare_generic
 from mmpo.pipeline.sources.shp import parse_shp
@@ -23,6 +23,7 @@ __all__ = [
     "SourceOptions",
     "check_options",
     "collect",
+    "collect_parts",
     "fitting",
     "get_source",
 ]

@@ -11,7 +11,7 @@ import pytest
 from mmpo.pipeline.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.read import plan, resolve_inputs
-from mmpo.pipeline.sources import Collected, SourceOptions, collect, get_source
+from mmpo.pipeline.sources import Collected, SourceOptions, collect, collect_parts, get_source
 from mmpo.pipeline.sources.pairs import split_pair
 
 DATA = Path(__file__).parents[2] / "data"
@@ -199,6 +199,20 @@ def test_parquet_rows_with_messages(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     (row,) = collected(tmp_path / "rows.parquet", "parquet").feedback.to_pylist()
     assert row["prompt"] == messages and [grade[4] for grade in ratings(row)] == [1.0, 2.0]
+
+
+def test_a_chunk_in_parts_is_the_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f"Ask {i},reply {i},{'bad' if i % 7 == 3 else i}" for i in range(200)]
+    path.write_text("\n".join(["prompt,completion,score", *lines, "too,many,cells,here"]))
+    (chunk,) = plan(resolve_inputs([path], "csv"))
+    source = get_source("csv")
+    whole = collect(chunk, source, SourceOptions())
+    parts = list(collect_parts(chunk, source, SourceOptions(), part_chars=1000))
+    assert len(parts) > 3 and (whole.lines, whole.dropped, whole.limited) == (201, 30, 30)
+    assert pa.concat_tables([part.feedback for part in parts]).equals(whole.feedback)
+    assert pa.concat_tables([part.rejects for part in parts]).equals(whole.rejects)
+    assert sum(part.lines for part in parts) == 201 and sum(part.limited for part in parts) == 30
 
 
 # TRL
