@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mmpo.pipeline.builder import KINDS
 from mmpo.pipeline.columns import large
@@ -23,39 +22,38 @@ def feedback_table(table: pa.Table, file: str) -> pa.Table:
         raise UserError(f"{file}: the columns do not have the types of FEEDBACK (docs/data-contract.md): {error}") from error
     if feedback["prompt_id"].null_count or feedback["prompt"].null_count:
         raise UserError(f"{file}: FEEDBACK rows without a prompt_id or prompt")
-    completions = pc.fill_null(pc.list_value_length(feedback["completions"]), 0).to_numpy()
-    _check(feedback["ratings"], completions, ("completion",), "score", file)
-    _check(feedback["comparisons"], completions, ("first", "second"), "gap", file)
+    completions = np.nan_to_num(feedback["completions"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False))
+    _check(feedback["ratings"].combine_chunks(), completions, ("completion",), "score", file)
+    _check(feedback["comparisons"].combine_chunks(), completions, ("first", "second"), "gap", file)
     return feedback
 
 
-def _check(column: pa.ChunkedArray, completions: np.ndarray, indices: tuple[str, ...], value: str, file: str) -> None:
+def _check(column: pa.ListArray, completions: np.ndarray, indices: tuple[str, ...], value: str, file: str) -> None:
     """Raise UserError at the first grade that breaks a rule, naming its row (1-based)."""
-    rows = pc.list_parent_indices(column).to_numpy()
-    grades = pc.list_flatten(column)
+    rows = column.value_parent_indices().to_numpy()
+    grades = column.flatten()
     if not len(grades):
         return
-
-    def numbers(name: str) -> np.ndarray:
-        return pc.cast(pc.struct_field(grades, name), pa.float64()).to_numpy().astype(float)
-
+    texts = {name: grades.field(name) for name in ("kind", "rater", "aspect")}
+    numbers = {
+        name: grades.field(name).to_numpy(zero_copy_only=False).astype(float)
+        for name in (*indices, value, *(("low", "high") if value == "score" else ("limit",)))
+    }
+    known = np.isin(texts["kind"].to_numpy(zero_copy_only=False).astype(str), KINDS)
+    nameless = texts["rater"].is_null().to_numpy(zero_copy_only=False) | texts["aspect"].is_null().to_numpy(zero_copy_only=False)
     bad = {
-        f"its {value} is no finite number": ~np.isfinite(numbers(value)),
-        f"its kind is none of {', '.join(KINDS)}": ~pc.is_in(pc.struct_field(grades, "kind"), value_set=pa.array(KINDS)).to_numpy(
-            zero_copy_only=False
-        ),
-        "it has no rater or aspect": pc.or_(
-            pc.is_null(pc.struct_field(grades, "rater")), pc.is_null(pc.struct_field(grades, "aspect"))
-        ).to_numpy(zero_copy_only=False),
+        f"its {value} is no finite number": ~np.isfinite(numbers[value]),
+        f"its kind is none of {', '.join(KINDS)}": ~known,
+        "it has no rater or aspect": nameless,
     }
     for name in indices:
-        index = numbers(name)
-        bad[f"{name} is none of the row's completions"] = ~((index >= 0) & (index < completions[rows]))
+        bad[f"{name} is none of the row's completions"] = ~((numbers[name] >= 0) & (numbers[name] < completions[rows]))
     if value == "score":
-        bad["its score lies outside low..high"] = (numbers(value) < numbers("low")) | (numbers(value) > numbers("high"))
+        outside = (numbers["score"] < numbers["low"]) | (numbers["score"] > numbers["high"])
+        bad["its score lies outside low..high"] = outside
     else:
-        bad["its gap is larger than limit"] = np.abs(numbers(value)) > numbers("limit")
-        bad["it compares a completion with itself"] = numbers("first") == numbers("second")
+        bad["its gap is larger than limit"] = np.abs(numbers["gap"]) > numbers["limit"]
+        bad["it compares a completion with itself"] = numbers["first"] == numbers["second"]
     for told, where in bad.items():
         if where.any():
             raise UserError(f"{file}: row {rows[int(np.argmax(where))] + 1}: a grade can't be used: {told}")
