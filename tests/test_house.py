@@ -25,9 +25,7 @@ DATA_FILES = (".html", ".css", ".jinja", ".j2")
 
 
 def files(folder: str, *suffixes: str) -> list[Path]:
-    return sorted(
-        path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts
-    )
+    return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts)
 
 
 MODULES = [path for folder in FOLDERS for path in files(folder, ".py")]
@@ -76,9 +74,7 @@ def test_every_module_resolves_its_names_and_passes_its_doctests(path: Path) -> 
 
 def test_no_file_is_longer_than_300_lines() -> None:
     everything = [*MODULES, *(path for folder in ("tests", "benchmarks") for path in files(folder, ".py"))]
-    long = {
-        str(path): count for path in everything if (count := len(path.read_text(encoding="utf-8").splitlines())) > 300
-    }
+    long = {str(path): count for path in everything if (count := len(path.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
 
 
@@ -93,9 +89,7 @@ def test_there_is_no_package_at_the_top() -> None:
 
 
 def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def loaded_by(arguments: list[str]) -> set[str]:
@@ -115,9 +109,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded_by(["--help"]) & {"torch", "pandas", "pyarrow", "datasets", "transformers", "matplotlib"}
 
 
-@pytest.mark.parametrize(
-    "command", ["build", "validate", "report", "gamma", "export", "run", "formats", "train", "evaluate"]
-)
+@pytest.mark.parametrize("command", ["build", "validate", "report", "gamma", "export", "run", "formats", "train", "evaluate"])
 def test_command_help_imports_no_torch(command: str) -> None:
     assert not loaded_by([command, "--help"]) & {"torch", "transformers"}
 
@@ -143,9 +135,7 @@ def test_data_commands_never_import_torch(tmp_path: Path) -> None:
 def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        build, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False
-    )
+    done = subprocess.run(build, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     [wheel] = (tmp_path / "dist").glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())

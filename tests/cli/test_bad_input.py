@@ -81,9 +81,7 @@ def test_truncated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     refused(build(cut, out, format="parquet"), out, capsys, "cut.parquet")
 
 
-def test_missing_columns_are_named_with_those_present(
-    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_columns_are_named_with_those_present(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     refused(build(good, out, "--columns", "score=grade"), out, capsys, "grade", "completion")
 
@@ -114,9 +112,7 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
 ) -> None:
     out = tmp_path / "out"
     values = rows(60)
-    many = write(
-        tmp_path, "many.jsonl", lines([{**row, **change} if i % 2 else row for i, row in enumerate(values)]).encode()
-    )
+    many = write(tmp_path, "many.jsonl", lines([{**row, **change} if i % 2 else row for i, row in enumerate(values)]).encode())
     refused(build(many, out, "--scale", "1:10"), out, capsys)
     assert run([*build(many, out, "--scale", "1:10", "--max-rejects", "0.6"), "--json"]) == 0
     assert sum(json.loads(capsys.readouterr().out)["rejected"].values()) >= 90
@@ -150,9 +146,7 @@ def test_a_line_separator_inside_a_string_is_no_line_end(tmp_path: Path, capsys:
     ],
     ids=" ".join,
 )
-def test_unknown_option_values(
-    flags: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_option_values(flags: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     refused(build(good, out, *flags), out, capsys)
 
@@ -163,9 +157,7 @@ def test_a_build_without_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     refused(build(write(tmp_path, "empty.jsonl", b""), out), out, capsys)
 
 
-def test_an_output_folder_that_holds_something_else(
-    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_folder_that_holds_something_else(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("mine")
@@ -173,16 +165,12 @@ def test_an_output_folder_that_holds_something_else(
     assert (out / "chapter.txt").read_text() == "mine"
 
 
-def test_gamma_below_zero_and_folders_that_are_no_dataset(
-    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gamma_below_zero_and_folders_that_are_no_dataset(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run(build(good, out)) == 0
     capsys.readouterr()
     refused(["validate", str(out), "--gamma", "-1"], out, capsys, "gamma")
-    refused(
-        ["train", "reward", "--data", str(out), "--out", str(tmp_path / "m"), "--gamma", "-1"], out, capsys, "gamma"
-    )
+    refused(["train", "reward", "--data", str(out), "--out", str(tmp_path / "m"), "--gamma", "-1"], out, capsys, "gamma")
     for command in (["validate"], ["report"], ["gamma"], ["export", "--to", "jsonl", "--out", str(tmp_path / "x")]):
         refused([command[0], str(tmp_path / "nowhere"), *command[1:]], out, capsys, "nowhere")
     refused(["export", str(out), "--to", "trl", "--out", str(tmp_path / "x")], out, capsys, "trl-dpo")

@@ -102,9 +102,7 @@ def test_overrides_reach_the_options() -> None:
     assert recipe.build is not None and recipe.build.split == (0.8, 0.1, 0.1)
 
 
-def test_recipe_folder_that_holds_something_else_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     source = ROOT / "data" / "arena_grades.jsonl.gz"
     assert run(["run", str(QUICKSTART), "--set", f"out={tmp_path}", "--set", f"build.inputs=[{source}]"]) == 2
