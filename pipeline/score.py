@@ -63,13 +63,17 @@ def check_scales(score: dict[str, float] | str, groups: Sequence[Group], normali
     for scales in clusters.values():
         if len(scales) > 1:
             shown = [
-                f"{'unbounded' if low is None and high is None else f'{low}..{high}'} ({g.source}, rater {g.rater}, aspect {g.aspect})"
+                f"{_scale(low, high)} ({g.source}, rater {g.rater}, aspect {g.aspect})"
                 for (low, high), g in list(scales.items())[:6]
             ]
             raise UserError(
                 f"the grades mix {len(scales)} scales: {'; '.join(shown)}. Choose --normalise minmax, zscore or rank, or narrow "
                 "them with --rater, --kind or --aspect"
             )
+
+
+def _scale(low: float | None, high: float | None) -> str:
+    return "..".join("unbounded" if bound is None else f"{bound:g}" for bound in (low, high))
 
 
 def mean_aspects(groups: Sequence[Group]) -> list[str]:
