@@ -7,7 +7,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.alpaca_eval import parse_alpaca_eval
 from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
-from mmpo.pipeline.sources.generic import FIELDS, prepare_csv, prepare_generic
+from mmpo.pipeline.sources.generic import FIELDS, SHAPES, prepare_csv, prepare_generic
 from mmpo.pipeline.sources.shp import parse_shp
 from mmpo.pipeline.sources.source import RowParser, Source, SourceOptions, check_options
 from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
@@ -39,6 +39,7 @@ SOURCES: dict[str, Source] = {
         "UltraFeedback as published: four completions a prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
         parse=parse_ultrafeedback,
         requires=_columns("instruction completions"),
+        named=False,
     ),
     "ultrafeedback-binarized": Source(
         "ultrafeedback-binarized",
@@ -49,6 +50,7 @@ SOURCES: dict[str, Source] = {
             "chosen rejected chosen-rating rejected-rating",
             "chosen rejected chosen_avg_rating rejected_avg_rating",
         ),
+        named=False,
     ),
     "shp": Source(
         "shp",
@@ -96,6 +98,7 @@ SOURCES: dict[str, Source] = {
         "our own FEEDBACK tables, as build --feedback-only, judges and people leave them",
         table=feedback_table,
         requires=(frozenset(FEEDBACK.names),),
+        named=False,
     ),
 }
 
@@ -119,6 +122,7 @@ def get_source(name: str) -> Source:
 
 
 def fitting(columns: Collection[str]) -> list[str]:
-    """The formats with fixed columns that a file with these columns could be in."""
+    """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
     present = set(columns)
-    return [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]
+    names = [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]
+    return names + ["jsonl"] * any(present.issuperset(shape.texts + shape.grades) for shape in SHAPES)

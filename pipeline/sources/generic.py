@@ -127,7 +127,7 @@ def _shape(columns: Collection[str], options: SourceOptions, file: str) -> Shape
     """The shape whose fields are there; of several, the one with most fields named in --columns, then the first."""
     absent = [f"{column} (for {name})" for name, column in options.columns.items() if column not in columns]
     if absent:
-        raise missing_columns(file, "--columns", absent, columns)
+        raise missing_columns(file, "what --columns names", absent, columns)
     there = {name for name in FIELDS if options.columns.get(name, name) in columns}
 
     def missing(shape: Shape) -> list[str]:

@@ -41,8 +41,8 @@ class Source:
 
     parse(row, out, options) adds one row. prepare(columns, options, file), where given, replaces it: it looks at the
     columns once a file and returns the parser of its rows. requires: sets of columns of which one must be there.
-    fields: the names that `--columns` may map. scaled: whether `--scale` means something. table: reads a whole table
-    into FEEDBACK at once instead.
+    fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
+    name rater and kind. table: reads a whole table into FEEDBACK at once instead.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Source:
     requires: tuple[frozenset[str], ...] = ()
     fields: tuple[str, ...] = ()
     scaled: bool = False
+    named: bool = True
     table: Callable[[pa.Table, str], pa.Table] | None = None
 
     def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
@@ -75,7 +76,8 @@ def missing_columns(file: str, needs: str, missing: Collection[str], present: Co
     """The error for a file without the columns that `needs` needs; it says which format would fit."""
     from mmpo.pipeline.sources import fitting
 
-    others = [name for name in fitting(present) if repr(name) not in needs]
+    kind = next((kind for kind in ("csv", "parquet") if f".{kind}" in Path(file).suffixes), "jsonl")
+    others = [kind if name == "jsonl" else name for name in fitting(present) if repr(name) not in needs]
     told = ", ".join(map(repr, sorted(present))) or "none"
     lacking = ", ".join(map(repr, missing))
     return UserError(
@@ -95,6 +97,9 @@ def check_options(source: Source, options: SourceOptions) -> None:
             raise unknown_name("field in --columns", name, source.fields)
     if options.kind is not None and options.kind not in KINDS:
         raise unknown_name("kind", options.kind, KINDS)
+    for name, given in (("rater", options.rater), ("kind", options.kind)):
+        if given is not None and not source.named:
+            raise UserError(f"format {source.name!r} says itself who graded; it takes no {name}, but was given {given!r}")
     if options.scale is None:
         return
     if source.fields and not source.scaled:

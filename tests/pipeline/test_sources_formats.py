@@ -320,6 +320,8 @@ def test_a_wrong_format_names_columns_and_what_would_fit(tmp_path: Path) -> None
         collected(path, "shp")
     for told in ("rows.jsonl", "'history'", "Columns present: 'completions', 'instruction'", "--format ultrafeedback"):
         assert told in str(caught.value)
+    with pytest.raises(UserError, match="They fit --format jsonl"):
+        collected(DATA / "human_graded_pairs.jsonl", "shp")
 
 
 def test_columns_are_judged_on_the_first_rows_of_a_file_together(tmp_path: Path) -> None:
@@ -338,6 +340,8 @@ def test_columns_are_judged_on_the_first_rows_of_a_file_together(tmp_path: Path)
         ("jsonl", {"scale": (10, 1)}, "must be the smaller"),
         ("jsonl", {"scale": (1, float("inf"))}, "both finite"),
         ("jsonl", {"kind": "robot"}, "human, ai, reward_model"),
+        ("ultrafeedback", {"rater": "me"}, "takes no rater"),
+        ("ultrafeedback-binarized", {"kind": "ai"}, "takes no kind"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path: Path, format: str, options: dict[str, Any], told: str) -> None:
