@@ -44,10 +44,11 @@ def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
     p).
 
     0 for a perfect MMPO model. Both orientations, because which of the two is called chosen is no property of the
-    model: without them one that is wrong by the same amount in both directions looks biased. In [0, 1].
+    model: without them one that is wrong by the same amount in both directions looks
+    biased. A model that always says ½ has error 0: it knows nothing and claims nothing. In [0, 1].
     """
     q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
-    return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([p_, 1 - p_]), None, bins)
+    return _both_ways(q_, p_, np.ones_like(q_), bins)
 
 
 def ece_label(q: ArrayLike, decided: ArrayLike | None = None, bins: int = BINS) -> float | None:
@@ -71,8 +72,7 @@ def ece_vote(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int =
     if not ((k >= 0) & (k <= n)).all():
         raise InvalidValue("preferring must lie between 0 and raters in every pair")
     q_, k, n = q_[n > 0], k[n > 0], n[n > 0]
-    share = k / n
-    return _binned(np.concatenate([q_, 1 - q_]), np.concatenate([share, 1 - share]), np.concatenate([n, n]), bins)
+    return _both_ways(q_, k / n, n, bins)
 
 
 def brier(q: ArrayLike, decided: ArrayLike | None = None) -> float | None:
@@ -147,6 +147,17 @@ def _probabilities(values: ArrayLike, name: str) -> Floats:
 def _decided(q: ArrayLike, decided: ArrayLike | None) -> Floats:
     q_ = _probabilities(q, "q")
     return q_ if decided is None else q_[np.asarray(decided, dtype=bool)]
+
+
+def _both_ways(q: Floats, p: Floats, weight: Floats, bins: int) -> float | None:
+    """The binned error over (q, p) and (1 − q, 1 − p) together, w of each pair in both.
+
+    The two halves mirror each other, so that the half q ≥ ½ says it all; a bin that straddles ½ is its own mirror image, where
+    the two orientations cancel. Folding keeps a q on a bin's edge on the same side in both orientations.
+    """
+    x, y = np.maximum(q, 1 - q), np.where(q >= 0.5, p, 1 - p)
+    straddles = (x < (bins // 2 + 1) / bins) if bins % 2 else (x == 0.5)
+    return _binned(x, np.where(straddles, x, y), weight, bins)
 
 
 def _binned(x: Floats, y: Floats, weight: Floats | None, bins: int) -> float | None:

@@ -103,7 +103,7 @@ def target_probability(margin: ArrayLike, gamma: float, margin_se: ArrayLike | N
     """p, the target that a pair's margin m is worth; the shape of `margin`, in [0, 1].
 
     Plain (margin_se None): p = σ(γm); γ = ∞ gives 1 for m > 0, ½ for ties and 0 for m < 0. Noise-aware: p = E σ(γM) for
-    M ~ N(m, se²) ≈ σ(γm/√(1 + πγ²se²/8)), within .005 of the integral up to γ·se = 1 and .016 up to 8; γ = ∞ is that
+    M ~ N(m, se²) ≈ σ(γm/√(1 + πγ²se²/8)), within .005 of the integral up to γ·se = 1 and .017 up to 8; γ = ∞ is that
     formula's limit, σ(m/(se·√(π/8))). A null or NaN se takes the median of the known ones (`fill_standard_errors`
     counts them). Raises InvalidValue (a ValueError) for γ < 0 or NaN, margins that are NaN, or where no se is known.
     Source: Kim et al. 2024 (arXiv 2410.03145), section 4; the approximation: MacKay 1992.

@@ -98,6 +98,8 @@ def _saturation(margins: Floats, suggested: float) -> Picture:
         axes.plot(gammas, [(p > 0.95).mean() for p in targets], color=COLOURS[1], label="share above .95")
         axes.axvline(suggested, color="#5b6675", linestyle="--", linewidth=1, label=f"suggested γ = {suggested:.3g}")
         axes.set(xscale="log", xlabel="γ", ylim=(0, 1.02))
+        axes.set_xticks(suggested * np.array([0.1, 0.3, 1, 3, 10]), labels=[f"{suggested * f:.2g}" for f in (0.1, 0.3, 1, 3, 10)])
+        axes.minorticks_off()
         axes.legend(fontsize=8.5, loc="upper left")
 
     return draw("saturation", "What γ makes of the margins: targets between ½ and 1, and how many saturate.", plot)
@@ -106,7 +108,9 @@ def _saturation(margins: Floats, suggested: float) -> Picture:
 def _gamma_rows(figures: PairFigures, gamma: float) -> dict[str, Any]:
     decided = figures.margin > 0
     rows = gamma_table(figures.margin[decided], figures.margin_se[decided], gamma)
-    columns = ("gamma", "mean_target", "p10", "p50", "p90", "saturated", "noise_aware", "note")
+    columns = ["gamma", "mean_target", "p10", "p50", "p90", "saturated", "noise_aware", "note"]
+    if rows[0]["noise_aware"] is None:
+        columns.remove("noise_aware")
     shown = [{**row, "marked": row["note"] == "suggested"} for row in rows]
     return table(columns, shown, text=("note",), marked="marked")
 
