@@ -34,7 +34,8 @@ def write_report(
         from mmpo.pipeline import validate  # pages are part of the package that its __init__ brings together
 
         checks = validate(folder)["checks"]
-    decided = figures.margin[figures.margin > 0]
+    training = figures.margin[figures.training]
+    decided = training[training > 0]
     gamma = gamma_for_mean_target(decided) if decided.size else None
     lengths = _length_plots(figures) if longer_wins(figures) is not None else {}
     plots = {"margins": _margin_plot(figures), "saturation": _saturation(decided, gamma) if gamma else None, **lengths}
@@ -67,9 +68,9 @@ def _numbers(figures: PairFigures, gamma: float | None) -> list[tuple[str, str]]
 
 def _gamma_words(gamma: float | None) -> str:
     if gamma is None:
-        return "Every pair is a tie: no γ makes anything of them."
+        return "Every training pair is a tie: no γ makes anything of them."
     return (
-        f"γ = {gamma:.4g} makes the mean target of the untied pairs .75: a convention to start from, not a fit. "
+        f"γ = {gamma:.4g} makes the mean target of the untied training pairs .75: a convention to start from, not a fit. "
         "Too large a γ turns grades back into labels."
     )
 
@@ -106,8 +107,8 @@ def _saturation(margins: Floats, suggested: float) -> Picture:
 
 
 def _gamma_rows(figures: PairFigures, gamma: float) -> dict[str, Any]:
-    decided = figures.margin > 0
-    rows = gamma_table(figures.margin[decided], figures.margin_se[decided], gamma)
+    margin, margin_se = figures.margin[figures.training], figures.margin_se[figures.training]
+    rows = gamma_table(margin[margin > 0], margin_se[margin > 0], gamma)
     columns = ["gamma", "mean_target", "p10", "p50", "p90", "saturated", "noise_aware", "note"]
     if rows[0]["noise_aware"] is None:
         columns.remove("noise_aware")

@@ -34,6 +34,11 @@ class PairFigures:
     prompts: int
     splits: dict[str, int]
 
+    @property
+    def training(self) -> slice:
+        """The pairs that γ is suggested from: the train split, which comes first; all pairs where it is empty."""
+        return slice(self.splits["train"] or None)
+
 
 def read_figures(dataset: Path) -> PairFigures:
     """One pass over the part files; texts are measured and let go. UserError where the folder is no dataset."""

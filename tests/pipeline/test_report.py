@@ -77,7 +77,7 @@ def test_report_shows_hostile_text_as_text(tmp_path: Path) -> None:
 
 def test_report_of_nothing_but_ties(tmp_path: Path) -> None:
     text = harmless(write_report(dataset(tmp_path / "data", [0.0, 0.0]), tmp_path / "page.html", []))
-    assert "Every pair is a tie" in text and "100.0%" in text
+    assert "Every training pair is a tie" in text and "100.0%" in text
 
 
 def test_report_of_a_built_dataset_runs_the_checks_itself(tmp_path: Path) -> None:
@@ -107,6 +107,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert (first["source"], first["pairs"], first["ties"]) == ("text0", 3, pytest.approx(2 / 3))
     assert first["mean_margin"] == pytest.approx(1 / 3) and first["mean_se"] is None
     assert np.isnan(figures.margin_se).all()
+    assert figures.margin[figures.training].tolist() == [1.0, 2.0, 0.0]
 
 
 def run(name: str, **values: Any) -> dict[str, Any]:
