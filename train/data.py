@@ -136,8 +136,8 @@ def prepare(table: pa.Table, p: np.ndarray, renderer: Renderer, weight: str = "p
 
 def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarray, list[list[int]]]:
     """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions."""
-    identities = pa.chunked_array([*table["chosen_id"].chunks, *table["rejected_id"].chunks], pa.string())
-    codes = _codes(identities)
+    identities = np.array([*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()], dtype=object)
+    codes = np.unique(identities, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(codes, return_index=True)
     count = table.num_rows
     in_chosen = first < count
@@ -156,10 +156,6 @@ def _unique(table: pa.Table, column: str) -> tuple[list[str], np.ndarray, np.nda
     """Sorted distinct values of a string column, the first row of each, and each row's code."""
     values, first, codes = np.unique(np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True)
     return values.tolist(), first, codes.reshape(-1)
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    return np.unique(np.array(column.to_pylist(), dtype=object), return_inverse=True)[1].reshape(-1)
 
 
 def _floats(table: pa.Table, column: str) -> np.ndarray:

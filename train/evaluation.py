@@ -150,7 +150,7 @@ def _run(settings: _Settings, pairs: pa.Table) -> tuple[dict[str, np.ndarray], d
             extra = {"ratio/chosen": ratio[batch.chosen], "ratio/rejected": ratio[batch.rejected]}
         else:
             with torch.no_grad():
-                value = layout.scores(model.eval().to(device), batch.to(device)).double().cpu()
+                value = layout.scores(model.eval().to(device), batch.to(device)).cpu().double()
             extra = {"score/chosen": value[batch.chosen], "score/rejected": value[batch.rejected]}
         z = value[batch.chosen] - value[batch.rejected]
         parts.append({"z": z, "rows": batch.pairs, **extra})

@@ -52,10 +52,19 @@ class RunFolder:
     def start(self) -> None:
         """Makes the folder ours; without `resume`, what an earlier run left there is removed."""
         if self.record is not None and not self.options.resume:
-            shutil.rmtree(self.path)
+            self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
         if self.record is None or not self.options.resume:
             self.write({"finished": False})
+
+    def _clear(self) -> None:
+        """Removes what a run leaves behind and nothing else that may lie there."""
+        for pattern in ("checkpoint-*", "reference", "reference.parquet", "*.safetensors*", "adapter_*", RECORD):
+            for path in self.path.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def last_checkpoint(self) -> str | None:
         """The newest complete checkpoint; trainer_state.json is the last file that the Trainer writes into one."""

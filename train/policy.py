@@ -102,7 +102,7 @@ class PolicyTrainer(MarginTrainer):
         """
         batch = step.batches[0].to(self.args.device)
         self.model.train()
-        with self.compute_loss_context_manager():
+        with self.precision():
             logps = self.layout.logprobs(self.model_wrapped, batch)
         off = (logps - batch.reference).abs()
         absolute, relative = (0.02, 5e-3) if self.args.bf16 else (1e-3, 1e-5)

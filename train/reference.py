@@ -45,7 +45,7 @@ def completion_logprobs(
     for group in micro_batches(prompts, tokens):
         batch = layout.build(group, pad_token).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-            values = layout.logprobs(model, batch).double().cpu().numpy()
+            values = layout.logprobs(model, batch).cpu().double().numpy()
         bounds = np.cumsum([len(prompt.completions) for prompt in group])[:-1]
         found.update({id(prompt): part for prompt, part in zip(group, np.split(values, bounds), strict=True)})
     model.train(was_training)

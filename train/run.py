@@ -192,6 +192,7 @@ def _arguments(options: TrainOptions) -> TrainingArguments:
         optim="adamw_torch",
         seed=options.seed,
         bf16=options.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, or bf16 is refused on a CPU
         logging_strategy="steps",
         save_strategy="steps",
         save_steps=options.save_steps,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -113,7 +114,7 @@ class MarginTrainer(Trainer):
             return data
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
         if LOSSES[self.loss_name].needs_winner:
-            table = table.filter(pa.compute.greater(table["quality_margin"], 0.0))
+            table = table.filter(pc.greater(table["quality_margin"], 0.0))
         p, _ = targets(self.target, table, self.gamma)
         return prepare(table, p, self.renderer, self.weight).prompts
 
@@ -158,6 +159,10 @@ class MarginTrainer(Trainer):
         """A term per pair added to the objective; none here."""
         return 0.0
 
+    def precision(self) -> Any:
+        """bfloat16 autocast if asked for; accelerate wraps only the model's own forward, and rewards are pooled below it."""
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
+
     def per_pair_loss(self, z: Tensor, batch: Batch) -> Tensor:
         """The objective's value of every pair, shape (pairs,)."""
         loss = LOSSES[self.loss_name]
@@ -179,7 +184,7 @@ class MarginTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for batch in inputs.batches:
             batch = batch.to(self.args.device)
-            with self.compute_loss_context_manager():
+            with self.precision():
                 loss, outputs = self.compute_loss(model, batch, True, inputs.total_weight)
             self.accelerator.backward(loss)
             total += loss.detach()
@@ -226,7 +231,7 @@ class MarginTrainer(Trainer):
         parts: list[dict[str, Tensor]] = []
         for batch in self.make_step(prompts).batches:
             batch = batch.to(self.args.device)
-            with self.compute_loss_context_manager():
+            with self.precision():
                 _, outputs = self.compute_loss(self.model_wrapped, batch, True)
             parts.append({**outputs, "p": batch.p, "margin": batch.margin, "rows": batch.pairs})
         self.model.train(was_training)

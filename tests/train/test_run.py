@@ -98,8 +98,10 @@ def test_folders_that_are_not_this_run_are_refused(dataset, tmp_path):
     train_reward(options("reward", dataset, tmp_path / "out", max_steps=2))
     with pytest.raises(UserError, match=r"loss 'mmpo' -> 'dpo'"):
         train_reward(options("reward", dataset, tmp_path / "out", max_steps=2, loss="dpo"))
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     result = train_reward(options("reward", dataset, tmp_path / "out", max_steps=3, loss="dpo", resume=False))
     assert result["steps"] == 3
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,18 @@ def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(pairs_of, folder_
     assert counts["hard"] == counts["dropped"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
 
 
-@pytest.mark.parametrize("changes", [{"loss": "ipo"}, {"target": "noise-aware"}, {"weight": "prompt", "sft": 0.1}])
+VARIANTS = [
+    {"loss": "ipo"},
+    {"target": "noise-aware"},
+    {"weight": "prompt", "sft": 0.1},
+    {"bf16": True},
+    {"gradient_checkpointing": True},
+    {"gamma": float("inf")},
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_variants_run(changes, dataset, tmp_path):
     result = train_policy(options("policy", dataset, tmp_path / "out", max_steps=3, **changes))
     assert result["steps"] == 3

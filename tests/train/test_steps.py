@@ -3,6 +3,7 @@
 import copy
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -143,3 +144,21 @@ def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
             logits = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
             expected = sum(float(logits[place - 1, row.ids[place]]) for place in range(row.start, len(row.ids)))
             assert float(value) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_hugging_face_dataset_is_as_good_as_a_table(pairs, tokenizer, tmp_path):
+    trainers = [
+        trainer_of("reward", data, tokenizer, tmp_path)
+        for data in (pairs, datasets.Dataset(pairs.replace_schema_metadata(None)), datasets.Dataset.from_list(pairs.to_pylist()))
+    ]
+    losses = [gradients(trainer, trainer.prompts)[0] for trainer in trainers]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_the_order_of_the_rows_changes_nothing(pairs, tokenizer):
+    shuffled = pairs.take(np.random.default_rng(3).permutation(len(pairs)))
+    found = [prepare(table, np.full(len(pairs), 0.7), Renderer(tokenizer, 1024, 512)).prompts for table in (pairs, shuffled)]
+    assert [p.prompt_id for p in found[0]] == [p.prompt_id for p in found[1]]
+    assert [p.completions for p in found[0]] == [p.completions for p in found[1]]
+    margins = [{(p.prompt_id, a, b): m for p in f for a, b, m in zip(p.chosen, p.rejected, p.margin, strict=True)} for f in found]
+    assert margins[0] == margins[1]
