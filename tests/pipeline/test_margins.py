@@ -2,9 +2,11 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -243,3 +245,11 @@ def test_rewardbench_2() -> None:
     scores = {"ref:0": [3, 1, 0], "tied:0": [3, 2.5, 1, 0], "ref:1": [1, 2, 0], "tied:1": [3, 0.5, 1, 0]}
     correct = {"ref:0": 1, "tied:0": 2, "ref:1": 1, "tied:1": 2}
     assert mm.rewardbench2_ties(scores, correct) == pytest.approx(0.5003933796593678, abs=1e-15)
+
+
+def test_a_perfect_model_of_real_margins_has_the_label_error_of_its_gamma(real_data: Path) -> None:
+    """UltraFeedback's overall scores: label-ECE alone rewards overconfidence, so it never stands alone in a report."""
+    table = pq.read_table(real_data / "ultrafeedback_binarized_1200.parquet", columns=["score_chosen", "score_rejected"])
+    m = table["score_chosen"].to_numpy() - table["score_rejected"].to_numpy()
+    found = [mm.ece_label(mm.target_probability(m, gamma), m > 0) for gamma in (0.3, 1.1, 2.2)]
+    assert found == pytest.approx([0.355, 0.172, 0.084], abs=5e-4)
