@@ -91,7 +91,9 @@ def main() -> None:
     runs = options.runs or (3 if options.quick else 5)
     ratios: dict[str, float] = {}
     peaks: dict[int, float] = {}
-    print(f"{options.file.name}: {len(lines):,} grades; {os.cpu_count()} cores; {runs} runs of each, interleaved; median (min - max)")
+    print(
+        f"{options.file.name}: {len(lines):,} grades; {os.cpu_count()} cores; {runs} runs of each, interleaved; median (min - max)"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for times in sizes:
             source, out, bare = (str(Path(scratch) / name) for name in (f"{times}.jsonl", f"{times}", "bare.parquet"))

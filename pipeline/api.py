@@ -16,8 +16,9 @@ from mmpo.pipeline.evidence import choose_evidence, select_grades, survey
 from mmpo.pipeline.merge import merge_prompts
 from mmpo.pipeline.normalise import check_normalisation
 from mmpo.pipeline.normalise import normalise as normalise_grades
-from mmpo.pipeline.pair import PairRules, choose_pairs, within_pair_variance
+from mmpo.pipeline.pair import choose_pairs, within_pair_variance
 from mmpo.pipeline.read import plan, resolve_inputs
+from mmpo.pipeline.rules import PairRules
 from mmpo.pipeline.score import check_scales, parse_score
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.split import check_shares, split_of_prompts
@@ -89,7 +90,9 @@ def build_pairs(
     check_scales(weights, groups, normalise)
     check_normalisation(normalise, groups, found)
     if table == "comparisons" and strategy not in ("all", "stratified"):
-        raise UserError(f"strategy {strategy!r} needs a score for each completion; the evidence is comparisons. Use all or stratified")
+        raise UserError(
+            f"strategy {strategy!r} needs a score for each completion; the evidence is comparisons. Use all or stratified"
+        )
     rows, _ = select_grades(rows, table, kinds=kinds, raters=raters, aspects=aspects)
     merged, _ = merge_prompts(normalise_grades(rows, table, normalise, groups, found))
     rules = PairRules(

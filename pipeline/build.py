@@ -8,27 +8,24 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.choose import STRATEGIES
-from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.evidence import EVIDENCE, Survey, choose_evidence, survey
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.evidence import Survey, choose_evidence
+from mmpo.pipeline.ingest import Read, check_rejects, read_chunk
 from mmpo.pipeline.ledger import Ledger
-from mmpo.pipeline.normalise import NORMALISATIONS, check_normalisation
-from mmpo.pipeline.pair import PairRules
+from mmpo.pipeline.normalise import check_normalisation
+from mmpo.pipeline.options import BuildOptions, check_build_options
 from mmpo.pipeline.parallel import running
-from mmpo.pipeline.read import Chunk, InputFile, digest, input_bytes, plan, resolve_inputs
+from mmpo.pipeline.read import InputFile, digest, input_bytes, plan, resolve_inputs
 from mmpo.pipeline.reduce import LaneResult, Plan, lane_variance, run_lane
+from mmpo.pipeline.rules import PairRules
 from mmpo.pipeline.score import check_scales, parse_score
-from mmpo.pipeline.sources import SourceOptions, collect, get_source
-from mmpo.pipeline.sources.source import check_options
-from mmpo.pipeline.spill import write_spill
 from mmpo.pipeline.split import check_shares
 from mmpo.pipeline.store import card, check_out, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS, SPLITS
@@ -38,136 +35,7 @@ __all__ = ["BuildOptions", "build", "check_build_options"]
 CHUNK_BYTES = 8 << 20
 PARTITION_BYTES = 8 << 20
 PARALLEL_FROM_BYTES = 8 << 20
-MERGERS = ("mean", "median")
-TIES = ("keep", "drop")
 EXPANSION = {"parquet": 6, "arrow": 2}
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a build does; the field names are the recipe's keys. `mmpo build --help` explains each."""
-
-    format: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-    scale: tuple[float, float] | None = None
-    fix_known_defects: bool = False
-    rater: str | None = None
-    kind: str | None = None
-    evidence: str = "auto"
-    kinds: tuple[str, ...] | None = None
-    raters: tuple[str, ...] | None = None
-    aspects: tuple[str, ...] | None = None
-    normalise: str = "none"
-    score: str = "overall"
-    merge_raters: str = "mean"
-    strategy: str = "all"
-    max_per_prompt: int | None = None
-    min_margin: float = 0.0
-    ties: str = "keep"
-    max_chars: int | None = None
-    seed: int = 0
-    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    max_rejects: float = 0.01
-    feedback_only: bool = False
-    workers: int | None = None
-
-
-def check_build_options(options: BuildOptions) -> None:
-    """Refuse values and combinations that cannot work, before anything is read. Raises UserError."""
-    for name, given, allowed in (
-        ("evidence (--from)", options.evidence, EVIDENCE),
-        ("normalisation (--normalise)", options.normalise, NORMALISATIONS),
-        ("way to merge raters (--raters)", options.merge_raters, MERGERS),
-        ("strategy", options.strategy, tuple(STRATEGIES)),
-        ("--ties", options.ties, TIES),
-    ):
-        if given not in allowed:
-            raise unknown_name(name, given, allowed)
-    for name, number, least in (("max_per_prompt", options.max_per_prompt, 1), ("max_chars", options.max_chars, 1), ("workers", options.workers, 1)):
-        if number is not None and number < least:
-            raise UserError(f"--{name.replace('_', '-')} {number}: must be {least} or more")
-    if not 0 <= options.min_margin < math.inf:
-        raise UserError(f"--min-margin {options.min_margin}: must be a number from 0 up")
-    if not 0 <= options.max_rejects <= 1:
-        raise UserError(f"--max-rejects {options.max_rejects}: must be a share from 0 to 1, such as 0.01 for 1%")
-    check_shares(options.split)
-    check_options(get_source(options.format), _source_options(options))
-
-
-def _source_options(options: BuildOptions) -> SourceOptions:
-    return SourceOptions(
-        columns=dict(options.columns),
-        scale=options.scale,
-        fix_known_defects=options.fix_known_defects,
-        rater=options.rater,
-        kind=options.kind,
-        need_scores=not options.feedback_only,
-    )
-
-
-@dataclass
-class _Read:
-    """What reading a chunk left: its spill, its rejects, and what the survey saw."""
-
-    spill: Path | None
-    rejects: Path | None
-    found: Survey
-    lines: int
-    dropped: int
-    limited: int
-    reasons: dict[str, int]
-    ledger: Ledger
-
-
-def _read(chunk: Chunk, options: BuildOptions, folder: Path, index: int, partitions: int) -> _Read:
-    """Read one chunk into a spill file."""
-    got = collect(chunk, get_source(options.format), _source_options(options))
-    ledger = Ledger()
-    by_unit: dict[str, dict[str, int]] = {}
-    for unit, reason in zip(got.rejects["unit"].to_pylist(), got.rejects["reason"].to_pylist(), strict=True):
-        reasons = by_unit.setdefault(unit, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
-    lines = by_unit.pop("line", {})
-    ledger.count("source", "line", into=got.lines, out=got.lines - got.dropped, dropped=lines)
-    ledger.count("source", "prompt", created=got.counts["prompt"], out=got.counts["prompt"])
-    completions, merged = got.counts["completion"], got.counts["merged"]
-    lost = by_unit.get("completion", {})
-    ledger.count("source", "completion", created=completions + merged + sum(lost.values()), out=completions, merged=merged, dropped=lost)
-    lost = by_unit.get("grade", {})
-    ledger.count("source", "grade", created=got.counts["grade"] + sum(lost.values()), out=got.counts["grade"], dropped=lost)
-    spill = rejects = None
-    if got.feedback.num_rows:
-        spill = folder / f"{index:06d}.arrow"
-        write_spill(got.feedback, spill, partitions)
-    if got.rejects.num_rows:
-        rejects = folder / f"{index:06d}.rejects.parquet"
-        pq.write_table(got.rejects, rejects)
-    reasons = {**lines}
-    for unit in by_unit.values():
-        for reason, n in unit.items():
-            reasons[reason] = reasons.get(reason, 0) + n
-    return _Read(spill, rejects, survey(got.feedback), got.lines, got.dropped, got.limited, reasons, ledger)
-
-
-def _check_rejects(reads: Sequence[_Read], limit: float, files: Sequence[InputFile]) -> None:
-    """Refuse an input of which too many lines are unreadable or invalid, naming the reason that leads."""
-    lines, limited = sum(read.lines for read in reads), sum(read.limited for read in reads)
-    if not lines:
-        raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
-    if limited <= limit * lines:
-        return
-    reasons: dict[str, int] = {}
-    for read in reads:
-        for reason, n in read.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + n
-    told = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
-    example = next((pq.read_table(read.rejects).slice(0, 1).to_pylist()[0] for read in reads if read.rejects), {})
-    where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
-    evidence = f" {example['evidence']}" if example.get("evidence") else ""
-    raise UserError(
-        f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid, more than --max-rejects {limit:g} allows: "
-        f"{told}.{where}{evidence}. Mend the input, or raise --max-rejects"
-    )
 
 
 def _partitions(files: Sequence[InputFile]) -> int:
@@ -205,11 +73,11 @@ def build(
         scratch = folder / "spill"
         scratch.mkdir()
         with running(workers) as run:
-            reads: list[_Read] = []
-            for read in run(_read, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]):
+            reads: list[Read] = []
+            for read in run(read_chunk, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]):
                 reads.append(read)
                 told("read", len(reads), len(chunks))
-            _check_rejects(reads, options.max_rejects, files)
+            check_rejects(reads, options.max_rejects, files)
             lanes = _lanes(partitions)
             decided = _decide(options, reads, folder, scratch, out, files)
             if not options.feedback_only and len({group.rater for group in decided.groups}) > 1:
@@ -238,7 +106,7 @@ def _pool(parts: Any) -> dict[str, float]:
 
 
 def _decide(
-    options: BuildOptions, reads: Sequence[_Read], folder: Path, scratch: Path, out: Path, files: Sequence[InputFile]
+    options: BuildOptions, reads: Sequence[Read], folder: Path, scratch: Path, out: Path, files: Sequence[InputFile]
 ) -> Plan:
     """Everything that depends on the whole input: evidence, scales, normalisation, score. Raises UserError."""
     found = Survey()
@@ -266,7 +134,7 @@ def _decide(
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key != "workers"}
     inputs = [{"name": file.name, "digest": digest(file)} for file in files]
     metadata = {"recipe": recipe, "inputs": inputs, "scales": scales, "normalisation": options.normalise}
-    spills = [read.spill for read in reads if read.spill]
+    spills = [path for read in reads for path in read.spills]
     return Plan(
         spills, folder, scratch, options.feedback_only, rules, options.normalise, options.kinds, options.raters, options.aspects,
         groups, found, check_shares(options.split), {}, metadata,
@@ -275,7 +143,7 @@ def _decide(
 
 def _finish(
     options: BuildOptions,
-    reads: Sequence[_Read],
+    reads: Sequence[Read],
     results: Sequence[LaneResult],
     decided: Plan,
     folder: Path,
@@ -300,7 +168,9 @@ def _finish(
         paths = [path for result in results for path in result.files.get(name, [])]
         for number, path in enumerate(paths):
             path.rename(path.with_name(f"part-{number:05d}.parquet"))
-    _join_rejects([*(read.rejects for read in reads), *(result.rejects for result in results)], folder / "rejects.parquet")
+    _join_rejects(
+        [*(path for read in reads for path in read.rejects), *(result.rejects for result in results)], folder / "rejects.parquet"
+    )
     shutil.rmtree(decided.scratch)
     held = [name for name in names if rows[name]]
     recipe = decided.metadata["recipe"]

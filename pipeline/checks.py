@@ -84,7 +84,9 @@ def _rows(totals: Totals, split: str, table: pa.Table, where: str) -> None:
     totals.found("margin sign", ~(np.nan_to_num(margin, nan=-1.0) >= 0) | ~np.isfinite(margin), where)
     totals.found("standard errors", (se < 0) | np.isinf(se), where)
     both = np.isfinite(chosen) & np.isfinite(rejected)
-    totals.found("scores", (np.isfinite(chosen) != np.isfinite(rejected)) | (both & (np.abs(chosen - rejected - margin) > 1e-9)), where)
+    totals.found(
+        "scores", (np.isfinite(chosen) != np.isfinite(rejected)) | (both & (np.abs(chosen - rejected - margin) > 1e-9)), where
+    )
     votes, raters = to_numpy(flat(table["preferring"])), to_numpy(flat(table["raters"]))
     totals.found("votes", (votes < 0) | (votes > raters), where)
     kinds = pc.is_in(flat(table["kind"]), value_set=pa.array(["human", "ai", "reward_model", "mixed"]))
@@ -122,7 +124,11 @@ def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, unti
         bad = [i != completion_id(p, t) for i, p, t in zip(ids[f"{side}_id"], ids["prompt_id"], replies[side], strict=True)]
         totals.found("completion ids", np.array(bad, dtype=bool), where)
         totals.found("empty texts", np.array([not t or t.isspace() for t in replies[side]], dtype=bool), where)
-    totals.found("identical texts", np.array([a == b for a, b in zip(replies["chosen"], replies["rejected"], strict=True)], dtype=bool), where)
+    totals.found(
+        "identical texts",
+        np.array([a == b for a, b in zip(replies["chosen"], replies["rejected"], strict=True)], dtype=bool),
+        where,
+    )
     keys = [min(a, b) + max(a, b) for a, b in zip(ids["chosen_id"], ids["rejected_id"], strict=True)]
     before = len(totals.pairs)
     totals.pairs.update(keys)
@@ -158,7 +164,9 @@ def _leakage(totals: Totals) -> Outcome:
 
 def _scales(totals: Totals) -> Outcome:
     count = len(totals.scales)
-    return ("fail", count, f"files of different scales: {'; '.join(sorted(totals.scales))}") if count > 1 else ("pass", 0, "one scale")
+    return (
+        ("fail", count, f"files of different scales: {'; '.join(sorted(totals.scales))}") if count > 1 else ("pass", 0, "one scale")
+    )
 
 
 def _ties(totals: Totals) -> Outcome:
@@ -188,7 +196,11 @@ def _errors_known(totals: Totals) -> Outcome:
 
 def _counts(totals: Totals) -> Outcome:
     if totals.declared is not None and totals.declared != totals.rows:
-        return "fail", abs(totals.declared - totals.rows), f"the manifest says {totals.declared:,} pairs, the files hold {totals.rows:,}"
+        return (
+            "fail",
+            abs(totals.declared - totals.rows),
+            f"the manifest says {totals.declared:,} pairs, the files hold {totals.rows:,}",
+        )
     return "pass", totals.rows, f"{totals.rows:,} pairs, as the manifest says"
 
 

@@ -88,9 +88,7 @@ def cap(prompt: np.ndarray, chosen: list[str], rejected: list[str], most: int, s
     return _limit(prompt, (_hash_rank(chosen, rejected, seed),), most)
 
 
-def stratify(
-    prompt: np.ndarray, margin: np.ndarray, chosen: list[str], rejected: list[str], most: int, seed: int
-) -> np.ndarray:
+def stratify(prompt: np.ndarray, margin: np.ndarray, chosen: list[str], rejected: list[str], most: int, seed: int) -> np.ndarray:
     """A mask that keeps at most `most` pairs a prompt, spread evenly over its margins.
 
     The prompt's margins, from its smallest to its largest, fall into `most` bins of equal width; bins give their pairs in turn, each

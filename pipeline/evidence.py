@@ -111,9 +111,7 @@ def choose_evidence(
     chosen = [
         group
         for group in groups
-        if (not kinds or group.kind in kinds)
-        and (not raters or group.rater in raters)
-        and (not aspects or group.aspect in aspects)
+        if (not kinds or group.kind in kinds) and (not raters or group.rater in raters) and (not aspects or group.aspect in aspects)
     ]
     if not chosen:
         raise UserError("no grade has the chosen kind, rater and aspect together; drop one of --kind, --rater, --aspect")

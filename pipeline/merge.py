@@ -71,15 +71,11 @@ def _moved(
     return [position[base + np.asarray(column.field(name))] - prompt_start for name in names]
 
 
-def _ratings(
-    table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray
-) -> pa.Array:
+def _ratings(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
     return _grades(table, "ratings", ("completion",), "score", prompt_of_row, prompts, position, start)
 
 
-def _comparisons(
-    table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray
-) -> pa.Array:
+def _comparisons(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
     return _grades(table, "comparisons", ("first", "second"), "gap", prompt_of_row, prompts, position, start)
 
 

@@ -5,56 +5,18 @@ themselves. Margins, their standard errors and the raters' votes come out beside
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mmpo.pipeline.choose import STRATEGIES, STRATIFIED_DEFAULT, cap, stratify
+from mmpo.pipeline.choose import STRATEGIES
 from mmpo.pipeline.columns import codes, flat, offsets_of, parents, ranges, to_numpy
+from mmpo.pipeline.filters import filtered
 from mmpo.pipeline.margins import margin_standard_error
+from mmpo.pipeline.rules import Margins, PairRules
 from mmpo.pipeline.score import Grades, group_starts, merge_aspects, merge_raters, merge_repeats
 
-__all__ = ["Margins", "PairRules", "choose_pairs", "own_gaps", "within_pair_variance"]
-
-
-@dataclass(frozen=True)
-class PairRules:
-    """What decides which pairs come out: see `mmpo build --help`. score: "mean" or weights by aspect."""
-
-    evidence: str = "ratings"
-    score: dict[str, float] | str = "mean"
-    merge_raters: str = "mean"
-    rank: bool = False
-    strategy: str = "all"
-    max_per_prompt: int | None = None
-    min_margin: float = 0.0
-    ties: str = "keep"
-    max_chars: int | None = None
-    seed: int = 0
-
-
-@dataclass
-class Margins:
-    """Chosen pairs as positions in the batch's completions, all arrays of shape (pairs,); counts by unit and reason."""
-
-    prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-    score_chosen: np.ndarray
-    score_rejected: np.ndarray
-    quality_margin: np.ndarray
-    margin_se: np.ndarray
-    preferring: np.ndarray
-    raters: np.ndarray
-    kind: np.ndarray
-    kinds: list[str]
-    created: int = 0
-    dropped: dict[tuple[str, str], int] = field(default_factory=dict)
-    evidence: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    merged_grades: int = 0
-    used_grades: int = 0
+__all__ = ["choose_pairs", "own_gaps", "within_pair_variance"]
 
 
 def _rating_grades(table: pa.Table) -> tuple[Grades, list[str], list[str]]:
@@ -90,7 +52,9 @@ def _scored(table: pa.Table, rules: PairRules) -> tuple[Grades, np.ndarray, list
         prompt = parents(offsets_of(flat(table["completions"])))
         scores = _ranks(scores, prompt)
         own = _ranks(grades.value, grades.prompt, grades.rater)
-        grades = Grades(*(getattr(grades, n) for n in ("prompt", "item", "rater", "aspect", "kind")), own, np.full_like(own, np.nan))
+        grades = Grades(
+            *(getattr(grades, n) for n in ("prompt", "item", "rater", "aspect", "kind")), own, np.full_like(own, np.nan)
+        )
     return grades, scores, kinds, dropped, total - sum(dropped.values()) - len(grades.value)
 
 
@@ -222,7 +186,7 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: dict[str, float]) ->
         created=len(prompt), merged_grades=merged, used_grades=len(grades.value),
     )  # fmt: skip
     result.dropped = {("grade", reason): n for reason, n in dropped.items()}
-    return _filtered(table, result, rules, ids)
+    return filtered(table, result, rules, ids)
 
 
 def _uncertainty(
@@ -253,49 +217,3 @@ def _kinds(pair: np.ndarray, kind: np.ndarray, kinds: Sequence[str], size: int) 
     np.minimum.at(least, pair, kind)
     np.maximum.at(largest, pair, kind)
     return np.where(least == largest, least, len(kinds)), names
-
-
-def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Characters of each prompt (all its messages) and of each completion."""
-    prompts = flat(table["prompt"])
-    ends = np.concatenate([[0], np.cumsum(np.asarray(pc.utf8_length(prompts.flatten().field("content"))))])
-    offsets = offsets_of(prompts)
-    texts = flat(table["completions"]).flatten().field("text")
-    return ends[offsets[1:]] - ends[offsets[:-1]], np.asarray(pc.utf8_length(texts))
-
-
-def _filtered(table: pa.Table, margins: Margins, rules: PairRules, ids: list[str]) -> Margins:
-    """Ties, small margins and the cap, in that order; what is left out is counted and kept as evidence."""
-    keep = np.ones(len(margins.prompt), dtype=bool)
-
-    def leave_out(reason: str, mask: np.ndarray) -> None:
-        out = keep & mask
-        if out.any():
-            margins.dropped["pair", reason] = int(out.sum())
-            margins.evidence.append((reason, *(getattr(margins, n)[out] for n in ("prompt", "chosen", "rejected"))))
-            keep[out] = False
-
-    if rules.ties == "drop":
-        leave_out("tie", margins.quality_margin == 0)
-    if rules.max_chars is not None:
-        lengths = _lengths(table)
-        leave_out("over_long", np.maximum(lengths[0][margins.prompt], np.maximum(*(lengths[1][p] for p in (margins.chosen, margins.rejected)))) > rules.max_chars)
-    leave_out("min_margin", margins.quality_margin < rules.min_margin)
-    most = rules.max_per_prompt or (STRATIFIED_DEFAULT if rules.strategy == "stratified" else None)
-    if most is not None:
-        kept = np.flatnonzero(keep)
-        crowded = np.bincount(margins.prompt[kept], minlength=1)[margins.prompt[kept]] > most if len(kept) else kept > 0
-        kept = kept[crowded]
-        chosen, rejected = ([ids[i] for i in values[kept]] for values in (margins.chosen, margins.rejected))
-        if rules.strategy == "stratified":
-            mask = stratify(margins.prompt[kept], margins.quality_margin[kept], chosen, rejected, most, rules.seed)
-        else:
-            mask = cap(margins.prompt[kept], chosen, rejected, most, rules.seed)
-        over = np.zeros(len(keep), dtype=bool)
-        over[kept[~mask]] = True
-        leave_out("max_per_prompt", over)
-    for name in ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "quality_margin", "margin_se"):
-        setattr(margins, name, getattr(margins, name)[keep])
-    margins.preferring, margins.raters = margins.preferring[keep], margins.raters[keep]
-    margins.kind = margins.kind[keep]
-    return margins

@@ -16,7 +16,8 @@ from mmpo.pipeline.evidence import Group, Survey, select_grades
 from mmpo.pipeline.ledger import Ledger
 from mmpo.pipeline.merge import merge_prompts
 from mmpo.pipeline.normalise import normalise
-from mmpo.pipeline.pair import Margins, PairRules, choose_pairs, within_pair_variance
+from mmpo.pipeline.pair import choose_pairs, within_pair_variance
+from mmpo.pipeline.rules import Margins, PairRules
 from mmpo.pipeline.spill import read_partition
 from mmpo.pipeline.split import split_of_prompts
 from mmpo.pipeline.store import PartWriter
@@ -64,12 +65,8 @@ def merged_partition(plan: Plan, partition: int, ledger: Ledger) -> pa.Table:
     rows = read_partition(plan.spills, partition)
     if not plan.feedback_only:
         before = len(flat(rows[plan.rules.evidence]).flatten())
-        rows, left_out = select_grades(
-            rows, plan.rules.evidence, kinds=plan.kinds, raters=plan.raters, aspects=plan.aspects
-        )
-        ledger.count(
-            "evidence", "grade", into=before, out=before - left_out, dropped={"not_chosen": left_out} if left_out else {}
-        )
+        rows, left_out = select_grades(rows, plan.rules.evidence, kinds=plan.kinds, raters=plan.raters, aspects=plan.aspects)
+        ledger.count("evidence", "grade", into=before, out=before - left_out, dropped={"not_chosen": left_out} if left_out else {})
         rows = normalise(rows, plan.rules.evidence, plan.normalisation, plan.groups, plan.survey)
     merged, counts = merge_prompts(rows)
     completions = len(flat(merged["completions"]).flatten())
@@ -103,7 +100,7 @@ def run_lane(plan: Plan, lane: int, partitions: Sequence[int]) -> LaneResult:
             table = narrow(batch, FEEDBACK) if plan.feedback_only else _pairs(plan, batch, result, rejects)
             writers[name].write(table)
             result.rows[name] = result.rows.get(name, 0) + table.num_rows
-            result.prompts += batch.num_rows if plan.feedback_only else len(pc.unique(batch_ids(table)))
+            result.prompts += batch.num_rows if plan.feedback_only else len(pc.unique(flat(table["prompt_id"])))
             waiting[name], held[name] = [], 0
 
     for partition in partitions:
@@ -122,12 +119,6 @@ def run_lane(plan: Plan, lane: int, partitions: Sequence[int]) -> LaneResult:
         result.files[name] = writers[name].paths
     result.rejects = rejects.close()
     return result
-
-
-def batch_ids(table: pa.Table) -> pa.Array:
-    """The prompt ids of a PAIRS batch, plain."""
-    ids = flat(table["prompt_id"])
-    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
 
 
 def _pieces(table: pa.Table, plan: Plan) -> list[tuple[pa.Table, int]]:
@@ -181,7 +172,7 @@ def _pairs(plan: Plan, batch: pa.Table, result: LaneResult, rejects: "_Rejects")
     rejects.prompts(ids.filter(pa.array(single)), "pair", "single_completion")
     rejects.prompts(ids.filter(pa.array(none)), "pair", "no_pair")
     rejects.pairs(batch, margins)
-    return pairs_table(batch, margins, encoded=True)
+    return pairs_table(batch, margins)
 
 
 class _Rejects:

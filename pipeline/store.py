@@ -57,11 +57,15 @@ def check_out(out: Path) -> None:
     if not inside:
         return
     if MANIFEST not in inside:
-        raise UserError(f"--out {out} exists and holds something else ({', '.join(inside[:3])}); name another folder or move it away")
+        raise UserError(
+            f"--out {out} exists and holds something else ({', '.join(inside[:3])}); name another folder or move it away"
+        )
     manifest = read_manifest(out)
     foreign = sorted(set(inside) - {str(name).split("/")[0] for name in manifest.get("files", [])} - {MANIFEST})
     if foreign:
-        raise UserError(f"--out {out} is a dataset but also holds {', '.join(foreign[:3])}, which mmpo did not write; move that away")
+        raise UserError(
+            f"--out {out} is a dataset but also holds {', '.join(foreign[:3])}, which mmpo did not write; move that away"
+        )
 
 
 @contextmanager
@@ -145,7 +149,10 @@ class PartWriter:
         self._groups = 0
 
     def write(self, table: pa.Table) -> None:
-        """Append the table as one row group; dictionary-encoded text goes to the file as it is."""
+        """Append the table as one row group.
+
+        A dictionary of up to 64 MiB, not 1: texts that occur in many pairs are compressed and stored once a row group.
+        """
         if not table.num_rows:
             return
         if self._writer is None:
@@ -157,7 +164,7 @@ class PartWriter:
                 table.schema.remove_metadata(),
                 compression="zstd",
                 store_schema=False,
-                dictionary_pagesize_limit=1 << 28,
+                dictionary_pagesize_limit=64 << 20,
                 write_statistics=[name for name in STATISTICS if name in table.column_names],
             )
             self._groups = 0

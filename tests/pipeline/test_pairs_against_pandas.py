@@ -98,9 +98,7 @@ def test_a_cap_takes_the_smallest_hashes_after_ties_are_dropped(tmp_path: Path) 
     path = write(ratings(seed=5), tmp_path / "r.jsonl")
     whole = built([path], tmp_path / "whole", strategy="adjacent", ties="drop", seed=7)
     capped = built([path], tmp_path / "capped", strategy="adjacent", ties="drop", seed=7, max_per_prompt=2)
-    digest = [
-        blake2b(f"7\0{row.chosen_id}\0{row.rejected_id}".encode(), digest_size=16).hexdigest() for row in whole.itertuples()
-    ]
+    digest = [blake2b(f"7\0{row.chosen_id}\0{row.rejected_id}".encode(), digest_size=16).hexdigest() for row in whole.itertuples()]
     kept = whole.assign(digest=digest).sort_values("digest").groupby("prompt_id").head(2)
     assert set(zip(kept.chosen_id, kept.rejected_id)) == set(zip(capped.chosen_id, capped.rejected_id))
     assert (capped.quality_margin > 0).all()

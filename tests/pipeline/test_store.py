@@ -106,7 +106,11 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     path = ratings(tmp_path / "r.jsonl", 6000)
     build(path, tmp_path / "one", options=BuildOptions(format="jsonl", workers=1))
     build(path, tmp_path / "two", options=BuildOptions(format="jsonl", workers=2))
-    assert load_pairs(tmp_path / "one").replace_schema_metadata(None).equals(load_pairs(tmp_path / "two").replace_schema_metadata(None))
+    assert (
+        load_pairs(tmp_path / "one")
+        .replace_schema_metadata(None)
+        .equals(load_pairs(tmp_path / "two").replace_schema_metadata(None))
+    )
     names = [sorted(str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*")) for run in ("one", "two")]
     assert names[0] == names[1]
 
@@ -151,7 +155,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """A file system of its own in a user namespace, small enough to run full."""
     script = (
         f"mkdir {tmp_path}/small && mount -t tmpfs -o size=600k tmpfs {tmp_path}/small && "
-        f"{sys.executable} -c '{BUILD}' {ratings(tmp_path / 'r.jsonl', 4000)} {tmp_path}/small/out; code=$?; ls -A {tmp_path}/small; exit $code"
+        f"{sys.executable} -c '{BUILD}' {ratings(tmp_path / 'r.jsonl', 4000)} {tmp_path}/small/out; code=$?; "
+        f"ls -A {tmp_path}/small; exit $code"
     )
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespace can be made here")
