@@ -25,7 +25,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
     page = Path(out)
     curves = {str(run["name"]): _curve(run) for run in runs}
     pictures = [
-        *(_calibration(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
+        *(_by_target(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
         *_curves({name: curve for name, curve in curves.items() if curve}),
     ]
     pictures = [picture for picture in pictures if picture is not None]
@@ -68,8 +68,8 @@ def _by_margin(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": run["name"], **table(list(rows[0]), rows)}
 
 
-def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:
-    """Mean prediction against mean target by margin bin, a line a run."""
+def _by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:
+    """Mean prediction against mean target by margin bin, a line a run: how much of the margin the model sees."""
     drawn = [
         (str(run["name"]), [row for row in run.get("by_margin") or [] if {"mean_p", "mean_q"} <= set(row)])
         for run in runs
@@ -88,8 +88,11 @@ def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None
         axes.set(xlabel="mean target p of the margin bin", ylabel="mean prediction q")
         axes.legend(fontsize=8.5)
 
-    words = f"{kind.capitalize()} models: prediction against target by margin bin. On the dashed line they agree."
-    return draw(f"calibration-{kind}", words, plot)
+    words = (
+        f"{kind.capitalize()} models: mean prediction against mean target by margin bin. A perfect model lies on the dashed line; "
+        "one that cannot tell pairs apart stays at ½, however well calibrated."
+    )
+    return draw(f"by-target-{kind}", words, plot)
 
 
 def _curve(run: Mapping[str, Any]) -> Mapping[str, list[float]] | None:
