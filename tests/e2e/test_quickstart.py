@@ -49,7 +49,7 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
         assert measures["pairs"] > measures["ties"] >= 0
     page = Path(summary["page"]).read_text(encoding="utf-8")
     assert "reward-bradley-terry" in page and "data:image/png" in page
-    assert "http-equiv" not in page and "<script src" not in page
+    assert "default-src 'none'" in page and "<script" not in page
     assert (out / "dataset.html").is_file() and (out / "summary.json").is_file()
     assert str(out / "pairs") in messages
 
