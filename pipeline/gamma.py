@@ -32,7 +32,8 @@ def suggest_gamma(data: str | Path | pa.Table) -> dict[str, Any]:
     if not isinstance(data, pa.Table):
         files = part_files(data)
         data = read_columns(files["train"] or [file for part in files.values() for file in part], columns)
-    margins, errors = (data[name].cast(pa.float64()).to_numpy() for name in columns)
+    table: pa.Table = data
+    margins, errors = (table[name].cast(pa.float64()).to_numpy() for name in columns)
     decided = margins > 0
     if not decided.any():
         raise UserError(f"none of the {len(margins)} pairs has a margin above 0: there is nothing to scale by gamma")

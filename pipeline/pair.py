@@ -5,6 +5,7 @@ themselves. Margins, their standard errors and the raters' votes come out beside
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +53,7 @@ def _scored(table: pa.Table, rules: PairRules) -> tuple[Grades, np.ndarray, list
         prompt = parents(offsets_of(flat(table["completions"])))
         scores = _ranks(scores, prompt)
         own = _ranks(grades.value, grades.prompt, grades.rater)
-        grades = Grades(
-            *(getattr(grades, n) for n in ("prompt", "item", "rater", "aspect", "kind")), own, np.full_like(own, np.nan)
-        )
+        grades = replace(grades, value=own, variance=np.full_like(own, np.nan))
     return grades, scores, kinds, dropped, total - sum(dropped.values()) - len(grades.value)
 
 

@@ -56,7 +56,7 @@ def tiny_model(kind: Literal["policy", "reward"], tokenizer: Any, *, size: int =
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
     config.num_labels = 1
     state = torch.random.get_rng_state()
