@@ -47,16 +47,26 @@ def run(arguments: Sequence[str]) -> int:
     mmpo ...
     0
     """
-    command = typer.main.get_command(make_app({next((word for word in arguments if word in COMMANDS), "")}))
     try:
+        # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
+        command = typer.main.get_command(make_app({next((word for word in arguments if word in COMMANDS), "")}))
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
         status = 130
     except Exception as error:
-        return _failed(error)
+        if not _was_interrupted(error):
+            return _failed(error)
+        status = 130
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a pool of processes interrupted while it starts raises RuntimeError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _failed(error: Exception) -> int:
