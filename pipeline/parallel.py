@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -65,6 +65,7 @@ def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
+        with suppress(RuntimeError):  # interrupted while it started: there is no thread to join yet
+            pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
