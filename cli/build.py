@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import options_from, with_flags
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import print_json, print_table, progress_of, say
 from mmpo.pipeline.build import BuildOptions
 
 __all__ = ["build", "say_built"]
@@ -27,7 +27,8 @@ def build(
     options = options_from(BuildOptions, given, flags=True)
     from mmpo.pipeline.build import build as run_build
 
-    summary = run_build(sources, out, options=options)
+    with progress_of("build") as progress:
+        summary = run_build(sources, out, options=options, progress=progress)
     say_built(summary)
     if as_json:
         print_json(summary)

@@ -9,7 +9,7 @@ import typer
 
 from mmpo.cli.build import say_built
 from mmpo.cli.evaluate import MEASURES
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import print_json, print_table, progress_of, say
 from mmpo.cli.recipe import Recipe, load_recipe, schema
 from mmpo.cli.stages import Stages, write_json
 from mmpo.pipeline.errors import UserError
@@ -84,7 +84,8 @@ def _build(recipe: Recipe, dataset: Path) -> dict[str, Any]:
     from mmpo.pipeline.build import build
 
     assert recipe.build is not None
-    summary = build(recipe.inputs, dataset, options=recipe.build)
+    with progress_of("build") as progress:
+        summary = build(recipe.inputs, dataset, options=recipe.build, progress=progress)
     say_built(summary)
     return summary
 

@@ -64,9 +64,12 @@ def merged_partition(plan: Plan, partition: int, ledger: Ledger) -> pa.Table:
     """A partition's rows, narrowed to the chosen evidence, normalised, and merged to one row a prompt."""
     rows = read_partition(plan.spills, partition)
     if not plan.feedback_only:
+        other = "comparisons" if plan.rules.evidence == "ratings" else "ratings"
+        unused = len(flat(rows[other]).flatten())
         before = len(flat(rows[plan.rules.evidence]).flatten())
         rows, left_out = select_grades(rows, plan.rules.evidence, kinds=plan.kinds, raters=plan.raters, aspects=plan.aspects)
-        ledger.count("evidence", "grade", into=before, out=before - left_out, dropped={"not_chosen": left_out} if left_out else {})
+        not_chosen = {"grade_not_chosen": unused + left_out} if unused + left_out else {}
+        ledger.count("evidence", "grade", into=before + unused, out=before - left_out, dropped=not_chosen)
         rows = normalise(rows, plan.rules.evidence, plan.normalisation, plan.groups, plan.survey)
     merged, counts = merge_prompts(rows)
     completions = len(flat(merged["completions"]).flatten())
