@@ -11,15 +11,13 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.assemble import pairs_table
 from mmpo.pipeline.build import BuildOptions, check_build_options
 from mmpo.pipeline.columns import flat, large, narrow
+from mmpo.pipeline.decide import decide
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.evidence import choose_evidence, select_grades, survey
+from mmpo.pipeline.evidence import select_grades, survey
 from mmpo.pipeline.merge import merge_prompts
-from mmpo.pipeline.normalise import check_normalisation
 from mmpo.pipeline.normalise import normalise as normalise_grades
 from mmpo.pipeline.pair import choose_pairs, within_pair_variance
 from mmpo.pipeline.read import plan, resolve_inputs
-from mmpo.pipeline.rules import PairRules
-from mmpo.pipeline.score import check_scales, parse_score
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.split import check_shares, split_of_prompts
 from mmpo.pipeline.store import PartWriter, card, read_manifest, replacing, split_files, write_manifest
@@ -78,27 +76,28 @@ def build_pairs(
 
     Raises UserError: unknown options, mixed scales that nothing normalises, evidence that is not there.
     """
-    checked = BuildOptions(
-        format="feedback", evidence=evidence, normalise=normalise, score=score, merge_raters=merge_raters, strategy=strategy,
-        max_per_prompt=max_per_prompt, min_margin=min_margin, ties=ties, max_chars=max_chars, seed=seed,
-    )  # fmt: skip
-    check_build_options(checked)
+    options = BuildOptions(
+        format="feedback",
+        evidence=evidence,
+        kinds=tuple(kinds) if kinds else None,
+        raters=tuple(raters) if raters else None,
+        aspects=tuple(aspects) if aspects else None,
+        normalise=normalise,
+        score=score,
+        merge_raters=merge_raters,
+        strategy=strategy,
+        max_per_prompt=max_per_prompt,
+        min_margin=min_margin,
+        ties=ties,
+        max_chars=max_chars,
+        seed=seed,
+    )
+    check_build_options(options)
     rows = large(feedback).combine_chunks()
     found = survey(rows)
-    table, groups = choose_evidence(found, evidence, kinds=kinds, raters=raters, aspects=aspects)
-    weights = parse_score(score, sorted({group.aspect for group in groups}))
-    check_scales(weights, groups, normalise)
-    check_normalisation(normalise, groups, found)
-    if table == "comparisons" and strategy not in ("all", "stratified"):
-        raise UserError(
-            f"strategy {strategy!r} needs a score for each completion; the evidence is comparisons. Use all or stratified"
-        )
-    rows, _ = select_grades(rows, table, kinds=kinds, raters=raters, aspects=aspects)
-    merged, _ = merge_prompts(normalise_grades(rows, table, normalise, groups, found))
-    rules = PairRules(
-        evidence=table, score=weights, merge_raters=merge_raters, rank=normalise == "rank", strategy=strategy,
-        max_per_prompt=max_per_prompt, min_margin=min_margin, ties=ties, max_chars=max_chars, seed=seed,
-    )  # fmt: skip
+    groups, rules = decide(found, options)
+    rows, _ = select_grades(rows, rules.evidence, kinds=kinds, raters=raters, aspects=aspects)
+    merged, _ = merge_prompts(normalise_grades(rows, rules.evidence, normalise, groups, found))
     pooled = {source: squares / degrees for source, (squares, degrees) in within_pair_variance(merged, rules).items()}
     pairs = pairs_table(merged, choose_pairs(merged, rules, pooled))
     scales = sorted({(group.low, group.high) for group in groups}, key=str)

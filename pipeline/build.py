@@ -15,17 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.decide import decide
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.evidence import Survey, choose_evidence
+from mmpo.pipeline.evidence import Survey
 from mmpo.pipeline.ingest import Read, check_rejects, read_chunk
 from mmpo.pipeline.ledger import Ledger
-from mmpo.pipeline.normalise import check_normalisation
 from mmpo.pipeline.options import BuildOptions, check_build_options
 from mmpo.pipeline.parallel import running
 from mmpo.pipeline.read import InputFile, digest, input_bytes, plan, resolve_inputs
 from mmpo.pipeline.reduce import LaneResult, Plan, lane_variance, run_lane
 from mmpo.pipeline.rules import PairRules
-from mmpo.pipeline.score import check_scales, parse_score
 from mmpo.pipeline.split import check_shares
 from mmpo.pipeline.store import card, check_out, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS, SPLITS
@@ -112,24 +111,7 @@ def _decide(
     found = Survey()
     for read in reads:
         found.add(read.found)
-    groups, rules = [], PairRules()
-    if not options.feedback_only:
-        evidence, groups = choose_evidence(
-            found, options.evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects
-        )
-        score = parse_score(options.score, sorted({group.aspect for group in groups}))
-        check_scales(score, groups, options.normalise)
-        check_normalisation(options.normalise, groups, found)
-        if evidence == "comparisons" and options.strategy not in ("all", "stratified"):
-            raise UserError(
-                f"--strategy {options.strategy} needs a score for each completion; the evidence is comparisons, whose pairs are given. "
-                "Use all or stratified"
-            )
-        rules = PairRules(
-            evidence=evidence, score=score, merge_raters=options.merge_raters, rank=options.normalise == "rank",
-            strategy=options.strategy, max_per_prompt=options.max_per_prompt, min_margin=options.min_margin, ties=options.ties,
-            max_chars=options.max_chars, seed=options.seed,
-        )  # fmt: skip
+    groups, rules = ([], PairRules()) if options.feedback_only else decide(found, options)
     scales = sorted({(group.low, group.high) for group in groups}, key=str)
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key != "workers"}
     inputs = [{"name": file.name, "digest": digest(file)} for file in files]
