@@ -31,6 +31,19 @@ def _start_worker(parent: int) -> None:
 
 
 @contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C inside waits for the end: neither a half-started pool nor a worker that does not ignore it yet sees one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[tuple[Any, ...]]], Iterator[Result]]]:
     """A function that calls `work(*arguments)` for each tuple of arguments and yields the results in order.
 
@@ -48,7 +61,7 @@ def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[
         following, given = 0, 0
         while following < len(tasks):
             while given < len(tasks) and len(waiting) < 2 * workers:
-                with warnings.catch_warnings():
+                with _interrupts_wait(), warnings.catch_warnings():
                     # Python 3.12 warns of forking with threads; the threads are Arrow's, which are made for it.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     waiting[pool.submit(work, *tasks[given])] = given

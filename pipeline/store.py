@@ -76,14 +76,14 @@ def replacing(out: Path) -> Iterator[Path]:
     """
     check_out(out)
     out = out.absolute()
+    temporary = out.parent / f".{out.name}.building-{socket.gethostname()}-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        temporary = out.parent / f".{out.name}.building-{socket.gethostname()}-{os.getpid()}"
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(f"--out {out}: can't be written: {error.strerror or error}") from error
-    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(out)
+            temporary.mkdir()  # inside, so that an interrupt right behind it removes it again
+        except OSError as error:
+            raise UserError(f"--out {out}: can't be written: {error.strerror or error}") from error
         yield temporary
         _take_place(temporary, out)
     except OSError as error:
