@@ -32,20 +32,20 @@ def flag_of(name: str) -> list[str]:
     return FLAGS.get(name) or ["--" + name.replace("_", "-")]
 
 
-def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the command gets one flag for every field of `options`; its `given` holds those that were used.
 
     The signature keeps its own parameters and must end with `given: dict`. Values arrive as text, bools as bools.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = list(inspect.signature(command).parameters.values())[:-1]
         hints = typing.get_type_hints(options)
         fields = [field for field in dataclasses.fields(options) if field.name not in without]
 
-        def call(**arguments: Any) -> None:
+        def call(**arguments: Any) -> Any:
             given = {field.name: arguments.pop(field.name) for field in fields}
-            command(**arguments, given={name: value for name, value in given.items() if value is not None})
+            return command(**arguments, given={name: value for name, value in given.items() if value is not None})
 
         added = [_parameter(field, hints[field.name]) for field in fields]
         call.__doc__ = command.__doc__

@@ -13,6 +13,7 @@ FLAGS: dict[str, list[str]] = {
     "merge_raters": ["--raters", "--merge-raters"],
     "rater": ["--rater-name"],
     "kind": ["--rater-kind"],
+    "rubrics": ["--rubric", "--rubrics"],
 }
 """Field name → flags. In recipes the field names are the keys."""
 
@@ -30,7 +31,8 @@ HELP: dict[str, str] = {
     "aspects": "Keep the grades of these aspects only, separated by commas.",
     "normalise": "What is done to each grade: none, minmax, zscore, log or rank.",
     "score": "How aspects merge: overall, mean, one aspect's name, or weights a=0.65,b=0.8.",
-    "merge_raters": "How raters merge: mean or median.",
+    "merge_raters": "How raters merge: mean, median, or rater-effects (their biases and scales taken out, weighted by precision).",
+    "one_order": "Pairs that a judge answered in one order, of others in both: drop, or keep with its mean position bias taken away.",
     "strategy": "Which pairs: all, best-worst, best-random, adjacent or stratified.",
     "max_per_prompt": "Keep at most this many pairs of a prompt.",
     "min_margin": "Drop pairs whose quality margin is smaller, in margin units.",

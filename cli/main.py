@@ -20,10 +20,12 @@ __all__ = ["COMMANDS", "EXTRAS", "main", "make_app", "run"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("mmpo.cli.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.build:build", "Feedback files into a dataset of pairs with quality margins."),
+    "judge": ("mmpo.cli.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
     "validate": ("mmpo.cli.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
     "report": ("mmpo.cli.report:report", "A self-contained HTML page about a dataset."),
     "gamma": ("mmpo.cli.report:gamma", "Suggest γ and show what each γ makes of the margins."),
     "export": ("mmpo.cli.report:export", "Write a dataset in another tool's format."),
+    "agree": ("mmpo.cli.agree:agree", "Agreement among raters, judges against people."),
     "train": ("mmpo.cli.train:train", "Train a policy or a reward model on a dataset."),
     "evaluate": ("mmpo.cli.evaluate:evaluate", "Accuracy and calibration of a trained model."),
     "formats": ("mmpo.cli.families:formats", "The input formats, one line each."),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from mmpo.annotate.options import JudgeOptions, check_judge_options, judges_of
 from mmpo.cli.flags import explain, model_of, options_from
 from mmpo.pipeline.build import BuildOptions, check_build_options
 from mmpo.pipeline.errors import UserError
@@ -46,6 +47,8 @@ class Recipe(BaseModel):
     inputs: list[str]
     data: Path | None
     build: BuildOptions | None
+    judge: JudgeOptions | None
+    judges: list[Any]
     checks: Checks
     measures: Measures
     runs: dict[str, TrainOptions]
@@ -58,11 +61,17 @@ def recipe_model() -> type[BaseModel]:
     # The sections are models made at run time, which no type checker follows: hence Any.
     inputs: Any = (list[str], Field(..., min_length=1, description="files, folders, globs or Hub dataset names"))
     build: Any = create_model("Build", __base__=model_of(BuildOptions), inputs=inputs)
+    several: Any = (
+        list[str | dict[str, Any]],
+        Field(default_factory=list, description="several judges: model, base_url, rater, ..."),
+    )
+    judge: Any = create_model("Judge", __base__=model_of(JudgeOptions), judges=several)
     training: Any = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
     fields: dict[str, Any] = {
         "title": (str, Field("mmpo run", description="heading of the page")),
         "out": (str, Field(..., min_length=1, description="folder of everything the run writes")),
         "build": (build | None, Field(None, description="how the dataset is built; or give `data`")),
+        "judge": (judge | None, Field(None, description="LLM judges that grade the candidates which `build` reads")),
         "data": (str | None, Field(None, description="a dataset folder that `mmpo build` wrote")),
         "validate_": (Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
         "evaluate": (Measures, Field(default_factory=Measures, description="how the trained models are measured")),
@@ -103,6 +112,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"{where}build: {error}") from None
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
+    judge, judges = _judge(where, given, build)
     shared = given.get("training") or {}
     _checked(f"{where}training: ", TrainOptions, {**shared, "kind": shared.get("kind") or "policy"})
     runs = {}
@@ -119,11 +129,30 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         inputs=section["inputs"] if section else [],
         data=Path(parsed.data) if parsed.data else None,
         build=build,
+        judge=judge,
+        judges=judges,
         checks=parsed.validate_,
         measures=parsed.evaluate,
         runs=runs,
         resolved=json.loads(json.dumps(given, default=str)),
     )
+
+
+def _judge(where: str, given: Mapping[str, Any], build: BuildOptions | None) -> tuple[JudgeOptions | None, list[Any]]:
+    """The section `judge`, checked, and the judges that it names."""
+    section = given.get("judge")
+    if section is None:
+        return None, []
+    if build is None:
+        raise UserError(f"{where}judge: the candidates come from `build`, which is missing; name the inputs there")
+    options = _checked(f"{where}judge: ", JudgeOptions, {key: section[key] for key in section if key != "judges"})
+    judges = list(section.get("judges") or [])
+    try:
+        check_judge_options(options)
+        judges_of(options, judges)
+    except UserError as error:
+        raise UserError(f"{where}judge: {error}") from None
+    return options, judges
 
 
 def _checked(where: str, options: type, given: Mapping[str, Any]) -> Any:

@@ -9,9 +9,11 @@ import typer
 
 from mmpo.cli.build import say_built
 from mmpo.cli.evaluate import MEASURES
+from mmpo.cli.judged import judged
 from mmpo.cli.output import print_json, print_table, progress_of, say
 from mmpo.cli.recipe import Recipe, load_recipe, schema
 from mmpo.cli.stages import Stages, write_json
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 
 __all__ = ["run", "run_recipe"]
@@ -51,8 +53,14 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     dataset = recipe.data or recipe.out / "pairs"
     built = None
     if recipe.build is not None:
-        key = {"options": dataclasses.asdict(recipe.build), "inputs": inputs}
-        built = stages.do("build", key, lambda: _build(recipe, dataset), dataset)
+        sources, options, inputs = judged(recipe, stages, inputs)
+        dataset = sources[0] if recipe.judge and recipe.build.feedback_only else dataset
+        if dataset != sources[0]:
+            key = {"options": dataclasses.asdict(options), "inputs": inputs}
+            built = stages.do("build", key, lambda: _build(sources, options, dataset), dataset)
+        if options.feedback_only:
+            say(f"feedback: {dataset}")
+            return {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": {}}
     _validate(recipe, dataset)
     made_of = _fingerprint(dataset)
     trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
@@ -80,12 +88,11 @@ def _fingerprint(dataset: Path) -> str:
     return (dataset / "manifest.json").read_text(encoding="utf-8")
 
 
-def _build(recipe: Recipe, dataset: Path) -> dict[str, Any]:
+def _build(sources: list[Any], options: BuildOptions, dataset: Path) -> dict[str, Any]:
     from mmpo.pipeline.build import build
 
-    assert recipe.build is not None
     with progress_of("build") as progress:
-        summary = build(recipe.inputs, dataset, options=recipe.build, progress=progress)
+        summary = build(sources, dataset, options=options, progress=progress)
     say_built(summary)
     return summary
 

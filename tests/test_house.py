@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "cli": set(FOLDERS),
 }
 WITHOUT_TORCH = ("pipeline", "annotate")
-DATA_FILES = (".html", ".css", ".jinja", ".j2")
+DATA_FILES = (".html", ".css", ".jinja", ".j2", ".yaml")
 
 
 def files(folder: str, *suffixes: str) -> list[Path]:

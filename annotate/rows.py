@@ -1,0 +1,112 @@
+"""FEEDBACK read in small batches, as rows for a judge: a million prompts never sit in memory."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.annotate.modes import Row, digest_limit
+from mmpo.pipeline.columns import flat
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.parts import batches
+from mmpo.pipeline.store import read_manifest, split_files
+from mmpo.pipeline.tables import FEEDBACK
+
+__all__ = ["Feedback", "rows_of"]
+
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A FEEDBACK folder. `drawn`: the prompts of a pilot, None for all of them."""
+
+    folder: Path
+    files: Sequence[Path]
+    drawn: frozenset[str] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, limit: int | None = None, seed: int = 0) -> "Feedback":
+        """The folder, after a look at its kind; with `limit`, so many prompts drawn by hash. Raises UserError."""
+        path = Path(folder)
+        if read_manifest(path).get("kind") != "feedback":
+            raise UserError(
+                f"{path} holds pairs, no FEEDBACK: judges grade candidates. Build them by `mmpo build ... --feedback-only --out DIR`"
+            )
+        files = split_files(path, "feedback")
+        if not files:
+            raise UserError(f"{path} holds no prompts")
+        if limit is None:
+            return cls(path, files)
+        ids = [value for batch in batches(files, ["prompt_id"], 65_536) for value in batch.column(0).to_pylist()]
+        return cls(path, files, frozenset(sorted(ids, key=lambda one: digest_limit(seed, one))[:limit]))
+
+    def tables(self, rows: int = ROWS) -> Iterator[pa.Table]:
+        """All rows, at most so many at a time. Raises UserError where a file can't be read or has other columns."""
+        for batch in batches(self.files, FEEDBACK.names, rows):
+            try:
+                yield pa.Table.from_batches([batch]).cast(FEEDBACK)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+                raise UserError(f"{self.folder}: the columns do not have the types of FEEDBACK: {error}") from None
+
+    def wanted(self, prompt_id: str) -> bool:
+        """Whether a prompt is to be judged."""
+        return self.drawn is None or prompt_id in self.drawn
+
+    def sizes(self) -> np.ndarray:
+        """Completions of each prompt that is to be judged, shape (prompts,)."""
+        found = []
+        for batch in batches(self.files, ["prompt_id", "completions"], 16_384):
+            lengths = np.asarray(batch.column("completions").value_lengths().fill_null(0)).astype(np.int64)
+            if self.drawn is not None:
+                lengths = lengths[np.array([one in self.drawn for one in batch.column("prompt_id").to_pylist()], dtype=bool)]
+            found.append(lengths)
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[Row]:
+    """The rows of a FEEDBACK table. scores: work out the mean grade of each completion (each on its scale, where it has one).
+
+    reference: the key of `extra` with the reference answer. Raises UserError where no row of the table could have one.
+    """
+    completions = table["completions"].to_pylist()
+    prompts = table["prompt"].to_pylist()
+    ids = flat(table["prompt_id"]).to_pylist()
+    ratings = table["ratings"].to_pylist() if scores else [None] * len(ids)
+    extras = table["extra"].to_pylist() if reference else [None] * len(ids)
+    for one, prompt, candidates, grades, extra in zip(ids, prompts, completions, ratings, extras):
+        candidates = candidates or []
+        yield Row(
+            one,
+            prompt,
+            [candidate["id"] for candidate in candidates],
+            [candidate["text"] for candidate in candidates],
+            _means(grades, len(candidates)),
+            _reference(extra, reference),
+        )
+
+
+def _means(grades: Sequence[dict[str, Any]] | None, size: int) -> list[float | None]:
+    found: list[list[float]] = [[] for _ in range(size)]
+    for grade in grades or ():
+        low, high, score = grade["low"], grade["high"], grade["score"]
+        if low is not None and high is not None and high > low:
+            score = (score - low) / (high - low)
+        found[grade["completion"]].append(score)
+    return [sum(values) / len(values) if values else None for values in found]
+
+
+def _reference(extra: str | None, key: str | None) -> str:
+    """The reference answer of a row: a text, or the first of a list of texts; "" where there is none."""
+    if not extra or key is None:
+        return ""
+    try:
+        value = json.loads(extra).get(key)
+    except (ValueError, AttributeError):
+        return ""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else ""
