@@ -175,11 +175,14 @@ class Engine:
             self.release(request)
             return
         self.tally.failed[outcome.reason] = self.tally.failed.get(outcome.reason, 0) + 1
+        self._count_fruitless(outcome)
         await self.done(request, outcome)
+
+    def _count_fruitless(self, failure: Failure) -> None:
         if self._fruitless >= 0:
             self._fruitless += 1
             if self._fruitless >= HOPELESS:
-                self.stop("hopeless", f"{self._fruitless} requests failed and none was answered; the last: {outcome.message}")
+                self.stop("hopeless", f"{self._fruitless} requests failed and none was answered; the last: {failure.message}")
 
     def _again(self, request: Request, failure: Failure, attempt: int, limited: int, started: float) -> bool:
         """Put a request that failed by a passing fault back into the heap; False where it is given up."""

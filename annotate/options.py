@@ -154,6 +154,11 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
         parts = urlsplit(judge.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"base_url {judge.base_url!r} is no address; for example http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                f"base_url {public_url(judge.base_url)}: an address with a password or a key in it would end up in files; give the key "
+                f"by the environment variable {judge.api_key_env}"
+            )
     return judges
 
 
