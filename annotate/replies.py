@@ -45,7 +45,7 @@ def parse_reply(reply: str, format: str, scale: Scale, names: Sequence[str] = ("
 
     >>> from mmpo.annotate.scales import PREFERENCE
     >>> parse_reply("<think>A?</think>The first is clearer.\\n\\nVerdict: **B**", "grade", PREFERENCE)
-    Found(values={'grade': 2.0}, spans={'grade': (53, 54)}, rationale='The first is clearer.')
+    Found(values={'grade': 2.0}, spans={'grade': (51, 52)}, rationale='The first is clearer.')
     """
     if format not in REPLIES:
         raise unknown_name("reply format", format, REPLIES)

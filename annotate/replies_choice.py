@@ -12,11 +12,11 @@ __all__ = ["output_choice"]
 # The same sentence speaks of somebody else's opinion, or leaves the matter open.
 _NOT_OURS = re.compile(
     r"\bassistants?\s{1,3}(?:\([a-z]\)\s{1,3})?(?:[a-z]{1,12}\s{1,3}){0,2}(?:argu|believ|claim|conclud|stat|suggest|prefer|favou?r|say|think|point)"
-    r"|\b(?:whether|if|neither|nor|cannot|not|determine|decide|either)\b[^,;]{0,60}\Z|\bor\s{1,3}\Z",
-    re.IGNORECASE,
+    r"|\b(?:whether|if|neither|nor|either|cannot|not\s{1,3}(?:clear|sure|true|certain|obvious|think|believe|say))\b[^,;]{0,60}\Z|\bor\s{1,3}\Z",
+    re.IGNORECASE | re.ASCII,
 )
 _SENTENCE = 300
-_ASIDE = re.compile(r"\s{1,3}(?:in\s{1,3}terms|in\s{1,3}(?:its|this|that)\s|at\s)", re.IGNORECASE)
+_ASIDE = re.compile(r"\s{1,3}(?:in\s{1,3}terms|in\s{1,3}(?:its|this|that)\s|at\s)", re.IGNORECASE | re.ASCII)
 
 
 @lru_cache(maxsize=64)
@@ -26,15 +26,15 @@ def _patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]
     better = re.compile(
         rf"{output}[\"'*`]{{0,4}}\s{{1,3}}(?:is|would\s{{1,3}}be)\s{{1,3}}(?:(?:the|a|clearly|slightly|much|overall|definitely|still)\s{{1,3}}){{0,2}}"
         r"better\b",
-        re.IGNORECASE,
+        re.IGNORECASE | re.ASCII,
     )
     picked = re.compile(
         r"(?:\b(?:choose|select|prefer|pick|go\s{1,3}with)|\b(?:choice|verdict|answer)\s{1,3}is|"
         r"\bbetter\s{1,3}(?:output|response|option|answer|one)(?:\s{1,3}[a-z]{1,15}){0,8}\s{1,3}is)"
         rf"(?:\s{{0,3}}:)?\s{{1,3}}[\"'*`]{{0,4}}{output}",
-        re.IGNORECASE,
+        re.IGNORECASE | re.ASCII,
     )
-    alone = re.compile(rf"[\s#>*\"'`]{{0,9}}{output}[\s.!*\"'`]{{0,9}}(?P<note>\s\(.*)?", re.IGNORECASE | re.DOTALL)
+    alone = re.compile(rf"[\s#>*\"'`]{{0,9}}{output}[\s.!*\"'`]{{0,9}}(?P<note>\s\(.*)?", re.IGNORECASE | re.ASCII | re.DOTALL)
     return better, picked, alone
 
 
@@ -42,9 +42,8 @@ def output_choice(text: str, scale: Scale, names: Sequence[str]) -> Found:
     """The last statement of a choice: "Output (b) is better", "I choose Output (b)", "the better output is Output (b)", or
     "Output (b)" alone on the first or the last line. Where the first line and the conclusion disagree the conclusion wins.
 
-    LLMBar's recorded answers cannot arbitrate that: its parser looked for "(a)" anywhere before it looked for "(b)", and so has (a) for
-    143 replies that begin and end with "Output (b) is better". On those where that order does not matter this rule agrees with all
-    but a few of 9,000.
+    LLMBar's recorded answers cannot arbitrate that: its parsers look for "(a)" before they look for "(b)", and so have (a) for 139 replies
+    that conclude with (b). Where that order decides nothing, this rule agrees with all but 8 of 8,854.
 
     A mention is no choice, nor is what an assistant in a debate is said to argue, a question, or one aspect ("is better in terms of").
     """
@@ -64,7 +63,7 @@ def output_choice(text: str, scale: Scale, names: Sequence[str]) -> Found:
 
 
 def _value(label: str, scale: Scale) -> float:
-    return next(scale.labels[known] for known in (label, label.lower(), label.upper()) if known in scale.labels)
+    return next(value for known, value in scale.labels.items() if known.lower() == label.lower())
 
 
 def _ours(text: str, match: re.Match[str]) -> bool:

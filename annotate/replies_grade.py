@@ -54,6 +54,10 @@ def alone(text: str, start: int, end: int, scale: Scale, *, any_case: bool = Fal
     if match is None:
         return None
     label = label_of(match, scale, any_case=any_case)
+    before, after = text[start : label.span[0]], text[label.span[1] : end]
+    # "[[1" was cut short, and may have been going to be 10.
+    if any(before.count(opening) > after.count(closing) for opening, closing in ("[]", "()", "{}")):
+        return None
     lower = text[label.span[0] : label.span[1]].islower()
     return None if label.value is None and lower else label
 

@@ -81,4 +81,4 @@ def label_of(match: re.Match[str], scale: Scale, *, any_case: bool) -> Label:
 
 
 def _cased(written: str, labels: Mapping[str, float]) -> float | None:
-    return labels.get(written.upper(), labels.get(written.lower()))
+    return next((value for label, value in labels.items() if label.lower() == written.lower()), None)

@@ -108,4 +108,5 @@ def _ranks(text: str, ranked: Literal, names: Sequence[str], found: Literals) ->
         raise Unparsable("not_a_ranking")
     outer = next(one for one in found.found if one.start <= ranked.start < one.end)
     said = texts(outer, {one.span for one in ranked.within()})
-    return Found(values, spans, "\n".join(part for part in (apart(text, [outer.span]), *said) if part))
+    rationale = "\n".join(part for part in (apart(text, [outer.span]), *said) if part)
+    return Found({name: values[name] for name in names}, {name: spans[name] for name in names}, rationale)
