@@ -1,3 +1,9 @@
 """Gathering margins from LLM judges and from people: the package that joins the FEEDBACK table from the outside."""
 
-__all__: list[str] = []
+from mmpo.annotate.agree import agree
+from mmpo.annotate.judging import judge
+from mmpo.annotate.options import Judge, JudgeOptions
+from mmpo.annotate.replies import parse_reply
+from mmpo.annotate.scales import PREFERENCE, Scale
+
+__all__ = ["PREFERENCE", "Judge", "JudgeOptions", "Scale", "agree", "judge", "parse_reply"]

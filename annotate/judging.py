@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def judge(
     plan = prepared(feedback, out, options, judges)
     for one in plan.judges:
         api_key(one)
+    import_module("openai")  # where the extra is missing, that is said before a journal is made
     with Journal(plan.journal) as journal:
         stop, runs = _run(_ask_all(plan, journal, progress))
         if progress:

@@ -35,7 +35,7 @@ def build(
 
 
 def say_built(summary: dict[str, Any]) -> None:
-    """What a build made, on standard error: pairs a split, rejects a reason."""
+    """What a build made, on standard error: pairs a split, rejects a reason, what it found of raters."""
     pairs = summary.get("pairs") or {}
     if pairs:
         counts = ", ".join(f"{count:,} {split}" for split, count in pairs.items())
@@ -45,4 +45,21 @@ def say_built(summary: dict[str, Any]) -> None:
     rejected = sorted(summary["rejected"].items(), key=lambda item: -item[1])
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
+    _say_raters(summary)
     say(f"dataset: {summary['out']}")
+
+
+def _say_raters(summary: dict[str, Any]) -> None:
+    """Position biases of judges, and raters' own biases and scales, where the build found any."""
+    orders = summary.get("position_bias") or {}
+    if orders:
+        rows = [(name, found["bias"], found["order_sd"], found["pairs"]) for name, found in orders.items()]
+        print_table("position bias", ("rater/aspect", "towards the first", "order noise", "pairs"), rows)
+    effects = summary.get("rater_effects") or {}
+    if effects:
+        told = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
+        rows = [
+            (name, e["bias"], e["scale"], e["noise"], e["weight"], e["items"], told[e["signal"], e["connected"]])
+            for name, e in effects.items()
+        ]
+        print_table("raters", ("rater", "bias", "scale", "noise", "weight", "items", ""), rows)

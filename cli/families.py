@@ -1,4 +1,4 @@
-"""`mmpo formats` and `mmpo losses`: each family lists its members with one line each, on standard output."""
+"""`mmpo formats`, `mmpo losses`, ...: each family lists its members with one line each, on standard output."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from mmpo.cli.output import print_json
 
-__all__ = ["formats", "losses"]
+__all__ = ["formats", "losses", "pairings", "replies", "rubrics"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print name and summary as JSON on standard output.")]
 
@@ -23,6 +23,27 @@ def losses(as_json: AsJson = False) -> None:
     from mmpo.train.losses import LOSSES
 
     _list({name: f"{loss.summary} ({loss.source})" for name, loss in LOSSES.items()}, as_json)
+
+
+def rubrics(as_json: AsJson = False) -> None:
+    """List the rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."""
+    from mmpo.annotate.rubrics import RUBRICS
+
+    _list({name: rubric.criterion for name, rubric in RUBRICS.items()}, as_json)
+
+
+def pairings(as_json: AsJson = False) -> None:
+    """List the ways to choose pairs that `mmpo judge --pairs` takes."""
+    from mmpo.annotate.selection import PAIRINGS
+
+    _list({name + (":k" if way.takes_k else ""): way.summary for name, way in PAIRINGS.items()}, as_json)
+
+
+def replies(as_json: AsJson = False) -> None:
+    """List the ways to read a judge's reply that `mmpo judge --reply` takes."""
+    from mmpo.annotate.replies import REPLIES
+
+    _list({name: reply.summary for name, reply in REPLIES.items()}, as_json)
 
 
 def _list(family: dict[str, str], as_json: bool) -> None:

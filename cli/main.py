@@ -30,10 +30,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("mmpo.cli.evaluate:evaluate", "Accuracy and calibration of a trained model."),
     "formats": ("mmpo.cli.families:formats", "The input formats, one line each."),
     "losses": ("mmpo.cli.families:losses", "The training objectives, one line each."),
+    "rubrics": ("mmpo.cli.families:rubrics", "What judges can be asked to look at, one line each."),
+    "pairings": ("mmpo.cli.families:pairings", "The ways to choose the pairs that judges compare, one line each."),
+    "replies": ("mmpo.cli.families:replies", "The ways to read a judge's reply, one line each."),
 }
 """Every command: where its function is and one line about it."""
 
-EXTRAS = {"torch": "train", "transformers": "train", "accelerate": "train", "peft": "train", "tokenizers": "train"}
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers"), "train"),
+    "openai": "judge",
+}
 """Which extra installs a module that the core installation lacks."""
 
 
