@@ -26,9 +26,10 @@ PESSIMISM = 1.3
 
 @dataclass
 class Counts:
-    """What a judge has done in this run. total: requests of the run; cached: answered before it."""
+    """What a judge has done in this run. total: requests of the run; cached: answered before it; priced: its cost is known."""
 
     total: int
+    priced: bool = True
     cached: int = 0
     answered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -67,7 +68,7 @@ class Running:
         self.questions, self.endpoint, self.feedback, self.journal = questions, endpoint, feedback, journal
         self.budget, self.price, self.stop = budget, price, stop
         self.options, self.judge = questions.options, questions.judge
-        self.counts = Counts(total)
+        self.counts = Counts(total, price is not None)
         self._estimated = 1.0
         self._billed = PESSIMISM
         judge, options = self.judge, self.options

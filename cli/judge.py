@@ -158,9 +158,10 @@ def judge_progress() -> Iterator[Any]:
             told = time.monotonic()
             for name, one in counts.items():
                 rate, left = speed.of(name, one)
+                cost = f"${one.cost:.4f}, " if one.priced else ""
                 say(
                     f"judge {name}: {one.done:,} of {one.total:,} requests, {rate:.1f}/s, {_duration(left)} left, "
-                    f"{one.prompt_tokens + one.reply_tokens:,} tokens, ${one.cost:.4f}, {sum(one.failed.values()):,} failed"
+                    f"{one.prompt_tokens + one.reply_tokens:,} tokens, {cost}{sum(one.failed.values()):,} failed"
                 )
 
     yield line
@@ -199,6 +200,6 @@ def _live(counts: dict[str, Any], speed: _Speed) -> Table:
         table.add_row(
             name.replace("[", "\\["), f"{one.done:,}", f"{one.total:,}", f"{bar} {share:.0%}", f"{rate:.1f}", _duration(left),
             f"{one.in_flight}", f"{one.retried:,}", f"{sum(one.failed.values()):,}",
-            f"{one.prompt_tokens + one.reply_tokens:,}", shown(float(one.cost)),
+            f"{one.prompt_tokens + one.reply_tokens:,}", shown(float(one.cost) if one.priced else None),
         )  # fmt: skip
     return table
