@@ -60,7 +60,7 @@ class Feedback:
     def sizes(self) -> np.ndarray:
         """Completions of each prompt that is to be judged, shape (prompts,)."""
         found = []
-        for batch in batches(self.files, ["prompt_id", "completions"], 16_384):
+        for batch in batches(self.files, ["prompt_id", "completions.list.element.id"], 16_384):  # no texts
             lengths = np.asarray(batch.column("completions").value_lengths().fill_null(0)).astype(np.int64)
             if self.drawn is not None:
                 lengths = lengths[np.array([one in self.drawn for one in batch.column("prompt_id").to_pylist()], dtype=bool)]

@@ -121,9 +121,10 @@ def _counts(failed: dict[str, int]) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """
+    """Seconds in words.
+
     >>> _duration(42), _duration(4000), _duration(None)
-    ('42 s', '1 h 07 min', '–')
+    ('42 s', '1 h 06 min', '–')
     """
     if seconds is None:
         return "–"
