@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpo.annotate.modes import MODES, Asked, Graded, Row, messages_of, names_of, scale_of
 from mmpo.annotate.options import Judge, JudgeOptions
-from mmpo.annotate.probe import Abilities, parameters, schema_of
+from mmpo.annotate.probe import Abilities, folded, parameters, schema_of
 from mmpo.annotate.prompts import load_template
 from mmpo.annotate.reading import Choice, Reading, read, trimmed
 from mmpo.annotate.replies import Unparsable
@@ -48,7 +48,9 @@ class Questions:
         for asked in self.mode.asks(row, self.options, self.rubrics):
             body = self._body(row, asked)
             prompt = sum(estimated_tokens(message["content"]) for message in body["messages"]) + 8
-            reply = self._length(asked) * (self.samples if self.abilities.several and self.samples > 1 else 1)
+            reply = (self._length(asked) + self.abilities.room) * (
+                self.samples if self.abilities.several and self.samples > 1 else 1
+            )
             draws = [
                 ({**body, "seed": draw + 1} if self.abilities.seed and self.requests_a_question > 1 else body, draw)
                 for draw in range(self.requests_a_question)
@@ -73,6 +75,7 @@ class Questions:
 
     def _body(self, row: Row, asked: Asked) -> dict[str, Any]:
         messages = messages_of(row, asked, self.template, self.mode, reasoning=self.options.reasoning)
+        messages = messages if self.abilities.system else folded(messages)
         sampled = self.samples > 1
         temperature = self.options.temperature if self.options.temperature is not None else 1.0 if sampled else None
         body = {"model": self.judge.model, "messages": messages, **parameters(self.abilities, self._length(asked), temperature)}

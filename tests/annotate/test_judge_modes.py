@@ -125,12 +125,28 @@ def test_endpoints_that_refuse_parameters_are_asked_without_them(openai_server: 
     assert manifest["recipe"]["judges"][0]["abilities"]["length"] == "max_completion_tokens"
 
 
+def test_a_template_without_system_messages_gets_all_in_one(openai_server: Any, tmp_path: Path) -> None:
+    fault = {"kind": "status", "status": 400, "message": "System role not supported", "times": 1}
+    server = openai_server({"faults": [fault], "keep_bodies": True})
+    assert judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server)["finished"]
+    first, *rest = [record["body"]["messages"] for record in server.log()]
+    assert len(first) == 2 and all([message["role"] for message in messages] == ["user"] for messages in rest)
+    assert rest[0][0]["content"].startswith(first[0]["content"])
+
+
+def test_fewer_alternatives_are_asked_for_before_none(openai_server: Any, tmp_path: Path) -> None:
+    fault = {"kind": "status", "status": 400, "message": "top_logprobs must be at most 5", "times": 1}
+    server = openai_server({"faults": [fault], "keep_bodies": True})
+    summary = judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server)
+    assert {record["body"]["top_logprobs"] for record in server.log()[1:]} == {5} and summary["judges"][0]["mean_mass"] > 0.8
+
+
 @pytest.mark.parametrize("thinking", [False, True])
 def test_reasoning_ends_in_a_verdict_and_its_words_are_kept(thinking: bool, openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"defaults": {"noise": 0.0, "thinking": thinking}})
     feedback = candidates(tmp_path / "in", 3, 2)
     judged(feedback, tmp_path / "out", server, reasoning=True)
-    judged(feedback, tmp_path / "direct", server, max_tokens=200)
+    judged(feedback, tmp_path / "direct", server)
     direct = {one["first_id"] + one["second_id"]: one["gap"] for one in comparisons(tmp_path / "direct")}
     for one in comparisons(tmp_path / "out"):
         assert one["note"] and "Verdict" not in one["note"] and "<think" not in one["note"]
