@@ -1,6 +1,7 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from mmpo.pipeline.columns import flat, large, narrow
 from mmpo.pipeline.decide import decide
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.evidence import select_grades, survey
+from mmpo.pipeline.graded import orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.merge import merge_prompts
 from mmpo.pipeline.normalise import normalise as normalise_grades
 from mmpo.pipeline.pair import choose_pairs, within_pair_variance
+from mmpo.pipeline.position import position_biases
+from mmpo.pipeline.rater_effects import fit_rater_effects
+from mmpo.pipeline.rater_sample import RaterSample
 from mmpo.pipeline.read import plan, resolve_inputs
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.split import check_shares, split_of_prompts
@@ -66,6 +71,7 @@ def build_pairs(
     normalise: str = "none",
     score: str = "overall",
     merge_raters: str = "mean",
+    one_order: str = "drop",
     max_per_prompt: int | None = None,
     min_margin: float = 0.0,
     ties: str = "keep",
@@ -85,6 +91,7 @@ def build_pairs(
         normalise=normalise,
         score=score,
         merge_raters=merge_raters,
+        one_order=one_order,
         strategy=strategy,
         max_per_prompt=max_per_prompt,
         min_margin=min_margin,
@@ -98,10 +105,15 @@ def build_pairs(
     groups, rules = decide(found, options)
     rows, _ = select_grades(rows, rules.evidence, kinds=kinds, raters=raters, aspects=aspects)
     merged, _ = merge_prompts(normalise_grades(rows, rules.evidence, normalise, groups, found))
+    if wants_orders(rules, groups):
+        rules = replace(rules, position=position_biases([orders_of(merged)]))
+    if merge_raters == "rater-effects":
+        sample = RaterSample.joined([rater_sample(merged, rules, sample_share(groups, found))])
+        rules = replace(rules, effects=fit_rater_effects(sample, centered=rules.evidence == "ratings"))
     pooled = {source: squares / degrees for source, (squares, degrees) in within_pair_variance(merged, rules).items()}
     pairs = pairs_table(merged, choose_pairs(merged, rules, pooled))
     scales = sorted({(group.low, group.high) for group in groups}, key=str)
-    values = {"scales": scales, "normalisation": normalise, "pooled_variance": pooled}
+    values = {"scales": scales, "normalisation": normalise, "pooled_variance": pooled, **rules.learned()}
     return pairs.cast(with_metadata(PAIRS, values))
 
 

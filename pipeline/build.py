@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.decide import decide
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.evidence import Survey
+from mmpo.pipeline.graded import sample_share, wants_orders
 from mmpo.pipeline.ingest import Read, check_rejects, read_chunk
 from mmpo.pipeline.ledger import Ledger
 from mmpo.pipeline.options import BuildOptions, check_build_options
-from mmpo.pipeline.parallel import running
+from mmpo.pipeline.parallel import Runner, running
+from mmpo.pipeline.position import position_biases
+from mmpo.pipeline.rater_effects import fit_rater_effects
+from mmpo.pipeline.rater_sample import RaterSample
 from mmpo.pipeline.read import InputFile, digest, input_bytes, plan, resolve_inputs
-from mmpo.pipeline.reduce import LaneResult, Plan, lane_variance, run_lane
+from mmpo.pipeline.reduce import LaneResult, Plan, lane_orders, lane_sample, lane_variance, run_lane
 from mmpo.pipeline.rules import PairRules
 from mmpo.pipeline.split import check_shares
 from mmpo.pipeline.store import card, check_out, replacing, write_manifest
@@ -56,7 +60,8 @@ def build(
 
     sources: files, folders, globs or Hub datasets in `options.format`. out: the folder, written whole or not at all; an older
     dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part.
-    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}.
+    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}, and where there are any
+    "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
     check_build_options(options)
@@ -79,8 +84,7 @@ def build(
             check_rejects(reads, options.max_rejects, files)
             lanes = _lanes(partitions)
             decided = _decide(options, reads, folder, scratch, out, files)
-            if not options.feedback_only and len({group.rater for group in decided.groups}) > 1:
-                decided = dataclasses.replace(decided, pooled=_pool(run(lane_variance, [(decided, lane) for lane in lanes])))
+            decided = decided if options.feedback_only else _learned(decided, run, lanes)
             results: list[LaneResult] = []
             for result in run(run_lane, [(decided, i, lane) for i, lane in enumerate(lanes)]):
                 results.append(result)
@@ -93,6 +97,24 @@ def _lanes(partitions: int) -> list[list[int]]:
     count = min(partitions, 4 + partitions // 64)
     bounds = [round(i * partitions / count) for i in range(count + 1)]
     return [list(range(low, high)) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _learned(plan: Plan, run: Runner, lanes: Sequence[Sequence[int]]) -> Plan:
+    """The plan with what passes over all grades find: position biases, rater effects, within-pair variances, each given the former."""
+
+    def with_rules(plan: Plan, **found: Any) -> Plan:
+        return dataclasses.replace(plan, rules=dataclasses.replace(plan.rules, **found))
+
+    if wants_orders(plan.rules, plan.groups):
+        parts = run(lane_orders, [(plan, lane) for lane in lanes])
+        plan = with_rules(plan, position=position_biases(part for lane in parts for part in lane))
+    if plan.rules.merge_raters == "rater-effects":
+        share = sample_share(plan.groups, plan.survey)
+        sample = RaterSample.joined(list(run(lane_sample, [(plan, lane, share) for lane in lanes])))
+        plan = with_rules(plan, effects=fit_rater_effects(sample, centered=plan.rules.evidence == "ratings"))
+    if len({group.rater for group in plan.groups}) > 1:
+        plan = dataclasses.replace(plan, pooled=_pool(run(lane_variance, [(plan, lane) for lane in lanes])))
+    return dataclasses.replace(plan, metadata={**plan.metadata, **plan.rules.learned()})
 
 
 def _pool(parts: Any) -> dict[str, float]:
@@ -164,7 +186,7 @@ def _finish(
         folder, {"kind": kind, **decided.metadata, **variances, "prompts": prompts, "rows": rows, "counts": ledger.as_json()}
     )
     pairs = {} if options.feedback_only else rows
-    return {"out": str(out), "prompts": prompts, "pairs": pairs, "rejected": dropped}
+    return {"out": str(out), "prompts": prompts, "pairs": pairs, "rejected": dropped, **decided.rules.learned()}
 
 
 def _join_rejects(paths: Sequence[Path | None], out: Path) -> None:

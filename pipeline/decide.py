@@ -27,6 +27,7 @@ def decide(found: Survey, options: BuildOptions) -> tuple[list[Group], PairRules
         evidence=evidence,
         score=score,
         merge_raters=options.merge_raters,
+        one_order=options.one_order,
         rank=options.normalise == "rank",
         strategy=options.strategy,
         max_per_prompt=options.max_per_prompt,

@@ -14,7 +14,8 @@ from mmpo.pipeline.split import check_shares
 
 __all__ = ["BuildOptions", "check_build_options", "source_options"]
 
-MERGERS = ("mean", "median")
+MERGERS = ("mean", "median", "rater-effects")
+ONE_ORDER = ("drop", "keep")
 TIES = ("keep", "drop")
 
 
@@ -35,6 +36,7 @@ class BuildOptions:
     normalise: str = "none"
     score: str = "overall"
     merge_raters: str = "mean"
+    one_order: str = "drop"
     strategy: str = "all"
     max_per_prompt: int | None = None
     min_margin: float = 0.0
@@ -53,6 +55,7 @@ def check_build_options(options: BuildOptions) -> None:
         ("evidence (--from)", options.evidence, EVIDENCE),
         ("normalisation (--normalise)", options.normalise, NORMALISATIONS),
         ("way to merge raters (--raters)", options.merge_raters, MERGERS),
+        ("--one-order", options.one_order, ONE_ORDER),
         ("strategy", options.strategy, tuple(STRATEGIES)),
         ("--ties", options.ties, TIES),
     ):

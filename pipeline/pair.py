@@ -6,55 +6,34 @@ themselves. Margins, their standard errors and the raters' votes come out beside
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.choose import STRATEGIES
-from mmpo.pipeline.columns import codes, flat, offsets_of, parents, ranges, to_numpy
+from mmpo.pipeline.columns import codes, flat, offsets_of, parents, ranges
 from mmpo.pipeline.filters import filtered
+from mmpo.pipeline.graded import Graded, graded
 from mmpo.pipeline.margins import margin_standard_error
 from mmpo.pipeline.rules import Margins, PairRules
-from mmpo.pipeline.score import Grades, group_starts, merge_aspects, merge_raters, merge_repeats
+from mmpo.pipeline.score import Grades, group_starts, merge_raters
 
-__all__ = ["choose_pairs", "own_gaps", "within_pair_variance"]
-
-
-def _rating_grades(table: pa.Table) -> tuple[Grades, list[str], list[str]]:
-    """Flat ratings of a batch; items are positions among the batch's completions."""
-    column = flat(table["ratings"])
-    ratings = column.flatten()
-    prompt = parents(offsets_of(column))
-    base = offsets_of(flat(table["completions"]))[prompt]
-    aspect, aspects = codes(ratings.field("aspect"))
-    kind, kinds = codes(ratings.field("kind"))
-    grades = Grades(
-        prompt,
-        base + np.asarray(ratings.field("completion")).astype(np.int64),
-        codes(ratings.field("rater"))[0],
-        aspect,
-        kind,
-        to_numpy(ratings.field("score")),
-        to_numpy(ratings.field("spread")) ** 2,
-    )
-    return grades, aspects, kinds
+__all__ = ["OwnGaps", "choose_pairs", "own_gaps", "within_pair_variance"]
 
 
-def _scored(table: pa.Table, rules: PairRules) -> tuple[Grades, np.ndarray, list[str], dict[str, int], int]:
-    """A value a rater and completion, a score a completion (NaN: none), kinds, grades without a part, grades merged."""
-    grades, aspects, kinds = _rating_grades(table)
-    total = len(grades.value)
-    grades, _ = merge_repeats(grades)
-    grades, dropped = merge_aspects(grades, rules.score, aspects)
-    items, values = merge_raters(grades, rules.merge_raters)
+def _scored(table: pa.Table, rules: PairRules) -> tuple[Graded, np.ndarray]:
+    """A value a rater and completion, and a score a completion (NaN: none)."""
+    result = graded(table, rules)
+    items, values = merge_raters(result.grades, rules.merge_raters)
     scores = np.full(int(offsets_of(flat(table["completions"]))[-1]), np.nan)
     scores[items] = values
     if rules.rank:
         prompt = parents(offsets_of(flat(table["completions"])))
         scores = _ranks(scores, prompt)
-        own = _ranks(grades.value, grades.prompt, grades.rater)
-        grades = replace(grades, value=own, variance=np.full_like(own, np.nan))
-    return grades, scores, kinds, dropped, total - sum(dropped.values()) - len(grades.value)
+        own = _ranks(result.grades.value, result.grades.prompt, result.grades.rater)
+        result.grades = replace(result.grades, value=own, variance=np.full_like(own, np.nan))
+    return result, scores
 
 
 def _ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
@@ -76,11 +55,20 @@ def _ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
     return result
 
 
-def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+class OwnGaps(NamedTuple):
+    """Raters' own gaps for pairs, shape (gaps,), sorted by pair; variance of the gap, NaN: unknown; weight 1 unless raters differ."""
+
+    pair: np.ndarray
+    gap: np.ndarray
+    variance: np.ndarray
+    kind: np.ndarray
+    weight: np.ndarray
+
+
+def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     """Each rater's own gap first - second, for the raters who graded both.
 
     grades: sorted by item and rater, one a rater and item. first, second: items, shape (pairs,).
-    Returns (pair, gap, variance of the gap, kind), shape (gaps,), sorted by pair.
     """
     raters = int(grades.rater.max()) + 1 if len(grades.rater) else 1
     key = grades.item * raters + grades.rater
@@ -93,7 +81,11 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> tuple[np.
     both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
     pair, left, right = pair[both], left[both], right[both]
     gap = grades.value[left] - grades.value[right]
-    return pair, gap, grades.variance[left] + grades.variance[right], grades.kind[left]
+    return OwnGaps(pair, gap, grades.variance[left] + grades.variance[right], grades.kind[left], _weights(grades)[left])
+
+
+def _weights(grades: Grades) -> np.ndarray:
+    return np.ones(len(grades.value)) if grades.weight is None else grades.weight
 
 
 def _candidates(table: pa.Table, scores: np.ndarray, rules: PairRules, ids: list[str]) -> tuple[np.ndarray, ...]:
@@ -107,45 +99,21 @@ def _candidates(table: pa.Table, scores: np.ndarray, rules: PairRules, ids: list
     return prompt[order][better], order[better], order[worse]
 
 
-def _compared(table: pa.Table, rules: PairRules) -> tuple[Grades, np.ndarray, np.ndarray, list[str], dict[str, int], int]:
-    """Each rater's gap a compared pair; items number the pairs (smaller position, larger position) of the batch."""
-    column = flat(table["comparisons"])
-    rows = column.flatten()
-    prompt = parents(offsets_of(column))
-    base = offsets_of(flat(table["completions"]))[prompt]
-    first, second = (base + np.asarray(rows.field(n)).astype(np.int64) for n in ("first", "second"))
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    pairs, item = np.unique(np.stack([low, high]), axis=1, return_inverse=True)
-    aspect, aspects = codes(rows.field("aspect"))
-    kind, kinds = codes(rows.field("kind"))
-    gap = to_numpy(rows.field("gap"))
-    value = np.where(first < second, gap, -gap)
-    variance = to_numpy(rows.field("spread")) ** 2
-    grades = Grades(prompt, item.reshape(-1), codes(rows.field("rater"))[0], aspect, kind, value, variance)
-    total = len(value)
-    grades, _ = merge_repeats(grades, (first < second).astype(np.int64))
-    grades, dropped = merge_aspects(grades, rules.score, aspects)
-    return grades, pairs[0], pairs[1], kinds, dropped, total - sum(dropped.values()) - len(grades.value)
-
-
 def within_pair_variance(table: pa.Table, rules: PairRules) -> dict[str, tuple[float, int]]:
-    """By source: the sum of squared deviations of raters' own gaps from their pair's mean, and its degrees of freedom.
+    """By source: the (weighted) sum of squared deviations of raters' own gaps from their pair's mean, and its degrees of freedom.
 
     Taken over every pair of completions that two or more raters graded, whatever the strategy keeps.
     """
     if rules.evidence == "ratings":
-        grades, scores, _, _, _ = _scored(table, rules)
-        size = len(scores)
-        prompt, first, second = _candidates(table, scores, PairRules(strategy="all"), [""] * size)
-        pair, gap, _, _ = own_gaps(grades, first, second)
+        result, scores = _scored(table, rules)
+        prompt, first, second = _candidates(table, scores, PairRules(strategy="all"), [""] * len(scores))
+        gaps = own_gaps(result.grades, first, second)
     else:
-        grades, _, _, _, _, _ = _compared(table, rules)
-        pair, gap, prompt = grades.item, grades.value, np.zeros(0, dtype=np.int64)
-        prompt = np.zeros(int(pair.max()) + 1 if len(pair) else 0, dtype=np.int64)
-        prompt[grades.item] = grades.prompt
-    n = np.bincount(pair, minlength=len(prompt))
-    mean = np.bincount(pair, weights=gap, minlength=len(prompt)) / np.maximum(n, 1)
-    squares = np.bincount(pair, weights=(gap - mean[pair]) ** 2, minlength=len(prompt))
+        grades = graded(table, rules).grades
+        gaps = OwnGaps(grades.item, grades.value, grades.variance, grades.kind, _weights(grades))
+        prompt = np.zeros(int(gaps.pair.max()) + 1 if len(gaps.pair) else 0, dtype=np.int64)
+        prompt[gaps.pair] = grades.prompt
+    n, _, squares = _spread(gaps, len(prompt))
     source, names = codes(flat(table["source"]))
     by_source: dict[str, tuple[float, int]] = {}
     for code, name in enumerate(names):
@@ -155,55 +123,87 @@ def within_pair_variance(table: pa.Table, rules: PairRules) -> dict[str, tuple[f
     return by_source
 
 
+def _spread(gaps: OwnGaps, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each pair: how many raters, their weight, and the weighted sum of squared deviations from the weighted mean."""
+    n = np.bincount(gaps.pair, minlength=size)
+    weight = np.bincount(gaps.pair, weights=gaps.weight, minlength=size)
+    mean = np.bincount(gaps.pair, weights=gaps.gap * gaps.weight, minlength=size) / np.where(n > 0, weight, 1.0)
+    return n, weight, np.bincount(gaps.pair, weights=gaps.weight * (gaps.gap - mean[gaps.pair]) ** 2, minlength=size)
+
+
 def choose_pairs(table: pa.Table, rules: PairRules, pooled: dict[str, float]) -> Margins:
     """The pairs of a batch, by the rules. pooled: each source's within-pair variance, where known."""
     ids: list[str] = flat(table["completions"]).flatten().field("id").to_pylist()
     if rules.evidence == "ratings":
-        grades, scores, kinds, dropped, merged = _scored(table, rules)
+        found, scores = _scored(table, rules)
         prompt, chosen, rejected = _candidates(table, scores, rules, ids)
         margin = scores[chosen] - scores[rejected]
-        pair, gap, variance, kind = own_gaps(grades, chosen, rejected)
+        gaps = own_gaps(found.grades, chosen, rejected)
         score_chosen, score_rejected = scores[chosen], scores[rejected]
     else:
-        grades, low, high, kinds, dropped, merged = _compared(table, rules)
-        items, values = merge_raters(grades, rules.merge_raters)
-        first_wins = values >= 0
-        chosen = np.where(first_wins, low[items], high[items])
-        rejected = np.where(first_wins, high[items], low[items])
-        margin = np.abs(values)
-        prompt = np.searchsorted(offsets_of(flat(table["completions"])), chosen, side="right") - 1
-        place = np.full(len(low), -1)
-        place[items] = np.arange(len(items))
-        pair = place[grades.item]
-        gap = np.where(first_wins[pair], grades.value, -grades.value)
-        variance, kind = grades.variance, grades.kind
+        found = graded(table, rules)
+        prompt, chosen, rejected, margin, gaps = _compared(table, found, rules)
         score_chosen = score_rejected = np.full(len(chosen), np.nan)
     result = Margins(
         prompt, chosen, rejected, score_chosen, score_rejected, margin,
-        *_uncertainty(table, prompt, pair, gap, variance, pooled),
-        *_kinds(pair, kind, kinds, len(prompt)),
-        created=len(prompt), merged_grades=merged, used_grades=len(grades.value),
+        *_uncertainty(table, prompt, gaps, pooled),
+        *_kinds(gaps.pair, gaps.kind, found.kinds, len(prompt)),
+        created=len(prompt), merged_grades=found.merged, used_grades=len(found.grades.value),
     )  # fmt: skip
-    result.dropped = {("grade", reason): n for reason, n in dropped.items()}
+    result.dropped = {("grade", reason): n for reason, n in found.dropped.items()}
+    if rules.evidence == "comparisons":
+        _count_lost(table, found, result)
     return filtered(table, result, rules, ids)
 
 
+def _compared(table: pa.Table, found: Graded, rules: PairRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, OwnGaps]:
+    """Prompt, chosen, rejected and margin of the compared pairs that have a value, and the raters' own gaps."""
+    grades = found.grades
+    items, values = merge_raters(grades, rules.merge_raters)
+    first_wins = values >= 0
+    chosen = np.where(first_wins, found.first[items], found.second[items])
+    rejected = np.where(first_wins, found.second[items], found.first[items])
+    place = np.full(len(found.first), -1)
+    place[items] = np.arange(len(items))
+    pair = place[grades.item]
+    gap = np.where(first_wins[pair], grades.value, -grades.value)
+    gaps = OwnGaps(pair, gap, grades.variance, grades.kind, _weights(grades))
+    return _prompts(table, chosen), chosen, rejected, np.abs(values), gaps
+
+
+def _prompts(table: pa.Table, completion: np.ndarray) -> np.ndarray:
+    return np.searchsorted(offsets_of(flat(table["completions"])), completion, side="right") - 1
+
+
+def _count_lost(table: pa.Table, found: Graded, result: Margins) -> None:
+    """Compared pairs that no grade is left of, as pairs made and dropped; the smaller id stands for the chosen one."""
+    for reason, items in found.lost.items():
+        if len(items):
+            first, second = found.first[items], found.second[items]
+            result.created += len(items)
+            result.dropped["pair", f"{reason}_pair"] = len(items)
+            result.evidence.append((f"{reason}_pair", _prompts(table, first), first, second))
+
+
 def _uncertainty(
-    table: pa.Table, prompt: np.ndarray, pair: np.ndarray, gap: np.ndarray, variance: np.ndarray, pooled: dict[str, float]
+    table: pa.Table, prompt: np.ndarray, gaps: OwnGaps, pooled: dict[str, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """margin_se (NaN: unknown), raters that prefer the chosen one (ties count half, rounded down), raters."""
+    """margin_se (NaN: unknown), raters that prefer the chosen one (ties count half, rounded down), raters.
+
+    With weights, variances are those of a rater of weight 1, and the variance of the mean is 1/Σ weight of it where it else is 1/n.
+    """
     size = len(prompt)
-    n = np.bincount(pair, minlength=size)
-    mean = np.bincount(pair, weights=gap, minlength=size) / np.maximum(n, 1)
-    squares = np.bincount(pair, weights=(gap - mean[pair]) ** 2, minlength=size)
+    n, weight, squares = _spread(gaps, size)
     s2 = np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan)
     source, names = codes(flat(table["source"]))
     s0 = np.array([pooled.get(name, np.nan) for name in names] or [np.nan])[source][prompt]
-    own = np.sqrt(np.bincount(pair, weights=variance, minlength=size))
-    votes = np.bincount(pair, weights=(gap > 0) + 0.5 * (gap == 0), minlength=size)
+    own = np.sqrt(np.bincount(gaps.pair, weights=gaps.variance, minlength=size))
+    votes = np.bincount(gaps.pair, weights=(gaps.gap > 0) + 0.5 * (gaps.gap == 0), minlength=size)
     se = np.full(size, np.nan)
     known = n > 0
     se[known] = margin_standard_error(n[known], s2[known], s0[known], np.where(n == 1, own, np.nan)[known])
+    weighed = known & ~((n == 1) & np.isnan(s0))  # a judge's own spread needs no weight
+    se[weighed] *= np.sqrt(n[weighed] / weight[weighed])
     return se, np.floor(votes).astype(np.int32), n.astype(np.int32)
 
 

@@ -1,6 +1,6 @@
 """The second half of a build: one lane of partitions, from spilled FEEDBACK rows to the Parquet files of each split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.assemble import pairs_table
-from mmpo.pipeline.columns import flat, narrow, offsets_of
+from mmpo.pipeline.columns import LARGE_FEEDBACK, flat, lists, narrow, offsets_of
 from mmpo.pipeline.evidence import Group, Survey, select_grades
+from mmpo.pipeline.graded import orders_of, rater_sample
 from mmpo.pipeline.ledger import Ledger
 from mmpo.pipeline.merge import merge_prompts
 from mmpo.pipeline.normalise import normalise
 from mmpo.pipeline.pair import choose_pairs, within_pair_variance
+from mmpo.pipeline.position import OrderTotals
+from mmpo.pipeline.rater_sample import RaterSample
 from mmpo.pipeline.rules import Margins, PairRules
 from mmpo.pipeline.spill import read_partition
 from mmpo.pipeline.split import split_of_prompts
 from mmpo.pipeline.store import PartWriter
 from mmpo.pipeline.tables import FEEDBACK, REJECTS, SPLITS
 
-__all__ = ["LaneResult", "Plan", "lane_variance", "merged_partition", "run_lane"]
+__all__ = ["LaneResult", "Plan", "lane_orders", "lane_sample", "lane_variance", "merged_partition", "run_lane"]
 
 BATCH_BYTES = 64 << 20
 """Output text of a batch, before dictionaries and compression: it becomes one row group."""
@@ -60,9 +63,13 @@ class LaneResult:
     rejects: Path | None = None
 
 
-def merged_partition(plan: Plan, partition: int, ledger: Ledger) -> pa.Table:
-    """A partition's rows, narrowed to the chosen evidence, normalised, and merged to one row a prompt."""
+def merged_partition(plan: Plan, partition: int, ledger: Ledger, *, texts: bool = True) -> pa.Table:
+    """A partition's rows, narrowed to the chosen evidence, normalised, and merged to one row a prompt.
+
+    texts: False leaves prompts, texts and notes empty, for passes that only look at grades.
+    """
     rows = read_partition(plan.spills, partition)
+    rows = rows if texts else _without_texts(rows)
     if not plan.feedback_only:
         other = "comparisons" if plan.rules.evidence == "ratings" else "ratings"
         unused = len(flat(rows[other]).flatten())
@@ -78,11 +85,40 @@ def merged_partition(plan: Plan, partition: int, ledger: Ledger) -> pa.Table:
     return merged
 
 
+def _without_texts(rows: pa.Table) -> pa.Table:
+    """FEEDBACK rows with the same ids and grades, but nothing to read."""
+    size = rows.num_rows
+    columns = dict(zip(rows.column_names, map(flat, rows.columns), strict=True))
+    columns["prompt"] = lists(np.zeros(size, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
+    columns["extra"] = pa.nulls(size, columns["extra"].type)
+    for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
+        column = columns[name]
+        inner = column.flatten()
+        fields = [inner.type.field(i) for i in range(inner.type.num_fields)]
+        arrays = [pa.nulls(len(inner), f.type) if f.name == text else inner.field(f.name) for f in fields]
+        columns[name] = lists(offsets_of(column)[:-1], pa.StructArray.from_arrays(arrays, fields=fields))
+    return pa.Table.from_arrays([columns[name] for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
+
+
+def _grades_of(plan: Plan, partitions: Sequence[int]) -> Iterator[pa.Table]:
+    return (merged_partition(plan, partition, Ledger(), texts=False) for partition in partitions)
+
+
+def lane_orders(plan: Plan, partitions: Sequence[int]) -> list[dict[tuple[str, str], OrderTotals]]:
+    """The lane's share of what raters' answers in both orders say of their position bias."""
+    return [orders_of(table) for table in _grades_of(plan, partitions)]
+
+
+def lane_sample(plan: Plan, partitions: Sequence[int], share: float) -> RaterSample:
+    """The lane's share of the grades that raters are compared by; `share` of the prompts are in the sample."""
+    return RaterSample.joined([rater_sample(table, plan.rules, share) for table in _grades_of(plan, partitions)])
+
+
 def lane_variance(plan: Plan, partitions: Sequence[int]) -> dict[str, tuple[float, int]]:
     """The lane's share of each source's pooled within-pair variance: squared deviations and degrees of freedom."""
     total: dict[str, tuple[float, int]] = {}
-    for partition in partitions:
-        for source, (squares, degrees) in within_pair_variance(merged_partition(plan, partition, Ledger()), plan.rules).items():
+    for table in _grades_of(plan, partitions):
+        for source, (squares, degrees) in within_pair_variance(table, plan.rules).items():
             before = total.get(source, (0.0, 0))
             total[source] = (before[0] + squares, before[1] + degrees)
     return total

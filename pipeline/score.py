@@ -5,19 +5,32 @@ for one rater and for a thousand.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.evidence import Group
 
-__all__ = ["Grades", "check_scales", "group_starts", "merge_aspects", "merge_raters", "merge_repeats", "parse_score"]
+__all__ = [
+    "Grades",
+    "average_orders",
+    "check_scales",
+    "group_starts",
+    "merge_aspects",
+    "merge_raters",
+    "merge_repeats",
+    "parse_score",
+]
 
 
 @dataclass(frozen=True)
 class Grades:
-    """Flat grades, all arrays of shape (grades,). value: score or gap; variance: the grade's own, NaN where unknown."""
+    """Flat grades, all arrays of shape (grades,). value: score or gap; variance: the grade's own, NaN where unknown.
+
+    coefficient: how often the rater's bias is in the value (None: once): of a comparison 1 or -1 by the order shown, 0 where both were.
+    weight: what the grade counts for when raters merge (None: all the same).
+    """
 
     prompt: np.ndarray
     item: np.ndarray
@@ -26,10 +39,24 @@ class Grades:
     kind: np.ndarray
     value: np.ndarray
     variance: np.ndarray
+    coefficient: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
     def take(self, index: np.ndarray) -> "Grades":
         """The grades at these positions (or where a boolean mask holds)."""
-        return Grades(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        columns = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Grades(*(None if column is None else column[index] for column in columns))
+
+    def mean_of_runs(self, starts: np.ndarray, weights: np.ndarray | None = None) -> "Grades":
+        """One grade a run of grades: the mean of its values (or the weighted sum), its variance likewise; a coefficient's mean."""
+        if not len(starts):
+            return self.take(np.zeros(0, dtype=np.int64))
+        counts = np.diff(np.append(starts, len(self.value)))
+        w = np.repeat(1 / counts, counts) if weights is None else weights
+        value, variance = (np.add.reduceat(column, starts) for column in (self.value * w, self.variance * w * w))
+        merged = self.take(starts)
+        coefficient = None if self.coefficient is None else np.add.reduceat(self.coefficient, starts) / counts
+        return replace(merged, value=value, variance=variance, coefficient=coefficient)
 
 
 def parse_score(text: str, known: Sequence[str]) -> dict[str, float] | str:
@@ -91,31 +118,22 @@ def group_starts(*keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(new)
 
 
-def _averaged(grades: Grades, starts: np.ndarray, weights: np.ndarray | None = None) -> Grades:
-    """One grade a run: the mean of its values (or the weighted sum), its variance likewise."""
-    if not len(starts):
-        return grades.take(np.zeros(0, dtype=np.int64))
-    counts = np.diff(np.append(starts, len(grades.value)))
-    w = np.repeat(1 / counts, counts) if weights is None else weights
-    merged = grades.take(starts)
-    value = np.add.reduceat(grades.value * w, starts)
-    variance = np.add.reduceat(grades.variance * w * w, starts)
-    return Grades(merged.prompt, merged.item, merged.rater, merged.aspect, merged.kind, value, variance)
+def merge_repeats(grades: Grades) -> Grades:
+    """A rater's repeated grades of one item and aspect averaged; sorted by item, rater and aspect."""
+    grades = grades.take(np.lexsort((grades.value, grades.aspect, grades.rater, grades.item)))
+    return grades.mean_of_runs(group_starts(grades.item, grades.rater, grades.aspect))
 
 
-def merge_repeats(grades: Grades, order_shown: np.ndarray | None = None) -> tuple[Grades, int]:
-    """A rater's repeated grades of one item and aspect averaged, and how many were merged into another.
+def average_orders(grades: Grades, shown: np.ndarray, machine: np.ndarray) -> tuple[Grades, np.ndarray, np.ndarray]:
+    """A rater's repeated answers in one order averaged, so that an order asked more often does not tilt what both make.
 
-    order_shown: for comparisons, which of the two was shown first, shape (grades,): the two orders are averaged first each by
-    itself, then with one another, so that an order asked more often does not tilt the result.
+    shown: the order, machine: any property of the rater, both of shape (grades,); they come back beside the grades, which are sorted by
+    item, rater, aspect and order.
     """
-    before = len(grades.value)
-    shown = np.zeros(before, dtype=np.int64) if order_shown is None else order_shown
     order = np.lexsort((grades.value, shown, grades.aspect, grades.rater, grades.item))
-    grades, shown = grades.take(order), shown[order]
-    grades = _averaged(grades, group_starts(grades.item, grades.rater, grades.aspect, shown))
-    grades = _averaged(grades, group_starts(grades.item, grades.rater, grades.aspect))
-    return grades, before - len(grades.value)
+    grades, shown, machine = grades.take(order), shown[order], machine[order]
+    starts = group_starts(grades.item, grades.rater, grades.aspect, shown)
+    return grades.mean_of_runs(starts), shown[starts], machine[starts]
 
 
 def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequence[str]) -> tuple[Grades, dict[str, int]]:
@@ -136,7 +154,7 @@ def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequen
         complete = np.repeat(counts == len(score), counts)
         dropped["missing_aspect"] = int((~complete).sum())
         grades, weight = grades.take(complete), weight[complete]
-        return _averaged(grades, group_starts(grades.item, grades.rater), weight), _positive(dropped)
+        return grades.mean_of_runs(group_starts(grades.item, grades.rater), weight), _positive(dropped)
     chosen = np.array([name != "overall" for name in aspects]) if any(a != "overall" for a in aspects) else np.ones(1, dtype=bool)
     wanted = chosen[grades.aspect] if len(grades.aspect) else np.zeros(0, dtype=bool)
     dropped["aspect_not_chosen"] = int((~wanted).sum())
@@ -144,7 +162,7 @@ def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequen
     common = _common_aspects(grades)
     dropped["aspect_not_common"] = int((~common).sum())
     grades = grades.take(common)
-    return _averaged(grades, group_starts(grades.item, grades.rater)), _positive(dropped)
+    return grades.mean_of_runs(group_starts(grades.item, grades.rater)), _positive(dropped)
 
 
 def _positive(counts: dict[str, int]) -> dict[str, int]:
@@ -173,12 +191,14 @@ def _common_aspects(grades: Grades) -> np.ndarray:
 
 
 def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Items that have a value, and that value: the mean or the median over raters. grades: sorted by item, one a rater."""
+    """Items that have a value, and that value: the (weighted) mean or the median over raters. grades: sorted by item, one a rater."""
     starts = group_starts(grades.item)
     if not len(starts):
         return grades.item, grades.value
     counts = np.diff(np.append(starts, len(grades.value)))
-    if how == "mean":
+    if how != "median" and grades.weight is not None:
+        return grades.item[starts], np.add.reduceat(grades.value * grades.weight, starts) / np.add.reduceat(grades.weight, starts)
+    if how != "median":
         return grades.item[starts], np.add.reduceat(grades.value, starts) / counts
     order = np.lexsort((grades.value, grades.item))
     value = grades.value[order]
