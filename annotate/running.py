@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
-from mmpo.annotate.batch import Batches
+from mmpo.annotate.batch import Batches, refuse_open_batches
 from mmpo.annotate.cost import Budget, Price
 from mmpo.annotate.endpoint import Endpoint
 from mmpo.annotate.engine import Engine, Stop
@@ -72,6 +72,8 @@ class Running:
         self._estimated = 1.0
         self._billed = PESSIMISM
         judge, options = self.judge, self.options
+        if not options.batch and options.cache:
+            refuse_open_batches(journal, judge.name)
         self.limits = Limits(judge.concurrency or options.concurrency, judge.requests_per_minute, judge.tokens_per_minute)
         self.engine = Engine(
             self._send, self._done, self.limits, stop, retries=options.retries, patience=options.patience,
@@ -85,20 +87,25 @@ class Running:
             return
         batches = Batches(
             self.endpoint, self.pending, self.questions.checked, self._done, self.journal, self.options, self.stop,
-            afford=self._afford, release=lambda request: self.budget.release(request.key),
+            afford=self._afford, release=lambda request: self.budget.release(request.key), under_way=self._under_way,
         )  # fmt: skip
         await batches.run()
 
-    async def pending(self) -> AsyncIterator[Request]:
+    def _under_way(self, waiting: int, again: int) -> None:
+        self.counts.in_flight, self.counts.retried = waiting, again
+
+    async def pending(self) -> AsyncGenerator[Request, None]:
         """The requests without an answer, in the order of the input. Rows are read and rendered in a thread, one chunk ahead."""
-        self.counts.cached = seen = 0
+        cached = seen = 0
+        before = self.counts.answered if self.options.cache else 0  # by an earlier pass of this run: the journal has these too
         chunks = self._chunks()
         coming = asyncio.create_task(asyncio.to_thread(next, chunks, None))
         try:
             while (chunk := await coming) is not None:
-                requests, cached = chunk
-                self.counts.cached += cached
-                seen += cached + len(requests)
+                requests, known = chunk
+                cached += known
+                seen += known + len(requests)
+                self.counts.cached = max(self.counts.cached, cached - before)
                 coming = asyncio.create_task(asyncio.to_thread(next, chunks, None))
                 for request in requests:
                     yield request
@@ -161,4 +168,5 @@ class Running:
             counts.answered += 1
         else:
             counts.failed[outcome.reason] += 1
-        counts.in_flight, counts.retried = self.engine.tally.in_flight, self.engine.tally.retried
+        if not self.options.batch:
+            counts.in_flight, counts.retried = self.engine.tally.in_flight, self.engine.tally.retried

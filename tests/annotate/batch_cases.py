@@ -1,0 +1,104 @@
+"""What the tests of judging by batches share: what was sent and answered at the emulator, and runs as processes that can be killed."""
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cases import environment
+from openai_server import Server
+from server_client import using
+
+__all__ = [
+    "CALLS",
+    "FAST",
+    "REQUESTS",
+    "answered",
+    "calls",
+    "command",
+    "ended",
+    "of",
+    "paid_once",
+    "reached",
+    "sent",
+    "started",
+    "uploads",
+]
+
+REQUESTS = 6 * 3 * 2
+FAST: dict[str, Any] = {"batch": True, "batch_poll": 0.1}
+CALLS = ("files.create", "batches.create", "batches.get", "files.content")
+
+
+def sent(server: Server) -> list[list[str]]:
+    """The custom_ids in each file of requests that was uploaded, the newest first."""
+
+    async def work(client: Any) -> list[list[str]]:
+        found = []
+        async for file in client.files.list():
+            if file.purpose == "batch":
+                content = (await client.files.content(file.id)).content
+                found.append([json.loads(line)["custom_id"] for line in content.splitlines()])
+        return found
+
+    return using(server, work)
+
+
+def uploads(server: Server) -> list[int]:
+    """The size of each file of requests that was uploaded, in bytes, the newest first."""
+
+    async def work(client: Any) -> list[int]:
+        return [file.bytes async for file in client.files.list() if file.purpose == "batch"]
+
+    return using(server, work)
+
+
+def answered(server: Server) -> Counter[str]:
+    """How often each line was answered well: what a provider would be paid for."""
+    return Counter(row["custom_id"] for row in server.batch_log() if row["status"] == 200)
+
+
+def paid_once(server: Server, requests: int = REQUESTS) -> bool:
+    counts = answered(server)
+    return len(counts) == requests and set(counts.values()) == {1}
+
+
+def of(path: str | Path, query: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as journal:
+        return journal.execute(query).fetchall()
+
+
+def command(feedback: Path, out: Path, server: Server, *more: str) -> list[str]:
+    return ["judge", str(feedback), "--model", "judge-a", "--base-url", server.base_url, "--out", str(out), "--batch",
+            "--batch-poll", "0.1", *more]  # fmt: skip
+
+
+def started(*arguments: str) -> "subprocess.Popen[str]":
+    code = "from mmpo.cli.main import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def calls(server: Server, *routes: str) -> int:
+    """How many calls of these routes have come."""
+    came = server.counts()["by_route"]
+    return sum(came.get(route, 0) for route in routes)
+
+
+def reached(server: Server, process: "subprocess.Popen[str]", *routes: str, times: int = 1) -> bool:
+    """Wait until so many calls of these routes have come; False where the process ended before."""
+    until = time.monotonic() + 30
+    while calls(server, *routes) < times:
+        if process.poll() is not None or time.monotonic() > until:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """Its standard error, once it has ended."""
+    return process.communicate(timeout=60)[1]
