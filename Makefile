@@ -12,6 +12,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
+BENCHMARKS = build judge human
 
 .PHONY: demo demo-judge test check dev docs bench clean
 .DEFAULT_GOAL := test
@@ -37,7 +38,7 @@ docs: $(STAMP)
 	$(BIN)/python -m mmpo.cli.docs
 
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(BIN)/python $$script --quick --json || exit 1; done
+	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done
 
 clean:
 	rm -rf out build dist mmpo.egg-info .pytest_cache .ruff_cache .hypothesis

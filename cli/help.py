@@ -32,6 +32,7 @@ HELP: dict[str, str] = {
     "normalise": "What is done to each grade: none, minmax, zscore, log or rank.",
     "score": "How aspects merge: overall, mean, one aspect's name, or weights a=0.65,b=0.8.",
     "merge_raters": "How raters merge: mean, median, or rater-effects (their biases and scales taken out, weighted by precision).",
+    "rater_weights": "With --raters rater-effects, what a rater counts for: fitted (by its precision) or equal (without signal still 0).",
     "one_order": "Pairs that a judge answered in one order, of others in both: drop, or keep with its mean position bias taken away.",
     "strategy": "Which pairs: all, best-worst, best-random, adjacent or stratified.",
     "max_per_prompt": "Keep at most this many pairs of a prompt.",

@@ -71,6 +71,7 @@ def build_pairs(
     normalise: str = "none",
     score: str = "overall",
     merge_raters: str = "mean",
+    rater_weights: str = "fitted",
     one_order: str = "drop",
     max_per_prompt: int | None = None,
     min_margin: float = 0.0,
@@ -91,6 +92,7 @@ def build_pairs(
         normalise=normalise,
         score=score,
         merge_raters=merge_raters,
+        rater_weights=rater_weights,
         one_order=one_order,
         strategy=strategy,
         max_per_prompt=max_per_prompt,
@@ -109,7 +111,9 @@ def build_pairs(
         rules = replace(rules, position=position_biases([orders_of(merged)]))
     if merge_raters == "rater-effects":
         sample = RaterSample.joined([rater_sample(merged, rules, sample_share(groups, found))])
-        rules = replace(rules, effects=fit_rater_effects(sample, centered=rules.evidence == "ratings"))
+        rules = replace(
+            rules, effects=fit_rater_effects(sample, centered=rules.evidence == "ratings", weighted=rater_weights == "fitted")
+        )
     pooled = {source: squares / degrees for source, (squares, degrees) in within_pair_variance(merged, rules).items()}
     pairs = pairs_table(merged, choose_pairs(merged, rules, pooled))
     scales = sorted({(group.low, group.high) for group in groups}, key=str)

@@ -84,7 +84,9 @@ def build(
             check_rejects(reads, options.max_rejects, files)
             lanes = _lanes(partitions)
             decided = _decide(options, reads, folder, scratch, out, files)
-            decided = decided if options.feedback_only else _learned(decided, run, lanes)
+            decided = (
+                decided if options.feedback_only else _learned(decided, run, lanes, weighted=options.rater_weights == "fitted")
+            )
             results: list[LaneResult] = []
             for result in run(run_lane, [(decided, i, lane) for i, lane in enumerate(lanes)]):
                 results.append(result)
@@ -99,7 +101,7 @@ def _lanes(partitions: int) -> list[list[int]]:
     return [list(range(low, high)) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _learned(plan: Plan, run: Runner, lanes: Sequence[Sequence[int]]) -> Plan:
+def _learned(plan: Plan, run: Runner, lanes: Sequence[Sequence[int]], *, weighted: bool) -> Plan:
     """The plan with what passes over all grades find: position biases, rater effects, within-pair variances, each given the former."""
 
     def with_rules(plan: Plan, **found: Any) -> Plan:
@@ -111,7 +113,7 @@ def _learned(plan: Plan, run: Runner, lanes: Sequence[Sequence[int]]) -> Plan:
     if plan.rules.merge_raters == "rater-effects":
         share = sample_share(plan.groups, plan.survey)
         sample = RaterSample.joined(list(run(lane_sample, [(plan, lane, share) for lane in lanes])))
-        plan = with_rules(plan, effects=fit_rater_effects(sample, centered=plan.rules.evidence == "ratings"))
+        plan = with_rules(plan, effects=fit_rater_effects(sample, centered=plan.rules.evidence == "ratings", weighted=weighted))
     if len({group.rater for group in plan.groups}) > 1:
         plan = dataclasses.replace(plan, pooled=_pool(run(lane_variance, [(plan, lane) for lane in lanes])))
     return dataclasses.replace(plan, metadata={**plan.metadata, **plan.rules.learned()})

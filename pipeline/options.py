@@ -16,6 +16,7 @@ __all__ = ["BuildOptions", "check_build_options", "source_options"]
 
 MERGERS = ("mean", "median", "rater-effects")
 ONE_ORDER = ("drop", "keep")
+RATER_WEIGHTS = ("fitted", "equal")
 TIES = ("keep", "drop")
 
 
@@ -36,6 +37,7 @@ class BuildOptions:
     normalise: str = "none"
     score: str = "overall"
     merge_raters: str = "mean"
+    rater_weights: str = "fitted"
     one_order: str = "drop"
     strategy: str = "all"
     max_per_prompt: int | None = None
@@ -55,12 +57,18 @@ def check_build_options(options: BuildOptions) -> None:
         ("evidence (--from)", options.evidence, EVIDENCE),
         ("normalisation (--normalise)", options.normalise, NORMALISATIONS),
         ("way to merge raters (--raters)", options.merge_raters, MERGERS),
+        ("--rater-weights", options.rater_weights, RATER_WEIGHTS),
         ("--one-order", options.one_order, ONE_ORDER),
         ("strategy", options.strategy, tuple(STRATEGIES)),
         ("--ties", options.ties, TIES),
     ):
         if given not in allowed:
             raise unknown_name(name, given, allowed)
+    if options.rater_weights != "fitted" and options.merge_raters != "rater-effects":
+        raise UserError(
+            f"--rater-weights {options.rater_weights}: only --raters rater-effects weighs raters; with --raters {options.merge_raters} all "
+            "count the same anyway. Leave it out, or choose --raters rater-effects"
+        )
     for name in ("max_per_prompt", "max_chars", "workers"):
         number = getattr(options, name)
         if number is not None and number < 1:

@@ -5,7 +5,7 @@
 coefficient: 1 for ratings; for a gap the mean of +1 (the item's first half was shown first) and -1 over the orders answered: 0 for both, so
 that a position bias cancels. center: the mean grade of ratings, 0 of gaps. Biases sum to 0 over the grades, logarithms of scales over the
 raters, so that grades keep their unit. All is shrunk by empirical Bayes: raters who differ no more than chance would make them keep bias 0
-and scale 1.
+and scale 1. Scales are how raters respond to the item, unless plain standard deviations foretell left-out raters better (`rater_choice`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.rater_biases import rater_biases
+from mmpo.pipeline.rater_choice import deviations_foretell_better
 from mmpo.pipeline.rater_sample import RaterSample, without_signal
 from mmpo.pipeline.rater_scales import LEAST_SCALE, Scales, rater_scales
 from mmpo.pipeline.score import Grades
@@ -30,7 +31,8 @@ LARGEST_WEIGHT = 4.0
 class RaterEffect(NamedTuple):
     """One rater. bias: in grade units, > 0: grades higher than others (gaps: prefers the first shown). scale > 0.
 
-    noise: standard deviation of a grade about the item in common units, or NaN; items: how many it shares with others in the sample;
+    noise: standard deviation of a grade about the item in common units, NaN where the rater has no scale of its own or scales are standard
+    deviations; items: how many it shares with others in the sample;
     signal: False where its grades tell nothing of what the others see; connected: False where it shares no item, and so keeps bias 0 and
     scale 1; weight: what its grade counts for beside others, 0 without signal; center: see the module.
     """
@@ -58,9 +60,9 @@ def fit_rater_effects(sample: RaterSample, *, centered: bool, weighted: bool = T
     .44 too (tests/pipeline/test_rater_effects.py). Two raters' noises can't be told apart, and they count the same.
 
     Raters who share items through others are fitted together; a rater who shares none keeps bias 0 and scale 1. A rater gives no signal if
-    it shares 20 items or more and its correlation with the others' consensus is ≤ 0, or lies within two standard errors of 0 and that far
-    below the median of the raters (or below .1), or its scale is ≤ 0.1 of the others': its weight is 0. Raises UserError where nobody
-    gives any.
+    it shares 20 items or more and its correlation with the others' consensus is less than two standard errors above 0 and more than two
+    below the median of the raters (or .1), or its scale is ≤ 0.1 of the others': its weight is 0, with weighted or without. Raises
+    UserError where nobody gives any.
     """
     sample = sample.take(np.lexsort((sample.rater, sample.item)))
     items = np.bincount(sample.rater, minlength=len(sample.raters))
@@ -110,21 +112,31 @@ def _fitted(sample: RaterSample, silent: np.ndarray, centered: bool) -> _Fitted:
 
 
 def _fit(part: RaterSample) -> tuple[np.ndarray, Scales]:
-    """Biases given scales and scales given biases, in turn, until the scales stand still."""
+    """Biases given scales and scales given biases, in turn, until the scales stand still; then which scales they are to be."""
     size, within = len(part.raters), part.within_prompts()
-    scale = np.ones(size)
-    bias, scales = np.zeros(size), None
+    cluster = within.item if within.prompt is None else within.prompt
+    bias, scales, value = _biases(part, np.ones(size)), None, within.value
     for _ in range(ITERATIONS):
-        bias = rater_biases(part.item, part.rater, part.value / scale[part.rater], part.coefficient, size) * scale
         value = within.value - within.coefficient * bias[within.rater]
-        before, scales = scales, rater_scales(within.item, within.rater, value, size, within.independent)
-        scale = np.exp(scales.log_scale)
+        before, scales = scales, rater_scales(within.item, within.rater, value, cluster, size)
+        bias = _biases(part, np.exp(scales.log_scale))
         if np.abs(scales.log_scale - (before.log_scale if before else 0.0)).max() < 1e-9:
             break
     assert scales is not None
+    weight = _weights(scales.noise, np.bincount(part.rater, minlength=size))
+    logs = scales.log_scale, scales.log_deviation
+    if len(value) and deviations_foretell_better(within.item, within.rater, value, np.exp(logs[0]), weight, np.exp(logs[1])):
+        scales = scales._replace(log_scale=logs[1], noise=np.full(size, np.nan))
+        bias = _biases(part, np.exp(logs[1]))
     if (part.coefficient == 1).all():  # a constant may pass between items and biases: in grade units the biases are to sum to 0
+        scale = np.exp(scales.log_scale)
         bias = bias - scale * float(bias[part.rater].sum() / scale[part.rater].sum())
     return bias, scales
+
+
+def _biases(part: RaterSample, scale: np.ndarray) -> np.ndarray:
+    """Biases in grade units, given the scales."""
+    return rater_biases(part.item, part.rater, part.value / scale[part.rater], part.coefficient, len(scale)) * scale
 
 
 def _weights(noise: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -114,7 +114,7 @@ def without_signal(sample: RaterSample) -> np.ndarray:
         error = 2 / np.sqrt(np.maximum(n * sample.independent, 1))
         usual = max(float(np.median(correlation[tested])), LEAST_CORRELATION)
         lost = (correlation < error) & (correlation + error < usual)
-        bad = tested & ((correlation <= 0) | lost)
+        bad = tested & lost
         if not bad.any():
             return ~alive
         # Two raters who only share items with one another have the same correlation: neither can be blamed alone.
