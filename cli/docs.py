@@ -3,10 +3,11 @@
 import difflib
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from mmpo.cli.main import COMMANDS, make_app
+from mmpo.cli.main import all_commands, make_app
 
 __all__ = ["main", "page"]
 
@@ -25,13 +26,19 @@ In recipes the keys are the names of the options with underscores; where a flag 
 
 
 def page() -> str:
-    """The whole page, from the help of every command at a width of 100 columns."""
-    group = typer.main.get_command(make_app(set(COMMANDS)))
-    context = group.make_context("mmpo", [], resilient_parsing=True, terminal_width=100, max_content_width=100)
+    """The whole page, from the help of every command and every member of a group, at a width of 100 columns."""
+    names = all_commands()
+    widths = {"resilient_parsing": True, "terminal_width": 100, "max_content_width": 100}
+    top = typer.main.get_command(make_app(set(names)))
+    context = top.make_context("mmpo", [], **widths)
+    groups: dict[str, tuple[Any, Any]] = {"": (top, context)}
     parts = [HEAD]
-    for name in COMMANDS:
-        command = group.commands[name]  # type: ignore[attr-defined]
-        inner = command.make_context(name, [], parent=context, resilient_parsing=True, terminal_width=100, max_content_width=100)
+    for name in names:
+        outer, _, word = name.rpartition(" ")
+        group, around = groups[outer]
+        command = group.commands[word]
+        inner = command.make_context(word, [], parent=around, **widths)
+        groups[name] = (command, inner)
         lines = [line.rstrip() for line in command.get_help(inner).splitlines()]
         parts.append(f"## mmpo {name}\n\n```text\n" + "\n".join(lines) + "\n```\n")
     return "\n".join(parts)

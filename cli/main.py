@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-__all__ = ["COMMANDS", "EXTRAS", "main", "make_app", "run"]
+__all__ = ["COMMANDS", "EXTRAS", "all_commands", "main", "make_app", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("mmpo.cli.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.build:build", "Feedback files into a dataset of pairs with quality margins."),
     "judge": ("mmpo.cli.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
+    "argilla": ("mmpo.cli.argilla:COMMANDS", "Grades from people, through Argilla: serve one here, push to it, pull from it."),
     "validate": ("mmpo.cli.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
     "report": ("mmpo.cli.report:report", "A self-contained HTML page about a dataset."),
     "gamma": ("mmpo.cli.report:gamma", "Suggest γ and show what each γ makes of the margins."),
@@ -34,11 +35,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pairings": ("mmpo.cli.families:pairings", "The ways to choose the pairs that judges compare, one line each."),
     "replies": ("mmpo.cli.families:replies", "The ways to read a judge's reply, one line each."),
 }
-"""Every command: where its function is and one line about it."""
+"""Every command: where its function is and one line about it. Where a table like this one is named instead, it is a group."""
 
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers"), "train"),
     "openai": "judge",
+    **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }
 """Which extra installs a module that the core installation lacks."""
 
@@ -57,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
-        command = typer.main.get_command(make_app({next((word for word in arguments if word in COMMANDS), "")}))
+        command = typer.main.get_command(make_app(_asked_for(arguments)))
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
         status = 130
@@ -102,22 +104,64 @@ def _failed(error: Exception) -> int:
     return 1
 
 
+def all_commands() -> dict[str, Any]:
+    """Every command's name → its function; a group's name → its table, and "GROUP COMMAND" → the function."""
+    found: dict[str, Any] = {}
+    for name, (where, _) in COMMANDS.items():
+        found[name] = _load(where)
+        if isinstance(found[name], dict):
+            found |= {f"{name} {member}": _load(of_member) for member, (of_member, _) in found[name].items()}
+    return found
+
+
+def _asked_for(arguments: Sequence[str]) -> set[str]:
+    """The command that the arguments name, and the members of its group that they may name.
+
+    >>> sorted(_asked_for(["argilla", "push", "pairs"]))
+    ['argilla', 'argilla pairs', 'argilla push']
+    """
+    place = next((place for place, word in enumerate(arguments) if word in COMMANDS), len(arguments))
+    named = arguments[place : place + 1]
+    return {*named, *(f"{named[0]} {word}" for word in arguments[place + 1 :])}
+
+
 def make_app(wanted: Collection[str]) -> typer.Typer:
-    """The typer application with the commands in `wanted` imported; the others are there with their one line only."""
-    app = typer.Typer(
-        name="mmpo",
-        help="Graded feedback into quality margins, and models trained on how much better, not only which.",
+    """The typer application with the commands in `wanted` imported ("GROUP COMMAND" of a group); the others have one line only."""
+    app = _new_app("mmpo", "Graded feedback into quality margins, and models trained on how much better, not only which.")
+    app.callback(invoke_without_command=True)(_top)
+    for name, (where, summary) in COMMANDS.items():
+        function = _load(where) if name in wanted else _not_loaded
+        if isinstance(function, dict):
+            group = _new_app(name, summary)
+            group.callback(invoke_without_command=True)(_help_of_group)
+            for member, (of_member, line) in function.items():
+                loaded = f"{name} {member}" in wanted
+                _register(group, member, _load(of_member) if loaded else _not_loaded, line, loaded)
+            app.add_typer(group, name=name, help=summary, short_help=summary)
+        else:
+            _register(app, name, function, summary, name in wanted)
+    return app
+
+
+def _new_app(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
         add_completion=False,
         no_args_is_help=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(invoke_without_command=True)(_top)
-    for name, (where, summary) in COMMANDS.items():
-        function = _load(where) if name in wanted else _not_loaded
-        app.command(name, help=None if name in wanted else summary, short_help=summary)(function)
-    return app
+
+
+def _register(app: typer.Typer, name: str, function: Callable[..., Any], summary: str, loaded: bool) -> None:
+    app.command(name, help=None if loaded else summary, short_help=summary)(function)
+
+
+def _help_of_group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _top(

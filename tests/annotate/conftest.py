@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from argilla_fixture import argilla, argilla_environment  # noqa: F401
 from openai_server import Server, serving
 
 

@@ -1,0 +1,72 @@
+"""Texts as Argilla's page shows them: what a model or a person wrote stays text there, and comes back to the letter.
+
+Seen in Argilla 2.8: a text or chat field without Markdown is put into the page as HTML, a text with a tag in it even into a frame that
+runs scripts. With Markdown the HTML is cleaned, but tags vanish from sight, pictures are fetched from wherever a text says, and dollar
+amounts turn into formulas. So nothing goes there as it is:
+
+plain      &, < and > as HTML entities: the page shows each character that was written
+markdown   an invisible word joiner behind every &, <, $, every ! before a bracket and every javascript, vbscript and data before a colon,
+           so that none of them begins HTML, a formula, a picture or a script
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["DISPLAYS", "Display", "printable"]
+
+JOINER = "\u2060"
+SCHEMES = ("javascript", "vbscript", "data")
+BEGINS = re.compile(rf"[&<$]|!(?=\[|{JOINER})|(?i:{'|'.join(SCHEMES)})(?=:|{JOINER})")
+# The joiner first: it is rare, and a search for it skips through the text.
+JOINED = re.compile(rf"{JOINER}(?:(?<=[&<$!]{JOINER})|{'|'.join(rf'(?<=(?i:{one}){JOINER})' for one in SCHEMES)})")
+ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"))
+
+
+@dataclass(frozen=True)
+class Display:
+    """A way to show texts. shown and written undo each other exactly; markdown: whether the fields render it."""
+
+    shown: Callable[[str], str]
+    written: Callable[[str], str]
+    markdown: bool
+    summary: str
+
+
+def _as_entities(text: str) -> str:
+    for character, entity in ENTITIES:
+        text = text.replace(character, entity)
+    return text
+
+
+def _from_entities(text: str) -> str:
+    for character, entity in reversed(ENTITIES):
+        text = text.replace(entity, character)
+    return text
+
+
+def _joined(text: str) -> str:
+    return BEGINS.sub(lambda found: found.group() + JOINER, text)
+
+
+def _parted(text: str) -> str:
+    return JOINED.sub("", text)
+
+
+DISPLAYS: dict[str, Display] = {
+    "plain": Display(_as_entities, _from_entities, False, "every character as it was written"),
+    "markdown": Display(_joined, _parted, True, "headings, lists, tables and code as Markdown; no HTML, pictures or formulas"),
+}
+"""The family of `--display`."""
+
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def printable(text: object, most: int = 200) -> str:
+    r"""The text for a terminal, a message or a table: control and direction characters are spelled out; at most `most` characters.
+
+    >>> printable("\x1b[31mred\x1b[0m")
+    '\\x1b[31mred\\x1b[0m'
+    """
+    spelled = UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
+    return spelled if len(spelled) <= most else spelled[: most - 1] + "…"
