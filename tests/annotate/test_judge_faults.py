@@ -162,7 +162,13 @@ def test_a_run_that_gets_nothing_but_refusals_stops_itself(openai_server: Any, t
     judged(candidates(tmp_path / "ok", 1, 2), tmp_path / "probe", server, journal=str(tmp_path / "j.sqlite"))
     server.plan({"faults": [{"kind": "unparsable"}]})
     with pytest.raises(PartialResult, match="none was answered"):
-        judged(candidates(tmp_path / "in", 200, 3, start=500), tmp_path / "out", server, journal=str(tmp_path / "j.sqlite"), concurrency=4)
+        judged(
+            candidates(tmp_path / "in", 200, 3, start=500),
+            tmp_path / "out",
+            server,
+            journal=str(tmp_path / "j.sqlite"),
+            concurrency=4,
+        )
     assert server.counts()["requests"] < 100
 
 
@@ -203,7 +209,9 @@ def test_the_rates_that_were_given_are_kept(openai_server: Any, tmp_path: Path) 
 
 
 def test_limits_that_were_not_given_are_found(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"latency": 0.01, "rate_limit": {"requests_per_minute": 1200, "burst_seconds": 1, "retry_after": "seconds"}})
+    server = openai_server(
+        {"latency": 0.01, "rate_limit": {"requests_per_minute": 1200, "burst_seconds": 1, "retry_after": "seconds"}}
+    )
     summary = judged(candidates(tmp_path / "in", 20, 3), tmp_path / "out", server)
     counts = server.counts()
     assert summary["finished"] and counts["by_status"]["429"] > 0 and counts["answered_again"] == 0
@@ -227,7 +235,12 @@ def test_the_key_stands_in_no_file_and_in_no_message(openai_server: Any, tmp_pat
     assert done.returncode == 3, done.stderr
     wrong = mmpo(*arguments[:-1], str(tmp_path / "wrong"), "--no-cache", env={**os.environ, "OPENAI_API_KEY": key + "x"})
     assert wrong.returncode == 2 and "key" in wrong.stderr
-    texts = [done.stderr, done.stdout, wrong.stderr, *(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())]
+    texts = [
+        done.stderr,
+        done.stdout,
+        wrong.stderr,
+        *(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()),
+    ]
     for text in texts:
         assert key not in text and "Very0Secret" not in text
     assert scrub("as sk-abcdefgh12 says", "other") == "as [key] says"

@@ -64,7 +64,9 @@ def test_killed_at_twenty_random_moments_every_request_is_answered_once(openai_s
     assert len(found) == 780 == len({(one["first_id"], one["second_id"]) for one in found})
     # Answers that arrived are never paid again; those in flight at a kill may be.
     again = Counter(record["digest"] for record in server.log() if record["status"] == 200 and record["sent"])
-    repeated = sum(count - 1 for count in again.values()) - again.most_common(1)[0][1] + 1  # the probe repeats until it is journaled
+    repeated = (
+        sum(count - 1 for count in again.values()) - again.most_common(1)[0][1] + 1
+    )  # the probe repeats until it is journaled
     assert repeated <= kills * in_flight
     assert judged(feedback, tmp_path / "direct", server)["finished"]
     assert comparisons(tmp_path / "direct") == found

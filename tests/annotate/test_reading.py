@@ -21,7 +21,9 @@ def reply(*parts: str | tuple[str, tuple[tuple[str, float], ...]], finish: str =
     return Choice("".join(token.text for token in tokens), finish, tokens)
 
 
-def one(choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: object) -> tuple:
+def one(
+    choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: object
+) -> tuple:
     found = read([choice], form, scale, names, **{"direct": True, "min_mass": 0.5, **more})  # type: ignore[arg-type]
     return tuple((grade.value, grade.spread, grade.mass) for grade in found.grades.values())
 

@@ -28,7 +28,9 @@ LETTERS = "BDF"
 
 def lesson(number: int) -> list[dict[str, str]]:
     """A judging prompt like those of the test."""
-    row = Row(f"{number:032x}", [{"role": "user", "content": f"Question {number}?"}], ["a", "b"], ("Answer 0.", "Answer 1."), [None] * 2)
+    row = Row(
+        f"{number:032x}", [{"role": "user", "content": f"Question {number}?"}], ["a", "b"], ("Answer 0.", "Answer 1."), [None] * 2
+    )
     return messages_of(row, Asked((0, 1), (RUBRICS["overall"],)), load_template("pairwise"), MODES["pairwise"], reasoning=False)
 
 
@@ -98,7 +100,11 @@ def test_a_real_server_is_judged_with_by_several_replies(model: Path, served: Se
     assert abilities["logprobs"] is False and abilities["several"] is False
     assert told["requests"] == 32 and told["answered"] >= 24
     found = comparisons(out)
-    assert found and {round(one["gap"] * 4) for one in found} <= set(range(-12, 13)) and all(one["spread"] is not None for one in found)
+    assert (
+        found
+        and {round(one["gap"] * 4) for one in found} <= set(range(-12, 13))
+        and all(one["spread"] is not None for one in found)
+    )
     # The letters that it was taught, as they came over the wire.
     assert {one["limit"] for one in found} == {3.0} and told["prompt_tokens"] > 32 * 100
     before = told["prompt_tokens"]

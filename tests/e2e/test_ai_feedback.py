@@ -23,7 +23,11 @@ def test_the_recipe_from_candidates_to_a_model(root: Path, tmp_path: Path, capsy
         sets = {"out": out, "judge.base_url": server.base_url, "judge.limit": 8, "judge.pairs": "random:8", "training.max_steps": 2}
         recipe = (root / "recipes" / "ai-feedback.yaml").read_text().replace("data/", f"{root}/data/")
         (tmp_path / "recipe.yaml").write_text(recipe)
-        command = ["run", str(tmp_path / "recipe.yaml"), *[part for key, value in sets.items() for part in ("--set", f"{key}={value}")]]
+        command = [
+            "run",
+            str(tmp_path / "recipe.yaml"),
+            *[part for key, value in sets.items() for part in ("--set", f"{key}={value}")],
+        ]
         # A judge that is not there: the other one's answers are safe, and the run says how to go on.
         server.plan({"models": {"careful": JUDGES["careful"]}})
         assert run(command) == 2
