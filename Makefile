@@ -1,6 +1,7 @@
 # Everything here needs Python >= 3.11 and make; `make demo` and `make test` install the rest into .venv by themselves.
 #   make demo    ratings -> margins -> two reward models and a policy -> a page that compares them
 #   make demo-judge   candidates -> two simulated LLM judges -> margins with standard errors -> a reward model, offline
+#   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
@@ -14,7 +15,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build judge human
 
-.PHONY: demo demo-judge test check dev docs bench clean
+.PHONY: demo demo-judge test test-all check dev docs bench clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -24,6 +25,9 @@ demo-judge: $(STAMP)
 	$(BIN)/python tests/annotate/demo.py --out out/ai-feedback
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 check: $(STAMP)

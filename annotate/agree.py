@@ -4,6 +4,7 @@ raters       what each is like by itself                 position      the lean 
 pairs        every two raters                            length        the taste for the longer text
 against      each rater against the yardstick            calibration   a judge's margins against people's votes
 overall      all raters, people, judges at once          consistency   the same question asked again
+severity     scores beside those of others
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from mmpo.annotate.agree_columns import HUMAN
 from mmpo.annotate.agree_raters import consistency_row, length_row, position_row, rater_row
+from mmpo.annotate.agree_severity import severity_rows
 from mmpo.annotate.agree_units import Margins, read_margins
 from mmpo.annotate.agree_yardstick import calibration_row, choosing_row, shared, yardstick
 from mmpo.annotate.agreement import agreement_of_all, agreement_of_two
@@ -75,6 +77,7 @@ def agree(
             "people": everyone if people == shown else tick(_overall, margins, people, bootstrap, seed),
             "judges": everyone if judges == shown else tick(_overall, margins, judges, bootstrap, seed),
         },
+        "severity": severity_rows(margins),
         "position": [position_row(margins, i) for i in shown if chosen.columns[i].evidence == "comparisons"],
         "length": [{**length_row(margins, i), **(choosing_row(margins, i) if chosen.yardstick else {})} for i in shown],
         "calibration": [row for i in judges if (row := calibration_row(margins, i))],

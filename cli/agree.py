@@ -126,6 +126,8 @@ def _yardstick(summary: Mapping[str, Any]) -> str:
 def _print_biases(summary: Mapping[str, Any]) -> None:
     columns = {"name": "rater", "orders": "orders", "units": "pairs", "toward_first": "toward first", "se": "se"}
     columns |= {"flips": "verdict flips", "to_first": "to first", "to_second": "to second"}
+    severe = {"name": "rater", "kind": "kind", "items": "rated", "mean": "mean score", "shared": "rated by others too"}
+    _table("severity: how much lower than others", {**severe, "severity": "severity", "se": "se"}, summary["severity"])
     _table("position: mean gap toward the completion shown first", columns, summary["position"])
     columns = {
         "name": "rater",

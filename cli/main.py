@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers"), "train"),
-    "openai": "judge",
+    **dict.fromkeys(("openai", "httpx2"), "judge"),
     **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }
 """Which extra installs a module that the core installation lacks."""

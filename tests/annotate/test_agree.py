@@ -134,6 +134,19 @@ def test_length_by_hand() -> None:
     assert row["accuracy_longer"] == 1 and row["accuracy_shorter"] == 0
 
 
+def test_severity_by_hand() -> None:
+    scores = [("ann", 0, 1), ("ann", 0, 3), ("ann", 1, 2), ("ben", 0, 5), ("ben", 1, 3), ("cy", 0, 4), ("cy", 2, 5)]
+    summary = agree(
+        feedback([("p", ["A", "B", "C"], [rated(name, place, score, kind="human") for name, place, score in scores])]), bootstrap=0
+    )
+    ann, ben, cy = (next(row for row in summary["severity"] if row["name"] == name) for name in ("ann", "ben", "cy"))
+    # ann: (1 + 3)/2 = 2 beside ben's 5 and cy's 4: 2.5 lower; 2 beside ben's 3: 1 lower.
+    assert (ann["items"], ann["mean"], ann["shared"], ann["severity"]) == (2, 2.0, 2, 1.75)
+    assert ann["se"] == pytest.approx(0.75)
+    # ben: 5 beside 2 and 4: 2 higher; 3 beside 2: 1 higher. cy's last answer is its own.
+    assert (ben["severity"], cy["severity"], cy["shared"], cy["se"]) == (-1.5, -0.5, 1, None)
+
+
 def test_repeats_by_hand() -> None:
     """1, 2, 4: differences 1, 3, 2, none equal; 3, 3: 0, equal. Each item counts once; the pair asked in two orders is no repeat."""
     grades = [rated("gpt", 0, score) for score in (4, 1, 2)] + [rated("gpt", 1, 3)] * 2
