@@ -13,9 +13,9 @@ __all__ = ["severity_rows"]
 def severity_rows(margins: Margins) -> list[dict[str, Any]]:
     """A row a rater with ratings on a scale that another rater shares.
 
-    items: completions and aspects that it rated; mean: its mean score; shared: those that others on the same scale rated too; severity: mean
-    of the others' mean score less its own over these, in score points, above 0: lower scores than others give; se: the standard error
-    of it, items taken as independent. None where nothing is shared. Repeats are averaged first.
+    items: completions and aspects that it rated; mean: its mean score; shared: those that others on the same scale rated too;
+    severity: the others' mean score less its own, averaged over these, in score points, above 0: lower scores than others give;
+    se: the standard error of it, items taken as independent. None where nothing is shared. Repeats are averaged first.
     """
     found = margins.answers.get("ratings")
     if found is None:
