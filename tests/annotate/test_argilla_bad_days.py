@@ -143,6 +143,7 @@ def test_a_dataset_deleted_between_push_and_pull(argilla: Argilla, tmp_path: Pat
     assert (summary["grades"], summary["new"], summary["kept"]) == (4, 1, {"answer_deleted": 3})
 
 
+@pytest.mark.slow
 def test_a_network_cut_in_the_middle_of_two_thousand_records(argilla: Argilla, tmp_path: Path) -> None:
     """The cut leaves whole batches; the same command sends the rest, and nothing is there twice."""
     data, dataset, size = feedback(tmp_path / "f", 2_000), name(), 2_000
@@ -161,6 +162,7 @@ def test_a_network_cut_in_the_middle_of_two_thousand_records(argilla: Argilla, t
     assert len({one["fields"]["prompt"][0]["content"] for one in records}) == size
 
 
+@pytest.mark.slow
 def test_replies_that_get_lost_are_asked_for_again(argilla: Argilla, tmp_path: Path) -> None:
     """Argilla has the batch, its reply is lost: asked again by itself, nothing twice, no error."""
     data, dataset = feedback(tmp_path / "f", 600), name()
@@ -187,6 +189,7 @@ def test_a_pull_that_is_cut_writes_nothing(argilla: Argilla, tmp_path: Path) -> 
     assert load_feedback(out).equals(before)
 
 
+@pytest.mark.slow
 def test_a_push_killed_in_the_middle_is_finished_by_the_same_command(argilla: Argilla, tmp_path: Path) -> None:
     data, dataset = feedback(tmp_path / "f", 1_500), name()
     code = "from mmpo.cli.main import main; main()"

@@ -43,6 +43,7 @@ def wait_for(server: Any, requests: int, process: "subprocess.Popen[str]") -> No
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_every_request_is_answered_once(openai_server: Any, tmp_path: Path) -> None:
     in_flight, moments = 8, random.Random(4)
     server = openai_server({"latency": {"median": 0.05, "p99": 0.4}})

@@ -123,6 +123,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_the_old_or_the_new_folder_stands(tmp_path: Path) -> None:
     old, new = ratings(tmp_path / "old.jsonl", 500, "old"), ratings(tmp_path / "new.jsonl", 5000, "new")
     out = tmp_path / "out"
