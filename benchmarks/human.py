@@ -20,6 +20,7 @@ sys.path[:0] = [str(HERE.parent / "tests" / folder) for folder in ("annotate", "
 import human_aggregation  # noqa: E402
 import human_agreement  # noqa: E402
 import human_coverage  # noqa: E402
+import human_speed  # noqa: E402
 
 
 class Part(NamedTuple):
@@ -33,6 +34,7 @@ PARTS = {
     "agreement": Part(human_agreement.run, True),
     "aggregation": Part(human_aggregation.run, True),
     "coverage": Part(human_coverage.run, False),
+    "speed": Part(human_speed.run, False),
 }
 
 

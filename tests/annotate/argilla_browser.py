@@ -1,0 +1,185 @@
+"""Argilla's own page in a real Chromium, as an annotator uses it: logging in, reading a record, grading by mouse and by keys.
+
+Chromium is Debian's, never one that playwright downloads. Nothing leaves the machine: what the page asks of other hosts is refused and
+written down.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from argilla_fixture import Argilla
+
+__all__ = ["KEYS", "OUTSIDE_FONTS", "SUBMIT", "Annotator", "chromium"]
+
+LAPTOP = {"width": 1440, "height": 900}
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+KEYS = {
+    "1": ("A much better", 3),
+    "2": ("A better", 2),
+    "3": ("A slightly better", 1),
+    "4": ("tie", 0),
+    "5": ("B slightly better", -1),
+    "6": ("B better", -2),
+    "7": ("B much better", -3),
+}
+"""Label and grade by the key on the page."""
+
+OUTSIDE_FONTS = "https://fonts.googleapis.com/"
+"""What Argilla's page asks of others by itself; it shows another font where there is no answer."""
+
+FORM = "form.questions-form"
+CHOSEN = f"{FORM} label.label-active"
+SUBMIT = ".button--submit"
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser; skips with the reason where Chromium or playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed: the Debian package chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Annotator:
+    """A user who is logged in, in a browser window of their own, and what the page did that it must not do.
+
+    dialogs: texts of alerts that opened; outside: addresses on other hosts that were asked for; errors: of the page's own scripts.
+    """
+
+    def __init__(self, browser: Any, argilla: Argilla, name: str) -> None:
+        self.argilla, self.name = argilla, name
+        self.dialogs: list[str] = []
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.context = browser.new_context(viewport=LAPTOP)
+        self.context.set_default_timeout(20_000)
+        self.context.route("**/*", self._route)
+        self.context.on("dialog", self._dialog)
+        self.context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        self.page = self.context.new_page()
+        self._log_in(argilla.owner_password if name == "owner" else argilla.annotator(name))
+
+    def _log_in(self, password: str) -> None:
+        self.page.goto(f"{self.argilla.api_url}/sign-in")
+        self.page.fill("input[name=Username]", self.name)
+        self.page.fill("input[name=Password]", password)
+        self.page.click("button[type=submit]")
+        self.page.wait_for_selector("text=Your datasets")
+
+    def _route(self, route: Any) -> None:
+        address = route.request.url
+        if address.startswith((self.argilla.api_url, "blob:", "data:")):
+            route.continue_()
+            return
+        self.outside.append(address)
+        route.abort()
+
+    def _dialog(self, dialog: Any) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def open(self, dataset: str, status: str = "pending") -> None:
+        """The first record of a dataset (by id) with this status of one's own."""
+        self.page.goto(f"{self.argilla.api_url}/dataset/{dataset}/annotation-mode?page=1&status={status}")
+        self._focused()
+
+    def reload(self) -> None:
+        """The browser's reload, whatever is in the form."""
+        self.page.reload()
+        self._focused()
+
+    def _focused(self) -> None:
+        """Keys mean grades once the page has moved the focus into the form."""
+        self.page.wait_for_selector(f"{FORM} .input-button")
+        self.page.wait_for_function(f"document.activeElement?.closest('{FORM}') != null")
+
+    def prompt(self) -> str:
+        """The last message of the conversation that is shown."""
+        return self.page.locator(".chat__bubble").last.inner_text().strip()
+
+    def replies(self) -> list[str]:
+        """The texts of Reply A, Reply B, ... as they can be read."""
+        return [text.strip() for text in self.page.locator(".text_field_component .content-area").all_inner_texts()]
+
+    def chosen(self) -> list[str]:
+        """The labels that are marked as chosen."""
+        return [text.split("\n")[-1].strip() for text in self.page.locator(CHOSEN).all_inner_texts()]
+
+    def status(self) -> str:
+        """Pending, draft, submitted or discarded, as the record is tagged."""
+        return self.page.locator(".status-tag").first.inner_text().strip().lower()
+
+    def press(self, key: str) -> None:
+        """Choose a grade by its key."""
+        self.page.keyboard.press(key)
+        self._until_chosen(KEYS[key][0])
+
+    def click(self, label: str) -> None:
+        """Choose a grade by the mouse."""
+        self.page.click(f'{FORM} label[title="{label}"]')
+        self._until_chosen(label)
+
+    def _until_chosen(self, label: str) -> None:
+        self.page.wait_for_selector(f'{CHOSEN}[title="{label}"]')
+
+    def rate(self, place: int, key: str) -> None:
+        """Rate the reply at a place by a digit, when the focus has come to it."""
+        question = f"document.querySelectorAll('{FORM} [aria-label^=\"Question: \"]')[{place}]"
+        self.page.wait_for_function(f"{question}?.contains(document.activeElement)")
+        self.page.keyboard.press(key)
+
+    def reason(self, text: str) -> None:
+        """Write into the box under "Why?"."""
+        self.page.click(f"{FORM} .content__text")
+        self.page.keyboard.type(text)
+
+    def send(self, by: str, *, moves: bool = True) -> dict[str, Any]:
+        """Press a key, or click the button where `by` begins with a point; what the server took. moves: to the next record."""
+        before = self.prompt()
+        with self.page.expect_response(lambda found: found.request.method in ("POST", "PUT") and "/responses" in found.url) as sent:
+            if by.startswith("."):
+                self.page.click(f"{FORM} {by}")
+            else:
+                self.page.keyboard.press(by)
+        assert sent.value.ok, sent.value.text()
+        if moves:
+            self._moved(before)
+        return sent.value.json()
+
+    def next(self) -> bool:
+        """Go on without answering; whether there was another record."""
+        button = self.page.locator("button[aria-label='Next (→)']").first
+        if not button.is_enabled():
+            return False
+        before = self.prompt()
+        button.click()
+        self._moved(before)
+        return True
+
+    def _moved(self, before: str) -> None:
+        shown = "[...document.querySelectorAll('.chat__bubble')].at(-1)?.innerText.trim() ?? ''"
+        self.page.wait_for_function(f"before => ({shown}) !== before", arg=before)
+        if self.page.locator(".chat__bubble").count():
+            self._focused()
+
+    def close(self) -> None:
+        """Close the window."""
+        self.context.close()

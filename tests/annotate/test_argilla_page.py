@@ -1,0 +1,288 @@
+"""Argilla's own page in a real browser: what people click there is what `mmpo argilla pull` brings back, and hostile text stays text."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argilla_browser import KEYS, SUBMIT, Annotator, chromium
+from argilla_cases import Asked, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected, unlocked
+from argilla_fixture import Argilla
+from argilla_hostile_page import HOSTILE, inert, look_as_owner, read_hostile
+from cases import environment, mmpo
+
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+
+DRAFT, DISCARD = ".button--draft", ".button--discard"
+
+
+@pytest.fixture(scope="module")
+def browser(argilla_environment: Path) -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def annotator(browser: Any, argilla: Argilla, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Annotator]]:
+    """Logs users in; their windows are closed after the test."""
+    unlocked(argilla, monkeypatch)
+    windows: list[Annotator] = []
+
+    def log_in(user: str) -> Annotator:
+        windows.append(Annotator(browser, argilla, user))
+        return windows[-1]
+
+    yield log_in
+    for window in windows:
+        window.close()
+
+
+@dataclass(frozen=True)
+class Clicked:
+    """What a person did to the record in view: the grade toward the reply that they saw as A."""
+
+    rater: str
+    prompt: str
+    a: str
+    b: str
+    gap: float
+    note: str | None = None
+
+
+def seen(window: Annotator, key: str, note: str | None = None) -> Clicked:
+    a, b = window.replies()
+    return Clicked(window.name, window.prompt(), a, b, KEYS[key][1], note)
+
+
+def by_key(window: Annotator, key: str) -> Clicked:
+    done = seen(window, key)
+    window.press(key)
+    window.send("Enter")
+    return done
+
+
+def by_mouse(window: Annotator, key: str, note: str | None = None) -> Clicked:
+    done = seen(window, key, note)
+    window.click(KEYS[key][0])
+    if note is not None:
+        window.reason(note)
+    window.send(SUBMIT)
+    return done
+
+
+def anna_grades(anna: Annotator, dataset: str) -> list[Clicked]:
+    """Keys, mouse, a draft by Ctrl-S, a discard by backspace, a reload in mid-answer."""
+    anna.open(dataset)
+    done = [by_key(anna, "1"), by_mouse(anna, "5")]
+    anna.press("4")
+    anna.send("Control+s", moves=False)
+    assert anna.status() == "draft"
+    assert anna.next()
+    anna.send("Backspace")
+    done.append(by_key(anna, "7"))
+    anna.press("6")
+    unsent = anna.prompt()
+    anna.page.reload()
+    anna.open(dataset)
+    # Whatever was pressed before the reload is gone, and the record is open again.
+    assert (anna.prompt(), anna.chosen(), anna.status()) == (unsent, [], "pending")
+    done += [by_mouse(anna, "2", "because 7 is not 3"), by_key(anna, "4")]
+    return [*done, by_key(anna, "3")]
+
+
+def ben_grades(ben: Annotator, dataset: str) -> list[Clicked]:
+    """A reload on the first record, buttons for draft and discard, and a grade that he changes afterwards."""
+    ben.open(dataset)
+    first = ben.prompt()
+    ben.click("A much better")
+    ben.reload()
+    assert (ben.prompt(), ben.chosen()) == (first, [])
+    by_mouse(ben, "2")
+    ben.send(DISCARD)
+    done = [by_key(ben, "5")]
+    ben.click("A better")
+    ben.send(DRAFT, moves=False)
+    assert ben.next()
+    done += [by_mouse(ben, "6"), by_key(ben, "6"), by_key(ben, "4"), by_mouse(ben, "1")]
+    ben.open(dataset, "submitted")
+    while ben.prompt() != first:
+        assert ben.next()
+    assert ben.chosen() == ["A better"]
+    changed = seen(ben, "7")
+    ben.press("7")
+    ben.send("Enter", moves=False)
+    return [*done, changed]
+
+
+def as_rows(clicks: list[Clicked]) -> list[tuple[Any, ...]]:
+    return sorted((one.rater, one.prompt, one.a, one.b, one.gap, one.note or "") for one in clicks)
+
+
+def margins(clicks: list[Clicked]) -> dict[tuple[str, str], float]:
+    """The mean gap toward each reply, by prompt and reply, with A and B undone by what was seen."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for one in clicks:
+        found.setdefault((one.prompt, one.a), []).append(one.gap)
+        found.setdefault((one.prompt, one.b), []).append(-one.gap)
+    return {place: sum(gaps) / len(gaps) for place, gaps in found.items()}
+
+
+def test_what_two_people_click_is_what_comes_back(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+    dataset, out = name("page"), tmp_path / "out"
+    pushed(argilla, pairs(tmp_path / "pairs", 8), dataset, raters=2)
+    asked = Asked(argilla, dataset)
+    # Both windows are open at the same time.
+    anna, ben = annotator("anna"), annotator("ben")
+    clicks = anna_grades(anna, asked.dataset["id"]) + ben_grades(ben, asked.dataset["id"])
+    assert len(clicks) == 12
+    assert not (anna.dialogs or ben.dialogs or anna.errors or ben.errors)
+
+    env = environment(ARGILLA_API_KEY=argilla.owner_key, ARGILLA_API_URL=argilla.api_url)
+    command = [
+        "argilla",
+        "pull",
+        "--dataset",
+        dataset,
+        "--workspace",
+        argilla.workspace,
+        "--out",
+        str(out),
+        "--real-names",
+        "--json",
+    ]
+    done = mmpo(*command, env=env)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    rows = comparisons(out)
+    as_pulled = [
+        (one["rater"], one["prompt"], one["first_text"], one["second_text"], one["gap"], one["note"] or "") for one in rows
+    ]
+    assert sorted(as_pulled) == as_rows(clicks)
+    assert summary["responses"] == {"used": 12, "draft": 2, "discarded": 2}
+    assert rejected(out) == {"draft": 2, "discarded": 2}
+    assert "2 drafts, 2 discarded" in done.stderr
+
+    # The order that the metadata kept is the order that was seen, and both orders were drawn.
+    order = {record["fields"]["prompt"][-1]["content"]: record["metadata"]["ids"] for record in asked.records()}
+    ids = {
+        (row["prompt"][-1]["content"], one["text"]): one["id"]
+        for row in load_feedback(out).to_pylist()
+        for one in row["completions"]
+    }
+    assert all(order[one.prompt] == [ids[one.prompt, one.a], ids[one.prompt, one.b]] for one in clicks)
+    assert len({one.a[: len("Answer 0")] for one in clicks}) == 2
+
+    build(out, tmp_path / "graded", options=BuildOptions(format="feedback", evidence="comparisons"))
+    wanted = margins(clicks)
+    built = load_pairs(tmp_path / "graded").to_pylist()
+    assert len(built) == len(wanted) // 2
+    for pair in built:
+        chosen = wanted[pair["prompt"][-1]["content"], pair["chosen"][-1]["content"]]
+        assert pair["quality_margin"] == pytest.approx(chosen)
+
+    again = json.loads(mmpo(*command, env=env).stdout)
+    assert (again["new"], again["changed"], again["unchanged"]) == (0, 0, 12)
+
+
+def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(
+    argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path
+) -> None:
+    """Argilla chooses a suggestion beforehand: Enter alone makes it an answer. docs/human.md warns of it."""
+    dataset = name("suggested")
+    pushed(argilla, pairs(tmp_path / "pairs", 3), dataset, suggest=True)
+    suggested = {
+        one["fields"]["prompt"][-1]["content"]: one["suggestions"][0]["value"] for one in Asked(argilla, dataset).records()
+    }
+    anna = annotator("anna")
+    anna.open(Asked(argilla, dataset).dataset["id"])
+    first = anna.prompt()
+    marked = anna.page.locator("label.label-text:has(.label-text__suggestion)")
+    assert marked.count() == 1
+    label = next(text for text, grade in KEYS.values() if str(grade) == suggested[first])
+    assert (marked.get_attribute("title"), anna.chosen()) == (label, [label])
+    assert anna.send("Enter")["values"]["grade"]["value"] == suggested[first]
+    other = "1" if suggested[anna.prompt()] != "3" else "7"
+    anna.press(other)
+    assert anna.send("Enter")["values"]["grade"]["value"] == str(KEYS[other][1])
+
+
+def test_four_replies_are_rated_by_keys(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+    """A digit rates the reply whose turn it is, and the next reply's turn comes by itself."""
+    dataset, out = name("rated"), tmp_path / "out"
+    rows = [{"prompt": "Which is best?", "completions": [f"Answer number {i}." for i in range(4)]}]
+    pushed(argilla, feedback(tmp_path / "f", rows), dataset, questions="ratings")
+    anna = annotator("anna")
+    anna.open(Asked(argilla, dataset).dataset["id"])
+    shown = anna.replies()
+    for place, key in enumerate("4152"):
+        anna.rate(place, key)
+    anna.send("Enter")
+    pulled(argilla, dataset, out)
+    assert {one["text"]: one["score"] for one in ratings(out)} == dict(zip(shown, (4.0, 1.0, 5.0, 2.0)))
+
+
+def test_everything_fits_a_laptop(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+    """Conversation, both replies, the seven grades and Submit are in view together, and the guidelines open beside the grades."""
+    dataset = name("laptop")
+    pushed(argilla, pairs(tmp_path / "pairs", 2), dataset)
+    anna = annotator("anna")
+    anna.open(Asked(argilla, dataset).dataset["id"])
+    page = anna.page
+    for place in (".chat__bubble", ".text_field_component >> nth=0", ".text_field_component >> nth=1", SUBMIT):
+        box = page.locator(place).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 900, place
+    grades = [page.locator(f'label[title="{label}"]').bounding_box() for label, _ in KEYS.values()]
+    assert all(box["x"] + box["width"] <= 1440 and box["height"] > 20 for box in grades)
+    shown = [text.split("\n")[0].strip() for text in page.locator("form.questions-form label.label-text").all_inner_texts()]
+    assert shown == list(KEYS)
+    page.locator("button.panel__header:visible", has_text="Guidelines").first.click()
+    page.wait_for_selector("text=How much better is one reply than the other? >> visible=true")
+    assert page.locator(f'label[title="{KEYS["7"][0]}"]').is_visible()
+
+
+@pytest.mark.parametrize("display", ["plain", "markdown"])
+def test_hostile_text_is_read_not_run(
+    argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path, display: str
+) -> None:
+    """In prompt, replies, models, the dataset's name and the reasons that people write; and it comes back to the letter."""
+    dataset, out = f"{name()} {HOSTILE[1]}", tmp_path / "out"
+    rows = [
+        {"prompt": f"{text} {i}", "completions": [text, f"{text} too"], "models": [text, f"m {text}"]}
+        for i, text in enumerate(HOSTILE)
+    ]
+    data = feedback(tmp_path / "f", rows)
+    pushed(argilla, data, dataset, display=display, raters=2)
+    own = Asked(argilla, dataset).dataset["id"]
+    anna = annotator("anna")
+    inert(anna)
+    anna.open(own)
+    assert read_hostile(anna, display) == len(HOSTILE)
+    anna.open(own)
+    for text in HOSTILE:
+        anna.press("2")
+        anna.reason(text)
+        anna.send(SUBMIT)
+    anna.open(own, "submitted")
+    read_hostile(anna, display)
+    look_as_owner(annotator("owner"), own)
+    pulled(argilla, dataset, out, real_names=True)
+    pushed_rows = {row["prompt_id"]: row for row in load_feedback(data).to_pylist()}
+    pulled_rows = {row["prompt_id"]: row for row in load_feedback(out).to_pylist()}
+    assert {own: (row["prompt"], row["completions"]) for own, row in pulled_rows.items()} == {
+        own: (row["prompt"], row["completions"]) for own, row in pushed_rows.items()
+    }
+    assert sorted(one["note"] for one in comparisons(out)) == sorted(HOSTILE)
+
+
+def test_the_watch_sees_what_raw_text_would_do(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+    """The same page runs text that is put there as it is: that nothing ran above is our doing, and would have been noticed."""
+    dataset = name("raw")
+    pushed(argilla, pairs(tmp_path / "pairs", 1), dataset, display="plain")
+    asked = Asked(argilla, dataset)
+    asked.edit(asked.records()[0], reply_a=HOSTILE[1])
+    anna = annotator("anna")
+    with anna.context.expect_event("dialog"):
+        anna.open(asked.dataset["id"])
+    assert anna.dialogs == ["2"]
