@@ -129,6 +129,7 @@ def margins(clicks: list[Clicked]) -> dict[tuple[str, str], float]:
     return {place: sum(gaps) / len(gaps) for place, gaps in found.items()}
 
 
+@pytest.mark.slow
 def test_what_two_people_click_is_what_comes_back(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
     dataset, out = name("page"), tmp_path / "out"
     pushed(argilla, pairs(tmp_path / "pairs", 8), dataset, raters=2)
@@ -242,6 +243,7 @@ def test_everything_fits_a_laptop(argilla: Argilla, annotator: Callable[[str], A
     assert page.locator(f'label[title="{KEYS["7"][0]}"]').is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("display", ["plain", "markdown"])
 def test_hostile_text_is_read_not_run(
     argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path, display: str
