@@ -1,6 +1,7 @@
 """Which records deserve human eyes first: `--select`, one line a way in SELECTIONS.
 
-Records are pushed in this order; `--limit` makes it count, since Argilla shuffles what is pending for each person. Ties, and what nobody graded yet, follow in an order drawn by hash.
+Records are pushed in this order. `--limit` makes it count, since Argilla shuffles what is pending for each person. Ties, and what nobody
+graded yet, follow in an order drawn by hash.
 """
 
 from collections.abc import Callable, Iterable
