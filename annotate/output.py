@@ -31,8 +31,8 @@ LONGEST_REPLY = 2_000
 class Written:
     """What came out. rows: prompts. grades, failed, left: by judge; failed by reason; left were not asked (yet).
 
-    masses: sum and count of the probability on the offered labels. orders: sum and count of ½(gap + gap in the other order), the mean
-    of which is the judge's liking for what is shown first.
+    not_asked: prompts without a question, by reason. masses: sum and count of the probability on the offered labels. orders: sum and count
+    of ½(gap + gap in the other order), the mean of which is the judge's liking for what is shown first.
     """
 
     rows: int = 0
@@ -42,6 +42,7 @@ class Written:
     failed: dict[str, Counter[str]] = field(default_factory=dict)
     grades: Counter[str] = field(default_factory=Counter)
     replaced: int = 0
+    not_asked: Counter[str] = field(default_factory=Counter)
     masses: dict[str, tuple[float, int]] = field(default_factory=dict)
     orders: dict[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -77,6 +78,11 @@ def _graded(
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     rows = [(i, row) for i, row in enumerate(rows_of(table, scores=scores, reference=judges[0].options.reference))
             if feedback.wanted(row.prompt_id)]  # fmt: skip
+    result.not_asked["not_drawn"] += table.num_rows - len(rows)
+    for _, row in rows:
+        reason = _not_asked(judges[0], row)
+        if reason:
+            result.not_asked[reason] += 1
     found: list[Found] = []
     lost: list[dict[str, Any]] = []
     for one in judges:
@@ -84,6 +90,15 @@ def _graded(
     for name, two in (("ratings", False), ("comparisons", True)):
         table = _with_grades(table, name, [item for item in found if (item[1].second is not None) == two], judges, result)
     return table, lost
+
+
+def _not_asked(one: Questions, row: Row) -> str:
+    """Why nothing is asked about a prompt; "" where something is."""
+    if next(one.mode.asks(row, one.options, one.rubrics), None) is not None:
+        return ""
+    if len(row.ids) < 2:
+        return "single_completion" if row.ids else "no_completion"
+    return "too_many_completions" if one.options.mode == "listwise" else "no_pair"
 
 
 def _look_up(

@@ -58,10 +58,12 @@ def finish(
         told = [_told(run, written, journal) for run in runs]
         values = {"kind": "feedback", **metadata, "prompts": written.rows, "rows": rows, "counts": ledger.as_json(), "judges": told}
         write_manifest(folder, values)
+    not_asked = {reason: count for reason, count in written.not_asked.items() if count}
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in told)
     return {
         "out": str(out), "prompts": written.rows, "finished": finished, "stopped": stop.reason or None, "message": stop.message or None,
-        "replaced": written.replaced, "cost": sum(row["cost"] or 0.0 for row in told), "journal": str(journal.path), "judges": told,
+        "replaced": written.replaced, "not_asked": not_asked,
+        "cost": sum(row["cost"] or 0.0 for row in told), "journal": str(journal.path), "judges": told,
     }  # fmt: skip
 
 
@@ -93,6 +95,8 @@ def _ledger(written: Written) -> Ledger:
     for name, count in written.requests.items():
         dropped = {**written.failed[name], **({"not_asked_yet": written.left[name]} if written.left[name] else {})}
         ledger.count("judge", "request", created=count, out=written.answered[name], dropped=dropped)
+    left = {reason: count for reason, count in written.not_asked.items() if count}
+    ledger.count("judge", "prompt", into=written.rows, out=written.rows - sum(left.values()), dropped=left)
     ledger.check()
     return ledger
 

@@ -107,6 +107,8 @@ def say_judged(summary: dict[str, Any]) -> None:
     for row in summary["judges"]:
         if row["failed"]:
             say(f"{row['rater']}: failed for good: {_counts(row['failed'])}; evidence in {summary['out']}/rejects.parquet")
+    if summary["not_asked"]:
+        say(f"prompts without a question: {_counts(summary['not_asked'])}")
     if summary["replaced"]:
         say(f"{summary['replaced']:,} earlier grades of these judges were replaced")
     if summary["stopped"]:

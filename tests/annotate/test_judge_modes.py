@@ -212,6 +212,22 @@ def test_added_prompts_and_completions_cost_only_themselves_and_changes_are_aske
     assert asked(server) - before == 8 * 12
 
 
+def test_prompts_without_a_question_are_counted(openai_server: Any, tmp_path: Path) -> None:
+    server = openai_server()
+    source, mixed = tmp_path / "mixed.jsonl", tmp_path / "in"
+    sizes = [1, 2, 3, 27]
+    rows = [{"prompt": f"Q{i}?", "completions": [f"a{j}" for j in range(size)]} for i, size in enumerate(sizes)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(source, mixed, options=BuildOptions(format="jsonl", feedback_only=True))
+    assert judged(mixed, tmp_path / "lists", server, mode="listwise")["not_asked"] == {
+        "single_completion": 1,
+        "too_many_completions": 1,
+    }
+    assert judged(mixed, tmp_path / "pairs", server, pairs="random:1", limit=3)["not_asked"]["not_drawn"] == 1
+    counts = json.loads((tmp_path / "lists" / "manifest.json").read_text())["counts"]["judge"]["prompt"]
+    assert (counts["in"], counts["out"]) == (4, 2)
+
+
 def test_nothing_to_ask_is_said(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server()
     single = candidates(tmp_path / "single", 3, 1)
