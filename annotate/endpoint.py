@@ -5,13 +5,13 @@ The client's own retries are off: waiting, retrying and giving up are decided in
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mmpo.annotate.failures import failure_of, scrub
+from mmpo.annotate.failures import failure_of, scrub, without_key
 from mmpo.annotate.options import OPENAI, Judge
 from mmpo.annotate.reading import Choice, Token
 from mmpo.annotate.request import Answer, Failure, estimated_tokens
@@ -37,6 +37,11 @@ def api_key(judge: Judge) -> str:
         raise UserError(
             f"judge {judge.name}: the environment variable {judge.api_key_env} is not set; export the API key there, "
             "or name another endpoint by --base-url or another variable by --api-key-env"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"judge {judge.name}: the key in {judge.api_key_env} holds characters that no key has (line breaks, letters beyond ASCII); "
+            "export it again"
         )
     return key or LOCAL_KEY
 
@@ -128,7 +133,7 @@ def answer_of(reply: Any, body: Mapping[str, Any], seconds: float, secret: str |
         if finish == "content_filter":
             paid = _answer((), usage, body, seconds, text)
             return Failure("request", "content_filter", "the endpoint's filter withheld the reply", answer=paid)
-        found.append(Choice(scrub(text, secret), finish, _tokens(choice.get("logprobs"))))
+        found.append(Choice(without_key(text, secret), finish, _tokens(choice.get("logprobs"))))
     return _answer(tuple(found), usage, body, seconds, "".join(choice.text for choice in found))
 
 
@@ -140,7 +145,13 @@ def _answer(choices: tuple[Choice, ...], usage: Mapping[str, Any], body: Mapping
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    """The tokens with the alternatives that are fit for use: a text and a finite number each."""
     rows = (logprobs or {}).get("content") or ()
-    return tuple(
-        Token(row["token"], tuple((top["token"], top["logprob"]) for top in row.get("top_logprobs") or ())) for row in rows
-    )
+    return tuple(Token(str(row["token"]), tuple(_alternatives(row.get("top_logprobs") or ()))) for row in rows)
+
+
+def _alternatives(tops: Any) -> Iterator[tuple[str, float]]:
+    for top in tops:
+        token, logprob = top.get("token"), top.get("logprob")
+        if isinstance(token, str) and isinstance(logprob, int | float) and logprob == logprob:
+            yield token, float(logprob)

@@ -21,6 +21,8 @@ RATE_LIMIT_PATIENCE = 5
 """A 429 is asked again so many times as often as another passing fault: it says that the endpoint is well."""
 UNWRITTEN = 2_000
 """Answers that may wait for the journal before no more requests start."""
+LOOK_AGAIN = 0.25
+"""Seconds between looks at a budget that other judges draw on too."""
 HOPELESS = 50
 """So many failures in a row, and not one answer yet, end a run: something is wrong with all of them."""
 
@@ -56,6 +58,7 @@ class Engine:
     """Asks one judge. send: one request, never raises. done: makes an outcome durable and counts it.
 
     afford: whether the budget has room for a request, called right before it starts; what it costs is settled in `done`.
+    others: whether anybody else still holds a part of the budget that may come back.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class Engine:
         patience: float,
         afford: Callable[[Request], bool] = lambda request: True,
         release: Callable[[Request], None] = lambda request: None,
+        others: Callable[[], bool] = lambda: False,
     ) -> None:
         self.send, self.done, self.limits, self.stop = send, done, limits, stop
-        self.retries, self.patience, self.afford, self.release = retries, patience, afford, release
+        self.retries, self.patience, self.afford, self.release, self.others = retries, patience, afford, release, others
         self.tally = Tally()
         self._changed = asyncio.Event()
         self._waiting: list[tuple[float, int, Request, int, int]] = []
@@ -126,10 +130,11 @@ class Engine:
                 continue
             if self.afford(request):
                 return True
-            if not self._tasks:
+            if not self._tasks and not self.others():
                 self.stop("budget", "the budget has no room for another request")
                 return False
-            await self._change(None)  # what is in flight may cost less than was set aside for it
+            # What is in flight, here or at another judge, may cost less than was set aside for it.
+            await self._change(LOOK_AGAIN)
         return False
 
     def _start(self, request: Request, attempt: int, limited: int) -> None:

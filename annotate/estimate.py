@@ -70,9 +70,10 @@ def _judge(plan: Prepared, judge: Judge, journal: Journal | None, sizes: Any, wh
     abilities = Abilities(**known) if known else Abilities(logprobs=plan.options.logprobs != "off", several=True)
     questions = Questions(judge, plan.options, abilities)
     requests = questions.count(sizes)
-    seen = _looked(plan, questions, journal, 1 if whole else max(1, len(sizes) // LOOKED_AT))
-    share = 1.0 if whole or seen.requests == requests else requests / max(seen.requests, 1)
-    requests = seen.requests if whole else requests
+    every = 1 if whole else max(1, len(sizes) // LOOKED_AT)
+    seen = _looked(plan, questions, journal, every)
+    share = 1.0 if every == 1 else requests / max(seen.requests, 1)
+    requests = seen.requests if every == 1 else requests
     spent = (journal.spent() if journal else {}).get(judge.name, {})
     answered = round(seen.answered * share)
     price = plan.prices.of(judge.model, batch=plan.options.batch)
@@ -111,7 +112,8 @@ def _looked(plan: Prepared, questions: Questions, journal: Journal | None, every
         place += len(rows)
         requests = [request for row in chosen for question in questions.of(row) for request in question.requests]
         keys = [request.key for request in requests]
-        known = journal.answered(keys) if journal and plan.options.cache else set()
+        kept = journal.answers(keys) if journal and plan.options.cache else {}
+        known = {request.key for request in requests if questions.usable(request, kept.get(request.key))}
         if journal:
             seen.failed.update(failure.reason for failure in journal.failures([key for key in keys if key not in known]).values())
         seen.prompts += len(chosen)
@@ -141,4 +143,5 @@ def _seconds(plan: Prepared, judge: Judge, spent: dict[str, float], left: int, t
 def _open_batches(journal: Journal | None, judge: str) -> int:
     if journal is None:
         return 0
-    return int(journal.rows("SELECT count(*) FROM batches WHERE judge = ? AND status NOT IN ('read', 'lost')", (judge,))[0][0])
+    query = "SELECT count(*) FROM batches WHERE judge = ? AND status NOT IN ('read', 'lost')"
+    return sum(int(count) for (count,) in journal.rows(query, (judge,)))

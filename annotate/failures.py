@@ -13,7 +13,7 @@ from typing import Any
 
 from mmpo.annotate.request import Failure
 
-__all__ = ["failure_of", "retry_after", "scrub"]
+__all__ = ["failure_of", "retry_after", "scrub", "without_key"]
 
 LONGEST_WAIT = 600.0
 OF_THE_RUN = {
@@ -23,6 +23,7 @@ OF_THE_RUN = {
     "account_deactivated": "the account is deactivated",
     "model_not_found": "the endpoint has no such model",
 }
+LEAST_SECRET = 16
 KEY_SHAPED = re.compile(r"\b(?:sk|pk|gsk|xai|hf|key)[-_][A-Za-z0-9_*-]{6,}")
 
 
@@ -35,6 +36,11 @@ def scrub(text: str, secret: str | None) -> str:
     if secret and len(secret) > 3:
         text = text.replace(secret, "[key]")
     return KEY_SHAPED.sub("[key]", text)
+
+
+def without_key(text: str, secret: str | None) -> str:
+    """A judge's words without the key itself. Nothing else is touched: a verdict may lie in "key-features"."""
+    return text.replace(secret, "[key]") if secret and len(secret) >= LEAST_SECRET else text
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:

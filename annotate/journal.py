@@ -21,7 +21,7 @@ import orjson
 from mmpo.annotate.request import Answer, Failure
 from mmpo.pipeline.errors import PartialResult, UserError
 
-__all__ = ["Journal", "Record"]
+__all__ = ["Journal", "Record", "spent_by"]
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -112,7 +112,7 @@ class Journal:
         """By judge: requests, prompt_tokens, reply_tokens, cost (US dollars) and seconds of everything that was ever paid."""
         names = ("requests", "prompt_tokens", "reply_tokens", "cost", "seconds")
         with self._reading():
-            rows = self._db.execute(f"SELECT judge, {', '.join(names)} FROM spent").fetchall()
+            rows = self._execute(f"SELECT judge, {', '.join(names)} FROM spent", ())
         return {judge: dict(zip(names, values)) for judge, *values in rows}
 
     def _by_key(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
@@ -120,16 +120,23 @@ class Journal:
             part = keys[start : start + ASKED_AT_ONCE]
             marks = ",".join("?" * len(part))
             with self._reading():
-                yield from self._db.execute(f"{query} WHERE key IN ({marks})", part).fetchall()
+                found = self._execute(f"{query} WHERE key IN ({marks})", part)
+            yield from found
+
+    def _execute(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows of a query; none where the file holds no tables yet (a run was killed in its first moment)."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return []
+            raise
 
     def meta(self, name: str) -> Any:
         """A value kept beside the answers (what a probe found); None where there is none."""
         with self._reading():
-            try:
-                row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-            except sqlite3.OperationalError:
-                return None
-        return orjson.loads(row[0]) if row else None
+            rows = self._execute("SELECT value FROM meta WHERE name = ?", (name,))
+        return orjson.loads(rows[0][0]) if rows else None
 
     def set_meta(self, name: str, value: Any) -> None:
         """Keep a JSON value."""
@@ -138,7 +145,7 @@ class Journal:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         with self._reading():
-            return self._db.execute(query, values).fetchall()
+            return self._execute(query, values)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -213,15 +220,22 @@ def _statements(judge: str, record: Record, now: float) -> Iterator[tuple[str, S
     else:
         raw = answer.dumps() if answer and answer.choices else None
         row = (key, judge, outcome.reason, outcome.message, raw, prompt, reply, now)
+        yield "DELETE FROM answers WHERE key = ?", (key,)  # asked anew, or no longer readable: it is no answer any more
         yield "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", row
     yield "DELETE FROM batched WHERE key = ?", (key,)
     if answer:
-        yield (
-            "INSERT INTO spent VALUES (?,1,?,?,?,?) ON CONFLICT (judge) DO UPDATE SET requests = requests + 1, prompt_tokens = "
-            "prompt_tokens + excluded.prompt_tokens, reply_tokens = reply_tokens + excluded.reply_tokens, cost = cost + excluded.cost, "
-            "seconds = seconds + excluded.seconds",
-            (judge, prompt, reply, cost, seconds),
-        )
+        yield spent_by(judge, answer, cost)
+
+
+def spent_by(judge: str, answer: Answer, cost: float) -> tuple[str, Sequence[Any]]:
+    """The statement that adds what an answer took to what its judge has spent."""
+    prompt, reply, seconds = answer.prompt_tokens, answer.reply_tokens, answer.seconds
+    return (
+        "INSERT INTO spent VALUES (?,1,?,?,?,?) ON CONFLICT (judge) DO UPDATE SET requests = requests + 1, prompt_tokens = "
+        "prompt_tokens + excluded.prompt_tokens, reply_tokens = reply_tokens + excluded.reply_tokens, cost = cost + excluded.cost, "
+        "seconds = seconds + excluded.seconds",
+        (judge, prompt, reply, cost, seconds),
+    )
 
 
 def _guard(path: Path) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ import orjson
 from mmpo.annotate.cost import Budget, Prices, load_prices
 from mmpo.annotate.endpoint import Endpoint, api_key
 from mmpo.annotate.engine import Stop
-from mmpo.annotate.journal import Journal
+from mmpo.annotate.journal import Journal, spent_by
 from mmpo.annotate.modes import Row, messages_of, names_of
 from mmpo.annotate.options import Judge, JudgeOptions, check_judge_options, judges_of, public_url
 from mmpo.annotate.probe import PLAIN, Abilities, Probe, probe, schema_of
 from mmpo.annotate.questions import Questions
+from mmpo.annotate.request import Answer, Failure
 from mmpo.annotate.rows import Feedback
 from mmpo.annotate.running import Counts, Running
 from mmpo.annotate.summary import finish, nothing_to_ask
@@ -31,6 +32,7 @@ from mmpo.pipeline.store import check_out
 __all__ = ["Prepared", "Progress", "abilities_key", "journal_path", "judge", "prepared"]
 
 TICK = 0.5
+INTERRUPTED = "interrupted; what was in flight has been finished"
 
 Progress = Callable[[dict[str, Counts], str], None]
 """Called about twice a second with each judge's counts, and once with what happens outside of them ("stopping", "writing")."""
@@ -66,6 +68,8 @@ def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judge
                 )
     check_out(Path(out))
     opened = Feedback.open(feedback, options.limit, options.seed)
+    if options.reference is not None:
+        opened.check_reference(options.reference)
     if Path(feedback).resolve() == Path(out).resolve():
         raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
     return Prepared(options, chosen, opened, prices, journal_path(out, options))
@@ -91,33 +95,43 @@ def judge(
         api_key(one)
     import_module("openai")  # where the extra is missing, that is said before a journal is made
     with Journal(plan.journal) as journal:
-        stop, runs = _run(_ask_all(plan, journal, progress))
+        stop = Stop()
+        runs = _run(_ask_all(plan, journal, progress, stop), stop)
         if progress:
             progress({}, "writing")
         return finish(plan.feedback, Path(out), options, runs, journal, stop)
 
 
-def _run(work: Any) -> Any:
-    """Run a coroutine to its end, also where an event loop is running already (a notebook)."""
+def _run(work: Any, stop: Stop) -> Any:
+    """Run a coroutine to its end, also where an event loop is running already (a notebook); there, an interrupt stops it gently."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+        future = pool.submit(asyncio.run, work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            stop.override("interrupted", INTERRUPTED)
+            return future.result()
 
 
-async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None) -> tuple[Stop, list[Running]]:
-    stop = Stop()
+async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None, stop: Stop) -> list[Running]:
     budget = Budget(plan.options.max_cost, spent=sum(row["cost"] for row in journal.spent().values()))
     sizes = plan.feedback.sizes()
     async with AsyncExitStack() as stack:
         runs = []
         for one in plan.judges:
             endpoint = await stack.enter_async_context(Endpoint(one, plan.options.timeout))
-            questions = Questions(one, plan.options, await _abilities(plan, one, endpoint, journal))
+            paid: list[Answer] = []
+            questions = Questions(one, plan.options, await _abilities(plan, one, endpoint, journal, paid))
             total = questions.count(sizes)
             price = plan.prices.of(one.model, batch=plan.options.batch)
+            for answer in paid:
+                cost = price.of(answer.prompt_tokens, answer.reply_tokens) if price else 0.0
+                journal.write([spent_by(one.name, answer, cost)])
+                budget.spent += cost
             runs.append(Running(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
         if not sum(run.counts.total for run in runs):
             raise UserError(f"{plan.feedback.folder}: {nothing_to_ask(plan.options)}")
@@ -131,7 +145,7 @@ async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None) 
                     await ticker
         if progress:
             progress({run.judge.name: run.counts for run in runs}, "")
-    return stop, runs
+    return runs
 
 
 async def _tick(runs: list[Running], progress: Progress | None) -> None:
@@ -152,7 +166,7 @@ def _interrupts(stop: Stop, runs: list[Running], progress: Progress | None) -> I
         if stop.reason == "interrupted" and task is not None:
             task.cancel()
             return
-        stop.override("interrupted", "interrupted; what was in flight has been finished")
+        stop.override("interrupted", INTERRUPTED)
         for run in runs:
             run.engine.wake()
         if progress:
@@ -178,13 +192,16 @@ def _wants_schema(options: JudgeOptions) -> bool:
     return options.mode == "listwise" and options.structured == "auto" and not options.reasoning and not own
 
 
-async def _abilities(plan: Prepared, judge: Judge, endpoint: Endpoint, journal: Journal) -> Abilities:
-    """What the endpoint can do: as the journal knows it, else by a probe. A resumed run must ask in the same way."""
+async def _abilities(plan: Prepared, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer]) -> Abilities:
+    """What the endpoint can do: as the journal knows it, else by a probe. A resumed run must ask in the same way.
+
+    paid: takes what the probe was answered.
+    """
     key, options = abilities_key(judge, plan.options), plan.options
     known = journal.meta(key)
     found = Abilities(**known) if known else None
     if found is None:
-        found = await _probed(endpoint, judge, options)
+        found = await _probed(endpoint, judge, options, paid)
         journal.set_meta(key, dataclasses.asdict(found))
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
@@ -194,13 +211,19 @@ async def _abilities(plan: Prepared, judge: Judge, endpoint: Endpoint, journal: 
     return found
 
 
-async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions) -> Abilities:
+async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer]) -> Abilities:
+    async def ask(body: Mapping[str, Any]) -> Answer | Failure:
+        outcome = await endpoint.ask(body)
+        answer = outcome if isinstance(outcome, Answer) else outcome.answer
+        paid.extend([answer] if answer else [])
+        return outcome
+
     question, replies = PLAIN
     row = Row("probe", [{"role": "user", "content": question}], ["a", "b"], replies, [None, None])
     asker = Questions(judge, options, Abilities())
     asked = next(asker.mode.asks(row, dataclasses.replace(options, pairs="all"), asker.rubrics))
-    messages = messages_of(row, asked, asker.template, asker.mode, reasoning=options.reasoning)
-    this = Probe(endpoint.ask, judge.name, judge.model, messages, judge.extra_body)
+    messages = messages_of(row, asked, asker.template, asker.mode, reasoning=options.reasoning, form=asker.form)
+    this = Probe(ask, judge.name, judge.model, messages, judge.extra_body)
     schema = schema_of(list(names_of(asked, options.mode, asker.form)), list(asker.rubrics[0].scale.labels))
     for wait in (0.5, 1.0, 2.0, 4.0, None):
         try:

@@ -19,7 +19,7 @@ from mmpo.annotate.scales import RANKS, Scale
 from mmpo.annotate.selection import Candidates, digest_of, parse_pairing
 from mmpo.pipeline.tables import Message
 
-__all__ = ["MODES", "Asked", "Graded", "Mode", "Row", "digest_limit", "messages_of", "names_of", "scale_of"]
+__all__ = ["MODES", "Asked", "Graded", "Mode", "Row", "digest_limit", "messages_of", "names_of", "offered", "scale_of"]
 
 MOST_LISTED = len(ascii_uppercase)
 
@@ -164,13 +164,19 @@ MODES: dict[str, Mode] = {
 """The family of `--mode`."""
 
 
+SCORES_EACH = ("two-scores", "labelled")
 TWO = (("first", "second"), ("A", "B"))
 """The names of two scores in one pairwise reply, by the ways to read it."""
 
 
 def scale_of(mode: Mode, asked: Asked, form: str) -> Scale:
     """The scale that a question's grades are on; ranks become shares from 0 (last) to 1 (first)."""
-    return RANKS if form == "ranking" else mode.scale(asked.rubrics[0])[0]
+    return RANKS if form == "ranking" else offered(mode, asked, form)[0]
+
+
+def offered(mode: Mode, asked: Asked, form: str) -> tuple[Scale, Sequence[tuple[str, str]]]:
+    """The scale and its meanings; a reply that scores each of two by itself does so on the rubric's absolute scale."""
+    return _absolute(asked.rubrics[0]) if form in SCORES_EACH else mode.scale(asked.rubrics[0])
 
 
 def names_of(asked: Asked, mode: str, form: str) -> Sequence[str]:
@@ -179,17 +185,19 @@ def names_of(asked: Asked, mode: str, form: str) -> Sequence[str]:
         return [rubric.name for rubric in asked.rubrics]
     if form == "two-scores":
         return ("first", "second")
-    return ascii_uppercase[: len(asked.shown)] if mode == "listwise" or form == "ranking" else ("grade",)
+    return ascii_uppercase[: len(asked.shown)] if mode == "listwise" or form in ("ranking", "labelled") else ("grade",)
 
 
-def messages_of(row: Row, asked: Asked, template: Template, mode: Mode, *, reasoning: bool) -> list[Message]:
+def messages_of(
+    row: Row, asked: Asked, template: Template, mode: Mode, *, reasoning: bool, form: str | None = None
+) -> list[Message]:
     """The messages of one question; candidate texts are between marks that they cannot close, and hold no chat control."""
     conversation, reference = harmless(conversation_text(row.prompt)), harmless(row.reference)
     texts = [harmless(row.texts[place]) for place in asked.shown]
     nonce = nonce_of(row.prompt_id, [conversation, reference, *texts])
     replies = [{"label": label, "text": text} for label, text in zip(ascii_uppercase, texts)]
     shown = Shown(conversation, replies, reference, nonce)
-    return template.messages(shown, asked.rubrics, mode.scale(asked.rubrics[0])[1], reasoning=reasoning)
+    return template.messages(shown, asked.rubrics, offered(mode, asked, form or mode.reply)[1], reasoning=reasoning)
 
 
 def digest_limit(seed: int, prompt_id: str) -> bytes:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,7 +75,10 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Judge:
-    """One judge. rater: its name in FEEDBACK (its model's, unless given)."""
+    """One judge. rater: its name in FEEDBACK (its model's, unless given).
+
+    twin: another judge of the run has the same model and settings, at another address: their answers are kept apart by name.
+    """
 
     model: str
     base_url: str = OPENAI
@@ -85,6 +88,7 @@ class Judge:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    twin: bool = False
 
     @property
     def name(self) -> str:
@@ -109,7 +113,7 @@ SHARED = ("base_url", "api_key_env", "requests_per_minute", "tokens_per_minute")
 
 def parse_judge(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """The keys of one judge: "MODEL" or "MODEL,base_url=...,rater=...", or a mapping. Raises UserError."""
-    known = [name for name in Judge.__dataclass_fields__ if name != "extra_body"]
+    known = [name for name in Judge.__dataclass_fields__ if name != "twin"]
     if isinstance(given, str):
         model, *rest = given.split(",")
         pairs = [part.partition("=") for part in rest]
@@ -123,6 +127,10 @@ def parse_judge(given: str | Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_name("key of a judge", key, known)
     if not values.get("model"):
         raise UserError(f"a judge needs a model; given: {given!r}")
+    if not isinstance(values.get("extra_body", {}), Mapping):
+        raise UserError(
+            f"a judge's extra_body must be a mapping (in a recipe), not {values['extra_body']!r}; for all judges: --extra-body"
+        )
     for key, kind in NUMBERS.items():
         if values.get(key) is not None:
             try:
@@ -145,14 +153,16 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
     extra = json_object(options.extra_body)
     shared = {name: getattr(options, name) for name in SHARED}
     asked = [parse_judge(one) for one in given] or [{"model": options.model}]
-    judges = [Judge(**{**shared, **values, "extra_body": extra}) for values in asked]
+    judges = [Judge(**{**shared, **values, "extra_body": {**extra, **values.get("extra_body", {})}}) for values in asked]
+    alike = [(judge.model, json.dumps(judge.extra_body, sort_keys=True)) for judge in judges]
+    judges = [replace(judge, twin=alike.count(own) > 1) for judge, own in zip(judges, alike)]
     names = [judge.name for judge in judges]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two judges are called {twice[0]!r}: give one a name of its own, --judge {twice[0]},rater=...")
     for judge in judges:
         parts = urlsplit(judge.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(judge.base_url):
             raise UserError(f"base_url {judge.base_url!r} is no address; for example http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query:
             raise UserError(
@@ -160,6 +170,13 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
                 f"by the environment variable {judge.api_key_env}"
             )
     return judges
+
+
+def _has_good_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def json_object(text: str | None) -> dict[str, Any]:
@@ -176,6 +193,16 @@ def json_object(text: str | None) -> dict[str, Any]:
     return value
 
 
+FITS = {
+    "grade": ("pairwise", "pointwise"),
+    "double-bracket": ("pairwise", "pointwise"),
+    "output-choice": ("pairwise",),
+    "two-scores": ("pairwise",),
+    "aspects-json": ("pairwise", "pointwise"),
+    "ranking": ("pairwise", "listwise"),
+    "labelled": ("pairwise", "listwise"),
+}
+"""Way to read a reply → the modes that it can serve."""
 CHOICES = {
     "mode": MODE_NAMES,
     "orders": ("auto", "both", "one"),
@@ -209,5 +236,13 @@ def check_judge_options(options: JudgeOptions) -> None:
     find_rubrics(options.rubrics)
     if options.reply is not None and options.reply not in REPLIES:
         raise unknown_name("way to read a reply (--reply)", options.reply, REPLIES)
+    fitting = FITS.get(options.reply or "")
+    if fitting is not None and options.mode not in fitting:
+        raise UserError(f"--reply {options.reply} does not fit --mode {options.mode}; it is for {' and '.join(fitting)}")
+    if options.reply == "aspects-json":
+        rubrics = find_rubrics(options.rubrics)
+        scales = {str((rubric.grades if options.mode == "pairwise" else rubric.scale).labels) for rubric in rubrics}
+        if len(scales) > 1:
+            raise UserError("--reply aspects-json grades all rubrics in one reply, on one scale; those given have different ones")
     if options.template is not None and not Path(options.template).is_file():
         raise UserError(f"--template {options.template}: no such file")

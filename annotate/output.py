@@ -88,7 +88,7 @@ def _graded(
     for one in judges:
         _look_up(one, rows, journal, result, found, lost)
     for name, two in (("ratings", False), ("comparisons", True)):
-        table = _with_grades(table, name, [item for item in found if (item[1].second is not None) == two], judges, result)
+        table = _with_grades(table, name, [item for item in found if (item[1].second is not None) == two], result)
     return table, lost
 
 
@@ -169,14 +169,14 @@ def _reject(one: Questions, row: Row, question: Question, reason: str, message: 
     }  # fmt: skip
 
 
-def _with_grades(table: pa.Table, name: str, found: Sequence[Found], judges: Sequence[Questions], result: Written) -> pa.Table:
+def _with_grades(table: pa.Table, name: str, found: Sequence[Found], result: Written) -> pa.Table:
     """The table with grades added to a list column, behind those that a row has."""
     if not found:
         return table
     kind = COMPARISON if name == "comparisons" else RATING
     column = flat(table[name])
     old, old_rows = column.flatten(), parents(offsets_of(column))
-    keep = ~_given_before(old, judges)
+    keep = ~_given_before(old, old_rows, found)
     result.replaced += int((~keep).sum())
     new = structs([_struct(grade, rater, note) for _, grade, rater, note in found], kind).cast(kind)
     values = pa.concat_arrays([old.filter(pa.array(keep)).cast(kind), new])
@@ -194,11 +194,22 @@ def _struct(grade: Graded, rater: str, note: str) -> tuple[Any, ...]:
     return (grade.first, grade.second, rater, "ai", grade.aspect, grade.value, grade.high, grade.spread, told)
 
 
-def _given_before(grades: pa.StructArray, judges: Sequence[Questions]) -> np.ndarray:
-    """Which grades are these judges' own, of an aspect that they are asked now: a second run replaces them."""
+def _given_before(grades: pa.StructArray, rows: np.ndarray, found: Sequence[Found]) -> np.ndarray:
+    """Which grades say again what `found` says: same row, rater, aspect and completions. A second run replaces these and no others."""
     if not len(grades):
         return np.zeros(0, dtype=bool)
-    names = {one.judge.name for one in judges}
-    aspects = {rubric.name for one in judges for rubric in one.rubrics}
-    rows = zip(*(grades.field(key).to_pylist() for key in ("rater", "kind", "aspect")))
-    return np.array([rater in names and kind == "ai" and aspect in aspects for rater, kind, aspect in rows], dtype=bool)
+    new = {
+        (row, rater, grade.aspect, *sorted((grade.first, -1 if grade.second is None else grade.second)))
+        for row, grade, rater, _ in found
+    }
+    names = [field.name for field in grades.type]
+    two = "second" in names
+    columns = [grades.field(key).to_pylist() for key in ("rater", "kind", "aspect", "first" if two else "completion")]
+    columns.append(grades.field("second").to_pylist() if two else [-1] * len(grades))
+    return np.array(
+        [
+            kind == "ai" and (row, rater, aspect, *sorted((first, second))) in new
+            for row, (rater, kind, aspect, first, second) in zip(rows.tolist(), zip(*columns))
+        ],
+        dtype=bool,
+    )

@@ -125,8 +125,10 @@ class Template:
                 text = "".join(block(context)).strip() if block else ""
                 if text:
                     found.append({"role": role, "content": text})
-        except TemplateError as error:
-            raise UserError(f"template {self.name}: {error}") from None
+        except Exception as error:  # a template may divide by zero; whatever it does, it is the user's to mend
+            raise UserError(f"template {self.name}: {type(error).__name__}: {error}") from None
+        if not any(message["role"] == "user" for message in found):
+            raise UserError(f"template {self.name}: its block `user` comes out empty")
         return found
 
 

@@ -51,11 +51,12 @@ class Questions:
             reply = (self._length(asked) + self.abilities.room) * (
                 self.samples if self.abilities.several and self.samples > 1 else 1
             )
+            apart = self.judge.name if self.judge.twin else ""
             draws = [
                 ({**body, "seed": draw + 1} if self.abilities.seed and self.requests_a_question > 1 else body, draw)
                 for draw in range(self.requests_a_question)
             ]
-            requests = (Request(key_of(one, draw), one, prompt, reply, row.prompt_id, asked) for one, draw in draws)
+            requests = (Request(key_of(one, draw, apart), one, prompt, reply, row.prompt_id, asked) for one, draw in draws)
             yield Question(asked, tuple(requests))
 
     def count(self, sizes: Sequence[int]) -> int:
@@ -69,12 +70,12 @@ class Questions:
     def _length(self, asked: Asked) -> int:
         if self.options.max_tokens is not None:
             return self.options.max_tokens
-        own = self.form not in ("grade", "labelled")
+        own = self.form not in ("grade", "labelled") or self.options.template is not None
         short = 16 * len(asked.shown) if self.options.mode == "listwise" else 8
         return short + (THINKING if self.options.reasoning or own else 0)
 
     def _body(self, row: Row, asked: Asked) -> dict[str, Any]:
-        messages = messages_of(row, asked, self.template, self.mode, reasoning=self.options.reasoning)
+        messages = messages_of(row, asked, self.template, self.mode, reasoning=self.options.reasoning, form=self.form)
         messages = messages if self.abilities.system else folded(messages)
         sampled = self.samples > 1
         temperature = self.options.temperature if self.options.temperature is not None else 1.0 if sampled else None
@@ -100,10 +101,16 @@ class Questions:
         kept = replace(outcome, choices=tuple(replace(c, tokens=trimmed(c.tokens, scale)) for c in outcome.choices))
         try:
             self.reading(request.asked, kept.choices)
+            if self.options.logprobs == "need" and not any(token.top for choice in kept.choices for token in choice.tokens):
+                raise Unparsable("no_logprobs")
         except Unparsable as error:
             text = "\n".join(choice.text for choice in kept.choices)
             return Failure("request", error.reason, WHY.get(error.reason, "the reply holds no grade"), reply=text, answer=kept)
         return kept
+
+    def usable(self, request: Request, answer: Answer | None) -> bool:
+        """Whether a kept answer can be read as this run reads: with a higher --min-mass it may no longer be one."""
+        return answer is not None and isinstance(self.checked(request, answer), Answer)
 
     def grades(self, question: Question, answers: Sequence[Answer]) -> tuple[list[Graded], str, float | None]:
         """The grades of a question, the judge's words, and the least mass on the offered labels. Raises Unparsable."""
@@ -115,6 +122,7 @@ class Questions:
 
 WHY = {
     "cut_off": "the reply was cut off before its verdict: raise --max-tokens",
+    "no_logprobs": "the reply came without log-probabilities, and --logprobs need insists on them",
     "low_mass": "too little probability lies on the offered grades (--min-mass)",
     "content_filter": "the endpoint's filter withheld the reply",
     "out_of_scale": "the reply's grade is none of those offered",

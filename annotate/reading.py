@@ -84,9 +84,16 @@ def read(choices: Sequence[Choice], form: str, scale: Scale, names: Sequence[str
     form: how a reply is read (`replies.REPLIES`). direct: the grade is all that was asked for, so that the first token decides even
     where the reply starts with something else. Raises Unparsable: no verdict, cut off, low_mass, refused, content_filter.
     """
-    readings = [_read_one(choice, form, scale, names, direct, min_mass) for choice in choices]
-    if not readings:
-        raise Unparsable("empty_choices")
+    readings: list[Reading] = []
+    wrong: list[Unparsable] = []
+    for choice in choices:
+        try:
+            readings.append(_read_one(choice, form, scale, names, direct, min_mass))
+        except Unparsable as error:
+            wrong.append(error)
+    # Of several drawn, half must be readable: what is left out at random says little, what is left out often says something.
+    if len(readings) < max(1, (len(choices) + 1) // 2):
+        raise wrong[0] if wrong else Unparsable("empty_choices")
     if len(readings) == 1:
         return readings[0]
     return Reading(

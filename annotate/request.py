@@ -72,12 +72,16 @@ class Failure:
     answer: Answer | None = None
 
 
-def key_of(body: Mapping[str, Any], sample: int = 0) -> bytes:
+def key_of(body: Mapping[str, Any], sample: int = 0, apart: str = "") -> bytes:
     """blake2b-128 of the request (model, parameters, rendered messages) as JSON with sorted keys; `sample` numbers repeated draws.
+
+    apart: the name of a judge that shares all of this with another one of the run.
 
     The address is no part of it: a server that moved to another port holds the same model.
     """
     digest = blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), digest_size=16)
+    if apart:
+        digest.update(f"\0{apart}\0".encode())
     if sample:
         digest.update(f"\0{sample}".encode())
     return digest.digest()

@@ -53,6 +53,17 @@ class Feedback:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
                 raise UserError(f"{self.folder}: the columns do not have the types of FEEDBACK: {error}") from None
 
+    def check_reference(self, key: str) -> None:
+        """Raise UserError where no prompt has a reference answer under that key, naming the keys that there are."""
+        seen: dict[str, None] = {}
+        for batch in batches(self.files, ["extra"], 4_096):
+            for extra in batch.column(0).to_pylist():
+                if _reference(extra, key):
+                    return
+                seen |= dict.fromkeys(_keys(extra))
+        known = ", ".join(list(seen)[:10]) or "none"
+        raise UserError(f"--reference {key}: no prompt has a text of that name in `extra`. Keys there: {known}")
+
     def wanted(self, prompt_id: str) -> bool:
         """Whether a prompt is to be judged."""
         return self.drawn is None or prompt_id in self.drawn
@@ -71,7 +82,7 @@ class Feedback:
 def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[Row]:
     """The rows of a FEEDBACK table. scores: work out the mean grade of each completion (each on its scale, where it has one).
 
-    reference: the key of `extra` with the reference answer. Raises UserError where no row of the table could have one.
+    reference: the key of `extra` with the reference answer.
     """
     completions = table["completions"].to_pylist()
     prompts = table["prompt"].to_pylist()
@@ -98,6 +109,14 @@ def _means(grades: Sequence[dict[str, Any]] | None, size: int) -> list[float | N
             score = (score - low) / (high - low)
         found[grade["completion"]].append(score)
     return [sum(values) / len(values) if values else None for values in found]
+
+
+def _keys(extra: str | None) -> list[str]:
+    try:
+        value = json.loads(extra or "{}")
+    except ValueError:
+        return []
+    return list(value) if isinstance(value, dict) else []
 
 
 def _reference(extra: str | None, key: str | None) -> str:

@@ -77,7 +77,7 @@ class Running:
         self.limits = Limits(judge.concurrency or options.concurrency, judge.requests_per_minute, judge.tokens_per_minute)
         self.engine = Engine(
             self._send, self._done, self.limits, stop, retries=options.retries, patience=options.patience,
-            afford=self._afford, release=lambda request: budget.release(request.key),
+            afford=self._afford, release=lambda request: budget.release(request.key), others=lambda: budget.held > 0,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -126,9 +126,8 @@ class Running:
             yield left, len(requests) - len(left)
 
     def _unanswered(self, requests: list[Request]) -> list[Request]:
-        keys = [request.key for request in requests]
-        known = self.journal.answered(keys)
-        missing = [request for request in requests if request.key not in known]
+        known = self.journal.answers([request.key for request in requests])
+        missing = [request for request in requests if not self.questions.usable(request, known.get(request.key))]
         # A reply that could not be read then may be readable now (another --min-mass, a newer reader): it is paid.
         failures = self.journal.failures([request.key for request in missing])
         readable: dict[bytes, Answer] = {}

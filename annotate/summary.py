@@ -73,7 +73,8 @@ def nothing_to_ask(options: JudgeOptions) -> str:
         return "there is nothing to ask: no prompt has a completion"
     if options.pairs == "best-worst":
         return "there is nothing to ask: best-worst compares graded completions, and none is graded; use --pairs all or random:k"
-    return f"there is nothing to ask: {options.mode} needs prompts with at least two completions"
+    most = " and at most 26" if options.mode == "listwise" else ""
+    return f"there is nothing to ask: {options.mode} needs prompts with at least two completions{most}"
 
 
 def _refuse(runs: Sequence[Running], stop: Stop, written: Written, journal: Journal) -> None:
@@ -117,6 +118,7 @@ def _told(run: Running, written: Written, journal: Journal) -> dict[str, Any]:
     total, count = written.masses.get(name, (0.0, 0))
     answered, seconds = written.answered[name], spent.get("seconds", 0.0)
     bias, pairs = written.orders.get(name, (0.0, 0))
+    asked_twice = run.options.mode == "pairwise" and run.options.orders != "one"
     return {
         "rater": name, "model": run.judge.model, "requests": written.requests[name], "answered": answered,
         "failed": dict(written.failed[name]), "left": written.left[name], "grades": written.grades[name],
@@ -124,4 +126,5 @@ def _told(run: Running, written: Written, journal: Journal) -> dict[str, Any]:
         "cost": spent.get("cost", 0.0) if run.price else None, "mean_mass": total / count if count else None,
         "seconds_a_request": seconds / spent["requests"] if spent.get("requests") else None, "retried": run.counts.retried,
         "position_bias": bias / pairs if pairs else None, "pairs_both_orders": pairs,
+        "one_order_only": asked_twice and written.grades[name] > 0 and not pairs,
     }  # fmt: skip

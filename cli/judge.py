@@ -107,6 +107,9 @@ def say_judged(summary: dict[str, Any]) -> None:
     for row in summary["judges"]:
         if row["failed"]:
             say(f"{row['rater']}: failed for good: {_counts(row['failed'])}; evidence in {summary['out']}/rejects.parquet")
+    for row in summary["judges"]:
+        if row["one_order_only"]:
+            say(f"warning: {row['rater']} answered no pair in both orders: its margins keep its liking for what is shown first")
     if summary["not_asked"]:
         say(f"prompts without a question: {_counts(summary['not_asked'])}")
     if summary["replaced"]:

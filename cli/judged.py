@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.annotate.options import judges_of
+from mmpo.annotate.rubrics import find_rubrics
 from mmpo.cli.build import say_built
 from mmpo.cli.judge import judge_progress, say_judged
 from mmpo.cli.output import progress_of
@@ -38,6 +39,9 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
     own = {field.name: field.default for field in dataclasses.fields(BuildOptions) if field.name in OF_THE_INPUT}
     own |= {"format": "feedback", "columns": {}, "workers": build.workers, "max_rejects": build.max_rejects}
     options = dataclasses.replace(build, **own)
+    aspects = [rubric.name for rubric in find_rubrics(recipe.judge.rubrics)]
+    if build.score == "overall" and "overall" not in aspects:
+        options = dataclasses.replace(options, score=aspects[0] if len(aspects) == 1 else "mean")
     if build.evidence == "auto" and build.raters is None and build.kinds is None:
         raters = tuple(judge.name for judge in judges_of(recipe.judge, recipe.judges))
         evidence = "comparisons" if recipe.judge.mode == "pairwise" else "ratings"
