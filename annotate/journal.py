@@ -227,14 +227,14 @@ def _statements(judge: str, record: Record, now: float) -> Iterator[tuple[str, S
         yield spent_by(judge, answer, cost)
 
 
-def spent_by(judge: str, answer: Answer, cost: float) -> tuple[str, Sequence[Any]]:
-    """The statement that adds what an answer took to what its judge has spent."""
-    prompt, reply, seconds = answer.prompt_tokens, answer.reply_tokens, answer.seconds
+def spent_by(judge: str, answer: Answer, cost: float, *, probe: bool = False) -> tuple[str, Sequence[Any]]:
+    """The statement that adds what an answer took to what its judge has spent; a probe's tokens count, but it is no request of a run."""
+    prompt, reply, seconds = answer.prompt_tokens, answer.reply_tokens, 0.0 if probe else answer.seconds
     return (
-        "INSERT INTO spent VALUES (?,1,?,?,?,?) ON CONFLICT (judge) DO UPDATE SET requests = requests + 1, prompt_tokens = "
+        "INSERT INTO spent VALUES (?,?,?,?,?,?) ON CONFLICT (judge) DO UPDATE SET requests = requests + excluded.requests, prompt_tokens = "
         "prompt_tokens + excluded.prompt_tokens, reply_tokens = reply_tokens + excluded.reply_tokens, cost = cost + excluded.cost, "
         "seconds = seconds + excluded.seconds",
-        (judge, prompt, reply, cost, seconds),
+        (judge, int(not probe), prompt, reply, cost, seconds),
     )
 
 

@@ -130,7 +130,7 @@ async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None, 
             price = plan.prices.of(one.model, batch=plan.options.batch)
             for answer in paid:
                 cost = price.of(answer.prompt_tokens, answer.reply_tokens) if price else 0.0
-                journal.write([spent_by(one.name, answer, cost)])
+                journal.write([spent_by(one.name, answer, cost, probe=True)])
                 budget.spent += cost
             runs.append(Running(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
         if not sum(run.counts.total for run in runs):
