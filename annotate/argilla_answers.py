@@ -67,6 +67,12 @@ class Raters:
             return printable(self._users[user])
         return f"rater-{hashlib.blake2b(user.encode(), digest_size=5).hexdigest()}"
 
+    def alike(self) -> dict[str, str]:
+        """Both names that a user may have in FEEDBACK, each with the pseudonym."""
+        hidden = Raters({}, real_names=False)
+        pseudonyms = {user: hidden.name(user) for user in self._users}
+        return {printable(self._users[user]): own for user, own in pseudonyms.items()} | {own: own for own in pseudonyms.values()}
+
     def of(self, user: str) -> str:
         """The name of a user who answered; those that Argilla does not list are remembered as `nameless`."""
         if user not in self._users:
@@ -78,6 +84,9 @@ class Raters:
 class Answers:
     """What the records say. answers: by key; found: the records by id; withdrawn: (record, rater) of drafts and discards.
 
+    submitted: (record, rater) of submitted answers in records that can be read, read: of those that gave a grade at least; unread: by
+    key, why what was submitted there gives none. aspects: all that the dataset asks about.
+
     records, responses: counts by what became of them ("used" or a reason); rejects: rows for rejects.parquet.
     """
 
@@ -85,6 +94,10 @@ class Answers:
     found: dict[str, Found] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     withdrawn: set[tuple[str, str]] = field(default_factory=set)
+    submitted: set[tuple[str, str]] = field(default_factory=set)
+    read: set[tuple[str, str]] = field(default_factory=set)
+    unread: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+    aspects: set[str] = field(default_factory=set)
     records: Counter[str] = field(default_factory=Counter)
     responses: Counter[str] = field(default_factory=Counter)
     rejects: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +122,7 @@ def read_answers(
     A submitted answer is left out where its record's texts are not those that were pushed (record_edited, foreign_record), where its
     question was reworded (question_edited, unless `trust_labels`), or where it holds no grade that the question offers (no_grade).
     """
-    result = Answers()
+    result = Answers(aspects={one.aspect for one in asked.values()})
     for record in records:
         responses = record.get("responses") or ()
         external = str(record.get("external_id") or record["id"])
@@ -156,17 +169,19 @@ def _read(
     values = {name: one.get("value") for name, one in (response.get("values") or {}).items() if isinstance(one, Mapping)}
     rater, grades, reasons = raters.of(response["user_id"]), 0, Counter[str]()
     note = values.get(RATIONALE)
+    result.submitted.add((found.record, rater))
     for name, value in values.items():
         question = asked.get(name)
         if question is None:
             continue
-        if question.reworded and not trust_labels:
-            reasons["question_edited"] += 1
-            continue
         number = _number(value, question)
         place = LETTERS.index(question.letter) if question.letter else 0
-        if number is None or place >= len(found.ids) or (not question.letter and len(found.ids) != 2):
-            reasons["no_grade"] += 1
+        placed = place < len(found.ids) and (question.letter or len(found.ids) == 2)
+        reason = "question_edited" if question.reworded and not trust_labels else "no_grade"
+        if reason == "question_edited" or number is None or not placed:
+            reasons[reason] += 1
+            if placed:
+                result.unread[found.record, rater, question.aspect, found.ids[place] if question.letter else ""] = reason
             continue
         second = None if question.letter else found.ids[1]
         answer = Answer(
@@ -176,6 +191,7 @@ def _read(
         result.answers[answer.key] = answer
         grades += 1
     if grades:
+        result.read.add((found.record, rater))
         result.responses["used"] += 1
     else:
         reason = reasons.most_common(1)[0][0] if reasons else "no_grade"

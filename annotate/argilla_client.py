@@ -46,9 +46,16 @@ class Refused(UserError):
 def api_url_of(given: str | None) -> str:
     """Argilla's address: as given, else ARGILLA_API_URL, else this machine's port 6900. Raises UserError."""
     url = (given or os.environ.get("ARGILLA_API_URL") or DEFAULT_URL).rstrip("/")
-    if not url.startswith(("http://", "https://")) or public_url(url) != url:
+    try:
+        public = public_url(url)
+    except ValueError:
+        # Not shown: what cannot be taken apart may hold a password.
         raise UserError(
-            f"Argilla's address {printable(public_url(url) if '://' in url else url)}: write it as http://HOST:PORT, without user, "
+            "Argilla's address (--api-url or ARGILLA_API_URL) cannot be read: write it as http://HOST:PORT, the port from 1 to 65535"
+        ) from None
+    if not url.startswith(("http://", "https://")) or public != url:
+        raise UserError(
+            f"Argilla's address {printable(public if '://' in url else url)}: write it as http://HOST:PORT, without user, "
             f"password or query; the key comes from the environment variable {KEY}"
         )
     return url

@@ -161,6 +161,8 @@ def new_users(
     """
     if owner is None and "owner" not in known.values():
         owner = "owner"
+    annotators = list(annotators)
+    _check_roles(known, owner, annotators)
     wanted = dict.fromkeys(annotators, "annotator") | ({owner: "owner"} if owner else {})
     missing = [name for name in renewed if name not in known]
     if missing:
@@ -169,6 +171,16 @@ def new_users(
     _check_names(chosen)
     made = [_with_password(name, role, environment) for name, role in chosen.items()]
     return sorted(made, key=lambda user: (user.role != "owner", user.name))
+
+
+def _check_roles(known: Mapping[str, str], owner: str | None, annotators: Iterable[str]) -> None:
+    """Refuse a name that is asked for in two roles, or that has another already."""
+    asked = [(name, "annotator") for name in annotators] + ([(owner, "owner")] if owner else [])
+    for name, role in asked:
+        if role == "annotator" and name == owner:
+            raise UserError(f"{name!r} is asked for as owner and as annotator; give the annotator another name")
+        if known.get(name, role) != role:
+            raise UserError(f"--{role} {name}: {name!r} is there already, as {known[name]}; take another name")
 
 
 def _check_names(names: Iterable[str]) -> None:

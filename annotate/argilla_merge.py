@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmpo.annotate.argilla_answers import Answer, Answers, Raters
+from mmpo.annotate.argilla_replaced import without_replaced
 from mmpo.pipeline.columns import large, narrow
 from mmpo.pipeline.merge import merge_prompts
 from mmpo.pipeline.tables import FEEDBACK
@@ -21,7 +22,8 @@ Key = tuple[str, str, str, str]
 class Merged:
     """The table and the answers in it, and what became of those of an earlier pull; each counts grades.
 
-    kept: by why Argilla no longer has them. homeless: answers whose prompt or completions the base does not hold.
+    kept: by why Argilla no longer has them. homeless: answers whose prompt or completions the base does not hold. replaced: grades of the
+    base by people who answered the same anew, or took it back.
     """
 
     table: pa.Table
@@ -30,6 +32,7 @@ class Merged:
     changed: int = 0
     unchanged: int = 0
     withdrawn: int = 0
+    replaced: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     homeless: list[Answer] = field(default_factory=list)
 
@@ -46,14 +49,15 @@ def merge_answers(
     """What Argilla has now, and of what was pulled before whatever nobody took back, as FEEDBACK with one row a prompt.
 
     before: the FEEDBACK of the earlier pull, from which the texts of answers come that Argilla no longer has. base: FEEDBACK that the
-    grades are added to; all of its rows stay. source: where rows came from whose record does not say.
+    grades are added to; all of its rows stay, and of its grades all but those that the same people's answers replace. source: where
+    rows came from whose record does not say.
     """
     result = Merged(FEEDBACK.empty_table(), [])
     wanted = list(now.answers.values())
     for key, old in earlier.items():
         if key in now.answers:
             continue
-        if (old.record, old.rater) in now.withdrawn:
+        if _taken_back(old, now):
             result.withdrawn += 1
             continue
         result.kept[_why_gone(old, now, raters)] += 1
@@ -72,10 +76,17 @@ def merge_answers(
             result.changed += not same
     tables = [large(pa.Table.from_pylist(list(rows.rows.values()), FEEDBACK))]
     if base is not None:
-        tables.insert(0, large(base))
+        rest, result.replaced = without_replaced(base, result.answers, now, raters)
+        tables.insert(0, large(rest))
     whole, _ = merge_prompts(pa.concat_tables(tables).combine_chunks())
     result.table = narrow(whole, FEEDBACK)
     return result
+
+
+def _taken_back(old: Answer, now: Answers) -> bool:
+    """Whether the rater discarded the answer, or submitted it anew without this grade."""
+    own = (old.record, old.rater)
+    return own in now.withdrawn or (own in now.read and old.aspect in now.aspects and old.key not in now.unread)
 
 
 def _why_gone(old: Answer, now: Answers, raters: Raters) -> str:
@@ -83,6 +94,8 @@ def _why_gone(old: Answer, now: Answers, raters: Raters) -> str:
         return "record_deleted"
     if old.record not in now.found:
         return "record_edited"
+    if (old.record, old.rater) in now.submitted:
+        return now.unread.get(old.key, "no_grade")
     return "answer_deleted" if old.rater in raters.known else "user_deleted"
 
 

@@ -18,6 +18,7 @@ QUESTIONS = {
 }
 """The family of `--questions`."""
 
+SCALE = (1, 5)
 ASPECT = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
@@ -45,7 +46,7 @@ class PushOptions:
     much_better: float | None = _option(
         None, "The margin that is worth 'much better', for --suggest. Default: the whole range of the scale."
     )
-    scale: tuple[int, int] = _option((1, 5), "The ratings' scale LOW:HIGH, whole numbers from 0 to 10; for --questions ratings.")
+    scale: tuple[int, int] = _option(SCALE, "The ratings' scale LOW:HIGH, whole numbers from 0 to 10; for --questions ratings.")
     rationale: bool = _option(True, "Ask for a reason, in words, as an optional question.")
     display: str = _option("markdown", "How texts are shown: markdown (no HTML, pictures or formulas) or plain (every character).")
     guidelines: str | None = _option(None, "A file with guidelines of your own, Markdown, for a new dataset or to replace the old.")
@@ -75,6 +76,10 @@ def check_push_options(options: PushOptions) -> None:
             raise UserError(f"--{name} {value}: must be a whole number from 1 up")
     if options.much_better is not None and not 0 < options.much_better < math.inf:
         raise UserError(f"--much-better {options.much_better}: must be a number above 0, in the units of the margins")
+    if options.much_better is not None and not options.suggest:
+        raise UserError("--much-better says how margins become suggestions: it needs --suggest")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be a whole number from 0 up")
     wrong = [name for name in options.aspects if not ASPECT.fullmatch(name)]
     if wrong or not options.aspects or len(set(options.aspects)) < len(options.aspects):
         raise UserError(
@@ -82,4 +87,6 @@ def check_push_options(options: PushOptions) -> None:
         )
     if len(options.scale) != 2 or not 0 <= options.scale[0] < options.scale[1] <= 10:
         raise UserError(f"--scale {':'.join(map(str, options.scale))}: write LOW:HIGH, whole numbers from 0 to 10, for example 1:5")
+    if options.questions == "pairs" and tuple(options.scale) != SCALE:
+        raise UserError("--scale is for --questions ratings; pairs are always graded by the seven grades")
     parse_pairing(options.pairs)

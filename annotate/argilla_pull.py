@@ -196,8 +196,8 @@ def _summary(
         note = str(error)
     return {
         "out": str(folder), "prompts": merged.table.num_rows, "grades": len(merged.answers), "new": merged.new,
-        "changed": merged.changed, "unchanged": merged.unchanged, "withdrawn": merged.withdrawn, "kept": dict(merged.kept),
-        "responses": dict(answers.responses), "records": dict(answers.records),
+        "changed": merged.changed, "unchanged": merged.unchanged, "withdrawn": merged.withdrawn, "replaced": merged.replaced,
+        "kept": dict(merged.kept), "responses": dict(answers.responses), "records": dict(answers.records),
         "raters": dict(sorted(Counter(one.rater for one in merged.answers).items())), "nameless": sorted(raters.nameless),
         "reworded": sorted(one.name for one in asked.values() if one.reworded), "metadata_missing": answers.metadata_missing,
         "left_out": left_out, "agreement": agreement, "agreement_note": note, "finished": not left_out,

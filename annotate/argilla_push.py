@@ -82,9 +82,10 @@ def push(
             data, questions=options.questions, pairs=options.pairs, aspects=options.aspects, judge=options.judge,
             suggest=options.suggest, select=options.select, seed=options.seed,
         )  # fmt: skip
-        items = select(_once(read, options.questions), options.select, options.limit, options.seed)
+        every = list(_once(read, options.questions))
+        items = select(every, options.select, options.limit, options.seed)
         _check_hints(read.hints, options)
-        shape = _shape(items, options)
+        shape = _shape(every, options)
         guidelines = guidelines_of(shape, options.guidelines, suggest=options.suggest)
         counts, started = _Counts(left_out=read.dropped), time.monotonic()
         try:
@@ -117,14 +118,20 @@ def _once(read: Read, questions: str) -> Iterator[Item]:
 
 
 def _shape(items: Sequence[Item], options: PushOptions) -> Shape:
+    """What to ask, by all that may ever be pushed of the folder; only two replies must be there, so that smaller prompts fit later."""
     sizes = [len(item.ids) for item in items]
-    most, least = (2, 2) if options.questions == "pairs" else (max(sizes), min(sizes))
+    most, least = (2, 2) if options.questions == "pairs" else (max(sizes), min(2, *sizes))
     low, high = options.scale
     return Shape(options.questions, options.aspects, most, least, (low, high), options.rationale, options.display)
 
 
 def _check_hints(hints: Mapping[str, Hints], options: PushOptions) -> None:
     for aspect, one in hints.items():
+        if options.questions == "ratings" and not one.scores:
+            raise UserError(
+                f"--suggest ({aspect}): --questions ratings needs AI ratings on a scale, and here there are none (comparisons give none); "
+                "run `mmpo judge --mode pointwise` first, or leave it out"
+            )
         if options.questions == "pairs" and one.much_better(options.much_better) is None:
             known = "several scales meet" if options.much_better is not None else "the margins have no end of their scale"
             raise UserError(

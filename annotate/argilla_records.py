@@ -137,7 +137,7 @@ def grade_of(share: float) -> int:
     >>> [grade_of(share) for share in (0.1, 0.5, -0.5, 2.0)]
     [0, 2, -2, 3]
     """
-    size = min(3, floor(3 * abs(share) + 0.5 + 1e-9))
+    size = min(3, floor(3 * min(abs(share), 1.0) + 0.5 + 1e-9))
     return int(copysign(size, share)) if size else 0
 
 
@@ -163,6 +163,8 @@ def _below(z: float) -> float:
 
 def suggestion_of(known: Known, order: Sequence[str], full: float) -> tuple[str, float | None]:
     """A margin as a value of the seven grades, in the order shown, and its certainty. full: the margin worth "much better"."""
+    # A measure too small for numbers to divide by means the same as a very small one.
+    full = max(full, 1e-150 * max(abs(known.margin), known.se or 0.0))
     share = known.toward(order[0]) / full
     grade = grade_of(share)
     return str(grade), certainty(share, None if known.se is None else known.se / full, grade)

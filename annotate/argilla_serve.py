@@ -61,6 +61,8 @@ def serve(
     users who get a new password. Raises UserError: a busy port, another server on the same folder, a host that others reach
     with passwords that were not chosen, an installation that failed, a server that did not start or left.
     """
+    if not workspace.strip():
+        raise UserError("--workspace: the name is empty; leave it out for 'team'")
     home = prepare(home)
     annotators = list(dict.fromkeys(annotators))
     with holding(home) as lock, _terminating():

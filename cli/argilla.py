@@ -1,5 +1,6 @@
 """`mmpo argilla serve`: a real Argilla on this machine in one command. The group's other commands stand in `argilla_data`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,7 @@ def say_ready(facts: dict[str, Any], only_here: bool) -> None:
         )
     say("\nLog in on the page with name and password. Next, in another terminal:")
     say(f"  export ARGILLA_API_URL={facts['url']} ARGILLA_API_KEY=...   # the owner's API key")
-    say(f"  mmpo argilla push PAIRS --dataset NAME --workspace {facts['workspace']}")
-    say(f"  mmpo argilla pull --dataset NAME --workspace {facts['workspace']} --out DIR")
+    workspace = shlex.quote(facts["workspace"])
+    say(f"  mmpo argilla push PAIRS --dataset NAME --workspace {workspace}")
+    say(f"  mmpo argilla pull --dataset NAME --workspace {workspace} --out DIR")
     say("\nCtrl-C stops it; the same command starts it again.")

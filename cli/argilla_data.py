@@ -1,5 +1,6 @@
 """`mmpo argilla push` and `mmpo argilla pull`: what people are asked, and what they answered."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ def _say_pushed(summary: dict[str, Any]) -> None:
             f"left out: {reason} {count:,} ({LEFT_OUT.get(reason, 'see the docs')})"
             + (f"; Argilla says: {example}" if example else "")
         )
-    say(f"people grade at {summary['url']}    (mmpo argilla pull --dataset {name} --out ... brings the answers back)")
+    say(f"people grade at {summary['url']}    (mmpo argilla pull --dataset {shlex.quote(name)} --out ... brings the answers back)")
 
 
 LEFT_OUT = {
@@ -122,6 +123,8 @@ def _say_pulled(summary: dict[str, Any]) -> None:
         f"{summary['changed']:,} changed, {summary['unchanged']:,} as before, {summary['withdrawn']:,} taken back"
     )
     say(f"not submitted: {counts.get('draft', 0):,} drafts, {counts.get('discarded', 0):,} discarded")
+    if summary["replaced"]:
+        say(f"replaced: {summary['replaced']:,} grades of the same people that the folder of --feedback had already")
     for reason, count in sorted(summary["kept"].items()):
         say(f"kept from an earlier pull, gone from Argilla: {reason} {count:,}")
     for reason, count in sorted(summary["left_out"].items()):
@@ -130,7 +133,7 @@ def _say_pulled(summary: dict[str, Any]) -> None:
         say(f"raters that Argilla does not list (deleted, or not to be seen with this key): {', '.join(summary['nameless'])}")
     if summary["metadata_missing"]:
         say(f"{summary['metadata_missing']:,} records have lost their metadata: models and sources of their prompts are not known")
-    say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
+    say(f"feedback: {summary['out']}    (mmpo build {shlex.quote(summary['out'])} --format feedback --out ... makes pairs)")
 
 
 MOST = 20

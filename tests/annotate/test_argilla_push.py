@@ -111,7 +111,7 @@ def test_ratings_of_four_replies(argilla: Argilla, tmp_path: Path) -> None:
     asked = Asked(argilla, dataset)
     questions = {one["name"]: one for one in asked.get(f"{asked.path}/questions")["items"]}
     assert set(questions) == {*(f"rating_{letter}" for letter in "abcd"), "rationale"}
-    assert [questions[f"rating_{letter}"]["required"] for letter in "abcd"] == [True, True, True, False]
+    assert [questions[f"rating_{letter}"]["required"] for letter in "abcd"] == [True, True, False, False]
     expected = {0: 0, 1: 3, 2: 8, 3: 10}  # score 2 of 1..5 is a quarter, 2.5 of 0..10, and halves go up
     for record in asked.records():
         given_ = {one["question_id"]: one["value"] for one in record["suggestions"]}
