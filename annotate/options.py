@@ -101,9 +101,12 @@ def public_url(url: str) -> str:
 
     >>> public_url("https://me:secret@host:8000/v1?key=1")
     'https://host:8000/v1'
+    >>> public_url("http://[::1]:6900")
+    'http://[::1]:6900'
     """
     parts = urlsplit(url)
-    host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+    name = parts.hostname or ""
+    host = (f"[{name}]" if ":" in name else name) + (f":{parts.port}" if parts.port else "")
     return f"{parts.scheme}://{host}{parts.path}"
 
 
