@@ -68,11 +68,17 @@ class App:
             self.go_down(plan.down)
 
     def go_down(self, seconds: float) -> None:
-        """Refuses connections for so long, and resets those that are open except the one that is being served right now."""
+        """Refuses connections for so long, and ends those that are open except the one that is being served right now.
+
+        Those that wait for an answer are reset. One whose answer is with the kernel is closed in order: a reset would take the answer
+        away from a client that has not read it yet, though the log says that it was sent.
+        """
         self.gate.shut(seconds)
         for connection in list(self.connections):
-            if not connection.pumping:
+            if connection.busy and not connection.pumping:
                 connection.reset()
+            elif not connection.pumping:
+                connection.transport.close()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
