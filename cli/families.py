@@ -21,8 +21,9 @@ def formats(as_json: AsJson = False) -> None:
 def losses(as_json: AsJson = False) -> None:
     """List the training objectives that `mmpo train --loss` takes."""
     from mmpo.train.losses import LOSSES
+    from mmpo.train.objective import SFT_SUMMARY
 
-    _list({name: f"{loss.summary} ({loss.source})" for name, loss in LOSSES.items()}, as_json)
+    _list({**{name: f"{loss.summary} ({loss.source})" for name, loss in LOSSES.items()}, "sft": SFT_SUMMARY}, as_json)
 
 
 def rubrics(as_json: AsJson = False) -> None:

@@ -94,6 +94,8 @@ def _is_bool(hint: Any) -> bool:
 
 
 def _container(hint: Any) -> type | None:
+    if str in _members(hint):
+        return None  # the options read their own text
     for member in _members(hint):
         origin = typing.get_origin(member) or member
         if isinstance(origin, type) and issubclass(origin, (tuple, list)):

@@ -15,6 +15,7 @@ from mmpo.cli.recipe import Recipe, load_recipe, schema
 from mmpo.cli.stages import Stages, write_json
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
+from mmpo.train.terms import parse_terms
 
 __all__ = ["run", "run_recipe"]
 
@@ -67,7 +68,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     gamma = recipe.measures.gamma
     if gamma is None:
         # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
-        gamma = next((float(trained[name]["gamma"]) for name in trained if recipe.runs[name].loss == "mmpo"), None)
+        gamma = next((float(trained[name]["gamma"]) for name in trained if "mmpo" in parse_terms(recipe.runs[name].loss)), None)
     measured = {name: _evaluate(recipe, stages, name, dataset, gamma, trained[name]) for name in recipe.runs}
     return _compare(recipe, dataset, built, trained, measured)
 

@@ -4,19 +4,19 @@ A completion that takes part in many pairs is rendered, stored and later compute
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.tables import PAIRS
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.options import check_source_weights
+from mmpo.train.pairs import as_pairs, check_rows, pair_files
 from mmpo.train.render import Rendered, Renderer
 
-__all__ = ["Counts", "PromptPairs", "drop_ties", "prepare", "read_pairs"]
+__all__ = ["Counts", "PromptPairs", "check_sources", "prepare", "read_pairs", "usable_pairs"]
 
 Counts = dict[str, int]
 
@@ -56,47 +56,59 @@ class Prepared:
 
 def read_pairs(data: str | Path, split: str) -> pa.Table:
     """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
-    there.
+    there, and for whatever can't be trained on (`mmpo.train.pairs`).
     """
-    path = Path(data)
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted((path / split).glob("*.parquet"))
-        if not files:
-            present = sorted(child.name for child in path.iterdir() if any(child.glob("*.parquet")))
-            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(present) or 'no pairs at all'}")
-    else:
-        raise UserError(f"no dataset at {path}: give a folder made by `mmpo build` or a Parquet file of pairs")
-    try:
-        tables = [pq.ParquetFile(file).read() for file in files]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"cannot read {files[0].parent}: {error}") from error
-    missing = [name for name in PAIRS.names if name not in tables[0].column_names]
-    if missing:
-        raise UserError(
-            f"{files[0]} lacks the columns {', '.join(missing)}; it has {', '.join(tables[0].column_names)}. "
-            "Training reads PAIRS: make them with `mmpo build`"
-        )
-    return pa.concat_tables([table.select(PAIRS.names).cast(PAIRS) for table in tables])
+    table = pa.concat_tables([as_pairs(file) for file in pair_files(data, split)])
+    check_rows(table, str(data) if Path(data).is_file() else f"{Path(data) / split}")
+    return table
 
 
-def drop_ties(table: pa.Table) -> tuple[pa.Table, int]:
-    """The pairs of positive margin, and how many were left out."""
-    kept = table.filter(pa.array(_floats(table, "quality_margin") > 0))
-    return kept, table.num_rows - kept.num_rows
+def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
+    """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table."""
+    check_source_weights(source_weights)
+    known = sorted(set(table["source"].to_pylist()), key=str)
+    for name in source_weights:
+        if name not in known:
+            several = "; pairs fed by several sources carry a name of their own, such as 'a + b'"
+            raise UserError(f"source_weights: {unknown_name('source', name, map(str, known))}{several}")
 
 
-def prepare(table: pa.Table, p: np.ndarray, renderer: Renderer, weight: str = "pair") -> Prepared:
+def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, float] | None = None) -> tuple[pa.Table, Counts]:
+    """The pairs worth computing: without the sources of weight 0 and, unless `ties`, without those of margin 0.
+
+    Also counts what was left out, each pair under one reason, as "dropped_source_weight" and "dropped_ties".
+    """
+    counts: Counts = {}
+    unused = [name for name, weight in (source_weights or {}).items() if weight == 0]
+    if unused:
+        table, counts["dropped_source_weight"] = _kept(table, ~np.isin(np.array(table["source"].to_pylist(), dtype=object), unused))
+    if not ties:
+        table, counts["dropped_ties"] = _kept(table, _floats(table, "quality_margin") > 0)
+    return table, counts
+
+
+def _kept(table: pa.Table, mask: np.ndarray) -> tuple[pa.Table, int]:
+    return table.filter(pa.array(mask, pa.bool_())), int((~mask).sum())
+
+
+def prepare(
+    table: pa.Table,
+    p: np.ndarray,
+    renderer: Renderer,
+    weight: str = "pair",
+    source_weights: Mapping[str, float] | None = None,
+) -> Prepared:
     """Renders every prompt and completion of a PAIRS table once and groups the pairs by prompt.
 
-    `p`: targets, shape (pairs,). `weight`: "pair" gives every pair 1, "prompt" 1 / (kept pairs of its prompt). Prompts
-    come in the order of their ids, so that the order of the table's rows has no influence.
+    `p`: targets, shape (pairs,). `weight`: "pair" gives every pair 1, "prompt" 1 / (kept pairs of its prompt);
+    `source_weights` multiply it, a source that they don't name by 1. Prompts come in the order of their ids, so that
+    the order of the table's rows has no influence.
     """
     prompt_ids, first, prompt_of = _unique(table, "prompt_id")
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
     margin = _floats(table, "quality_margin")
+    factor = np.array([(source_weights or {}).get(name, 1.0) for name in table["source"].to_pylist()], dtype=np.float64)
     order = np.argsort(prompt_of, kind="stable")
     bounds = np.searchsorted(prompt_of[order], np.arange(len(prompt_ids) + 1))
     kept: list[PromptPairs] = []
@@ -124,7 +136,7 @@ def prepare(table: pa.Table, p: np.ndarray, renderer: Renderer, weight: str = "p
                 rejected=np.array([place[sides[row, 1]] for row in rows]),
                 p=p[rows],
                 margin=margin[rows],
-                weight=np.full(len(rows), 1.0 if weight == "pair" else 1.0 / len(rows)),
+                weight=factor[rows] if weight == "pair" else factor[rows] / len(rows),
                 rows=rows,
             )
         )

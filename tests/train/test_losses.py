@@ -11,8 +11,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
 from mmpo.train.losses import LOSSES
-from mmpo.train.options import LOSS_NAMES, TARGET_NAMES
+from mmpo.train.options import TARGET_NAMES
 from mmpo.train.targets import TARGETS
+from mmpo.train.terms import LOSS_NAMES
 
 torch.set_num_threads(1)
 LN2 = math.log(2)

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+from mmpo.cli.flags import options_from
 from mmpo.pipeline.errors import UserError
 from mmpo.train.losses import LOSSES
-from mmpo.train.options import LOSS_NAMES, TARGET_NAMES, TrainOptions, option_help
+from mmpo.train.objective import Objective
+from mmpo.train.options import TARGET_NAMES, TrainOptions, option_help
 from mmpo.train.targets import TARGETS
+from mmpo.train.terms import LOSS_NAMES
 
 
 def test_names_repeat_the_tables():
@@ -30,7 +33,18 @@ def test_names_repeat_the_tables():
         ({"warmup_ratio": 1.0}, "[0, 1)"),
         ({"tiny_size": 40}, "multiple of 16"),
         ({"max_prompt_length": 1024}, "below max_length"),
-        ({"kind": "reward", "sft": 0.1}, "policies only"),
+        ({"kind": "reward", "loss": "mmpo=1,sft=0.1"}, "sft is a term on log-probabilities per token: it works for policies only"),
+        ({"loss": "mmpo=1,sfd=0.1"}, "did you mean 'sft'"),
+        ({"loss": "mmpo=1,mmpo=2"}, "mmpo twice"),
+        ({"loss": "mmpo=0"}, "the weight of mmpo must be a finite number above 0, not '0'"),
+        ({"loss": {"mmpo": float("inf")}}, "finite number above 0"),
+        ({"loss": "mmpo=lots"}, "not 'lots'"),
+        ({"loss": " "}, "names no objective"),
+        ({"loss": 3}, "not 3"),
+        ({"source_weights": {"arena": -1}}, "the weight of source 'arena' must be a number of at least 0, not -1"),
+        ({"source_weights": {"arena": float("nan")}}, "arena"),
+        ({"layout": "trie"}, "auto, tree, rows"),
+        ({"early_stopping": 0}, "early_stopping must be a number above 0"),
         ({"kind": "reward", "loss": "ipo"}, "policies only"),
         ({"kind": "reward", "reference": "x"}, "no reference"),
         ({"kind": "judge"}, "policy, reward"),
@@ -40,6 +54,24 @@ def test_refused(given, said):
     with pytest.raises(UserError) as refusal:
         TrainOptions(**{"kind": "policy", **given})
     assert said in str(refusal.value)
+
+
+def test_an_objective_is_kept_in_one_way_however_it_was_written():
+    written = [TrainOptions("policy", loss=loss).loss for loss in ("sft=.1, mmpo", "mmpo=1.0,sft=1e-1", {"sft": "0.1", "mmpo": 1})]
+    assert set(written) == {"mmpo=1,sft=0.1"}
+    assert TrainOptions("policy", loss=written[0]).loss == written[0]
+    assert TrainOptions("policy", loss={"dpo": 1}).loss == "dpo"
+    assert TrainOptions("policy", loss="dpo=2").loss == "dpo=2"
+
+
+def test_the_command_line_and_recipes_say_the_same():
+    """Text from flags, mappings from YAML."""
+    flags = {"loss": "mmpo=1,cdpo=0.5", "source_weights": "a=2,a + b=0.5", "loss_options": "cdpo.epsilon=0.2"}
+    yaml = {"loss": {"mmpo": 1, "cdpo": 0.5}, "source_weights": {"a": 2, "a + b": 0.5}, "loss_options": {"cdpo": {"epsilon": 0.2}}}
+    found = [options_from(TrainOptions, {"kind": "reward", **given}) for given in (flags, yaml)]
+    assert found[0].loss == found[1].loss == "mmpo=1,cdpo=0.5"
+    assert found[0].source_weights == found[1].source_weights == {"a": 2.0, "a + b": 0.5}
+    assert Objective.parse(found[0].loss, found[0].loss_options) == Objective.parse(found[1].loss, found[1].loss_options)
 
 
 def test_gamma_may_be_zero_or_infinite():
