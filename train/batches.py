@@ -1,35 +1,72 @@
-"""Batches: which prompts make a step, how a step falls into micro-batches, and how a model is run over one.
+"""Batches: how prompts and their completions are laid out as tensors, each completion once whatever the number of its
+pairs.
 
-A micro-batch holds whole prompts; each completion is computed once, in a row of its own, whatever the number of its
-pairs. `BATCHES` is where another layout of the same prompts plugs in.
+`BATCHES` is the table of layouts. `Batch` is one forward pass; `MicroBatch` is whole prompts with all their pairs, in
+one forward pass or, for prompts that are too large for one, in several.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmpo.train.data import PromptPairs
+from mmpo.train.render import Rendered
+from mmpo.train.segments import Segment, segments_of
+from mmpo.train.trie import Trie, trie_of, trie_size
 
-__all__ = ["BATCHES", "Batch", "BatchKind", "Step", "make_step", "micro_batches", "plan_steps"]
+__all__ = ["BATCHES", "Batch", "Layout", "MicroBatch", "micro_batch"]
+
+Group = Sequence[Rendered]
+"""Completions behind one prompt."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Whole prompts as padded rows, one row a completion.
+    """Completions laid out for one forward pass.
 
-    input_ids, attention_mask: (rows, length). starts, lengths: (rows,), the completion is ids[start:length]. chosen,
-    rejected: (pairs,), rows. p, margin, weight: (pairs,). pairs: (pairs,), rows of the pairs in their table. reference:
-    (rows,), NaN where there is none.
+    input_ids, positions, ends: (rows, length); token i of a row sees token j iff j <= i < ends[j], padding sees itself.
+    parents, tokens: (predicted,): a flat position (row · length + column), and the token that its output predicts.
+    spans: (completion tokens,), numbers of predicted tokens, completion by completion; counts: (completions,), how
+    many of them each has. last: (completions,), flat position of each completion's last token. lengths: (rows,), tokens
+    of each row. segments: the unbranched stretches of a packed row, else empty.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
-    starts: Tensor
+    positions: Tensor
+    ends: Tensor
     lengths: Tensor
+    parents: Tensor
+    tokens: Tensor
+    spans: Tensor
+    counts: Tensor
+    last: Tensor
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 for tokens, 0 for padding, (rows, length), int64."""
+        columns = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
+        return (columns < self.lengths[:, None]).long()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Whole prompts and all their pairs: `parts` are forward passes over their completions, in order.
+
+    chosen, rejected: (pairs,), numbers of completions. p, margin, weight: (pairs,). pairs: (pairs,), rows of the pairs
+    in their table. reference: (completions,), NaN where there is none; counts: (completions,), their tokens. ids:
+    prompt ids, for messages.
+    """
+
+    parts: tuple[Batch, ...]
     chosen: Tensor
     rejected: Tensor
     p: Tensor
@@ -37,161 +74,131 @@ class Batch:
     weight: Tensor
     pairs: Tensor
     reference: Tensor
+    counts: Tensor
+    ids: tuple[str, ...] = ()
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that go through the model, padding included."""
+        return sum(part.input_ids.numel() for part in self.parts)
 
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step: micro-batches, the weight of all its pairs together, and its padded tokens."""
-
-    batches: Sequence[Batch]
-    total_weight: float
-    tokens: int
-
-
-def padded_rows(prompts: Sequence[PromptPairs], pad_token: int) -> Batch:
-    """Right-padded rows, one a completion."""
-    rows = [item for prompt in prompts for item in prompt.completions]
-    lengths = torch.tensor([len(item.ids) for item in rows])
-    ids = torch.full((len(rows), int(lengths.max())), pad_token)
-    for row, item in enumerate(rows):
-        ids[row, : len(item.ids)] = torch.tensor(item.ids)
-    offsets = np.cumsum([0, *(len(prompt.completions) for prompt in prompts)])[:-1]
-    none = [np.full(len(prompt.completions), np.nan) for prompt in prompts]
-
-    def joined(name: str) -> Tensor:
-        values = torch.from_numpy(np.concatenate([getattr(prompt, name) for prompt in prompts]))
-        return values.float() if values.is_floating_point() else values  # some accelerators have no float64
-
-    def shifted(name: str) -> Tensor:
-        values = [getattr(prompt, name) + offset for prompt, offset in zip(prompts, offsets, strict=True)]
-        return torch.from_numpy(np.concatenate(values))
-
-    return Batch(
-        input_ids=ids,
-        attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-        starts=torch.tensor([item.start for item in rows]),
-        lengths=lengths,
-        chosen=shifted("chosen"),
-        rejected=shifted("rejected"),
-        p=joined("p"),
-        margin=joined("margin"),
-        weight=joined("weight"),
-        pairs=joined("rows"),
-        reference=torch.from_numpy(
-            np.concatenate([p.reference if p.reference is not None else n for p, n in zip(prompts, none, strict=True)])
-        ).float(),
-    )
-
-
-def row_logprobs(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of the completion tokens' log-probabilities, float32, shape (rows,).
-
-    Only positions from the first completion token on reach the output layer, where the model allows it. Sums are in
-    float32: 2,000 bfloat16 values summed in bfloat16 are nats off.
-    """
-    first = int(batch.starts.min()) - 1  # the position that predicts the first completion token of any row
-    last = batch.input_ids.shape[1] - 1
-    positions = torch.arange(first, last, device=batch.input_ids.device)
-    keep = {"logits_to_keep": positions} if "logits_to_keep" in _parameters(model) else {}
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **keep)
-    logits = output.logits if keep else output.logits[:, first:last]
-    targets = batch.input_ids[:, first + 1 :]
-    where = positions + 1
-    inside = (where >= batch.starts[:, None]) & (where < batch.lengths[:, None])
-    losses = nn.functional.cross_entropy(logits[inside].float(), targets[inside], reduction="none")
-    values = torch.zeros(inside.shape, dtype=torch.float32, device=losses.device)
-    return values.masked_scatter(inside, -losses).sum(dim=1)
-
-
-def row_scores(model: nn.Module, batch: Batch) -> Tensor:
-    """The reward model's score of each row, float32, shape (rows,), pooled at the last token by the attention mask.
-
-    transformers pools at the last token that is not pad, which is one too early where pad equals eos. Encoders, which
-    pool by a token of their own, keep their own way.
-    """
-    plain = _without_adapter(model)
-    inner, head = getattr(plain, "base_model", None), getattr(plain, "score", None)
-    if head is None or inner is None:
-        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].float()
-    hidden = inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-    rows = torch.arange(len(batch.lengths), device=hidden.device)
-    return head(hidden[rows, batch.lengths - 1])[:, 0].float()
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The pairs on another device; the parts stay and are moved when their turn comes."""
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
-class BatchKind:
-    """One way to lay prompts out: build a batch of whole prompts, and run a policy or a reward model over it."""
+class Layout:
+    """One way to lay completions out. `build`: several groups, with a padding token, as a batch. `tree`: whether
+    shared tokens are computed once. `packed`: whether everything lies in one row, without padding.
+    """
 
     summary: str
-    build: Callable[[Sequence[PromptPairs], int], Batch]
-    logprobs: Callable[[nn.Module, Batch], Tensor]
-    scores: Callable[[nn.Module, Batch], Tensor]
+    build: Callable[[Sequence[Group], int], Batch]
+    tree: bool = True
+    packed: bool = False
+
+    def size(self, group: Group) -> tuple[int, int]:
+        """What a group takes: so many rows of up to so many tokens."""
+        if self.tree:
+            return 1, trie_size([item.ids for item in group])
+        return len(group), max(len(item.ids) for item in group)
+
+    def tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Computed tokens of groups of these sizes in one batch, padding included."""
+        if self.packed:
+            return sum(length for _, length in sizes)
+        return sum(rows for rows, _ in sizes) * max(length for _, length in sizes)
 
 
-BATCHES: dict[str, BatchKind] = {
-    "rows": BatchKind("each completion once, in a padded row of its own", padded_rows, row_logprobs, row_scores),
+def packed_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """All tries one behind another in one row."""
+    tries = [trie_of([item.ids for item in group]) for group in groups]
+    starts = np.cumsum([0, *(len(trie.ids) for trie in tries)])[:-1]
+    joined = Trie(
+        ids=np.concatenate([trie.ids for trie in tries]),
+        positions=np.concatenate([trie.positions for trie in tries]),
+        ends=np.concatenate([trie.ends + start for trie, start in zip(tries, starts, strict=True)]),
+        paths=[path + start for trie, start in zip(tries, starts, strict=True) for path in trie.paths],
+    )
+    batch = _batch([joined], [[item for group in groups for item in group]], pad_token)
+    return replace(batch, segments=segments_of(joined.ends))
+
+
+def tree_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """One trie a row, for every group one row."""
+    return _batch([trie_of([item.ids for item in group]) for group in groups], groups, pad_token)
+
+
+def row_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """Right-padded rows, one a completion."""
+    items = [item for group in groups for item in group]
+    return _batch([trie_of([item.ids]) for item in items], [[item] for item in items], pad_token)
+
+
+BATCHES: dict[str, Layout] = {
+    "packed": Layout("tries of all prompts in one row, no padding; for attention by segments", packed_batch, packed=True),
+    "tree": Layout("each prompt's completions as a trie in a row of its own; for attention masks", tree_batch),
+    "rows": Layout("each completion once, in a padded row of its own: where trees do not work", row_batch, tree=False),
 }
 
 
-def plan_steps(pairs: Sequence[int], pairs_per_step: int, epochs: float, seed: int) -> list[np.ndarray]:
-    """Which prompts make each step of a whole run: one array of prompt numbers a step.
+def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> MicroBatch:
+    """All pairs of whole prompts over forward passes that hold their completions in the same order."""
+    offsets = np.cumsum([0, *(len(prompt.completions) for prompt in prompts)])[:-1]
 
-    `pairs`: pairs of each prompt. Every epoch is a fresh shuffle, cut where a step has at least `pairs_per_step`
-    pairs; what is left at an epoch's end joins its last step. A fractional last epoch stops after that share of its
-    steps. The plan depends on nothing but its arguments, so that a resumed run goes on exactly where it stopped.
-    """
-    sizes = np.asarray(pairs)
-    steps: list[np.ndarray] = []
-    for epoch in range(int(np.ceil(epochs))):
-        order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
-        cuts, held = [], 0
-        for place, size in enumerate(sizes[order]):
-            held += int(size)
-            if held >= pairs_per_step:
-                cuts.append(place + 1)
-                held = 0
-        if held and cuts:
-            cuts.pop()
-        inner = [cut for cut in cuts if cut < len(order)]
-        parts = np.split(order, inner)
-        share = min(1.0, epochs - epoch)
-        steps.extend(parts[: max(1, round(share * len(parts)))])
-    return steps
+    def joined(values: Sequence[np.ndarray]) -> Tensor:
+        tensor = torch.from_numpy(np.concatenate(values))
+        return tensor.float() if tensor.is_floating_point() else tensor  # some accelerators have no float64
 
+    def each(name: str) -> list[np.ndarray]:
+        return [getattr(prompt, name) for prompt in prompts]
 
-def micro_batches(prompts: Sequence[PromptPairs], tokens: int) -> list[list[PromptPairs]]:
-    """Prompts grouped by length into micro-batches of at most `tokens` padded tokens.
-
-    A prompt is never split: one that needs more is a micro-batch of its own.
-    """
-    groups: list[list[PromptPairs]] = []
-    rows = 0
-    for prompt in sorted(prompts, key=lambda item: (-item.length, item.prompt_id)):
-        rows += len(prompt.completions)
-        if groups and rows * groups[-1][0].length <= tokens:
-            groups[-1].append(prompt)
-        else:
-            groups.append([prompt])
-            rows = len(prompt.completions)
-    return groups
+    unknown = [np.full(len(prompt.completions), np.nan) for prompt in prompts]
+    return MicroBatch(
+        parts=parts,
+        chosen=joined([values + offset for values, offset in zip(each("chosen"), offsets, strict=True)]),
+        rejected=joined([values + offset for values, offset in zip(each("rejected"), offsets, strict=True)]),
+        p=joined(each("p")),
+        margin=joined(each("margin")),
+        weight=joined(each("weight")),
+        pairs=joined(each("rows")),
+        reference=joined([none if known is None else known for known, none in zip(each("reference"), unknown, strict=True)]),
+        counts=torch.cat([part.counts for part in parts]),
+        ids=tuple(prompt.prompt_id for prompt in prompts),
+    )
 
 
-def make_step(prompts: Sequence[PromptPairs], tokens: int, pad_token: int, kind: BatchKind) -> Step:
-    """The micro-batches of one step, longest first (so that a run too large for the memory fails at once)."""
-    batches = [kind.build(group, pad_token) for group in micro_batches(prompts, tokens)]
-    weight = float(sum(prompt.weight.sum() for prompt in prompts))
-    return Step(batches, weight, sum(batch.input_ids.numel() for batch in batches))
+def _batch(tries: Sequence[Trie], groups: Sequence[Group], pad_token: int) -> Batch:
+    length = max(len(trie.ids) for trie in tries)
+    ids = np.full((len(tries), length), pad_token, dtype=np.int64)
+    positions = np.zeros((len(tries), length), dtype=np.int64)
+    ends = np.tile(np.arange(1, length + 1), (len(tries), 1))  # a row of the mask without any True gives NaN
+    targets, parents, counts, last = [], [], [], []
+    for row, (trie, group) in enumerate(zip(tries, groups, strict=True)):
+        size = len(trie.ids)
+        ids[row, :size], positions[row, :size], ends[row, :size] = trie.ids, trie.positions, trie.ends
+        for item, path in zip(group, trie.paths, strict=True):
+            flat = path + row * length
+            targets.append(flat[item.start :])
+            parents.append(flat[item.start - 1 : -1])
+            counts.append(len(path) - item.start)
+            last.append(flat[-1])
+    # A token that several completions share is predicted once; its output counts for each of them.
+    predicted, first, spans = np.unique(np.concatenate(targets), return_index=True, return_inverse=True)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        ends=torch.from_numpy(ends),
+        lengths=torch.tensor([len(trie.ids) for trie in tries]),
+        parents=torch.from_numpy(np.concatenate(parents)[first]),
+        tokens=torch.from_numpy(ids.reshape(-1)[predicted]),
+        spans=torch.from_numpy(spans.reshape(-1)),
+        counts=torch.tensor(counts),
+        last=torch.from_numpy(np.array(last)),
+    )
 
 
-def _without_adapter(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft model (adapter layers still act within it), or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def _parameters(model: nn.Module) -> set[str]:
-    forward = type(_without_adapter(model)).forward  # accelerate wraps the instance's forward and hides its signature
-    return set(inspect.signature(forward).parameters)
+def _moved(value: Any, device: torch.device | str) -> Any:
+    tensors = {item.name: getattr(value, item.name) for item in fields(value)}
+    return replace(value, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})

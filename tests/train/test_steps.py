@@ -10,11 +10,13 @@ import torch
 from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches import BATCHES, micro_batches, plan_steps
+from mmpo.train.batches import BATCHES, micro_batch
 from mmpo.train.data import prepare
+from mmpo.train.forward import Way, completion_values
 from mmpo.train.policy import PolicyTrainer
 from mmpo.train.render import Renderer
 from mmpo.train.reward import RewardTrainer
+from mmpo.train.steps import group_prompts, plan_steps
 from mmpo.train.tiny import tiny_model
 
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
@@ -27,7 +29,7 @@ def arguments(path, **options):
 
 def trainer_of(kind, pairs, tokenizer, path, *, tokens=10**6, loss="mmpo", weight="pair", args=None, **options):
     model = tiny_model(kind, tokenizer, size=32, layers=1)
-    options = {"gamma": 0.8, "loss": loss, "weight": weight, "micro_batch_tokens": tokens, **options}
+    options = {"gamma": 0.8, "loss": loss, "weight": weight, "tokens_per_batch": tokens, **options}
     args = args or arguments(path, max_grad_norm=0.0, max_steps=1, learning_rate=1e-2, optim="sgd")
     return TRAINERS[kind](model, args, pairs, processing_class=tokenizer, pairs_per_step=10**6, **options)
 
@@ -47,7 +49,7 @@ def test_four_micro_batches_give_the_gradients_of_one(kind, weight, pairs, token
     whole = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight)
     counts = [len(prompt.rows) for prompt in whole.prompts]
     assert (min(counts), max(counts)) == (1, 28)
-    quarter = next(t for t in range(200, 10000, 20) if len(micro_batches(whole.prompts, t)) == 4)
+    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.way.batches))) == 4)
     split = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight, tokens=quarter)
     assert len(whole.make_step(whole.prompts).batches) == 1
     assert len(split.make_step(split.prompts).batches) == 4
@@ -89,9 +91,9 @@ def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, pairs, tokeni
 
 def test_each_completion_is_computed_once(pairs, tokenizer):
     prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
-    batch = BATCHES["rows"].build(prompts, 0)
+    batch = micro_batch(prompts, (BATCHES["rows"].build([prompt.completions for prompt in prompts], 0),))
     texts = {i for name in ("chosen_id", "rejected_id") for i in pairs[name].to_pylist()}
-    assert len(batch.input_ids) == len(texts)
+    assert len(batch.parts[0].input_ids) == len(batch.counts) == len(texts)
     assert len(batch.chosen) == pairs.num_rows
 
 
@@ -108,14 +110,24 @@ def test_a_plan_visits_every_prompt_once_an_epoch_in_steps_large_enough():
     assert len(plan_steps([1, 2], 64, 1, seed=0)) == 1  # fewer pairs than a step: one step of all
 
 
-def test_a_prompt_too_large_for_the_budget_is_a_micro_batch_of_its_own(pairs, tokenizer):
+@pytest.mark.parametrize("name", BATCHES)
+def test_passes_hold_so_many_tokens_or_a_single_completion(name, pairs, tokenizer):
     prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
-    groups = micro_batches(prompts, 1)
-    assert [len(group) for group in groups] == [1] * len(prompts)
-    for tokens in (300, 900, 3000):
-        for group in micro_batches(prompts, tokens):
-            padded = sum(len(p.completions) for p in group) * max(p.length for p in group)
-            assert padded <= tokens or len(group) == 1
+    layout = BATCHES[name]
+    for tokens in (1, 100, 300, 900, 3000):
+        seen = []
+        for group in group_prompts(prompts, tokens, layout):
+            parts = group[0][1]
+            assert len(parts) == 1 or len(group) == 1  # what is split is alone
+            passes = [[part] for part in parts] if len(parts) > 1 else [[parts[0] for _, parts in group]]
+            for groups in passes:
+                batch = layout.build(groups, 0)
+                assert batch.input_ids.numel() <= tokens or sum(map(len, groups)) == 1
+                assert batch.input_ids.numel() == layout.tokens([layout.size(group) for group in groups])
+            for prompt, parts in group:
+                assert [item for part in parts for item in part] == list(prompt.completions)
+                seen.append(prompt.prompt_id)
+        assert sorted(seen) == [prompt.prompt_id for prompt in prompts]
 
 
 @pytest.mark.parametrize("loss", ["mmpo", "dpo", "cdpo"])
@@ -127,7 +139,7 @@ def test_a_policy_equal_to_its_reference_starts_at_ln_2(loss, pairs, tokenizer, 
 
 
 def test_the_options_that_would_change_a_step_are_refused(pairs, tokenizer, tmp_path):
-    with pytest.raises(UserError, match="micro_batch_tokens"):
+    with pytest.raises(UserError, match="tokens_per_batch"):
         trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, gradient_accumulation_steps=2))
     with pytest.raises(UserError, match="epoch"):
         trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, save_strategy="epoch"))
@@ -138,7 +150,8 @@ def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
     model = tiny_model("policy", tokenizer, size=32, layers=1).eval()
     prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:4]
     with torch.no_grad():
-        found = BATCHES["rows"].logprobs(model, BATCHES["rows"].build(prompts, tokenizer.pad_token_id))
+        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+        found = completion_values(model, "policy", batch, Way())
         rows = [item for prompt in prompts for item in prompt.completions]
         for value, row in zip(found, rows, strict=True):
             logits = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mmpo.pipeline.margins import target_probability
-from mmpo.train.batches import BATCHES
+from mmpo.train.batches import BATCHES, micro_batch
 from mmpo.train.data import prepare
+from mmpo.train.forward import Way, completion_values
 from mmpo.train.losses import LOSSES
 from mmpo.train.render import Renderer
 from mmpo.train.tiny import tiny_model
@@ -40,9 +41,10 @@ def test_the_fifteen_lines_train_trl_on_soft_targets(pairs, tokenizer, tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     found = trainer.compute_loss(trainer.model, batch).item()
     prompts = prepare(rows, np.array(data["p"]), Renderer(tokenizer, 1024, 512)).prompts
-    ours = BATCHES["rows"].build(prompts, tokenizer.pad_token_id)
+    part = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+    ours = micro_batch(prompts, (part,))
     with torch.no_grad():
-        ratio = BATCHES["rows"].logprobs(model, ours) - BATCHES["rows"].logprobs(other, ours)
+        ratio = completion_values(model, "policy", part, Way()) - completion_values(other, "policy", part, Way())
     z = 0.3 * (ratio[ours.chosen] - ratio[ours.rejected])
     assert found == pytest.approx(float(LOSSES["mmpo"].per_pair(z, ours.p, ours.margin).mean()), abs=1e-4)
     before = model.lm_head.weight.detach().clone()
