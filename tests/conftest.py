@@ -1,6 +1,7 @@
-"""What all tests share: one thread for torch, no Hub, and the folder of larger real files."""
+"""What all tests share: one thread for torch, no Hub, a cache of their own, and the folder of larger real files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The default reference cache of all these tests and of the commands that they start: a temporary folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMPO_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
