@@ -23,10 +23,14 @@ class RunFolder:
     def __init__(self, options: TrainOptions, digest: str) -> None:
         self.path = Path(options.out)
         self.options, self.digest = options, digest
+        self.identity: dict[str, Any] = {}
         if not options.out:
             raise UserError("no output folder given: name one with --out")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give a folder to write the model to")
+        for given, what in ((options.model, "model"), (options.reference, "reference"), (options.data, "data")):
+            if given and Path(given).resolve() == self.path.resolve():
+                raise UserError(f"--out {self.path} is --{what} as well and would be overwritten: give another folder")
         self.record = read_record(self.path)
         if self.record is None:
             if self.path.exists() and any(self.path.iterdir()):
@@ -44,6 +48,21 @@ class RunFolder:
                 "options to go on, or switch resume off to start again"
             )
 
+    def same_model(self, identity: dict[str, Any]) -> None:
+        """Takes down what the model is. UserError where the run that is to go on here had another one.
+
+        The options only name a folder or a Hub name; what lies there may have changed since.
+        """
+        then = (self.record or {}).get("identity", {}) if self.options.resume else {}
+        changed = [name for name in identity if name in then and then[name] != identity[name]]
+        if changed:
+            said = "; ".join(f"{name} {_short(then[name])}, now {_short(identity[name])}" for name in changed)
+            raise UserError(
+                f"{self.path} holds a run of another model ({said}): --model {self.options.model} or its chat template has changed since. "
+                "Give another --out, bring the model back, or --no-resume to start again"
+            )
+        self.identity = identity
+
     @property
     def finished(self) -> bool:
         """Whether the same run has ended here already."""
@@ -56,6 +75,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if self.record is None or not self.options.resume:
             self.write({"finished": False})
+
+    def abandon(self) -> None:
+        """Takes back what `start` made, where nothing has been trained yet."""
+        if self.record is None and self.last_checkpoint() is None:
+            self._clear()
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def _clear(self) -> None:
         """Removes what a run leaves behind and nothing else that may lie there."""
@@ -78,10 +104,15 @@ class RunFolder:
 
     def write(self, values: dict[str, Any]) -> None:
         """`mmpo.json`, whole or not at all, with kind, options and the digest of the data."""
-        head = {"kind": self.options.kind, "options": self.options.as_dict(), "data_digest": self.digest}
+        head = {"kind": self.options.kind, "options": self.options.as_dict(), "data_digest": self.digest, "identity": self.identity}
         sibling = self.path / (RECORD + ".part")
         sibling.write_text(json.dumps({**head, **values}, indent=1, allow_nan=False) + "\n")
         sibling.replace(self.path / RECORD)
+
+
+def _short(value: Any) -> str:
+    """A digest's first digits say enough."""
+    return value[:8] if isinstance(value, str) and len(value) == 32 else str(value)
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:

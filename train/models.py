@@ -2,49 +2,86 @@
 tokenizer.
 """
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.train.model_checks import check_loaded, check_model, check_same_vocabulary
 from mmpo.train.options import TrainOptions
+from mmpo.train.template import choose_template
 from mmpo.train.tiny import tiny_model, tiny_tokenizer
 
-__all__ = ["add_lora", "load_model", "load_pretrained"]
+__all__ = ["add_lora", "load_model", "load_pretrained", "load_reference"]
 
 _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+_ADAPTER = "adapter_config.json"
 
 
 def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
-    """The model that training starts from, in float32, and its tokenizer. `pairs`: the text that `tiny` is built
-    from.
+    """The model that training starts from, in float32, and its tokenizer with the chat template that was chosen.
+
+    `pairs`: the text that `tiny` is built from. Raises UserError for a model that can't be trained as it is.
     """
-    if options.model != "tiny":
+    if options.model == "tiny":
+        tokenizer = tiny_tokenizer(_texts(pairs), options.tiny_vocab)
+        size, layers = options.tiny_size, options.tiny_layers
+        model = tiny_model(options.kind, tokenizer, size=size, layers=layers, seed=options.seed)
+    else:
         torch.manual_seed(options.seed)  # the new score layer of a reward model
-        return load_pretrained(options.kind, options.model, trust_remote_code=options.trust_remote_code)
-    tokenizer = tiny_tokenizer(_texts(pairs), options.tiny_vocab)
-    size, layers = options.tiny_size, options.tiny_layers
-    return tiny_model(options.kind, tokenizer, size=size, layers=layers, seed=options.seed), tokenizer
-
-
-def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or the Hub. Raises UserError saying what was tried where there is none."""
-    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    if kind == "reward":
-        options["num_labels"] = 1
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = _CLASSES[kind].from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        where = "folder" if Path(name).exists() else "Hugging Face model"
-        raise UserError(f"cannot load the {where} {name!r} as a {kind} model: {lines[0]}") from error
+        trust = options.trust_remote_code
+        model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=trust, new_head=True)
+    choose_template(tokenizer, options.chat_template)
+    check_model(model, options.model, options.max_length)
     return model, tokenizer
+
+
+def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, new_head: bool = False) -> tuple[Any, Any]:
+    """Model (float32) and tokenizer from a folder or the Hub; an adapter's folder gives its base with the adapter
+    merged.
+
+    new_head: a reward model may start with a new, random score layer. Code that comes with a model is run only where
+    `trust_remote_code` says so. Raises UserError saying what was tried where there is no such model or it isn't whole.
+    """
+    where = "folder" if Path(name).exists() else "Hugging Face model"
+    tried = f"cannot load the {where} {name!r} as a {kind} model"
+    with _errors_named(tried, name), _quiet():
+        if (Path(name) / _ADAPTER).is_file():
+            return _with_adapter(kind, Path(name), trust_remote_code=trust_remote_code, new_head=new_head)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {"num_labels": 1} if kind == "reward" else {}
+        model, info = _CLASSES[kind].from_pretrained(
+            name,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with names
+            **options,
+        )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise UserError(
+                f"{name} is an adapter on the Hub: download it (`hf download {name} --local-dir DIR`) and name that folder"
+            )
+        check_loaded(kind, name, model, info, new_head=new_head)
+    return model, tokenizer
+
+
+def load_reference(name: str, tokenizer: Any, max_length: int, *, trust_remote_code: bool = False) -> Any:
+    """A policy's reference model, float32. Raises UserError where its vocabulary isn't that of the policy's tokenizer,
+    or it takes fewer than `max_length` tokens.
+    """
+    model, own = load_pretrained("policy", name, trust_remote_code=trust_remote_code)
+    check_same_vocabulary(tokenizer, own, name)
+    check_model(model, name, max_length)
+    return model
 
 
 def add_lora(model: Any, rank: int, kind: str) -> Any:
@@ -54,6 +91,74 @@ def add_lora(model: Any, rank: int, kind: str) -> Any:
     task = TaskType.CAUSAL_LM if kind == "policy" else TaskType.SEQ_CLS
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0, task_type=task)
     return get_peft_model(model, config)
+
+
+def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head: bool) -> tuple[Any, Any]:
+    """The adapter's base model with the adapter merged, and the tokenizer beside the adapter or else the base's."""
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    config = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path") or ""
+    if not base and (folder / "reference" / "config.json").is_file():
+        base = str(folder / "reference")  # a tiny model, which no other place has
+    if not base:
+        raise UserError(
+            f"{folder} is an adapter that does not say of which model: fill in base_model_name_or_path in its {_ADAPTER}"
+        )
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        own_head = any(".score." in key or ".classifier." in key for key in weights.keys())  # noqa: SIM118 (no mapping)
+    try:
+        model, tokenizer = load_pretrained(kind, base, trust_remote_code=trust_remote_code, new_head=new_head or own_head)
+    except UserError as error:
+        raise UserError(f"{folder} is an adapter of {base!r}, which is needed too: {error}") from error
+    model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+    model.requires_grad_(True)  # peft had frozen the base, and a run that starts from this would train nothing
+    if any((folder / part).is_file() for part in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+@contextmanager
+def _errors_named(tried: str, name: str) -> Iterator[None]:
+    """Whatever a model's files make the libraries raise becomes a UserError: broken files raise errors of many kinds."""
+    try:
+        yield
+    except (MmpoError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "peft":
+            raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{tried}: it brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code "
+                "if you trust it"
+            ) from error
+        path = Path(name)
+        if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
+            raise UserError(f"{tried}: there is no such folder") from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        broken = f" (what is there: {_inside(path)}; is it whole?)" if path.is_dir() else ""
+        raise UserError(f"{tried}: {lines[0]}{broken}") from error
+
+
+def _inside(folder: Path) -> str:
+    names = sorted(child.name for child in folder.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' reports and bars switched off for a moment: what matters of them is checked and said by us."""
+    level, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bar:
+            transformers.logging.enable_progress_bar()
 
 
 def _texts(pairs: pa.Table) -> Iterator[str]:

@@ -14,15 +14,11 @@ from jinja2.exceptions import TemplateError
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import Message
+from mmpo.train.template import check_template
 
-__all__ = ["PLAIN_TEMPLATE", "Rendered", "Renderer"]
+__all__ = ["Rendered", "Renderer"]
 
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
-)
-"""Given to a tokenizer that has no chat template, and saved with it, so that what is served is what was trained."""
+REFUSALS = (TemplateError, TypeError)  # TypeError: what Jinja raises where a template adds text to a missing value
 
 
 @dataclass(frozen=True)
@@ -38,42 +34,53 @@ class Renderer:
 
     Rules:
     - a template that refuses a system message gets it merged into the first user turn ("system_merged");
-    - a tokenizer without a template gets `PLAIN_TEMPLATE`;
     - where the template writes nothing after the reply, the end-of-text token is appended, so that a policy learns to
-      stop;
+      stop; a tokenizer that has none is counted ("end_of_text_missing");
     - a prompt of more than `max_prompt_length` tokens is dropped ("prompt_too_long"), never cut;
     - prompt and completion of more than `max_length` tokens lose the end of the completion ("completion_truncated").
+
+    `prompts` and `completions` count what was asked for, `too_long` holds the lengths of the prompts that were dropped,
+    `first_refusal` says which roles the template refused first, and why. Raises UserError where the tokenizer has no
+    chat template, or one that can't be used (`mmpo.train.template.choose_template` gives one).
     """
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int) -> None:
+        check_template(tokenizer)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
         self.counts: Counter[str] = Counter()
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.prompts = self.completions = 0
+        self.too_long: list[int] = []
+        self.first_refusal = ""
+        self._end = next((t for t in (tokenizer.eos_token_id, tokenizer.sep_token_id) if t is not None), None)
 
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...] | None:
         """Token ids of the prompt with its generation prompt, or None (counted) where it is too long or refused."""
+        self.prompts += 1
         try:
             ids = self._encode(self._template(prompt, [], generation=True))
-        except TemplateError as error:
+        except REFUSALS as error:
             return self._refused(prompt, error)
         if len(ids) > self.max_prompt_length:
             self.counts["prompt_too_long"] += 1
+            self.too_long.append(len(ids))
             return None
         return ids
 
     def completion(self, prompt: Sequence[Message], prompt_ids: Sequence[int], reply: Sequence[Message]) -> Rendered | None:
         """The reply behind its prompt, or None (counted) where the template refuses it or nothing of it is left."""
+        self.completions += 1
         try:
             text = self._template(prompt, reply, generation=False)
-        except TemplateError as error:
-            return self._refused(prompt, error)
+        except REFUSALS as error:
+            return self._refused([*prompt, *reply], error)
         ids = self._encode(text)
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and not _ends_its_turn(text, reply[-1]["content"]) and (not ids or ids[-1] != eos):
-            ids = (*ids, eos)
+        if not _ends_its_turn(text, reply[-1]["content"]) and (not ids or ids[-1] != self._end):
+            if self._end is None:
+                self.counts["end_of_text_missing"] += 1
+            else:
+                ids = (*ids, self._end)
         start = common_prefix(prompt_ids, ids)
         if len(ids) > self.max_length:
             ids = ids[: self.max_length]
@@ -87,7 +94,7 @@ class Renderer:
         messages = [{"role": m["role"], "content": m["content"]} for m in (*prompt, *reply)]
         try:
             return self._apply(messages, generation)
-        except TemplateError:
+        except REFUSALS:
             merged = _merge_system(messages)
             if merged is None:
                 raise
@@ -106,11 +113,11 @@ class Renderer:
         # The template has written BOS where the model wants one; the tokenizer must not add a second.
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _refused(self, prompt: Sequence[Message], error: TemplateError) -> None:
+    def _refused(self, messages: Sequence[Message], error: Exception) -> None:
         self.counts["template_refused"] += 1
-        if self.counts["template_refused"] == 1:
-            roles = ", ".join(m["role"] for m in prompt)
-            self.first_refusal = f"the chat template refused a prompt with the roles {roles}: {error}"
+        if not self.first_refusal:
+            roles = ", ".join(m["role"] for m in messages)
+            self.first_refusal = f"the chat template refused a conversation with the roles {roles}: {error}"
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -126,7 +133,9 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _ends_its_turn(text: str, reply: str) -> bool:
-    """Whether the template writes anything but white space behind the reply."""
+    """Whether the template writes anything but white space behind the reply; of an empty one that can't be told."""
+    if not reply.strip():
+        return False
     _, found, rest = text.rpartition(reply.strip())
     return bool(found and rest.strip())
 

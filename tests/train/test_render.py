@@ -3,8 +3,12 @@
 import copy
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from mmpo.train.render import PLAIN_TEMPLATE, Renderer, common_prefix
+from mmpo.pipeline.errors import UserError
+from mmpo.train.checks import nothing_left, rendering_warnings
+from mmpo.train.render import Renderer, common_prefix
+from mmpo.train.template import PLAIN_TEMPLATE, choose_template
 
 USER = [{"role": "user", "content": "Where is the cat?"}]
 REPLY = [{"role": "assistant", "content": "on a mat"}]
@@ -16,12 +20,23 @@ LLAMA_LIKE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 GEMMA_LIKE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + LLAMA_LIKE
+OPEN_ENDED = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 
 def with_template(tokenizer, template):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
     tokenizer.chat_template = template
+    return tokenizer
+
+
+def adds_tokens_itself(tokenizer):
+    """A tokenizer that puts BOS before and EOS behind every text, as some do."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    special = [("<|bos|>", bos), ("<|end|>", eos)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A <|end|>", special_tokens=special)
+    assert tokenizer("a")["input_ids"][0] == bos
+    assert tokenizer("a")["input_ids"][-1] == eos
     return tokenizer
 
 
@@ -37,12 +52,17 @@ def test_the_completion_is_the_reply_and_its_end_and_nothing_else(tokenizer):
     assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
 
 
-def test_a_template_that_writes_bos_gives_exactly_one(tokenizer):
-    """Reference defect 4: separate renderings doubled the BOS and put one before the reply."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_template_that_writes_bos_gives_exactly_one(alone, tokenizer):
+    """Reference defect 4: separate renderings doubled the BOS and put one before the reply. So does a tokenizer's own BOS."""
     tokenizer = with_template(tokenizer, LLAMA_LIKE)
+    if not alone:
+        tokenizer = adds_tokens_itself(tokenizer)
     _, prompt, row = render(tokenizer)
+    assert prompt is not None
     assert row.ids.count(tokenizer.bos_token_id) == 1
     assert row.ids[0] == tokenizer.bos_token_id
+    assert row.ids.count(tokenizer.eos_token_id) == 1
     assert prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")  # the generation prompt is there
     assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
 
@@ -53,6 +73,7 @@ def test_a_refused_system_message_joins_the_first_user_turn(tokenizer):
     assert "Be brief.\n\nWhere is the cat?" in tokenizer.decode(row.ids)
     assert renderer.counts["system_merged"] == 1
     assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
+    assert "refuses system messages: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
 
 
 def test_a_prompt_that_the_template_refuses_is_counted_with_its_reason(tokenizer):
@@ -61,22 +82,99 @@ def test_a_prompt_that_the_template_refuses_is_counted_with_its_reason(tokenizer
     assert prompt is None
     assert renderer.counts == {"template_refused": 1}
     assert "System role not supported" in renderer.first_refusal
+    assert "System role not supported" in str(nothing_left(renderer, "data", {}))
 
 
-def test_without_a_template_the_plain_one_is_used_and_saved(tokenizer, tmp_path):
+def test_without_a_template_there_is_a_choice_to_make(tokenizer):
     bare = with_template(tokenizer, None)
+    for refused in (lambda: Renderer(bare, 200, 100), lambda: choose_template(bare)):
+        with pytest.raises(UserError, match=r"no chat template.*--chat-template plain .*--chat-template FILE .*instruction-tuned"):
+            refused()
+    assert bare.chat_template is None
+
+
+def test_the_plain_template_is_used_where_asked_for_and_saved(tokenizer, tmp_path):
+    bare = with_template(tokenizer, None)
+    choose_template(bare, "plain")
     _, _, row = render(bare)
     assert bare.decode(row.ids) == "User: Where is the cat?\nAssistant: on a mat<|end|>\n"
     bare.save_pretrained(tmp_path)
     assert type(bare).from_pretrained(tmp_path).chat_template == PLAIN_TEMPLATE
 
 
+def test_the_plain_template_writes_the_bos_that_the_tokenizer_would_add(tokenizer):
+    """Without it a model that never saw a text without BOS would see all of them so."""
+    bare = adds_tokens_itself(with_template(tokenizer, None))
+    choose_template(bare, "plain")
+    _, _, row = render(bare)
+    assert bare.decode(row.ids) == "<|bos|>User: Where is the cat?\nAssistant: on a mat<|end|>\n"
+
+
+def test_the_plain_template_of_an_encoder_has_its_own_marks(tokenizer):
+    """[CLS], which encoders pool at, and [SEP] for the end-of-text token that they lack."""
+    encoder = with_template(tokenizer, None)
+    encoder.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    encoder.eos_token = encoder.bos_token = None
+    special = [(name, encoder.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    encoder.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    choose_template(encoder, "plain")
+    renderer, _, row = render(encoder)
+    assert encoder.decode(row.ids) == "[CLS]User: Where is the cat?\nAssistant: on a mat[SEP]\n"
+    assert renderer.counts == {}
+
+
+def test_a_template_from_a_file_replaces_the_own_one(tokenizer, tmp_path):
+    tokenizer = with_template(tokenizer, LLAMA_LIKE)
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}", encoding="utf-8")
+    choose_template(tokenizer, str(tmp_path / "mine.jinja"))
+    _, _, row = render(tokenizer)
+    assert tokenizer.decode(row.ids) == "[Where is the cat?][on a mat]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file.*Allowed are tokenizer .*, plain, or a file"),
+        (" \n", "the file is empty"),
+        ("one\n{% for m in messages %}", "no valid Jinja, line 2"),
+    ],
+)
+def test_template_files_that_cannot_be_used(text, said, tokenizer, tmp_path):
+    if text is not None:
+        (tmp_path / "a.jinja").write_text(text)
+    with pytest.raises(UserError, match=said):
+        choose_template(copy.deepcopy(tokenizer), str(tmp_path / "a.jinja"))
+
+
+def test_several_templates_without_a_default_are_named(tokenizer):
+    several = with_template(tokenizer, {"rag": LLAMA_LIKE, "tools": LLAMA_LIKE})
+    with pytest.raises(UserError, match=r"rag.*tools.*--chat-template FILE"):
+        choose_template(several)
+
+
 def test_eos_is_appended_only_where_the_template_leaves_the_turn_open(tokenizer):
-    open_ended = with_template(tokenizer, "{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    open_ended = with_template(tokenizer, OPEN_ENDED)
     _, _, row = render(open_ended)
     assert row.ids[-1] == open_ended.eos_token_id
     _, _, closed = render(tokenizer)
     assert closed.ids.count(tokenizer.eos_token_id) == 2  # the user's turn and the reply's, none added
+
+
+def test_where_there_is_no_end_of_text_token_the_open_ends_are_counted(tokenizer):
+    endless = with_template(tokenizer, OPEN_ENDED)
+    endless.eos_token = None
+    renderer, _, row = render(endless)
+    assert endless.decode(row.ids) == "Where is the cat?\non a mat\n"
+    assert renderer.counts == {"end_of_text_missing": 1}
+    assert "no end-of-text token: 1 of 1 completions" in rendering_warnings(renderer)[0]
+    endless.chat_template = tokenizer.chat_template  # this one closes turns itself
+    assert render(endless)[0].counts == {}
+
+
+@pytest.mark.parametrize("reply", ["", " \n"])
+def test_an_empty_reply_is_its_end_alone(reply, tokenizer):
+    _, _, row = render(tokenizer, reply=[{"role": "assistant", "content": reply}])
+    assert tokenizer.decode(row.ids[row.start :]) == reply + "<|end|>"
 
 
 def test_the_boundary_is_the_first_token_that_differs(tokenizer):
@@ -92,10 +190,16 @@ def test_limits_drop_prompts_and_cut_completions_counted(tokenizer):
     renderer, prompt, _ = render(tokenizer, prompt_length=3)
     assert prompt is None
     assert renderer.counts == {"prompt_too_long": 1}
+    length = len(render(tokenizer)[1])
+    assert renderer.too_long == [length]
+    assert f"1 of 1 prompts were left out with all their pairs: they have {length} to {length}" in rendering_warnings(renderer)[0]
     _, _, whole = render(tokenizer)
     renderer, prompt, row = render(tokenizer, length=len(whole.ids) - 2)
     assert row.ids == whole.ids[:-2]
     assert renderer.counts == {"completion_truncated": 1}
+    assert f"1 of 1 completions lost their end: with their prompt they are longer than --max-length {len(whole.ids) - 2}" in str(
+        rendering_warnings(renderer)
+    )
     renderer, _, row = render(tokenizer, length=whole.start)
     assert row is None
     assert renderer.counts["completion_empty"] == 1
