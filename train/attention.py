@@ -5,6 +5,7 @@ the mask, one with several types of layers a mask for each.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,29 +13,42 @@ from torch import Tensor
 
 from mmpo.train.batches import Batch
 
-__all__ = ["ATTENTION_TYPES", "attention_types", "tree_masks"]
-
-Overlay = Callable[[Tensor, Tensor, Any], Tensor]
+__all__ = ["ATTENTION_TYPES", "AttentionType", "attention_types", "tree_masks"]
 
 
-def _full(query: Tensor, key: Tensor, config: Any) -> Tensor:
+@dataclass(frozen=True)
+class AttentionType:
+    """What a type of attention hides beyond the tree itself. `sees`: from the *positions* of a query and of a key that is
+    no later, and the type's size; a key that it hides stays hidden from later queries, and so do earlier keys. `size`: the
+    config's name of the size, "" for none.
+    """
+
+    sees: Callable[[Tensor, Tensor, int], Tensor]
+    size: str = ""
+
+    def size_in(self, config: Any) -> int:
+        """The window's or the chunk's tokens in a model's config, 0 where there is no such thing."""
+        return int(getattr(config.get_text_config(), self.size)) if self.size else 0
+
+
+def _full(query: Tensor, key: Tensor, size: int) -> Tensor:
     return torch.ones_like(query >= key)
 
 
-def _sliding(query: Tensor, key: Tensor, config: Any) -> Tensor:
-    return key > query - config.sliding_window
+def _sliding(query: Tensor, key: Tensor, size: int) -> Tensor:
+    return key > query - size
 
 
-def _chunked(query: Tensor, key: Tensor, config: Any) -> Tensor:
-    return query // config.attention_chunk_size == key // config.attention_chunk_size
+def _chunked(query: Tensor, key: Tensor, size: int) -> Tensor:
+    return query // size == key // size
 
 
-ATTENTION_TYPES: dict[str, Overlay] = {
-    "full_attention": _full,
-    "sliding_attention": _sliding,
-    "chunked_attention": _chunked,
+ATTENTION_TYPES: dict[str, AttentionType] = {
+    "full_attention": AttentionType(_full),
+    "sliding_attention": AttentionType(_sliding, "sliding_window"),
+    "chunked_attention": AttentionType(_chunked, "attention_chunk_size"),
 }
-"""What each type hides beyond the tree itself, from the *positions* of query and key, by transformers' names."""
+"""By transformers' names."""
 
 
 def attention_types(config: Any) -> tuple[str, ...]:
@@ -55,7 +69,8 @@ def tree_masks(batch: Batch, config: Any) -> Tensor | dict[str, Tensor]:
     """
     columns = torch.arange(batch.ends.shape[1], device=batch.ends.device)
     tree = (columns <= columns[:, None]) & (columns[:, None] < batch.ends[:, None, :])
-    text, query, key = config.get_text_config(), batch.positions[:, :, None], batch.positions[:, None, :]
+    query, key = batch.positions[:, :, None], batch.positions[:, None, :]
     own = torch.eye(len(columns), dtype=torch.bool, device=columns.device)  # padding sees itself: no empty row
-    masks = {name: ((tree & ATTENTION_TYPES[name](query, key, text)) | own)[:, None] for name in attention_types(config)}
+    kinds = {name: ATTENTION_TYPES[name] for name in attention_types(config)}
+    masks = {name: ((tree & kind.sees(query, key, kind.size_in(config))) | own)[:, None] for name, kind in kinds.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -1,6 +1,6 @@
 """One forward pass of a model over a `Batch`: log-probabilities or scores, one value a completion.
 
-A `Way` says how: which layout, and how hidden states become log-probabilities. `mmpo.train.probe` finds the best one
+A `Way` says how: which layout, by which attention, and how hidden states become log-probabilities. `mmpo.train.probe` finds the best one
 that is exact. The pass runs inside the model's own `forward` (`attach`), because wrappers for several devices gather
 and reduce around that call and see no other.
 """
@@ -16,21 +16,59 @@ from torch import Tensor, nn
 
 from mmpo.train.attention import attention_types, tree_masks
 from mmpo.train.batches import BATCHES, Batch, Layout
+from mmpo.train.flex import FLEX, flex_inputs
 from mmpo.train.head import HEADS, whole_logprobs
 from mmpo.train.segments import SEGMENTS
 
-__all__ = ["Way", "attach", "body_of", "completion_values", "inputs_of", "plain_model"]
+__all__ = ["ATTENTIONS", "Attention", "Way", "attach", "body_of", "completion_values", "inputs_of", "plain_model"]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a model's attention follows the branches of a tree. layout: a key of BATCHES. implementation: the name of the
+    function that transformers' models must run, "" for their own. inputs: arguments of a model, by its config and a batch.
+    """
+
+    summary: str
+    layout: str
+    implementation: str
+    inputs: Callable[[Any, Batch], dict[str, Any]]
+
+
+def _segment_inputs(config: Any, batch: Batch) -> dict[str, Any]:
+    # Models hand a four-dimensional mask on as it is, and `segments` reads none.
+    anything = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.ends.device)
+    masks = dict.fromkeys(attention_types(config), anything)
+    mask = masks if len(masks) > 1 else anything
+    return {"attention_mask": mask, "position_ids": batch.positions, "segments": batch.segments}
+
+
+def _mask_inputs(config: Any, batch: Batch) -> dict[str, Any]:
+    return {"attention_mask": tree_masks(batch, config), "position_ids": batch.positions}
+
+
+ATTENTIONS: dict[str, Attention] = {
+    "segments": Attention("one unbranched stretch at a time; for a CPU", "packed", SEGMENTS, _segment_inputs),
+    "flex": Attention("FlexAttention, compiled; for a GPU where it is faster than masks", "packed", FLEX, flex_inputs),
+    "mask": Attention("a boolean mask for each trie; wherever models apply it", "tree", "", _mask_inputs),
+}
 
 
 @dataclass(frozen=True)
 class Way:
     """How a model is run. layout: a key of BATCHES. head: a key of HEADS, or "whole": the model's own logits of all
-    positions. reason: why it is not a better one.
+    positions. reason: why it is this one. attention: a key of ATTENTIONS, "" for rows; left out, the layout's first.
     """
 
     layout: str = "rows"
     head: str = "whole"
     reason: str = ""
+    attention: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.attention:
+            first = next((name for name, attention in ATTENTIONS.items() if attention.layout == self.layout), "")
+            object.__setattr__(self, "attention", first)
 
     @property
     def batches(self) -> Layout:
@@ -99,7 +137,8 @@ def _logprobs(model: nn.Module, batch: Batch, way: Way) -> Tensor:
     else:
         hidden = _hidden(model, batch, way).flatten(0, 1)[batch.parents]
         values = HEADS[way.head](model, hidden, batch.tokens)
-    return torch.segment_reduce(values[batch.spans], "sum", lengths=batch.counts)
+    # Unsafe leaves the check of the lengths out, for which the host would wait for the GPU twice a pass.
+    return torch.segment_reduce(values[batch.spans], "sum", lengths=batch.counts, unsafe=True)
 
 
 def _scores(model: nn.Module, batch: Batch, way: Way) -> Tensor:
@@ -108,8 +147,12 @@ def _scores(model: nn.Module, batch: Batch, way: Way) -> Tensor:
     """
     head = getattr(model, "score", None)
     if head is None or body_of(model) is model:
-        return model(**inputs_of(model, batch, way)).logits[:, 0].float()
-    return head(_hidden(model, batch, way).flatten(0, 1)[batch.last])[:, 0].float()
+        return _first_label(model(**inputs_of(model, batch, way)).logits)
+    return _first_label(head(_hidden(model, batch, way).flatten(0, 1)[batch.last]))
+
+
+def _first_label(scores: Tensor) -> Tensor:
+    return scores[:, 0].float().clone()  # FSDP hooks the gradient of what a model returns, and a view can lose the hook
 
 
 _RUNS = {"policy": _logprobs, "reward": _scores}
@@ -127,17 +170,14 @@ def body_of(model: nn.Module) -> nn.Module:
 
 def inputs_of(model: nn.Module, batch: Batch, way: Way) -> dict[str, Any]:
     """The arguments with which a model, or its body, is called over a batch."""
+    if way.layout == "rows" and len(batch.input_ids) < len(batch.counts):
+        raise ValueError("a batch that was laid out as a tree can't be run as rows: the way has changed since, lay it out again")
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if way.layout == "tree":
-        inputs |= {"attention_mask": tree_masks(batch, model.config), "position_ids": batch.positions}
-    if way.layout == "packed":
-        if model.config._attn_implementation != SEGMENTS:
-            raise ValueError(f"a packed batch needs attention by segments, not {model.config._attn_implementation}: see choose_way")
-        # Models hand a four-dimensional mask on as it is, and `segments` reads none.
-        anything = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.ends.device)
-        masks = dict.fromkeys(attention_types(model.config), anything)
-        mask = masks if len(masks) > 1 else anything
-        inputs |= {"attention_mask": mask, "position_ids": batch.positions, "segments": batch.segments}
+    if way.attention:
+        attention, runs = ATTENTIONS[way.attention], model.config._attn_implementation
+        if attention.implementation not in ("", runs):
+            raise ValueError(f"attention by {way.attention} needs {attention.implementation}, not {runs}: see choose_way")
+        inputs |= attention.inputs(model.config, batch)
     if "use_cache" in inspect.signature(type(model).forward).parameters:
         inputs["use_cache"] = False
     return inputs

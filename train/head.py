@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpo.train.batches import Batch
 
-__all__ = ["CHUNK_BYTES", "HEADS", "linear_logprobs", "model_logprobs", "whole_logprobs"]
+__all__ = ["CHUNK_BYTES", "HEADS", "OTHER_CHUNK_BYTES", "linear_logprobs", "model_logprobs", "whole_logprobs"]
 
-CHUNK_BYTES = 32 * 2**20
-"""Most bytes of float32 logits at once, the model's own output layer in one chunk."""
+CHUNK_BYTES = {"cpu": 32 * 2**20}
+"""Most bytes of float32 logits at once, by kind of device; elsewhere OTHER_CHUNK_BYTES."""
+OTHER_CHUNK_BYTES = 256 * 2**20
+"""A GPU reads the whole output layer anew for each chunk: few large ones."""
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -72,7 +74,7 @@ def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
         lower = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
     with torch.autocast(kind, enabled=False):
-        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, _chunk(weight.shape[0]))  # type: ignore[return-value]
+        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, _chunk(weight.shape[0], hidden))  # type: ignore[return-value]
 
 
 def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     So whatever a model does to its logits (scaling, soft caps) is done here too; each chunk is recomputed in the
     backward pass.
     """
-    chunk = _chunk(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    chunk = _chunk(model.get_output_embeddings().weight.shape[0], hidden)  # type: ignore[operator]
 
     def part(states: Tensor, wanted: Tensor) -> Tensor:
         logits = _from_hidden(model, states).float()
@@ -137,8 +139,8 @@ def _from_hidden(model: nn.Module, states: Tensor) -> Tensor:
         model._modules[name] = body
 
 
-def _chunk(vocabulary: int) -> int:
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+def _chunk(vocabulary: int, hidden: Tensor) -> int:
+    return max(1, CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES) // (4 * vocabulary))
 
 
 def _as(value: Tensor | None, like: Tensor | None) -> Tensor | None:

@@ -2,11 +2,12 @@
 
 A mask that a model ignores, adds or cuts off raises no error; the model is just a little wrong. So a tree with random
 tokens goes through each way, and every token's hidden state is compared with the plain one, a row a completion. A
-window shows only in rows that are longer than it, hence the length.
+window shows only in rows that are longer than it, hence the length. On a GPU the exact ways are timed, if asked for.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import isinf
 from typing import Any
 
 import torch
@@ -15,31 +16,54 @@ from torch import Tensor, nn
 from mmpo.pipeline.errors import UserError
 from mmpo.train.attention import ATTENTION_TYPES, attention_types
 from mmpo.train.batches import BATCHES, Batch
-from mmpo.train.forward import Way, body_of, inputs_of, plain_model
+from mmpo.train.flex import FLEX, allow_recompilation
+from mmpo.train.forward import ATTENTIONS, Way, body_of, inputs_of, plain_model
 from mmpo.train.head import linear_logprobs, model_logprobs, whole_logprobs
 from mmpo.train.render import Rendered
 from mmpo.train.segments import SEGMENTS
+from mmpo.train.timing import pass_seconds
 
 __all__ = ["choose_way", "probe_group"]
 
 _ROUNDING = 1e-4
 """Relative difference of a token's hidden state that float32 may explain; a wrong mask makes a thousand times as much."""
+_DRAWS = 3
+
+Timing = tuple[int, torch.dtype | None]
+"""Tokens of a pass, and what autocast lowers its precision to."""
 
 
 @torch.no_grad()
-def choose_way(model: nn.Module, kind: str, length: int, layout: str = "auto", device: torch.device | str | None = None) -> Way:
+def choose_way(
+    model: nn.Module,
+    kind: str,
+    length: int,
+    layout: str = "auto",
+    device: torch.device | str | None = None,
+    tokens: int | None = None,
+    bf16: bool = False,
+) -> Way:
     """The fastest way of running this model that is exact on rows of `length` tokens.
 
     kind: "policy" or "reward". layout: "auto", or "tree" to insist on it (UserError with the reason where it is not
-    exact), or "rows". Sets the model's attention function to the one that the way needs.
+    exact), or "rows". tokens: of a batch in training; given, and on a GPU, FlexAttention is taken where a pass over so
+    many tokens, under autocast to bfloat16 if `bf16`, is faster than with masks; every process must ask for it then.
+    Otherwise it is taken where masks are not exact, and by a model that runs it already. Sets the model's attention
+    function to the one that the way needs.
     """
     plain = plain_model(model)
     was_training = plain.training
     plain.eval()
+    before = plain.config._attn_implementation
+    if before in (SEGMENTS, FLEX):
+        _set_attention(plain, "sdpa")
     try:
         head = _head(plain) if kind == "policy" else "whole"
         on_cpu = torch.device(device or next(plain.parameters()).device).type == "cpu"
-        way, reason = _tree_way(plain, kind, max(length, 12), on_cpu) if layout != "rows" else (None, "asked for")
+        timing = None if tokens is None or on_cpu or before == FLEX else (tokens, torch.bfloat16 if bf16 else None)
+        way, reason = None, "asked for"
+        if layout != "rows":
+            way, reason = _tree_way(plain, kind, max(length, 12), on_cpu, before == FLEX, timing)
     finally:
         plain.train(was_training)
     if way is None and layout == "tree":
@@ -47,9 +71,9 @@ def choose_way(model: nn.Module, kind: str, length: int, layout: str = "auto", d
     return replace(way or Way("rows", reason=reason), head=head)
 
 
-def probe_group(vocabulary: int, length: int, device: torch.device | str = "cpu") -> list[Rendered]:
+def probe_group(vocabulary: int, length: int, seed: int = 0) -> list[Rendered]:
     """Three completions of random tokens that branch twice, the longest rows of `length` tokens."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     draw = torch.randint(0, vocabulary, (3, length), generator=generator)
     start, fork = length // 3, 2 * length // 3
     draw[1, :start], draw[2, :start] = draw[0, :start], draw[0, :start]
@@ -60,40 +84,71 @@ def probe_group(vocabulary: int, length: int, device: torch.device | str = "cpu"
     return [Rendered(tuple(row.tolist()), start) for row in rows]
 
 
-def _tree_way(plain: nn.Module, kind: str, length: int, on_cpu: bool) -> tuple[Way | None, str]:
-    """The first tree layout that is exact, or None and why not."""
+def _tree_way(
+    plain: nn.Module, kind: str, length: int, on_cpu: bool, ran_flex: bool, timing: Timing | None
+) -> tuple[Way | None, str]:
+    """The first way over trees that is exact, or of all the fastest where they are timed; or None and why not."""
     if body_of(plain) is plain or (kind == "reward" and not hasattr(plain, "score")):
         return None, "an encoder, or a model without a body of its own"
-    reason = ""
-    for way, attention in _candidates(plain, on_cpu):
-        before = plain.config._attn_implementation
+    own = plain.config._attn_implementation
+    exact: list[Way] = []
+    reason = failing = ""
+    for way in _candidates(plain, on_cpu, ran_flex):
         try:
-            if attention is not None:
-                plain.set_attn_implementation(attention)  # type: ignore[operator]
-            error = _difference(plain, way, length)
+            error = _difference(plain, way, length, own)
         except Exception as failure:  # whatever a foreign model raises, there is another way
             error, reason = None, f"{type(failure).__name__}: {str(failure).splitlines()[0][:200] if str(failure) else ''}"
         if error is not None and error <= _ROUNDING * _slack(plain):
-            return way, ""
-        plain.set_attn_implementation(before)  # type: ignore[operator]
+            exact.append(way)
+            if timing is None:
+                break
+            continue
+        failing = way.attention
         if error is not None:
             reason = (
                 f"on rows of {length} tokens a hidden state differs by {error:.1e} of its size from the plain one; "
-                f"its attention is {before}"
+                f"its attention is {own}"
             )
-    return None, reason or _unknown_types(plain)
+    if timing is not None and len(exact) > 1:
+        exact = [_fastest(plain, exact, own, length, timing)]
+    elif timing is not None and exact and failing:
+        exact = [replace(exact[0], reason=f"attention by {failing} does not work: {reason}")]
+    _set_attention(plain, ATTENTIONS[exact[0].attention].implementation or own if exact else own)
+    return (exact[0], "") if exact else (None, reason or _unknown_types(plain))
 
 
-def _candidates(plain: nn.Module, on_cpu: bool) -> Iterator[tuple[Way, str | None]]:
-    """Ways to try, the fastest first, each with the attention function to set."""
+def _candidates(plain: nn.Module, on_cpu: bool, ran_flex: bool) -> Iterator[Way]:
+    """Ways to try, the fastest first as far as that is known."""
     if _unknown_types(plain):
         return
-    by_segments = plain.config._attn_implementation in ("sdpa", SEGMENTS) and "chunked_attention" not in attention_types(
-        plain.config
-    )
+    by_segments = plain.config._attn_implementation == "sdpa" and "chunked_attention" not in attention_types(plain.config)
     if on_cpu and by_segments:
-        yield Way("packed"), SEGMENTS
-    yield Way("tree"), "sdpa" if plain.config._attn_implementation == SEGMENTS else None
+        yield Way("packed", attention="segments")
+    flex = Way("packed", attention="flex")
+    on_gpu = not on_cpu and next(plain.parameters()).device.type == "cuda"  # a sharded model is elsewhere at first
+    if on_gpu:
+        allow_recompilation()
+    if on_gpu and ran_flex:
+        yield flex
+    yield Way("tree", attention="mask")
+    if on_gpu and not ran_flex:
+        yield flex
+
+
+def _fastest(plain: nn.Module, ways: Sequence[Way], own: str, length: int, timing: Timing) -> Way:
+    """The one with the shortest pass, and in its reason how long each took."""
+    seconds = []
+    for way in ways:
+        _set_attention(plain, ATTENTIONS[way.attention].implementation or own)
+        seconds.append(pass_seconds(plain, way, length, *timing))
+    named = zip([way.attention for way in ways], seconds, strict=True)
+    took = ", ".join(f"{name} fails" if isinf(each) else f"{name} {1000 * each:.1f} ms" for name, each in named)
+    return replace(ways[seconds.index(min(seconds))], reason=f"a pass forward and backward of {timing[0]:,} tokens: {took}")
+
+
+def _set_attention(plain: nn.Module, name: str) -> None:
+    if plain.config._attn_implementation != name:
+        plain.set_attn_implementation(name)  # type: ignore[operator]
 
 
 def _unknown_types(plain: nn.Module) -> str:
@@ -101,26 +156,49 @@ def _unknown_types(plain: nn.Module) -> str:
     return f"it has layers of the type {', '.join(unknown)}" if unknown else ""
 
 
-def _difference(plain: nn.Module, way: Way, length: int) -> float:
-    """Largest relative difference of a token's last hidden state from that in a plain row of its own."""
+def _difference(plain: nn.Module, way: Way, length: int, own: str) -> float:
+    """Largest relative difference of a token's last hidden state from that in a plain row of its own.
+
+    A mixture of experts may send a token elsewhere for a rounding error; a mask that is wrong is wrong at the same places
+    whatever the tokens. So of several draws the smallest difference of each place counts.
+    """
+    errors = _errors(plain, way, length, own, 0)
+    for seed in range(1, _DRAWS):
+        if not bool(errors.max() > _ROUNDING * _slack(plain)):
+            break
+        errors = torch.minimum(errors, _errors(plain, way, length, own, seed))
+    return float(errors.max())
+
+
+def _errors(plain: nn.Module, way: Way, length: int, own: str, seed: int) -> Tensor:
+    """Relative differences of hidden states from the plain ones, one a place that `_states` looks at."""
     device = next(plain.parameters()).device
-    group = probe_group(plain.get_input_embeddings().num_embeddings, length)  # type: ignore[operator]
+    group = probe_group(plain.get_input_embeddings().num_embeddings, length, seed)  # type: ignore[operator]
+    _set_attention(plain, own)
     expected = _states(plain, [BATCHES["rows"].build([[item]], 0).to(device) for item in group], Way("rows"))
+    _set_attention(plain, ATTENTIONS[way.attention].implementation or own)
     found = _states(plain, [way.batches.build([group], 0).to(device)], way)
-    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    return (found - expected).norm(dim=1) / expected.norm(dim=1)
 
 
 def _states(plain: nn.Module, batches: Sequence[Batch], way: Way) -> Tensor:
-    """Hidden states before every completion token, completion by completion, (completion tokens, size)."""
-    body = body_of(plain)
-    states = [body(**inputs_of(body, batch, way)).last_hidden_state.flatten(0, 1)[batch.parents][batch.spans] for batch in batches]
-    return torch.cat(states).float()
+    """Hidden states before every completion token and then at each completion's last, which rewards are read from."""
+    body, before, last = body_of(plain), [], []
+    for batch in batches:
+        states = body(**inputs_of(body, batch, way)).last_hidden_state.flatten(0, 1)
+        before.append(states[batch.parents][batch.spans])
+        last.append(states[batch.last])
+    return torch.cat([*before, *last]).float()
 
 
 def _slack(plain: nn.Module) -> float:
-    """How much coarser the weights' precision makes the comparison: 600 for bfloat16, where rounding is all that is left."""
-    dtype: Any = next(plain.parameters()).dtype
-    return max(1.0, 8 * torch.finfo(dtype).eps / _ROUNDING)
+    """How much coarser the arithmetic makes the comparison: 600 for bfloat16, where rounding is all that is left, 80 for
+    float32 with the products of a GPU rounded to 10 bits.
+    """
+    value = next(plain.parameters())
+    dtype: Any = value.dtype
+    coarse = 2**-10 if value.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32" else 0.0
+    return max(1.0, 8 * max(torch.finfo(dtype).eps, coarse) / _ROUNDING)
 
 
 def _head(plain: nn.Module) -> str:
