@@ -29,7 +29,10 @@ def evaluate(
     per_pair: Annotated[Path | None, typer.Option(help="Parquet file to write every pair's values to.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest prompt and completion, in tokens.")] = None,
     max_prompt_length: Annotated[int | None, typer.Option(help="Longest prompt, in tokens.")] = None,
-    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens that go through the model at once.")] = 16384,
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens that go through the model at once.")] = 16384,
+    chat_template: Annotated[
+        str, typer.Option(help="tokenizer (the model's own), plain, or a file with a Jinja template.")
+    ] = "tokenizer",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
@@ -49,7 +52,8 @@ def evaluate(
         per_pair=per_pair,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
-        micro_batch_tokens=micro_batch_tokens,
+        tokens_per_batch=tokens_per_batch,
+        chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
     print_table("", ("measure", "value"), [(name, summary.get(name)) for name in MEASURES])

@@ -1,5 +1,8 @@
 """`mmpo train policy|reward`: one flag for every field of TrainOptions."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -29,17 +32,43 @@ def train(
 ) -> None:
     """Train a policy or a reward model on a dataset that `mmpo build` wrote.
 
-    The same command again resumes from the newest checkpoint. Example:
-    mmpo train reward --data pairs --model tiny --out models/reward
+    The same command again resumes from the newest checkpoint. On several devices: accelerate launch -m mmpo.cli train ...
+    Example: mmpo train reward --data pairs --model tiny --out models/reward
     """
-    for name in ("data", "out"):
-        if not given.get(name):
-            raise UserError(f"--{name} is needed: the folder {'of the dataset' if name == 'data' else 'to write'}")
-    options = options_from(TrainOptions, {"kind": kind.value, **given}, flags=True)
-    from mmpo.train.run import train_policy, train_reward
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DDP warns where every weight is used in every pass, which is as it should be. Read when torch is loaded.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with _one_voice():
+        for name in ("data", "out"):
+            if not given.get(name):
+                raise UserError(f"--{name} is needed: the folder {'of the dataset' if name == 'data' else 'to write'}")
+        options = options_from(TrainOptions, {"kind": kind.value, **given}, flags=True)
+        from mmpo.train.ranks import leave_together
+        from mmpo.train.run import train_policy, train_reward
 
-    summary = (train_policy if kind is Kind.policy else train_reward)(options)
-    say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
-    say(f"model: {summary['out']}")
-    if as_json:
-        print_json(summary)
+        summary = (train_policy if kind is Kind.policy else train_reward)(options)
+        if _is_first():
+            say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
+            say(f"model: {summary['out']}")
+            if as_json:
+                print_json(summary)
+        leave_together()
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes the first one speaks; the others are silent, but for an error that they alone have met."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as error:
+        if _is_first():
+            raise
+        from mmpo.train.ranks import said_elsewhere
+
+        if isinstance(error, UserError) and not said_elsewhere(error):
+            raise
+        raise typer.Exit(2 if isinstance(error, UserError) else 130) from None
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

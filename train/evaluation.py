@@ -12,15 +12,18 @@ import torch
 from mmpo.pipeline import margins
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.logistic import sigmoid
-from mmpo.train.batches import BATCHES, micro_batches
+from mmpo.train.checks import nothing_left, rendering_warnings, warn
 from mmpo.train.data import prepare, read_pairs
 from mmpo.train.folder import read_record
 from mmpo.train.measures import by_source, pair_measures
-from mmpo.train.models import load_pretrained
-from mmpo.train.reference import completion_logprobs
+from mmpo.train.model_checks import check_ids, check_model
+from mmpo.train.models import load_pretrained, load_reference
+from mmpo.train.predict import predict_values
+from mmpo.train.reference import cached_logprobs
 from mmpo.train.render import Renderer
 from mmpo.train.targets import targets
-from mmpo.train.trainer import gather_pairs, pad_token
+from mmpo.train.template import choose_template
+from mmpo.train.trainer import pad_token
 
 __all__ = ["evaluate"]
 
@@ -39,6 +42,7 @@ class _Settings:
     max_prompt_length: int
     tokens: int
     trust_remote_code: bool
+    chat_template: str
 
 
 def evaluate(
@@ -55,8 +59,9 @@ def evaluate(
     per_pair: str | Path | None = None,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
-    micro_batch_tokens: int = 16384,
+    tokens_per_batch: int = 16384,
     trust_remote_code: bool = False,
+    chat_template: str = "tokenizer",
 ) -> dict[str, Any]:
     """Measures a model on all pairs of one split of a dataset folder, or of one Parquet file of pairs.
 
@@ -64,7 +69,7 @@ def evaluate(
     for other models. reference: for a policy, the model its log-ratios are taken to. votes: a Parquet file with
     chosen_id, rejected_id, preferring and raters, of raters that made no part of the margins; without it ece_vote is
     None, because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to write every pair's
-    values to.
+    values to. chat_template: as for training; what we trained carries its own.
 
     Returns {"pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier",
     "cross_entropy", "by_margin"}, None where undefined, and "by_source", "mean_logratio_chosen" and
@@ -87,15 +92,14 @@ def evaluate(
         reference=reference or _reference(Path(model), trained),
         max_length=max_length or trained.get("max_length", 1024),
         max_prompt_length=max_prompt_length or trained.get("max_prompt_length", 512),
-        tokens=micro_batch_tokens,
+        tokens=tokens_per_batch,
         trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
     )
     if kind == "policy" and settings.reference is None:
         raise UserError("a policy is measured by its log-ratio to a reference: give --reference")
     pairs = read_pairs(data, split)
-    values, counts = _run(settings, pairs)
-    if not len(values["z"]):
-        raise UserError(f"no pair of {data} ({split}) can be measured; dropped: {counts}")
+    values, counts = _run(settings, pairs, f"{data} ({split})")
     temperature, fitted_on = _temperature(settings, data, split, values)
     pairs = pairs.take(pa.array(values["rows"]))
     if per_pair is not None:
@@ -126,45 +130,52 @@ def _reference(model: Path, trained: dict[str, Any]) -> str | None:
     return trained.get("reference") or trained.get("model")
 
 
-def _run(settings: _Settings, pairs: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Every pair's z, target and margin, by table row, and the counts of what could not be rendered."""
+def _run(settings: _Settings, pairs: pa.Table, where: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Every pair's z, target and margin, by table row, and the counts of what could not be rendered.
+
+    where: the measured split, for what is said of it; of another one ("") nothing is said and nothing may be left.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_pretrained(settings.kind, settings.model, trust_remote_code=settings.trust_remote_code)
+    choose_template(tokenizer, settings.chat_template)
+    check_model(model, settings.model, settings.max_length)
     p, about = targets(settings.target, pairs, settings.gamma)
-    prepared = prepare(pairs, p, Renderer(tokenizer, settings.max_length, settings.max_prompt_length))
+    renderer = Renderer(tokenizer, settings.max_length, settings.max_prompt_length)
+    prepared = prepare(pairs, p, renderer)
     counts = {"pairs_in": pairs.num_rows, **about, **prepared.counts}
+    if where and not prepared.prompts:
+        raise nothing_left(renderer, where, counts)
+    warn(rendering_warnings(renderer) if where else ())
+    check_ids(prepared.prompts, model, tokenizer, settings.model)
     options: dict[str, Any] = {"tokens": settings.tokens, "pad_token": pad_token(tokenizer), "device": device}
-    ratios: dict[int, np.ndarray] = {}
+    values = predict_values(model, settings.kind, prepared.prompts, **options)
+    names, scale = ("score/chosen", "score/rejected"), 1.0
     if settings.kind == "policy" and settings.reference is not None:
-        reference, _ = load_pretrained("policy", settings.reference, trust_remote_code=settings.trust_remote_code)
-        before = completion_logprobs(reference, prepared.prompts, **options)
-        after = completion_logprobs(model, prepared.prompts, **options)
-        ratios = {id(item): a - b for item, a, b in zip(prepared.prompts, after, before, strict=True)}
-    parts = []
-    layout = BATCHES["rows"]
-    for group in micro_batches(prepared.prompts, settings.tokens):
-        batch = layout.build(group, options["pad_token"])
-        if settings.kind == "policy":
-            ratio = torch.from_numpy(np.concatenate([ratios[id(item)] for item in group]))
-            value = settings.beta * ratio
-            extra = {"ratio/chosen": ratio[batch.chosen], "ratio/rejected": ratio[batch.rejected]}
-        else:
-            with torch.no_grad():
-                value = layout.scores(model.eval().to(device), batch.to(device)).cpu().double()
-            extra = {"score/chosen": value[batch.chosen], "score/rejected": value[batch.rejected]}
-        z = value[batch.chosen] - value[batch.rejected]
-        parts.append({"z": z, "rows": batch.pairs, **extra})
-    if not parts:
+        names, scale = ("ratio/chosen", "ratio/rejected"), settings.beta
+        trust = settings.trust_remote_code
+        reference = load_reference(settings.reference, tokenizer, settings.max_length, trust_remote_code=trust)
+        check_ids(prepared.prompts, reference, tokenizer, settings.reference)
+        known = cached_logprobs(reference, prepared.prompts, None, tokenizer=tokenizer, **options)
+        values = [value - prompt.reference for value, prompt in zip(values, known, strict=True)]
+    if not prepared.prompts:
         return {"z": np.zeros(0)}, counts
-    values = gather_pairs(parts)
+    chosen, rejected = (
+        np.concatenate([value[getattr(prompt, side)] for prompt, value in zip(prepared.prompts, values, strict=True)])
+        for side in ("chosen", "rejected")
+    )
+    rows = np.concatenate([prompt.rows for prompt in prepared.prompts])
+    order = np.argsort(rows, kind="stable")
+    found = {"z": scale * (chosen - rejected), names[0]: chosen, names[1]: rejected, "rows": rows}
+    values_by_row = {name: value[order] for name, value in found.items()}
     margin = pairs["quality_margin"].to_numpy()
-    return {**values, "p": p[values["rows"]], "margin": margin[values["rows"]]}, counts
+    used = rows[order]
+    return {**values_by_row, "p": p[used], "margin": margin[used]}, counts
 
 
 def _temperature(settings: _Settings, data: str | Path, split: str, values: dict[str, np.ndarray]) -> tuple[float | None, str]:
     """The temperature that fits best, and the split it was fitted on: another one than the measured one, if there is one."""
     if split != "validation" and any((Path(data) / "validation").glob("*.parquet")):
-        other, _ = _run(settings, read_pairs(data, "validation"))
+        other, _ = _run(settings, read_pairs(data, "validation"), "")
         if len(other["z"]):
             return margins.temperature_fit(other["z"], other["p"]), "validation"
     return margins.temperature_fit(values["z"], values["p"]), split

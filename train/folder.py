@@ -11,7 +11,8 @@ from mmpo.train.options import TrainOptions
 __all__ = ["RECORD", "RunFolder", "read_record"]
 
 RECORD = "mmpo.json"
-_FREE = {"out", "resume", "save_steps"}  # may change between a run and its resumption without changing the result
+_FREE = {"out", "resume", "save_steps", "logging_steps", "report_to", "reference_cache"}
+"""What may change between a run and its resumption without changing the result."""
 
 
 class RunFolder:

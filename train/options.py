@@ -4,32 +4,20 @@ The field names are the recipe's keys and, with dashes, the command's flags; `op
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.terms import POLICY_TERMS, parse_terms, write_terms
 
-__all__ = ["LOSS_NAMES", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "option_help"]
+__all__ = ["LAYOUTS", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "check_source_weights", "option_help"]
 
-LOSS_NAMES = (
-    "mmpo",
-    "dpo",
-    "cdpo",
-    "robust",
-    "ipo",
-    "rpo-bwd",
-    "rpo-fwd",
-    "rpo-sq",
-    "odpo",
-    "margin",
-    "scaled-bt",
-    "gdpo",
-)
-"""The keys of `mmpo.train.losses.LOSSES`, repeated where torch must not be imported (a test holds them equal)."""
 TARGET_NAMES = ("plain", "noise-aware", "measured")
-"""The keys of `mmpo.train.targets.TARGETS`; the same test."""
+"""The keys of `mmpo.train.targets.TARGETS`, repeated where torch must not be imported (a test holds them equal)."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PAIR_PARTS = ("train", "validation", "test")
+LAYOUTS = ("auto", "tree", "rows")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -44,20 +32,31 @@ class TrainOptions:
     data: str = _option("", "dataset folder made by `mmpo build`")
     model: str = _option("tiny", "`tiny` (built from the data), a model folder, or a Hugging Face name")
     out: str = _option("", "folder for the trained model; the same command resumes a run that stopped")
-    loss: str = _option("mmpo", "objective; `mmpo losses` lists them")
-    loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the objective, such as epsilon"})
+    loss: str | dict[str, Any] = field(
+        default="mmpo", metadata={"help": "objective, or weighted terms: mmpo=1,sft=0.1; `mmpo losses` lists them"}
+    )
+    loss_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the objective: epsilon=0.2, or with several terms cdpo.epsilon=0.2"}
+    )
     gamma: float | Literal["auto"] = _option("auto", "margin to probability; auto: the mean target is .75")
     target: str = _option("plain", "how margins become targets: plain, noise-aware, measured")
     beta: float = _option(0.1, "policy: weight of the log-ratio in the logit (the paper: .01)")
-    sft: float = _option(0.0, "policy: weight of the mean negative log-probability per token of the chosen completions")
     learning_rate: float | None = _option(None, "peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward")
     epochs: float = _option(1.0, "passes over the training prompts")
     max_steps: int | None = _option(None, "stop after this many steps, whatever the epochs say")
     pairs_per_step: int = _option(64, "a step holds at least so many pairs, in whole prompts")
-    micro_batch_tokens: int = _option(16384, "padded tokens computed at once; a prompt is never split")
+    tokens_per_batch: int = _option(16384, "tokens computed at once, padding included")
+    layout: Literal["auto", "tree", "rows"] = _option(
+        "auto",
+        "tree: shared prompts computed once; rows: one padded row a completion; auto: tree where a probe shows that it is exact",
+    )
     max_length: int = _option(1024, "tokens of prompt and completion; longer completions lose their end (counted)")
     max_prompt_length: int = _option(512, "tokens of a prompt; longer prompts are dropped (counted)")
     weight: Literal["pair", "prompt"] = _option("pair", "pair: every pair counts 1; prompt: 1 / pairs of its prompt")
+    source_weights: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "what a pair of a source counts for, times --weight: name=2,other=0.5; 0: left out; not named: 1"},
+    )
     warmup_ratio: float = _option(0.1, "share of the steps in which the rate rises")
     schedule: str = _option("cosine", "how the rate falls: " + ", ".join(SCHEDULES))
     weight_decay: float = _option(0.0, "AdamW's weight decay")
@@ -68,33 +67,51 @@ class TrainOptions:
     gradient_checkpointing: bool = _option(False, "recompute activations instead of keeping them")
     lora: int | None = _option(None, "train a LoRA adapter of this rank instead of all weights")
     reference: str | None = _option(None, "policy: reference model; default: the model as it is before training")
+    reference_cache: str | None = _option(
+        None, "folder or .parquet file of the reference's log-probabilities; default: the user's cache folder"
+    )
     ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even if the loss can use them")
     eval_split: str | None = _option("validation", "split measured during training; null: none")
     eval_steps: int | None = _option(None, "measure every so many steps; default: five times a run")
-    save_steps: int = _option(100, "checkpoint every so many steps; the newest two are kept")
+    early_stopping: int | None = _option(
+        None, "stop after so many evaluations without a better eval loss; the best checkpoint is kept"
+    )
+    logging_steps: int | None = _option(None, "log every so many steps; default: at most 200 times a run")
+    report_to: str | None = _option(None, "trackers of transformers, e.g. tensorboard,wandb; default: none")
+    save_steps: int = _option(
+        100, "checkpoint every so many steps; the newest two are kept, with early_stopping the best one of them"
+    )
     resume: bool = _option(True, "go on from the last checkpoint in the output folder; no: start again")
     tiny_size: int = _option(64, "width of the tiny model (a multiple of 16)")
     tiny_layers: int = _option(2, "layers of the tiny model")
     tiny_vocab: int = _option(2048, "vocabulary of the tiny model's tokenizer")
+    chat_template: str = _option(
+        "tokenizer", "tokenizer (the model's own), plain, or a file with a Jinja template; saved with the model"
+    )
     trust_remote_code: bool = _option(False, "run the model's own code; only for models you trust")
 
     def __post_init__(self) -> None:
         _choice("kind", self.kind, ("policy", "reward"))
-        _choice("loss", self.loss, LOSS_NAMES)
+        object.__setattr__(self, "loss", write_terms(parse_terms(self.loss)))  # one way to write it, wherever it came from
         _choice("target", self.target, TARGET_NAMES)
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("weight", self.weight, ("pair", "prompt"))
         _choice("ties", self.ties, ("keep", "drop"))
+        if not self.chat_template:
+            raise UserError("chat_template is empty; give tokenizer (the model's own), plain, or a file with a Jinja template")
+        _choice("layout", self.layout, LAYOUTS)
+        check_source_weights(self.source_weights)
         if self.eval_split is not None:
             _choice("eval split", self.eval_split, PAIR_PARTS)
         if self.gamma != "auto" and not (_number(self.gamma) and self.gamma >= 0):
             raise UserError(f"gamma must be 'auto' or a number >= 0 (inf allowed), not {self.gamma!r}")
-        for name in ("beta", "epochs", "max_length", "max_prompt_length", "micro_batch_tokens", "pairs_per_step"):
+        for name in ("beta", "epochs", "max_length", "max_prompt_length", "tokens_per_batch", "pairs_per_step"):
             _above(name, getattr(self, name), 0, strict=True)
-        for name in ("learning_rate", "max_steps", "eval_steps", "save_steps", "lora", "tiny_layers"):
+        optional = ("learning_rate", "max_steps", "eval_steps", "early_stopping", "logging_steps", "lora")
+        for name in (*optional, "save_steps", "tiny_layers"):
             if getattr(self, name) is not None:
                 _above(name, getattr(self, name), 0, strict=True)
-        for name in ("sft", "weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm"):
             _above(name, getattr(self, name), 0, strict=False)
         if not (_number(self.warmup_ratio) and 0 <= self.warmup_ratio < 1):
             raise UserError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
@@ -107,16 +124,19 @@ class TrainOptions:
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
                 "so that every completion has room"
             )
+        if self.model == "tiny" and self.lora and self.reference:
+            raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")
+        if self.early_stopping is not None and self.eval_split is None:
+            raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
         if self.kind == "reward":
             self._refuse_policy_only()
 
     def _refuse_policy_only(self) -> None:
         if self.reference is not None:
             raise UserError("a reward model has no reference: leave out `reference`")
-        if self.sft:
-            raise UserError("sft is a term on log-probabilities: it works for policies only")
-        if self.loss == "ipo":
-            raise UserError("ipo averages log-probabilities per token: it works for policies only")
+        for name in parse_terms(self.loss):
+            if name in POLICY_TERMS:
+                raise UserError(f"{name} is a term on log-probabilities per token: it works for policies only")
 
     def as_dict(self) -> dict[str, Any]:
         """All options as JSON values; an infinite gamma is the string 'inf'."""
@@ -138,6 +158,12 @@ class TrainOptions:
 def option_help() -> dict[str, str]:
     """One line of help for every option but `kind`, by field name."""
     return {item.name: item.metadata["help"] for item in fields(TrainOptions) if "help" in item.metadata}
+
+
+def check_source_weights(weights: Mapping[str, Any]) -> None:
+    """Raises UserError unless every weight is a finite number of at least 0."""
+    for name, weight in weights.items():
+        _above(f"the weight of source {name!r}", weight, 0, strict=False)
 
 
 def _number(value: Any) -> bool:

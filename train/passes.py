@@ -26,25 +26,30 @@ Done = tuple[MicroBatch, Tensor, dict[str, Tensor]]
 
 
 class StepPasses:
-    """Runs a step for a trainer; iterate over it for what each micro-batch gave."""
+    """Runs a step for a trainer; iterate over it for what each micro-batch gave. `at`: the micro-batch in progress."""
 
     def __init__(self, trainer: "MarginTrainer", model: nn.Module, step: "Step") -> None:
         self.trainer, self.model, self.step = trainer, model, step
         self.left = sum(len(batch.parts) for batch in step.batches) + step.idle_passes
+        self.at: MicroBatch | None = None
 
     def __iter__(self) -> Iterator[Done]:
         looked = self._looks()
         for batch, values in zip(self.step.batches, looked, strict=True):
+            self.at = batch
             yield self._whole(batch) if values is None else self._in_parts(batch, values)
+        self.at = None
         for _ in range(self.step.idle_passes):
             self._backward(0.0 * self._values(self.step.idle).sum())
 
     @torch.no_grad()
     def _looks(self) -> list[Tensor | None]:
         """The values of completions of micro-batches that have several parts, before any gradient is computed."""
-        found = [
-            torch.cat([self._values(part) for part in batch.parts]) if len(batch.parts) > 1 else None for batch in self.step.batches
-        ]
+        found: list[Tensor | None] = []
+        for batch in self.step.batches:
+            self.at = batch
+            found.append(torch.cat([self._values(part) for part in batch.parts]) if len(batch.parts) > 1 else None)
+        self.at = None
         for _ in range(self.step.idle_looks):
             self._values(self.step.idle)
         return found
@@ -70,7 +75,9 @@ class StepPasses:
         return self.trainer.loss_of(values, batch, (self.step.total_weight, self.step.decided_weight))
 
     def _backward(self, loss: Tensor) -> None:
-        """Adds to the gradients; several processes take the mean of theirs, and only in the last pass."""
+        """Adds to the gradients. Several processes take the mean of theirs, with DDP only in the last pass; FSDP does in every
+        one, because to wait it would have to keep the whole model's gradients.
+        """
         self.left -= 1
         with self._apart() if self.left else nullcontext():
             self.trainer.accelerator.backward(loss * self.trainer.args.world_size)

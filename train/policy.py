@@ -1,17 +1,21 @@
 """The policy trainer: z = β·[(log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l))]."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.batches import Batch, Step
+from mmpo.pipeline.errors import MmpoError
+from mmpo.train.batches import Batch, MicroBatch
 from mmpo.train.data import PromptPairs
-from mmpo.train.losses import LOSSES
-from mmpo.train.reference import cached_logprobs, completion_logprobs, with_reference
+from mmpo.train.objective import Logits, Objective
+from mmpo.train.probe import choose_way
+from mmpo.train.ranks import any_of_all, from_all
+from mmpo.train.reference import cached_logprobs, reference_logprobs
+from mmpo.train.steps import Step
 from mmpo.train.trainer import MarginTrainer
 
 __all__ = ["PolicyTrainer"]
@@ -20,24 +24,24 @@ __all__ = ["PolicyTrainer"]
 class PolicyTrainer(MarginTrainer):
     """Trains a causal language model on quality margins; the other arguments are `MarginTrainer`'s.
 
-    beta: weight of the log-ratio. sft: weight of the mean negative log-probability per token of the chosen completion.
-    ref_model: the reference; by default the model itself as it is when the trainer is made. Its log-probabilities are
-    computed once per completion, before the first step, and kept in the Parquet file `reference_cache` if one is
-    named. own_reference: whether reference values that the prompts bring are this very model's, so that the first step
-    checks it.
+    beta: weight of the log-ratio. ref_model: the reference; by default the model itself as it is when the trainer is
+    made. Its log-probabilities are computed once per completion, before the first step, and kept in the Parquet file
+    `reference_cache` if one is named. own_reference: whether reference values that the prompts bring are this very
+    model's, so that the first step checks it.
     """
+
+    kind = "policy"
 
     def __init__(
         self,
         *args: Any,
         beta: float = 0.1,
-        sft: float = 0.0,
         ref_model: nn.Module | None = None,
         reference_cache: Path | None = None,
         own_reference: bool | None = None,
         **options: Any,
     ) -> None:
-        self.beta, self.sft, self.ref_model = beta, sft, ref_model
+        self.beta, self.ref_model = beta, ref_model
         super().__init__(*args, **options)
         parts = [self.prompts, self.eval_prompts or []]
         known = all(prompt.reference is not None for part in parts for prompt in part)
@@ -48,44 +52,38 @@ class PolicyTrainer(MarginTrainer):
             self.eval_prompts = rest if self.eval_prompts is not None else None
         self.ref_model = None  # not needed again; free its memory
 
-    def resolve_loss(self, loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As the base; an objective with a β of its own (ipo) gets the trainer's, because z carries that one."""
-        if loss in LOSSES and "beta" in LOSSES[loss].options:
-            if options.get("beta", self.beta) != self.beta:
-                raise UserError(f"{loss} works with the policy's beta ({self.beta}): set beta, not loss_options.beta")
-            options = {**options, "beta": self.beta}
-        return super().resolve_loss(loss, gamma, options)
+    def parse_objective(self, loss: str | Mapping[str, Any], options: Mapping[str, Any], gamma: float) -> Objective:
+        """As the base, with the terms that only a policy can have."""
+        return Objective.parse(loss, options, gamma, beta=self.beta)
 
     def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
-        model = self.ref_model if self.ref_model is not None else self.model
+        model, way = self.model, self.way
+        if self.ref_model is not None:
+            model = self.ref_model.to(self.args.device)
+            way = choose_way(model, "policy", max(prompt.length for prompt in prompts), self.layout)
         options: dict[str, Any] = {
-            "tokens": self.micro_batch_tokens,
+            "tokens": self.tokens_per_batch,
             "pad_token": self.pad_token,
             "device": self.args.device,
             "bf16": self.args.bf16,
-            "layout": self.layout,
+            "way": way,
         }
         if cache is not None:
-            return cached_logprobs(model, prompts, cache, **options)
-        return with_reference(prompts, completion_logprobs(model, prompts, **options))
+            return cached_logprobs(model, prompts, cache, tokenizer=self.processing_class, **options)
+        return reference_logprobs(model, prompts, **options)
 
-    def pair_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """z (pairs,), and the log-probabilities and log-ratios of both completions, each (pairs,)."""
-        logps = self.layout.logprobs(model, batch)
-        ratios = logps - batch.reference
-        tokens = (batch.lengths - batch.starts).to(logps.dtype)
-        used = ratios / tokens if LOSSES[self.loss_name].average_logprobs else ratios
-        return self.beta * (used[batch.chosen] - used[batch.rejected]), {
-            "logps/chosen": logps[batch.chosen],
-            "logps/rejected": logps[batch.rejected],
-            "rewards/chosen": self.beta * ratios[batch.chosen],
-            "rewards/rejected": self.beta * ratios[batch.rejected],
-            "nll/chosen": -(logps / tokens)[batch.chosen],
+    def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
+        """z, z from means per token and the chosen one's −log-probability per token; log-probabilities and rewards of both."""
+        rewards, tokens = self.beta * (values - batch.reference), batch.counts.to(values.dtype)
+        means, nll = rewards / tokens, -(values / tokens)[batch.chosen]
+        z = rewards[batch.chosen] - rewards[batch.rejected]
+        return Logits(z, means[batch.chosen] - means[batch.rejected], nll), {
+            "logps/chosen": values[batch.chosen],
+            "logps/rejected": values[batch.rejected],
+            "rewards/chosen": rewards[batch.chosen],
+            "rewards/rejected": rewards[batch.rejected],
+            "nll/chosen": nll,
         }
-
-    def auxiliary_loss(self, values: dict[str, Tensor]) -> Tensor | float:
-        """sft · (−mean log-probability per token of the chosen completion), (pairs,)."""
-        return self.sft * values["nll/chosen"] if self.sft else 0.0
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
         """A step; before the very first, the policy must still equal its own reference."""
@@ -100,15 +98,31 @@ class PolicyTrainer(MarginTrainer):
         Tolerance a completion: .001 nats and 1e-5 of the value; .02 and .5% in bfloat16. Dropout would fail it, and so
         would reference values of other weights.
         """
-        batch = step.batches[0].to(self.args.device)
         self.model.train()
-        with self.precision():
-            logps = self.layout.logprobs(self.model_wrapped, batch)
-        off = (logps - batch.reference).abs()
+        part, reference = self._first_pass(step)
+        with self._as_reference():
+            off = (self.values(self.model_wrapped, part) - reference).abs()
         absolute, relative = (0.02, 5e-3) if self.args.bf16 else (1e-3, 1e-5)
-        if not bool((off <= absolute + relative * batch.reference.abs()).all()):
+        wrong = bool(step.batches) and not bool((off <= absolute + relative * reference.abs()).all())
+        if any_of_all(wrong, self.args.device):
+            most = max(from_all(lambda: float(off.max()) if wrong else 0.0))
             raise MmpoError(
                 "first-step check failed: policy and reference are the same model, yet a completion's log-probability "
-                f"differs by {float(off.max()):.4g} nats. The reference values belong to other weights, or the model "
+                f"differs by {most:.4g} nats. The reference values belong to other weights, or the model "
                 "is not deterministic in training mode"
             )
+
+    def _first_pass(self, step: Step) -> tuple[Batch, Tensor]:
+        """One pass, in every process, and the reference's values of its completions (of an idle one nothing is known)."""
+        if step.batches:
+            batch = step.batches[0]
+            return batch.parts[0], batch.reference[: len(batch.parts[0].counts)].to(self.args.device)
+        assert step.idle is not None
+        return step.idle, torch.zeros(len(step.idle.counts), device=self.args.device)
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        """The model with its adapter off, which need not start as zero. Split by FSDP it can't be switched: what is frozen at
+        the first pass stays so.
+        """
+        switch = hasattr(self.model, "disable_adapter") and not hasattr(self.model, "set_requires_gradient_sync")
+        return self.model.disable_adapter() if switch else nullcontext()  # type: ignore[operator]

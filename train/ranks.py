@@ -1,19 +1,46 @@
-"""The processes of a distributed run, for work beside the training steps: what one of them knows, and what all found.
+"""The processes of a distributed run: what one of them knows, what all found, and how they fail together.
 
-Without torch.distributed there is one process, and these functions do nothing but call. An error of the user's that one
-process meets is raised in all of them, so that none waits for the others for ever.
+Without torch.distributed there is one process, and these functions do nothing but call. An error that one process
+meets is raised in all of them, so that none waits for the others for ever; the first process alone says it.
 """
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed
+from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["from_all", "from_first", "rank_and_world"]
+__all__ = [
+    "LocalFailure",
+    "agreed",
+    "any_of_all",
+    "from_all",
+    "from_first",
+    "is_lost_process",
+    "leave_together",
+    "rank_and_world",
+    "said_elsewhere",
+    "summed",
+]
 
 Value = TypeVar("Value")
+
+
+class LocalFailure(UserError):
+    """An error of this process alone, in the middle of a step, where the others can't be asked: they lose it."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What is told to the others of an error."""
+
+    rank: int
+    message: str
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -24,33 +51,95 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What `make` gives in the first process, which alone calls it, in every process. Raises its UserError in all."""
+    """What `make` gives in the first process, which alone calls it, in every process. Raises its error in all."""
     rank, world = rank_and_world()
     if world == 1:
         return make()
-    found = [_tried(make) if rank == 0 else None]
+    value, error = _tried(make) if rank == 0 else (None, None)
+    found = [value if error is None else _failed(error)]
     torch.distributed.broadcast_object_list(found)
-    return _value(found[0])
+    _raise(error, found)
+    return found[0]  # type: ignore[return-value]
 
 
 def from_all(make: Callable[[], Value]) -> list[Value]:
-    """What `make` gives in each process, in the order of their ranks. Raises the first UserError of any in all."""
+    """What `make` gives in each process, in the order of their ranks. Raises the first error of any in all."""
     _, world = rank_and_world()
     if world == 1:
         return [make()]
+    value, error = _tried(make)
     found: list[Any] = [None] * world
-    torch.distributed.all_gather_object(found, _tried(make))
-    return [_value(one) for one in found]
-
-
-def _tried(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except UserError as error:
-        return error
-
-
-def _value(found: Any) -> Any:
-    if isinstance(found, UserError):
-        raise found
+    torch.distributed.all_gather_object(found, value if error is None else _failed(error))
+    _raise(error, found)
     return found
+
+
+def agreed(make: Callable[[], Value]) -> Value:
+    """What `make` gives here, once it has worked in every process. Raises the first error of any in all."""
+    kept: list[Value] = []
+    from_all(lambda: kept.append(make()))
+    return kept[0]
+
+
+def any_of_all(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set in any process; every process calls this."""
+    if rank_and_world()[1] == 1:
+        return flag
+    return bool(summed(torch.tensor(float(flag), device=device)) > 0)
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in every process the same bits."""
+    if rank_and_world()[1] > 1:
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def leave_together() -> None:
+    """Ends the connections to the other processes, behind the last thing that all of them do."""
+    if rank_and_world()[1] > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def said_elsewhere(error: Exception) -> bool:
+    """Whether another process tells the user of this error: all but the first leave it to that one."""
+    return os.environ.get("RANK", "0") != "0" and not isinstance(error, LocalFailure)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process is gone."""
+    text = str(error)
+    return rank_and_world()[1] > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in _LOST)
+
+
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "NCCL error",
+    "Timed out waiting",
+)
+
+
+def _tried(make: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+    try:
+        return make(), None
+    except Exception as error:
+        return None, error
+
+
+def _failed(error: Exception) -> _Failed:
+    rank, world = rank_and_world()
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return _Failed(rank, said if rank == 0 else f"process {rank} (of {world}, counted from 0): {said}")
+
+
+def _raise(own: Exception | None, found: list[Any]) -> None:
+    """This process' own error as it is, or the first one of the others as a UserError."""
+    if own is not None:
+        raise own
+    for one in found:
+        if isinstance(one, _Failed):
+            raise UserError(one.message)

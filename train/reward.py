@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpo.train.batches import Batch
+from mmpo.train.batches import MicroBatch
+from mmpo.train.objective import Logits
 from mmpo.train.trainer import MarginTrainer
 
 __all__ = ["RewardTrainer", "own_pad_token"]
@@ -19,15 +20,16 @@ class RewardTrainer(MarginTrainer):
     `AutoModelForSequenceClassification` reads the saved folder to the same scores.
     """
 
+    kind = "reward"
+
     def __init__(self, model: nn.Module, *args: Any, processing_class: Any, **options: Any) -> None:
         own_pad_token(model, processing_class)
         super().__init__(model, *args, processing_class=processing_class, **options)
 
-    def pair_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """z (pairs,), and both completions' scores, each (pairs,)."""
-        scores = self.layout.scores(model, batch)
-        chosen, rejected = scores[batch.chosen], scores[batch.rejected]
-        return chosen - rejected, {"rewards/chosen": chosen, "rewards/rejected": rejected}
+        chosen, rejected = values[batch.chosen], values[batch.rejected]
+        return Logits(chosen - rejected), {"rewards/chosen": chosen, "rewards/rejected": rejected}
 
 
 def own_pad_token(model: Any, tokenizer: Any) -> None:

@@ -8,25 +8,37 @@ divide by the number of micro-batches, whatever they hold; for prompts with 1 to
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from mmpo.pipeline.errors import MmpoError, UserError, unknown_name
-from mmpo.train.batches import BATCHES, Batch, Step, make_step, plan_steps
-from mmpo.train.data import PromptPairs, prepare
-from mmpo.train.losses import LOSSES
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches import Batch, MicroBatch
+from mmpo.train.data import PromptPairs, check_sources, prepare, usable_pairs
+from mmpo.train.dropout import disable_dropout
+from mmpo.train.figures import Figures
+from mmpo.train.forward import Way, attach, completion_values
+from mmpo.train.guards import Guards
+from mmpo.train.launch import check_launch
 from mmpo.train.measures import training_metrics
+from mmpo.train.measuring import predict_pairs
+from mmpo.train.objective import Logits, Objective, Totals
+from mmpo.train.passes import StepPasses
+from mmpo.train.probe import choose_way
+from mmpo.train.progress import Pace
+from mmpo.train.ranks import from_all, rank_and_world, summed
 from mmpo.train.render import Renderer
+from mmpo.train.steps import Step, make_step, plan_steps
 from mmpo.train.targets import targets
 
-__all__ = ["MarginTrainer", "checked_loss", "disable_dropout", "gather_pairs"]
+__all__ = ["MarginTrainer", "pad_token"]
 
 
 class _Steps(Dataset):
@@ -42,13 +54,17 @@ class _Steps(Dataset):
         return self.trainer.make_step([self.trainer.prompts[i] for i in self.plan[index]])
 
 
-class MarginTrainer(Trainer):
-    """Base of `PolicyTrainer` and `RewardTrainer`.
+class MarginTrainer(Guards):
+    """Base of `PolicyTrainer` and `RewardTrainer`, on one device or, started by a launcher, on several.
 
     train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
-    processing_class: the tokenizer. loss: a key of LOSSES. gamma: in 1/margin-unit. The batch size of `args` is not
-    used: a step holds `pairs_per_step` pairs or more, in micro-batches of `micro_batch_tokens` padded tokens.
+    processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
+    weight, source_weights: what a pair of a table counts for, as `prepare` takes them. The batch size of `args` is not
+    used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens. layout: "auto",
+    "tree" or "rows", as `choose_way` takes it; `way` is what it chose.
     """
+
+    kind = ""
 
     def __init__(
         self,
@@ -59,39 +75,39 @@ class MarginTrainer(Trainer):
         *,
         processing_class: Any,
         gamma: float,
-        loss: str = "mmpo",
+        loss: str | Mapping[str, Any] = "mmpo",
         loss_options: Mapping[str, Any] | None = None,
         target: str = "plain",
         weight: str = "pair",
+        source_weights: Mapping[str, float] | None = None,
         pairs_per_step: int = 64,
-        micro_batch_tokens: int = 16384,
+        tokens_per_batch: int = 16384,
         max_length: int = 1024,
         max_prompt_length: int = 512,
         dropout: bool = False,
-        layout: str = "rows",
+        layout: str = "auto",
         callbacks: list[Any] | None = None,
     ) -> None:
         if args.gradient_accumulation_steps != 1:
-            raise UserError("leave gradient_accumulation_steps at 1: micro_batch_tokens sets the micro-batches")
-        if args.world_size > 1:
-            raise UserError("this version trains on one device; start it without torchrun or accelerate launch")
+            raise UserError("leave gradient_accumulation_steps at 1: tokens_per_batch sets the micro-batches")
+        check_launch(args.bf16)
         for name in ("eval_strategy", "save_strategy"):
             if str(getattr(args, name).value) == "epoch":
                 raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
-        self.gamma, self.weight, self.target = gamma, weight, target
-        self.loss_name, self.loss_options = loss, self.resolve_loss(loss, gamma, loss_options or {})
-        self.pairs_per_step, self.micro_batch_tokens = pairs_per_step, micro_batch_tokens
-        self.layout = BATCHES[layout]
-        self.dropout = dropout
+        self.objective = self.parse_objective(loss, loss_options or {}, gamma)
+        self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
+        self.pairs_per_step, self.tokens_per_batch = pairs_per_step, tokens_per_batch
+        self.layout, self.dropout = layout, dropout
         self.renderer = Renderer(processing_class, max_length, max_prompt_length)
         self.pad_token = pad_token(processing_class)
         if not dropout:
             disable_dropout(model)
-        self.prompts = self.as_prompts(train_dataset)
+        self.prompts = self.as_prompts(train_dataset, training=True)
         if not self.prompts:
             raise UserError(f"no pair is left to train on; of the texts: {dict(self.renderer.counts)}")
         self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
-        self._stats: dict[str, list[tuple[float, float]]] = {}
+        self.figures, self.pace = Figures(), Pace()
+        self.last_step: int | None = None  # a run that ends early ends here
         super().__init__(
             model=model,
             args=args,
@@ -101,22 +117,26 @@ class MarginTrainer(Trainer):
             callbacks=callbacks,
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
+        self.way, self._probed = Way(), 0
+        self._probe([*self.prompts, *(self.eval_prompts or [])])
+        attach(model)
 
-    def resolve_loss(self, loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The objective's options with its defaults."""
-        return checked_loss(loss, gamma, options)
+    def parse_objective(self, loss: str | Mapping[str, Any], options: Mapping[str, Any], gamma: float) -> Objective:
+        """The objective, checked."""
+        return Objective.parse(loss, options, gamma)
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
-    def as_prompts(self, data: Any) -> list[PromptPairs]:
-        """Prepared prompts as they are; a PAIRS table rendered, with ties dropped where the loss needs a winner."""
+    def as_prompts(self, data: Any, training: bool = False) -> list[PromptPairs]:
+        """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner."""
         if isinstance(data, list):
             return data
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
-        if LOSSES[self.loss_name].needs_winner:
-            table = table.filter(pc.greater(table["quality_margin"], 0.0))
-        p, _ = targets(self.target, table, self.gamma)
-        return prepare(table, p, self.renderer, self.weight).prompts
+        if training:
+            check_sources(table, self.source_weights)
+        table, _ = usable_pairs(table, ties=not self.objective.needs_winner, source_weights=self.source_weights)
+        p, _ = targets(self.target, table, self.objective.gamma)
+        return prepare(table, p, self.renderer, self.weight, self.source_weights).prompts
 
     def plan(self) -> list[np.ndarray]:
         """The prompts of every step of the run."""
@@ -127,11 +147,22 @@ class MarginTrainer(Trainer):
         while most > len(plan):
             epochs *= 2
             plan = plan_steps(sizes, self.pairs_per_step, math.ceil(epochs), self.args.seed)
-        return plan[:most] if most > 0 else plan
+        return plan[: self.last_step] if most <= 0 else plan[:most][: self.last_step]
 
     def make_step(self, prompts: Sequence[PromptPairs]) -> Step:
-        """One step's micro-batches."""
-        return make_step(prompts, self.micro_batch_tokens, self.pad_token, self.layout)
+        """This process's part of one step."""
+        rank, world = rank_and_world()
+        return make_step(prompts, self.tokens_per_batch, self.pad_token, self.way.batches, rank=rank, world=world)
+
+    def _probe(self, prompts: Sequence[PromptPairs]) -> None:
+        """Chooses the way to run the model, and again where prompts come that are longer than all before."""
+        longest = max(prompt.length for prompt in prompts)
+        if longest > self._probed and not hasattr(self.model, "set_requires_gradient_sync"):  # split by FSDP it can't be probed
+            choose = partial(choose_way, self.model, self.kind, longest, self.layout, self.args.device)
+            ways = from_all(partial(choose, tokens=self.tokens_per_batch, bf16=self.args.bf16))
+            if len({way.layout for way in ways}) > 1:
+                raise UserError(f"the processes can't run the model alike ({ways}): take --layout rows, and like devices")
+            self.way, self._probed = ways[rank_and_world()[0]], longest
 
     def get_train_dataloader(self) -> DataLoader:
         """The steps of the whole run in order; the Trainer sees one epoch and skips into it on resuming."""
@@ -151,91 +182,92 @@ class MarginTrainer(Trainer):
 
     # --- the loss ---------------------------------------------------------------------------------------------------
 
-    def pair_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """z of every pair, shape (pairs,), and named values per pair of the chosen and rejected completion."""
+    def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
+        """What the objective reads of every pair, and named values per pair, from the completions' (completions,)."""
         raise TypeError("use PolicyTrainer or RewardTrainer")
 
-    def auxiliary_loss(self, values: dict[str, Tensor]) -> Tensor | float:
-        """A term per pair added to the objective; none here."""
-        return 0.0
+    def values(self, model: nn.Module, part: Batch) -> Tensor:
+        """One pass: the log-probability or the score of each completion, float32, (completions,)."""
+        with self.precision():
+            return completion_values(model, self.kind, part.to(self.args.device), self.way)
 
     def precision(self) -> Any:
         """bfloat16 autocast if asked for; accelerate wraps only the model's own forward, and rewards are pooled below it."""
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
 
-    def per_pair_loss(self, z: Tensor, batch: Batch) -> Tensor:
-        """The objective's value of every pair, shape (pairs,)."""
-        loss = LOSSES[self.loss_name]
-        return loss.per_pair(z, batch.p, batch.margin, gamma=self.gamma, **self.loss_options)
+    def loss_of(self, values: Tensor, batch: MicroBatch, totals: Totals | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of a step's loss from the completions' values; `totals` of the step (default: the
+        batch's own). The outputs: z, each term's value as "loss/<term>", and what `pair_logits` names, all (pairs,).
+        """
+        logits, named = self.pair_logits(values, batch)
+        terms = self.objective.per_pair(logits, batch.p, batch.margin)
+        loss = self.objective.total(terms, batch.weight, batch.margin, totals)
+        return loss, {"z": logits.z, **{f"loss/{name}": terms[name] for name in terms}, **named}
 
     def compute_loss(  # type: ignore[override]
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
+        self, model: nn.Module, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch: Totals | None = None
     ) -> Any:
-        """Σ w·loss of a micro-batch over `num_items_in_batch`, the weight of the whole step (default: of the batch)."""
-        z, values = self.pair_logits(model, inputs)
-        losses = self.per_pair_loss(z, inputs) + self.auxiliary_loss(values)
-        total = float(inputs.weight.sum()) if num_items_in_batch is None else num_items_in_batch
-        loss = (inputs.weight * losses).sum() / total
-        return (loss, {"z": z, "losses": losses, **values}) if return_outputs else loss
+        """`loss_of` a micro-batch in one graph, whatever its parts; `num_items_in_batch`: the step's totals."""
+        inputs = inputs.to(self.args.device)
+        values = torch.cat([self.values(model, part) for part in inputs.parts])
+        loss, outputs = self.loss_of(values, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
-        """Forward and backward over all micro-batches of a step; returns the step's loss."""
+        """Forward and backward over all micro-batches of a step; returns the step's loss, of all processes."""
         model.train()
+        inputs = replace(inputs, batches=[batch.to(self.args.device) for batch in inputs.batches])
         total = torch.zeros((), device=self.args.device)
-        for batch in inputs.batches:
-            batch = batch.to(self.args.device)
-            with self.precision():
-                loss, outputs = self.compute_loss(model, batch, True, inputs.total_weight)
-            self.accelerator.backward(loss)
-            total += loss.detach()
-            self._remember(batch, outputs)
-        if not torch.isfinite(total):
-            raise MmpoError(
-                f"the loss is {float(total)} at step {self.state.global_step + 1}: lower the learning rate, or check "
-                "the margins with `mmpo validate`"
-            )
-        return total
+        finite: list[tuple[MicroBatch, Tensor]] = []
+        with self.guarded(StepPasses(self, model, inputs)) as passes:
+            for batch, loss, outputs in passes:
+                total += loss
+                finite.append((batch, self._remember(batch, outputs)))
+            sums = summed(torch.stack([total, total.new_tensor(inputs.tokens)]))
+        self.check_finite("the loss", float(sums[0]), finite)
+        self.pace.add(int(sums[1]), inputs.pairs)
+        return sums[0]
 
-    def _remember(self, batch: Batch, outputs: dict[str, Tensor]) -> None:
+    def _remember(self, batch: MicroBatch, outputs: dict[str, Tensor]) -> Tensor:
+        """Notes a micro-batch's figures; which of its pairs have finite values, (pairs,)."""
         z = outputs.pop("z").detach()
-        outputs.pop("losses")
-        ones = batch.weight
-        decided = ones * (batch.margin > 0)
-        self._add("rewards/accuracy", (z > 0).float(), decided)
-        self._add("rewards/margins", z, ones)
+        finite = torch.isfinite(z)
+        self.figures.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
+        self.figures.add("rewards/margins", z, batch.weight)
+        for term in self.objective.terms:
+            value = outputs.pop(f"loss/{term.name}").detach()
+            finite &= torch.isfinite(value)
+            if len(self.objective.terms) > 1:
+                self.figures.add(f"loss/{term.name}", value, term.pair_weight(batch.weight, batch.margin))
         for name, value in outputs.items():
-            self._add(name, value.detach(), ones)
-
-    def _add(self, name: str, value: Tensor, weight: Tensor) -> None:
-        self._stats.setdefault(name, []).append((float((value * weight).sum()), float(weight.sum())))
+            self.figures.add(name, value.detach(), batch.weight)
+        return finite
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the pairwise figures since the last log, each a weighted mean over pairs, and the true epoch."""
+        """Adds the pairwise figures since the last log, each a weighted mean over pairs, and the true epoch. Callbacks also
+        get the speed, which the log that checkpoints carry leaves out: it is another one in every run.
+        """
+        rates: dict[str, float] = {}
         if "loss" in logs:
-            for name, parts in self._stats.items():
-                weight = sum(part[1] for part in parts)
-                if weight:
-                    logs[name] = sum(part[0] for part in parts) / weight
-            self._stats = {}
+            rates = self.pace.rates()
+            logs |= self.figures.drain() | rates
         if self.state.epoch is not None and self.state.max_steps:
             self.state.epoch = self.state.global_step / self.state.max_steps * self.args.num_train_epochs
         super().log(logs, start_time)
+        for name in rates:
+            self.state.log_history[-1].pop(name)
 
     # --- measures ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def predict_pairs(self, prompts: Sequence[PromptPairs]) -> dict[str, np.ndarray]:
-        """Per-pair values in the order of `rows`: z, p, margin, rows and what `pair_logits` names, each (pairs,)."""
+        """As `mmpo.train.measuring.predict_pairs`: every pair's values, of all processes."""
         was_training = self.model.training
         self.model.eval()
-        parts: list[dict[str, Tensor]] = []
-        for batch in self.make_step(prompts).batches:
-            batch = batch.to(self.args.device)
-            with self.precision():
-                _, outputs = self.compute_loss(self.model_wrapped, batch, True)
-            parts.append({**outputs, "p": batch.p, "margin": batch.margin, "rows": batch.pairs})
-        self.model.train(was_training)
-        return gather_pairs(parts)
+        self._probe(prompts)
+        try:
+            return predict_pairs(self, prompts)
+        finally:
+            self.model.train(was_training)
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -245,43 +277,13 @@ class MarginTrainer(Trainer):
         if not prompts:
             raise UserError("there are no pairs to evaluate on")
         values = self.predict_pairs(prompts)
-        found = {"loss": float(values["losses"].mean()), **training_metrics(values)}
+        terms = {term.name: values.pop(f"loss/{term.name}") for term in self.objective.terms}
+        found = {**training_metrics(values), **self.objective.means(terms, values["weight"], values["margin"])}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.pace.start()
         return metrics
-
-
-def checked_loss(loss: str, gamma: float, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The objective's options with its defaults, tried on one pair, so that what cannot work is refused before any work.
-
-    Raises UserError.
-    """
-    if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
-    resolved = LOSSES[loss].resolve(options)
-    LOSSES[loss].per_pair(torch.zeros(1), torch.ones(1), torch.ones(1), gamma=gamma, **resolved)
-    return resolved
-
-
-def gather_pairs(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
-    """Micro-batches' per-pair values joined and put in the order of the table's rows, float64 (rows: int64)."""
-    joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-    order = np.argsort(joined["rows"], kind="stable")
-    return {name: (v if name == "rows" else v.astype(np.float64))[order] for name, v in joined.items()}
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout rate of the modules (not of the saved config) to 0.
-
-    Attention dropout is a plain float attribute in transformers, so modules' attributes are searched by name.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -1,6 +1,10 @@
 """Fixtures: a small PAIRS table with a signal that a tiny model can learn, as a table and as a dataset folder."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +93,39 @@ def tokenizer(pairs: pa.Table) -> Any:
     """The tiny model's tokenizer for the texts of `pairs`."""
     texts = [m["content"] for name in ("prompt", "chosen", "rejected") for row in pairs[name].to_pylist() for m in row]
     return tiny_tokenizer(texts, 400)
+
+
+MEET = """
+import os, sys, torch
+torch.set_num_threads(1)
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+if world > 1:  # through a file: a launcher's meeting point would listen on every interface
+    torch.distributed.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
+"""
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """Runs a script in `world` processes at once, with what a launcher tells each of its place; `rank` and `world` are
+    known in it. Returns exit codes and outputs; the processes are killed after `seconds`.
+    """
+
+    def run(script: str, *arguments: str, world: int = 2, seconds: float = 240, **environment: str) -> list[Any]:
+        meeting = tmp_path_factory.mktemp("meeting") / "point"
+        own = {"MEETING": str(meeting), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        places = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        started = []
+        for rank in range(world):
+            place = {**places, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            command = [sys.executable, "-c", MEET + script, *arguments]
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(command, env={**os.environ, **own, **place, **environment}, **pipes))
+        with ThreadPoolExecutor(world) as pool:  # reading one after the other could fill the other's pipe
+            try:
+                outputs = list(pool.map(lambda one: one.communicate(timeout=seconds), started))
+            finally:
+                for one in started:
+                    one.kill()
+        return [subprocess.CompletedProcess(p.args, p.returncode, *out) for p, out in zip(started, outputs, strict=True)]
+
+    return run

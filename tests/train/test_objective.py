@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.arguments import training_arguments
 from mmpo.train.data import check_sources, prepare, usable_pairs
 from mmpo.train.losses import LOSSES
 from mmpo.train.objective import Logits, Objective, pair_totals
@@ -15,7 +16,7 @@ from mmpo.train.options import TrainOptions
 from mmpo.train.policy import PolicyTrainer
 from mmpo.train.render import Renderer
 from mmpo.train.reward import RewardTrainer
-from mmpo.train.run import _arguments, train_policy, train_reward
+from mmpo.train.run import train_policy, train_reward
 from mmpo.train.steps import group_prompts
 from mmpo.train.terms import LOSS_NAMES, TERM_NAMES
 from mmpo.train.tiny import tiny_model
@@ -153,7 +154,7 @@ def test_a_reward_model_has_no_terms_on_log_probabilities(loss):
 
 
 def trainer_of(pairs, tokenizer, path, kind="policy", **options):
-    args = _arguments(TrainOptions(kind, out=str(path), max_steps=2, learning_rate=1e-2))
+    args = training_arguments(TrainOptions(kind, out=str(path), max_steps=2, learning_rate=1e-2))
     args.logging_steps = 1
     trainers = {"policy": PolicyTrainer, "reward": RewardTrainer}
     model = tiny_model(kind, tokenizer, size=32, layers=1)

@@ -8,16 +8,17 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.train.arguments import training_arguments
 from mmpo.train.models import add_lora
 from mmpo.train.options import TrainOptions
 from mmpo.train.policy import PolicyTrainer
-from mmpo.train.run import _arguments, train_policy
+from mmpo.train.run import train_policy
 from mmpo.train.tiny import tiny_model
 
 
 def trainer_of(pairs, tokenizer, path, model=None, **options):
     model = model or tiny_model("policy", tokenizer, size=32, layers=1)
-    arguments = _arguments(TrainOptions("policy", out=str(path), max_steps=2, learning_rate=1e-2))
+    arguments = training_arguments(TrainOptions("policy", out=str(path), max_steps=2, learning_rate=1e-2))
     return PolicyTrainer(model, arguments, pairs, processing_class=tokenizer, **{"gamma": 1.0, **options})
 
 
@@ -81,15 +82,40 @@ def test_a_lora_policy_starts_equal_to_its_reference(pairs, tokenizer, tmp_path)
 
 
 def test_sft_adds_the_chosen_completions_mean_negative_log_probability(pairs, tokenizer, tmp_path):
-    plain, added = (trainer_of(pairs, tokenizer, tmp_path, sft=weight) for weight in (0.0, 0.5))
-    values = [t.predict_pairs(t.prompts) for t in (plain, added)]
+    plain, added, alone = (trainer_of(pairs, tokenizer, tmp_path, loss=loss) for loss in ("mmpo", "mmpo=1,sft=0.5", "sft"))
+    values = plain.predict_pairs(plain.prompts)
     batch = added.make_step(added.prompts).batches[0]
     losses = [t.compute_loss(t.model, batch).item() for t in (plain, added)]
-    assert losses[1] - losses[0] == pytest.approx(0.5 * values[0]["nll/chosen"].mean(), abs=1e-5)
+    decided = values["margin"] > 0
+    assert 0 < decided.sum() < len(decided)
+    expected = values["nll/chosen"][decided].mean()
+    assert losses[1] - losses[0] == pytest.approx(0.5 * expected, abs=1e-5)
+    assert alone.evaluate(alone.prompts)["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    assert sum(len(prompt.rows) for prompt in alone.prompts) == decided.sum()
+    found = added.evaluate(added.prompts)
+    assert found["eval_loss/sft"] == pytest.approx(expected, abs=1e-5)
+    assert found["eval_loss"] == pytest.approx(found["eval_loss/mmpo"] + 0.5 * found["eval_loss/sft"])
+
+
+def test_each_term_has_the_z_of_its_own(pairs, tokenizer, tmp_path):
+    """ipo's from log-ratios averaged per token, mmpo's from their sums, in the same run."""
+    other = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
+    both, mmpo, ipo = (
+        trainer_of(pairs, tokenizer, tmp_path, loss=loss, beta=0.3, ref_model=other) for loss in ("mmpo=1,ipo=0.01", "mmpo", "ipo")
+    )
+    batch = both.make_step(both.prompts).batches[0]
+    losses = [t.compute_loss(t.model, batch).item() for t in (both, mmpo, ipo)]
+    assert losses[0] == pytest.approx(losses[1] + 0.01 * losses[2], rel=1e-5)
+    logits, _ = both.pair_logits(both.values(both.model, batch.parts[0]), batch)
+    tokens = batch.counts
+    with torch.no_grad():
+        mean = 0.3 * (both.values(both.model, batch.parts[0]) - batch.reference) / tokens
+    assert torch.allclose(logits.z_mean, mean[batch.chosen] - mean[batch.rejected], atol=1e-6)
+    assert not torch.allclose(logits.z_mean, logits.z, atol=1e-2)
 
 
 def test_ipo_takes_the_policys_beta(pairs, tokenizer, tmp_path):
     trainer = trainer_of(pairs, tokenizer, tmp_path, loss="ipo", beta=0.25)
-    assert trainer.loss_options == {"beta": 0.25}
+    assert trainer.objective.terms[0].options == {"beta": 0.25}
     with pytest.raises(UserError, match="set beta"):
         trainer_of(pairs, tokenizer, tmp_path, loss="ipo", beta=0.25, loss_options={"beta": 0.1})

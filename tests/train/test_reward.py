@@ -7,13 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from mmpo.train.arguments import training_arguments
 from mmpo.train.batches import BATCHES
 from mmpo.train.data import prepare
 from mmpo.train.evaluation import evaluate
+from mmpo.train.forward import Way, completion_values
 from mmpo.train.options import TrainOptions
 from mmpo.train.render import Renderer
 from mmpo.train.reward import RewardTrainer, own_pad_token
-from mmpo.train.run import _arguments, train_reward
+from mmpo.train.run import train_reward
 from mmpo.train.tiny import tiny_model
 
 
@@ -34,9 +36,9 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
     tokenizer = pad_is_eos(tokenizer)
     model = tiny_model("reward", tokenizer, size=32, layers=1).eval()
     prompts, rows = rows_of(pairs, tokenizer)
-    batch = BATCHES["rows"].build(prompts, tokenizer.pad_token_id)
+    batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
     with torch.no_grad():
-        found = BATCHES["rows"].scores(model, batch)
+        found = completion_values(model, "reward", batch, Way())
         plain = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
         expected = [model.score(model.model(torch.tensor([row.ids])).last_hidden_state[0, -1]) for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
@@ -46,7 +48,7 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
 def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(pairs, tokenizer, tmp_path):
     tokenizer = pad_is_eos(tokenizer)
     model = tiny_model("reward", tokenizer, size=32, layers=1)
-    arguments = _arguments(TrainOptions("reward", out=str(tmp_path), max_steps=2, learning_rate=1e-2))
+    arguments = training_arguments(TrainOptions("reward", out=str(tmp_path), max_steps=2, learning_rate=1e-2))
     trainer = RewardTrainer(model, arguments, pairs, processing_class=tokenizer, gamma=1.0)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
@@ -81,7 +83,8 @@ def test_encoders_pool_their_own_way(pairs, tokenizer):
     model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).eval()
     prompts, rows = rows_of(pairs, tokenizer, 2)
     with torch.no_grad():
-        found = BATCHES["rows"].scores(model, BATCHES["rows"].build(prompts, tokenizer.pad_token_id))
+        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+        found = completion_values(model, "reward", batch, Way())
         expected = [model(torch.tensor([row.ids])).logits[0] for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
 
