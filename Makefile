@@ -13,7 +13,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build judge human
+BENCHMARKS = build judge human train_speed
 
 .PHONY: demo demo-judge test test-all check dev docs bench clean
 .DEFAULT_GOAL := test

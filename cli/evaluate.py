@@ -29,7 +29,7 @@ def evaluate(
     per_pair: Annotated[Path | None, typer.Option(help="Parquet file to write every pair's values to.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest prompt and completion, in tokens.")] = None,
     max_prompt_length: Annotated[int | None, typer.Option(help="Longest prompt, in tokens.")] = None,
-    tokens_per_batch: Annotated[int, typer.Option(help="Tokens that go through the model at once.")] = 16384,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     chat_template: Annotated[
         str, typer.Option(help="tokenizer (the model's own), plain, or a file with a Jinja template.")
     ] = "tokenizer",

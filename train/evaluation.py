@@ -21,6 +21,7 @@ from mmpo.train.models import load_pretrained, load_reference
 from mmpo.train.predict import predict_values
 from mmpo.train.reference import cached_logprobs
 from mmpo.train.render import Renderer
+from mmpo.train.steps import pass_tokens
 from mmpo.train.targets import targets
 from mmpo.train.template import choose_template
 from mmpo.train.trainer import pad_token
@@ -40,7 +41,7 @@ class _Settings:
     reference: str | None
     max_length: int
     max_prompt_length: int
-    tokens: int
+    tokens: int | None
     trust_remote_code: bool
     chat_template: str
 
@@ -59,7 +60,7 @@ def evaluate(
     per_pair: str | Path | None = None,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int | None = None,
     trust_remote_code: bool = False,
     chat_template: str = "tokenizer",
 ) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _run(settings: _Settings, pairs: pa.Table, where: str) -> tuple[dict[str, np
         raise nothing_left(renderer, where, counts)
     warn(rendering_warnings(renderer) if where else ())
     check_ids(prepared.prompts, model, tokenizer, settings.model)
-    options: dict[str, Any] = {"tokens": settings.tokens, "pad_token": pad_token(tokenizer), "device": device}
+    options: dict[str, Any] = {"tokens": pass_tokens(settings.tokens, device), "pad_token": pad_token(tokenizer), "device": device}
     values = predict_values(model, settings.kind, prepared.prompts, **options)
     names, scale = ("score/chosen", "score/rejected"), 1.0
     if settings.kind == "policy" and settings.reference is not None:

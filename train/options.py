@@ -45,7 +45,7 @@ class TrainOptions:
     epochs: float = _option(1.0, "passes over the training prompts")
     max_steps: int | None = _option(None, "stop after this many steps, whatever the epochs say")
     pairs_per_step: int = _option(64, "a step holds at least so many pairs, in whole prompts")
-    tokens_per_batch: int = _option(16384, "tokens computed at once, padding included")
+    tokens_per_batch: int | None = _option(None, "tokens computed at once, padding included; default: 4096 on a CPU, else 16384")
     layout: Literal["auto", "tree", "rows"] = _option(
         "auto",
         "tree: shared prompts computed once; rows: one padded row a completion; auto: tree where a probe shows that it is exact",
@@ -105,9 +105,9 @@ class TrainOptions:
             _choice("eval split", self.eval_split, PAIR_PARTS)
         if self.gamma != "auto" and not (_number(self.gamma) and self.gamma >= 0):
             raise UserError(f"gamma must be 'auto' or a number >= 0 (inf allowed), not {self.gamma!r}")
-        for name in ("beta", "epochs", "max_length", "max_prompt_length", "tokens_per_batch", "pairs_per_step"):
+        for name in ("beta", "epochs", "max_length", "max_prompt_length", "pairs_per_step"):
             _above(name, getattr(self, name), 0, strict=True)
-        optional = ("learning_rate", "max_steps", "eval_steps", "early_stopping", "logging_steps", "lora")
+        optional = ("learning_rate", "max_steps", "eval_steps", "early_stopping", "logging_steps", "lora", "tokens_per_batch")
         for name in (*optional, "save_steps", "tiny_layers"):
             if getattr(self, name) is not None:
                 _above(name, getattr(self, name), 0, strict=True)

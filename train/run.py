@@ -29,6 +29,7 @@ from mmpo.train.progress import Progress, final_line
 from mmpo.train.ranks import LocalFailure, agreed, from_first, is_lost_process, rank_and_world
 from mmpo.train.reference import cached_logprobs
 from mmpo.train.reward import RewardTrainer, own_pad_token
+from mmpo.train.steps import pass_tokens
 from mmpo.train.stopping import EarlyStop, StopSafely, early_end
 from mmpo.train.trainer import MarginTrainer, pad_token
 
@@ -63,7 +64,8 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         if not out_of_memory(error):
             raise
         checkpointing, lora = options.gradient_checkpointing, options.lora is not None
-        advice = memory_advice(options.tokens_per_batch, checkpointing=checkpointing, bf16=options.bf16, lora=lora)
+        tokens = pass_tokens(options.tokens_per_batch, "cuda" if torch.accelerator.is_available() else "cpu")
+        advice = memory_advice(tokens, checkpointing=checkpointing, bf16=options.bf16, lora=lora)
         raise LocalFailure(str(memory_error("outside of the steps (weights, optimizer, measuring)", advice))) from error
 
 
@@ -167,7 +169,7 @@ def _with_reference(options: TrainOptions, args: TrainingArguments, ready: Prepa
         prompts,
         options.reference_cache,
         tokenizer=tokenizer,
-        tokens=options.tokens_per_batch,
+        tokens=pass_tokens(options.tokens_per_batch, args.device),
         pad_token=pad_token(tokenizer),
         device=args.device,
         bf16=options.bf16,

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mmpo.train.batches import Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.data import PromptPairs
 from mmpo.train.render import Rendered
 
-__all__ = ["Step", "group_parts", "group_prompts", "make_step", "plan_steps", "share_prompts"]
+__all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts"]
+
+_PASS_TOKENS = {"cpu": 4096}
+_PASS_TOKENS_ELSEWHERE = 16384
 
 Parts = list[list[Rendered]]
 """A prompt's completions, in as many forward passes as they need."""
@@ -37,6 +41,15 @@ class Step:
     idle: Batch | None = None
     idle_looks: int = 0
     idle_passes: int = 0
+
+
+def pass_tokens(given: int | None, device: torch.device | str) -> int:
+    """Tokens of a pass at most: the number given, or 4,096 on a CPU, whose caches larger passes leave, and 16,384 elsewhere.
+
+    >>> pass_tokens(None, "cpu"), pass_tokens(500, "cpu")
+    (4096, 500)
+    """
+    return given if given is not None else _PASS_TOKENS.get(torch.device(device).type, _PASS_TOKENS_ELSEWHERE)
 
 
 def plan_steps(pairs: Sequence[int], pairs_per_step: int, epochs: float, seed: int) -> list[np.ndarray]:

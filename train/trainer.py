@@ -35,7 +35,7 @@ from mmpo.train.probe import choose_way
 from mmpo.train.progress import Pace
 from mmpo.train.ranks import from_all, rank_and_world, summed
 from mmpo.train.render import Renderer
-from mmpo.train.steps import Step, make_step, plan_steps
+from mmpo.train.steps import Step, make_step, pass_tokens, plan_steps
 from mmpo.train.targets import targets
 
 __all__ = ["MarginTrainer", "pad_token"]
@@ -60,8 +60,8 @@ class MarginTrainer(Guards):
     train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
     processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
     weight, source_weights: what a pair of a table counts for, as `prepare` takes them. The batch size of `args` is not
-    used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens. layout: "auto",
-    "tree" or "rows", as `choose_way` takes it; `way` is what it chose.
+    used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens (default:
+    `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_way` takes it; `way` is what it chose.
     """
 
     kind = ""
@@ -81,7 +81,7 @@ class MarginTrainer(Guards):
         weight: str = "pair",
         source_weights: Mapping[str, float] | None = None,
         pairs_per_step: int = 64,
-        tokens_per_batch: int = 16384,
+        tokens_per_batch: int | None = None,
         max_length: int = 1024,
         max_prompt_length: int = 512,
         dropout: bool = False,
@@ -96,7 +96,7 @@ class MarginTrainer(Guards):
                 raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
         self.objective = self.parse_objective(loss, loss_options or {}, gamma)
         self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
-        self.pairs_per_step, self.tokens_per_batch = pairs_per_step, tokens_per_batch
+        self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)
         self.layout, self.dropout = layout, dropout
         self.renderer = Renderer(processing_class, max_length, max_prompt_length)
         self.pad_token = pad_token(processing_class)

@@ -66,7 +66,7 @@ def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, d
     assert "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]
     assert message.startswith("error: the memory ran out ")
-    assert "set tokens_per_batch lower (--tokens-per-batch, now 16384)" in message
+    assert "set tokens_per_batch lower (--tokens-per-batch, now 4096)" in message
     for part in ("--gradient-checkpointing", "--lora", "FSDP"):
         assert part in message
     assert "--bf16" not in message  # it is on
