@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,11 @@ def run(
     if check:
         say(f"{recipe}: ok")
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a recipe runs in one process, and a launcher has started several: build the data first (`mmpo build`), then "
+            "launch `-m mmpo.cli train`"
+        )
     summary = run_recipe(loaded)
     if as_json:
         print_json(summary)

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 
-__all__ = ["check_margins", "nothing_left", "rendering_warnings", "target_warnings", "warn"]
+__all__ = ["check_completions", "check_margins", "nothing_left", "rendering_warnings", "target_warnings", "warn"]
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -39,6 +41,47 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
         f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
         "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"
     )
+
+
+def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.ndarray, first: np.ndarray) -> None:
+    """Raises UserError where an id stands for completions of two prompts, or for two texts.
+
+    identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the id and the place
+    among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
+    """
+    again = "an id is that of one completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
+    prompts = np.tile(prompt_of, 2)
+    wrong = np.flatnonzero(prompts != prompts[first])
+    if len(wrong):
+        names = table["prompt_id"].take(pa.array(np.array([first[wrong[0]], wrong[0]]) % table.num_rows)).to_pylist()
+        raise UserError(
+            f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
+            f"({len(wrong)} of {len(first)} places are such): {again}"
+        )
+    wrong = np.flatnonzero(_differs(table, first))
+    if len(wrong):
+        raise UserError(
+            f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
+            f"{len(wrong)} of {len(first)} places are such): {again}"
+        )
+
+
+def _differs(table: pa.Table, first: np.ndarray) -> np.ndarray:
+    """Which completions are other messages than those where their id is first, (2·pairs,)."""
+    messages = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
+    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    differs = lengths != lengths[first]
+    flat = pc.list_flatten(messages)
+    for part in ("role", "content"):
+        # numbers for the texts: comparing those is quick, however often each of them stands there
+        texts = pc.fill_null(pc.struct_field(flat, part).cast(pa.large_string()), "")
+        coded = pc.dictionary_encode(texts)
+        numbers = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in coded.chunks)])
+        for place in range(int(lengths.max(initial=0))):
+            rows = np.flatnonzero((lengths > place) & ~differs)
+            differs[rows] = numbers[starts[rows] + place] != numbers[starts[first[rows]] + place]
+    return differs
 
 
 def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequence[str], target: str) -> list[str]:
@@ -99,6 +142,14 @@ def rendering_warnings(renderer: Any) -> list[str]:
         "template_refused": lambda n: f"{n} conversations were left out; the first: {renderer.first_refusal}",
         "system_merged": lambda n: (
             f"the chat template refuses system messages: in {n} of {prompts} prompts they were put before the first user turn"
+        ),
+        "system_moved": lambda n: (
+            f"the chat template writes a system message only where the user speaks last: in {n} of {prompts} prompts it was put "
+            "before the first user turn"
+        ),
+        "prompt_changed": lambda n: (
+            f"{n} of {prompts} prompts were left out with all their pairs: the chat template writes them otherwise once a reply "
+            "follows, so that part of the prompt would be taken for the reply; give another one with --chat-template"
         ),
         "end_of_text_missing": lambda n: (
             f"the tokenizer has no end-of-text token: {n} of {completions} completions end without one, and a policy does not "

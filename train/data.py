@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.checks import check_completions
 from mmpo.train.options import check_source_weights
 from mmpo.train.pairs import as_pairs, check_rows, pair_files
 from mmpo.train.render import Rendered, Renderer
@@ -64,13 +65,20 @@ def read_pairs(data: str | Path, split: str) -> pa.Table:
 
 
 def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
-    """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table."""
+    """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table, and where
+    every source has weight 0.
+    """
     check_source_weights(source_weights)
     known = sorted(set(table["source"].to_pylist()), key=str)
     for name in source_weights:
         if name not in known:
             several = "; pairs fed by several sources carry a name of their own, such as 'a + b'"
             raise UserError(f"source_weights: {unknown_name('source', name, map(str, known))}{several}")
+    if known and all(source_weights.get(name) == 0 for name in known):
+        raise UserError(
+            f"source_weights: every source of the {table.num_rows} pairs has weight 0 ({', '.join(map(str, known))}), so that none is "
+            "left to train on: give one of them a weight above 0"
+        )
 
 
 def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, float] | None = None) -> tuple[pa.Table, Counts]:
@@ -102,7 +110,7 @@ def prepare(
 
     `p`: targets, shape (pairs,). `weight`: "pair" gives every pair 1, "prompt" 1 / (kept pairs of its prompt);
     `source_weights` multiply it, a source that they don't name by 1. Prompts come in the order of their ids, so that
-    the order of the table's rows has no influence.
+    the order of the table's rows has no influence. Raises UserError where an id stands for two texts.
     """
     prompt_ids, first, prompt_of = _unique(table, "prompt_id")
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
@@ -151,6 +159,7 @@ def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarr
     identities = np.array([*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()], dtype=object)
     codes = np.unique(identities, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(codes, return_index=True)
+    check_completions(table, identities, prompt_of, first[codes])
     count = table.num_rows
     in_chosen = first < count
     texts: list = [None] * len(first)

@@ -11,12 +11,26 @@ from mmpo.train.options import TrainOptions
 __all__ = ["RECORD", "RunFolder", "read_record"]
 
 RECORD = "mmpo.json"
-_FREE = {"out", "resume", "save_steps", "logging_steps", "report_to", "reference_cache"}
-"""What may change between a run and its resumption without changing the result."""
+_FREE = {
+    "out",
+    "resume",
+    "save_steps",
+    "logging_steps",
+    "report_to",
+    "reference_cache",
+    "tokens_per_batch",
+    "gradient_checkpointing",
+}
+"""What may change between a run and its resumption without changing the result, but for rounding."""
+
+
+_NEW = "reference.new"
 
 
 class RunFolder:
-    """The folder `options.out`; creating this object checks it and writes nothing.
+    """The folder `options.out`; creating this object checks it and writes nothing. `goes_on`: whether this run does what is
+    left of the one that it holds. One that has neither ended nor left a checkpoint has done nothing, and another may take
+    its place.
 
     Raises UserError if the folder holds something else than a run of ours, or a run with other options or data.
     """
@@ -33,10 +47,12 @@ class RunFolder:
             if given and Path(given).resolve() == self.path.resolve():
                 raise UserError(f"--out {self.path} is --{what} as well and would be overwritten: give another folder")
         self.record = read_record(self.path)
-        if self.record is None:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise UserError(f"{self.path} exists and holds something else than a training run; give another folder")
-        elif options.resume:
+        if self.record is None and self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} exists and holds something else than a training run; give another folder")
+        has_work = self.record is not None and (bool(self.record.get("finished")) or bool(self._checkpoints()[0]))
+        self.goes_on = options.resume and has_work
+        self._claimed = False
+        if self.record is not None and self.goes_on:
             self._same_run(self.record)
 
     def _same_run(self, record: dict[str, Any]) -> None:
@@ -50,58 +66,98 @@ class RunFolder:
             )
 
     def same_model(self, identity: dict[str, Any]) -> None:
-        """Takes down what the model is. UserError where the run that is to go on here had another one.
+        """Takes down what the model is, or its reference. UserError where the run that is to go on here had another one.
 
         The options only name a folder or a Hub name; what lies there may have changed since.
         """
-        then = (self.record or {}).get("identity", {}) if self.options.resume else {}
+        then = (self.record or {}).get("identity", {}) if self.goes_on else {}
         changed = [name for name in identity if name in then and then[name] != identity[name]]
         if changed:
             said = "; ".join(f"{name} {_short(then[name])}, now {_short(identity[name])}" for name in changed)
+            reference = f", --reference {self.options.reference}" if self.options.reference else ""
             raise UserError(
-                f"{self.path} holds a run of another model ({said}): --model {self.options.model} or its chat template has changed since. "
+                f"{self.path} holds a run of another model ({said}): --model {self.options.model}{reference} or its chat template has "
+                "changed since. "
                 "Give another --out, bring the model back, or --no-resume to start again"
             )
-        self.identity = identity
+        self.identity |= identity
 
     @property
     def finished(self) -> bool:
         """Whether the same run has ended here already."""
-        return bool(self.options.resume and self.record and self.record.get("finished"))
+        return bool(self.goes_on and self.record and self.record.get("finished"))
+
+    def claim(self) -> None:
+        """Makes the folder ours if it is new; what an earlier run left in it stays, until this one is known to work."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.path / _NEW, ignore_errors=True)
+        if self.record is None:
+            self.write({"finished": False})
+            self._claimed = True
 
     def start(self) -> None:
-        """Makes the folder ours; without `resume`, what an earlier run left there is removed."""
-        if self.record is not None and not self.options.resume:
-            self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self.record is None or not self.options.resume:
+        """Called when nothing but training is left: of an earlier run that does not go on, what it left is removed."""
+        if not (self.goes_on or self._claimed):
+            cache = self.options.reference_cache
+            self._clear(keep=Path(cache).resolve() if cache else None)
+        self._claimed = False
+        if not self.goes_on:
             self.write({"finished": False})
+        if (self.path / _NEW).is_dir():
+            shutil.rmtree(self.path / "reference", ignore_errors=True)
+            (self.path / _NEW).rename(self.path / "reference")
+
+    def new_reference(self) -> Path | None:
+        """Where to save the model as it is before training, which `start` puts in its place; None where it is there."""
+        if self.goes_on and (self.path / "reference" / "config.json").is_file():
+            return None
+        return self.path / _NEW
 
     def abandon(self) -> None:
-        """Takes back what `start` made, where nothing has been trained yet."""
-        if self.record is None and self.last_checkpoint() is None:
+        """Takes back what was made since `claim`."""
+        shutil.rmtree(self.path / _NEW, ignore_errors=True)
+        if self._claimed:
             self._clear()
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    def _clear(self) -> None:
-        """Removes what a run leaves behind and nothing else that may lie there."""
-        for pattern in ("checkpoint-*", "reference", "reference.parquet", "*.safetensors*", "adapter_*", RECORD):
+    def _clear(self, keep: Path | None = None) -> None:
+        """Removes what a run leaves behind and nothing else that may lie there. keep: a cache that the new run uses."""
+        for pattern in ("checkpoint-[0-9]*", "reference", "reference.parquet", "*.safetensors*", "adapter_*", RECORD):
             for path in self.path.glob(pattern):
+                if path.resolve() == keep:
+                    continue
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
 
     def last_checkpoint(self) -> str | None:
-        """The newest complete checkpoint; trainer_state.json is the last file that the Trainer writes into one."""
-        found = []
-        for folder in self.path.glob("checkpoint-*"):
+        """The newest complete checkpoint; those that are not complete are removed."""
+        found, broken = self._checkpoints()
+        for folder in broken:
+            shutil.rmtree(folder)
+        return str(max(found)[1]) if found else None
+
+    def _checkpoints(self) -> tuple[list[tuple[int, Path]], list[Path]]:
+        """The complete checkpoints with their steps, and those that were half-written when the run was killed.
+
+        trainer_state.json is the last file that the Trainer writes into one. Raises UserError where it is there and can't be
+        read: that says nothing against the checkpoint.
+        """
+        found, broken = [], []
+        for folder in self.path.glob("checkpoint-[0-9]*"):
+            if not folder.is_dir() or folder.is_symlink():
+                continue
             try:
                 found.append((int(json.loads((folder / "trainer_state.json").read_text())["global_step"]), folder))
-            except (OSError, ValueError, KeyError):
-                shutil.rmtree(folder)  # half-written when the run was killed
-        return str(max(found)[1]) if found else None
+            except (FileNotFoundError, ValueError, KeyError, TypeError):
+                broken.append(folder)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}/trainer_state.json can't be read: {error}; make it readable, or give another --out"
+                ) from error
+        return found, broken
 
     def write(self, values: dict[str, Any]) -> None:
         """`mmpo.json`, whole or not at all, with kind, options and the digest of the data."""

@@ -143,12 +143,15 @@ def _logprobs(model: nn.Module, batch: Batch, way: Way) -> Tensor:
 
 def _scores(model: nn.Module, batch: Batch, way: Way) -> Tensor:
     """Pooled at each completion's last token. transformers pools at the last token that is not pad, which is one too
-    early where pad equals eos. Encoders, which pool by a token of their own, keep their own way.
+    early where pad equals eos. The score layer computes in its own precision, so that under autocast scores are not
+    rounded to 8 bits. Encoders, which pool by a token of their own, keep their own way.
     """
     head = getattr(model, "score", None)
     if head is None or body_of(model) is model:
         return _first_label(model(**inputs_of(model, batch, way)).logits)
-    return _first_label(head(_hidden(model, batch, way).flatten(0, 1)[batch.last]))
+    states = _hidden(model, batch, way).flatten(0, 1)[batch.last]
+    with torch.autocast(states.device.type, enabled=False):
+        return _first_label(head(states.to(next(head.parameters(), states).dtype)))
 
 
 def _first_label(scores: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from mmpo.train.arguments import memory_advice
+from mmpo.train.arguments import ELSEWHERE, memory_advice
 from mmpo.train.batches import MicroBatch
 from mmpo.train.data import PromptPairs
 from mmpo.train.failures import memory_error, not_finite, out_of_memory, some_ids
@@ -60,12 +61,14 @@ class Guards(Trainer):
                 checkpointing=bool(getattr(self.args, "activation_checkpointing", False)),
                 bf16=self.args.bf16,
                 lora=hasattr(self.model, "peft_config"),
+                started=(started := any(Path(self.args.output_dir or ".").glob("checkpoint-*"))),
             )
             if passes.at is not None:
                 most = max(part.input_ids.numel() for part in passes.at.parts)
                 where += f", in a pass of {most} tokens over the completions of {some_ids(passes.at.ids)}"
                 if most > self.tokens_per_batch:  # one completion is never cut
                     advice[0] = f"set max_length lower (--max-length): one completion alone has {most} tokens"
+                    advice[0] += f"; {ELSEWHERE}" if started else ""
             raise _of_this_process(memory_error(where, advice)) from error
 
     def check_finite(self, what: str, value: float, seen: Finite | None = None) -> None:

@@ -11,9 +11,24 @@ from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.checks import warn
 from mmpo.train.data import PromptPairs
+from mmpo.train.fingerprint import weights_digest
+from mmpo.train.forward import Way, plain_model
+from mmpo.train.launch import uses_fsdp
+from mmpo.train.options import TrainOptions
+from mmpo.train.ranks import rank_and_world
 
-__all__ = ["check_checkpoint", "check_ids", "check_loaded", "check_model", "check_same_vocabulary", "identity"]
+__all__ = [
+    "check_checkpoint",
+    "check_ids",
+    "check_loaded",
+    "check_model",
+    "check_same_vocabulary",
+    "check_way",
+    "identity",
+    "idle_parameters",
+]
 
 
 def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, new_head: bool) -> None:
@@ -113,16 +128,51 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str) -> None:
 
 
 def identity(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """What a run must find again to go on: class and shape of the model, vocabulary and chat template, as JSON values."""
+    """What a run must find again to go on: class, shape and weights of the model, vocabulary and chat template, as JSON
+    values. Of a reward model the weights are the body's: its score layer may be new.
+    """
+    body = getattr(model, str(model.base_model_prefix), model) if hasattr(model, "num_labels") else model
     shapes = "\n".join(sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()))
     vocabulary = sorted(tokenizer.get_vocab().items())
     return {
         "architecture": type(model).__name__,
         "parameters": sum(value.numel() for value in model.parameters()),
         "shapes": _digest(shapes),
+        "weights": weights_digest(body),
         "vocabulary": _digest(json.dumps(vocabulary)),
         "chat_template": _digest(json.dumps(tokenizer.chat_template)),
     }
+
+
+def check_way(way: Way, model: Any, options: TrainOptions) -> None:
+    """Warns where a causal model gets rows by itself. Raises UserError for what several processes can't run."""
+    plain = plain_model(model)
+    causal = options.kind == "policy" or hasattr(plain, "score")  # an encoder never gets trees, and can't be a policy
+    if options.layout == "auto" and way.layout == "rows" and causal:
+        warn(
+            [f"tree batches are not exact for this model ({way.reason}): it trains on rows, a prompt computed with each completion"]
+        )
+    if options.kind == "policy" and uses_fsdp() and way.head == "whole":
+        raise UserError(
+            f"FSDP is not supported for {type(plain).__name__}, whose logits only its own forward pass gives: leave out FSDP "
+            "(`accelerate launch --multi_gpu`), and save memory with --lora, --gradient-checkpointing or --bf16"
+        )
+    idle = idle_parameters(plain) if options.gradient_checkpointing and rank_and_world()[1] > 1 and not uses_fsdp() else []
+    if idle:
+        raise UserError(
+            f"{len(idle)} trainable parameters of {type(plain).__name__} are not for text ({_some(idle)}) and get no gradients, which "
+            "several processes with --gradient-checkpointing can't do with: leave that out, or take one process or a model for text only"
+        )
+
+
+def idle_parameters(model: Any) -> list[str]:
+    """The trainable parameters of a model of text and images that texts do not pass through; of other models none."""
+    config = model.config
+    if config.get_text_config() is config:
+        return []
+    layers = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings(), getattr(model, "score", None)]
+    used = {id(value) for layer in layers if layer is not None for value in layer.parameters()}
+    return [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in used]
 
 
 def check_checkpoint(checkpoint: str | Path | None, model: Any) -> None:

@@ -100,8 +100,9 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
 
     config = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path") or ""
-    if not base and (folder / "reference" / "config.json").is_file():
-        base = str(folder / "reference")  # a tiny model, which no other place has
+    for place in (folder, folder.parent):  # beside a checkpoint
+        if not base and (place / "reference" / "config.json").is_file():
+            base = str(place / "reference")  # a model that no other place has
     if not base:
         raise UserError(
             f"{folder} is an adapter that does not say of which model: fill in base_model_name_or_path in its {_ADAPTER}"
@@ -113,6 +114,8 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
     except UserError as error:
         raise UserError(f"{folder} is an adapter of {base!r}, which is needed too: {error}") from error
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+    # No place holds this model, and an adapter on top of it must not name the base without this one.
+    model.name_or_path = model.config.name_or_path = ""
     model.requires_grad_(True)  # peft had frozen the base, and a run that starts from this would train nothing
     if any((folder / part).is_file() for part in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)

@@ -27,6 +27,9 @@ from mmpo.train.terms import parse_terms
 
 __all__ = ["Preparation", "prepare_run", "resolve_gamma"]
 
+_READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
+"""Columns that a run's targets and weights depend on, with the ids of the texts."""
+
 
 @dataclass
 class Preparation:
@@ -55,8 +58,8 @@ def resolve_gamma(gamma: float | str, margins: Any) -> float:
 
 def prepare_run(options: TrainOptions) -> Preparation:
     """Everything that options name, read and checked. Raises UserError for whatever can't be trained on."""
-    pairs = read_pairs(options.data, "train")
-    folder = RunFolder(options, _digest(pairs))
+    pairs, measured = read_pairs(options.data, "train"), _measured(options)
+    folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured]))
     if folder.finished:
         if rank_and_world()[0] == 0:
             print(f"{folder.path} already holds this run, finished; nothing to do", file=sys.stderr)
@@ -76,7 +79,7 @@ def prepare_run(options: TrainOptions) -> Preparation:
     if not train.prompts:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     warn(_target_warnings(train, options, gamma) + rendering_warnings(renderer))
-    held_out = _held_out(options, objective, tokenizer)
+    held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
     check_ids([*train.prompts, *(held_out or [])], model, tokenizer, options.model)
     return Preparation(folder, gamma, counts, model, tokenizer, train.prompts, held_out)
 
@@ -92,18 +95,21 @@ def _prompts(pairs: pa.Table, options: TrainOptions, objective: Objective, rende
     return prepared, {**counts, **dropped, **about_targets, **prepared.counts, **left_out}
 
 
-def _held_out(options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
-    """The pairs measured during training; None where the dataset has no such split or nothing of it is left, which early
-    stopping can't do with.
-    """
+def _measured(options: TrainOptions) -> pa.Table | None:
+    """The pairs measured during training; None where the dataset has no such split, which early stopping can't do with."""
     if options.eval_split is None or not any((Path(options.data) / options.eval_split).glob("*.parquet")):
         if options.early_stopping:
             raise UserError(
                 f"early_stopping needs held-out pairs: {options.data} has no split {options.eval_split!r}; leave it out"
             )
         return None
+    return read_pairs(options.data, options.eval_split)
+
+
+def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
+    """The same rendered; None where nothing of them is left, which early stopping can't do with."""
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
-    prepared, counts = _prompts(read_pairs(options.data, options.eval_split), options, objective, renderer)
+    prepared, counts = _prompts(pairs, options, objective, renderer)
     if not prepared.prompts:
         error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
         if options.early_stopping:
@@ -119,7 +125,10 @@ def _target_warnings(train: Prepared, options: TrainOptions, gamma: float) -> li
     return target_warnings(p, margin, gamma, parse_terms(options.loss), options.target)
 
 
-def _digest(pairs: pa.Table) -> str:
-    """Digest of ids and margins, whatever the order of the rows."""
-    rows = zip(*(pairs[n].to_pylist() for n in ("chosen_id", "rejected_id", "quality_margin")), strict=True)
-    return blake2b("\n".join(sorted(map(repr, rows))).encode(), digest_size=16).hexdigest()
+def _digest(splits: Sequence[pa.Table]) -> str:
+    """Digest of everything in the splits that a run reads, whatever the order of their rows; an id is that of a text."""
+    whole = blake2b(digest_size=16)
+    for pairs in splits:
+        rows = zip(*(pairs[name].to_pylist() for name in _READ), strict=True)
+        whole.update(blake2b("\n".join(sorted(map(repr, rows))).encode(), digest_size=16).digest())
+    return whole.hexdigest()

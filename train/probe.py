@@ -3,9 +3,11 @@
 A mask that a model ignores, adds or cuts off raises no error; the model is just a little wrong. So a tree with random
 tokens goes through each way, and every token's hidden state is compared with the plain one, a row a completion. A
 window shows only in rows that are longer than it, hence the length. On a GPU the exact ways are timed, if asked for.
+Where activations will be recomputed it is compared so too: that branch of a model may hand on other arguments.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from math import isinf
 from typing import Any
@@ -19,6 +21,8 @@ from mmpo.train.batches import BATCHES, Batch
 from mmpo.train.flex import FLEX, allow_recompilation
 from mmpo.train.forward import ATTENTIONS, Way, body_of, inputs_of, plain_model
 from mmpo.train.head import linear_logprobs, model_logprobs, whole_logprobs
+from mmpo.train.ranks import from_all
+from mmpo.train.recomputing import recomputing_exactly
 from mmpo.train.render import Rendered
 from mmpo.train.segments import SEGMENTS
 from mmpo.train.timing import pass_seconds
@@ -31,6 +35,8 @@ _DRAWS = 3
 
 Timing = tuple[int, torch.dtype | None]
 """Tokens of a pass, and what autocast lowers its precision to."""
+Shape = tuple[int, bool]
+"""Tokens of the longest row, and whether activations will be recomputed."""
 
 
 @torch.no_grad()
@@ -42,6 +48,7 @@ def choose_way(
     device: torch.device | str | None = None,
     tokens: int | None = None,
     bf16: bool = False,
+    checkpointing: bool = False,
 ) -> Way:
     """The fastest way of running this model that is exact on rows of `length` tokens.
 
@@ -49,7 +56,8 @@ def choose_way(
     exact), or "rows". tokens: of a batch in training; given, and on a GPU, FlexAttention is taken where a pass over so
     many tokens, under autocast to bfloat16 if `bf16`, is faster than with masks; every process must ask for it then.
     Otherwise it is taken where masks are not exact, and by a model that runs it already. Sets the model's attention
-    function to the one that the way needs.
+    function to the one that the way needs. checkpointing: whether activations will be recomputed in training, so that the
+    way must be exact then too and is timed so.
     """
     plain = plain_model(model)
     was_training = plain.training
@@ -63,7 +71,7 @@ def choose_way(
         timing = None if tokens is None or on_cpu or before == FLEX else (tokens, torch.bfloat16 if bf16 else None)
         way, reason = None, "asked for"
         if layout != "rows":
-            way, reason = _tree_way(plain, kind, max(length, 12), on_cpu, before == FLEX, timing)
+            way, reason = _tree_way(plain, kind, (max(length, 12), checkpointing), on_cpu, before == FLEX, timing)
     finally:
         plain.train(was_training)
     if way is None and layout == "tree":
@@ -85,7 +93,7 @@ def probe_group(vocabulary: int, length: int, seed: int = 0) -> list[Rendered]:
 
 
 def _tree_way(
-    plain: nn.Module, kind: str, length: int, on_cpu: bool, ran_flex: bool, timing: Timing | None
+    plain: nn.Module, kind: str, shape: Shape, on_cpu: bool, ran_flex: bool, timing: Timing | None
 ) -> tuple[Way | None, str]:
     """The first way over trees that is exact, or of all the fastest where they are timed; or None and why not."""
     if body_of(plain) is plain or (kind == "reward" and not hasattr(plain, "score")):
@@ -95,7 +103,7 @@ def _tree_way(
     reason = failing = ""
     for way in _candidates(plain, on_cpu, ran_flex):
         try:
-            error = _difference(plain, way, length, own)
+            error = _difference(plain, way, shape, own)
         except Exception as failure:  # whatever a foreign model raises, there is another way
             error, reason = None, f"{type(failure).__name__}: {str(failure).splitlines()[0][:200] if str(failure) else ''}"
         if error is not None and error <= _ROUNDING * _slack(plain):
@@ -106,11 +114,16 @@ def _tree_way(
         failing = way.attention
         if error is not None:
             reason = (
-                f"on rows of {length} tokens a hidden state differs by {error:.1e} of its size from the plain one; "
+                f"on rows of {shape[0]} tokens a hidden state differs by {error:.1e} of its size from the plain one; "
                 f"its attention is {own}"
             )
+    if timing is not None:
+        everywhere = _exact_everywhere(exact)  # the timing waits for every process
+        if exact and not everywhere:
+            reason = f"attention by {exact[0].attention} works in this process and not in all"
+        exact = everywhere
     if timing is not None and len(exact) > 1:
-        exact = [_fastest(plain, exact, own, length, timing)]
+        exact = [_fastest(plain, exact, own, shape, timing)]
     elif timing is not None and exact and failing:
         exact = [replace(exact[0], reason=f"attention by {failing} does not work: {reason}")]
     _set_attention(plain, ATTENTIONS[exact[0].attention].implementation or own if exact else own)
@@ -135,12 +148,18 @@ def _candidates(plain: nn.Module, on_cpu: bool, ran_flex: bool) -> Iterator[Way]
         yield flex
 
 
-def _fastest(plain: nn.Module, ways: Sequence[Way], own: str, length: int, timing: Timing) -> Way:
+def _exact_everywhere(ways: Sequence[Way]) -> list[Way]:
+    """Of this process' exact ways those that are exact in every process."""
+    found = from_all(lambda: [way.attention for way in ways])
+    return [way for way in ways if all(way.attention in names for names in found)]
+
+
+def _fastest(plain: nn.Module, ways: Sequence[Way], own: str, shape: Shape, timing: Timing) -> Way:
     """The one with the shortest pass, and in its reason how long each took."""
     seconds = []
     for way in ways:
         _set_attention(plain, ATTENTIONS[way.attention].implementation or own)
-        seconds.append(pass_seconds(plain, way, length, *timing))
+        seconds.append(pass_seconds(plain, way, shape[0], *timing, checkpointing=shape[1]))
     named = zip([way.attention for way in ways], seconds, strict=True)
     took = ", ".join(f"{name} fails" if isinf(each) else f"{name} {1000 * each:.1f} ms" for name, each in named)
     return replace(ways[seconds.index(min(seconds))], reason=f"a pass forward and backward of {timing[0]:,} tokens: {took}")
@@ -156,29 +175,35 @@ def _unknown_types(plain: nn.Module) -> str:
     return f"it has layers of the type {', '.join(unknown)}" if unknown else ""
 
 
-def _difference(plain: nn.Module, way: Way, length: int, own: str) -> float:
+def _difference(plain: nn.Module, way: Way, shape: Shape, own: str) -> float:
     """Largest relative difference of a token's last hidden state from that in a plain row of its own.
 
     A mixture of experts may send a token elsewhere for a rounding error; a mask that is wrong is wrong at the same places
     whatever the tokens. So of several draws the smallest difference of each place counts.
     """
-    errors = _errors(plain, way, length, own, 0)
+    errors = _errors(plain, way, shape, own, 0)
     for seed in range(1, _DRAWS):
         if not bool(errors.max() > _ROUNDING * _slack(plain)):
             break
-        errors = torch.minimum(errors, _errors(plain, way, length, own, seed))
+        errors = torch.minimum(errors, _errors(plain, way, shape, own, seed))
     return float(errors.max())
 
 
-def _errors(plain: nn.Module, way: Way, length: int, own: str, seed: int) -> Tensor:
-    """Relative differences of hidden states from the plain ones, one a place that `_states` looks at."""
+def _errors(plain: nn.Module, way: Way, shape: Shape, own: str, seed: int) -> Tensor:
+    """Relative differences of hidden states from the plain ones, one a place that `_states` looks at, and once more for
+    recomputed ones.
+    """
+    length, checkpointing = shape
     device = next(plain.parameters()).device
     group = probe_group(plain.get_input_embeddings().num_embeddings, length, seed)  # type: ignore[operator]
     _set_attention(plain, own)
     expected = _states(plain, [BATCHES["rows"].build([[item]], 0).to(device) for item in group], Way("rows"))
     _set_attention(plain, ATTENTIONS[way.attention].implementation or own)
-    found = _states(plain, [way.batches.build([group], 0).to(device)], way)
-    return (found - expected).norm(dim=1) / expected.norm(dim=1)
+    batches, errors = [way.batches.build([group], 0).to(device)], []
+    for mode in (nullcontext(), recomputing_exactly(plain)) if checkpointing else (nullcontext(),):
+        with mode:
+            errors.append((_states(plain, batches, way) - expected).norm(dim=1) / expected.norm(dim=1))
+    return torch.cat(errors)
 
 
 def _states(plain: nn.Module, batches: Sequence[Batch], way: Way) -> Tensor:

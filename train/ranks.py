@@ -2,6 +2,9 @@
 
 Without torch.distributed there is one process, and these functions do nothing but call. An error that one process
 meets is raised in all of them, so that none waits for the others for ever; the first process alone says it.
+
+Everything is told by one kind of exchange, in which every process tells something. So these functions may be nested:
+one process that fails on the way to an inner exchange answers it with its failure, in the place of the outer one.
 """
 
 import os
@@ -14,14 +17,17 @@ import torch.distributed
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.failures import out_of_memory
 
 __all__ = [
     "LocalFailure",
+    "MemoryElsewhere",
     "agreed",
     "any_of_all",
     "from_all",
     "from_first",
     "is_lost_process",
+    "known_to_all",
     "leave_together",
     "rank_and_world",
     "said_elsewhere",
@@ -35,12 +41,17 @@ class LocalFailure(UserError):
     """An error of this process alone, in the middle of a step, where the others can't be asked: they lose it."""
 
 
+class MemoryElsewhere(MemoryError):
+    """Memory that ran out in another process; the text says in which."""
+
+
 @dataclass(frozen=True)
 class _Failed:
     """What is told to the others of an error."""
 
     rank: int
     message: str
+    memory: bool = False
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -55,11 +66,7 @@ def from_first(make: Callable[[], Value]) -> Value:
     rank, world = rank_and_world()
     if world == 1:
         return make()
-    value, error = _tried(make) if rank == 0 else (None, None)
-    found = [value if error is None else _failed(error)]
-    torch.distributed.broadcast_object_list(found)
-    _raise(error, found)
-    return found[0]  # type: ignore[return-value]
+    return from_all(lambda: make() if rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def from_all(make: Callable[[], Value]) -> list[Value]:
@@ -68,6 +75,8 @@ def from_all(make: Callable[[], Value]) -> list[Value]:
     if world == 1:
         return [make()]
     value, error = _tried(make)
+    if error is not None and known_to_all(error):
+        raise error
     found: list[Any] = [None] * world
     torch.distributed.all_gather_object(found, value if error is None else _failed(error))
     _raise(error, found)
@@ -79,6 +88,11 @@ def agreed(make: Callable[[], Value]) -> Value:
     kept: list[Value] = []
     from_all(lambda: kept.append(make()))
     return kept[0]
+
+
+def known_to_all(error: BaseException) -> bool:
+    """Whether an error has been raised in every process, each with its own of these words."""
+    return getattr(error, _KNOWN, False)
 
 
 def any_of_all(flag: bool, device: torch.device | str = "cpu") -> bool:
@@ -113,6 +127,7 @@ def is_lost_process(error: BaseException) -> bool:
     return rank_and_world()[1] > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in _LOST)
 
 
+_KNOWN = "_mmpo_known_to_all"
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -132,14 +147,19 @@ def _tried(make: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
 
 def _failed(error: Exception) -> _Failed:
     rank, world = rank_and_world()
+    place = f"process {rank} (of {world}, counted from 0)"
+    if out_of_memory(error):
+        return _Failed(rank, place, memory=True)
     said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return _Failed(rank, said if rank == 0 else f"process {rank} (of {world}, counted from 0): {said}")
+    return _Failed(rank, said if rank == 0 else f"{place}: {said}")
 
 
 def _raise(own: Exception | None, found: list[Any]) -> None:
-    """This process' own error as it is, or the first one of the others as a UserError."""
-    if own is not None:
-        raise own
-    for one in found:
-        if isinstance(one, _Failed):
-            raise UserError(one.message)
+    """This process' own error as it is, or the first one of the others, as a UserError if it isn't about memory."""
+    failed = next((one for one in found if isinstance(one, _Failed)), None)
+    if own is None and failed is None:
+        return
+    if own is None and failed is not None:
+        own = MemoryElsewhere(failed.message) if failed.memory else UserError(failed.message)
+    setattr(own, _KNOWN, True)  # an exchange around this one must not tell it again
+    raise own  # type: ignore[misc]

@@ -125,7 +125,7 @@ def _filled(
         with book.keeping():
             for done, found in _computed(_chunks(work, _CHUNK * tokens), compute):
                 values[done] = found
-                book.note(done, found)
+                from_first(partial(book.note, done, found))  # the others must hear of a file that can't be written
         values = from_first(lambda: book.settled(values))
     return with_reference(prompts, [values[where] for where in places])
 

@@ -46,4 +46,5 @@ def own_pad_token(model: Any, tokenizer: Any) -> None:
             tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id

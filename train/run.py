@@ -17,16 +17,17 @@ from mmpo.train.arguments import memory_advice, set_rhythm, training_arguments
 from mmpo.train.data import PromptPairs
 from mmpo.train.displacement import Displacement
 from mmpo.train.failures import memory_error, out_of_memory
+from mmpo.train.fingerprint import weights_digest
 from mmpo.train.history import history_of, summary_of
 from mmpo.train.launch import check_launch, uses_fsdp
-from mmpo.train.model_checks import check_checkpoint, check_ids
+from mmpo.train.model_checks import check_checkpoint, check_ids, check_way
 from mmpo.train.models import add_lora, load_reference
 from mmpo.train.options import TrainOptions
 from mmpo.train.policy import PolicyTrainer
 from mmpo.train.preparation import Preparation, prepare_run, resolve_gamma
 from mmpo.train.probe import choose_way
 from mmpo.train.progress import Progress, final_line
-from mmpo.train.ranks import LocalFailure, agreed, from_first, is_lost_process, rank_and_world
+from mmpo.train.ranks import LocalFailure, MemoryElsewhere, agreed, from_first, is_lost_process, known_to_all, rank_and_world
 from mmpo.train.reference import cached_logprobs
 from mmpo.train.reward import RewardTrainer, own_pad_token
 from mmpo.train.steps import pass_tokens
@@ -63,10 +64,21 @@ def _train(options: TrainOptions) -> dict[str, Any]:
             ) from error
         if not out_of_memory(error):
             raise
-        checkpointing, lora = options.gradient_checkpointing, options.lora is not None
-        tokens = pass_tokens(options.tokens_per_batch, "cuda" if torch.accelerator.is_available() else "cpu")
-        advice = memory_advice(tokens, checkpointing=checkpointing, bf16=options.bf16, lora=lora)
-        raise LocalFailure(str(memory_error("outside of the steps (weights, optimizer, measuring)", advice))) from error
+        raise _memory_message(error, options) from error
+
+
+def _memory_message(error: Exception, options: TrainOptions) -> UserError:
+    """The error with what to set. What is known to all the first process says, else this one does."""
+    advice = memory_advice(
+        pass_tokens(options.tokens_per_batch, "cuda" if torch.accelerator.is_available() else "cpu"),
+        checkpointing=options.gradient_checkpointing,
+        bf16=options.bf16,
+        lora=options.lora is not None,
+        started=any(Path(options.out).glob("checkpoint-*")),
+    )
+    place = f", in {error}" if isinstance(error, MemoryElsewhere) else ""
+    found = memory_error(f"outside of the steps (weights, optimizer, measuring){place}", advice)
+    return found if known_to_all(error) else LocalFailure(str(found))
 
 
 def _run(options: TrainOptions) -> dict[str, Any]:
@@ -78,16 +90,19 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     folder = ready.folder
     if ready.model is None and folder.record is not None:
         return {**folder.record["summary"], "out": options.out}
-    from_first(folder.start)
+    from_first(folder.claim)
     try:
         trainer = agreed(lambda: _trainer(options, args, ready))
-        checkpoint = from_first(folder.last_checkpoint)
-        agreed(lambda: check_checkpoint(checkpoint, trainer.model))
-    except UserError:
-        from_first(folder.abandon)  # or the corrected command would meet a run with other options here
+    except Exception as error:
+        if not is_lost_process(error):
+            from_first(folder.abandon)
         raise
+    from_first(folder.start)
+    checkpoint = from_first(folder.last_checkpoint)
+    agreed(lambda: check_checkpoint(checkpoint, trainer.model))
     record = {"gamma": ready.gamma if math.isfinite(ready.gamma) else "inf", "counts": ready.counts}  # JSON has no infinity
     record["model_parameters"] = sum(value.numel() for value in ready.model.parameters())
+    record["way"] = {name: getattr(trainer.way, name) for name in ("layout", "attention", "head", "reason")}
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
     with StopSafely() as stop:
         trainer.add_callback(stop)
@@ -150,20 +165,18 @@ def _trainer(options: TrainOptions, args: TrainingArguments, ready: Preparation)
     kind = PolicyTrainer if options.kind == "policy" else RewardTrainer
     trainer = kind(model, args, train, held_out, **shared)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to --json
+    check_way(trainer.way, trainer.model, options)
     set_rhythm(trainer, options)
     return trainer
 
 
 def _with_reference(options: TrainOptions, args: TrainingArguments, ready: Preparation) -> list[PromptPairs]:
     """All prompts with the reference's log-probabilities, from the reference cache where it has them."""
-    reference, tokenizer, prompts = ready.model, ready.tokenizer, [*ready.train, *(ready.held_out or [])]
-    if options.reference is not None:
-        trust = options.trust_remote_code
-        reference = load_reference(options.reference, tokenizer, options.max_length, trust_remote_code=trust)
-        check_ids(prompts, reference, tokenizer, options.reference)
-    elif options.model == "tiny":
-        from_first(lambda: _keep_reference(ready))
-    reference.to(args.device)
+    tokenizer, prompts = ready.tokenizer, [*ready.train, *(ready.held_out or [])]
+    reference = agreed(lambda: _reference(options, ready, prompts).to(args.device))
+    is_reference = options.model == "tiny" and options.reference is None
+    if not ready.model.name_or_path and (is_reference or options.lora is not None):
+        from_first(lambda: _keep(ready))
     return cached_logprobs(
         reference,
         prompts,
@@ -177,10 +190,25 @@ def _with_reference(options: TrainOptions, args: TrainingArguments, ready: Prepa
     )
 
 
-def _keep_reference(ready: Preparation) -> None:
-    """A tiny model as it was before training: evaluation needs it, and no other place has it."""
-    place = ready.folder.path / "reference"
-    if not (place / "config.json").exists():
+def _reference(options: TrainOptions, ready: Preparation, prompts: list[PromptPairs]) -> Any:
+    """The model that log-ratios are taken to: the policy itself before training, or the one that is named."""
+    if options.reference is None:
+        return ready.model
+    if options.lora and not ready.model.name_or_path:
+        raise UserError(
+            f"{options.model} is an adapter: one on top of it finds its base where the reference is kept. Leave out `reference` or "
+            "`lora`, or merge first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR), and name DIR"
+        )
+    reference = load_reference(options.reference, ready.tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
+    check_ids(prompts, reference, ready.tokenizer, options.reference)
+    ready.folder.same_model({"reference_weights": weights_digest(reference)})
+    return reference
+
+
+def _keep(ready: Preparation) -> None:
+    """A model as it was before training, where no other place has it: evaluation needs it, and an adapter's folder."""
+    place = ready.folder.new_reference()
+    if place is not None:
         ready.model.save_pretrained(place)
         ready.tokenizer.save_pretrained(place)
 

@@ -2,6 +2,7 @@
 tokenizer, so that what is served is what was trained.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["PLAIN_TEMPLATE", "check_template", "choose_template", "plain_template"]
+__all__ = ["PINNED_DATE", "PLAIN_TEMPLATE", "check_template", "choose_template", "plain_template", "with_pinned_date"]
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
@@ -17,6 +18,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 """`User: ...`, `Assistant: ...`, a line each, every reply closed by the end-of-text token (an encoder's: [SEP])."""
+PINNED_DATE = datetime(2024, 7, 26)
+"""Today, for templates that write it: the day that Llama 3's template falls back on where there is no clock."""
 
 
 def choose_template(tokenizer: Any, choice: str = "tokenizer") -> None:
@@ -63,6 +66,21 @@ def check_template(tokenizer: Any) -> None:
         raise UserError(f"the chat template can't be used: {error} Give --chat-template FILE with one of them") from error
     except (TemplateError, TypeError):
         return
+
+
+def with_pinned_date(template: str) -> str:
+    """The template with `PINNED_DATE` for today: else token ids would change at midnight, and with them a resumed run and
+    every key of a reference cache.
+
+    >>> with_pinned_date("{{ messages }}")
+    '{{ messages }}'
+    """
+    if "strftime_now" not in template:
+        return template
+    known = "".join(f" | replace('%{sign}', '{PINNED_DATE.strftime('%' + sign)}')" for sign in "aAbBdHIjmMpSyY")
+    # A macro hides the global function of that name; transformers lets no function of ours through. Of the line break
+    # nothing is written (trim_blocks), and the template still begins a line (lstrip_blocks).
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{known} }}}}{{%- endmacro %}}\n{template}"
 
 
 def _from_file(path: Path) -> str:

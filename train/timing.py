@@ -16,6 +16,7 @@ from torch import nn
 from mmpo.train.batches import Batch
 from mmpo.train.forward import Way, body_of, inputs_of
 from mmpo.train.ranks import from_all
+from mmpo.train.recomputing import recomputing
 from mmpo.train.render import Rendered
 
 __all__ = ["pass_seconds", "typical_groups"]
@@ -42,22 +43,26 @@ def typical_groups(vocabulary: int, length: int, tokens: int) -> list[list[Rende
     return groups
 
 
-def pass_seconds(plain: nn.Module, way: Way, length: int, tokens: int, lower: torch.dtype | None = None) -> float:
+def pass_seconds(
+    plain: nn.Module, way: Way, length: int, tokens: int, lower: torch.dtype | None = None, checkpointing: bool = False
+) -> float:
     """Median seconds of a pass over `typical_groups`, the slowest process's; infinity where one cannot do it.
 
     Every process must call it. The model, whose attention is set, runs as in training, under autocast to `lower` if
-    given. Two passes of different lengths go before, so that what is timed is compiled, and for any length.
+    given, with its activations recomputed if `checkpointing`. Two passes of different lengths go before, so that what is
+    timed is compiled, and for any length.
     """
-    return max(from_all(lambda: _seconds(plain, way, length, tokens, lower)))
+    return max(from_all(lambda: _seconds(plain, way, length, tokens, lower, checkpointing)))
 
 
-def _seconds(plain: nn.Module, way: Way, length: int, tokens: int, lower: torch.dtype | None) -> float:
+def _seconds(plain: nn.Module, way: Way, length: int, tokens: int, lower: torch.dtype | None, checkpointing: bool) -> float:
     device = next(plain.parameters()).device
     vocabulary: int = plain.get_input_embeddings().num_embeddings  # type: ignore[operator]
     shapes = [(length // 2, tokens // 2), (length, tokens)]
     try:
         short, whole = (way.batches.build(typical_groups(vocabulary, *shape), 0).to(device) for shape in shapes)
-        with _as_in_training(plain, device), torch.autocast(device.type, lower, enabled=lower is not None):
+        lowered = torch.autocast(device.type, lower, enabled=lower is not None)
+        with _as_in_training(plain, device), recomputing(plain, checkpointing), lowered:
             for batch in (short, whole):
                 _pass(plain, batch, way)
             return median(_timed(plain, whole, way, device) for _ in range(_RUNS))

@@ -34,6 +34,7 @@ from mmpo.train.passes import StepPasses
 from mmpo.train.probe import choose_way
 from mmpo.train.progress import Pace
 from mmpo.train.ranks import from_all, rank_and_world, summed
+from mmpo.train.recomputing import recomputes
 from mmpo.train.render import Renderer
 from mmpo.train.steps import Step, make_step, pass_tokens, plan_steps
 from mmpo.train.targets import targets
@@ -117,7 +118,7 @@ class MarginTrainer(Guards):
             callbacks=callbacks,
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
-        self.way, self._probed = Way(), 0
+        self.way, self._probed, self._planned = Way(), 0, (1.0, 1)  # epochs, their steps
         self._probe([*self.prompts, *(self.eval_prompts or [])])
         attach(model)
 
@@ -145,8 +146,9 @@ class MarginTrainer(Guards):
         plan = plan_steps(sizes, self.pairs_per_step, epochs, self.args.seed)
         most = self.args.max_steps
         while most > len(plan):
-            epochs *= 2
-            plan = plan_steps(sizes, self.pairs_per_step, math.ceil(epochs), self.args.seed)
+            epochs = math.ceil(2 * epochs)
+            plan = plan_steps(sizes, self.pairs_per_step, epochs, self.args.seed)
+        self._planned = epochs, len(plan)
         return plan[: self.last_step] if most <= 0 else plan[:most][: self.last_step]
 
     def make_step(self, prompts: Sequence[PromptPairs]) -> Step:
@@ -158,8 +160,8 @@ class MarginTrainer(Guards):
         """Chooses the way to run the model, and again where prompts come that are longer than all before."""
         longest = max(prompt.length for prompt in prompts)
         if longest > self._probed and not hasattr(self.model, "set_requires_gradient_sync"):  # split by FSDP it can't be probed
-            choose = partial(choose_way, self.model, self.kind, longest, self.layout, self.args.device)
-            ways = from_all(partial(choose, tokens=self.tokens_per_batch, bf16=self.args.bf16))
+            choose = partial(choose_way, self.model, self.kind, longest, self.layout, self.args.device, self.tokens_per_batch)
+            ways = from_all(partial(choose, bf16=self.args.bf16, checkpointing=recomputes(self.args)))
             if len({way.layout for way in ways}) > 1:
                 raise UserError(f"the processes can't run the model alike ({ways}): take --layout rows, and like devices")
             self.way, self._probed = ways[rank_and_world()[0]], longest
@@ -252,7 +254,7 @@ class MarginTrainer(Guards):
             rates = self.pace.rates()
             logs |= self.figures.drain() | rates
         if self.state.epoch is not None and self.state.max_steps:
-            self.state.epoch = self.state.global_step / self.state.max_steps * self.args.num_train_epochs
+            self.state.epoch = self.state.global_step * self._planned[0] / self._planned[1]
         super().log(logs, start_time)
         for name in rates:
             self.state.log_history[-1].pop(name)

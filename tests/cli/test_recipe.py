@@ -110,6 +110,16 @@ def test_recipe_folder_that_holds_something_else_is_left_alone(tmp_path: Path, c
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_recipe_under_a_launcher_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several processes would build the same dataset into the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}"]) == 2
+    assert "mmpo.cli train" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_schema_is_json_schema_with_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out) == schema()

@@ -10,7 +10,8 @@ import pytest
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
 from mmpo.train.checks import check_margins, target_warnings
-from mmpo.train.data import read_pairs
+from mmpo.train.data import check_sources, prepare, read_pairs
+from mmpo.train.render import Renderer
 
 
 def changed(table, name, values):
@@ -97,6 +98,44 @@ def test_rows_that_no_run_can_use_are_counted_and_the_first_is_named(name, value
     pq.write_table(pa.concat_tables([bad.slice(0, 5), bad.slice(5)]), tmp_path / "a.parquet", row_group_size=4)
     with pytest.raises(UserError, match=rf"2 of {len(pairs)} rows {said} \(the first: row 3\)"):
         read_pairs(tmp_path / "a.parquet", "train")
+
+
+def test_a_dataset_of_which_every_source_weighs_nothing(pairs):
+    with pytest.raises(UserError, match=rf"every source of the {pairs.num_rows} pairs has weight 0 \(source-0, source-1\)"):
+        check_sources(pairs, {"source-0": 0, "source-1": 0.0})
+    check_sources(pairs, {"source-0": 0})
+
+
+def rendered(table, tokenizer):
+    return prepare(table, np.full(table.num_rows, 0.7), Renderer(tokenizer, 200, 100)).counts["pairs"]
+
+
+def test_an_id_that_stands_under_two_prompts_is_named(pairs, tokenizer):
+    """Row 0 is the only pair of its prompt, row 1 the first of another one's."""
+    identity, names = pairs["chosen_id"][0].as_py(), pairs["prompt_id"].to_pylist()
+    assert names[0] != names[1]
+    for column in ("chosen_id", "rejected_id"):
+        bad = changed(pairs, column, {1: identity})
+        said = f"the completion {identity} stands under two prompts, {names[0]} and {names[1]} .*mmpo validate"
+        with pytest.raises(UserError, match=said):
+            rendered(bad, tokenizer)
+    assert rendered(pairs, tokenizer) == pairs.num_rows
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_id_with_two_texts_is_named(side, pairs, tokenizer):
+    """Whatever the difference is: the text, the role, or a message more; and however the rows are cut into chunks."""
+    identities = pairs[f"{side}_id"].to_pylist()
+    everywhere = [*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()]
+    row = next(i for i, identity in enumerate(identities) if everywhere.count(identity) > 1)
+    (message,) = pairs[side][row].as_py()
+    said = rf"the completion {identities[row]} has two texts \(row \d+; \d+ of {2 * len(pairs)} places"
+    for messages in ([{**message, "content": "another"}], [{**message, "role": "user"}], [message, message]):
+        bad = changed(pairs, side, {row: messages})
+        for table in (bad, pa.concat_tables([bad.slice(7), bad.slice(0, 7)])):
+            with pytest.raises(UserError, match=said):
+                rendered(table, tokenizer)
+    assert rendered(pa.concat_tables([pairs.slice(7), pairs.slice(0, 7)]), tokenizer) == pairs.num_rows
 
 
 @pytest.mark.parametrize(

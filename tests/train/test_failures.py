@@ -75,6 +75,83 @@ def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, d
         assert "tokens over the completions of " in message
 
 
+ONE_OF_TWO = """
+import torch.distributed
+import mmpo.train.run as module
+from mmpo.cli.main import run
+from mmpo.train.ranks import agreed, from_all, from_first
+
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+def broken(*_, **__):
+    raise ValueError("a broken file")
+
+if sys.argv[1] == "ranks":
+    def nested(inner):
+        if rank == 1:
+            raise ValueError("before the inner one")
+        inner()
+    for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
+        try:
+            agreed(lambda: nested(inner))
+        except Exception as error:
+            print(type(error).__name__, error)
+        print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
+    sys.exit(0)
+if rank == 1:
+    name, what = sys.argv[1].split("=")
+    setattr(module, name, globals()[what])
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_on_the_way_to_an_inner_exchange(processes):
+    first, second = processes(ONE_OF_TWO, "ranks", seconds=60)
+    met = "[0, 1] 0\n"
+    assert first.stdout == 3 * ("UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n" + met), (
+        first.stderr
+    )
+    assert second.stdout == 3 * ("ValueError before the inner one\n" + met), second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["load_reference", "PolicyTrainer", "_reference"])
+@pytest.mark.parametrize("what", ["full", "broken"])
+def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, dataset, tmp_path):
+    """Loading the reference, moving it and making the trainer, while the other process waits for reference values."""
+    sizes = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--max-steps", "2"]
+    command = ["train", "policy", "--data", str(dataset), "--out", str(tmp_path / "out"), *sizes]
+    if where == "load_reference":
+        (made,) = processes(
+            ONE_OF_TWO,
+            "rank=0",
+            "train",
+            "policy",
+            *command[2:5],
+            str(tmp_path / "model"),
+            *sizes,
+            world=1,
+            MMPO_CACHE=str(tmp_path),
+        )
+        assert made.returncode == 0, made.stderr
+        command += ["--reference", str(tmp_path / "model")]
+    done = processes(ONE_OF_TWO, f"{where}={what}", *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
+    said = [[line for line in one.stderr.splitlines() if line.startswith("error: ")] for one in done]
+    assert len(said[0]) == 1, done[0].stderr + done[1].stderr
+    assert done[0].returncode == 2
+    if what == "full":
+        assert said[1] == []
+        assert (
+            "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set " in said[0][0]
+        )
+        assert "--gradient-checkpointing" in said[0][0]
+    else:
+        assert said[0] == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_counts_as_out_of_memory():
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**36, before[1]))
@@ -98,6 +175,8 @@ def test_advice_names_only_what_is_not_set_yet():
     ]
     nothing = memory_advice(100, checkpointing=False, bf16=False, lora=False)
     assert len(nothing) == 5
+    started = memory_advice(100, checkpointing=False, bf16=False, lora=False, started=True)
+    assert [line.endswith("; then give another --out or --no-resume)") for line in started] == [False, False, True, True, False]
     assert "now 100" in str(memory_error("here", nothing))
 
 

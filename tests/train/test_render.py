@@ -1,14 +1,17 @@
 """Rendering: one BOS, the boundary by tokens, templates that refuse, the end of a reply, and limits that are counted."""
 
 import copy
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers.utils import chat_template_utils
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.checks import nothing_left, rendering_warnings
 from mmpo.train.render import Renderer, common_prefix
-from mmpo.train.template import PLAIN_TEMPLATE, choose_template
+from mmpo.train.template import PINNED_DATE, PLAIN_TEMPLATE, choose_template
 
 USER = [{"role": "user", "content": "Where is the cat?"}]
 REPLY = [{"role": "assistant", "content": "on a mat"}]
@@ -21,6 +24,22 @@ LLAMA_LIKE = (
 )
 GEMMA_LIKE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + LLAMA_LIKE
 OPEN_ENDED = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+DATED = "{% if strftime_now is defined %}Today is {{ strftime_now('%A, %d %b %Y, %Y-%m-%d %H:%M') }}.{% endif %}\n" + LLAMA_LIKE
+LAST_ONLY = (  # a system message inside the user's turn where that is the last one, as Mistral's templates write it
+    "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}[INST]"
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n\n' }}{% endif %}{{ m['content'] }}[/INST]"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+FORGETFUL = (  # of all replies but the last one only what follows the thoughts is kept, and they are stripped at the end
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and not loop.last %}"
+    "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+STRIPPING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].split('</think>')[-1] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THOUGHTFUL = [{"role": "assistant", "content": "<think>the cat</think>on a mat"}]
 
 
 def with_template(tokenizer, template):
@@ -208,3 +227,66 @@ def test_limits_drop_prompts_and_cut_completions_counted(tokenizer):
 @pytest.mark.parametrize("text", ["", "naïve 🙂 \u2028 \x00", "日本語"])
 def test_tiny_encodes_any_text(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("start", ["  ", "\n", " {{- '' }}"])
+def test_a_template_that_writes_today_always_writes_the_same_day(start, tokenizer, monkeypatch):
+    dated = with_template(tokenizer, start + DATED)
+    _, prompt, row = render(dated)
+    assert "Today is Friday, 26 Jul 2024, 2024-07-26 00:00." in dated.decode(prompt)
+    assert dated.decode(row.ids) == dated.decode(prompt) + "on a mat<|end|>"
+    day = PINNED_DATE
+    monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: day))
+    assert dated.decode(prompt) == dated.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)  # each space
+    day += timedelta(days=1)
+    assert "Saturday, 27" in dated.apply_chat_template(USER, tokenize=False)
+    assert render(dated)[2] == row
+    assert dated.chat_template == start + DATED  # what is saved with the model asks the clock
+
+
+def test_a_system_message_that_vanishes_before_a_reply_is_put_into_the_users_turn(tokenizer):
+    mistral = with_template(tokenizer, LAST_ONLY)
+    renderer, prompt, row = render(mistral, [*SYSTEM, *USER])
+    assert mistral.decode(row.ids[: row.start]) == "[INST]Be brief.\n\nWhere is the cat?[/INST]" == mistral.decode(prompt)
+    assert mistral.decode(row.ids[row.start :]) == "on a mat<|end|>"
+    assert renderer.counts == {"system_moved": 1}
+    assert "only where the user speaks last: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
+    assert render(mistral)[0].counts == {}
+
+
+def test_a_prompt_that_is_another_before_a_reply_is_left_out_and_counted(tokenizer):
+    forgetful = with_template(tokenizer, FORGETFUL)
+    renderer, prompt, _ = render(forgetful, [*USER, *THOUGHTFUL])
+    assert prompt is None
+    assert renderer.counts == {"prompt_changed": 1}
+    assert "1 of 1 prompts were left out with all their pairs: the chat template writes them otherwise" in str(
+        rendering_warnings(renderer)
+    )
+    whole, _, row = render(forgetful, [*USER, *THOUGHTFUL, *USER])  # dropped in both: the same prompt
+    assert whole.counts == {}
+    assert forgetful.decode(row.ids[row.start :]) == "on a mat<|end|>\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LLAMA_LIKE + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+        LLAMA_LIKE + "<|end|>",
+        "{{ messages | tojson }}",
+        "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<|end|>{% else %} (last){% endif %}{% endfor %}",
+    ],
+)
+def test_what_a_template_writes_behind_the_last_turn_is_no_change_of_the_prompt(template, tokenizer):
+    renderer, _, row = render(with_template(tokenizer, template))
+    assert renderer.counts == {}
+    assert "on a mat" in tokenizer.decode(row.ids[row.start :])
+    assert "the cat" not in tokenizer.decode(row.ids[row.start :])
+
+
+@pytest.mark.parametrize(
+    "reply", [THOUGHTFUL, [{"role": "assistant", "content": "on a mat>"}], [{"role": "assistant", "content": ""}]]
+)
+def test_a_turn_that_the_template_closes_gets_no_second_end(reply, tokenizer):
+    """Whatever the template makes of the reply, and where the reply ends as the closing does."""
+    _, _, row = render(with_template(tokenizer, STRIPPING), reply=reply)
+    assert tokenizer.decode(row.ids[row.start :]) == reply[0]["content"].split("</think>")[-1] + "<|end|>\n"

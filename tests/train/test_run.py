@@ -61,6 +61,12 @@ def test_what_a_run_returns_and_writes(kind, dataset, tmp_path, capsys):
     assert record["finished"] is True
     assert record["gamma"] == result["gamma"] > 0
     assert record["options"]["loss"] == "mmpo"
+    assert record["way"] == {
+        "layout": "packed",
+        "attention": "segments",
+        "head": "linear" if kind == "policy" else "whole",
+        "reason": "",
+    }
     assert record["counts"]["pairs_in"] == record["counts"]["pairs"]
     assert len(record["history"]["steps"]) == len(record["history"]["loss"]) == result["steps"]
     assert record["history"]["loss"][-1] < record["history"]["loss"][0]
