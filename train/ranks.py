@@ -7,6 +7,7 @@ Everything is told by one kind of exchange, in which every process tells somethi
 one process that fails on the way to an inner exchange answers it with its failure, in the place of the outer one.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = [
     "from_first",
     "is_lost_process",
     "known_to_all",
+    "leave_at_exit",
     "leave_together",
     "rank_and_world",
     "said_elsewhere",
@@ -113,6 +115,22 @@ def leave_together() -> None:
     """Ends the connections to the other processes, behind the last thing that all of them do."""
     if rank_and_world()[1] > 1:
         torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def leave_at_exit() -> None:
+    """Sees to it that a Python script's process ends its connections before it ends itself.
+
+    gloo's threads are stopped by that alone; left running they abort a process, now and then, that has done all its work.
+    """
+    if rank_and_world()[1] > 1:
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    # Of the others some may be gone, for which NCCL would wait.
+    if rank_and_world()[1] > 1 and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 
 

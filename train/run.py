@@ -27,7 +27,16 @@ from mmpo.train.policy import PolicyTrainer
 from mmpo.train.preparation import Preparation, prepare_run, resolve_gamma
 from mmpo.train.probe import choose_way
 from mmpo.train.progress import Progress, final_line
-from mmpo.train.ranks import LocalFailure, MemoryElsewhere, agreed, from_first, is_lost_process, known_to_all, rank_and_world
+from mmpo.train.ranks import (
+    LocalFailure,
+    MemoryElsewhere,
+    agreed,
+    from_first,
+    is_lost_process,
+    known_to_all,
+    leave_at_exit,
+    rank_and_world,
+)
 from mmpo.train.reference import cached_logprobs
 from mmpo.train.reward import RewardTrainer, own_pad_token
 from mmpo.train.steps import pass_tokens
@@ -87,6 +96,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
     args = training_arguments(options)
     ready = agreed(lambda: prepare_run(options))
+    leave_at_exit()
     folder = ready.folder
     if ready.model is None and folder.record is not None:
         return {**folder.record["summary"], "out": options.out}

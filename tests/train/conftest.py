@@ -101,6 +101,8 @@ torch.set_num_threads(1)
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if world > 1:  # through a file: a launcher's meeting point would listen on every interface
     torch.distributed.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
+    from mmpo.train.ranks import leave_at_exit
+    leave_at_exit()
 """
 
 
