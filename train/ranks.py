@@ -9,6 +9,7 @@ one process that fails on the way to an inner exchange answers it with its failu
 
 import atexit
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -119,19 +120,18 @@ def leave_together() -> None:
 
 
 def leave_at_exit() -> None:
-    """Sees to it that a Python script's process ends its connections before it ends itself.
+    """Lets gloo's threads finish before this process ends; to be called once the processes are connected.
 
-    gloo's threads are stopped by that alone; left running they abort a process, now and then, that has done all its work.
+    Such a thread gives up the tensors of the last exchange a moment after that is over, and needs Python for it. In an
+    interpreter that is ending it aborts the process instead, after all its work is done.
     """
-    if rank_and_world()[1] > 1:
-        atexit.unregister(_leave)
-        atexit.register(_leave)
-
-
-def _leave() -> None:
-    # Of the others some may be gone, for which NCCL would wait.
     if rank_and_world()[1] > 1 and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
+        atexit.unregister(_wait_for_threads)
+        atexit.register(_wait_for_threads)
+
+
+def _wait_for_threads() -> None:
+    time.sleep(0.1)  # what they wait for is the interpreter's lock, which sleeping gives them
 
 
 def said_elsewhere(error: Exception) -> bool:

@@ -95,8 +95,8 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
     args = training_arguments(options)
-    ready = agreed(lambda: prepare_run(options))
     leave_at_exit()
+    ready = agreed(lambda: prepare_run(options))
     folder = ready.folder
     if ready.model is None and folder.record is not None:
         return {**folder.record["summary"], "out": options.out}
