@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
 
     def reply(self, answer: Answer, on_sent: Callable[[], None] | None = None) -> None:
         """Sends an answer, or breaks the connection in the way that it says. on_sent: when the kernel has all of it."""
-        if self.lost or answer.cut == "hang":
+        if self.lost or self.transport.is_closing() or answer.cut == "hang":  # closing: writing would do nothing, and not say so
             return
         head, body = answer.encode()
         if answer.cut == "close":

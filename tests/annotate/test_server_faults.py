@@ -1,6 +1,7 @@
 """The test server's faults, limits and latencies, as the real openai client meets them."""
 
 import asyncio
+import json
 import math
 import socket
 import statistics
@@ -14,6 +15,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 from openai_server import Server
+from server_app import App
 from server_client import pair, using
 from server_limits import draw_latency
 from server_plan import Latency
@@ -239,6 +241,27 @@ def test_a_fault_can_bring_it_down(openai_server: Start) -> None:
     assert isinstance(second, openai.APIConnectionError) and isinstance(third, openai.APIConnectionError)
     assert [record["seq"] for record in server.log()] == [1, 2]
     assert isinstance(struck(server), ChatCompletion)
+
+
+def test_an_outage_leaves_nothing_marked_as_sent_that_was_due_in_the_same_moment() -> None:
+    async def work() -> list[Any]:
+        app = App({"latency": 0.05}, {}, None)
+        reader, writer = await asyncio.open_connection("127.0.0.1", await app.gate.listen(0))
+        body = json.dumps(request()).encode()
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        while not app.ledger.chat:
+            await asyncio.sleep(0.001)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, app.go_down, 60)
+        loop.call_soon(time.sleep, 0.2)  # a busy machine: the outage and the answer are both due when the loop looks again
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        app.gate.reservation.close()
+        return app.ledger.chat
+
+    (record,) = asyncio.run(work())
+    assert not record.sent and record.status is None
 
 
 def test_keys_are_checked_where_the_plan_names_some(openai_server: Start) -> None:
