@@ -22,6 +22,9 @@ def evaluate(
     target: Annotated[str | None, typer.Option(help="plain, noise-aware or measured; as the model was trained.")] = None,
     beta: Annotated[float | None, typer.Option(help="β of a policy's logit; as the model was trained.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model of a policy; as it was trained.")] = None,
+    reference_cache: Annotated[
+        str | None, typer.Option(help="Folder or .parquet file of the reference's log-probabilities, as for training.")
+    ] = None,
     votes: Annotated[
         Path | None,
         typer.Option(help="Parquet with chosen_id, rejected_id, preferring, raters of raters outside the margins."),
@@ -48,6 +51,7 @@ def evaluate(
         target=target,
         beta=beta,
         reference=reference,
+        reference_cache=reference_cache,
         votes=votes,
         per_pair=per_pair,
         max_length=max_length,

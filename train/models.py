@@ -20,7 +20,7 @@ from mmpo.train.options import TrainOptions
 from mmpo.train.template import choose_template
 from mmpo.train.tiny import tiny_model, tiny_tokenizer
 
-__all__ = ["add_lora", "load_model", "load_pretrained", "load_reference"]
+__all__ = ["add_lora", "load_model", "load_pretrained", "load_reference", "missing_folder"]
 
 _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 _ADAPTER = "adapter_config.json"
@@ -122,6 +122,12 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
     return model, tokenizer
 
 
+def missing_folder(name: str) -> bool:
+    """Whether a name can only be that of a folder, no model of the Hub, and there is none."""
+    path = Path(name)
+    return not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2)
+
+
 @contextmanager
 def _errors_named(tried: str, name: str) -> Iterator[None]:
     """Whatever a model's files make the libraries raise becomes a UserError: broken files raise errors of many kinds."""
@@ -137,9 +143,9 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
                 f"{tried}: it brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code "
                 "if you trust it"
             ) from error
-        path = Path(name)
-        if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
+        if missing_folder(name):
             raise UserError(f"{tried}: there is no such folder") from error
+        path = Path(name)
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         broken = f" (what is there: {_inside(path)}; is it whole?)" if path.is_dir() else ""
         raise UserError(f"{tried}: {lines[0]}{broken}") from error
