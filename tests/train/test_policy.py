@@ -39,7 +39,9 @@ def test_the_first_step_check_fails_loudly_on_reference_values_of_other_weights(
 def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reason(pairs, pairs_of, tokenizer, tmp_path):
     trainer = trainer_of(pairs, tokenizer, tmp_path, eval_dataset=pairs_of(4, [3], seed=5))
     assert trainer.evaluate()["eval_cross_entropy"] > 0
-    with pytest.raises(UserError, match=r"no reference log-probabilities, which are computed when the trainer is made: .*eval_dataset"):
+    with pytest.raises(
+        UserError, match=r"no reference log-probabilities, which are computed when the trainer is made: .*eval_dataset"
+    ):
         trainer.evaluate(pairs_of(4, [3], seed=6))
 
 
