@@ -16,7 +16,7 @@ MEASURES = ("pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", 
 def evaluate(
     kind: Annotated[Kind, typer.Argument(help="policy or reward.")],
     model: Annotated[str, typer.Option(help="The trained model: a folder or a Hugging Face name.")],
-    data: Annotated[Path, typer.Option(help="A dataset folder or a Parquet file of pairs.")],
+    data: Annotated[Path, typer.Option(help="A dataset folder, a Parquet file of pairs, or a file of RewardBench's rows.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     gamma: Annotated[float | None, typer.Option(help="γ of the targets; the one saved beside the model.")] = None,
     target: Annotated[str | None, typer.Option(help="plain, noise-aware or measured; as the model was trained.")] = None,
@@ -39,7 +39,7 @@ def evaluate(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
-    """Measure a model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin."""
+    """Measure a model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin; or on RewardBench."""
     from mmpo.train import evaluate as measure
 
     summary: dict[str, Any] = measure(
@@ -60,10 +60,14 @@ def evaluate(
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
-    print_table("", ("measure", "value"), [(name, summary.get(name)) for name in MEASURES])
+    print_table("", ("measure", "value"), [(name, summary[name]) for name in MEASURES if name in summary])
     bins = summary.get("by_margin") or []
     if bins:
         columns = list(bins[0])
         print_table("by quality margin", columns, [[row.get(column) for column in columns] for row in bins])
+    if "sections" in summary:
+        columns = ("subset", "pairs", "accuracy")
+        print_table("RewardBench", columns, [[row[name] for name in columns] for row in summary["subsets"]])
+        print_table("", ("section", "accuracy"), [*summary["sections"].items(), ("average of these", summary["average"])])
     if as_json:
         print_json(summary)

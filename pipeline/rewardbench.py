@@ -19,6 +19,7 @@ __all__ = [
     "rewardbench2_ties",
     "rewardbench_average",
     "rewardbench_sections",
+    "rewardbench_subsets",
     "subset_accuracies",
 ]
 
@@ -75,15 +76,20 @@ def subset_accuracies(chosen: ArrayLike, rejected: ArrayLike, subset: Sequence[s
     return {str(name): float(right[names == name].mean()) for name in np.unique(names)}
 
 
+def rewardbench_subsets() -> list[str]:
+    """The published subsets, those of the Prior Sets too."""
+    return [*REWARDBENCH_COUNTS, *PRIOR_SETS]
+
+
 def rewardbench_sections(accuracies: Mapping[str, float]) -> dict[str, float]:
     """Section → Σ accuracy·count / Σ count over the subsets present; sections without any are left out.
 
     The Prior Sets section is the plain mean of its four sets, where present. InvalidValue for a subset nobody
     published.
     """
-    unknown = sorted(set(accuracies) - set(REWARDBENCH_COUNTS) - set(PRIOR_SETS))
+    unknown = sorted(set(accuracies) - set(rewardbench_subsets()))
     if unknown:
-        raise InvalidValue(f"unknown RewardBench subsets {unknown}; known: {[*REWARDBENCH_COUNTS, *PRIOR_SETS]}")
+        raise InvalidValue(f"unknown RewardBench subsets {unknown}; known: {rewardbench_subsets()}")
     sections = {}
     for section, subsets in REWARDBENCH_SECTIONS.items():
         present = [name for name in subsets if name in accuracies]

@@ -18,6 +18,7 @@ from mmpo.train.measures import by_source, pair_measures
 from mmpo.train.models import missing_folder
 from mmpo.train.options import TrainOptions
 from mmpo.train.pair_values import Split, pair_values
+from mmpo.train.rewardbench import rewardbench_measures, rewardbench_pairs
 from mmpo.train.targets import targets
 from mmpo.train.votes import Votes
 
@@ -43,7 +44,8 @@ def evaluate(
     trust_remote_code: bool = False,
     chat_template: str = "tokenizer",
 ) -> dict[str, Any]:
-    """Measures a model on all pairs of one split of a dataset folder, or of one Parquet file of pairs.
+    """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a file in
+    RewardBench's format (for those, `rewardbench_measures` and "counts").
 
     What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths). gamma: needed
     for other models. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the
@@ -62,8 +64,11 @@ def evaluate(
     given = {"gamma": gamma, "target": target, "beta": beta, "reference": reference, "chat_template": chat_template}
     given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
     given |= {"reference_cache": reference_cache, "trust_remote_code": trust_remote_code}
+    bench = rewardbench_pairs(data)
+    if bench is not None:
+        given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
     options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
-    pairs = read_pairs(data, split)
+    pairs = read_pairs(data, split) if bench is None else bench
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
@@ -75,6 +80,8 @@ def evaluate(
     pairs = pairs.take(pa.array(values["rows"]))
     if per_pair is not None:
         _write(Path(per_pair), pairs, values)
+    if bench is not None:
+        return {**rewardbench_measures(values, _sources(pairs)), "counts": counts}
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
     fit = rest[0][0] if fitted_on != split else values
     temperature = margins.temperature_fit(fit["z"], fit["p"])
@@ -85,7 +92,7 @@ def evaluate(
         **pair_measures(values["z"], values["p"], values["margin"]),
         "ece_vote": by_votes,
         "by_margin": margins.by_margin(values["z"], values["margin"], values["p"]),
-        "by_source": by_source(values, np.array(pairs["source"].to_pylist(), dtype=object)),
+        "by_source": by_source(values, _sources(pairs)),
         "mean_logratio_chosen": _mean(values, "ratio/chosen"),
         "mean_logratio_rejected": _mean(values, "ratio/rejected"),
         "temperature": temperature,
@@ -150,6 +157,10 @@ def _vote_error(pairs: pa.Table, z: np.ndarray, votes: Votes | None) -> tuple[fl
         return None, {}
     preferring, raters = votes.of(pairs).T
     return margins.ece_vote(sigmoid(z), preferring, raters), {"pairs_with_votes": int((raters > 0).sum())}
+
+
+def _sources(pairs: pa.Table) -> np.ndarray:
+    return np.array(pairs["source"].to_pylist(), dtype=object)
 
 
 def _mean(values: dict[str, np.ndarray], name: str) -> float | None:
