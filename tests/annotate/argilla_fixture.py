@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-__all__ = ["Argilla", "Serving", "argilla", "argilla_environment", "serve_argilla"]
+__all__ = ["Argilla", "Serving", "argilla", "argilla_environment", "ready_facts", "serve_argilla"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MMPO = (sys.executable, "-c", "from mmpo.cli.main import main; main()")
@@ -32,6 +32,12 @@ WORKSPACE = "team"
 def environment_folder() -> str:
     """Where the server's own environment is kept between runs: inside .venv, so that it goes where .venv goes."""
     return os.environ.get("MMPO_ARGILLA_ENV") or str(ROOT / ".venv" / "argilla-server")
+
+
+def ready_facts(**changes: Any) -> dict[str, Any]:
+    """What `say_ready` is told of a server."""
+    facts = {"version": "2.8.0", "url": "http://127.0.0.1:1", "home": "h", "log": "l", "host": "127.0.0.1", "users": []}
+    return {**facts, "workspace": WORKSPACE, **changes}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, unlocked
-from argilla_fixture import Argilla
+from argilla_fixture import Argilla, ready_facts
 
 from mmpo.annotate.argilla_client import api_url_of
 from mmpo.annotate.argilla_home import new_users
@@ -114,16 +114,7 @@ def test_nobody_has_two_roles(tmp_path: Path) -> None:
 
 
 def test_names_in_printed_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = {
-        "version": "2",
-        "url": "http://x",
-        "home": "h",
-        "log": "l",
-        "host": "127.0.0.1",
-        "users": [],
-        "workspace": "our team; ls",
-    }
-    say_ready(facts, only_here=True)
+    say_ready(ready_facts(workspace="our team; ls"), only_here=True)
     assert capsys.readouterr().err.count("--workspace 'our team; ls'") == 2
 
 

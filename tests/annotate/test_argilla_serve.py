@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from argilla_fixture import MMPO, Argilla, Serving, environment_folder, serve_argilla
+from argilla_fixture import MMPO, Argilla, Serving, environment_folder, ready_facts, serve_argilla
 
 from mmpo.cli.argilla import say_ready
 
@@ -238,15 +238,7 @@ def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:
 
 
 def test_other_hosts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = {
-        "version": "2.8.0",
-        "url": "http://127.0.0.1:1",
-        "home": "h",
-        "log": "l",
-        "host": "0.0.0.0",
-        "workspace": "team",
-        "users": [],
-    }
+    facts = ready_facts(host="0.0.0.0")
     say_ready(facts, only_here=False)
     assert "WARNING" in capsys.readouterr().err
     say_ready(facts, only_here=True)

@@ -68,7 +68,7 @@ def test_missing_file_and_unknown_format(good: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("name", ["ultrafeedback", "shp", "alpaca-eval", "ultrafeedback-binarized"])
 def test_wrong_format_named(name: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    refused(build(good, out, format=name), out, capsys)
+    refused(build(good, out, format=name), out, capsys, name)
 
 
 def test_truncated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +148,7 @@ def test_a_line_separator_inside_a_string_is_no_line_end(tmp_path: Path, capsys:
 )
 def test_unknown_option_values(flags: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    refused(build(good, out, *flags), out, capsys)
+    refused(build(good, out, *flags), out, capsys, flags[0].removeprefix("--"), flags[-1].partition("=")[0])
 
 
 def test_a_build_without_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,11 @@ def feedback(tmp_path: Path) -> Path:
     return tmp_path / "candidates"
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *named: str) -> str:
+def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *named: str) -> str:
+    """What is said; nothing may come or go anywhere in the folder."""
+    before = sorted(folder.rglob("*"))
     assert run(arguments) == 2
+    assert sorted(folder.rglob("*")) == before
     captured = capsys.readouterr()
     assert captured.out == "" and "Traceback" not in captured.err
     for name in named:
@@ -59,12 +62,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_options(name: str, feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags, named = WRONG[name]
-    before = sorted(tmp_path.iterdir())
-    message = refused(
-        ["judge", str(feedback), "--model", "m", "--base-url", URL, "--out", str(tmp_path / "out"), *flags], capsys, named
-    )
-    assert ":pw@" not in message
-    assert sorted(tmp_path.iterdir()) == before
+    command = ["judge", str(feedback), "--model", "m", "--base-url", URL, "--out", str(tmp_path / "out"), *flags]
+    assert ":pw@" not in refused(command, tmp_path, capsys, named)
 
 
 @pytest.mark.parametrize(
@@ -79,33 +78,33 @@ def test_wrong_options(name: str, feedback: Path, tmp_path: Path, capsys: pytest
 )
 def test_wrong_judges(judges: list[str], named: str, feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [part for judge in judges for part in ("--judge", judge)]
-    refused(["judge", str(feedback), "--base-url", URL, "--out", str(tmp_path / "out"), *flags], capsys, named)
+    refused(["judge", str(feedback), "--base-url", URL, "--out", str(tmp_path / "out"), *flags], tmp_path, capsys, named)
 
 
 def test_no_judge_and_no_key(
     feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
-    refused(["judge", str(feedback), "--out", out], capsys, "--model")
+    refused(["judge", str(feedback), "--out", out], tmp_path, capsys, "--model")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    refused(["judge", str(feedback), "--model", "gpt-4o-mini", "--out", out], capsys, "OPENAI_API_KEY", "export")
-    refused(["judge", str(feedback), "--model", "m", "--api-key-env", "MINE", "--out", out], capsys, "MINE")
+    refused(["judge", str(feedback), "--model", "gpt-4o-mini", "--out", out], tmp_path, capsys, "OPENAI_API_KEY", "export")
+    refused(["judge", str(feedback), "--model", "m", "--api-key-env", "MINE", "--out", out], tmp_path, capsys, "MINE")
 
 
 def test_inputs_that_are_no_candidates(feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, common = str(tmp_path / "out"), ["--model", "m", "--base-url", URL]
-    refused(["judge", str(tmp_path / "nowhere"), *common, "--out", out], capsys, "nowhere")
-    refused(["judge", str(tmp_path / "in.jsonl"), *common, "--out", out], capsys, "in.jsonl")
-    refused(["judge", str(feedback), *common, "--out", str(feedback)], capsys, "is the input itself")
+    refused(["judge", str(tmp_path / "nowhere"), *common, "--out", out], tmp_path, capsys, "nowhere")
+    refused(["judge", str(tmp_path / "in.jsonl"), *common, "--out", out], tmp_path, capsys, "in.jsonl")
+    refused(["judge", str(feedback), *common, "--out", str(feedback)], tmp_path, capsys, "is the input itself")
     rated = tmp_path / "rated.jsonl"
     rows = [{"prompt": f"Q{i}", "completions": ["a", "b"], "scores": [1, 2]} for i in range(40)]
     rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
     build(rated, tmp_path / "pairs", options=BuildOptions(format="jsonl"))
-    refused(["judge", str(tmp_path / "pairs"), *common, "--out", out], capsys, "--feedback-only")
+    refused(["judge", str(tmp_path / "pairs"), *common, "--out", out], tmp_path, capsys, "--feedback-only")
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "chapter.txt").write_text("mine")
-    refused(["judge", str(feedback), *common, "--out", str(thesis)], capsys, "thesis")
+    refused(["judge", str(feedback), *common, "--out", str(thesis)], tmp_path, capsys, "thesis")
 
 
 RECIPE = """

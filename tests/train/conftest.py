@@ -1,5 +1,6 @@
 """Fixtures: a small PAIRS table with a signal that a tiny model can learn, as a table and as a dataset folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,23 @@ def pairs_of() -> Callable[..., pa.Table]:
 def folder_of() -> Callable[..., Path]:
     """`write_folder`, for tests that want folders of their own."""
     return write_folder
+
+
+@pytest.fixture(scope="session")
+def unfinished() -> Callable[[Path], None]:
+    """Marks the run in a folder as one that was killed before it could say that it had ended."""
+
+    def mark(out: Path) -> None:
+        path = out / "mmpo.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
+
+    return mark
+
+
+@pytest.fixture
+def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty default reference cache for one test alone."""
+    monkeypatch.setenv("MMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,8 @@ from mmpo.train.models import load_pretrained
 from mmpo.train.template import PLAIN_TEMPLATE
 from mmpo.train.tiny import tiny_model
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 SMALL = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--pairs-per-step", "10", "--max-steps", "2"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("MMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -82,7 +78,7 @@ def test_a_model_without_chat_template_is_a_choice_to_make(kind, dataset, gpt2, 
     assert trained(capsys, train(kind, dataset, out, "--model", model, *SHORT, "--chat-template", "plain")) == []
     assert AutoTokenizer.from_pretrained(out).chat_template == PLAIN_TEMPLATE  # evaluation and serving need no choice
     assert evaluate(kind, out, dataset)["pairs"] == 48
-    message = refused(capsys, run(["evaluate", kind, "--model", str(model), "--data", str(dataset), "--gamma", "1", "--max-length", "256",
+    message = refused(capsys, run(["evaluate", kind, "--model", str(model), "--data", str(dataset), "--gamma", "1", *map(str, SHORT),
                                    *(["--reference", str(model)] if kind == "policy" else [])]))  # fmt: skip
     assert "no chat template" in message
 
@@ -197,7 +193,7 @@ def test_a_dataset_of_another_version_and_feedback(dataset, tmp_path, capsys):
 
 def test_models_of_the_other_kind(dataset, gpt2, tmp_path, capsys):
     policy, reward = gpt2("policy"), gpt2("reward")
-    common = ["--data", str(dataset), "--gamma", "1", "--max-length", "256"]
+    common = ["--data", str(dataset), "--gamma", "1", *map(str, SHORT)]
     message = refused(capsys, run(["evaluate", "reward", "--model", str(policy), *common]))
     assert "has no score layer (score.weight would be random)" in message
     message = refused(capsys, run(["evaluate", "policy", "--model", str(reward), "--reference", str(policy), *common]))
@@ -225,12 +221,11 @@ def test_a_reference_that_does_not_fit_leaves_the_folder_free(dataset, gpt2, tmp
     trained(capsys, train("policy", dataset, tmp_path / "out", *SHORT))
 
 
-def test_a_run_meets_another_model_where_its_own_was(dataset, gpt2, tmp_path, capsys):
+def test_a_run_meets_another_model_where_its_own_was(dataset, gpt2, unfinished, tmp_path, capsys):
     """The same command again, while --model names a folder whose content was replaced: sizes, then the chat template."""
     model, out = gpt2("reward"), tmp_path / "out"
     trained(capsys, train("reward", dataset, out, "--model", model, *SHORT, "--save-steps", 1))
-    record = json.loads((out / "mmpo.json").read_text())
-    (out / "mmpo.json").write_text(json.dumps({**record, "finished": False}))
+    unfinished(out)
     gpt2("reward", n_embd=32)
     again = ("--model", model, *SHORT, "--save-steps", 1)
     message = refused(capsys, train("reward", dataset, out, *again))
@@ -242,12 +237,12 @@ def test_a_run_meets_another_model_where_its_own_was(dataset, gpt2, tmp_path, ca
     assert json.loads((out / "mmpo.json").read_text())["finished"] is True
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_kept(dataset, gpt2, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_is_refused_and_kept(dataset, gpt2, unfinished, tmp_path, capsys):
     for name, size in (("one", 16), ("two", 32)):
         model = gpt2("reward", n_embd=size)
         trained(capsys, train("reward", dataset, tmp_path / name, "--model", model, *SHORT, "--save-steps", 1))
     out = tmp_path / "two"
-    (out / "mmpo.json").write_text(json.dumps({**json.loads((out / "mmpo.json").read_text()), "finished": False}))
+    unfinished(out)
     shutil.rmtree(out / "checkpoint-2")
     shutil.copytree(tmp_path / "one" / "checkpoint-2", out / "checkpoint-2")
     message = refused(capsys, train("reward", dataset, out, "--model", model, *SHORT, "--save-steps", 1))

@@ -216,7 +216,9 @@ def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(
     assert " at step " in message or " after step " in message
     assert "Lower the learning rate" in message
     assert "all prompts of the step: " in message
-    for checkpoint in out.glob("checkpoint-*"):
+    checkpoints = list(out.glob("checkpoint-*"))
+    assert checkpoints
+    for checkpoint in checkpoints:
         model, _ = load_pretrained(kind, str(checkpoint))
         assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     assert json.loads((out / "mmpo.json").read_text())["finished"] is False
@@ -258,7 +260,6 @@ def test_measuring_names_them_too(pairs, tokenizer, tmp_path):
 
 def test_gradients_that_are_not_finite_change_nothing(pairs, tokenizer, tmp_path):
     """The loss may be finite and its gradient not."""
-    trainer, _ = overflowing(pairs, tokenizer, tmp_path)
     model = tiny_model("policy", tokenizer, size=16, layers=1)
     args = training_arguments(TrainOptions("policy", out=str(tmp_path), max_steps=2, save_steps=1))
     trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0)

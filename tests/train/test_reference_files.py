@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -142,8 +143,8 @@ def test_a_run_waits_for_the_lock_and_not_for_ever(file, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"locked for 0\.1 s"), cache_module._locked(file, seconds=0.1):
             pass
-        threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
         start = time.monotonic()
+        threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
         cache.add(rows([500]))
         assert time.monotonic() - start > 0.2
     assert known(ReferenceCache.open(file, MINE), [500]) == [-500.0]
@@ -152,7 +153,7 @@ def test_a_run_waits_for_the_lock_and_not_for_ever(file, monkeypatch):
 # --- processes ----------------------------------------------------------------------------------------------------------
 
 DRIVER = """
-import json, os, random, signal, sys, time, warnings
+import json, os, random, signal, sys, time
 from pathlib import Path
 import numpy as np, pyarrow.parquet as pq, torch
 torch.set_num_threads(1)
@@ -167,7 +168,7 @@ model, tokenizer = load_pretrained("policy", str(folder / "model"))
 table = read_pairs(folder / "data", "train")
 prompts = prepare(table, np.full(table.num_rows, .5), Renderer(tokenizer, 512, 256)).prompts
 options = {"tokens": 16, "pad_token": 0, "device": "cpu", "way": Way()}
-cache = folder / "x.parquet"
+cache, timed = folder / "x.parquet", folder / "timed.parquet"
 seen = []
 model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].numel()))
 
@@ -186,25 +187,37 @@ def child(work):
             os._exit(code)
     return pid
 
-def held():
-    return dict(zip(*(pq.read_table(cache)[name].to_pylist() for name in ("key", "logprob")))) if cache.exists() else {}
+def held(place=cache):
+    return dict(zip(*(pq.read_table(place)[name].to_pylist() for name in ("key", "logprob")))) if place.exists() else {}
+
+def fill_until(calls):
+    seen.clear()
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL) if len(seen) == calls else None)
+    fill(prompts)
 
 def kill():
     start = time.monotonic()
     fill(prompts, folder / "timing.parquet")
-    whole = time.monotonic() - start
+    whole, passes = time.monotonic() - start, len(seen)
     random.seed(0)
-    counts, before = [], {}
-    while len(counts) < 12:
-        pid = child(lambda: fill(prompts))
+    known = {cache: {}, timed: {}}
+
+    def ended(pid, place):
+        status, now = os.waitpid(pid, 0)[1], held(place)
+        assert all(now.get(key) == value for key, value in known[place].items()), "a value was lost or changed"
+        known[place] = now
+        return status, len(now)
+
+    calls = [1, *random.sample(range(passes // 12, passes // 6), 5)]  # all together fewer than the passes
+    by_count = [ended(child(lambda: fill_until(number)), cache) for number in calls]
+    at_times = []
+    for _ in range(6):
+        pid = child(lambda: fill(prompts, timed))
         time.sleep(random.uniform(0, whole / 4))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        now = held()
-        assert all(now[key] == value for key, value in before.items()), "a value was lost or changed"
-        before = now
-        counts.append(len(now))
-    return {"counts": counts}
+        at_times.append(ended(pid, timed))
+    return {"by_count": by_count, "at_times": at_times, "timed": fill(prompts, timed).tolist()}
 
 def together():
     pids = [child(lambda part=part: fill(part)) for part in (prompts[:40], prompts[20:], prompts[:40])]
@@ -252,10 +265,20 @@ def drive(tmp_path, pairs_of, folder_of, tokenizer):
 
 
 def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
+    """In a pass drawn at random, so that some is done and some left whatever the machine; and at random times, in the midst of
+    a write too, where one may be killed before it has done anything, or end before it is killed.
+    """
     result = drive("kill")
-    assert any(0 < count < 180 for count in result["counts"])
-    assert result["counts"] == sorted(result["counts"])
-    assert result["computed"] < result["whole"]
+    assert [status for status, _ in result["by_count"]] == [signal.SIGKILL] * 6
+    assert {status for status, _ in result["at_times"]} <= {0, signal.SIGKILL}
+    first, *counts = (count for _, count in result["by_count"])
+    assert first == 0
+    assert all(0 < count < 180 for count in counts)
+    assert counts == sorted(set(counts))
+    later = [count for _, count in result["at_times"]]
+    assert later == sorted(later)
+    assert result["timed"] == pytest.approx(result["plain"], abs=1e-4)
+    assert 0 < result["computed"] < result["whole"]
 
 
 def test_runs_at_once_lose_nothing_of_each_other(drive):

@@ -163,9 +163,8 @@ def test_variants_run(changes, dataset, tmp_path):
     assert result["steps"] == 3
 
 
-def test_reference_values_are_computed_once_and_found_again(dataset, tmp_path, monkeypatch):
+def test_reference_values_are_computed_once_and_found_again(dataset, unfinished, tmp_path, monkeypatch):
     train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))
     monkeypatch.setattr("mmpo.train.reference.completion_logprobs", lambda model, prompts, **_: [1 / 0 for _ in prompts])
-    record = json.loads((tmp_path / "out" / "mmpo.json").read_text())
-    (tmp_path / "out" / "mmpo.json").write_text(json.dumps({**record, "finished": False}))
+    unfinished(tmp_path / "out")
     assert train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))["steps"] == 2

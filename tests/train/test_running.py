@@ -125,12 +125,11 @@ def test_early_stopping_keeps_the_best_model(dataset, tmp_path):
     assert measured["cross_entropy"] == pytest.approx(losses[best], abs=1e-5)
 
 
-def test_a_run_that_was_killed_after_it_had_stopped_early_ends_there(dataset, tmp_path):
+def test_a_run_that_was_killed_after_it_had_stopped_early_ends_there(dataset, unfinished, tmp_path):
     wild = {"learning_rate": 0.02, "epochs": 40, "eval_steps": 2, "early_stopping": 2, "schedule": "constant"}
     result = train_reward(options("reward", dataset, tmp_path / "out", **wild))
-    path = tmp_path / "out" / "mmpo.json"
     first = load_pretrained("reward", str(tmp_path / "out"))[0].state_dict()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
+    unfinished(tmp_path / "out")
     (tmp_path / "out" / "model.safetensors").unlink()
     assert train_reward(options("reward", dataset, tmp_path / "out", **wild)) == result
     again = load_pretrained("reward", str(tmp_path / "out"))[0].state_dict()
@@ -182,11 +181,10 @@ def test_trackers_get_the_figures_and_the_speed(dataset, tmp_path, monkeypatch):
     assert "tokens_per_second" not in history  # another one in every run
 
 
-def test_logging_is_free_to_change_on_resumption(dataset, tmp_path):
+def test_logging_is_free_to_change_on_resumption(dataset, unfinished, tmp_path):
     stopped = options("reward", dataset, tmp_path / "out", max_steps=4, logging_steps=1, save_steps=2)
     train_reward(stopped)
-    path = tmp_path / "out" / "mmpo.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
+    unfinished(tmp_path / "out")
     changes = {"logging_steps": 2, "save_steps": 3, "report_to": "none", "reference_cache": str(tmp_path)}
     assert train_reward(options("reward", dataset, tmp_path / "out", max_steps=4, **changes))["steps"] == 4
 

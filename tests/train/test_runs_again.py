@@ -18,12 +18,7 @@ from mmpo.train.progress import Progress
 from mmpo.train.run import train_policy, train_reward
 from mmpo.train.tiny import tiny_model
 
-RUN = {"policy": train_policy, "reward": train_reward}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("MMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def options(kind, data, out, **changes):
@@ -33,10 +28,6 @@ def options(kind, data, out, **changes):
 
 def record(out):
     return json.loads((out / "mmpo.json").read_text())
-
-
-def unfinished(out):
-    (out / "mmpo.json").write_text(json.dumps({**record(out), "finished": False}))
 
 
 def saved(kind, tokenizer, folder, seed=0):
@@ -120,7 +111,7 @@ def test_what_only_rounds_may_change_behind_a_checkpoint_and_the_rest_says_how(d
 
 
 @pytest.mark.parametrize("what", ["model", "reference"])
-def test_other_weights_behind_the_same_name_are_refused(what, dataset, tokenizer, tmp_path):
+def test_other_weights_behind_the_same_name_are_refused(what, dataset, tokenizer, unfinished, tmp_path):
     named = {name: str(saved("policy", tokenizer, tmp_path / name, seed)) for seed, name in enumerate(("model", "reference"))}
     again = options("policy", dataset, tmp_path / "out", **named)
     train_policy(again)
@@ -134,7 +125,7 @@ def test_other_weights_behind_the_same_name_are_refused(what, dataset, tokenizer
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 
-def test_a_reward_model_may_start_with_a_new_score_layer_again(dataset, tokenizer, tmp_path):
+def test_a_reward_model_may_start_with_a_new_score_layer_again(dataset, tokenizer, unfinished, tmp_path):
     """Of a changed body a run is refused; the new layer, which is random, makes no part of what must be found again."""
     base = saved("policy", tokenizer, tmp_path / "base")
     again = options("reward", dataset, tmp_path / "out", model=str(base))
@@ -178,7 +169,7 @@ def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, pair
         train_reward(options("reward", folder, tmp_path / "out"))
 
 
-def test_only_what_is_half_written_is_removed(dataset, tmp_path):
+def test_only_what_is_half_written_is_removed(dataset, unfinished, tmp_path):
     """A folder in the state's place can't be read for a reason that says nothing of the checkpoint."""
     out = tmp_path / "out"
     train_reward(options("reward", dataset, out))

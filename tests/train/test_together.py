@@ -53,22 +53,23 @@ def errors(done):
     return [[line for line in one.stderr.splitlines() if line.startswith("error: ")] for one in done]
 
 
-def test_what_is_wrong_for_all_is_said_once(processes, dataset, tmp_path):
-    done = processes(SCRIPT, "", *command(dataset, tmp_path / "out", "--loss", "mmop"))
+def said_once(done, part):
+    """Both processes end with 2, and the first one alone says why, in one line that has this part."""
     assert [one.returncode for one in done] == [2, 2]
     first, second = errors(done)
     assert len(first) == 1
-    assert "did you mean 'mmpo'" in first[0]
+    assert part in first[0]
     assert second == []
+    return first[0]
+
+
+def test_what_is_wrong_for_all_is_said_once(processes, dataset, tmp_path):
+    said_once(processes(SCRIPT, "", *command(dataset, tmp_path / "out", "--loss", "mmop")), "did you mean 'mmpo'")
 
 
 def test_what_is_wrong_for_one_is_said_once_and_ends_all(processes, dataset, tmp_path):
-    done = processes(SCRIPT, "missing_data", *command(dataset, tmp_path / "out"))
-    assert [one.returncode for one in done] == [2, 2]
-    first, second = errors(done)
-    assert len(first) == 1
-    assert first[0].startswith("error: process 1 (of 2, counted from 0): no dataset at /no/such/place: ")
-    assert second == []
+    said = said_once(processes(SCRIPT, "missing_data", *command(dataset, tmp_path / "out")), "no dataset at /no/such/place: ")
+    assert said.startswith("error: process 1 (of 2, counted from 0): no dataset at ")
     assert not (tmp_path / "out").exists()
 
 
@@ -85,12 +86,7 @@ def test_memory_that_runs_out_in_one_process_ends_all(processes, dataset, tmp_pa
 
 def test_a_loss_that_is_not_finite_is_said_once(processes, dataset, tmp_path):
     wild = ["--learning-rate", "1e18", "--warmup-ratio", "0", "--schedule", "constant", "--max-grad-norm", "0", "--epochs", "9"]
-    done = processes(SCRIPT, "", *command(dataset, tmp_path / "out", *wild))
-    assert [one.returncode for one in done] == [2, 2]
-    first, second = errors(done)
-    assert len(first) == 1
-    assert "all prompts of the step: " in first[0]
-    assert second == []
+    said_once(processes(SCRIPT, "", *command(dataset, tmp_path / "out", *wild)), "all prompts of the step: ")
 
 
 def test_a_signal_to_one_process_stops_all_behind_the_same_step(processes, dataset, tmp_path):
