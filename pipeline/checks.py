@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.columns import flat, offsets_of, to_numpy
+from mmpo.pipeline.columns import differing_messages, flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.split import first_user_messages, split_position
@@ -118,6 +118,8 @@ def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, unti
     for row, messages in zip(starts.tolist(), _texts(prompts.take(pa.array(starts))), strict=True):
         last = prompt_id(messages) if messages else None
         wrong[row] |= last != ids["prompt_id"][row]
+    run = np.repeat(starts, np.diff([*starts.tolist(), table.num_rows]))  # every row has the prompt of its run's first one
+    wrong |= differing_messages(pa.chunked_array([prompts]), run)
     totals.found("prompt ids", wrong, where)
     # Ids are digests: recomputing them takes a loop, as every digest does.
     for side in ("chosen", "rejected"):

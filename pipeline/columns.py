@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = [
     "LARGE_FEEDBACK",
     "codes",
+    "differing_messages",
     "flat",
     "gather_lists",
     "large",
@@ -123,3 +125,20 @@ def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
 def to_numpy(column: pa.Array) -> np.ndarray:
     """A float64 numpy array of a numeric column, null as NaN."""
     return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def differing_messages(messages: pa.ChunkedArray, first: np.ndarray) -> np.ndarray:
+    """Which lists of messages are others than the one in their place `first`, by roles and texts; both (n,)."""
+    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    differs = lengths != lengths[first]
+    flat = pc.list_flatten(messages)
+    for part in ("role", "content"):
+        # numbers for the texts: comparing those is quick, however often each of them stands there
+        texts = pc.fill_null(pc.struct_field(flat, part).cast(pa.large_string()), "")
+        coded = pc.dictionary_encode(texts)
+        numbers = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in coded.chunks)])
+        for place in range(int(lengths.max(initial=0))):
+            rows = np.flatnonzero((lengths > place) & ~differs)
+            differs[rows] = numbers[starts[rows] + place] != numbers[starts[first[rows]] + place]
+    return differs

@@ -10,17 +10,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from mmpo.pipeline.columns import differing_messages
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 
-__all__ = ["check_completions", "check_margins", "nothing_left", "rendering_warnings", "target_warnings", "warn"]
+__all__ = [
+    "check_completions",
+    "check_margins",
+    "check_prompts",
+    "is_first_process",
+    "nothing_left",
+    "rendering_warnings",
+    "target_warnings",
+    "warn",
+]
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks: the first of those that a launcher started, or the only one.
+
+    From the environment, so that it can be asked before the processes are connected.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def warn(lines: Iterable[str]) -> None:
     """Shows each line on standard error behind `warning: `; of several processes the first one alone does."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         for line in lines:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
@@ -43,6 +60,16 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
     )
 
 
+def check_prompts(table: pa.Table, first: np.ndarray) -> None:
+    """Raises UserError where an id stands for two prompts. first: the row where each row's prompt id is first, (pairs,)."""
+    wrong = np.flatnonzero(differing_messages(table["prompt"], first))
+    if len(wrong):
+        raise UserError(
+            f"the prompt {table['prompt_id'][wrong[0]].as_py()} has two texts (row {wrong[0]}; {len(wrong)} of {len(first)} rows are "
+            "such): an id is that of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
+        )
+
+
 def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.ndarray, first: np.ndarray) -> None:
     """Raises UserError where an id stands for completions of two prompts, or for two texts.
 
@@ -58,30 +85,13 @@ def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.nda
             f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
             f"({len(wrong)} of {len(first)} places are such): {again}"
         )
-    wrong = np.flatnonzero(_differs(table, first))
+    both = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
+    wrong = np.flatnonzero(differing_messages(both, first))
     if len(wrong):
         raise UserError(
             f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
             f"{len(wrong)} of {len(first)} places are such): {again}"
         )
-
-
-def _differs(table: pa.Table, first: np.ndarray) -> np.ndarray:
-    """Which completions are other messages than those where their id is first, (2·pairs,)."""
-    messages = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
-    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    differs = lengths != lengths[first]
-    flat = pc.list_flatten(messages)
-    for part in ("role", "content"):
-        # numbers for the texts: comparing those is quick, however often each of them stands there
-        texts = pc.fill_null(pc.struct_field(flat, part).cast(pa.large_string()), "")
-        coded = pc.dictionary_encode(texts)
-        numbers = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in coded.chunks)])
-        for place in range(int(lengths.max(initial=0))):
-            rows = np.flatnonzero((lengths > place) & ~differs)
-            differs[rows] = numbers[starts[rows] + place] != numbers[starts[first[rows]] + place]
-    return differs
 
 
 def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequence[str], target: str) -> list[str]:

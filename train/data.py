@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.checks import check_completions
+from mmpo.train.checks import check_completions, check_prompts
 from mmpo.train.options import check_source_weights
 from mmpo.train.pairs import as_pairs, check_rows, pair_files
 from mmpo.train.render import Rendered, Renderer
@@ -45,6 +45,11 @@ class PromptPairs:
     def length(self) -> int:
         """Tokens of the longest row."""
         return max(len(item.ids) for item in self.completions)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(item.ids) for item in self.completions)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def prepare(
     the order of the table's rows has no influence. Raises UserError where an id stands for two texts.
     """
     prompt_ids, first, prompt_of = _unique(table, "prompt_id")
+    check_prompts(table, first[prompt_of])
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
     margin = _floats(table, "quality_margin")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,6 +44,22 @@ def test_a_dataset_opens_with_datasets_and_holds_the_contract(tmp_path: Path, mo
     assert pq.read_schema(tmp_path / "out/rejects.parquet").remove_metadata().equals(REJECTS)
     assert validate(tmp_path / "out")["ok"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_prompt_that_is_not_the_one_of_its_id_fails_wherever_its_row_is(tmp_path: Path) -> None:
+    build(ratings(tmp_path / "r.jsonl", 80), tmp_path / "out", options=OPTIONS)
+    part = tmp_path / "out/train/part-00000.parquet"
+    table = pq.ParquetFile(part).read()
+    names = table["prompt_id"].to_pylist()
+    row = next(i for i in range(1, len(names)) if names[i] == names[i - 1])
+    prompts = table["prompt"].to_pylist()
+    prompts[row] = [{"role": "user", "content": "another question"}]
+    place = table.schema.get_field_index("prompt")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(prompts, table.schema.field(place).type)), part)
+    checked = validate(tmp_path / "out")
+    failed = [check for check in checked["checks"] if check["status"] == "fail"]
+    assert not checked["ok"]
+    assert any(f"row {row}" in check["message"] for check in failed), failed
 
 
 def test_rejects_say_file_line_and_reason(tmp_path: Path) -> None:

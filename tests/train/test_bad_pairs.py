@@ -138,6 +138,24 @@ def test_an_id_with_two_texts_is_named(side, pairs, tokenizer):
     assert rendered(pa.concat_tables([pairs.slice(7), pairs.slice(0, 7)]), tokenizer) == pairs.num_rows
 
 
+def test_an_id_with_two_prompts_is_named(pairs, tokenizer):
+    """As with completions: any difference, however the rows are cut. Of those with one id the first row's is what counts."""
+    names = pairs["prompt_id"].to_pylist()
+    row = next(i for i, name in enumerate(names) if names.index(name) < i)
+    (message,) = pairs["prompt"][row].as_py()
+    said = rf"the prompt {names[row]} has two texts \(row \d+; \d+ of {len(pairs)} rows are such\): .*mmpo build"
+    for messages in ([{**message, "content": "Another?"}], [{**message, "role": "system"}], [message, message]):
+        bad = changed(pairs, "prompt", {row: messages})
+        for table in (bad, pa.concat_tables([bad.slice(row), bad.slice(0, row)])):
+            with pytest.raises(UserError, match=said):
+                rendered(table, tokenizer)
+    with pytest.raises(UserError, match=rf"\(row {row}; 1 of {len(pairs)} rows"):
+        rendered(changed(pairs, "prompt", {row: [{**message, "content": "Another?"}]}), tokenizer)
+    alone = changed(pairs, "prompt", {0: [{"role": "user", "content": "The only row of its prompt"}]})
+    assert names.count(names[0]) == 1
+    assert rendered(alone, tokenizer) == pairs.num_rows
+
+
 @pytest.mark.parametrize(
     ("terms", "target", "said"),
     [
