@@ -11,6 +11,7 @@ import typer
 from mmpo.cli.flags import options_from, with_flags
 from mmpo.cli.output import print_json, say, shown
 from mmpo.pipeline.errors import UserError
+from mmpo.train.checks import is_first_process
 from mmpo.train.options import TrainOptions
 
 __all__ = ["Kind", "train"]
@@ -47,7 +48,7 @@ def train(
         from mmpo.train.run import train_policy, train_reward
 
         summary = (train_policy if kind is Kind.policy else train_reward)(options)
-        if _is_first():
+        if is_first_process():
             say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
             say(f"model: {summary['out']}")
             if as_json:
@@ -61,14 +62,10 @@ def _one_voice() -> Iterator[None]:
     try:
         yield
     except (UserError, KeyboardInterrupt) as error:
-        if _is_first():
+        if is_first_process():
             raise
         from mmpo.train.ranks import said_elsewhere
 
         if isinstance(error, UserError) and not said_elsewhere(error):
             raise
         raise typer.Exit(2 if isinstance(error, UserError) else 130) from None
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

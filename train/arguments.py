@@ -1,7 +1,7 @@
 """From our options to transformers' TrainingArguments, and the rhythm of a run: when it logs, measures and saves."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import IntervalStrategy, TrainingArguments
@@ -19,9 +19,6 @@ ELSEWHERE = "then give another --out or --no-resume"
 
 def training_arguments(options: TrainOptions) -> TrainingArguments:
     """The arguments of a run. Creating them joins the other processes of a distributed run."""
-    # transformers 5.23 renames the argument and warns of the old one, even where it is False
-    name = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
-    checkpointing: dict[str, Any] = {name: True} if options.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=options.out,
         learning_rate=options.resolved_learning_rate,
@@ -34,6 +31,7 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         optim="adamw_torch",
         seed=options.seed,
         bf16=options.bf16,
+        activation_checkpointing=options.gradient_checkpointing,
         use_cpu=not torch.accelerator.is_available(),  # said aloud, or bf16 is refused on a CPU
         logging_strategy="steps",
         save_strategy="steps",
@@ -42,7 +40,6 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         report_to=trackers(options.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
-        **checkpointing,
     )
 
 

@@ -137,7 +137,7 @@ def row_batch(groups: Sequence[Group], pad_token: int) -> Batch:
 
 
 BATCHES: dict[str, Layout] = {
-    "packed": Layout("tries of all prompts in one row, no padding; for attention by segments", packed_batch, packed=True),
+    "packed": Layout("tries of all prompts in one row, no padding; for segments and FlexAttention", packed_batch, packed=True),
     "tree": Layout("each prompt's completions as a trie in a row of its own; for attention masks", tree_batch),
     "rows": Layout("each completion once, in a padded row of its own: where trees do not work", row_batch, tree=False),
 }

@@ -5,6 +5,7 @@ compared. Chosen and rejected log-probabilities are logged side by side; here th
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,8 +23,8 @@ Means = Mapping[str, float]
 
 
 class Displacement(TrainerCallback):
-    """Warns once when the chosen and the rejected completions' log-probabilities have both fallen clearly below their
-    reference's. beta: the policy's.
+    """Warns, once in a process, when the chosen and the rejected completions' log-probabilities have both fallen clearly
+    below their reference's: a resumed run says it again where it still holds. beta: the policy's.
     """
 
     def __init__(self, beta: float) -> None:
@@ -35,8 +36,9 @@ class Displacement(TrainerCallback):
         if self.warned or not state.log_history:
             return
         held_out = "eval_logps/chosen" in state.log_history[-1]
-        entries = _series(state.log_history, "eval_" if held_out else "")[-1 if held_out else -_RECENT :]
-        if entries and fallen(means := _mean(entries), self.beta) and (held_out or len(entries) == _RECENT):
+        prefix, count = ("eval_", 1) if held_out else ("", _RECENT)
+        entries = _series(state.log_history, prefix, newest=count)
+        if len(entries) == count and fallen(means := _mean(entries), self.beta):
             self.warned = True
             warn([_said(means, self.beta, "held-out" if held_out else "training", state.global_step)])
 
@@ -75,10 +77,10 @@ _SIDES = ("chosen", "rejected")
 _NAMES = tuple(f"{kind}/{side}" for kind in ("logps", "rewards") for side in _SIDES)
 
 
-def _series(log: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, float]]:
-    """The entries that have all figures of a part, without the prefix."""
-    whole = [entry for entry in log if all(prefix + name in entry for name in _NAMES)]
-    return [{name: entry[prefix + name] for name in _NAMES} for entry in whole]
+def _series(log: Sequence[Mapping[str, Any]], prefix: str, newest: int | None = None) -> list[dict[str, float]]:
+    """The entries, or so many of the newest, that have all figures of a part, without the prefix."""
+    whole = (entry for entry in reversed(log) if all(prefix + name in entry for name in _NAMES))
+    return [{name: entry[prefix + name] for name in _NAMES} for entry in islice(whole, newest)][::-1]
 
 
 def _mean(entries: Sequence[Means]) -> dict[str, float]:

@@ -116,6 +116,8 @@ def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str,
         raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
     trained = record.get("options", {})
     known = {name: trained[name] for name in ("target", "beta", "max_length", "max_prompt_length") if name in trained}
+    if "max_length" in given:
+        known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
     if kind == "policy":
         known["reference"] = _reference(Path(model), trained)
     gamma = float(given.pop("gamma", record.get("gamma")))

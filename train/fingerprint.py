@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpo.pipeline.errors import MmpoError
+from mmpo.train.forward import plain_model
 
 __all__ = ["Fingerprint", "fingerprint_of", "weights_digest"]
 
@@ -70,7 +71,7 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *, bf16: bool = False) -> F
     """
     return Fingerprint(
         weights=weights_digest(model),
-        config=_digest(_config_facts(_plain(model))),
+        config=_digest(_config_facts(plain_model(model))),
         tokenizer=_digest(_tokenizer_facts(tokenizer)),
         template=_digest(getattr(tokenizer, "chat_template", None)),
         precision="bf16" if bf16 else "full",
@@ -101,7 +102,7 @@ def _bytes_of(value: Tensor) -> Any:
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of the base model, as they are without an adapter."""
-    plain = _plain(model)
+    plain = plain_model(model)
     holders: dict[str, str] = {}
     if hasattr(model, "disable_adapter"):  # not `peft_config`: a model that was loaded with its adapter can't switch it off
         for name, module in plain.named_modules():
@@ -128,10 +129,6 @@ def _base_name(name: str, holders: Mapping[str, str]) -> str | None:
         elif part != held:
             return None
     return ".".join(kept)
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _config_facts(plain: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mmpo.train.options import TrainOptions
 __all__ = ["RECORD", "RunFolder", "read_record"]
 
 RECORD = "mmpo.json"
+_PART = RECORD + ".part"
 _FREE = {
     "out",
     "resume",
@@ -43,11 +44,14 @@ class RunFolder:
             raise UserError("no output folder given: name one with --out")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give a folder to write the model to")
-        for given, what in ((options.model, "model"), (options.reference, "reference"), (options.data, "data")):
+        model = None if options.model == "tiny" else options.model  # which is built, never read from a folder
+        for given, what in ((model, "model"), (options.reference, "reference"), (options.data, "data")):
             if given and Path(given).resolve() == self.path.resolve():
+                # a name of the Hub too: the folder would be read in its place as soon as it is there
                 raise UserError(f"--out {self.path} is --{what} as well and would be overwritten: give another folder")
         self.record = read_record(self.path)
-        if self.record is None and self.path.exists() and any(self.path.iterdir()):
+        # a run that was killed while it wrote the first record has left that one's beginning and nothing else
+        if self.record is None and self.path.exists() and any(file.name != _PART for file in self.path.iterdir()):
             raise UserError(f"{self.path} exists and holds something else than a training run; give another folder")
         has_work = self.record is not None and (bool(self.record.get("finished")) or bool(self._checkpoints()[0]))
         self.goes_on = options.resume and has_work
@@ -162,7 +166,7 @@ class RunFolder:
     def write(self, values: dict[str, Any]) -> None:
         """`mmpo.json`, whole or not at all, with kind, options and the digest of the data."""
         head = {"kind": self.options.kind, "options": self.options.as_dict(), "data_digest": self.digest, "identity": self.identity}
-        sibling = self.path / (RECORD + ".part")
+        sibling = self.path / _PART
         sibling.write_text(json.dumps({**head, **values}, indent=1, allow_nan=False) + "\n")
         sibling.replace(self.path / RECORD)
 

@@ -24,6 +24,7 @@ from mmpo.train.launch import check_splittable, set_up_fsdp, uses_fsdp
 from mmpo.train.passes import StepPasses
 from mmpo.train.progress import Pace
 from mmpo.train.ranks import LocalFailure, any_of_all, from_all, rank_and_world
+from mmpo.train.recomputing import recomputes
 
 __all__ = ["Guards"]
 
@@ -58,7 +59,7 @@ class Guards(Trainer):
             where = f"in step {self.state.global_step + 1}"
             advice = memory_advice(
                 self.tokens_per_batch,
-                checkpointing=bool(getattr(self.args, "activation_checkpointing", False)),
+                checkpointing=recomputes(self.args),
                 bf16=self.args.bf16,
                 lora=hasattr(self.model, "peft_config"),
                 started=(started := any(Path(self.args.output_dir or ".").glob("checkpoint-*"))),

@@ -103,7 +103,9 @@ def whole_logprobs(logits: Tensor, batch: Batch) -> Tensor:
 
 
 HEADS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {"linear": linear_logprobs, "model": model_logprobs}
-"""Ways from hidden states to log-probabilities, the fastest first; a probe takes the first that is exact."""
+"""Ways from hidden states to log-probabilities, the fastest first. The probe takes `model` where it gives what the model's own
+logits give, and `linear` in its place where that gives the same even of large logits.
+"""
 
 
 class _Hidden(nn.Module):

@@ -1,6 +1,6 @@
 """Per-pair values of many prompts under the model in training: shared among the processes, gathered pair by pair."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.data import PromptPairs
 from mmpo.train.failures import some_ids
 from mmpo.train.ranks import from_all, rank_and_world
+from mmpo.train.steps import token_runs
 
 if TYPE_CHECKING:
     from mmpo.train.trainer import MarginTrainer
@@ -29,7 +30,8 @@ def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs]) -> d
     is not finite.
     """
     own: list[dict[str, Tensor]] = []
-    for chunk in _chunks(prompts, _CHUNK * rank_and_world()[1] * trainer.tokens_per_batch):
+    longest_first = sorted(prompts, key=lambda prompt: (-prompt.length, prompt.prompt_id))  # those of like length together
+    for chunk in token_runs(longest_first, lambda prompt: prompt.tokens, _CHUNK * rank_and_world()[1] * trainer.tokens_per_batch):
         step = trainer.make_step(chunk)
         for batch in step.batches:
             _, outputs = trainer.compute_loss(trainer.model_wrapped, batch, True)
@@ -59,17 +61,3 @@ def _in_order(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(joined["rows"], kind="stable")
     return {name: values[order] for name, values in joined.items()}
-
-
-def _chunks(prompts: Sequence[PromptPairs], tokens: int) -> Iterator[list[PromptPairs]]:
-    """Prompts of like length together, about so many tokens at a time, the longest first."""
-    chunk: list[PromptPairs] = []
-    held = 0
-    for prompt in sorted(prompts, key=lambda prompt: (-prompt.length, prompt.prompt_id)):
-        chunk.append(prompt)
-        held += sum(len(item.ids) for item in prompt.completions)
-        if held >= tokens:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.train.losses import LOSSES
-from mmpo.train.terms import POLICY_TERMS, parse_terms, write_terms
+from mmpo.train.terms import check_reward_terms, parse_terms, policies_only, write_terms
 
 __all__ = ["SFT_SUMMARY", "Logits", "Objective", "Term", "Totals", "pair_totals"]
 
@@ -77,7 +77,7 @@ class Term:
         loss = LOSSES.get(self.name)
         z = logits.nll if loss is None else logits.z_mean if loss.average_logprobs else logits.z
         if z is None:
-            raise UserError(f"{self.name} is a term on log-probabilities per token: it works for policies only")
+            raise policies_only(self.name)
         return z if loss is None else loss.per_pair(z, p, margin, gamma=gamma, **self.options)
 
 
@@ -104,9 +104,8 @@ class Objective:
         or out of range, for terms that a reward model can't have, and for a γ that a loss can't work with.
         """
         weights = parse_terms(given)
-        for name in weights:
-            if beta is None and name in POLICY_TERMS:
-                raise UserError(f"{name} is a term on log-probabilities per token: it works for policies only")
+        if beta is None:
+            check_reward_terms(weights)
         own = _options_by_term(weights, options or {})
         terms = tuple(_term(name, weight, own[name], beta) for name, weight in weights.items())
         objective = cls(terms, gamma)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.terms import POLICY_TERMS, parse_terms, write_terms
+from mmpo.train.terms import check_reward_terms, parse_terms, write_terms
 
 __all__ = ["LAYOUTS", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "check_source_weights", "option_help"]
 
@@ -115,6 +115,8 @@ class TrainOptions:
             _above(name, getattr(self, name), 0, strict=False)
         if not (_number(self.warmup_ratio) and 0 <= self.warmup_ratio < 1):
             raise UserError(f"warmup_ratio must lie in [0, 1), not {self.warmup_ratio!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:  # numpy takes no other
+            raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, not {self.seed!r}")
         if self.tiny_size < 16 or self.tiny_size % 16:
             raise UserError(f"tiny_size must be a positive multiple of 16, not {self.tiny_size!r}")
         if self.tiny_vocab < 300:
@@ -134,9 +136,7 @@ class TrainOptions:
     def _refuse_policy_only(self) -> None:
         if self.reference is not None:
             raise UserError("a reward model has no reference: leave out `reference`")
-        for name in parse_terms(self.loss):
-            if name in POLICY_TERMS:
-                raise UserError(f"{name} is a term on log-probabilities per token: it works for policies only")
+        check_reward_terms(parse_terms(self.loss))
 
     def as_dict(self) -> dict[str, Any]:
         """All options as JSON values; an infinite gamma is the string 'inf'."""

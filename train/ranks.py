@@ -8,7 +8,6 @@ one process that fails on the way to an inner exchange answers it with its failu
 """
 
 import atexit
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch.distributed
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.checks import is_first_process
 from mmpo.train.failures import out_of_memory
 
 __all__ = [
@@ -136,7 +136,7 @@ def _wait_for_threads() -> None:
 
 def said_elsewhere(error: Exception) -> bool:
     """Whether another process tells the user of this error: all but the first leave it to that one."""
-    return os.environ.get("RANK", "0") != "0" and not isinstance(error, LocalFailure)
+    return not is_first_process() and not isinstance(error, LocalFailure)
 
 
 def is_lost_process(error: BaseException) -> bool:

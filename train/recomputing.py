@@ -15,8 +15,8 @@ _MISSING = object()
 
 
 def recomputes(args: Any) -> bool:
-    """Whether transformers' training arguments ask for it; version 5.23 renames the argument."""
-    return any(getattr(args, f"{name}_checkpointing", None) for name in ("activation", "gradient"))
+    """Whether transformers' training arguments ask for it, under its new name or the old one, which fills the new one in."""
+    return bool(args.activation_checkpointing)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from mmpo.train.probe import choose_way
 from mmpo.train.ranks import from_all, from_first, rank_and_world
 from mmpo.train.reference_book import ReferenceBook, ReferenceProgress
 from mmpo.train.render import Rendered
+from mmpo.train.steps import token_runs
 
 __all__ = ["cached_logprobs", "completion_logprobs", "reference_logprobs", "with_reference"]
 
@@ -105,7 +106,7 @@ class _Work:
 
     @property
     def tokens(self) -> int:
-        return sum(len(item.ids) for item in self.prompt.completions)
+        return self.prompt.tokens
 
 
 def _filled(
@@ -123,7 +124,7 @@ def _filled(
     work = _missing(prompts, places, values)
     if work:
         with book.keeping():
-            for done, found in _computed(_chunks(work, _CHUNK * tokens), compute):
+            for done, found in _computed(list(token_runs(work, lambda item: item.tokens, _CHUNK * tokens)), compute):
                 values[done] = found
                 from_first(partial(book.note, done, found))  # the others must hear of a file that can't be written
         values = from_first(lambda: book.settled(values))
@@ -143,25 +144,15 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
     taken: set[int] = set()
     work = []
     for prompt, where in zip(prompts, places, strict=True):
-        lacking = [i for i, place in enumerate(where.tolist()) if np.isnan(values[place]) and place not in taken]
+        lacking: list[int] = []
+        for number, place in enumerate(where.tolist()):
+            if np.isnan(values[place]) and place not in taken:
+                taken.add(place)
+                lacking.append(number)
         if lacking:
-            taken.update(where[lacking].tolist())
-            items = [prompt.completions[i] for i in lacking]
+            items = [prompt.completions[number] for number in lacking]
             work.append(_Work(replace(prompt, completions=items, reference=None, **none), where[lacking]))
     return sorted(work, key=lambda item: (-item.prompt.length, item.prompt.prompt_id))
-
-
-def _chunks(work: Sequence[_Work], tokens: int) -> list[list[_Work]]:
-    """Runs of about so many tokens each."""
-    chunks: list[list[_Work]] = [[]]
-    held = 0
-    for item in work:
-        if held >= tokens:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(item)
-        held += item.tokens
-    return chunks
 
 
 def _computed(chunks: Sequence[Sequence[_Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -121,8 +121,6 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     if stop.stopped and state.global_step < state.max_steps and not early_end(state.log_history, options.early_stopping):
         from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
         raise KeyboardInterrupt
-    if trainer.eval_prompts and not any("eval_loss" in e for e in state.log_history if e["step"] == state.global_step):
-        trainer.evaluate()
     _save(trainer, options)
     summary = summary_of(
         state.log_history,

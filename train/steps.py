@@ -4,8 +4,9 @@ A step holds whole prompts with all their pairs. Nothing here depends on anythin
 run goes on exactly where it stopped and every process knows the others' shares.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from mmpo.train.batches import Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.data import PromptPairs
 from mmpo.train.render import Rendered
 
-__all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts"]
+__all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts", "token_runs"]
 
 _PASS_TOKENS = {"cpu": 4096}
 _PASS_TOKENS_ELSEWHERE = 16384
 
+Item = TypeVar("Item")
 Parts = list[list[Rendered]]
 """A prompt's completions, in as many forward passes as they need."""
 
@@ -132,6 +134,24 @@ def make_step(
     smallest = min(prompts, key=lambda prompt: (len(prompt.completions[0].ids), prompt.prompt_id))
     idle = layout.build([[smallest.completions[0]]], pad_token)
     return replace(step, idle=idle, idle_looks=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
+
+
+def token_runs(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
+    """The items in their order, in runs that end where they have `least` tokens or more. size: an item's tokens.
+
+    >>> list(token_runs([3, 1, 2, 5, 1], size=int, least=4))
+    [[3, 1], [2, 5], [1]]
+    """
+    run: list[Item] = []
+    held = 0
+    for item in items:
+        run.append(item)
+        held += size(item)
+        if held >= least:
+            yield run
+            run, held = [], 0
+    if run:
+        yield run
 
 
 def group_parts(group: Sequence[tuple[PromptPairs, Parts]]) -> list[list[tuple[PromptPairs, list[Rendered]]]]:

@@ -1,7 +1,6 @@
 """How quality margins become target probabilities, by name. Targets are data: computed once, in numpy, float64."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -39,27 +38,21 @@ TARGETS: dict[str, Callable[[Columns, float], Targets]] = {
 }
 
 
-def targets(name: str, table: pa.Table | Mapping[str, Any], gamma: float) -> Targets:
+def targets(name: str, table: pa.Table, gamma: float) -> Targets:
     """The targets p of every pair, float64 in [0, 1], shape (pairs,), and counts of what had to be filled in.
 
-    table: PAIRS, or a mapping of its column names to numpy arrays. gamma: in 1/margin-unit, ≥ 0 or inf. Raises
-    UserError for an unknown name, a missing column, γ < 0, or a noise-aware target where no margin_se is known.
+    table: PAIRS, or as many of its columns as the target reads. gamma: in 1/margin-unit, ≥ 0 or inf. Raises UserError
+    for an unknown name, a missing column, γ < 0, or a noise-aware target where no margin_se is known.
 
-    >>> targets("plain", {"quality_margin": np.array([0.0, 1e9])}, 1.0)[0].tolist()
+    >>> targets("plain", pa.table({"quality_margin": [0.0, 1e9]}), 1.0)[0].tolist()
     [0.5, 1.0]
     """
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
 
     def column(wanted: str) -> np.ndarray:
-        present = table.column_names if isinstance(table, pa.Table) else list(table)
-        if wanted not in present:
-            raise UserError(f"the {name} target needs the column {wanted!r}; there are: {', '.join(present)}")
-        values = table[wanted]
-        if isinstance(values, pa.ChunkedArray | pa.Array):
-            values = values.cast(pa.float64()).to_numpy(
-                **({} if isinstance(values, pa.ChunkedArray) else {"zero_copy_only": False})
-            )
-        return np.asarray(values, dtype=np.float64)
+        if wanted not in table.column_names:
+            raise UserError(f"the {name} target needs the column {wanted!r}; there are: {', '.join(table.column_names)}")
+        return table[wanted].cast(pa.float64()).to_numpy()
 
     return TARGETS[name](column, gamma)

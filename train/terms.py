@@ -1,12 +1,12 @@
 """The objective as it is written: a name, `mmpo`, or weighted terms, `mmpo=1,sft=0.1`. Imports no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["LOSS_NAMES", "POLICY_TERMS", "TERM_NAMES", "parse_terms", "write_terms"]
+__all__ = ["LOSS_NAMES", "POLICY_TERMS", "TERM_NAMES", "check_reward_terms", "parse_terms", "policies_only", "write_terms"]
 
 LOSS_NAMES = (
     "mmpo",
@@ -54,6 +54,18 @@ def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
             raise UserError(f"loss names {name} twice: give each term one weight")
         terms[name] = _weight(name, value)
     return {name: terms[name] for name in TERM_NAMES if name in terms}
+
+
+def check_reward_terms(terms: Iterable[str]) -> None:
+    """Raises UserError for a term that a reward model can't have."""
+    for name in terms:
+        if name in POLICY_TERMS:
+            raise policies_only(name)
+
+
+def policies_only(name: str) -> UserError:
+    """The error of a term that lacks what it is made of."""
+    return UserError(f"{name} is a term on log-probabilities per token: it works for policies only")
 
 
 def write_terms(terms: Mapping[str, float]) -> str:

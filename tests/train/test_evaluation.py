@@ -206,6 +206,12 @@ def test_numbers_that_make_no_sense_are_refused(given, said, models, dataset):
         evaluate("reward", models["reward"], dataset, **given)
 
 
+def test_a_shorter_max_length_alone_is_enough(models, dataset):
+    found = evaluate("reward", models["reward"], dataset, max_length=25)
+    assert found == evaluate("reward", models["reward"], dataset, max_length=25, max_prompt_length=24)
+    assert found["counts"]["completion_truncated"] > 0
+
+
 def test_memory_that_runs_out_is_named_with_what_to_set(models, dataset, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("out of memory")

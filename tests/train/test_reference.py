@@ -260,3 +260,16 @@ def test_what_earlier_releases_kept_is_found_again(prompts, fill, tmp_path):
     item = prompts[0].completions[0]
     key = blake2b(struct.pack(f"<{1 + len(item.ids)}q", item.start, *item.ids), digest_size=16).digest()
     assert key in pq.read_table(tmp_path / "x.parquet")["key"].to_pylist()
+
+
+def test_two_completions_of_the_same_tokens_are_one_value(prompts, fill, tmp_path, capsys):
+    """As those that were cut at the same place: counted, computed and kept once, and given to both."""
+    twice = [replace(prompt, completions=[*prompt.completions, prompt.completions[0]]) for prompt in prompts]
+    distinct = sum(len(prompt.completions) for prompt in prompts)
+    values = fill(twice, tmp_path / "kept.parquet")
+    assert f"computed {distinct} of {distinct} completions" in capsys.readouterr().err
+    assert pq.read_metadata(tmp_path / "kept.parquet").num_rows == distinct
+    place = 0
+    for prompt in twice:
+        assert values[place] == values[place + len(prompt.completions) - 1]
+        place += len(prompt.completions)

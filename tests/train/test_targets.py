@@ -1,4 +1,4 @@
-"""Targets by name, from a PAIRS table or from arrays, with what had to be filled in counted."""
+"""Targets by name, from a PAIRS table, with what had to be filled in counted."""
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +36,6 @@ def test_measured_is_from_votes_alone() -> None:
     p, counts = targets("measured", TABLE, np.inf)
     np.testing.assert_allclose(p, [1.5 / 4, 2.5 / 3, 3.5 / 4, 0.5])
     assert counts == {"pairs_without_raters": 1}
-
-
-def test_a_mapping_of_arrays_gives_the_same() -> None:
-    arrays = {name: TABLE[name].to_numpy() for name in TABLE.column_names}
-    for name in ("plain", "noise-aware", "measured"):
-        np.testing.assert_array_equal(targets(name, arrays, 0.4)[0], targets(name, TABLE, 0.4)[0])
 
 
 def test_errors_name_what_there_is() -> None:
