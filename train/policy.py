@@ -13,7 +13,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import Batch, MicroBatch
 from mmpo.train.data import PromptPairs
 from mmpo.train.objective import Logits, Objective
-from mmpo.train.probe import choose_way
 from mmpo.train.ranks import any_of_all, from_all
 from mmpo.train.reference import cached_logprobs, reference_logprobs
 from mmpo.train.steps import Step
@@ -58,16 +57,14 @@ class PolicyTrainer(MarginTrainer):
         return Objective.parse(loss, options, gamma, beta=self.beta)
 
     def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
-        model, way = self.model, self.way
-        if self.ref_model is not None:
-            model = self.ref_model.to(self.args.device)
-            way = choose_way(model, "policy", max(prompt.length for prompt in prompts), self.layout)
+        model = self.model if self.ref_model is None else self.ref_model
         options: dict[str, Any] = {
             "tokens": self.tokens_per_batch,
             "pad_token": self.pad_token,
             "device": self.args.device,
             "bf16": self.args.bf16,
-            "way": way,
+            "way": self.way if self.ref_model is None else None,
+            "layout": self.layout,
         }
         if cache is not None:
             return cached_logprobs(model, prompts, cache, tokenizer=self.processing_class, **options)

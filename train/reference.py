@@ -54,6 +54,7 @@ def cached_logprobs(
     tokenizer: Any = None,
     tokens: int,
     bf16: bool = False,
+    layout: str = "auto",
     save_seconds: float = SAVE_SECONDS,
     **options: Any,
 ) -> list[PromptPairs]:
@@ -61,7 +62,8 @@ def cached_logprobs(
 
     cache: a folder (one file a fingerprint in it), a *.parquet file, or None for the user's cache folder. tokenizer: the
     one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
-    save_seconds: how much work a kill may cost. tokens, bf16 and the other options are `predict_values`'. Every
+    save_seconds: how much work a kill may cost. layout: as `choose_way` takes it, which is asked where no way is given and
+    something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
     process of a distributed run calls this with the same prompts and holds the whole model.
 
     Raises UserError for a cache that belongs to another reference, can't be read or can't be written, for a model whose
@@ -72,22 +74,25 @@ def cached_logprobs(
         return ReferenceCache.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
 
     with _adapter_off(model):
-        return _filled(prompts, _computing(model, prompts, tokens=tokens, bf16=bf16, **options), opened, tokens, save_seconds)
+        compute = _computing(model, prompts, layout, tokens=tokens, bf16=bf16, **options)
+        return _filled(prompts, compute, opened, tokens, save_seconds)
 
 
-def reference_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], *, tokens: int, **options: Any) -> list[PromptPairs]:
+def reference_logprobs(
+    model: nn.Module, prompts: Sequence[PromptPairs], *, tokens: int, layout: str = "auto", **options: Any
+) -> list[PromptPairs]:
     """As `cached_logprobs`, but nothing is read from a file and nothing kept in one."""
     with _adapter_off(model):
-        return _filled(prompts, _computing(model, prompts, tokens=tokens, **options), None, tokens, SAVE_SECONDS)
+        return _filled(prompts, _computing(model, prompts, layout, tokens=tokens, **options), None, tokens, SAVE_SECONDS)
 
 
-def _computing(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> Compute:
+def _computing(model: nn.Module, prompts: Sequence[PromptPairs], layout: str, **options: Any) -> Compute:
     """`completion_logprobs` of this model; one way of running it serves for all, and is looked for only when it is needed."""
 
     def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
         if options.get("way") is None:
             model.to(options["device"])
-            options["way"] = choose_way(model, "policy", max(prompt.length for prompt in prompts))
+            options["way"] = choose_way(model, "policy", max(prompt.length for prompt in prompts), layout)
         return completion_logprobs(model, some, **options)
 
     return compute

@@ -25,7 +25,6 @@ from mmpo.train.models import add_lora, load_reference
 from mmpo.train.options import TrainOptions
 from mmpo.train.policy import PolicyTrainer
 from mmpo.train.preparation import Preparation, prepare_run, resolve_gamma
-from mmpo.train.probe import choose_way
 from mmpo.train.progress import Progress, final_line
 from mmpo.train.ranks import (
     LocalFailure,
@@ -194,7 +193,7 @@ def _with_reference(options: TrainOptions, args: TrainingArguments, ready: Prepa
         pad_token=pad_token(tokenizer),
         device=args.device,
         bf16=options.bf16,
-        way=choose_way(reference, "policy", max(prompt.length for prompt in prompts), options.layout),
+        layout=options.layout,
     )
 
 
