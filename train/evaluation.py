@@ -73,6 +73,8 @@ def evaluate(
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
     if per_pair is not None:
+        if Path(per_pair).is_dir():
+            raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
         Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
     other = _other_split(options, data, split)
     splits = [Split(pairs, f"{data} ({split})"), *([] if other is None else [Split(other)])]

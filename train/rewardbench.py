@@ -87,4 +87,4 @@ def _pair(path: Path, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(path: Path, number: int, reason: str) -> Any:
-    raise UserError(f"{path}, row {number}: no pair of RewardBench ({reason}): a row has prompt, chosen, rejected and subset")
+    raise UserError(f"{path}, row {number}: no pair of RewardBench ({reason}): a row has prompt, subset, and two different replies")

@@ -244,5 +244,7 @@ def test_mistakes_are_named(models, dataset, tmp_path):
         evaluate("reward", f"{tmp_path}/typo", dataset)
     with pytest.raises(UserError, match=r"some/typo is no folder here, .*give --gamma"):
         evaluate("reward", "some/typo", dataset)
+    with pytest.raises(UserError, match="is a folder: name the Parquet file to write"):
+        evaluate("reward", models["reward"], dataset, per_pair=tmp_path)
     with pytest.raises(UserError, match="no dataset"):
         evaluate("reward", models["reward"], tmp_path / "nowhere")
