@@ -1,0 +1,97 @@
+"""What version 0.1.0 wrote is read and gone on with: FEEDBACK, PAIRS, a judge's journal, a killed training run, a reward model.
+
+The files of tests/golden/v1 were made by version 0.1.0 (make_v1.py there says how) and never change; the figures beside them in
+expected.json are what that version itself made of them when it went on.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+
+GOLDEN = Path(__file__).resolve().parent / "golden" / "v1"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
+sys.path.insert(0, str(GOLDEN.parent.parent / "annotate"))
+
+from openai_server import serving  # noqa: E402
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    """A copy of the golden files to work in."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "v1"))
+
+
+def mmpo(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    code = "from mmpo.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, check=False)
+
+
+def training() -> list[str]:
+    """The options that both golden runs were trained with."""
+    spec = importlib.util.spec_from_file_location("make_v1", GOLDEN / "make_v1.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TRAINING
+
+
+def test_feedback_of_v1_becomes_the_pairs_of_v1(v1: Path) -> None:
+    assert load_feedback(v1 / "feedback").num_rows == 12
+    build(v1 / "feedback", v1 / "again", options=BuildOptions(format="feedback", split=(0.7, 0.3, 0.0)))
+    for split in ("train", "validation"):
+        again, golden = load_pairs(v1 / "again", split).to_pylist(), load_pairs(v1 / "pairs", split).to_pylist()
+        assert len(golden) == {"train": 30, "validation": 6}[split]
+        assert again == golden
+
+
+def test_grades_build_the_feedback_of_v1(v1: Path) -> None:
+    options = BuildOptions(format="jsonl", scale=(1, 5), feedback_only=True)
+    build(v1 / "grades.jsonl", v1 / "again", options=options)
+    assert load_feedback(v1 / "again").to_pylist() == load_feedback(v1 / "feedback").to_pylist()
+
+
+@pytest.mark.parametrize("words", [("validate", "pairs"), ("gamma", "pairs"), ("report", "pairs", "--out", "page.html")])
+def test_commands_read_the_pairs_of_v1(v1: Path, words: tuple[str, ...]) -> None:
+    done = mmpo(v1, *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_judges_journal_of_v1_holds_every_answer(v1: Path) -> None:
+    golden = load_feedback(v1 / "judged").to_pylist()
+    shutil.rmtree(v1 / "judged")
+    with serving() as server:
+        words = ["--mode", "pairwise", "--model", "judge-a", "--base-url", server.base_url, "--out", "judged"]
+        done = mmpo(v1, "judge", "feedback", *words)
+        assert done.returncode == 0, done.stderr
+        assert server.counts()["answered"] <= 1, "what was paid for is not asked again; a new address may be probed"
+    again = load_feedback(v1 / "judged").to_pylist()
+    assert sum(len(row["comparisons"]) for row in golden) == 72
+    assert again == golden
+
+
+def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> None:
+    words = ["train", "policy", "--data", "pairs", "--out", "policy", "--reference-cache", "cache", "--beta", "0.1", *training()]
+    done = mmpo(v1, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "trained 16 steps" in done.stderr, "4 of the 20 steps were done by version 0.1.0"
+    summary, expected = json.loads(done.stdout), EXPECTED["policy"]
+    assert summary["steps"] == expected["steps"]
+    assert summary["gamma"] == pytest.approx(expected["gamma"], rel=1e-12)
+    assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert summary["metrics"]["loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+
+
+def test_a_reward_model_of_v1_gives_the_same_scores(v1: Path) -> None:
+    done = mmpo(v1, "evaluate", "reward", "--model", "reward", "--data", "pairs", "--split", "validation", "--json")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    for name, value in EXPECTED["reward"].items():
+        assert measured[name] == pytest.approx(value, rel=1e-5), name
