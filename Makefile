@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT)
 
 demo-judge: $(STAMP)
-	$(BIN)/python tests/annotate/demo.py --out out/ai-feedback
+	$(BIN)/python tests/support/demo.py --out out/ai-feedback
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)

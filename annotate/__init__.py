@@ -1,8 +1,8 @@
 """Gathering margins from LLM judges and from people: the package that joins the FEEDBACK table from the outside."""
 
-from mmpo.annotate.agree import agree
-from mmpo.annotate.judging import judge
-from mmpo.annotate.options import Judge, JudgeOptions
+from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.judge.options import Judge, JudgeOptions
+from mmpo.annotate.judge.run import judge
 from mmpo.annotate.replies import parse_reply
 from mmpo.annotate.scales import PREFERENCE, Scale
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpo.annotate.modes import Row, digest_limit
-from mmpo.pipeline.columns import flat
+from mmpo.annotate.judge.modes import Row, digest_limit
+from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.parts import batches
-from mmpo.pipeline.store import read_manifest, split_files
+from mmpo.pipeline.storage.dataset import read_manifest, split_files
+from mmpo.pipeline.storage.parts import batches
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["Feedback", "rows_of"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests" / folder) for folder in ("annotate", "pipeline")]
+sys.path[:0] = [str(HERE.parent / "tests" / folder) for folder in ("support", "support/argilla")]
 
 import human_aggregation  # noqa: E402
 import human_agreement  # noqa: E402

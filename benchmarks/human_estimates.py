@@ -10,8 +10,8 @@ import pyarrow as pa
 from human_sets import mqm
 
 from mmpo.pipeline import build_pairs
-from mmpo.pipeline.builder import FeedbackBuilder
-from mmpo.pipeline.columns import narrow
+from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["ESTIMATES", "Segments", "merged"]

@@ -3,8 +3,8 @@
 import numpy as np
 from human_estimates import Segments
 
-from mmpo.pipeline.choose import STRATEGIES
-from mmpo.pipeline.score import group_starts
+from mmpo.pipeline.grades.aggregate import group_starts
+from mmpo.pipeline.pairs.strategies import STRATEGIES
 
 __all__ = ["MEASURES", "foretold"]
 

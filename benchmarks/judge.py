@@ -28,13 +28,13 @@ import orjson
 from judge_clients import CHECKPOINT, MODEL
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "annotate"))
+sys.path.insert(0, str(HERE.parent / "tests" / "support" / "openai"))
 
 from openai_server import Server, serving  # noqa: E402
 
-from mmpo.annotate.options import Judge, JudgeOptions  # noqa: E402
-from mmpo.annotate.probe import Abilities  # noqa: E402
-from mmpo.annotate.questions import Questions  # noqa: E402
+from mmpo.annotate.judge.capabilities import Abilities  # noqa: E402
+from mmpo.annotate.judge.options import Judge, JudgeOptions  # noqa: E402
+from mmpo.annotate.judge.questions import Questions  # noqa: E402
 from mmpo.annotate.rows import Feedback, rows_of  # noqa: E402
 from mmpo.pipeline import BuildOptions, build  # noqa: E402
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from train_worker import Channel, Counts, Memory, Pace, Spec, counting, shared_arguments, synchronize, warm_up
 from transformers import TrainingArguments
 
-from mmpo.train.data import prepare
-from mmpo.train.models import load_pretrained
-from mmpo.train.policy import PolicyTrainer
-from mmpo.train.render import Renderer
-from mmpo.train.reward import RewardTrainer
+from mmpo.train.data.prompts import prepare
+from mmpo.train.data.render import Renderer
+from mmpo.train.model.load import load_pretrained
+from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training.reward import RewardTrainer
 
 __all__ = ["main"]
 

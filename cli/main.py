@@ -18,22 +18,25 @@ from typer.exceptions import Abort, TyperException
 __all__ = ["COMMANDS", "EXTRAS", "all_commands", "main", "make_app", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "run": ("mmpo.cli.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
-    "build": ("mmpo.cli.build:build", "Feedback files into a dataset of pairs with quality margins."),
-    "judge": ("mmpo.cli.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
-    "argilla": ("mmpo.cli.argilla:COMMANDS", "Grades from people, through Argilla: serve one here, push to it, pull from it."),
-    "validate": ("mmpo.cli.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
-    "report": ("mmpo.cli.report:report", "A self-contained HTML page about a dataset."),
-    "gamma": ("mmpo.cli.report:gamma", "Suggest γ and show what each γ makes of the margins."),
-    "export": ("mmpo.cli.report:export", "Write a dataset in another tool's format."),
-    "agree": ("mmpo.cli.agree:agree", "Agreement among raters, judges against people."),
-    "train": ("mmpo.cli.train:train", "Train a policy or a reward model on a dataset."),
-    "evaluate": ("mmpo.cli.evaluate:evaluate", "Accuracy and calibration of a trained model."),
-    "formats": ("mmpo.cli.families:formats", "The input formats, one line each."),
-    "losses": ("mmpo.cli.families:losses", "The training objectives, one line each."),
-    "rubrics": ("mmpo.cli.families:rubrics", "What judges can be asked to look at, one line each."),
-    "pairings": ("mmpo.cli.families:pairings", "The ways to choose the pairs that judges compare, one line each."),
-    "replies": ("mmpo.cli.families:replies", "The ways to read a judge's reply, one line each."),
+    "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
+    "build": ("mmpo.cli.commands.build:build", "Feedback files into a dataset of pairs with quality margins."),
+    "judge": ("mmpo.cli.commands.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
+    "argilla": (
+        "mmpo.cli.commands.argilla:COMMANDS",
+        "Grades from people, through Argilla: serve one here, push to it, pull from it.",
+    ),
+    "validate": ("mmpo.cli.commands.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
+    "report": ("mmpo.cli.commands.dataset:report", "A self-contained HTML page about a dataset."),
+    "gamma": ("mmpo.cli.commands.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
+    "export": ("mmpo.cli.commands.dataset:export", "Write a dataset in another tool's format."),
+    "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
+    "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
+    "evaluate": ("mmpo.cli.commands.evaluate:evaluate", "Accuracy and calibration of a trained model."),
+    "formats": ("mmpo.cli.commands.lists:formats", "The input formats, one line each."),
+    "losses": ("mmpo.cli.commands.lists:losses", "The training objectives, one line each."),
+    "rubrics": ("mmpo.cli.commands.lists:rubrics", "What judges can be asked to look at, one line each."),
+    "pairings": ("mmpo.cli.commands.lists:pairings", "The ways to choose the pairs that judges compare, one line each."),
+    "replies": ("mmpo.cli.commands.lists:replies", "The ways to read a judge's reply, one line each."),
 }
 """Every command: where its function is and one line about it. Where a table like this one is named instead, it is a group."""
 

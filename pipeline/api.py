@@ -9,23 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.assemble import pairs_table
-from mmpo.pipeline.build import BuildOptions, check_build_options
-from mmpo.pipeline.columns import flat, large, narrow
-from mmpo.pipeline.decide import decide
+from mmpo.pipeline.arrow import flat, large, narrow
+from mmpo.pipeline.build.decide import decide
+from mmpo.pipeline.build.run import BuildOptions, check_build_options
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.evidence import select_grades, survey
-from mmpo.pipeline.graded import orders_of, rater_sample, sample_share, wants_orders
-from mmpo.pipeline.merge import merge_prompts
-from mmpo.pipeline.normalise import normalise as normalise_grades
-from mmpo.pipeline.pair import choose_pairs, within_pair_variance
-from mmpo.pipeline.position import position_biases
-from mmpo.pipeline.rater_effects import fit_rater_effects
-from mmpo.pipeline.rater_sample import RaterSample
-from mmpo.pipeline.read import plan, resolve_inputs
+from mmpo.pipeline.grades.flatten import orders_of, rater_sample, sample_share, wants_orders
+from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.grades.normalise import normalise as normalise_grades
+from mmpo.pipeline.grades.position_bias import position_biases
+from mmpo.pipeline.grades.rater_effects import fit_rater_effects
+from mmpo.pipeline.grades.rater_sample import RaterSample
+from mmpo.pipeline.grades.statistics import select_grades, survey
+from mmpo.pipeline.pairs.choose import choose_pairs, within_pair_variance
+from mmpo.pipeline.pairs.splits import check_shares, split_of_prompts
+from mmpo.pipeline.pairs.table import pairs_table
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
-from mmpo.pipeline.split import check_shares, split_of_prompts
-from mmpo.pipeline.store import PartWriter, card, read_manifest, replacing, split_files, write_manifest
+from mmpo.pipeline.storage.chunks import plan, resolve_inputs
+from mmpo.pipeline.storage.dataset import PartWriter, card, read_manifest, replacing, split_files, write_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
 
 __all__ = ["build_pairs", "load_feedback", "load_pairs", "read_feedback", "write_dataset"]

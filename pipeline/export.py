@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.parts import batches, part_files
+from mmpo.pipeline.storage.parts import batches, part_files
 from mmpo.pipeline.tables import PAIRS, SPLITS
 
 __all__ = ["EXPORTS", "Export", "export"]

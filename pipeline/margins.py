@@ -1,6 +1,6 @@
 """The mathematics of margins that all stages share: targets, standard errors, the choice of γ. numpy only, float64.
 
-Measures of calibration (`mmpo.pipeline.calibration`) and RewardBench's arithmetic (`mmpo.pipeline.rewardbench`) are
+Measures of calibration (`mmpo.pipeline.metrics.calibration`) and RewardBench's arithmetic (`mmpo.pipeline.metrics.rewardbench`) are
 part of it and importable from here. Margins are in score units, γ in 1/score-unit, probabilities are those of the
 chosen completion being the better one.
 """
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmpo.pipeline.calibration import (
+from mmpo.pipeline.logistic import Floats, InvalidValue, as_floats, sigmoid, softplus
+from mmpo.pipeline.metrics.calibration import (
     accuracy,
     brier,
     by_margin,
@@ -22,8 +23,7 @@ from mmpo.pipeline.calibration import (
     soft_brier,
     temperature_fit,
 )
-from mmpo.pipeline.logistic import Floats, InvalidValue, as_floats, sigmoid, softplus
-from mmpo.pipeline.rewardbench import (
+from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_COUNTS,
     REWARDBENCH_SECTIONS,
     rewardbench2_best_of,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+for _folder in ("support", "support/openai", "support/argilla"):
+    sys.path.insert(0, str(ROOT / "tests" / _folder))
 
 
 @pytest.fixture(scope="session")

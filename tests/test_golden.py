@@ -12,14 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from openai_server import serving
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "v1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
-sys.path.insert(0, str(GOLDEN.parent.parent / "annotate"))
-
-from openai_server import serving  # noqa: E402
 
 
 @pytest.fixture

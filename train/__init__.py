@@ -6,21 +6,21 @@ Importing this package imports no torch; its names load what they need when they
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmpo.train.evaluation import evaluate
+    from mmpo.train.evaluation.evaluate import evaluate
     from mmpo.train.options import TrainOptions
-    from mmpo.train.policy import PolicyTrainer
-    from mmpo.train.reward import RewardTrainer
-    from mmpo.train.run import train_policy, train_reward
+    from mmpo.train.training.policy import PolicyTrainer
+    from mmpo.train.training.reward import RewardTrainer
+    from mmpo.train.training.run import train_policy, train_reward
 
 __all__ = ["PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "train_policy", "train_reward"]
 
 _HOMES = {
-    "PolicyTrainer": "mmpo.train.policy",
-    "RewardTrainer": "mmpo.train.reward",
+    "PolicyTrainer": "mmpo.train.training.policy",
+    "RewardTrainer": "mmpo.train.training.reward",
     "TrainOptions": "mmpo.train.options",
-    "evaluate": "mmpo.train.evaluation",
-    "train_policy": "mmpo.train.run",
-    "train_reward": "mmpo.train.run",
+    "evaluate": "mmpo.train.evaluation.evaluate",
+    "train_policy": "mmpo.train.training.run",
+    "train_reward": "mmpo.train.training.run",
 }
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.terms import check_reward_terms, parse_terms, write_terms
+from mmpo.train.objective.terms import check_reward_terms, parse_terms, write_terms
 
 __all__ = ["LAYOUTS", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "check_source_weights", "option_help"]
 
 TARGET_NAMES = ("plain", "noise-aware", "measured")
-"""The keys of `mmpo.train.targets.TARGETS`, repeated where torch must not be imported (a test holds them equal)."""
+"""The keys of `mmpo.train.objective.targets.TARGETS`, repeated where torch must not be imported (a test holds them equal)."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PAIR_PARTS = ("train", "validation", "test")
 LAYOUTS = ("auto", "tree", "rows")

@@ -5,11 +5,11 @@ from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.alpaca_eval import parse_alpaca_eval
+from mmpo.pipeline.sources.base import RowParser, Source, SourceOptions, check_options
 from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import FIELDS, SHAPES, prepare_csv, prepare_generic
 from mmpo.pipeline.sources.shp import parse_shp
-from mmpo.pipeline.sources.source import RowParser, Source, SourceOptions, check_options
 from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
 from mmpo.pipeline.sources.ultrafeedback import parse_ultrafeedback
 from mmpo.pipeline.sources.ultrafeedback_binarized import parse_ultrafeedback_binarized

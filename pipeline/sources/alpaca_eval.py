@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.source import SourceOptions, stem
+from mmpo.pipeline.sources.base import SourceOptions, stem
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 __all__ = ["log_odds", "parse_alpaca_eval"]
 

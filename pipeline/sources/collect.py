@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmpo.pipeline.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.read import Chunk, rows, table
-from mmpo.pipeline.sources.source import RowParser, Source, SourceOptions, check_options
+from mmpo.pipeline.sources.base import RowParser, Source, SourceOptions, check_options
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.storage.chunks import Chunk, rows, table
 from mmpo.pipeline.tables import REJECTS
 
 __all__ = ["Collected", "collect", "collect_parts"]

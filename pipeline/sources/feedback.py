@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.builder import KINDS
-from mmpo.pipeline.columns import large
+from mmpo.pipeline.arrow import large
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.sources.builder import KINDS
 
 __all__ = ["feedback_table"]
 

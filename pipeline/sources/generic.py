@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from mmpo.pipeline.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.pairs import split_pair
-from mmpo.pipeline.sources.source import RowParser, SourceOptions, missing_columns, stem
+from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns, stem
+from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.pair_rows import split_pair
 
 __all__ = ["FIELDS", "SHAPES", "Row", "Shape", "prepare_csv", "prepare_generic", "prepare_shape"]
 

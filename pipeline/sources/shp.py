@@ -7,8 +7,8 @@ rating, which averages away.
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.source import SourceOptions
+from mmpo.pipeline.sources.base import SourceOptions
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 __all__ = ["parse_shp"]
 

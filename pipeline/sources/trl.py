@@ -6,8 +6,8 @@ The grades are in columns of the user's own: `--columns score_chosen=...,score_r
 from collections.abc import Collection
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns
 from mmpo.pipeline.sources.generic import FIELDS, SHAPES, Row, pair_parser
-from mmpo.pipeline.sources.source import RowParser, SourceOptions, missing_columns
 
 __all__ = ["TRL_FIELDS", "prepare_trl"]
 

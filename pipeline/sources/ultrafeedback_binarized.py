@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.pairs import split_pair
-from mmpo.pipeline.sources.source import SourceOptions
+from mmpo.pipeline.sources.base import SourceOptions
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.pair_rows import split_pair
 
 __all__ = ["parse_ultrafeedback_binarized"]
 

@@ -1,15 +1,10 @@
 """Fixtures: the OpenAI-compatible server of our own, started with a plan and stopped after the test."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from argilla_fixture import argilla, argilla_environment  # noqa: F401
 from openai_server import Server, serving
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmpo.cli.main import run
-from mmpo.cli.recipe import load_recipe
+from mmpo.cli.recipe.model import load_recipe
 from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.errors import UserError
 

@@ -10,8 +10,8 @@ import typer
 
 from mmpo.cli.flags import options_from
 from mmpo.cli.main import make_app
-from mmpo.cli.recipe import load_recipe
-from mmpo.pipeline.build import BuildOptions
+from mmpo.cli.recipe.model import load_recipe
+from mmpo.pipeline.build.run import BuildOptions
 from mmpo.train.options import TrainOptions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "annotate"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from demo import GRADES, JUDGES
 from openai_server import serving

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
-from mmpo.train.tiny import tiny_tokenizer
+from mmpo.train.model.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -119,7 +119,7 @@ torch.set_num_threads(1)
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if world > 1:  # through a file: a launcher's meeting point would listen on every interface
     torch.distributed.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
-    from mmpo.train.ranks import leave_at_exit
+    from mmpo.train.distributed import leave_at_exit
     leave_at_exit()
 """
 

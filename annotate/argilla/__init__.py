@@ -1,0 +1,3 @@
+"""People grade in Argilla: push, pull, and merging what they said."""
+
+__all__: list[str] = []

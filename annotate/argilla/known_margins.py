@@ -1,0 +1,165 @@
+"""What is known of the margins of pairs already: for choosing which deserve human eyes, and for suggestions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.api import build_pairs
+from mmpo.pipeline.arrow import flat, large, lists, offsets_of
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.grades.statistics import Group
+from mmpo.pipeline.tables import FEEDBACK, metadata
+
+__all__ = ["AI", "Hints", "Known", "Margins", "feedback_hints", "feedback_margins", "full_of_pairs", "known_of", "without_texts"]
+
+AI = ("ai", "reward_model", "mixed")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a pair: its margin toward the completion `better`, in score points; se: its standard error.
+
+    minority: the share of raters on the other side, ties half; kind: of the evidence.
+    """
+
+    better: str
+    margin: float
+    se: float | None
+    minority: float
+    raters: int
+    kind: str
+
+    def toward(self, first: str) -> float:
+        """The margin, positive where `first` is the better one."""
+        return self.margin if first == self.better else -self.margin if self.margin else 0.0
+
+
+Margins = Mapping[frozenset[str], Known]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """AI margins of one aspect, for suggestions. scores: mean and standard deviation of AI ratings as shares of their scale.
+
+    full: the widest possible margin, None where the scale has no end; width: the same in the units in which the grades were given.
+    """
+
+    margins: Mapping[tuple[str, frozenset[str]], Known]
+    scores: Mapping[tuple[str, str], tuple[float, float | None]]
+    full: float | None
+    width: float | None
+    agent: str
+
+    def much_better(self, given: float | None) -> float | None:
+        """The margin that is worth "much better": as given, in the grades' own units, else the widest; None where nothing says."""
+        if given is None or self.full is None:
+            return self.full if given is None else given
+        return None if self.width is None else given * self.full / self.width
+
+
+def known_of(row: Mapping[str, Any]) -> Known:
+    """What a row of PAIRS says of its pair."""
+    raters = max(row["raters"] or 1, 1)
+    minority = min(max(raters - (row["preferring"] or 0), 0) / raters, 0.5)
+    return Known(row["chosen_id"], row["quality_margin"], row["margin_se"], minority, raters, row["kind"] or "")
+
+
+def full_of_pairs(table: pa.Table) -> float | None:
+    """The widest possible margin of a PAIRS table by what stands beside it, None where that does not say."""
+    told = metadata(table.schema)
+    if told.get("normalisation") in ("minmax", "rank"):
+        return 1.0
+    scales = told.get("scales") or []
+    if told.get("normalisation") != "none" or len(scales) != 1 or None in scales[0]:
+        return None
+    low, high = scales[0]
+    return float(high) if table["score_chosen"].null_count == table.num_rows else float(high - low)
+
+
+def without_texts(table: pa.Table) -> pa.Table:
+    """The table with ids in the place of texts and no prompts: grades of millions of pairs fit in memory."""
+    completions = flat(table["completions"])
+    inner = completions.flatten()
+    names = pa.StructArray.from_arrays(
+        [inner.field("id"), inner.field("id"), inner.field("model")], fields=list(FEEDBACK.field("completions").type.value_type)
+    )
+    prompts = lists(np.zeros(table.num_rows, dtype=np.int64), flat(table["prompt"]).flatten().slice(0, 0))
+    replaced = {"completions": lists(offsets_of(completions)[:-1], names), "prompt": prompts}
+    columns = [replaced.get(name, table[name]) for name in FEEDBACK.names]
+    return large(pa.table(dict(zip(FEEDBACK.names, columns))))
+
+
+def feedback_margins(
+    names: pa.Table,
+    groups: Sequence[Group],
+    kinds: Sequence[str] | None,
+    raters: Sequence[str] | None,
+    aspects: Sequence[str] | None,
+) -> tuple[dict[tuple[str, frozenset[str]], Known], list[Group], bool]:
+    """What the chosen grades say of each pair, the groups of grades behind it, and whether margins are shares of bounded scales.
+
+    Comparisons, where there are any, else differences of ratings: the first are margins already.
+    """
+    chosen = [
+        group
+        for group in groups
+        if (kinds is None or group.kind in kinds)
+        and (raters is None or group.rater in raters)
+        and (aspects is None or group.aspect in aspects)
+    ]
+    if not chosen:
+        return {}, [], False
+    evidence = "comparisons" if any(group.table == "comparisons" for group in chosen) else "ratings"
+    used = [group for group in chosen if group.table == evidence]
+    bounded = all(group.low is not None and group.high is not None and group.low < group.high for group in used)
+    pairs = build_pairs(
+        names, evidence=evidence, normalise="minmax" if bounded else "zscore", kinds=sorted({group.kind for group in used}),
+        raters=sorted({group.rater for group in used}), aspects=sorted({group.aspect for group in used}),
+    )  # fmt: skip
+    columns = ["prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "kind"]
+    found = {
+        (row["prompt_id"], frozenset((row["chosen_id"], row["rejected_id"]))): known_of(row)
+        for row in pairs.select(columns).to_pylist()
+    }
+    return found, used, bounded
+
+
+def feedback_hints(
+    names: pa.Table, groups: Sequence[Group], kinds: Sequence[str], raters: Sequence[str] | None, aspect: str, *, alone: bool
+) -> Hints:
+    """AI margins of an aspect; of all aspects where it is the only one asked and no AI graded it by that name."""
+    own = [group for group in groups if group.kind in kinds and (raters is None or group.rater in raters)]
+    if not own:
+        raise UserError(
+            "--suggest shows AI margins, and no judge or reward model graded anything here: run `mmpo judge` first, or leave it out"
+        )
+    there = sorted({group.aspect for group in own})
+    if aspect not in there and not alone:
+        raise unknown_name("aspect that an AI graded (--aspects with --suggest)", aspect, there)
+    aspects = [aspect] if aspect in there else None
+    margins, used, bounded = feedback_margins(names, groups, kinds, raters, aspects)
+    widths = {(group.high or 0.0) - (group.low or 0.0) for group in used}
+    # A comparison's scale is named by ±limit, and the limit is its widest margin.
+    width = widths.pop() / (2 if used[0].table == "comparisons" else 1) if bounded and len(widths) == 1 else None
+    agent = " ".join(sorted({group.rater for group in used}))
+    return Hints(margins, _scores(names, kinds, raters, aspects), 1.0 if bounded else None, width, agent)
+
+
+def _scores(
+    names: pa.Table, kinds: Sequence[str], raters: Sequence[str] | None, aspects: Sequence[str] | None
+) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """The mean AI rating of each completion as a share of its scale, and the standard deviation of those ratings (None: one only)."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in names.select(["prompt_id", "completions", "ratings"]).to_pylist():
+        for grade in row["ratings"] or ():
+            low, high = grade["low"], grade["high"]
+            fits = grade["kind"] in kinds and (raters is None or grade["rater"] in raters)
+            if fits and (aspects is None or grade["aspect"] in aspects) and low is not None and high is not None and high > low:
+                share = (grade["score"] - low) / (high - low)
+                found.setdefault((row["prompt_id"], row["completions"][grade["completion"]]["id"]), []).append(share)
+    return {
+        key: (float(np.mean(shares)), float(np.std(shares, ddof=1)) if len(shares) > 1 else None) for key, shares in found.items()
+    }

@@ -1,0 +1,169 @@
+"""From people's answers to FEEDBACK: what is new since the last pull, what was taken back, and the rows that carry the grades."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from mmpo.annotate.argilla.answers import Answer, Answers, Raters
+from mmpo.annotate.argilla.replaced import without_replaced
+from mmpo.pipeline.arrow import large, narrow
+from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.tables import FEEDBACK
+
+__all__ = ["Merged", "merge_answers"]
+
+Key = tuple[str, str, str, str]
+
+
+@dataclass
+class Merged:
+    """The table and the answers in it, and what became of those of an earlier pull; each counts grades.
+
+    kept: by why Argilla no longer has them. homeless: answers whose prompt or completions the base does not hold. replaced: grades of the
+    base by people who answered the same anew, or took it back.
+    """
+
+    table: pa.Table
+    answers: list[Answer]
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    withdrawn: int = 0
+    replaced: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    homeless: list[Answer] = field(default_factory=list)
+
+
+def merge_answers(
+    now: Answers,
+    earlier: Mapping[Key, Answer],
+    raters: Raters,
+    *,
+    before: pa.Table | None,
+    base: pa.Table | None,
+    source: str,
+) -> Merged:
+    """What Argilla has now, and of what was pulled before whatever nobody took back, as FEEDBACK with one row a prompt.
+
+    before: the FEEDBACK of the earlier pull, from which the texts of answers come that Argilla no longer has. base: FEEDBACK that the
+    grades are added to; all of its rows stay, and of its grades all but those that the same people's answers replace. source: where
+    rows came from whose record does not say.
+    """
+    result = Merged(FEEDBACK.empty_table(), [])
+    wanted = list(now.answers.values())
+    for key, old in earlier.items():
+        if key in now.answers:
+            continue
+        if _taken_back(old, now):
+            result.withdrawn += 1
+            continue
+        result.kept[_why_gone(old, now, raters)] += 1
+        wanted.append(old)
+    wanted.sort(key=lambda one: (one.prompt_id, one.record, one.rater, one.aspect, one.first_id))
+    rows = _Rows(now, before, base, source)
+    for answer in wanted:
+        (result.answers if rows.place(answer) else result.homeless).append(answer)
+    for answer in result.answers:
+        old = earlier.get(answer.key)
+        if old is None:
+            result.new += 1
+        elif answer.key in now.answers:
+            same = (old.value, old.note, old.first_id) == (answer.value, answer.note, answer.first_id)
+            result.unchanged += same
+            result.changed += not same
+    tables = [large(pa.Table.from_pylist(list(rows.rows.values()), FEEDBACK))]
+    if base is not None:
+        rest, result.replaced = without_replaced(base, result.answers, now, raters)
+        tables.insert(0, large(rest))
+    whole, _ = merge_prompts(pa.concat_tables(tables).combine_chunks())
+    result.table = narrow(whole, FEEDBACK)
+    return result
+
+
+def _taken_back(old: Answer, now: Answers) -> bool:
+    """Whether the rater discarded the answer, or submitted it anew without this grade."""
+    own = (old.record, old.rater)
+    return own in now.withdrawn or (own in now.read and old.aspect in now.aspects and old.key not in now.unread)
+
+
+def _why_gone(old: Answer, now: Answers, raters: Raters) -> str:
+    if old.record not in now.present:
+        return "record_deleted"
+    if old.record not in now.found:
+        return "record_edited"
+    if (old.record, old.rater) in now.submitted:
+        return now.unread.get(old.key, "no_grade")
+    return "answer_deleted" if old.rater in raters.known else "user_deleted"
+
+
+class _Rows:
+    """FEEDBACK rows that come into being with the first grade of their prompt."""
+
+    def __init__(self, now: Answers, before: pa.Table | None, base: pa.Table | None, source: str) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._now, self._based, self._source = now, base is not None, source
+        self._places: dict[str, dict[str, int]] = {}
+        self._known = _texts(base if base is not None else before)
+
+    def place(self, answer: Answer) -> bool:
+        """Put a grade into its row; False where no text is known for what it is about."""
+        row = self.rows.get(answer.prompt_id) or self._row(answer)
+        # Of a row that comes to nothing no trace stays: its places would be taken for those of the next one.
+        places = self._places.get(answer.prompt_id, {})
+        ids = [answer.first_id] if answer.second_id is None else [answer.first_id, answer.second_id]
+        if row is None or not all(self._add(row, places, one, answer) for one in ids):
+            return False
+        self.rows[answer.prompt_id], self._places[answer.prompt_id] = row, places
+        shared = {"rater": answer.rater, "kind": "human", "aspect": answer.aspect, "spread": None, "note": answer.note}
+        first = places[answer.first_id]
+        if answer.second_id is None:
+            row["ratings"].append({**shared, "completion": first, "score": answer.value, "low": answer.low, "high": answer.high})
+        else:
+            second = places[answer.second_id]
+            row["comparisons"].append({**shared, "first": first, "second": second, "gap": answer.value, "limit": answer.high})
+        return True
+
+    def _row(self, answer: Answer) -> dict[str, Any] | None:
+        """A row of the answer's prompt without grades, None where the prompt is not known."""
+        found, there = self._now.found.get(answer.record), self._known.get(answer.prompt_id)
+        grades: dict[str, Any] = {"prompt_id": answer.prompt_id, "completions": [], "ratings": [], "comparisons": [], "extra": None}
+        if there is not None and (self._based or found is None):
+            return {**grades, "prompt": there[0], "source": there[1]}
+        if found is None or self._based:
+            return None
+        return {**grades, "prompt": found.prompt, "source": found.source or self._source}
+
+    def _add(self, row: dict[str, Any], places: dict[str, int], own: str, answer: Answer) -> bool:
+        """Whether the row has a completion, added from the base, the record or the earlier pull where it was missing."""
+        if own in places:
+            return True
+        _, _, texts = self._known.get(answer.prompt_id, (None, None, {}))
+        found = None if self._based else self._now.found.get(answer.record)
+        if found is not None:
+            texts = {**texts, **{one: (text, model) for one, text, model in zip(found.ids, found.texts, found.models)}}
+        # Everything that a rater saw belongs to the row, rated or not.
+        for one in dict.fromkeys([own, *(found.ids if found is not None else ())]):
+            if one in texts and one not in places:
+                places[one] = len(row["completions"])
+                row["completions"].append({"id": one, "text": texts[one][0], "model": texts[one][1]})
+        return own in places
+
+
+Texts = dict[str, tuple[str, str | None]]
+
+
+def _texts(table: pa.Table | None) -> dict[str, tuple[Any, str | None, Texts]]:
+    """By prompt id: the prompt, its source, and text and model of each completion."""
+    if table is None:
+        return {}
+    return {
+        row["prompt_id"]: (
+            row["prompt"],
+            row["source"],
+            {one["id"]: (one["text"], one["model"]) for one in row["completions"] or ()},
+        )
+        for row in table.select(["prompt_id", "prompt", "completions", "source"]).to_pylist()
+    }

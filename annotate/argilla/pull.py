@@ -1,0 +1,204 @@
+"""`mmpo argilla pull`: people's answers from a dataset of Argilla into a FEEDBACK folder, one grade a submitted answer.
+
+The folder is written whole or not at all. A second pull into it adds what is new, takes changed answers as they are now, drops those that
+their rater took back (discarded, or a draft again), and keeps those that are gone from Argilla (a deleted user, record or dataset).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.argilla.answers import ANSWERS, Answer, Answers, Raters, read_answers
+from mmpo.annotate.argilla.client import Client, Unreachable, connect
+from mmpo.annotate.argilla.dataset import Asked, asked_of
+from mmpo.annotate.argilla.display import printable
+from mmpo.annotate.argilla.merge import Merged, merge_answers
+from mmpo.annotate.argilla.options import PullOptions
+from mmpo.annotate.argilla.team import dataset_of, datasets_of, records_of, settings_of, users_of, workspace_of
+from mmpo.annotate.judge.options import public_url
+from mmpo.pipeline.accounting import Ledger
+from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.storage.dataset import PartWriter, card, check_out, read_manifest, replacing, write_manifest
+from mmpo.pipeline.tables import REJECTS
+
+__all__ = ["pull"]
+
+FILE = ".answers.parquet"
+"""Hidden, so that a folder of FEEDBACK is read without it."""
+SLICE = 4096
+
+Progress = Callable[[str, int, int], None]
+Key = tuple[str, str, str, str]
+
+
+def pull(
+    dataset: str,
+    out: str | Path,
+    workspace: str | None = None,
+    *,
+    options: PullOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the answers of a dataset as FEEDBACK; the key comes from the environment variable ARGILLA_API_KEY.
+
+    Returns counts: "grades", "new", "changed", "unchanged", "withdrawn", "kept" (gone from Argilla, by why), "responses" and "records" by
+    what became of them, "raters" with their grades, "left_out" by reason, "agreement" (what `agree` returns, or None and why in
+    "agreement_note"), "finished": whether every submitted answer is in.
+
+    Raises UserError (no server, wrong key, no such workspace or dataset, a folder that holds something else) and PartialResult (Argilla
+    went away while it was read; nothing was written).
+    """
+    options, folder = options or PullOptions(), Path(out)
+    check_out(folder)
+    with connect(options.api_url) as client:
+        space = workspace_of(client, workspace)
+        earlier = _earlier(folder, dataset, space["name"], options)
+        base = None if options.feedback is None else load_feedback(options.feedback)
+        found = _dataset(client, space, dataset, folder, earlier is not None)
+        try:
+            asked = asked_of(settings_of(client, found["id"]))
+            users = users_of(client, space["id"])
+            records = records_of(client, found["id"], ["responses"], progress)
+        except Unreachable as error:
+            raise PartialResult(f"{error}. Nothing was written; run the same command again") from None
+    if not asked:
+        raise UserError(
+            f"the dataset {printable(dataset)!r} asks nothing that mmpo can read; pull one that `mmpo argilla push` made"
+        )
+    raters = Raters(users, real_names=options.real_names)
+    answers = read_answers(records, asked, raters, trust_labels=options.trust_labels)
+    old, before = earlier or ({}, None)
+    merged = merge_answers(answers, old, raters, before=before, base=base, source=f"argilla:{dataset}")
+    if not merged.answers:
+        raise UserError(_nothing(dataset, client, answers, merged))
+    about = {
+        "dataset": dataset, "dataset_id": found["id"], "workspace": space["name"], "api_url": public_url(client.url),
+        "real_names": options.real_names, "feedback": None if options.feedback is None else Path(options.feedback).name,
+        "aspects": sorted({one.aspect for one in asked.values()}),
+    }  # fmt: skip
+    _write(folder, merged, answers, about)
+    return _summary(folder, merged, answers, raters, asked, compared=base is not None)
+
+
+def _dataset(client: Client, space: Mapping[str, Any], name: str, folder: Path, pulled: bool) -> dict[str, Any]:
+    found = dataset_of(client, space["id"], name)
+    if found is not None:
+        return found
+    names = ", ".join(sorted(printable(one["name"]) for one in datasets_of(client, space["id"]))) or "none"
+    kept = f" What was pulled before is still in {folder}." if pulled else ""
+    raise UserError(
+        f"no dataset {printable(name)!r} in workspace {printable(space['name'])!r} at {client.url}; there are: {names}. It was renamed or "
+        f"deleted, or never pushed: `mmpo argilla push` makes it.{kept}"
+    )
+
+
+def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -> tuple[dict[Key, Answer], pa.Table] | None:
+    """The answers and the FEEDBACK of an earlier pull into the same folder, None where there was none. Raises UserError."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    about = read_manifest(folder).get("argilla")
+    if about is None:
+        raise UserError(
+            f"--out {folder} holds a dataset that was not pulled from Argilla; name another folder (to add people's grades to that one: "
+            f"--feedback {folder} --out NEW)"
+        )
+    if (about["dataset"], about["workspace"]) != (dataset, workspace):
+        raise UserError(
+            f"--out {folder} holds the answers of {printable(about['dataset'])!r} (workspace {printable(about['workspace'])!r}), not of "
+            f"{printable(dataset)!r}; name another folder"
+        )
+    for flag, before, now in (
+        ("--real-names", about["real_names"], options.real_names),
+        ("--feedback", about["feedback"], None if options.feedback is None else Path(options.feedback).name),
+    ):
+        if before != now:
+            told = "without" if not before else f"with {flag}" + (f" {before}" if isinstance(before, str) else "")
+            raise UserError(f"--out {folder} was pulled {told} {'' if before else flag}: do so again, or name another folder")
+    rows = pq.read_table(folder / FILE, schema=ANSWERS).to_pylist()
+    answers = [Answer(**row) for row in rows]
+    return {one.key: one for one in answers}, load_feedback(folder)
+
+
+def _ledger(answers: Answers, merged: Merged) -> Ledger:
+    ledger = Ledger()
+    homeless = {"not_in_feedback": len(merged.homeless)} if merged.homeless else {}
+    ledger.count("pull", "grade", created=len(merged.answers) + len(merged.homeless), out=len(merged.answers), dropped=homeless)
+    for unit, counts in (("record", answers.records), ("response", answers.responses)):
+        dropped = {reason: count for reason, count in counts.items() if reason != "used" and count}
+        ledger.count("pull", unit, into=sum(counts.values()), out=counts["used"], dropped=dropped)
+    ledger.check()
+    return ledger
+
+
+def _write(folder: Path, merged: Merged, answers: Answers, about: Mapping[str, Any]) -> None:
+    metadata = {"recipe": {"argilla": dict(about)}, "inputs": []}
+    table, counts = merged.table, _ledger(answers, merged).as_json()
+    rejects = answers.rejects + [_homeless(one) for one in merged.homeless]
+    with replacing(folder) as temporary:
+        writer = PartWriter(temporary / "feedback", "part", metadata)
+        for start in range(0, table.num_rows, SLICE):
+            writer.write(table.slice(start, SLICE))
+        writer.close()
+        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), temporary / "rejects.parquet", compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist([one.as_row() for one in merged.answers], ANSWERS), temporary / FILE, compression="zstd"
+        )
+        rows = {"feedback": table.num_rows}
+        (temporary / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
+        write_manifest(
+            temporary,
+            {
+                "kind": "feedback",
+                **metadata,
+                "argilla": dict(about),
+                "prompts": table.num_rows,
+                "rows": rows,
+                "counts": counts,
+            },
+        )
+
+
+def _homeless(one: Answer) -> dict[str, Any]:
+    evidence = {"record": one.record, "rater": one.rater, "first_id": one.first_id, "second_id": one.second_id, "value": one.value}
+    return {
+        "unit": "grade", "stage": "pull", "reason": "not_in_feedback", "file": None, "row": None, "prompt_id": one.prompt_id,
+        "evidence": orjson.dumps(evidence).decode(),
+    }  # fmt: skip
+
+
+def _nothing(dataset: str, client: Client, answers: Answers, merged: Merged) -> str:
+    told = {**answers.responses, "used": 0, "not_in_feedback": len(merged.homeless)}
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(told.items()) if count)
+    why = f"no answer gives a grade ({counts})" if counts else "nobody has submitted an answer yet"
+    return f"{printable(dataset)!r} at {client.url}: {why}; nothing was written"
+
+
+def _summary(
+    folder: Path, merged: Merged, answers: Answers, raters: Raters, asked: Mapping[str, Asked], *, compared: bool
+) -> dict[str, Any]:
+    left_out = {
+        reason: count for reason, count in answers.responses.items() if reason not in ("used", "draft", "discarded") and count
+    }
+    if merged.homeless:
+        left_out["not_in_feedback"] = len(merged.homeless)
+    agreement, note = None, None
+    try:
+        # Without intervals, which take longer than all the rest: `mmpo agree` has them.
+        agreement = agree(merged.table, kinds=None if compared else ["human"], bootstrap=0)
+    except UserError as error:
+        note = str(error)
+    return {
+        "out": str(folder), "prompts": merged.table.num_rows, "grades": len(merged.answers), "new": merged.new,
+        "changed": merged.changed, "unchanged": merged.unchanged, "withdrawn": merged.withdrawn, "replaced": merged.replaced,
+        "kept": dict(merged.kept), "responses": dict(answers.responses), "records": dict(answers.records),
+        "raters": dict(sorted(Counter(one.rater for one in merged.answers).items())), "nameless": sorted(raters.nameless),
+        "reworded": sorted(one.name for one in asked.values() if one.reworded), "metadata_missing": answers.metadata_missing,
+        "left_out": left_out, "agreement": agreement, "agreement_note": note, "finished": not left_out,
+    }  # fmt: skip

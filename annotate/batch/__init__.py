@@ -1,0 +1,3 @@
+"""Requests through OpenAI's Batch API."""
+
+__all__: list[str] = []

@@ -1,0 +1,255 @@
+"""The journal: every finished request, durable before it counts. An SQLite file in WAL mode, keyed by the exact request.
+
+Answers are what a judge said and could be read. Failures (refusals, replies that can't be read, requests that were given up) are kept
+beside them with the raw reply, are never taken for answers, and are asked again by the next run. What was paid is added up for both.
+No key, no prompt and no candidate is stored: a request can be rendered again from FEEDBACK.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mmpo.annotate.client.request import Answer, Failure
+from mmpo.pipeline.errors import PartialResult, UserError
+
+__all__ = ["Journal", "Record", "spent_by"]
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, judge TEXT NOT NULL, reply BLOB NOT NULL, prompt_tokens INTEGER NOT NULL,
+    reply_tokens INTEGER NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failures (key BLOB PRIMARY KEY, judge TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
+    reply BLOB, prompt_tokens INTEGER NOT NULL, reply_tokens INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (judge TEXT PRIMARY KEY, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    reply_tokens INTEGER NOT NULL, cost REAL NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, judge TEXT NOT NULL, batch TEXT, file TEXT, status TEXT NOT NULL,
+    requests INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batched (key BLOB PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
+"""
+ASKED_AT_ONCE = 500
+
+Record = tuple[bytes, Answer | Failure, float]
+"""key, outcome, what it cost in US dollars (0 where the price is not known)."""
+
+
+class Journal:
+    """One open journal; only one process may write to it at a time."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[str, Record, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._guard = None if read_only else _guard(path)
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.executescript(SCHEMA)
+            self._check_version(read_only)
+        except sqlite3.DatabaseError as error:
+            self._release()
+            raise UserError(
+                f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of `mmpo judge`"
+            ) from error
+
+    def _check_version(self, read_only: bool) -> None:
+        version = self.meta("schema_version")
+        if version is None and not read_only:
+            self.set_meta("schema_version", SCHEMA_VERSION)
+        elif version is not None and version != SCHEMA_VERSION:
+            raise UserError(f"--journal {self.path}: schema version {version}; this mmpo reads {SCHEMA_VERSION}. Name another file")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let others at it."""
+        self._db.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._guard is not None:
+            os.close(self._guard)
+            self._guard = None
+
+    # What is known
+
+    def answers(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """The answers to these requests, of those that have one."""
+        rows = self._by_key("SELECT key, reply, prompt_tokens, reply_tokens, seconds FROM answers", keys)
+        return {key: Answer.loads(reply, prompt, reply_tokens, seconds) for key, reply, prompt, reply_tokens, seconds in rows}
+
+    def answered(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these requests have an answer."""
+        return {key for (key,) in self._by_key("SELECT key FROM answers", keys)}
+
+    def failures(self, keys: Sequence[bytes]) -> dict[bytes, Failure]:
+        """What became of these requests at the last try, of those that failed; `answer` is the reply that could not be read."""
+        rows = self._by_key("SELECT key, reason, message, reply, prompt_tokens, reply_tokens FROM failures", keys)
+        found = {}
+        for key, reason, message, reply, prompt, reply_tokens in rows:
+            answer = Answer.loads(reply, prompt, reply_tokens, 0.0) if reply else None
+            text = "\n".join(choice.text for choice in answer.choices) if answer else ""
+            found[key] = Failure("request", reason, message, reply=text, answer=answer)
+        return found
+
+    def spent(self) -> dict[str, dict[str, float]]:
+        """By judge: requests, prompt_tokens, reply_tokens, cost (US dollars) and seconds of everything that was ever paid."""
+        names = ("requests", "prompt_tokens", "reply_tokens", "cost", "seconds")
+        with self._reading():
+            rows = self._execute(f"SELECT judge, {', '.join(names)} FROM spent", ())
+        return {judge: dict(zip(names, values)) for judge, *values in rows}
+
+    def _by_key(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(keys), ASKED_AT_ONCE):
+            part = keys[start : start + ASKED_AT_ONCE]
+            marks = ",".join("?" * len(part))
+            with self._reading():
+                found = self._execute(f"{query} WHERE key IN ({marks})", part)
+            yield from found
+
+    def _execute(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows of a query; none where the file holds no tables yet (a run was killed in its first moment)."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return []
+            raise
+
+    def meta(self, name: str) -> Any:
+        """A value kept beside the answers (what a probe found); None where there is none."""
+        with self._reading():
+            rows = self._execute("SELECT value FROM meta WHERE name = ?", (name,))
+        return orjson.loads(rows[0][0]) if rows else None
+
+    def set_meta(self, name: str, value: Any) -> None:
+        """Keep a JSON value."""
+        self.write([("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(value).decode()))])
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+        with self._reading():
+            return self._execute(query, values)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    # What happens
+
+    async def put(self, judge: str, record: Record) -> None:
+        """Returns when the outcome is on the disk. Outcomes that arrive meanwhile share the next commit."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((judge, record, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+        await future
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                await asyncio.to_thread(self.put_all, [(judge, record) for judge, record, _ in batch])
+            except Exception as error:
+                for _, _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for _, _, future in batch:
+                if not future.done():
+                    future.set_result(None)
+
+    def put_all(self, records: Iterable[tuple[str, Record]]) -> None:
+        """Write outcomes in one transaction."""
+        now = time.time()
+        self.write([statement for judge, record in records for statement in _statements(judge, record, now)])
+
+    def promote(self, judge: str, readable: Mapping[bytes, Answer]) -> None:
+        """Replies that could not be read before and can be now become answers; they are paid already."""
+        rows = []
+        for key, answer in readable.items():
+            values = (key, judge, answer.dumps(), answer.prompt_tokens, answer.reply_tokens, answer.seconds, time.time())
+            rows += [
+                ("DELETE FROM failures WHERE key = ?", (key,)),
+                ("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", values),
+            ]
+        self.write(rows)
+
+    def write(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Carry out the statements, all or none. Raises PartialResult where the disk is full."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                for query, values in statements:
+                    self._db.execute(query, values)
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise PartialResult(
+                    f"the journal {self.path} can't be written ({error}): all answers in it are safe; make room and run the same "
+                    "command again"
+                ) from error
+
+
+def _statements(judge: str, record: Record, now: float) -> Iterator[tuple[str, Sequence[Any]]]:
+    key, outcome, cost = record
+    answer = outcome if isinstance(outcome, Answer) else outcome.answer
+    prompt, reply = (answer.prompt_tokens, answer.reply_tokens) if answer else (0, 0)
+    seconds = answer.seconds if answer else 0.0
+    if isinstance(outcome, Answer):
+        yield "DELETE FROM failures WHERE key = ?", (key,)
+        yield "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", (key, judge, outcome.dumps(), prompt, reply, seconds, now)
+    else:
+        raw = answer.dumps() if answer and answer.choices else None
+        row = (key, judge, outcome.reason, outcome.message, raw, prompt, reply, now)
+        yield "DELETE FROM answers WHERE key = ?", (key,)  # asked anew, or no longer readable: it is no answer any more
+        yield "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", row
+    yield "DELETE FROM batched WHERE key = ?", (key,)
+    if answer:
+        yield spent_by(judge, answer, cost)
+
+
+def spent_by(judge: str, answer: Answer, cost: float, *, probe: bool = False) -> tuple[str, Sequence[Any]]:
+    """The statement that adds what an answer took to what its judge has spent; a probe's tokens count, but it is no request of a run."""
+    prompt, reply, seconds = answer.prompt_tokens, answer.reply_tokens, 0.0 if probe else answer.seconds
+    return (
+        "INSERT INTO spent VALUES (?,?,?,?,?,?) ON CONFLICT (judge) DO UPDATE SET requests = requests + excluded.requests, prompt_tokens = "
+        "prompt_tokens + excluded.prompt_tokens, reply_tokens = reply_tokens + excluded.reply_tokens, cost = cost + excluded.cost, "
+        "seconds = seconds + excluded.seconds",
+        (judge, int(not probe), prompt, reply, cost, seconds),
+    )
+
+
+def _guard(path: Path) -> int:
+    """Hold the journal's lock file, so that no other run pays for the same requests. Raises UserError where another one does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        guard = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--journal {path}: can't be written: {error.strerror or error}") from error
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(guard)
+        raise UserError(
+            f"--journal {path}: another `mmpo judge` is at work with it; wait for it, or name another journal"
+        ) from None
+    return guard

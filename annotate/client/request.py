@@ -1,0 +1,97 @@
+"""One request to a judge, in the exact form in which it is sent and kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from mmpo.annotate.judge.modes import Asked
+from mmpo.annotate.judge.reading import Choice, Token
+
+__all__ = ["Answer", "Failure", "Request", "estimated_tokens", "key_of"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """key: the digest of the canonical body. tokens: an estimate of what it takes, prompt and longest reply.
+
+    prompt_id, asked: what it is about, for messages and rejects.
+    """
+
+    key: bytes
+    body: Mapping[str, Any]
+    prompt_tokens: int
+    reply_tokens: int
+    prompt_id: str
+    asked: Asked
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and longest reply together."""
+        return self.prompt_tokens + self.reply_tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. prompt_tokens, reply_tokens: as billed (estimated where the endpoint does not say). seconds: of the request."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+    reply_tokens: int
+    seconds: float
+
+    def dumps(self) -> bytes:
+        """As the journal keeps it."""
+        rows = [[c.text, c.finish, [[t.text, t.top] if t.top else [t.text] for t in c.tokens]] for c in self.choices]
+        return orjson.dumps(rows)
+
+    @classmethod
+    def loads(cls, raw: bytes, prompt_tokens: int, reply_tokens: int, seconds: float) -> "Answer":
+        """Back from the journal."""
+        choices = tuple(
+            Choice(text, finish, tuple(Token(t[0], tuple((a, b) for a, b in t[1]) if len(t) > 1 else ()) for t in tokens))
+            for text, finish, tokens in orjson.loads(raw)
+        )
+        return cls(choices, prompt_tokens, reply_tokens, seconds)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer. kind: "rate_limit", "transient" and "unreachable" pass; "request" concerns this one; "run" ends the run.
+
+    reply: what the judge said where it could not be read. answer: the paid tokens of such a reply.
+    """
+
+    kind: str
+    reason: str
+    message: str
+    retry_after: float | None = None
+    reply: str = ""
+    answer: Answer | None = None
+
+
+def key_of(body: Mapping[str, Any], sample: int = 0, apart: str = "") -> bytes:
+    """blake2b-128 of the request (model, parameters, rendered messages) as JSON with sorted keys; `sample` numbers repeated draws.
+
+    apart: the name of a judge that shares all of this with another one of the run.
+
+    The address is no part of it: a server that moved to another port holds the same model.
+    """
+    digest = blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), digest_size=16)
+    if apart:
+        digest.update(f"\0{apart}\0".encode())
+    if sample:
+        digest.update(f"\0{sample}".encode())
+    return digest.digest()
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has: a quarter of its ASCII characters, and one each for the others.
+
+    No tokenizer is loaded (they come from a hub, one a model); runs correct it by what the endpoint reports.
+    """
+    encoded = len(text.encode())
+    wide = (encoded - len(text)) // 2  # two extra bytes for most characters beyond Latin
+    return max(1, (len(text) - wide) // 4 + wide)

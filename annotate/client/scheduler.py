@@ -1,0 +1,239 @@
+"""Asking: bounded requests in flight with no barrier between them, retries that hold no slot, one place that decides when to stop.
+
+A dispatcher starts the next request whenever a slot, the rates and the budget allow it; a request that must wait for its retry waits in a
+heap, not in a slot; an answer leaves its slot before it is written to the journal, and counts when that is durable.
+"""
+
+import asyncio
+import heapq
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from mmpo.annotate.client.rate_limits import Limits
+from mmpo.annotate.client.request import Answer, Failure, Request
+
+__all__ = ["Engine", "Stop", "Tally"]
+
+LONGEST_BACKOFF = 60.0
+RATE_LIMIT_PATIENCE = 5
+"""A 429 is asked again so many times as often as another passing fault: it says that the endpoint is well."""
+UNWRITTEN = 2_000
+"""Answers that may wait for the journal before no more requests start."""
+LOOK_AGAIN = 0.25
+"""Seconds between looks at a budget that other judges draw on too."""
+HOPELESS = 50
+"""So many failures in a row, and not one answer yet, end a run: something is wrong with all of them."""
+
+
+@dataclass
+class Stop:
+    """Why a run should start nothing more: "" (go on), "interrupted", "budget", or a failure of the whole run. Shared by judges."""
+
+    reason: str = ""
+    message: str = ""
+
+    def __call__(self, reason: str, message: str) -> None:
+        if not self.reason:
+            self.reason, self.message = reason, message
+
+    def override(self, reason: str, message: str) -> None:
+        """Ctrl-C says so whatever else was stopping the run."""
+        self.reason, self.message = reason, message
+
+
+@dataclass
+class Tally:
+    """What happened so far. attempts: requests sent; retried: those that came back with a passing fault."""
+
+    answered: int = 0
+    attempts: int = 0
+    retried: int = 0
+    in_flight: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """Asks one judge. send: one request, never raises. done: makes an outcome durable and counts it.
+
+    afford: whether the budget has room for a request, called right before it starts; what it costs is settled in `done`.
+    others: whether anybody else still holds a part of the budget that may come back.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Request], Awaitable[Answer | Failure]],
+        done: Callable[[Request, Answer | Failure], Awaitable[None]],
+        limits: Limits,
+        stop: Stop,
+        *,
+        retries: int,
+        patience: float,
+        afford: Callable[[Request], bool] = lambda request: True,
+        release: Callable[[Request], None] = lambda request: None,
+        others: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.send, self.done, self.limits, self.stop = send, done, limits, stop
+        self.retries, self.patience, self.afford, self.release, self.others = retries, patience, afford, release, others
+        self.tally = Tally()
+        self._changed = asyncio.Event()
+        self._waiting: list[tuple[float, int, Request, int, int]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = 0
+        self._fruitless = 0
+
+    async def run(self, requests: AsyncIterator[Request]) -> None:
+        """Ask them all; returns when every one is answered or given up, or, after a stop, when nothing is in flight any more.
+
+        Raises what `done` raises (a journal that can't be written), after what is in flight has ended.
+        """
+        exhausted = False
+        try:
+            while not self.stop.reason:
+                request, attempt, limited = self._due()
+                if request is None and not exhausted:
+                    request = await anext(requests, None)
+                    exhausted = request is None
+                if request is not None:
+                    if await self._admitted(request):
+                        self._start(request, attempt, limited)
+                    continue
+                if exhausted and not self._waiting and not self._tasks:
+                    return
+                await self._change(self._waiting[0][0] - self._now() if self._waiting else None)
+        except asyncio.CancelledError:
+            for task in self._tasks:
+                task.cancel()
+            raise
+        finally:
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            await _close(requests)
+        self._raise()
+
+    def _due(self) -> tuple[Request | None, int, int]:
+        if self._waiting and self._waiting[0][0] <= self._now():
+            _, _, request, attempt, limited = heapq.heappop(self._waiting)
+            return request, attempt, limited
+        return None, 0, 0
+
+    async def _admitted(self, request: Request) -> bool:
+        """Wait for a slot, the rates and the budget; False after a stop."""
+        while not self.stop.reason:
+            if self.tally.in_flight >= self.limits.slots() or len(self._tasks) >= UNWRITTEN:
+                await self._change(None)
+                continue
+            delay = self.limits.delay(request.tokens, self._now())
+            if delay > 0:
+                await self._change(delay)
+                continue
+            if self.afford(request):
+                return True
+            if not self._tasks and not self.others():
+                self.stop("budget", "the budget has no room for another request")
+                return False
+            # What is in flight, here or at another judge, may cost less than was set aside for it.
+            await self._change(LOOK_AGAIN)
+        return False
+
+    def _start(self, request: Request, attempt: int, limited: int) -> None:
+        self.limits.started(request.tokens, self._now())
+        self.tally.in_flight += 1
+        self.tally.attempts += 1
+        self.limits.high_water = max(self.limits.high_water, self.tally.in_flight)
+        task = asyncio.create_task(self._one(request, attempt, limited))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._error = task.exception()
+            self.stop("error", str(task.exception()))
+        self._changed.set()
+
+    _error: BaseException | None = None
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _one(self, request: Request, attempt: int, limited: int) -> None:
+        started = self._now()
+        try:
+            outcome = await self.send(request)
+        finally:
+            self.tally.in_flight -= 1
+            self._changed.set()
+        if isinstance(outcome, Answer):
+            self.limits.answered(request.tokens, outcome.prompt_tokens + outcome.reply_tokens, self._now())
+            self._fruitless = -1
+            self.tally.answered += 1
+            await self.done(request, outcome)
+            return
+        if outcome.kind != "unreachable":
+            self.limits.reached()
+        if self._again(request, outcome, attempt, limited, started):
+            return
+        if outcome.kind in ("run", "unreachable"):  # not this request's fault: it is left for the next run
+            self.release(request)
+            return
+        self.tally.failed[outcome.reason] = self.tally.failed.get(outcome.reason, 0) + 1
+        self._count_fruitless(outcome)
+        await self.done(request, outcome)
+
+    def _count_fruitless(self, failure: Failure) -> None:
+        if self._fruitless >= 0:
+            self._fruitless += 1
+            if self._fruitless >= HOPELESS:
+                self.stop("hopeless", f"{self._fruitless} requests failed and none was answered; the last: {failure.message}")
+
+    def _again(self, request: Request, failure: Failure, attempt: int, limited: int, started: float) -> bool:
+        """Put a request that failed by a passing fault back into the heap; False where it is given up."""
+        now = self._now()
+        wait = min(LONGEST_BACKOFF, 0.5 * 2 ** (attempt + limited)) * random.uniform(0.5, 1.0)
+        if failure.kind == "run":
+            self.stop(failure.reason, failure.message)
+        elif failure.kind == "unreachable":
+            away = self.limits.unreachable(now)
+            if away <= self.patience:
+                return self._later(request, self.limits.paused_until, attempt, limited)
+            self.stop("unreachable", f"the endpoint could not be reached for {away:.0f} s: {failure.message}")
+        elif failure.kind == "rate_limit" and limited < self.retries * RATE_LIMIT_PATIENCE:
+            self.limits.limited(failure.retry_after, started, now)
+            return self._later(request, now + (failure.retry_after or wait), attempt, limited + 1)
+        elif failure.kind == "transient" and attempt < self.retries:
+            return self._later(request, now + (failure.retry_after or wait), attempt + 1, limited)
+        return False
+
+    def _later(self, request: Request, due: float, attempt: int, limited: int) -> bool:
+        self.release(request)
+        self._started += 1
+        self.tally.retried += 1
+        heapq.heappush(self._waiting, (due, self._started, request, attempt, limited))
+        return True
+
+    def wake(self) -> None:
+        """Look at the stop signal now."""
+        self._changed.set()
+
+    async def _change(self, timeout: float | None) -> None:
+        """Until something ended, or for so many seconds."""
+        self._changed.clear()
+        if timeout is None:
+            await self._changed.wait()
+        elif timeout <= 0:
+            await asyncio.sleep(0)
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _close(requests: AsyncIterator[Request]) -> None:
+    close = getattr(requests, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,165 @@
+"""What an endpoint can do, found out by asking it before anything is spent: log-probabilities, several replies, its parameter names.
+
+Servers differ silently: some return no log-probabilities though asked for them, some ignore `n` or a JSON schema, some refuse
+`max_tokens`, a temperature or a system message, and some models think before they answer, whoever asks. A question with a plain answer is
+sent as the run would send it; what is refused is left out and asked again.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmpo.annotate.client.request import Answer, Failure
+from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.tables import Message
+
+__all__ = ["PLAIN", "Abilities", "Probe", "folded", "parameters", "probe", "schema_of"]
+
+PLAIN = ("What is 2 + 2?", ("2 + 2 is 4.", "2 + 2 is 5."))
+"""The conversation and the replies that a probe asks about."""
+MOST_TRIES = 10
+LENGTH = 64
+ROOM = 4096
+"""Tokens that a model which thinks unasked gets for it, at every reply."""
+TOP, FEWER = 20, 5
+"""Alternatives asked for at each token, among which the labels must be: the most that OpenAI gives, and what smaller ones allow."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What the probe found. logprobs: alternatives with each token. several: `n` replies in one request.
+
+    schema: JSON by schema is honoured. length: the name of the limit on the reply; "" where none is taken. temperature: can be set.
+    seed: is taken, so that replies drawn one at a time differ at endpoints that would give the same one again. top: alternatives with
+    each token. system: a system message is taken. room: tokens for thinking that was not asked for.
+    """
+
+    logprobs: bool = True
+    several: bool = True
+    schema: bool = False
+    length: str = "max_tokens"
+    temperature: bool = True
+    seed: bool = False
+    top: int = TOP
+    system: bool = True
+    room: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """For the journal and the manifest."""
+        return asdict(self)
+
+
+Ask = Callable[[Mapping[str, Any]], Awaitable[Answer | Failure]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is sent: model, messages, and what goes along with every request. name: the judge's, for messages."""
+
+    ask: Ask
+    name: str
+    model: str
+    messages: Sequence[Message]
+    extra: Mapping[str, Any]
+
+    async def send(self, found: Abilities, **more: Any) -> Answer | Failure:
+        """One request with the parameters that these abilities allow."""
+        messages = self.messages if found.system else folded(self.messages)
+        return await self.ask({"model": self.model, "messages": messages, **parameters(found, LENGTH, None), **more, **self.extra})
+
+
+async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None) -> Abilities:
+    """Ask until a request goes through. logprobs: whether the run has a use for them; schema: the response_format that it would send.
+
+    Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
+    """
+    found, reply = await _until_taken(this, Abilities(logprobs=logprobs, several=False))
+    if _thinks(reply):
+        found, reply = await _until_taken(this, _with(found, room=ROOM))
+    if found.logprobs:
+        found = _with(found, logprobs=any(len(token.top) > 1 for choice in reply.choices for token in choice.tokens))
+    if not found.logprobs:
+        outcome = await this.send(found, n=2)
+        found = _with(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
+        if not found.several:
+            found = _with(found, seed=isinstance(await this.send(found, seed=1), Answer))
+    if schema:
+        outcome = await this.send(found, response_format=schema)
+        text = outcome.choices[0].text.strip() if isinstance(outcome, Answer) and outcome.choices else ""
+        found = _with(found, schema=text.startswith("{") and text.endswith("}"))
+    return found
+
+
+async def _until_taken(this: Probe, found: Abilities) -> tuple[Abilities, Answer]:
+    failure = Failure("request", "probe", "no request went through")
+    for _ in range(MOST_TRIES):
+        outcome = await this.send(found)
+        if isinstance(outcome, Answer):
+            return found, outcome
+        failure = outcome
+        simpler = _simpler(found, outcome) if outcome.kind == "request" else None
+        if simpler is None:
+            break
+        found = simpler
+    if failure.answer is not None:  # refused or filtered, but taken: the parameters are right
+        return found, failure.answer
+    if failure.kind in ("run", "request"):
+        raise UserError(f"judge {this.name}: the endpoint refuses every request: {failure.message}")
+    raise PartialResult(f"judge {this.name}: the endpoint does not answer: {failure.message}. The same command again goes on")
+
+
+def _thinks(reply: Answer) -> bool:
+    """Whether the model thinks before it answers: a thinking block, or a reply that used its tokens up and says nothing."""
+    return any(
+        choice.text.lstrip().lower().startswith(("<think", "◁think")) or (choice.finish == "length" and not choice.text.strip())
+        for choice in reply.choices
+    )
+
+
+def _with(found: Abilities, **changes: Any) -> Abilities:
+    return Abilities(**{**asdict(found), **changes})
+
+
+def _simpler(found: Abilities, failure: Failure) -> Abilities | None:
+    """The abilities without what the refusal names, or, where it names nothing, without what is dispensable; None: nothing is left."""
+    told = failure.message.lower()
+    if "system" in told and found.system:
+        return _with(found, system=False)
+    if "max_completion_tokens" in told and found.length == "max_tokens":
+        return _with(found, length="max_completion_tokens")
+    if ("max_tokens" in told or "max_completion_tokens" in told) and found.length:
+        return _with(found, length="max_completion_tokens" if found.length == "max_tokens" else "")
+    if "temperature" in told and found.temperature:
+        return _with(found, temperature=False)
+    if found.logprobs:
+        return _with(found, top=FEWER) if found.top > FEWER else _with(found, logprobs=False)
+    if found.temperature:
+        return _with(found, temperature=False)
+    return _with(found, length="max_completion_tokens") if found.length == "max_tokens" else None
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """The messages with a leading system message as the beginning of the user's, for models whose template takes none."""
+    if len(messages) < 2 or messages[0]["role"] != "system":
+        return list(messages)
+    return [{"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
+
+
+def schema_of(names: list[str], labels: list[str]) -> dict[str, Any]:
+    """The response_format of a JSON object with one of the labels for each name; labels that are whole numbers are numbers."""
+    numeric = all(label.isdigit() for label in labels)
+    values = {"type": "integer", "enum": [int(label) for label in labels]} if numeric else {"type": "string", "enum": labels}
+    schema = {"type": "object", "properties": dict.fromkeys(names, values), "required": names, "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": schema}}
+
+
+def parameters(found: Abilities, length: int, temperature: float | None) -> dict[str, Any]:
+    """The parameters that the endpoint takes: its limit on the reply (length, and room to think), log-probabilities, temperature."""
+    values: dict[str, Any] = {}
+    if found.length:
+        values[found.length] = length + found.room
+    if found.logprobs:
+        values |= {"logprobs": True, "top_logprobs": found.top}
+    if found.temperature:
+        values["temperature"] = 0 if temperature is None else temperature
+    return values

@@ -1,0 +1,3 @@
+"""One command per file; each says what it needs and calls the package that does it."""
+
+__all__: list[str] = []

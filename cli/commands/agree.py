@@ -1,0 +1,160 @@
+"""`mmpo agree FEEDBACK`: agreement among raters, judges against people and against one another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.output import print_json, print_table, progress_of, say
+
+__all__ = ["agree"]
+
+MOST = 40
+"""Rows of a table that are printed; --json has all."""
+
+MEASURES = {
+    "accuracy": "accuracy",
+    "spearman": "Spearman",
+    "alpha_nominal": "α nominal",
+    "alpha_ordinal": "α ordinal",
+    "alpha_interval": "α interval",
+}
+SCALES = {
+    "range": "margins divided by the widest possible one of each rater's scale",
+    "rms": "margins divided by each rater's root mean square margin, because a scale is unbounded",
+}
+
+
+def agree(
+    feedback: Annotated[
+        Path, typer.Argument(metavar="FEEDBACK", help="A folder that `mmpo build --feedback-only` or a judge wrote.")
+    ],
+    evidence: Annotated[
+        str, typer.Option("--from", "--evidence", help="auto (all there is), comparisons, ratings or both.")
+    ] = "auto",
+    kinds: Annotated[
+        str | None, typer.Option("--kind", "--kinds", help="Keep raters of these kinds only: human,ai,reward_model.")
+    ] = None,
+    raters: Annotated[str | None, typer.Option("--rater", help="Keep these raters only, separated by commas.")] = None,
+    aspects: Annotated[
+        str | None, typer.Option("--aspect", "--aspects", help="Keep these aspects only, separated by commas.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The yardstick: a rater, or human for people's mean (the default where people are among them)."),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Draws of prompts behind each 95% interval; 0 for none.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+) -> None:
+    """Agreement among raters in signed margins: accuracy, rank correlation, Krippendorff's α; position and length bias; calibration.
+
+    A margin and its mirror image count both, so that it doesn't matter which completion is called the first.
+    """
+    from mmpo.annotate.agreement.agree import agree as measure
+
+    with progress_of("agree") as progress:
+        summary = measure(
+            feedback,
+            evidence=evidence,
+            kinds=_names(kinds),
+            raters=_names(raters),
+            aspects=_names(aspects),
+            against=against,
+            bootstrap=bootstrap,
+            seed=seed,
+            progress=progress,
+        )
+    _print_raters(summary)
+    _print_agreement(summary)
+    _print_biases(summary)
+    _print_judges(summary)
+    if as_json:
+        print_json(summary)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows' values under the headings of `columns` (key → heading), an interval beside its value; nothing without rows."""
+    if not rows:
+        return
+    print_table(title, list(columns.values()), [[_cell(row, key) for key in columns] for row in rows[:MOST]])
+    if len(rows) > MOST:
+        say(f"… and {len(rows) - MOST:,} more: --json has all")
+    say("")
+
+
+def _cell(row: Mapping[str, Any], key: str) -> Any:
+    interval = row.get(f"{key}_95")
+    if interval is None:
+        return row.get(key)
+    return f"{row[key]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _print_raters(summary: Mapping[str, Any]) -> None:
+    say(f"{summary['units']:,} pairs of completions on {summary['prompts']:,} prompts; aspects: {', '.join(summary['aspects'])}\n")
+    columns = {"name": "rater", "kind": "kind", "units": "pairs", "ties": "ties", "mean_margin": "mean |margin|"}
+    columns |= {"mean_share": "of its range"} if summary["scale"] == "range" else {}
+    _table("raters", {**columns, "spread": "spread", "position": "toward first", "longer": "prefers longer"}, summary["raters"])
+
+
+def _print_agreement(summary: Mapping[str, Any]) -> None:
+    if not summary["pairs"] and not summary["against"]:
+        say(f"agreement needs two raters; {summary['raters'][0]['name']} is the only one here\n")
+        return
+    counts = {"units": "pairs", "decided": "no ties"}
+    _table("two by two, with 95% intervals", {"first": "rater", "second": "rater", **counts, **MEASURES}, summary["pairs"])
+    # With one rater behind the yardstick the table of twos has said it all.
+    if any(row["others"] > 1 for row in summary["against"]) or not summary["pairs"]:
+        title = f"against {_yardstick(summary)}"
+        _table(title, {"name": "rater", "kind": "kind", "others": "raters in it", **counts, **MEASURES}, summary["against"])
+    groups = [{"group": name, **row} for name, row in summary["overall"].items() if row]
+    groups = [row for row in groups if row["group"] == "all" or row["raters"] < summary["overall"]["all"]["raters"]]
+    alphas = {key: heading for key, heading in MEASURES.items() if key.startswith("alpha")}
+    _table("all at once", {"group": "group", "raters": "raters", "units": "pairs", **alphas}, groups)
+    say(f"α interval and ordinal: {SCALES[summary['scale']]}; α nominal: better, tie or worse\n")
+
+
+def _yardstick(summary: Mapping[str, Any]) -> str:
+    return "the mean of people (of the other people for a person)" if summary["yardstick"] == "human" else summary["yardstick"]
+
+
+def _print_biases(summary: Mapping[str, Any]) -> None:
+    columns = {"name": "rater", "orders": "orders", "units": "pairs", "toward_first": "toward first", "se": "se"}
+    columns |= {"flips": "verdict flips", "to_first": "to first", "to_second": "to second"}
+    severe = {"name": "rater", "kind": "kind", "items": "rated", "mean": "mean score", "shared": "rated by others too"}
+    _table("severity: how much lower than others", {**severe, "severity": "severity", "se": "se"}, summary["severity"])
+    _table("position: mean gap toward the completion shown first", columns, summary["position"])
+    columns = {
+        "name": "rater",
+        "kind": "kind",
+        "units": "pairs",
+        "longer": "prefers longer",
+        "spearman_length": "Spearman with length",
+    }
+    if summary["yardstick"] is not None:
+        columns |= {"decided": "against yardstick", "accuracy": "accuracy", "longest": "longest wins"}
+        columns |= {"accuracy_longer": "better is longer", "accuracy_shorter": "better is shorter"}
+    title = "length" if summary["yardstick"] is None else f"length, and accuracy against {_yardstick(summary)}"
+    _table(title, columns, summary["length"])
+
+
+def _print_judges(summary: Mapping[str, Any]) -> None:
+    columns = {"name": "judge", "units": "pairs", "votes": "votes", "gamma": "best γ", "ece_vote": "ECE to votes"}
+    columns |= {"cross_entropy": "cross-entropy", "coin": "of a coin"}
+    _table("judges' margins against people's votes, as probabilities σ(γ·margin)", columns, summary["calibration"])
+    bins = {"low": "from", "high": "to", "units": "pairs", "predicted": "predicted", "observed": "observed"}
+    for row in summary["calibration"][:MOST]:
+        _table(f"{row['name']}, by |margin|", bins, row["bins"])
+    columns = {
+        "name": "rater",
+        "items": "asked again",
+        "grades": "grades",
+        "mean_difference": "mean difference",
+        "equal": "the same",
+    }
+    _table("the same question again", columns, summary["consistency"])

@@ -1,0 +1,65 @@
+"""`mmpo build`: feedback files into a dataset of pairs; one flag for every field of BuildOptions."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.flags import options_from, with_flags
+from mmpo.cli.output import print_json, print_table, progress_of, say
+from mmpo.pipeline.build.run import BuildOptions
+
+__all__ = ["build", "say_built"]
+
+
+@with_flags(BuildOptions)
+def build(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The dataset folder to write; written whole or not at all.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    given: dict[str, Any],
+) -> None:
+    """Build a dataset: feedback in a named format into pairs with quality margins, split into train, validation, test.
+
+    Example: mmpo build ratings.jsonl --format jsonl --columns prompt=question,completion=answer,score=grade --out pairs
+    """
+    options = options_from(BuildOptions, given, flags=True)
+    from mmpo.pipeline.build.run import build as run_build
+
+    with progress_of("build") as progress:
+        summary = run_build(sources, out, options=options, progress=progress)
+    say_built(summary)
+    if as_json:
+        print_json(summary)
+
+
+def say_built(summary: dict[str, Any]) -> None:
+    """What a build made, on standard error: pairs a split, rejects a reason, what it found of raters."""
+    pairs = summary.get("pairs") or {}
+    if pairs:
+        counts = ", ".join(f"{count:,} {split}" for split, count in pairs.items())
+        say(f"{summary['prompts']:,} prompts, {sum(pairs.values()):,} pairs ({counts})")
+    else:
+        say(f"{summary['prompts']:,} prompts")
+    rejected = sorted(summary["rejected"].items(), key=lambda item: -item[1])
+    if rejected:
+        print_table("left out", ("reason", "count"), rejected)
+    _say_raters(summary)
+    say(f"dataset: {summary['out']}")
+
+
+def _say_raters(summary: dict[str, Any]) -> None:
+    """Position biases of judges, and raters' own biases and scales, where the build found any."""
+    orders = summary.get("position_bias") or {}
+    if orders:
+        rows = [(name, found["bias"], found["order_sd"], found["pairs"]) for name, found in orders.items()]
+        print_table("position bias", ("rater/aspect", "towards the first", "order noise", "pairs"), rows)
+    effects = summary.get("rater_effects") or {}
+    if effects:
+        told = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
+        rows = [
+            (name, e["bias"], e["scale"], e["noise"], e["weight"], e["items"], told[e["signal"], e["connected"]])
+            for name, e in effects.items()
+        ]
+        print_table("raters", ("rater", "bias", "scale", "noise", "weight", "items", ""), rows)

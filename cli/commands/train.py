@@ -1,0 +1,71 @@
+"""`mmpo train policy|reward`: one flag for every field of TrainOptions."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.flags import options_from, with_flags
+from mmpo.cli.output import print_json, say, shown
+from mmpo.pipeline.errors import UserError
+from mmpo.train.messages import is_first_process
+from mmpo.train.options import TrainOptions
+
+__all__ = ["Kind", "train"]
+
+
+class Kind(StrEnum):
+    """What is trained."""
+
+    policy = "policy"
+    reward = "reward"
+
+
+@with_flags(TrainOptions, without=("kind",))
+def train(
+    kind: Annotated[Kind, typer.Argument(help="policy (a causal language model) or reward (a scorer).")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    given: dict[str, Any],
+) -> None:
+    """Train a policy or a reward model on a dataset that `mmpo build` wrote.
+
+    The same command again resumes from the newest checkpoint. On several devices: accelerate launch -m mmpo.cli train ...
+    Example: mmpo train reward --data pairs --model tiny --out models/reward
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DDP warns where every weight is used in every pass, which is as it should be. Read when torch is loaded.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with _one_voice():
+        for name in ("data", "out"):
+            if not given.get(name):
+                raise UserError(f"--{name} is needed: the folder {'of the dataset' if name == 'data' else 'to write'}")
+        options = options_from(TrainOptions, {"kind": kind.value, **given}, flags=True)
+        from mmpo.train.distributed import leave_together
+        from mmpo.train.training.run import train_policy, train_reward
+
+        summary = (train_policy if kind is Kind.policy else train_reward)(options)
+        if is_first_process():
+            say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
+            say(f"model: {summary['out']}")
+            if as_json:
+                print_json(summary)
+        leave_together()
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes the first one speaks; the others are silent, but for an error that they alone have met."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as error:
+        if is_first_process():
+            raise
+        from mmpo.train.distributed import said_elsewhere
+
+        if isinstance(error, UserError) and not said_elsewhere(error):
+            raise
+        raise typer.Exit(2 if isinstance(error, UserError) else 130) from None

@@ -1,0 +1,3 @@
+"""Recipes: the model of the YAML file, and running its stages."""
+
+__all__: list[str] = []

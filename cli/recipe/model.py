@@ -1,0 +1,204 @@
+"""A recipe: the YAML file that names the stages of a run. Everything in it is checked before any work starts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from mmpo.annotate.judge.options import JudgeOptions, check_judge_options, judges_of
+from mmpo.cli.flags import explain, model_of, options_from
+from mmpo.pipeline.build.run import BuildOptions, check_build_options
+from mmpo.pipeline.errors import UserError
+from mmpo.train.options import TrainOptions
+
+__all__ = ["Recipe", "load_recipe", "recipe_model", "schema"]
+
+SET_BY_THE_RUN = ("data", "out")
+"""Training options that a recipe can't give: they follow from its own folder."""
+
+
+class Checks(BaseModel):
+    """The section `validate`."""
+
+    model_config = ConfigDict(extra="forbid")
+    gamma: float | None = Field(default=None, ge=0, description="check the saturation of the targets at this γ")
+    strict: bool = Field(default=False, description="warnings stop the run")
+
+
+class Measures(BaseModel):
+    """The section `evaluate`."""
+
+    model_config = ConfigDict(extra="forbid")
+    split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is measured")
+    gamma: float | None = Field(default=None, ge=0, description="γ of the targets for every model; null: the model's own")
+
+
+class Recipe(BaseModel):
+    """A checked recipe. `runs`: name → options; `build` is None where `data` names a finished dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    title: str
+    out: Path
+    inputs: list[str]
+    data: Path | None
+    build: BuildOptions | None
+    judge: JudgeOptions | None
+    judges: list[Any]
+    checks: Checks
+    measures: Measures
+    runs: dict[str, TrainOptions]
+    resolved: dict[str, Any]
+
+
+@cache
+def recipe_model() -> type[BaseModel]:
+    """The pydantic model of a recipe file; `mmpo run --schema` prints its JSON Schema."""
+    # The sections are models made at run time, which no type checker follows: hence Any.
+    inputs: Any = (list[str], Field(..., min_length=1, description="files, folders, globs or Hub dataset names"))
+    build: Any = create_model("Build", __base__=model_of(BuildOptions), inputs=inputs)
+    several: Any = (
+        list[str | dict[str, Any]],
+        Field(default_factory=list, description="several judges: model, base_url, rater, ..."),
+    )
+    judge: Any = create_model("Judge", __base__=model_of(JudgeOptions), judges=several)
+    training: Any = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
+    fields: dict[str, Any] = {
+        "title": (str, Field("mmpo run", description="heading of the page")),
+        "out": (str, Field(..., min_length=1, description="folder of everything the run writes")),
+        "build": (build | None, Field(None, description="how the dataset is built; or give `data`")),
+        "judge": (judge | None, Field(None, description="LLM judges that grade the candidates which `build` reads")),
+        "data": (str | None, Field(None, description="a dataset folder that `mmpo build` wrote")),
+        "validate_": (Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
+        "evaluate": (Measures, Field(default_factory=Measures, description="how the trained models are measured")),
+        "training": (training | None, Field(None, description="options that all runs share")),
+        "runs": (dict[str, training], Field(default_factory=dict, description="run name → its own options")),
+    }
+    return create_model("Recipe", __config__=ConfigDict(extra="forbid", title="mmpo recipe"), **fields)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, for editors."""
+    return recipe_model().model_json_schema(by_alias=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key=value` overrides (dotted keys, YAML values) and check all of it.
+
+    Raises UserError naming the file, the place, what was given and what is allowed.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        _override(values, override)
+    where = f"{path}: "
+    try:
+        parsed: Any = recipe_model()(**values)
+    except ValidationError as error:
+        raise UserError(explain(error, recipe_model(), where=where)) from None
+    given = parsed.model_dump(exclude_unset=True, by_alias=True)
+    section = given.get("build")
+    if (section is None) == (parsed.data is None):
+        raise UserError(f"{where}give exactly one of `build` (makes a dataset) and `data` (names a finished one)")
+    build = None
+    if section is not None:
+        build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
+        try:
+            check_build_options(build)
+        except UserError as error:
+            raise UserError(f"{where}build: {error}") from None
+        if build.feedback_only and given.get("runs"):
+            raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
+    judge, judges = _judge(where, given, build)
+    shared = given.get("training") or {}
+    _checked(f"{where}training: ", TrainOptions, {**shared, "kind": shared.get("kind") or "policy"})
+    runs = {}
+    for name, own in (given.get("runs") or {}).items():
+        if not name or Path(name).name != name or name.startswith("."):
+            raise UserError(f"{where}runs.{name}: the name of a run must be usable as a folder name")
+        merged = {**shared, **own}
+        if merged.get("kind") is None:
+            raise UserError(f"{where}runs.{name}.kind: missing; policy or reward")
+        runs[name] = _checked(f"{where}runs.{name}: ", TrainOptions, merged)
+    return Recipe(
+        title=parsed.title,
+        out=Path(parsed.out),
+        inputs=section["inputs"] if section else [],
+        data=Path(parsed.data) if parsed.data else None,
+        build=build,
+        judge=judge,
+        judges=judges,
+        checks=parsed.validate_,
+        measures=parsed.evaluate,
+        runs=runs,
+        resolved=json.loads(json.dumps(given, default=str)),
+    )
+
+
+def _judge(where: str, given: Mapping[str, Any], build: BuildOptions | None) -> tuple[JudgeOptions | None, list[Any]]:
+    """The section `judge`, checked, and the judges that it names."""
+    section = given.get("judge")
+    if section is None:
+        return None, []
+    if build is None:
+        raise UserError(f"{where}judge: the candidates come from `build`, which is missing; name the inputs there")
+    options = _checked(f"{where}judge: ", JudgeOptions, {key: section[key] for key in section if key != "judges"})
+    judges = list(section.get("judges") or [])
+    try:
+        check_judge_options(options)
+        judges_of(options, judges)
+    except UserError as error:
+        raise UserError(f"{where}judge: {error}") from None
+    return options, judges
+
+
+def _checked(where: str, options: type, given: Mapping[str, Any]) -> Any:
+    try:
+        return options_from(options, given)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}")
+    return values
+
+
+def _keys() -> list[str]:
+    return [field.alias or name for name, field in recipe_model().model_fields.items()]
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set {override}: write key=value, for example --set training.max_steps=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.strip().split(".")
+    place: Any = values
+    for depth, parent in enumerate(parents):
+        if parent not in place or place[parent] is None:
+            if (depth == 0 and parent not in _keys()) or (depth == 1 and parents[0] == "runs"):
+                known = _keys() if depth == 0 else list(place)
+                close = get_close_matches(parent, known, n=1, cutoff=0.4)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise UserError(f"--set {override}: unknown key {parent!r}{hint} Known: {', '.join(known)}")
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, it has no key {last!r}")
+    place[last] = value

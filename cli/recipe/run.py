@@ -1,0 +1,175 @@
+"""`mmpo run RECIPE.yaml`: pairs → checks → trained models → measures → a table and a page that compare them."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.commands.build import say_built
+from mmpo.cli.commands.evaluate import MEASURES
+from mmpo.cli.output import print_json, print_table, progress_of, say
+from mmpo.cli.recipe.judging import judged
+from mmpo.cli.recipe.model import Recipe, load_recipe, schema
+from mmpo.cli.recipe.stages import Stages, write_json
+from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.errors import UserError
+from mmpo.train.objective.terms import parse_terms
+
+__all__ = ["run", "run_recipe"]
+
+
+def run(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check the recipe and leave.")] = False,
+    print_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+) -> None:
+    """Run all stages that a recipe names; the same command again does only what is left or has changed.
+
+    Example: mmpo run recipes/quickstart.yaml --set training.max_steps=20
+    """
+    if print_schema:
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return
+    if recipe is None:
+        raise UserError("name a recipe, for example recipes/quickstart.yaml")
+    loaded = load_recipe(recipe, overrides or [])
+    if check:
+        say(f"{recipe}: ok")
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a recipe runs in one process, and a launcher has started several: build the data first (`mmpo build`), then "
+            "launch `-m mmpo.cli train`"
+        )
+    summary = run_recipe(loaded)
+    if as_json:
+        print_json(summary)
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Do the stages of a checked recipe; returns {"out", "dataset", "page", "runs": {name: measures}}."""
+    inputs = _digests(recipe)
+    stages = Stages(recipe.out, recipe.resolved)
+    dataset = recipe.data or recipe.out / "pairs"
+    built = None
+    if recipe.build is not None:
+        sources, options, inputs = judged(recipe, stages, inputs)
+        dataset = sources[0] if recipe.judge and recipe.build.feedback_only else dataset
+        if dataset != sources[0]:
+            key = {"options": dataclasses.asdict(options), "inputs": inputs}
+            built = stages.do("build", key, lambda: _build(sources, options, dataset), dataset)
+        if options.feedback_only:
+            say(f"feedback: {dataset}")
+            return {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": {}}
+    _validate(recipe, dataset)
+    made_of = _fingerprint(dataset)
+    trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
+    gamma = recipe.measures.gamma
+    if gamma is None:
+        # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
+        gamma = next((float(trained[name]["gamma"]) for name in trained if "mmpo" in parse_terms(recipe.runs[name].loss)), None)
+    measured = {name: _evaluate(recipe, stages, name, dataset, gamma, trained[name]) for name in recipe.runs}
+    return _compare(recipe, dataset, built, trained, measured)
+
+
+def _digests(recipe: Recipe) -> list[str]:
+    """What the build reads, named and digested; fails before anything is written where an input is missing."""
+    if recipe.build is None:
+        if recipe.data is None or not (recipe.data / "manifest.json").is_file():
+            raise UserError(f"data: {recipe.data} is not a dataset folder; `mmpo build` writes one")
+        return []
+    from mmpo.pipeline.storage.chunks import digest, resolve_inputs
+
+    files = resolve_inputs(recipe.inputs, recipe.build.format)
+    return [f"{Path(str(file.path)).name} {digest(file)}" for file in files]
+
+
+def _fingerprint(dataset: Path) -> str:
+    return (dataset / "manifest.json").read_text(encoding="utf-8")
+
+
+def _build(sources: list[Any], options: BuildOptions, dataset: Path) -> dict[str, Any]:
+    from mmpo.pipeline.build.run import build
+
+    with progress_of("build") as progress:
+        summary = build(sources, dataset, options=options, progress=progress)
+    say_built(summary)
+    return summary
+
+
+def _validate(recipe: Recipe, dataset: Path) -> None:
+    from mmpo.pipeline import validate
+
+    say("[validate]")
+    summary = validate(dataset, gamma=recipe.checks.gamma, strict=recipe.checks.strict)
+    write_json(recipe.out / "validation.json", summary)
+    counts = {status: sum(check["status"] == status for check in summary["checks"]) for status in ("pass", "warn", "fail")}
+    for check in summary["checks"]:
+        if check["status"] != "pass":
+            say(f"  {check['status']}: {check['name']}: {check['message']}")
+    say(f"{counts['pass']} checks passed, {counts['warn']} warned, {counts['fail']} failed")
+    if not summary["ok"]:
+        raise UserError(f"{dataset} does not pass its checks; all of them stand in {recipe.out / 'validation.json'}")
+
+
+def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: str) -> dict[str, Any]:
+    from mmpo.train.training.run import train_policy, train_reward
+
+    folder = recipe.out / "models" / name
+    options = dataclasses.replace(recipe.runs[name], data=str(dataset), out=str(folder))
+    work = train_policy if options.kind == "policy" else train_reward
+    return stages.do(f"train-{name}", {"options": dataclasses.asdict(options), "dataset": made_of}, lambda: work(options), folder)
+
+
+def _evaluate(
+    recipe: Recipe, stages: Stages, name: str, dataset: Path, gamma: float | None, trained: dict[str, Any]
+) -> dict[str, Any]:
+    from mmpo.train import evaluate
+
+    kind, split = recipe.runs[name].kind, recipe.measures.split
+    path = recipe.out / "evaluation" / f"{name}.json"
+
+    def work() -> dict[str, Any]:
+        summary = evaluate(kind, trained["out"], dataset, split=split, gamma=gamma)
+        write_json(path, summary)
+        return summary
+
+    key = {"model": trained, "split": split, "gamma": gamma, "dataset": _fingerprint(dataset)}
+    return stages.do(f"evaluate-{name}", key, work, path)
+
+
+def _compare(
+    recipe: Recipe,
+    dataset: Path,
+    built: dict[str, Any] | None,
+    trained: dict[str, Any],
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    from mmpo.pipeline.report.dataset_page import write_comparison, write_report
+
+    columns = ("run", "kind", "loss", "γ", "steps", *(name for name in MEASURES if name != "ece_vote"))
+    rows = []
+    for name, options in recipe.runs.items():
+        values = [measured[name].get(column) for column in columns[5:]]
+        rows.append([name, options.kind, options.loss, trained[name]["gamma"], trained[name]["steps"], *values])
+    write_report(dataset, recipe.out / "dataset.html")
+    summary: dict[str, Any] = {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": measured}
+    if rows:
+        runs = [
+            {"name": name, "kind": options.kind, "loss": options.loss, **trained[name], **measured[name]}
+            for name, options in recipe.runs.items()
+        ]
+        summary["page"] = str(write_comparison(runs, recipe.out / "comparison.html", recipe.title))
+        print_table(f"{recipe.title}: held-out pairs ({recipe.measures.split})", columns, rows)
+    write_json(recipe.out / "summary.json", {"build": built, "trained": trained, **summary})
+    say(f"table:   {recipe.out / 'summary.json'}")
+    say(f"page:    {summary['page'] or recipe.out / 'dataset.html'}")
+    say(f"dataset: {dataset}    (datasets.load_dataset({str(dataset)!r}) opens it)")
+    return summary

@@ -1,0 +1,133 @@
+"""Bringing together all that was said about one prompt: partial FEEDBACK rows in, one row a prompt out.
+
+The result has one order whatever the input's: prompts by id, completions by id, ratings by completion, rater, aspect and score. So sums
+and choices later on depend on the data, never on how it was cut into files.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy
+
+__all__ = ["merge_prompts"]
+
+
+def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """One row a prompt from rows that may share prompts.
+
+    table: FEEDBACK with 64-bit text offsets. Returns the merged table and how many rows of each unit were merged into another:
+    {"prompt", "completion"}; grades are never merged. Of a completion that several rows name, the smallest model name is kept.
+    """
+    if not table.num_rows:
+        return table, {"prompt": 0, "completion": 0}
+    prompt_of_row, ids = codes(flat(table["prompt_id"]))
+    order = np.argsort(prompt_of_row, kind="stable")
+    first_row = order[np.searchsorted(prompt_of_row[order], np.arange(len(ids)))]
+
+    completions, prompt_start, position = _completions(table, prompt_of_row, len(ids))
+    messages = flat(table["prompt"])
+    kept, starts = gather_lists(offsets_of(messages), first_row)
+    merged = pa.Table.from_arrays(
+        [
+            pa.array(ids, pa.string()),
+            lists(starts[:-1], messages.flatten().take(pa.array(kept))),
+            lists(prompt_start[:-1], completions),
+            _ratings(table, prompt_of_row, len(ids), position, prompt_start),
+            _comparisons(table, prompt_of_row, len(ids), position, prompt_start),
+            _sources(flat(table["source"]), prompt_of_row, first_row),
+            _extras(flat(table["extra"]), prompt_of_row, first_row),
+        ],
+        schema=LARGE_FEEDBACK,
+    )
+    before = len(position)
+    return merged, {"prompt": table.num_rows - len(ids), "completion": before - len(completions)}
+
+
+def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Distinct completions in order, each prompt's first one, and where each old completion went."""
+    column = flat(table["completions"])
+    old = column.flatten()
+    prompt = prompt_of_row[parents(offsets_of(column))]
+    identity, _ = codes(old.field("id"))
+    model, models = codes(old.field("model"))
+    if models and models[0] is None:
+        model = np.where(model == 0, len(models), model)
+    order = np.lexsort((model, identity, prompt))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(identity[order]) != 0) | (np.diff(prompt[order]) != 0)
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.cumsum(new) - 1
+    kept = order[new]
+    start = np.searchsorted(prompt[kept], np.arange(prompts + 1))
+    return old.take(pa.array(kept)), start, position
+
+
+def _moved(
+    column: pa.Array, names: tuple[str, ...], rows: np.ndarray, table: pa.Table, position: np.ndarray, start: np.ndarray
+) -> list[np.ndarray]:
+    """The indices of grades into their prompt's completions, after the merge."""
+    base = offsets_of(flat(table["completions"]))[rows]
+    prompt_start = start[np.searchsorted(start, position[base + np.asarray(column.field(names[0]))], side="right") - 1]
+    return [position[base + np.asarray(column.field(name))] - prompt_start for name in names]
+
+
+def _ratings(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
+    return _grades(table, "ratings", ("completion",), "score", prompt_of_row, prompts, position, start)
+
+
+def _comparisons(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
+    return _grades(table, "comparisons", ("first", "second"), "gap", prompt_of_row, prompts, position, start)
+
+
+def _grades(
+    table: pa.Table,
+    name: str,
+    indices: tuple[str, ...],
+    value: str,
+    prompt_of_row: np.ndarray,
+    prompts: int,
+    position: np.ndarray,
+    start: np.ndarray,
+) -> pa.Array:
+    column = flat(table[name])
+    grades = column.flatten()
+    if not len(grades):
+        return lists(np.zeros(prompts, dtype=np.int64), grades)
+    rows = parents(offsets_of(column))
+    prompt = prompt_of_row[rows]
+    moved = _moved(grades, indices, rows, table, position, start)
+    names = [codes(grades.field(key))[0] for key in ("kind", "aspect", "rater")]
+    order = np.lexsort((to_numpy(grades.field(value)), *names, *reversed(moved), prompt))
+    taken = grades.take(pa.array(order))
+    fields = [taken.type.field(i) for i in range(taken.type.num_fields)]
+    arrays = [pa.array(values[order].astype(np.int32)) for values in moved]
+    arrays += [taken.field(i) for i in range(len(indices), taken.type.num_fields)]
+    merged = pa.StructArray.from_arrays(arrays, fields=fields)
+    return lists(np.searchsorted(prompt[order], np.arange(prompts)), merged)
+
+
+def _sources(column: pa.Array, prompt_of_row: np.ndarray, first_row: np.ndarray) -> pa.Array:
+    """A prompt that several sources name has them all, joined by " + "."""
+    code, names = codes(column)
+    if len(names) == 1:
+        return column.take(pa.array(first_row))
+    pairs = np.unique(np.stack([prompt_of_row, code]), axis=1)
+    counts = np.bincount(pairs[0], minlength=len(first_row))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    result: list[str] = []
+    for low, high in zip(starts[:-1], starts[1:], strict=True):  # only where sources meet; a name may itself be a join
+        parts = {part for index in pairs[1, low:high] for part in (names[index] or "").split(" + ")}
+        result.append(" + ".join(sorted(parts)))
+    return pa.array(result, pa.string())
+
+
+def _extras(column: pa.Array, prompt_of_row: np.ndarray, first_row: np.ndarray) -> pa.Array:
+    """The smallest extra of a prompt that is not null: one of them, whatever the order of the rows."""
+    if column.null_count == len(column):
+        return column.take(pa.array(first_row))
+    code, values = codes(column)
+    last = len(values)
+    rank = np.where([values[c] is None for c in code], last, code) if values[0] is None else code
+    best = np.full(len(first_row), last)
+    np.minimum.at(best, prompt_of_row, rank)
+    return pa.array([values[b] if b < last else None for b in best], pa.large_string())

@@ -1,0 +1,142 @@
+"""What a report says of a dataset, in numbers: margins, lengths, sources, what was dropped, a few samples."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.storage.parts import batches, part_files
+
+__all__ = ["PairFigures", "by_source", "dropped", "longer_wins", "read_figures", "samples"]
+
+_COLUMNS = ("prompt_id", "chosen", "rejected", "quality_margin", "margin_se", "source", "kind")
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Every pair's figures over all splits, each of shape (pairs,): margin and standard error in score units (NaN:
+    unknown), lengths in characters; and the counts of pairs by split.
+    """
+
+    margin: Floats
+    margin_se: Floats
+    chosen_length: Floats
+    rejected_length: Floats
+    source: np.ndarray
+    kind: np.ndarray
+    prompts: int
+    splits: dict[str, int]
+
+    @property
+    def training(self) -> slice:
+        """The pairs that γ is suggested from: the train split, which comes first; all pairs where it is empty."""
+        return slice(self.splits["train"] or None)
+
+
+def read_figures(dataset: Path) -> PairFigures:
+    """One pass over the part files; texts are measured and let go. UserError where the folder is no dataset."""
+    parts: list[dict[str, np.ndarray]] = []
+    prompts: set[str] = set()
+    splits = {}
+    for split, files in part_files(dataset).items():
+        splits[split] = 0
+        for batch in batches(files, _COLUMNS, 8192):
+            splits[split] += batch.num_rows
+            prompts.update(pc.unique(batch.column("prompt_id")).to_pylist())
+            parts.append(
+                {
+                    "margin": batch.column("quality_margin").to_numpy(zero_copy_only=False),
+                    "margin_se": batch.column("margin_se").to_numpy(zero_copy_only=False).astype(np.float64),
+                    "chosen_length": _lengths(batch.column("chosen")),
+                    "rejected_length": _lengths(batch.column("rejected")),
+                    "source": batch.column("source").to_numpy(zero_copy_only=False),
+                    "kind": batch.column("kind").to_numpy(zero_copy_only=False),
+                }
+            )
+    if not parts:
+        raise UserError(f"{dataset} holds no pairs: there is nothing to report on")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return PairFigures(**joined, prompts=len(prompts), splits=splits)
+
+
+def _lengths(messages: pa.Array) -> Floats:
+    """Characters of all messages of each row."""
+    content = pc.struct_field(pc.list_flatten(messages), "content")
+    parents = pc.list_parent_indices(messages).to_numpy()
+    characters = pc.fill_null(pc.utf8_length(content), 0).to_numpy(zero_copy_only=False)
+    return np.bincount(parents, characters, minlength=len(messages)).astype(np.float64)
+
+
+def longer_wins(figures: PairFigures, kept: np.ndarray | None = None) -> float | None:
+    """Share of pairs (margin above 0, lengths that differ) whose chosen completion is the longer one; ½ is no bias."""
+    difference = figures.chosen_length - figures.rejected_length
+    used = (figures.margin > 0) & (difference != 0)
+    used = used if kept is None else used & kept
+    return float((difference[used] > 0).mean()) if used.any() else None
+
+
+def by_source(figures: PairFigures) -> list[dict[str, Any]]:
+    """A row per source, largest first: pairs, ties, mean and median margin, mean standard error, longer wins."""
+    rows = []
+    for source, count in Counter(figures.source.tolist()).most_common():
+        mine = figures.source == source
+        margin, se = figures.margin[mine], figures.margin_se[mine]
+        rows.append(
+            {
+                "source": str(source),
+                "kind": ", ".join(sorted({str(kind) for kind in figures.kind[mine]})),
+                "pairs": count,
+                "ties": float((margin == 0).mean()),
+                "mean_margin": float(margin.mean()),
+                "median_margin": float(np.median(margin)),
+                "mean_se": None if np.isnan(se).all() else float(np.nanmean(se)),
+                "longer_wins": longer_wins(figures, mine),
+            }
+        )
+    return rows
+
+
+def dropped(dataset: Path) -> list[dict[str, Any]]:
+    """What rejects.parquet counts, most frequent first: unit, stage, reason, count. Empty where there is none."""
+    path = dataset / "rejects.parquet"
+    if not path.is_file():
+        return []
+    columns = ["unit", "stage", "reason"]
+    counts = pq.read_table(path, columns=columns).group_by(columns).aggregate([([], "count_all")]).to_pylist()
+    rows = [{**{name: row[name] for name in columns}, "count": row["count_all"]} for row in counts]
+    return sorted(rows, key=lambda row: (-row["count"], row["reason"] or ""))
+
+
+def samples(dataset: Path, figures: PairFigures, most: int = 420) -> list[dict[str, Any]]:
+    """The pairs of the largest, the median and the smallest margin, their texts cut to `most` characters."""
+    order = np.argsort(figures.margin, kind="stable")
+    wanted = {int(order[-1]): "Largest margin", int(order[len(order) // 2]): "Median margin", int(order[0]): "Smallest margin"}
+    files = [file for part in part_files(dataset).values() for file in part]
+    found, first = {}, 0
+    for batch in batches(files, ["prompt", "chosen", "rejected", "quality_margin", "source"], 8192):
+        for index in wanted:
+            if first <= index < first + batch.num_rows:
+                found[index] = batch.slice(index - first, 1).to_pylist()[0]
+        first += batch.num_rows
+    return [
+        {
+            "title": title,
+            "margin": f"{found[index]['quality_margin']:.4g}",
+            "source": found[index]["source"],
+            "prompt": _cut("\n".join(f"{m['role']}: {m['content']}" for m in found[index]["prompt"]), most),
+            "chosen": _cut(found[index]["chosen"][-1]["content"], most),
+            "rejected": _cut(found[index]["rejected"][-1]["content"], most),
+        }
+        for index, title in wanted.items()
+    ]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most].rstrip() + " …"

@@ -1,0 +1,122 @@
+"""What a source of feedback is: a named way to read one input row into FEEDBACK, and the options that all share."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.sources.builder import KINDS, FeedbackBuilder
+
+__all__ = ["RowParser", "Source", "SourceOptions", "check_options", "missing_columns", "stem"]
+
+RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
+"""Adds one input row to a builder; raises BadRow where the whole row can't be used."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user may say about a source; picklable.
+
+    columns: field → column, for the formats without fixed columns. scale: (low, high) of the scores.
+    fix_known_defects: repair known defects of the format, counted, instead of dropping what has them.
+    rater: name of the rater where the rows give none (default: the file's name without suffixes). kind: human, ai or
+    reward_model where the rows do not say (default: the source's). need_scores: rows without a score are wrong.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    scale: tuple[float, float] | None = None
+    fix_known_defects: bool = False
+    rater: str | None = None
+    kind: str | None = None
+    need_scores: bool = True
+
+
+@dataclass(frozen=True)
+class Source:
+    """A format that feedback comes in; one entry of `sources.SOURCES`.
+
+    parse(row, out, options) adds one row. prepare(columns, options, file), where given, replaces it: it looks at the
+    columns once a file and returns the parser of its rows. requires: sets of columns of which one must be there.
+    fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
+    name rater and kind. table: reads a whole table into FEEDBACK at once instead.
+    """
+
+    name: str
+    summary: str
+    parse: Callable[[Mapping[str, Any], FeedbackBuilder, SourceOptions], None] | None = None
+    prepare: Callable[[Collection[str], SourceOptions, str], RowParser] | None = None
+    requires: tuple[frozenset[str], ...] = ()
+    fields: tuple[str, ...] = ()
+    scaled: bool = False
+    named: bool = True
+    table: Callable[[pa.Table, str], pa.Table] | None = None
+
+    def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
+        """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
+        if self.prepare:
+            return self.prepare(columns, options, file)
+        self.check(columns, file)
+        parse = self.parse
+        assert parse is not None
+        return lambda row, out: parse(row, out, options)
+
+    def check(self, columns: Collection[str], file: str) -> None:
+        """Raise UserError where none of the required sets of columns is there."""
+        present = set(columns)
+        if self.requires and not any(need <= present for need in self.requires):
+            need = min(self.requires, key=lambda names: len(names - present))
+            raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns)
+
+
+def missing_columns(file: str, needs: str, missing: Collection[str], present: Collection[str], hint: str = "") -> UserError:
+    """The error for a file without the columns that `needs` needs; it says which format would fit."""
+    from mmpo.pipeline.sources import fitting
+
+    kind = next((kind for kind in ("csv", "parquet") if f".{kind}" in Path(file).suffixes), "jsonl")
+    others = [kind if name == "jsonl" else name for name in fitting(present) if repr(name) not in needs]
+    told = ", ".join(map(repr, sorted(present))) or "none"
+    lacking = ", ".join(map(repr, missing))
+    return UserError(
+        f"{file}: {needs} needs the column{'s' if len(missing) > 1 else ''} {lacking}. "
+        f"Columns present: {told}."
+        + (f" They fit --format {' or '.join(others)}." if others else "")
+        + (f" {hint}" if hint else "")
+    )
+
+
+def check_options(source: Source, options: SourceOptions) -> None:
+    """Refuse options that the source has no use for or whose values are wrong. Raises UserError."""
+    if options.columns and not source.fields:
+        raise UserError(f"format {source.name!r} has fixed columns; --columns is for jsonl, csv, parquet and trl")
+    for name in options.columns:
+        if source.fields and name not in source.fields:
+            raise unknown_name("field in --columns", name, source.fields)
+    if options.kind is not None and options.kind not in KINDS:
+        raise unknown_name("kind", options.kind, KINDS)
+    for name, given in (("rater", options.rater), ("kind", options.kind)):
+        if given is not None and not source.named:
+            raise UserError(f"format {source.name!r} says itself who graded; it takes no {name}, but was given {given!r}")
+    if options.scale is None:
+        return
+    if source.fields and not source.scaled:
+        raise UserError(f"format {source.name!r} takes no --scale")
+    low, high = options.scale
+    if not low < high or high - low == float("inf"):
+        raise UserError(f"--scale {low:g}:{high:g}: the first number must be the smaller, both finite, such as 1:10")
+    if not source.scaled:
+        raise UserError(f"format {source.name!r} has a scale of its own; --scale is for jsonl, csv, parquet and trl")
+
+
+@lru_cache(maxsize=64)
+def stem(file: str | None) -> str:
+    """A file's name without folder and suffixes, the rater where nobody is named.
+
+    >>> stem("graded/answers.jsonl.gz")
+    'answers'
+    """
+    name = Path(file or "unknown").name
+    return name.split(".")[0] or name

@@ -1,0 +1,266 @@
+"""FeedbackBuilder: how a source adds rows to the FEEDBACK table, one input row at a time, with every rule of the table kept.
+
+A source only says what a row holds; ids, checks, counting and the columnar layout are done here once for all of them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
+from mmpo.pipeline.tables import COMPARISON, COMPLETION, MESSAGE, RATING, REJECTS, prompt_bytes
+
+__all__ = ["KINDS", "BadRow", "FeedbackBuilder"]
+
+KINDS = ("human", "ai", "reward_model")
+
+
+class BadRow(Exception):
+    """The current row can't be used; it is dropped whole, with its reason.
+
+    reason: one of the short names that rejects.parquet and the summary count by.
+    evidence: a JSON object that lets a person see why.
+    limited: whether it counts against `--max-rejects` (unreadable or invalid) or not (a known defect of the format, a filter).
+    unit: what was dropped, normally "line".
+    """
+
+    def __init__(self, reason: str, evidence: Mapping[str, Any] | None = None, *, limited: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.evidence = evidence
+        self.limited = limited
+
+
+class FeedbackBuilder:
+    """Collects FEEDBACK rows. `source` names where they come from; one builder serves one chunk of one file."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.file: str | None = None
+        self.row: int | None = None
+        self.rejects: list[tuple[Any, ...]] = []
+        self.limited_rows: set[int] = set()
+        self.merged = 0
+        self._messages: list[tuple[str, str]] = []
+        self._completions: list[tuple[str, str, str | None]] = []
+        self._ratings: list[tuple[Any, ...]] = []
+        self._comparisons: list[tuple[Any, ...]] = []
+        self._extra: list[str | None] = []
+        self._ids: list[str] = []
+        self._starts: list[tuple[int, int, int, int]] = []
+        self._seen: dict[str, int] = {}
+        self._mark = (0, 0, 0, 0, 0, 0, 0)
+
+    def at(self, file: str, row: int) -> None:
+        """Say which row of which file the next calls belong to; `row` counts from 1."""
+        self.file = file
+        self.row = row
+        self._mark = (
+            len(self._messages),
+            len(self._completions),
+            len(self._ratings),
+            len(self._comparisons),
+            len(self._ids),
+            self.merged,
+            len(self.rejects),
+        )
+
+    def rollback(self) -> None:
+        """Undo everything that the current row added, its own partial rejects included."""
+        messages, completions, ratings, comparisons, rows, merged, rejects = self._mark
+        del self._messages[messages:], self._completions[completions:], self._ratings[ratings:]
+        del self._comparisons[comparisons:], self._ids[rows:], self._starts[rows:], self._extra[rows:]
+        del self.rejects[rejects:]
+        self.merged = merged
+
+    def reject(
+        self,
+        reason: str,
+        *,
+        unit: str = "line",
+        limited: bool = True,
+        evidence: Mapping[str, Any] | None = None,
+        row: int | None = None,
+    ) -> None:
+        """Count something of the current row (or of `row`) as dropped, and keep the rest of the row."""
+        row = self.row if row is None else row
+        text = None if evidence is None else _evidence_json(evidence)
+        self.rejects.append((unit, "source", reason, self.file, row, None, text))
+        if limited and row is not None:
+            self.limited_rows.add(row)
+
+    def drop(self, error: BadRow) -> None:
+        """Take back the current row and count it as dropped for the error's reason."""
+        self.rollback()
+        self.reject(error.reason, limited=error.limited, evidence=error.evidence)
+
+    def prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> int:
+        """Start a FEEDBACK row for a prompt: a text (one user message) or a list of {"role", "content"}; the row's index.
+
+        Raises BadRow: empty_prompt, not_text, tool_call, lone_surrogate.
+        """
+        if isinstance(messages, str):
+            pairs = [("user", messages)]
+        else:
+            pairs = [_message(message) for message in messages] if isinstance(messages, Sequence) else []
+            if not isinstance(messages, Sequence):
+                raise BadRow("not_text", {"prompt": type(messages).__name__})
+        if not any(content and not content.isspace() for _, content in pairs):
+            raise BadRow("empty_prompt")
+        try:
+            raw = prompt_bytes([{"role": role, "content": content} for role, content in pairs])
+        except TypeError as error:
+            raise BadRow("lone_surrogate", {"where": "prompt"}) from error
+        self._starts.append((len(self._messages), len(self._completions), len(self._ratings), len(self._comparisons)))
+        self._ids.append(blake2b(raw, digest_size=16).hexdigest())
+        self._extra.append(None)
+        self._messages += pairs
+        self._seen = {}
+        return len(self._ids) - 1
+
+    def completion(self, text: Any, model: str | None = None) -> int:
+        """Add a candidate reply to the current row; its index there. The same text twice is one completion.
+
+        Raises BadRow: empty_completion, not_text, lone_surrogate.
+        """
+        if not isinstance(text, str):
+            raise BadRow("not_text", {"completion": type(text).__name__})
+        if not text or text.isspace():
+            raise BadRow("empty_completion")
+        if text in self._seen:
+            self.merged += 1
+            return self._seen[text]
+        try:
+            digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
+        except UnicodeEncodeError as error:
+            raise BadRow("lone_surrogate", {"where": "completion"}) from error
+        index = len(self._seen)
+        self._seen[text] = index
+        self._completions.append((digest, text, model if model is None else str(model)))
+        return index
+
+    def rating(
+        self,
+        completion: int,
+        score: Any,
+        *,
+        rater: str,
+        kind: str = "ai",
+        aspect: str = "overall",
+        low: float | None = None,
+        high: float | None = None,
+        spread: float | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Add one grade of a completion of the current row, on the scale low..high (None: unbounded).
+
+        Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_out_of_scale.
+        """
+        value = _number(score, "score")
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
+        self._ratings.append((completion, rater, kind, aspect, value, low, high, spread, note))
+
+    def comparison(
+        self,
+        first: int,
+        second: int,
+        gap: Any,
+        *,
+        rater: str,
+        kind: str = "human",
+        aspect: str = "overall",
+        limit: float | None = None,
+        spread: float | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Add one graded comparison; `first` was shown first, gap > 0 says that it is better, |gap| <= limit.
+
+        Raises BadRow: identical_texts, score_not_a_number, score_out_of_scale.
+        """
+        if first == second:
+            raise BadRow("identical_texts", limited=False)
+        value = _number(gap, "gap")
+        if limit is not None and abs(value) > limit:
+            raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
+        self._comparisons.append((first, second, rater, kind, aspect, value, limit, spread, note))
+
+    def extra(self, values: Mapping[str, Any]) -> None:
+        """Keep a JSON object beside the current row."""
+        if values:
+            self._extra[-1] = _evidence_json(values)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many prompts, completions and grades were added, and how many completions merged into an equal text."""
+        return {
+            "prompt": len(self._ids),
+            "completion": len(self._completions),
+            "grade": len(self._ratings) + len(self._comparisons),
+            "merged": self.merged,
+        }
+
+    def finish(self) -> pa.Table:
+        """The rows as a FEEDBACK table whose text columns have 64-bit offsets (`columns.LARGE_FEEDBACK`)."""
+        starts = np.array(self._starts, dtype=np.int64).reshape(len(self._ids), 4)
+        return pa.Table.from_arrays(
+            [
+                pa.array(self._ids, pa.string()),
+                lists(starts[:, 0], structs(self._messages, MESSAGE)),
+                lists(starts[:, 1], structs(self._completions, COMPLETION)),
+                lists(starts[:, 2], structs(self._ratings, RATING)),
+                lists(starts[:, 3], structs(self._comparisons, COMPARISON)),
+                pa.array([self.source] * len(self._ids), pa.string()),
+                pa.array(self._extra, pa.large_string()),
+            ],
+            schema=LARGE_FEEDBACK,
+        )
+
+    def rejects_table(self) -> pa.Table:
+        """What was dropped, as a REJECTS table."""
+        columns = list(zip(*self.rejects, strict=True)) or [()] * len(REJECTS)
+        return pa.Table.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)], schema=REJECTS
+        )
+
+
+def _message(message: Any) -> tuple[str, str]:
+    """Role and content of a message, or BadRow where it is no plain text."""
+    if not isinstance(message, Mapping):
+        raise BadRow("not_text", {"message": type(message).__name__})
+    role, content = message.get("role"), message.get("content")
+    if message.get("tool_calls") or message.get("function_call") or role in ("tool", "function"):
+        raise BadRow("tool_call", {"role": role})
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise BadRow("not_text", {"role": role, "content": type(content).__name__})
+    return role, content
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise BadRow("score_not_a_number", {name: _short(value)})
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise BadRow("score_not_a_number", {name: "an integer too large for a double"}) from error
+    if not math.isfinite(number):
+        raise BadRow("score_not_a_number", {name: str(number)})
+    return number
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _evidence_json(values: Mapping[str, Any]) -> str:
+    """JSON text of an object of any content; what JSON can't hold becomes its repr."""
+    try:
+        return orjson.dumps(dict(values), default=_short, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    except TypeError:
+        return orjson.dumps({str(key): ascii(value) for key, value in values.items()}).decode()

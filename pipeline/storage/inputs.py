@@ -1,0 +1,166 @@
+"""What the user names as input - files, folders, globs, Hub datasets - as a list of files whose kind is known."""
+
+import glob
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.decompress import BOM, COMPRESSIONS, blocks
+
+__all__ = ["InputFile", "digest", "input_bytes", "resolve_inputs"]
+
+KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+# Formats that say how a file is written rather than what it holds.
+FORMAT_KINDS = {"jsonl": ("json",), "csv": ("csv",), "parquet": ("parquet", "arrow"), "feedback": ("parquet", "arrow")}
+# In a folder, files that sit beside data: ours and those of `datasets`.
+BESIDE_DATA = {
+    "manifest.json",
+    "rejects.parquet",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow."""
+
+    path: str
+    kind: str
+    name: str
+
+
+def resolve_inputs(paths: Sequence[str | Path], format: str) -> list[InputFile]:
+    """The data files behind the paths, in a fixed order, each once.
+
+    paths: files, folders (searched for data files at any depth, hidden ones left out), globs, or Hub datasets
+    "owner/name" or "owner/name:split". format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the
+    files of their kind out of a folder.
+    Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read.
+    """
+    found: dict[str, InputFile] = {}
+    for given in paths:
+        for file in _files(str(given), FORMAT_KINDS.get(format), format):
+            found.setdefault(str(Path(file.path).resolve()), file)
+    return list(found.values())
+
+
+def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
+    path = Path(given)
+    if path.is_dir():
+        return _folder(path, kinds, format)
+    if path.exists():
+        return [_checked(given, kinds, format)]
+    if glob.has_magic(given):
+        matches = sorted(glob.glob(given, recursive=True))
+        if not matches:
+            raise UserError(f"no file matches {given!r}")
+        return [file for match in matches for file in _files(match, kinds, format) if not Path(match).name.startswith(".")]
+    if HUB_NAME.fullmatch(given) and _kind(path) is None and not path.parent.exists():
+        return _hub(given)
+    raise UserError(f"no such file or folder: {given}")
+
+
+def _folder(folder: Path, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
+    inside = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    data = [path for path in inside if _kind(path) and path.name not in BESIDE_DATA]
+    fitting = [path for path in data if kinds is None or _kind(path) in kinds]
+    if fitting:
+        return [_checked(str(path), kinds, format) for path in fitting]
+    held = sorted({path.suffix or path.name for path in inside})
+    raise UserError(
+        f"{folder}: holds no data file for format {format!r}"
+        + (f"; it holds files of {', '.join(held[:8])}" if held else "; it is empty")
+        + f". Read are {', '.join(sorted(suffix for suffix, kind in KINDS.items() if not kinds or kind in kinds))}"
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _kind(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        inner = KINDS.get(Path(path.stem).suffix.lower())
+        return inner if inner in ("json", "csv") else None
+    return KINDS.get(suffix)
+
+
+def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFile:
+    """The file with its kind: by content where that is plain to see, else by name, else by format."""
+    named = _kind(Path(given)) or (kinds[0] if kinds else "json")
+    start = next(blocks(given), b"")
+    held = _held(start, named)
+    if kinds and held not in kinds:
+        better = {"json": "jsonl", "csv": "csv"}.get(held, "parquet")
+        raise UserError(f"{given}: format {format!r} was named, but the file holds {_SPOKEN[held]}; try --format {better}")
+    if held != named:
+        raise UserError(f"{given}: by its name it holds {_SPOKEN[named]}, but its content is {_SPOKEN[held]}; rename it")
+    return InputFile(given, held, given)
+
+
+_SPOKEN = {"json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}
+
+
+def _held(start: bytes, named: str) -> str:
+    """What a file's first bytes say that it holds, in the doubt what its name says."""
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if named == "csv" and re.match(rb'\s*(\{\s*"|\[\s*[\{\[])', start.removeprefix(BOM)):
+        return "json"
+    return named
+
+
+def _hub(given: str) -> list[InputFile]:
+    """The Arrow files in which `datasets` keeps a Hub dataset after fetching it."""
+    from datasets import Dataset, DatasetDict, load_dataset
+
+    name, _, split = given.partition(":")
+    try:
+        loaded = load_dataset(name, split=split or None)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"no such file or folder: {given}; as a Hub dataset it can't be loaded either: {first}") from error
+    splits = loaded if isinstance(loaded, DatasetDict) else {split: loaded}
+    files = [
+        InputFile(cached["filename"], "arrow", f"{name}:{part}" if part else name)
+        for part, dataset in splits.items()
+        if isinstance(dataset, Dataset)
+        for cached in dataset.cache_files
+    ]
+    if not files:
+        raise UserError(f"{given}: the Hub dataset has no rows")
+    return files
+
+
+def input_bytes(files: Iterable[InputFile]) -> int:
+    """How many bytes the files have, as they lie on disk."""
+    return sum(Path(file.path).stat().st_size for file in files)
+
+
+def digest(file: InputFile, progress: Callable[[int], None] | None = None) -> str:
+    """blake2b-256 of the file as it lies on disk, in hex digits; progress is called with each block's size."""
+    state = blake2b(digest_size=32)
+    with open(file.path, "rb") as raw:
+        while block := raw.read(1 << 22):
+            state.update(block)
+            if progress:
+                progress(len(block))
+    return state.hexdigest()

@@ -1,0 +1,55 @@
+"""Spill files: FEEDBACK rows cut by the hash of their prompt, so that all grades of a prompt meet in one partition.
+
+Every chunk of input writes one Arrow file with a record batch a partition; a partition is read back from all of them. Memory is then
+bounded by a chunk while writing and by a partition while reading, whatever the input's size.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat
+
+__all__ = ["partition_of", "read_partition", "write_spill"]
+
+_HEX = np.zeros(256, dtype=np.int64)
+_HEX[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
+
+
+def partition_of(ids: pa.Array, partitions: int) -> np.ndarray:
+    """The partition of each prompt id (32 hex digits), shape (rows,): by its first 16 bits, in the order of the ids."""
+    if not len(ids):
+        return np.zeros(0, dtype=np.int64)
+    letters = np.array(ids.cast(pa.string()).to_numpy(zero_copy_only=False), dtype="S4")
+    digits = _HEX[letters.view(np.uint8).reshape(-1, 4)]
+    return (digits @ np.array([4096, 256, 16, 1])) * partitions >> 16
+
+
+def write_spill(table: pa.Table, path: Path, partitions: int) -> None:
+    """Write a FEEDBACK table (64-bit text offsets) as one record batch a partition."""
+    if partitions > 1:
+        partition = partition_of(flat(table["prompt_id"]), partitions)
+        order = np.argsort(partition, kind="stable")
+        table = table.take(pa.array(order))
+        bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
+    else:
+        bounds = np.array([0, table.num_rows])
+    whole = table.combine_chunks().to_batches()
+    batch = whole[0] if whole else pa.RecordBatch.from_pylist([], schema=LARGE_FEEDBACK)
+    with ipc.new_file(str(path), LARGE_FEEDBACK) as writer:
+        for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            writer.write_batch(batch.slice(low, high - low))
+
+
+def read_partition(paths: Sequence[Path], partition: int) -> pa.Table:
+    """All rows of one partition, as one FEEDBACK table."""
+    batches = []
+    for path in paths:
+        with pa.memory_map(str(path)) as source:
+            batch = ipc.open_file(source).get_batch(partition)
+            if batch.num_rows:
+                batches.append(batch)
+    return pa.Table.from_batches(batches, schema=LARGE_FEEDBACK).combine_chunks()

@@ -1,0 +1,289 @@
+"""Pull: submitted answers as grades, in the order shown; incremental; with judges; and what people changed in the meantime."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected, unlocked
+from argilla_fixture import Argilla
+from cases import environment, mmpo
+
+from mmpo.annotate.agreement.agree import agree
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "argilla" in request.fixturenames:
+        unlocked(request.getfixturevalue("argilla"), monkeypatch)
+
+
+def toward(record: dict[str, Any], better: str, size: int) -> str:
+    """The grade that says that the reply with this text is better by `size`."""
+    return str(size if record["fields"]["reply_a"].startswith(better) else -size)
+
+
+def test_submitted_answers_become_grades_in_the_order_shown(argilla: Argilla, tmp_path: Path) -> None:
+    """anna: `Answer 0` better by i % 4 in every pair; ben: a draft, a discard and one answer. First is what A showed."""
+    dataset, data = name(), feedback(tmp_path / "f")
+    pushed(argilla, data, dataset)
+    asked = Asked(argilla, dataset)
+    records = {one["fields"]["prompt"][0]["content"]: one for one in asked.records()}
+    for i in range(6):
+        record = records[f"Question {i}?"]
+        answer(argilla, "anna", record, grade=toward(record, "Answer 0", i % 4), rationale=f"reason {i}")
+    answer(argilla, "ben", records["Question 0?"], "draft", grade="3")
+    answer(argilla, "ben", records["Question 1?"], "discarded")
+    answer(argilla, "ben", records["Question 2?"], grade=toward(records["Question 2?"], "Answer 0", 1))
+    summary = pulled(argilla, dataset, tmp_path / "out")
+    assert (summary["grades"], summary["new"], summary["finished"]) == (7, 7, True)
+    assert summary["responses"] == {"used": 7, "draft": 1, "discarded": 1}
+    found = comparisons(tmp_path / "out")
+    assert len(found) == 7
+    for one in found:
+        i = int(one["prompt"].split()[1].rstrip("?"))
+        sign = 1 if one["first_text"].startswith("Answer 0") else -1
+        assert one["gap"] * sign == (i % 4 if one["note"] else 1)
+        assert (one["kind"], one["limit"], one["aspect"], one["spread"]) == ("human", 3.0, "overall", None)
+        assert one["first_text"] == records[one["prompt"]]["fields"]["reply_a"]
+        assert one["note"] == (f"reason {i}" if one["note"] else None)
+    assert {one["first_text"].split()[1] for one in found} == {"0", "1"}
+    assert rejected(tmp_path / "out") == {"draft": 1, "discarded": 1}
+    models = {one["text"]: one["model"] for row in load_feedback(tmp_path / "out").to_pylist() for one in row["completions"]}
+    assert models["Answer 0 to question 0."] == "small" and models["Answer 1 to question 0."] == "large"
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["counts"]["pull"]["response"] == {
+        "in": 9, "created": 0, "out": 7, "merged": 0, "dropped": {"discarded": 1, "draft": 1}
+    }  # fmt: skip
+
+
+def test_raters_are_pseudonyms_unless_asked(argilla: Argilla, tmp_path: Path) -> None:
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 2), dataset)
+    for record in Asked(argilla, dataset).records():
+        answer(argilla, "anna", record, grade="1")
+    pulled(argilla, dataset, tmp_path / "out")
+    [rater] = {one["rater"] for one in comparisons(tmp_path / "out")}
+    assert rater.startswith("rater-") and len(rater) == 16
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"anna" not in written and argilla.owner_key.encode() not in written
+    pulled(argilla, dataset, tmp_path / "real", real_names=True)
+    assert {one["rater"] for one in comparisons(tmp_path / "real")} == {"anna"}
+    with pytest.raises(UserError, match="was pulled with --real-names"):
+        pulled(argilla, dataset, tmp_path / "real")
+
+
+def test_a_second_pull_adds_what_is_new_and_takes_changes(argilla: Argilla, tmp_path: Path) -> None:
+    dataset, out = name(), tmp_path / "out"
+    pushed(argilla, feedback(tmp_path / "f", 4), dataset)
+    records = Asked(argilla, dataset).records()
+    answer(argilla, "anna", records[0], grade="3")
+    answer(argilla, "anna", records[1], grade="2")
+    answer(argilla, "anna", records[2], grade="1")
+    first = pulled(argilla, dataset, out)
+    before = load_feedback(out)
+    assert first["new"] == 3
+    same = pulled(argilla, dataset, out)
+    assert (same["new"], same["unchanged"], same["changed"]) == (0, 3, 0)
+    assert load_feedback(out).equals(before)
+    answer(argilla, "anna", records[0], grade="-3", rationale="on second thoughts")
+    answer(argilla, "anna", records[1], "discarded")
+    answer(argilla, "anna", records[3], grade="0")
+    answer(argilla, "ben", records[0], grade="1")
+    then = pulled(argilla, dataset, out)
+    assert (then["new"], then["changed"], then["unchanged"], then["withdrawn"], then["kept"]) == (2, 1, 1, 1, {})
+    assert sorted(one["gap"] for one in comparisons(out)) == [-3.0, 0.0, 1.0, 1.0]
+    assert [one["note"] for one in comparisons(out) if one["gap"] == -3.0] == ["on second thoughts"]
+    pulled(argilla, dataset, tmp_path / "fresh")
+    assert load_feedback(tmp_path / "fresh").equals(load_feedback(out))
+
+
+def test_ratings_come_back_to_their_replies(argilla: Argilla, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(4)]} for i in range(3)]
+    dataset, data = name(), feedback(tmp_path / "f", rows)
+    pushed(argilla, data, dataset, questions="ratings", aspects=("overall", "tone"))
+    for record in Asked(argilla, dataset).records():
+        values: dict[str, Any] = {}
+        for letter in "abcd":
+            place = int(record["fields"][f"reply_{letter}"].split()[1])
+            values |= {f"rating_{letter}": place + 1, f"rating_{letter}_tone": 5 - place}
+        answer(argilla, "anna", record, **values)
+    summary = pulled(argilla, dataset, tmp_path / "out")
+    assert (summary["grades"], summary["responses"]) == (24, {"used": 3})
+    for one in ratings(tmp_path / "out"):
+        place = int(one["text"].split()[1])
+        assert one["score"] == (place + 1 if one["aspect"] == "overall" else 5 - place)
+        assert (one["low"], one["high"], one["kind"]) == (1.0, 5.0, "human")
+    build(tmp_path / "out", tmp_path / "p", options=BuildOptions(format="feedback", aspects=("overall",)))
+    table = load_pairs(tmp_path / "p")
+    assert table.num_rows == 18
+    assert all(row["chosen"][0]["content"] > row["rejected"][0]["content"] for row in table.to_pylist())
+
+
+def test_people_beside_judges(argilla: Argilla, tmp_path: Path) -> None:
+    """--feedback adds people's grades to a folder with a judge's, so that `mmpo agree` compares them; people who agree with it."""
+    rows = [
+        {"prompt": f"Question {i}?", "first": f"Answer 0 to {i}", "second": f"Answer 1 to {i}", "gap": (-1) ** i * (i % 3 + 1)}
+        for i in range(8)
+    ]
+    judged = feedback(tmp_path / "judged", rows, kind="ai", rater="judge-a", scale=(-3, 3))
+    dataset, out = name(), tmp_path / "both"
+    pushed(argilla, judged, dataset, suggest=True)
+    for record in Asked(argilla, dataset).records():
+        answer(argilla, "anna", record, grade=record["suggestions"][0]["value"])
+    summary = pulled(argilla, dataset, out, feedback=str(judged))
+    assert summary["finished"] and summary["grades"] == 8
+    table = load_feedback(out)
+    assert table.num_rows == 8
+    assert all({one["kind"] for one in row["comparisons"]} == {"ai", "human"} for row in table.to_pylist())
+    assert set(table["source"].to_pylist()) == set(load_feedback(judged)["source"].to_pylist())
+    found = agree(out, bootstrap=0)
+    assert found["overall"]["all"]["alpha_interval"] == pytest.approx(1.0)
+    assert [row["accuracy"] for row in found["against"] if row["kind"] == "ai"] == [1.0]
+    again = pulled(argilla, dataset, out, feedback=str(judged))
+    assert (again["new"], again["unchanged"]) == (0, 8) and load_feedback(out).equals(table)
+    with pytest.raises(UserError, match="was pulled with --feedback judged"):
+        pulled(argilla, dataset, out)
+
+
+def test_an_answer_for_a_pair_that_is_no_longer_in_the_data(argilla: Argilla, tmp_path: Path) -> None:
+    """The feedback was made anew without one of its prompts, and one reply of another was replaced: 2 of 6 find no place."""
+    dataset, old = name(), feedback(tmp_path / "old")
+    pushed(argilla, old, dataset)
+    for record in Asked(argilla, dataset).records():
+        answer(argilla, "anna", record, grade="1")
+    rows = [{"prompt": f"Question {i}?", "completions": [f"Answer {j} to question {i}." for j in (0, 7 if i == 1 else 1)]}
+            for i in range(1, 6)]  # fmt: skip
+    new = feedback(tmp_path / "new", rows)
+    summary = pulled(argilla, dataset, tmp_path / "out", feedback=str(new))
+    assert (summary["grades"], summary["left_out"], summary["finished"]) == (4, {"not_in_feedback": 2}, False)
+    assert rejected(tmp_path / "out") == {"not_in_feedback": 2}
+    assert load_feedback(tmp_path / "out").num_rows == 5
+    assert {one["prompt"] for one in comparisons(tmp_path / "out")} == {f"Question {i}?" for i in (2, 3, 4, 5)}
+
+
+def test_edited_records_and_wiped_metadata(argilla: Argilla, tmp_path: Path) -> None:
+    """A record whose text was edited proves nothing any more; one without metadata still proves its texts, but has lost its models."""
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 3), dataset)
+    asked = Asked(argilla, dataset)
+    edited, wiped, _ = records = asked.records()
+    for record in records:
+        answer(argilla, "anna", record, grade="2")
+    asked.edit(edited, reply_b="polished by somebody")
+    asked.change("PATCH", f"/api/v1/records/{wiped['id']}", metadata={})
+    summary = pulled(argilla, dataset, tmp_path / "out")
+    assert (summary["grades"], summary["left_out"], summary["metadata_missing"]) == (2, {"record_edited": 1}, 1)
+    assert summary["records"] == {"used": 2, "record_edited": 1} and not summary["finished"]
+    by_prompt = {row["prompt"][0]["content"]: row for row in load_feedback(tmp_path / "out").to_pylist()}
+    row = by_prompt[wiped["fields"]["prompt"][0]["content"]]
+    assert [one["model"] for one in row["completions"]] == [None, None] and row["source"] == f"argilla:{dataset}"
+
+
+def test_a_reworded_question_is_not_guessed_at(argilla: Argilla, tmp_path: Path) -> None:
+    """Somebody swapped two labels on Argilla's page: what answers mean is not known, unless the user says so."""
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 2), dataset)
+    asked = Asked(argilla, dataset)
+    question = asked.get(f"{asked.path}/questions")["items"][0]
+    options = [{**one, "text": {"3": "B much better", "-3": "A much better"}.get(one["value"], one["text"])}
+               for one in question["settings"]["options"]]  # fmt: skip
+    settings = {"type": "label_selection", "options": options}
+    asked.change("PATCH", f"/api/v1/questions/{question['id']}", settings=settings)
+    for record in asked.records():
+        answer(argilla, "anna", record, grade="3")
+    with pytest.raises(UserError, match="no answer gives a grade \\(question_edited 2\\)"):
+        pulled(argilla, dataset, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    summary = pulled(argilla, dataset, tmp_path / "out", trust_labels=True)
+    assert (summary["grades"], summary["reworded"]) == (2, ["grade"])
+
+
+def test_deleted_users_and_records_keep_what_was_pulled(argilla: Argilla, tmp_path: Path) -> None:
+    """Argilla deletes a user's answers with the user: those that were pulled before stay, and it is told why they are gone."""
+    dataset, out = name(), tmp_path / "out"
+    pushed(argilla, feedback(tmp_path / "f", 3), dataset)
+    asked = Asked(argilla, dataset)
+    records = asked.records()
+    for record in records:
+        answer(argilla, "anna", record, grade="1")
+        answer(argilla, "leaver", record, grade="-2")
+    assert pulled(argilla, dataset, out)["grades"] == 6
+    with argilla.as_user("leaver") as leaver:
+        own = leaver.get("/api/v1/me").json()["id"]
+    asked.change("DELETE", f"/api/v1/users/{own}")
+    argilla.passwords.pop("leaver"), argilla.keys.pop("leaver")
+    asked.change("DELETE", f"/api/v1/records/{records[0]['id']}")
+    summary = pulled(argilla, dataset, out)
+    assert summary["kept"] == {"user_deleted": 2, "record_deleted": 2}
+    assert (summary["grades"], summary["unchanged"], summary["finished"]) == (6, 2, True)
+    assert sorted(one["gap"] for one in comparisons(out)) == [-2.0] * 3 + [1.0] * 3
+    again = pulled(argilla, dataset, out)
+    assert (again["grades"], again["kept"]) == (6, summary["kept"])
+
+
+def test_records_of_others_in_our_dataset(argilla: Argilla, tmp_path: Path) -> None:
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 1), dataset)
+    asked = Asked(argilla, dataset)
+    fields = {"prompt": [{"role": "user", "content": "Mine"}], "reply_a": "x", "reply_b": "y"}
+    asked.change("PUT", f"{asked.path}/records/bulk", items=[{"external_id": "17", "fields": fields}, {"fields": fields}])
+    for record in asked.records():
+        answer(argilla, "anna", record, grade="0")
+    summary = pulled(argilla, dataset, tmp_path / "out")
+    assert (summary["grades"], summary["left_out"]) == (1, {"foreign_record": 2})
+
+
+def test_an_admin_may_pull_and_an_annotator_may_not(argilla: Argilla, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 2), dataset)
+    for record in Asked(argilla, dataset).records():
+        answer(argilla, "anna", record, grade="1")
+    with argilla.as_user("anna") as anna:
+        key = anna.get("/api/v1/me").json()["api_key"]
+    monkeypatch.setenv("ARGILLA_API_KEY", key)
+    with pytest.raises(UserError, match="belongs to 'anna', annotator, who may not do this") as caught:
+        pulled(argilla, dataset, tmp_path / "out")
+    assert key not in str(caught.value)
+
+
+def test_the_command(argilla: Argilla, tmp_path: Path) -> None:
+    """Two raters of opposite opinions: α is negative, and the exit status says that one answer was left out."""
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 5), dataset)
+    asked = Asked(argilla, dataset)
+    for i, record in enumerate(asked.records()):
+        answer(argilla, "anna", record, grade=str(i % 3 + 1))
+        answer(argilla, "ben", record, grade=str(-(i % 3) - 1))
+    env = environment(ARGILLA_API_KEY=argilla.owner_key, ARGILLA_API_URL=argilla.api_url)
+    command = ["argilla", "pull", "--dataset", dataset, "--workspace", argilla.workspace, "--out", str(tmp_path / "out"), "--json"]
+    done = mmpo(*command, env=env)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["agreement"]["overall"]["all"]["alpha_interval"] < 0
+    assert "all raters at once: α interval -" in done.stderr and "10 grades of 2 raters" in done.stderr
+    asked.edit(asked.records()[0], reply_a="edited")
+    done = mmpo(*command, env=env)
+    assert done.returncode == 3
+    assert (
+        "kept from an earlier pull, gone from Argilla: record_edited 2" in done.stderr
+        and "left out: record_edited 2" in done.stderr
+    )
+
+
+def test_margins_of_people_reach_a_dataset(argilla: Argilla, tmp_path: Path) -> None:
+    """From pairs to people to pairs again: the margins are people's, with two raters and a standard error."""
+    dataset = name()
+    pushed(argilla, pairs(tmp_path / "p"), dataset)
+    for record in Asked(argilla, dataset).records():
+        answer(argilla, "anna", record, grade=toward(record, "Answer 0", 3))
+        answer(argilla, "ben", record, grade=toward(record, "Answer 0", 1))
+    pulled(argilla, dataset, tmp_path / "out")
+    build(tmp_path / "out", tmp_path / "again", options=BuildOptions(format="feedback"))
+    for row in load_pairs(tmp_path / "again").to_pylist():
+        assert row["chosen"][0]["content"].startswith("Answer 0")
+        assert (row["quality_margin"], row["raters"], row["kind"]) == (2.0, 2, "human")
+        assert row["margin_se"] == pytest.approx(1.0)  # s² = s0² = 2, n = 2: √(2/2)
+        assert (row["chosen_model"], row["rejected_model"]) == ("m0", "m1")

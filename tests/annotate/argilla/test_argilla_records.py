@@ -1,0 +1,117 @@
+"""Records without a server: texts to the letter, ids, orders, grades, certainty, and the choice of what deserves human eyes."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmpo.annotate.argilla.display import DISPLAYS, printable
+from mmpo.annotate.argilla.items import Item
+from mmpo.annotate.argilla.known_margins import Known
+from mmpo.annotate.argilla.priorities import SELECTIONS, select
+from mmpo.annotate.argilla.records import certainty, fields_of, grade_of, metadata_of, order_of, read_record, record_id
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.tables import completion_id, prompt_id
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("<&$![a:;\u2060 ltgmpdjvscriptxb", max_size=40)
+
+
+def item(prompt: list[dict[str, str]], texts: tuple[str, ...], **more: Any) -> Item:
+    own = prompt_id(prompt)
+    return Item(own, prompt, tuple(completion_id(own, text) for text in texts), texts, (None,) * len(texts), "s", **more)
+
+
+@given(TEXTS, st.sampled_from(sorted(DISPLAYS)))
+def test_texts_come_back_to_the_letter(text: str, display: str) -> None:
+    way = DISPLAYS[display]
+    assert way.written(way.shown(text)) == text
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), st.lists(TEXTS, min_size=2, max_size=4, unique=True),
+       st.sampled_from(sorted(DISPLAYS)), st.integers(0, 3))  # fmt: skip
+def test_a_record_gives_back_what_was_pushed(messages: list[tuple[str, str]], texts: list[str], display: str, seed: int) -> None:
+    one = item([{"role": role, "content": content} for role, content in messages], tuple(texts))
+    questions = "pairs" if len(texts) == 2 else "ratings"
+    order = order_of(one, questions, seed)
+    record = {
+        "external_id": record_id(questions, one.prompt_id, one.ids),
+        "fields": fields_of(one, order, display),
+        "metadata": json.loads(json.dumps(metadata_of(one, order, display))),
+    }
+    found = read_record(record)
+    assert (found.prompt, found.ids, found.metadata_missing) == (one.prompt, order, False)
+    assert dict(zip(found.ids, found.texts)) == dict(zip(one.ids, one.texts))
+    assert all(0 < len(one["content"]) <= 20_000 and 0 < len(one["role"]) <= 20 for one in record["fields"]["prompt"])
+
+
+def test_a_long_message_is_shown_in_pieces_that_make_up_the_whole() -> None:
+    long = "".join(f"line {i} <b>&\n" for i in range(9_000))
+    one = item([{"role": "user", "content": long}], ("a", "b"))
+    order = order_of(one, "pairs", 0)
+    for display, way in DISPLAYS.items():
+        shown = fields_of(one, order, display)["prompt"]
+        assert len(shown) > 1 and max(len(piece["content"]) for piece in shown) <= 20_000
+        assert "".join(way.written(piece["content"]) for piece in shown) == long
+        assert all(piece["content"].endswith("\n") for piece in shown)
+        record = {"external_id": record_id("pairs", one.prompt_id, one.ids), "fields": fields_of(one, order, display)}
+        assert read_record({**record, "metadata": metadata_of(one, order, display)}).prompt == one.prompt
+
+
+def test_orders_are_balanced_and_do_not_depend_on_the_order_given() -> None:
+    first = 0
+    for i in range(2_000):
+        one = item([{"role": "user", "content": str(i)}], ("a", "b"))
+        turned = item([{"role": "user", "content": str(i)}], ("b", "a"))
+        assert order_of(one, "pairs", 0) == order_of(turned, "pairs", 0)
+        first += order_of(one, "pairs", 0)[0] == min(one.ids)
+    assert abs(first - 1_000) < 4 * np.sqrt(500)  # four standard deviations of a fair coin
+
+
+def test_grades_and_their_certainty_by_hand() -> None:
+    """A full margin is 3, a sixth of it is half a grade and goes outward; the bins of a normal margin sum to one."""
+    assert [grade_of(share) for share in (1.0, 5.0, 1 / 6, -1 / 6, 0.16, 0.0, -0.5, -1.0)] == [3, 3, 1, -1, 0, 0, -2, -3]
+    assert sum(certainty(0.4, 0.3, grade) or 0 for grade in range(-3, 4)) == pytest.approx(1)
+    assert certainty(0.0, None, 0) is None and certainty(0.2, 0.0, 1) == 1.0
+    assert certainty(1.0, 1 / 3, 3) == pytest.approx(0.6915, abs=1e-4)  # P(z > −½)
+
+
+def known(margin: float, se: float | None, minority: float = 0.0, raters: int = 1) -> dict[frozenset[str], Known]:
+    return {frozenset("ab"): Known("a", margin, se, minority, raters, "ai")}
+
+
+def test_selections_by_hand() -> None:
+    items = [
+        Item("p", [], ("a", "b"), ("", ""), (None, None), text, margins)
+        for text, margins in (
+            ("sure", known(3.0, 0.1, 0.0, 3)),
+            ("unsure", known(-2.0, 1.5, 0.2, 5)),
+            ("close", known(0.25, 0.3, 0.5, 2)),
+            ("nobody", {}),
+        )
+    ]  # fmt: skip
+
+    def order(way: str) -> list[str | None]:
+        return [one.source for one in select(items, way, None, 0)]
+
+    assert order("uncertain") == ["unsure", "close", "sure", "nobody"]
+    assert order("small-margin") == ["close", "unsure", "sure", "nobody"]
+    assert order("disagreement") == ["close", "unsure", "sure", "nobody"]
+    assert sorted(map(str, order("random"))) == ["close", "nobody", "sure", "unsure"]
+    for way in set(SELECTIONS) - {"random"}:
+        with pytest.raises(UserError, match=f"--select {way} needs"):
+            select(items[3:], way, None, 0)
+
+
+def test_a_random_choice_is_stable_when_data_is_added() -> None:
+    items = [item([{"role": "user", "content": str(i)}], ("a", "b")) for i in range(60)]
+    before = [one.ids for one in select(items[:40], "random", 10, 1)]
+    after = [one.ids for one in select(items, "random", None, 1) if one in items[:40]]
+    assert after[:10] == before
+
+
+def test_printable_spells_out_what_moves_a_terminal() -> None:
+    assert printable("a\x1b[2J\u202eb\x9b\nc") == "a\\x1b[2J\\u202eb\\x9b\\nc"
+    assert printable("x" * 300).endswith("…") and len(printable("x" * 300)) == 200

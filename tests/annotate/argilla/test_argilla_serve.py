@@ -1,0 +1,276 @@
+"""`mmpo argilla serve` as its users meet it: log-ins, restarts, kills, and everything that is refused."""
+
+import os
+import pty
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from argilla_fixture import MMPO, Argilla, Serving, environment_folder, ready_facts, serve_argilla
+
+from mmpo.cli.commands.argilla import say_ready
+
+PASSWORDS = {"owner": "owner-pass-1", "anna": "anna-pass-1"}
+FIELDS = [{"name": "text", "title": "text", "required": True, "settings": {"type": "text"}}]
+OPTIONS = [{"value": grade, "text": grade} for grade in ("A better", "tie", "B better")]
+QUESTION = {"name": "grade", "title": "grade", "required": True, "settings": {"type": "label_selection", "options": OPTIONS}}
+
+
+def refused(*options: str, **environment: str) -> str:
+    """What a start that must be refused says; it has to leave with 2 and no traceback."""
+    command = [*MMPO, "argilla", "serve", *options]
+    variables = {**os.environ, "MMPO_ARGILLA_ENV": environment_folder(), **environment}
+    done = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def log_in(url: str, name: str, password: str) -> httpx.Response:
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        return client.post("/api/v1/token", data={"username": name, "password": password})
+
+
+def as_owner(serving: Serving, password: str = PASSWORDS["owner"]) -> httpx.Client:
+    return Argilla(serving.ready["url"], password).as_user("owner")
+
+
+def make_dataset(owner: httpx.Client, records: int, min_submitted: int = 1) -> tuple[str, list[str]]:
+    """A published dataset of this many records: (its id, theirs)."""
+    [space] = [one["id"] for one in owner.get("/api/v1/me/workspaces").json()["items"] if one["name"] == "team"]
+    new = {"name": "kept", "workspace_id": space, "distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
+    dataset = owner.post("/api/v1/datasets", json=new).raise_for_status().json()["id"]
+    for field in FIELDS:
+        owner.post(f"/api/v1/datasets/{dataset}/fields", json=field).raise_for_status()
+    owner.post(f"/api/v1/datasets/{dataset}/questions", json=QUESTION).raise_for_status()
+    owner.put(f"/api/v1/datasets/{dataset}/publish").raise_for_status()
+    items = [{"fields": {"text": f"text {index}"}, "external_id": str(index)} for index in range(records)]
+    made = owner.post(f"/api/v1/datasets/{dataset}/records/bulk", json={"items": items}).raise_for_status().json()["items"]
+    return dataset, [record["id"] for record in made]
+
+
+def answer(user: httpx.Client, record: str, status: str = "submitted") -> None:
+    body = {"status": status, "values": {"grade": {"value": "tie"}}}
+    user.post(f"/api/v1/records/{record}/responses", json=body).raise_for_status()
+
+
+def progress(user: httpx.Client, dataset: str) -> tuple[int, int]:
+    """(completed, pending)."""
+    found = user.get(f"/api/v1/datasets/{dataset}/progress").raise_for_status().json()
+    return found["completed"], found["pending"]
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(true: Any, seconds: float = 15) -> bool:
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.05)
+    return bool(true())
+
+
+@pytest.fixture
+def home(argilla_environment: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder to be, whose name holds what breaks addresses and settings."""
+    yield tmp_path / "an Argilla %s ? # é"
+
+
+def test_users_log_in_and_share_the_workspace(argilla: Argilla) -> None:
+    for name in ("owner", "anna", "ben", "carla"):
+        password = argilla.owner_password if name == "owner" else argilla.annotator(name)
+        assert log_in(argilla.api_url, name, password).status_code == 201
+        assert log_in(argilla.api_url, name, password + "x").status_code == 401
+        with argilla.as_user(name) as user:
+            assert user.get("/api/v1/me").json()["username"] == name
+            assert "team" in [space["name"] for space in user.get("/api/v1/me/workspaces").json()["items"]]
+    with argilla.as_user("anna") as anna:
+        assert anna.post("/api/v1/workspaces", json={"name": "mine"}).status_code == 403
+    assert argilla.client().me.role == "owner"
+    assert argilla.api_url.startswith("http://127.0.0.1:")
+
+
+def test_the_page_is_there_and_no_other_site_may_ask(argilla: Argilla) -> None:
+    with httpx.Client(base_url=argilla.api_url, trust_env=False, headers={"Origin": "http://elsewhere.example"}) as client:
+        page = client.get("/")
+        assert "<html" in page.text
+        assert "access-control-allow-origin" not in client.get("/api/v1/version").headers
+
+
+@pytest.mark.slow
+def test_generated_passwords_are_printed_once_and_stand_nowhere_else(home: Path, tmp_path: Path) -> None:
+    with serve_argilla(home, "--annotator", "anna", messages=tmp_path / "first") as serving:
+        users = {user["name"]: user for user in serving.ready["users"]}
+        assert {(name, user["role"]) for name, user in users.items()} == {("owner", "owner"), ("anna", "annotator")}
+        secrets = [users[name]["password"] for name in users]
+        for name in users:
+            assert log_in(serving.ready["url"], name, users[name]["password"]).status_code == 201
+            assert serving.said().count(users[name]["password"]) == 1
+        assert users["owner"]["api_key"] in serving.said()
+        assert serving.interrupt() == 0
+    kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in kept]
+    log = (home / "server.log").read_text()
+    assert not [user for user in users.values() if user["api_key"] in log]
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert {stat.S_IMODE((home / name).stat().st_mode) for name in ("argilla.db", "secret.key", "lock", "server.log")} == {0o600}
+    with serve_argilla(home, "--new-password", "anna", messages=tmp_path / "second") as serving:
+        again = {user["name"]: user for user in serving.ready["users"]}
+        assert "password" not in again["owner"] and "api_key" not in again["owner"]
+        assert not [secret for secret in secrets if secret in serving.said()]
+        assert log_in(serving.ready["url"], "owner", users["owner"]["password"]).status_code == 201
+        assert log_in(serving.ready["url"], "anna", users["anna"]["password"]).status_code == 401
+        assert log_in(serving.ready["url"], "anna", again["anna"]["password"]).status_code == 201
+
+
+@pytest.mark.slow
+def test_a_restart_keeps_all_and_adds_an_annotator(home: Path, tmp_path: Path) -> None:
+    with serve_argilla(home, "--annotator", "anna", passwords=PASSWORDS, messages=tmp_path / "first") as serving:
+        url = serving.ready["url"]
+        assert not [user for user in serving.ready["users"] if "password" in user]
+        token = log_in(url, "anna", PASSWORDS["anna"]).json()["access_token"]
+        with as_owner(serving) as owner:
+            dataset, records = make_dataset(owner, 5)
+        with Argilla(url, "", passwords=dict(PASSWORDS)).as_user("anna") as anna:
+            answer(anna, records[0])
+            answer(anna, records[1], "draft")
+        assert serving.interrupt() == 0
+        assert serving.said().rstrip().endswith(f"stopped; everything is in {home}")
+    assert not list(home.glob("argilla.db-*")), "a clean stop leaves one file to copy"
+    with serve_argilla(home, "--annotator", "anna", "--annotator", "ben", messages=tmp_path / "second") as serving:
+        url = serving.ready["url"]
+        created = {user["name"]: user for user in serving.ready["users"] if user["created"]}
+        assert list(created) == ["ben"]
+        assert log_in(url, "ben", created["ben"]["password"]).status_code == 201
+        with httpx.Client(base_url=url, trust_env=False, headers={"Authorization": f"Bearer {token}"}) as anna:
+            assert anna.get("/api/v1/me").json()["username"] == "anna", "who was logged in stays so"
+            own = anna.get(f"/api/v1/me/datasets/{dataset}/metrics").json()["responses"]
+        assert (own["submitted"], own["draft"], own["pending"], own["total"]) == (1, 1, 3, 5)
+        serving.process.send_signal(signal.SIGTERM)
+        assert serving.process.wait(timeout=30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["the command", "the server"])
+def test_a_kill_loses_nothing_that_was_answered(home: Path, tmp_path: Path, victim: str) -> None:
+    with serve_argilla(home, "--annotator", "anna", passwords=PASSWORDS, messages=tmp_path / "first") as serving:
+        child = serving.ready["pid"]
+        with as_owner(serving) as owner:
+            dataset, records = make_dataset(owner, 20)
+        with Argilla(serving.ready["url"], "", passwords=dict(PASSWORDS)).as_user("anna") as anna:
+            for record in records[:7]:
+                answer(anna, record)
+        if victim == "the command":
+            serving.process.kill()
+        else:
+            os.kill(child, signal.SIGKILL)
+            assert serving.process.wait(timeout=15) == 2
+            assert "the same command starts it again" in serving.said().lower()
+            assert str(home / "server.log") in serving.said()
+        assert wait_until(lambda: not is_there(child)), "the server must not outlive the command"
+    # As if the kill had come between an answer and its record's status.
+    with closing(sqlite3.connect(home / "argilla.db")) as database:
+        database.execute("UPDATE records SET status = 'pending' WHERE external_id < '4'")
+        database.commit()
+    with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "second") as serving, as_owner(serving) as owner:
+        assert progress(owner, dataset) == (7, 13)
+        found = owner.get(f"/api/v1/datasets/{dataset}/records", params={"include": "responses", "limit": 20}).json()["items"]
+        assert {record["id"] for record in found if record["responses"]} == set(records[:7])
+
+
+def test_a_changed_number_of_answers_is_counted_again(argilla: Argilla) -> None:
+    with argilla.as_user("owner") as owner:
+        dataset, records = make_dataset(owner, 6, min_submitted=2)
+        for name, count in (("anna", 4), ("ben", 1)):
+            with argilla.as_user(name) as user:
+                for record in records[:count]:
+                    answer(user, record)
+        assert progress(owner, dataset) == (1, 5)
+        for min_submitted, expected in ((1, (4, 2)), (3, (0, 6)), (2, (1, 5))):
+            change = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
+            owner.patch(f"/api/v1/datasets/{dataset}", json=change).raise_for_status()
+            assert wait_until(lambda expected=expected: progress(owner, dataset) == expected)
+        owner.delete(f"/api/v1/datasets/{dataset}").raise_for_status()
+
+
+def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path) -> None:
+    with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "said") as serving:
+        said = refused("--home", str(home), "--port", "0", "--yes")
+        assert f"process {serving.process.pid}" in said
+        assert "--home" in said
+        port = serving.ready["url"].rsplit(":", 1)[1]
+        said = refused("--home", str(tmp_path / "other"), "--port", port, "--yes")
+        assert f"127.0.0.1:{port}" in said
+        assert "--port" in said
+        assert log_in(serving.ready["url"], "owner", PASSWORDS["owner"]).status_code == 201
+
+
+def test_a_port_that_something_else_uses_is_refused(argilla_environment: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert "--port" in refused("--home", str(tmp_path / "home"), "--port", str(other.getsockname()[1]), "--yes")
+
+
+def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:
+    options = ("--home", str(tmp_path / "home"), "--annotator", "anna-lena", "--host", "0.0.0.0", "--port", "0", "--yes")
+    said = refused(*options, MMPO_ARGILLA_PASSWORD_OWNER="long enough")
+    assert "MMPO_ARGILLA_PASSWORD_ANNA_LENA" in said
+    assert "MMPO_ARGILLA_PASSWORD_OWNER" not in said
+    assert "8" in refused("--home", str(tmp_path / "home"), "--yes", MMPO_ARGILLA_PASSWORD_OWNER="short")
+    assert "--host" in refused("--home", str(tmp_path / "home"), "--host", "no such host", "--yes")
+
+
+def test_other_hosts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = ready_facts(host="0.0.0.0")
+    say_ready(facts, only_here=False)
+    assert "WARNING" in capsys.readouterr().err
+    say_ready(facts, only_here=True)
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_without_a_terminal_the_installation_wants_yes(tmp_path: Path) -> None:
+    said = refused("--home", str(tmp_path / "home"), "--port", "0", MMPO_ARGILLA_ENV=str(tmp_path / "environment"))
+    assert "--yes" in said
+    assert "600 MB" in said
+    assert str(tmp_path / "environment") in said
+    assert not (tmp_path / "environment").exists()
+
+
+def test_on_a_terminal_it_asks_and_no_means_no(tmp_path: Path) -> None:
+    terminal, its_end = pty.openpty()
+    os.write(terminal, b"n\n")
+    variables = {**os.environ, "MMPO_ARGILLA_ENV": str(tmp_path / "environment")}
+    command = [*MMPO, "argilla", "serve", "--home", str(tmp_path / "home"), "--port", "0"]
+    done = subprocess.run(command, env=variables, stdin=its_end, capture_output=True, text=True, timeout=60, check=False)
+    for end in (terminal, its_end):
+        os.close(end)
+    assert done.returncode == 2
+    assert "600 MB" in done.stderr
+    assert "was not installed" in done.stderr
+    assert not (tmp_path / "environment").exists()
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert "holds other files" in refused("--home", str(tmp_path), "--yes")
+    assert "is a file" in refused("--home", str(tmp_path / "thesis.tex"), "--yes")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "argilla.db").write_text("no database at all")
+    assert "argilla.db" in refused("--home", str(tmp_path / "home"), "--port", "0", "--yes")

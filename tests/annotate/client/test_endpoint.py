@@ -1,0 +1,59 @@
+"""The endpoint's client: the body goes out as it was keyed, the key goes along, and many requests at once share few pools."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from mmpo.annotate.client.endpoint import A_POOL, Endpoint
+from mmpo.annotate.client.request import Answer, Failure
+from mmpo.annotate.judge.options import Judge
+
+BODY = {
+    "model": "judge-a",
+    "messages": [{"role": "user", "content": "Grüße: σ(γ·m), 日本, \u2028 <|im_end|>"}],
+    "max_tokens": 8,
+    "temperature": 0,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "guided_choice": ["A", "B"],
+}
+
+
+def asked_at_once(server: Any, many: int) -> tuple[list[Answer | Failure], int]:
+    """What came back, and how many pools there were."""
+
+    async def run() -> tuple[list[Answer | Failure], int]:
+        async with Endpoint(Judge("judge-a", server.base_url), 20.0) as endpoint:
+            found = await asyncio.gather(*(endpoint.ask(BODY) for _ in range(many)))
+            again = await asyncio.gather(*(endpoint.ask(BODY) for _ in range(many)))
+            return [*found, *again], len(endpoint._pools)
+
+    return asyncio.run(run())
+
+
+def test_the_body_and_the_key_arrive_as_they_are(openai_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-of-the-endpoint")
+    server = openai_server({"keep_bodies": True, "api_keys": ["sk-test-of-the-endpoint"]})
+    answers, _ = asked_at_once(server, 1)
+    assert all(isinstance(answer, Answer) and answer.choices and answer.prompt_tokens > 0 for answer in answers)
+    [first, _] = server.log()
+    assert first["body"] == BODY and first["key"] == "sk-test-of-the-endpoint"
+
+
+def test_many_requests_at_once_are_all_in_flight_and_later_ones_open_no_more_pools(openai_server: Any) -> None:
+    server = openai_server({"latency": 0.3})
+    answers, pools = asked_at_once(server, 3 * A_POOL + 1)
+    assert all(isinstance(answer, Answer) for answer in answers) and pools == 4
+    until = time.monotonic() + 10
+    while (counts := server.counts())["connections"] > 1 and time.monotonic() < until:  # it has to see that they were closed
+        time.sleep(0.01)
+    assert counts["most_in_flight"] == 3 * A_POOL + 1 and counts["connections"] == 1  # the one that asks for the counts
+
+
+def test_a_request_that_fails_leaves_its_place_in_the_pool(openai_server: Any) -> None:
+    server = openai_server({"faults": [{"kind": "server_error"}]})
+    answers, pools = asked_at_once(server, A_POOL)
+    assert {answer.kind for answer in answers if isinstance(answer, Failure)} == {"transient"} and len(answers) == 2 * A_POOL
+    assert pools == 1

@@ -1,0 +1,132 @@
+"""From a reply's tokens to a grade: expected values by hand, mass, spans that hit the right token, samples."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmpo.annotate.judge.reading import Choice, Token, expected, read, trimmed
+from mmpo.annotate.replies import Unparsable
+from mmpo.annotate.scales import PREFERENCE, Scale, numbers
+from mmpo.pipeline.errors import UserError
+
+
+def logs(**probabilities: float) -> tuple[tuple[str, float], ...]:
+    return tuple((token, math.log(p)) for token, p in probabilities.items())
+
+
+def reply(*parts: str | tuple[str, tuple[tuple[str, float], ...]], finish: str = "stop") -> Choice:
+    tokens = tuple(Token(part) if isinstance(part, str) else Token(part[0], part[1]) for part in parts)
+    return Choice("".join(token.text for token in tokens), finish, tokens)
+
+
+def one(
+    choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: object
+) -> tuple:
+    found = read([choice], form, scale, names, **{"direct": True, "min_mass": 0.5, **more})  # type: ignore[arg-type]
+    return tuple((grade.value, grade.spread, grade.mass) for grade in found.grades.values())
+
+
+def test_the_expected_grade_by_hand() -> None:
+    # P(A) .5, P(B) .3, junk .2: renormalised .625 and .375 of +3 and +2: mean 2.625, variance .625·.375 = .234375.
+    [(value, spread, mass)] = one(reply(("A", logs(A=0.5, B=0.3, The=0.2))))
+    assert value == pytest.approx(2.625) and spread == pytest.approx(math.sqrt(0.234375)) and mass == pytest.approx(0.8)
+
+
+def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
+    tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
+    grade = expected(tops, PREFERENCE)
+    assert (grade.value, grade.mass) == (1.0, 0.5)
+
+
+def test_a_grade_that_is_not_the_most_likely_one_counts_as_much_as_it_is_likely() -> None:
+    # The letter written is D, but its distribution leans to A.
+    [(value, _, _)] = one(reply(("D", logs(D=0.4, A=0.35, B=0.25))))
+    assert value == pytest.approx(0.35 * 3 + 0.25 * 2)
+
+
+def test_little_mass_is_no_grade() -> None:
+    with pytest.raises(Unparsable, match="low_mass"):
+        one(reply(("C", logs(C=0.3, The=0.7))))
+    with pytest.raises(Unparsable, match="no_label"):
+        expected(logs(The=0.9, I=0.1), PREFERENCE)
+
+
+def test_in_direct_mode_the_first_token_decides_even_where_the_reply_begins_with_something_else() -> None:
+    [(value, _, mass)] = one(reply(("**", logs(A=0.5, G=0.3, The=0.2)), "well"))
+    assert value == pytest.approx(3 * 0.5 / 0.8 - 3 * 0.3 / 0.8) and mass == pytest.approx(0.8)
+    with pytest.raises(Unparsable, match="cut_off"):
+        one(reply(("I", logs(I=0.9, The=0.1)), " think", finish="length"))
+
+
+def test_the_verdicts_own_token_is_read_and_not_an_earlier_letter() -> None:
+    likely_a, likely_f = logs(A=0.9, B=0.1), logs(F=0.75, G=0.25)
+    choice = reply(("A", likely_a), " is short", ".", "\n", "Ver", "dict", ":", (" F", likely_f))
+    [(value, _, _)] = one(choice, direct=False)
+    assert value == pytest.approx(-2.25)
+
+
+def test_thinking_moves_no_span() -> None:
+    choice = reply("<think>", ("A", logs(A=1.0)), "</think>", "Verdict", ": ", ("E", logs(E=0.5, D=0.5)))
+    [(value, spread, _)] = one(choice, direct=False)
+    assert value == pytest.approx(-0.5) and spread == pytest.approx(0.5)
+
+
+def test_every_label_of_a_list_reads_its_own_token() -> None:
+    choice = reply('{"', "B", '": ', ("5", logs(**{"5": 0.5, "3": 0.5})), ', "', "A", '": ', ("1", logs(**{"1": 1.0})), "}")
+    found = read([choice], "labelled", numbers(1, 5), ("A", "B"), direct=True, min_mass=0.5)
+    assert (found.grades["A"].value, found.grades["B"].value) == (1.0, 4.0)
+
+
+def test_a_label_of_two_tokens_keeps_its_plain_value() -> None:
+    choice = reply("Rating: ", ("1", logs(**{"1": 0.9, "2": 0.1})), "0")
+    assert one(choice, scale=numbers(1, 10), direct=False) == ((10.0, None, None),)
+
+
+def test_tokens_that_do_not_spell_the_reply_are_not_believed() -> None:
+    choice = Choice("Verdict: C", "stop", (Token("something"), Token("else", logs(A=1.0))))
+    assert one(choice, direct=False) == ((1.0, None, None),)
+
+
+def test_several_replies_are_averaged_and_their_spread_is_that_of_one() -> None:
+    choices = [Choice(letter) for letter in ("A", "A", "B", "D")]
+    found = read(choices, "grade", PREFERENCE, ("grade",), direct=True, min_mass=0.5)
+    # 3, 3, 2, 0: mean 2, squared deviations 1 + 1 + 0 + 4 = 6 over 3.
+    assert found.grades["grade"].value == 2.0 and found.grades["grade"].spread == pytest.approx(math.sqrt(2))
+
+
+def test_what_was_cut_off_may_have_held_another_verdict() -> None:
+    with pytest.raises(Unparsable, match="cut_off"):
+        one(Choice("Verdict: A. But then", "length"), direct=False)
+    assert one(Choice("A", "length"))[0][0] == 3.0  # one token was all that was allowed
+
+
+def test_ranks_become_shares() -> None:
+    text = '[{"model": "A", "rank": 2}, {"model": "B", "rank": 1}, {"model": "C", "rank": 3}]'
+    found = read([Choice(text)], "ranking", numbers(1, 5), ("A", "B", "C"), direct=False, min_mass=0.5)
+    assert {name: grade.value for name, grade in found.grades.items()} == {"A": 0.5, "B": 1.0, "C": 0.0}
+
+
+@given(st.lists(st.floats(0.001, 1.0), min_size=7, max_size=7))
+def test_turning_the_distribution_around_turns_the_grade_around(weights: list[float]) -> None:
+    total = sum(weights)
+    tops = [(label, math.log(weight / total)) for label, weight in zip("ABCDEFG", weights)]
+    turned = [(label, logprob) for label, (_, logprob) in zip("GFEDCBA", tops)]
+    here, there = expected(tops, PREFERENCE), expected(turned, PREFERENCE)
+    assert here.value == pytest.approx(-there.value, abs=1e-9) and here.spread == pytest.approx(there.spread, abs=1e-9)
+    assert here.mass == pytest.approx(1.0) and -3 <= here.value <= 3
+
+
+def test_what_is_kept_of_the_tokens_reads_the_same() -> None:
+    choice = reply(("I", logs(I=1.0)), (" prefer", logs(x=1.0)), "\nVerdict: ", ("C", logs(C=0.5, B=0.5)))
+    kept = Choice(choice.text, choice.finish, trimmed(choice.tokens, PREFERENCE))
+    assert one(kept, direct=False) == one(choice, direct=False)
+    assert sum(bool(token.top) for token in kept.tokens) == 2
+
+
+def test_scales_that_can_not_be() -> None:
+    with pytest.raises(UserError, match="two different values"):
+        Scale({"A": 1.0})
+    with pytest.raises(UserError, match="empty"):
+        Scale({" ": 1.0, "B": 2.0})

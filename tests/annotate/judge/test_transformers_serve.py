@@ -1,0 +1,112 @@
+"""The protocol end to end: a tiny model, taught to answer with a letter, behind a real OpenAI-compatible server (`transformers serve`).
+
+That server takes logprobs, n and response_format and silently ignores them, so the probe must find out and several replies be drawn.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import candidates, comparisons, judged
+
+from mmpo.annotate.judge.modes import MODES, Asked, Row, messages_of
+from mmpo.annotate.judge.prompts import load_template
+from mmpo.annotate.judge.rubrics import RUBRICS
+from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
+
+LETTERS = "BDF"
+
+
+def lesson(number: int) -> list[dict[str, str]]:
+    """A judging prompt like those of the test."""
+    row = Row(
+        f"{number:032x}", [{"role": "user", "content": f"Question {number}?"}], ["a", "b"], ("Answer 0.", "Answer 1."), [None] * 2
+    )
+    return messages_of(row, Asked((0, 1), (RUBRICS["overall"],)), load_template("pairwise"), MODES["pairwise"], reasoning=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny policy that answers any judging prompt with B, D or F, each about as likely."""
+    tokenizer = tiny_tokenizer([message["content"] for number in range(4) for message in lesson(number)], 700)
+    policy = tiny_model("policy", tokenizer)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
+    for step in range(60):
+        prompt = tokenizer.apply_chat_template(lesson(step % 4), add_generation_prompt=True, return_dict=False)
+        reply = tokenizer(LETTERS[step % 3] + "<|end|>")["input_ids"]
+        ids = torch.tensor([prompt + reply])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        policy(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("served") / "judge"
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Served:
+    """Where the server listens."""
+
+    def __init__(self, port: int) -> None:
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pytest.importorskip("fastapi", reason="transformers serve needs the packages of transformers[serving]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cache = tmp_path_factory.mktemp("hub")
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    log = (cache / "serve.log").open("w+")
+    process = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2):
+                    break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    pytest.fail(f"transformers serve did not start: {log.read()[-1500:]}")
+                time.sleep(0.2)
+        yield Served(port)
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+@pytest.mark.slow
+def test_a_real_server_is_judged_with_by_several_replies(model: Path, served: Served, tmp_path: Path) -> None:
+    feedback, out = candidates(tmp_path / "in", 4, 2), tmp_path / "out"
+    summary = judged(feedback, out, served, model=str(model), samples=4, judges=(), concurrency=2)
+    [told] = summary["judges"]
+    abilities = json.loads((out / "manifest.json").read_text())["recipe"]["judges"][0]["abilities"]
+    assert abilities["logprobs"] is False and abilities["several"] is False
+    assert told["requests"] == 32 and told["answered"] >= 24
+    found = comparisons(out)
+    assert (
+        found
+        and {round(one["gap"] * 4) for one in found} <= set(range(-12, 13))
+        and all(one["spread"] is not None for one in found)
+    )
+    # The letters that it was taught, as they came over the wire.
+    assert {one["limit"] for one in found} == {3.0} and told["prompt_tokens"] > 32 * 100
+    before = told["prompt_tokens"]
+    again = judged(feedback, out, served, model=str(model), samples=4, concurrency=2)
+    assert again["judges"][0]["prompt_tokens"] - before <= before * (32 - told["answered"]) / 32 + 1

@@ -1,0 +1,278 @@
+"""Judges that answer in both orders: position bias, answers in one order, and the standard error that the orders leave."""
+
+import json
+import math
+import random
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs
+from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
+from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.storage.dataset import read_manifest
+from mmpo.pipeline.tables import FEEDBACK, metadata
+
+Answer = tuple[str, str, str, float]
+
+
+def answered(
+    prompts: list[list[Answer]], kind: str = "ai", spread: float | None = None, limit: float | None = None, aspect: str = "overall"
+) -> pa.Table:
+    """FEEDBACK with, for each prompt, answers (rater, shown first, shown second, gap towards the first)."""
+    out = FeedbackBuilder("made")
+    for number, answers in enumerate(prompts):
+        out.prompt(f"question {number}")
+        for rater, first, second, gap in answers:
+            out.comparison(
+                out.completion(first),
+                out.completion(second),
+                gap,
+                rater=rater,
+                kind=kind,
+                spread=spread,
+                limit=limit,
+                aspect=aspect,
+            )
+    return narrow(out.finish(), FEEDBACK)
+
+
+def both(rater: str, margin: float, order_gap: float) -> list[Answer]:
+    """A margin of a over b, and the order gap h: shown first a gets margin + h, shown second margin - h."""
+    return [(rater, "a", "b", margin + order_gap), (rater, "b", "a", order_gap - margin)]
+
+
+def rows(table: pa.Table, **options: object) -> list[dict]:
+    return build_pairs(table, **options).to_pylist()  # type: ignore[arg-type]
+
+
+def biases(table: pa.Table, **options: object) -> dict:
+    return metadata(build_pairs(table, **options).schema)["position_bias"]  # type: ignore[arg-type]
+
+
+def test_bias_and_standard_error_by_hand() -> None:
+    """h = 1 and 3: b = 2, v0 = ((1 - 2)² + (3 - 2)²)/(2 - 1) = 2. Each pair's (h - b)² = 1: variance (4·2 + 1)/5 = 1.8."""
+    table = answered([both("j", 2, 1), both("j", 5, 3)])
+    found = {row["quality_margin"]: row["margin_se"] for row in rows(table)}
+    assert found == {2: pytest.approx(math.sqrt(1.8)), 5: pytest.approx(math.sqrt(1.8))}
+    assert biases(table) == {"j/overall": {"bias": 2.0, "pairs": 2, "order_sd": pytest.approx(math.sqrt(2))}}
+
+
+def test_the_answers_own_spreads_add_to_the_orders() -> None:
+    """Two answers of spread .6: (.36 + .36)/4 = .18, beside the 1.8 of the orders."""
+    table = answered([both("j", 2, 1), both("j", 5, 3)], spread=0.6)
+    assert [row["margin_se"] for row in rows(table)] == [pytest.approx(math.sqrt(1.98))] * 2
+
+
+def test_one_pair_has_a_bias_but_says_nothing_of_the_order_noise() -> None:
+    table = answered([both("j", 2, 1)])
+    assert biases(table) == {"j/overall": {"bias": 1.0, "pairs": 1, "order_sd": None}}
+    assert rows(table)[0]["margin_se"] is None
+    assert rows(answered([both("j", 2, 1)], spread=0.6))[0]["margin_se"] == pytest.approx(math.sqrt(0.18))
+
+
+def test_an_answer_in_one_order_is_dropped_or_kept_without_the_bias() -> None:
+    """b = 2, v0 = 2. Shown a first the gap 3 is a margin of 1; shown b first the gap 3 is one of 1 for b. Variance s² + 2·v0 = .36 + 4."""
+    table = answered([both("j", 2, 1), both("j", 5, 3), [("j", "a", "b", 3.0)], [("j", "b", "a", 3.0)]], spread=0.6)
+    assert sorted(row["quality_margin"] for row in rows(table)) == [2, 5]
+    kept = {
+        (row["prompt"][0]["content"][-1], row["chosen"][0]["content"]): (row["quality_margin"], row["margin_se"])
+        for row in rows(table, one_order="keep")
+    }
+    assert kept["2", "a"] == kept["3", "b"] == (1, pytest.approx(math.sqrt(4.36)))
+    assert len(kept) == 4
+
+
+def test_who_never_answered_in_both_orders_is_left_alone() -> None:
+    one = [("k", "a", "b", 3.0)]
+    for table in (answered([one, [("k", "b", "a", 1.0)]]), answered([[*both("p", 2, 1), ("p", "c", "d", 1.0)]], kind="human")):
+        plain = build_pairs(table, one_order="keep")
+        assert plain.num_rows == 2
+        assert plain.equals(build_pairs(table, one_order="drop"))
+        assert "position_bias" not in metadata(plain.schema)
+    mixed = answered([both("j", 2, 1), both("j", 5, 3), [*one, ("j", "a", "b", 3.0)]])
+    left = [row for row in rows(mixed) if row["prompt"][0]["content"].endswith("2")]
+    assert [(row["quality_margin"], row["raters"]) for row in left] == [(3, 1)]
+
+
+def test_people_are_never_taken_for_judges() -> None:
+    """A person who met one pair in both orders by chance keeps her answers in one order, beside a judge who loses his."""
+    people = answered([[*both("p", 2, 1), ("p", "c", "d", 1.0)]], kind="human")
+    judge = answered([[], both("j", 2, 1), [("j", "a", "b", 2.5)]])
+    table = pa.concat_tables([people, judge.slice(1)])
+    assert sorted(row["quality_margin"] for row in rows(table)) == [1, 2, 2]
+    assert list(biases(table)) == ["j/overall"]
+
+
+def test_aspects_have_biases_of_their_own() -> None:
+    """j answers in both orders for x only: its one-order grade of y stays, since its y has no bias to leave in."""
+    out = FeedbackBuilder("made")
+    out.prompt("question")
+    a, b = out.completion("a"), out.completion("b")
+    for aspect, first, second, gap in (("x", a, b, 3), ("x", b, a, -1), ("y", a, b, 1)):
+        out.comparison(first, second, gap, rater="j", kind="ai", aspect=aspect)
+    table = narrow(out.finish(), FEEDBACK)
+    assert [row["quality_margin"] for row in rows(table, score="x=1,y=1")] == [3]
+    assert list(biases(table, score="mean")) == ["j/x"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), max_size=40), st.integers(0, 40), st.randoms())
+def test_sums_are_exact_whatever_the_order_and_the_cut(values: list[float], cut: int, shuffler: random.Random) -> None:
+    whole = exact_sum(np.array(values))
+    assert whole == sum((Fraction(v) for v in values), Fraction(0))
+    shuffler.shuffle(values)
+    assert exact_sum(np.array(values[:cut])) + exact_sum(np.array(values[cut:])) == whole
+
+
+def test_biases_of_parts_are_those_of_the_whole() -> None:
+    h = np.random.default_rng(0).normal(0.3, 1, 1000)
+    totals = [OrderTotals(len(p), exact_sum(p), exact_sum(p * p)) for p in (h, h[:1], h[1:400], h[400:])]
+    whole = position_biases([{("j", "x"): totals[0]}])
+    assert whole == position_biases([{("j", "x"): part} for part in totals[:0:-1]])
+    assert whole["j", "x"].bias == pytest.approx(h.mean(), abs=1e-15)
+    assert whole["j", "x"].variance == pytest.approx(h.var(ddof=1), rel=1e-12)
+
+
+NOISE, BIAS = 0.8, 1.0
+
+
+def judged(seed: int, prompts: int = 3000, in_both: bool = True) -> tuple[pa.Table, np.ndarray]:
+    """A judge of known bias and noise on pairs of known margins, and those margins (of a over b)."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(0, 2, prompts)
+    a_first = margin + BIAS + rng.normal(0, NOISE, prompts)
+    b_first = -margin + BIAS + rng.normal(0, NOISE, prompts)
+    orders = rng.random(prompts) < 0.5
+    answers: list[list[Answer]] = []
+    for x, y, a in zip(a_first.tolist(), b_first.tolist(), orders.tolist(), strict=True):
+        two = [("j", "a", "b", x), ("j", "b", "a", y)]
+        answers.append(two if in_both else [two[0] if a else two[1]])
+    return answered(answers), margin
+
+
+def errors(table: pa.Table, margin: np.ndarray, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    """Error and margin_se of each pair; margins are signed towards a."""
+    found = rows(table, **options)
+    true = np.array([margin[int(row["prompt"][0]["content"].split()[1])] for row in found])
+    signed = np.array([row["quality_margin"] * (1 if row["chosen"][0]["content"] == "a" else -1) for row in found])
+    return signed - true, np.array([row["margin_se"] for row in found], dtype=np.float64)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def test_the_standard_error_is_that_of_the_margins_and_the_bias_has_no_part_in_it() -> None:
+    """Noise t = .8 an answer leaves t/√2 = .566 in two orders; order gaps with the bias of 1 still in them would say √(1 + .32)."""
+    table, margin = judged(1)
+    error, se = errors(table, margin)
+    assert rms(error) == pytest.approx(NOISE / math.sqrt(2), rel=0.05)
+    assert rms(se) == pytest.approx(rms(error), rel=0.05)
+    with_bias = math.sqrt(BIAS**2 + NOISE**2 / 2)
+    assert with_bias > 2 * rms(error)
+    assert biases(table)["j/overall"]["bias"] == pytest.approx(BIAS, abs=4 * NOISE / math.sqrt(2 * 3000))
+    assert biases(table)["j/overall"]["order_sd"] == pytest.approx(NOISE / math.sqrt(2), rel=0.05)
+
+
+def test_both_orders_beat_one_by_the_bias_and_half_the_noise() -> None:
+    """One order: √(b² + t²) = 1.28. Both: t/√2 = .57. One order of a judge whose bias is known: t = .8."""
+    both_orders, one_order = (errors(*judged(2, in_both=way))[0] for way in (True, False))
+    assert rms(one_order) == pytest.approx(math.hypot(BIAS, NOISE), rel=0.05)
+    assert rms(both_orders) < 0.5 * rms(one_order)
+    whole, margin = judged(3)
+    half = pa.concat_tables([whole.slice(0, 1500), judged(3, in_both=False)[0].slice(1500)])
+    error, se = errors(half, margin, one_order="keep")
+    in_one = np.array([int(row["prompt"][0]["content"].split()[1]) >= 1500 for row in rows(half, one_order="keep")])
+    assert rms(error[in_one]) == pytest.approx(NOISE, rel=0.05)
+    assert rms(se[in_one]) == pytest.approx(rms(error[in_one]), rel=0.1)
+
+
+def test_normalisations_take_the_bias_along() -> None:
+    table = answered([both("j", 1, 1), both("j", 2, 1)], limit=4)
+    assert biases(table, normalise="minmax")["j/overall"]["bias"] == pytest.approx(0.25)
+    assert sorted(row["quality_margin"] for row in rows(table, normalise="minmax")) == pytest.approx([0.25, 0.5])
+    # gaps 2, 0, 3, -1: root mean square √(14/4)
+    assert biases(table, normalise="zscore")["j/overall"]["bias"] == pytest.approx(1 / math.sqrt(3.5))
+    assert sorted(row["quality_margin"] for row in rows(table, normalise="zscore")) == pytest.approx([1 / 3.5**0.5, 2 / 3.5**0.5])
+    with pytest.raises(UserError, match="rank is for scores"):
+        build_pairs(table, normalise="rank")
+    with pytest.raises(UserError, match="one-order"):
+        build_pairs(table, one_order="both")
+
+
+def lines(seed: int = 0, prompts: int = 400) -> list[dict]:
+    """Comparisons of two judges, one of whom misses an order now and then, and of a person; with decimals that don't add exactly."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for p in range(prompts):
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            for rater, noise, bias in (("j", 0.7, 0.3), ("k", 0.9, -0.2), ("p", 0.5, 0.0)):
+                for first, second in ((a, b), (b, a)) if rater != "p" else ((a, b),):
+                    if rater == "j" and rng.random() < 0.1:
+                        continue
+                    gap = float(np.clip((second - first) * 0.7 + bias + rng.normal(0, noise), -3, 3))
+                    row = {"prompt": f"question {p}", "first": f"answer {first}", "second": f"answer {second}", "gap": gap}
+                    result.append({**row, "rater": rater, "kind": "human" if rater == "p" else "ai"})
+    return result
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("merge", ["mean", "median", "rater-effects"])
+@pytest.mark.parametrize("one_order", ["drop", "keep"])
+def test_order_files_and_workers_change_nothing_and_python_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, one_order: str
+) -> None:
+    given_rows = lines()
+    options = {"merge_raters": merge, "one_order": one_order}
+    shuffled = random.Random(1).sample(given_rows, len(given_rows))
+    whole = [write(tmp_path / "a.jsonl", given_rows)]
+    parts = [write(tmp_path / f"{i}.jsonl", shuffled[i::3]) for i in range(3)]
+    for name, paths, workers, size in (("one", whole, 1, 8 << 20), ("many", parts, 2, 50_000)):
+        monkeypatch.setattr(sys.modules["mmpo.pipeline.build.run"], "PARTITION_BYTES", size)  # one partition, and about a dozen
+        build(paths, tmp_path / name, options=BuildOptions(format="jsonl", scale=(-3, 3), workers=workers, **options))  # type: ignore[arg-type]
+    build(whole, tmp_path / "feedback", options=BuildOptions(format="jsonl", scale=(-3, 3), feedback_only=True))
+    python = build_pairs(load_feedback(tmp_path / "feedback"), **options)
+    built = [load_pairs(tmp_path / name) for name in ("one", "many")]
+    keys = [("prompt_id", "ascending"), ("chosen_id", "ascending"), ("rejected_id", "ascending")]
+    exact = ["prompt_id", "chosen_id", "rejected_id", "quality_margin", "preferring", "raters", "kind"]
+    one, *others = (table.replace_schema_metadata(None).sort_by(keys) for table in (*built, python))
+    for other in others:
+        assert other.select(exact).equals(one.select(exact))
+        np.testing.assert_allclose(other["margin_se"], one["margin_se"], rtol=1e-12)
+    learned = [{k: metadata(t.schema).get(k) for k in ("position_bias", "rater_effects")} for t in (*built, python)]
+    assert learned[0] == learned[1] == learned[2]
+    assert set(learned[0]["position_bias"]) == {"j/overall", "k/overall"}
+    assert read_manifest(tmp_path / "one")["position_bias"] == learned[0]["position_bias"]
+
+
+def test_what_is_left_out_balances_and_is_told(tmp_path: Path) -> None:
+    """Of three pairs that j answered in one order, the person graded one: two pairs go, three grades go."""
+    given_rows = [
+        {"prompt": f"q{p}", "first": first, "second": second, "gap": gap, "rater": rater, "kind": kind}
+        for p in range(40)
+        for rater, first, second, gap, kind in (("j", "a", "b", 2, "ai"), ("j", "b", "a", -1, "ai"), ("p", "a", "b", 1, "human"))
+        if not (p < 3 and first == "b") and not (p in (0, 1, 5) and rater == "p")
+    ]
+    summary = build(write(tmp_path / "c.jsonl", given_rows), tmp_path / "out", options=BuildOptions(format="jsonl", scale=(-3, 3)))
+    assert summary["rejected"] == {"one_order": 3, "no_pair": 2, "one_order_pair": 2}
+    assert sum(summary["pairs"].values()) == 38
+    assert summary["position_bias"]["j/overall"] == {"bias": 0.5, "pairs": 37, "order_sd": 0.0}
+    counts = read_manifest(tmp_path / "out")["counts"]
+    assert counts["score"]["grade"]["dropped"] == {"one_order": 3}
+    assert counts["filter"]["pair"] == {"in": 40, "created": 0, "out": 38, "merged": 0, "dropped": {"one_order_pair": 2}}
+    rejects = [row for row in pq.read_table(tmp_path / "out/rejects.parquet").to_pylist() if row["unit"] == "pair"]
+    assert [row["reason"] for row in rejects] == ["one_order_pair"] * 2
+    assert all(set(json.loads(row["evidence"])) == {"chosen_id", "rejected_id"} for row in rejects)

@@ -1,0 +1,253 @@
+"""Raters' biases, scales and noises: recovered where they are known, shrunk where they are not, never exploding."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmpo.pipeline import UserError
+from mmpo.pipeline.grades.aggregate import Grades, merge_raters
+from mmpo.pipeline.grades.flatten import in_sample
+from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects
+from mmpo.pipeline.grades.rater_sample import RaterSample
+
+
+def simulated(
+    scale: list[float],
+    noise: list[float],
+    bias: list[float],
+    n: int,
+    seed: int,
+    *,
+    mean: float = 0.0,
+    one_order: bool = False,
+    share=1.0,
+) -> tuple[np.ndarray, RaterSample]:
+    """Items (standard normal about the mean) and grades of them by raters of known scale, noise and bias, some left out."""
+    rng = np.random.default_rng(seed)
+    raters, items = len(scale), rng.normal(0, 1, n)
+    item, rater = np.repeat(np.arange(n), raters), np.tile(np.arange(raters), n)
+    coefficient = rng.choice([-1.0, 1.0], n * raters) if one_order else np.ones(n * raters)
+    value = mean + coefficient * np.array(bias)[rater] + np.array(scale)[rater] * items[item]
+    value += np.array(noise)[rater] * rng.normal(size=n * raters)
+    kept = rng.random(n * raters) < share
+    return items + mean, RaterSample(item[kept], rater[kept], value[kept], coefficient[kept], [f"r{i}" for i in range(raters)])
+
+
+def fitted(sample: RaterSample, centered: bool = True, **options: bool) -> list[RaterEffect]:
+    return list(fit_rater_effects(sample, centered=centered, **options).values())
+
+
+def merged(sample: RaterSample, effects: list[RaterEffect]) -> np.ndarray:
+    """Each item's value with the effects taken out."""
+    zeros = np.zeros(len(sample.item), dtype=np.int64)
+    grades = Grades(zeros, sample.item, sample.rater, zeros, zeros, sample.value, zeros * np.nan, sample.coefficient)
+    left, _ = remove_effects(grades, sample.raters, dict(zip(sample.raters, effects, strict=True)))
+    return merge_raters(left, "rater-effects")[1]
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["ratings", "gaps asked once", "gaps in both orders"])
+def test_known_scales_and_biases_come_back(seed: int, kind: str) -> None:
+    """Scales ½, 1, 2 with noise half of each. A regression on the mean of the others would find them 17% off (next test)."""
+    _, sample = simulated(
+        [0.5, 1, 2], [0.25, 0.5, 1], [-1, 0, 1], 3000, seed, mean=5 * (kind == "ratings"), one_order=kind != "ratings"
+    )
+    if kind == "gaps in both orders":
+        shift = np.array([-1, 0, 1])[sample.rater] * sample.coefficient
+        sample = RaterSample(sample.item, sample.rater, sample.value - shift, sample.coefficient * 0, sample.raters)
+    effects = fitted(sample, centered=kind == "ratings")
+    assert [e.scale for e in effects] == pytest.approx([0.5, 1, 2], rel=0.05)
+    assert math.prod(e.scale for e in effects) == pytest.approx(1, abs=1e-9)
+    assert [e.bias for e in effects] == pytest.approx([0, 0, 0] if "both" in kind else [-1, 0, 1], abs=0.06)
+    assert [e.noise for e in effects] == pytest.approx([0.5] * 3, rel=0.1)
+    if kind == "ratings":
+        assert sum(e.bias for e in effects) == pytest.approx(0, abs=1e-9)
+        assert merged(sample, effects).mean() == pytest.approx(sample.value.mean(), abs=0.03)
+
+
+def test_a_regression_on_the_others_would_take_noise_for_signal() -> None:
+    """Three raters of scale 1 and noise 1: slope on the mean of two others is 1/(1 + ½) = .67; the factor finds 1."""
+    _, sample = simulated([1, 1, 1], [1, 1, 1], [0, 0, 0], 3000, 0)
+    y = sample.value.reshape(-1, 3)
+    slope = np.cov(y[:, 0], y[:, 1:].mean(axis=1))[0, 1] / y[:, 1:].mean(axis=1).var()
+    assert slope == pytest.approx(2 / 3, abs=0.05)
+    assert [e.scale for e in fitted(sample)] == pytest.approx([1, 1, 1], rel=0.05)
+
+
+@pytest.mark.parametrize("raters", [2, 3])
+def test_raters_who_agree_but_for_a_constant(raters: int) -> None:
+    """No noise at all: the constants are the biases, and nothing divides by the missing noise."""
+    bias = np.arange(raters) - (raters - 1) / 2
+    for times in (0.0, 1.0):
+        effects = fitted(simulated([1] * raters, [0] * raters, (times * bias).tolist(), 40, 0, mean=3)[1])
+        assert [e.bias for e in effects] == pytest.approx(times * bias, abs=1e-9)
+        assert [e.scale for e in effects] == pytest.approx([1] * raters, abs=1e-9)
+
+
+def test_scales_are_those_within_prompts_whatever_raters_say_of_the_prompts() -> None:
+    """Four answers a prompt. On how hard prompts are, all agree at scale 3; on answers their scales are ½, 1, 2. A fourth only tells
+    prompts apart: within a prompt, where margins are, it gives no signal."""
+    rng = np.random.default_rng(0)
+    n, scale = 3000, np.array([0.5, 1, 2, 0])
+    hard, items = np.repeat(rng.normal(0, 1, n // 4), 4), rng.normal(0, 1, n)
+    value = 3 * hard[:, None] + scale * items[:, None] + np.array([0.25, 0.5, 1, 0.5]) * rng.normal(size=(n, 4))
+    item, rater = np.repeat(np.arange(n), 4), np.tile(np.arange(4), n)
+    effects = fitted(RaterSample(item, rater, value.ravel(), np.ones(4 * n), ["a", "b", "c", "d"], item // 4))
+    assert [e.scale for e in effects[:3]] == pytest.approx([0.5, 1, 2], rel=0.05)
+    assert [e.noise for e in effects[:3]] == pytest.approx([0.5] * 3, rel=0.1)
+    assert [e.signal for e in effects] == [True, True, True, False]
+
+
+def test_two_raters_have_the_ratio_of_their_standard_deviations() -> None:
+    _, sample = simulated([0.5, 2], [0.25, 1], [0, 0], 3000, 0)
+    low, high = fitted(sample)
+    deviation = sample.value.reshape(-1, 2).std(axis=0)
+    assert high.scale / low.scale == pytest.approx(deviation[1] / deviation[0], rel=0.01)
+    assert low.weight == pytest.approx(high.weight)
+
+
+def test_a_chain_of_raters_has_them_too() -> None:
+    """r0 shares items with r1, r1 others with r2: no triad tells noises apart, so scales are as standard deviations, 1 : 2 : 4."""
+    _, sample = simulated([0.5, 1, 2], [0.25, 0.5, 1], [0, 0, 0], 4000, 0)
+    effects = fitted(sample.take(sample.rater != np.where(sample.item < 2000, 2, 0)))
+    assert [e.scale for e in effects] == pytest.approx([0.5, 1, 2], rel=0.05)
+    assert len({e.noise for e in effects}) == 1
+
+
+def test_a_sparse_panel_of_thirty_is_recovered() -> None:
+    """Each item is graded by about three of thirty raters, so that no two share many."""
+    rng = np.random.default_rng(1)
+    scale = np.exp(rng.normal(0, 0.4, 30))
+    scale /= np.exp(np.log(scale).mean())
+    bias = rng.normal(0, 1, 30)
+    items, sample = simulated(scale.tolist(), (0.5 * scale).tolist(), (bias - bias.mean()).tolist(), 6000, 2, mean=5, share=0.1)
+    effects = fitted(sample)
+    assert rms(np.log([e.scale for e in effects]) - np.log(scale)) < 0.07
+    assert rms(np.array([e.bias for e in effects]) - (bias - bias.mean())) < 0.12
+    known, plain = np.unique(sample.item), fitted(sample)[:0] + [RaterEffect()] * 30
+    assert rms(merged(sample, effects) - items[known]) < 0.5 * rms(merged(sample, plain) - items[known])
+
+
+def test_weights_pay() -> None:
+    """Noise ½, 1, 2: plain mean √(5.25)/3 = .764, true weights 1/√5.25 = .436; weights estimated from 3,000 or from 300 items."""
+    for n, most in ((3000, 0.46), (300, 0.52)):
+        found = []
+        for seed in range(6):
+            items, sample = simulated([1, 1, 1], [0.5, 1, 2], [0, 0, 0], n, seed)
+            effects = [fitted(sample, centered=False, weighted=w) for w in (True, False)]
+            found.append([rms(merged(sample, e) - items) for e in effects])
+            assert [e.weight for e in effects[1]] == [1, 1, 1]
+        weighted, equal = np.mean(found, axis=0)
+        assert equal == pytest.approx(0.764, rel=0.05)
+        assert weighted < most
+
+
+def test_raters_who_do_not_differ_are_shrunk_to_none() -> None:
+    """Ten equal raters of noise 1 on 60 items each. By chance their means differ by .13, their scales by √(1/60)/.9 = .14 (a slope on the
+    item, known from nine others with reliability .9); ours by less than a third, and by less than half, of that."""
+    effects = [fitted(simulated([1] * 10, [1] * 10, [0] * 10, 60, seed)[1]) for seed in range(10)]
+    assert rms(np.array([e.bias for some in effects for e in some])) < 0.13 / 3
+    assert rms(np.log([e.scale for some in effects for e in some])) < 0.14 / 2
+
+
+def test_under_twenty_shared_items_a_rater_keeps_scale_one() -> None:
+    _, sample = simulated([0.5, 1, 2], [0.1] * 3, [0, 1, -1], 400, 0)
+    few = (sample.rater < 2) | (sample.item < 19)
+    effects = fitted(sample.take(few))
+    assert effects[2].scale == 1
+    assert effects[2].items == 19
+    assert math.isnan(effects[2].noise)
+    assert effects[2].weight == 1
+    assert effects[0].scale == pytest.approx(effects[1].scale / 2, rel=0.1)
+
+
+def test_a_rater_who_shares_with_small_ones_only_keeps_scale_one_and_costs_the_others_nothing() -> None:
+    """r3 shares 40 items, eight with each of r4 to r8, who have no scale; r4 also graded an item of r0's, so all are linked."""
+    _, sample = simulated([0.5, 1, 2, 1, 1, 1, 1, 1, 1], [0.2] * 9, [0] * 9, 440, 0)
+    small = (sample.item >= 400) & ((sample.rater == 3) | (sample.rater == 4 + (sample.item - 400) // 8))
+    effects = fitted(sample.take(((sample.item < 400) & (sample.rater < 3)) | small | ((sample.item == 0) & (sample.rater == 4))))
+    assert [e.scale for e in effects[:3]] == pytest.approx([0.5, 1, 2], rel=0.1)
+    assert [e.scale for e in effects[3:]] == [1] * 6
+    assert effects[3].items == 40
+
+
+def test_who_shares_nothing_is_named_and_groups_have_a_centre_each() -> None:
+    """r0 and r1 share items, r2 and r3 share others, r4 shares none: biases sum to 0 in each group, nothing is said across."""
+    _, sample = simulated([1] * 5, [0.3] * 5, [1, -1, 5, 3, 9], 900, 0)
+    block = sample.item // 300
+    effects = fitted(
+        sample.take(
+            ((block == 0) & (sample.rater < 2)) | ((block == 1) & (sample.rater // 2 == 1)) | ((block == 2) & (sample.rater == 4))
+        )
+    )
+    assert [e.bias for e in effects] == pytest.approx([1, -1, 1, -1, 0], abs=0.1)
+    assert [e.connected for e in effects] == [True] * 4 + [False]
+    assert effects[4] == pytest.approx(RaterEffect(), nan_ok=True)
+    assert effects[0].center == pytest.approx(0, abs=0.2)
+    assert effects[2].center == pytest.approx(4, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("scale", "noise"), [([1, 1, 0], [0.5, 0.5, 1]), ([1, 1, -1], [0.5] * 3), ([1, 1, 1, 0.05], [0.5, 0.5, 0.5, 0.01])],
+    ids=["noise only", "turned round", "flat"],
+)  # fmt: skip
+def test_a_rater_without_signal_is_found_and_has_no_part(scale: list[float], noise: list[float]) -> None:
+    items, sample = simulated(scale, noise, [0] * len(scale), 2000, 3)
+    *good, bad = fitted(sample)
+    assert not bad.signal
+    assert (bad.weight, bad.scale) == (0, 1)
+    assert all(e.signal and e.scale == pytest.approx(1, rel=0.06) for e in good)
+    assert rms(merged(sample, [*good, bad]) - items) == pytest.approx(0.5 / math.sqrt(len(good)), rel=0.08)
+
+
+def test_raters_who_all_disagree_are_refused_and_few_grades_are_no_verdict() -> None:
+    for scale, n in (([1, -1], 300), ([0, 0], 5000), ([0, 0, 0], 5000)):
+        with pytest.raises(UserError, match="no rater's grades agree"):
+            fitted(simulated(scale, [0.5] * 3, [0] * 3, n, 0)[1])
+    assert all(e.signal and e.scale == 1 for e in fitted(simulated([1, -1], [0.5, 0.5], [0, 0], 19, 0)[1]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(2, 6),
+    st.integers(1, 60),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.sampled_from([0.0, 1.0, 1e6]),
+    st.sampled_from([0, 1]),
+)
+def test_effects_are_finite_whatever_comes_in(raters: int, n: int, seed: int, centered: bool, size: float, shared: int) -> None:
+    """Constant grades, equal ones, few items, unrelated raters, gaps of one order: scales stay positive and everything is a number."""
+    rng = np.random.default_rng(seed)
+    _, sample = simulated([0] * raters, [size] * raters, [0] * raters, n, seed, share=float(rng.random()), one_order=not centered)
+    value = np.round(sample.value) + shared * sample.item
+    sample = RaterSample(sample.item, sample.rater, value, sample.coefficient, sample.raters)
+    try:
+        effects = fitted(sample, centered=centered)
+    except UserError:
+        return
+    assert all(0 < e.scale < 100 and math.isfinite(e.bias) and 0 <= e.weight <= 100 for e in effects)
+
+
+def test_the_order_of_grades_changes_nothing() -> None:
+    _, sample = simulated([0.5, 1, 2], [0.5] * 3, [0, 1, -1], 500, 0, share=0.8)
+    order = np.random.default_rng(1).permutation(len(sample.item))
+    item, rater, value, coefficient = (getattr(sample, n)[order] for n in ("item", "rater", "value", "coefficient"))
+    shuffled = RaterSample(item, rater, value, coefficient, sample.raters)
+    assert fitted(sample) == fitted(shuffled)
+
+
+def test_the_sample_is_a_share_by_the_prompts_own_digest() -> None:
+    ids = pa.array([f"{i:024x}{hash_:08x}" for i, hash_ in enumerate(np.random.default_rng(0).integers(0, 2**32, 20_000))])
+    mask = in_sample(ids, 0.25)
+    assert sum(mask.to_pylist()) / 20_000 == pytest.approx(0.25, abs=0.01)
+    assert in_sample(ids.slice(777), 0.25).equals(mask.slice(777))
+    assert all(in_sample(ids, 1.0).to_pylist())

@@ -1,0 +1,144 @@
+"""The pages: self-contained, no script, hostile text shown as text, and the figures that they state."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmpo.pipeline import BuildOptions, build
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.report.dataset_figures import by_source, longer_wins, read_figures
+from mmpo.pipeline.report.dataset_page import write_comparison, write_report
+from mmpo.pipeline.report.page import number
+from mmpo.pipeline.tables import PAIRS
+
+EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}{% raw %}$\\frac{1}"
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def harmless(page: Path) -> str:
+    """The page's visible text, after checking that nothing in it runs or is loaded from elsewhere."""
+    found = Tags(page.read_text(encoding="utf-8"))
+    assert not {tag for tag, _ in found.tags} & {"script", "iframe", "object", "link", "form"}
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        if tag == "img":
+            assert (attributes["src"] or "").startswith("data:image/png;base64,") and attributes["alt"]
+    return found.text
+
+
+def messages(text: str, role: str = "assistant") -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def dataset(folder: Path, margins: list[float], text: str = "text") -> Path:
+    rows = [
+        dict.fromkeys(PAIRS.names)
+        | {"prompt_id": f"{i // 2:032x}", "prompt": messages(f"prompt {text}", "user"), "source": f"{text}{i % 2}"}
+        | {"chosen": messages(text * (i % 3 + 1)), "rejected": messages(text * 2), "kind": "ai", "quality_margin": margin}
+        for i, margin in enumerate(margins)
+    ]
+    for split, part in (("train", rows[: len(rows) // 2]), ("test", rows[len(rows) // 2 :])):
+        (folder / split).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(part, schema=PAIRS), folder / split / "part-00000.parquet")
+    return folder
+
+
+CHECKS = [{"name": "margin sign", "status": "fail", "count": 1, "message": EVIL}]
+
+
+def test_report_shows_hostile_text_as_text(tmp_path: Path) -> None:
+    page = write_report(dataset(tmp_path / "data", [0.0, 1.0, 2.0, 3.5], EVIL), tmp_path / "page.html", CHECKS, title=EVIL)
+    text = harmless(page)
+    assert text.count(EVIL) >= 6 and "49" not in re.findall(r"\b49\b", text)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["page.html"]
+
+
+def test_report_of_nothing_but_ties(tmp_path: Path) -> None:
+    text = harmless(write_report(dataset(tmp_path / "data", [0.0, 0.0]), tmp_path / "page.html", []))
+    assert "Every training pair is a tie" in text and "100.0%" in text
+
+
+def test_report_of_a_built_dataset_runs_the_checks_itself(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": f"c{j}{EVIL}", "score": j} for i in range(12) for j in range(3)]
+    (tmp_path / "grades.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    options = BuildOptions(format="jsonl", scale=(0, 2), workers=1, split=(0.6, 0.2, 0.2))
+    build([str(tmp_path / "grades.jsonl")], tmp_path / "data", options=options)
+    text = harmless(write_report(tmp_path / "data", tmp_path / "page.html"))
+    assert "No checks were run" not in text and "pass" in text and EVIL in text
+
+
+def test_report_refuses_what_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        write_report(tmp_path / "none", tmp_path / "page.html")
+    with pytest.raises(UserError, match="holds no pairs"):
+        write_report(tmp_path, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    """Chosen has 4, 8, 12, 4, 8, 12 characters against 8: of the four untied pairs one is longer, two shorter, one equal."""
+    figures = read_figures(dataset(tmp_path / "data", [1.0, 2.0, 0.0, 3.0, 0.0, 5.0]))
+    assert figures.prompts == 3 and figures.splits == {"train": 3, "validation": 0, "test": 3}
+    assert figures.chosen_length.tolist() == [4, 8, 12, 4, 8, 12]
+    assert longer_wins(figures) == pytest.approx(1 / 3)
+    first = by_source(figures)[0]
+    assert (first["source"], first["pairs"], first["ties"]) == ("text0", 3, pytest.approx(2 / 3))
+    assert first["mean_margin"] == pytest.approx(1 / 3) and first["mean_se"] is None
+    assert np.isnan(figures.margin_se).all()
+    assert figures.margin[figures.training].tolist() == [1.0, 2.0, 0.0]
+
+
+def run(name: str, **values: Any) -> dict[str, Any]:
+    rows = [{"low": 0.0, "high": 1.0, "pairs": 9, "accuracy": 0.5, "mean_q": 0.6, "mean_p": 0.7}]
+    base = {"name": name, "kind": "reward", "loss": "mmpo", "gamma": 0.3, "steps": 4, "pairs": 9, "by_margin": rows}
+    return {**base, "history": {"steps": [1, 2], "loss": [0.7, 0.6]}, **values}
+
+
+def test_comparison(tmp_path: Path) -> None:
+    runs = [
+        run(EVIL, accuracy=0.75, ece_target=0.125),
+        run("plain", accuracy=0.5, ece_target=None),
+        run("policy", kind="policy", accuracy=0.9, gamma="inf", by_margin=[], history=None, out=str(tmp_path / "absent")),
+    ]
+    page = write_comparison(runs, tmp_path / "comparison.html", "Two & <b>three</b>")
+    text = harmless(page)
+    assert EVIL in text and "Two & <b>three</b>" in text and "0.750" in text and "∞" in text
+    html = page.read_text(encoding="utf-8")
+    # best of its kind only: not the policy (alone), not a measure that one run alone has
+    assert re.findall(r'<td class="number best">([^<]*)</td>', html) == ["0.750"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"comparison.html", "comparison.by-target-reward.png", "comparison.loss.png"}
+
+
+def test_comparison_reads_the_loss_curve_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "mmpo.json").write_text('{"history": {"steps": [1, 2], "loss": [0.7, 0.5]}}')
+    write_comparison([run("a", history=None, by_margin=None, out=str(tmp_path))], tmp_path / "p" / "c.html", "t")
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"c.html", "c.loss.png"}
+
+
+def test_numbers_for_readers() -> None:
+    assert [number(v) for v in (0, 0.0, 1234, 0.00001234, -0.5, True, "words", float("nan"))] == [
+        *("0", "0.000", "1,234", "1.23e-05", "-0.500", "True", "words", "–")
+    ]

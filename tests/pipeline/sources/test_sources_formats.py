@@ -1,0 +1,267 @@
+"""The formats with fixed columns, on rows written by hand after their data cards and on real rows."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmpo.pipeline.sources import Collected, SourceOptions, collect, get_source
+from mmpo.pipeline.sources.alpaca_eval import log_odds
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.storage.chunks import plan, resolve_inputs
+from mmpo.pipeline.tables import prompt_id
+
+DATA = Path(__file__).parents[3] / "data"
+REAL = os.environ.get("MMPO_REAL_DATA")
+needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no folder with the larger real files")
+
+
+def add(format: str, row: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], list[str]]:
+    """One row of a format as a FEEDBACK row, and the reasons of what was dropped of it."""
+    out = FeedbackBuilder(format)
+    out.at("folder/file.jsonl", 1)
+    get_source(format).parser(row.keys(), SourceOptions(**options), "folder/file.jsonl")(row, out)
+    rows = out.finish().to_pylist()
+    assert len(rows) == 1
+    return rows[0], [reject[2] for reject in out.rejects]
+
+
+def dropped(format: str, row: Mapping[str, Any], **options: Any) -> BadRow:
+    """Why a row is dropped whole."""
+    with pytest.raises(BadRow) as caught:
+        add(format, row, **options)
+    return caught.value
+
+
+def grades(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Completion, rater, kind, aspect, score, low and high of the ratings."""
+    names = ("completion", "rater", "kind", "aspect", "score", "low", "high")
+    return [tuple(rating[name] for name in names) for rating in row["ratings"]]
+
+
+def collected(path: Path, format: str, **options: Any) -> Collected:
+    """A file of one chunk."""
+    (chunk,) = plan(resolve_inputs([path], format))
+    return collect(chunk, get_source(format), SourceOptions(**options))
+
+
+def reasons(result: Collected) -> dict[str, int]:
+    return dict(Counter(result.rejects["reason"].to_pylist()))
+
+
+# UltraFeedback
+
+
+def ultrafeedback(**completion: Any) -> dict[str, Any]:
+    annotations = {
+        "helpfulness": {"Type": ["1"], "Rationale": "why type", "Rating": "2", "Rationale For Rating": "why 2"},
+        "honesty": {"Rating": "N/A", "Rationale": "creative"},
+        "truthfulness": [{"Rating": "4"}, {"Rating": "3.5"}],
+        "instruction_following": {"Rating": 5, "Rationale": None},
+    }
+    full = {"model": "m", "response": "reply", "critique": "fine", "overall_score": 7.5, "annotations": annotations}
+    return {"source": "sharegpt", "instruction": "Ask", "completions": [{**full, **completion}]}
+
+
+def test_ultrafeedback_grades_overall_and_aspects_on_their_scales() -> None:
+    row, rejects = add("ultrafeedback", ultrafeedback())
+    assert row["prompt_id"] == prompt_id([{"role": "user", "content": "Ask"}])
+    assert grades(row) == [
+        (0, "gpt-4", "ai", "helpfulness", 2.0, 1.0, 5.0),
+        (0, "gpt-4", "ai", "truthfulness", 4.0, 1.0, 5.0),
+        (0, "gpt-4", "ai", "truthfulness", 3.5, 1.0, 5.0),
+        (0, "gpt-4", "ai", "instruction_following", 5.0, 1.0, 5.0),
+        (0, "gpt-4", "ai", "overall", 7.5, 1.0, 10.0),
+    ]
+    assert [rating["note"] for rating in row["ratings"]] == ["why 2", None, None, None, "fine"]
+    assert rejects == ["not_applicable"]
+
+
+def test_ultrafeedback_ten_for_one_is_dropped_or_repaired_and_never_limited() -> None:
+    # The aspects 2, 4, 3.5 and 5 average 3.625 <= 4; moved from 1-5 to 1-10 that is 1 + 2.625 * 9 / 4 = 6.90625.
+    broken = ultrafeedback(overall_score=10)
+    row, rejects = add("ultrafeedback", broken)
+    assert rejects == ["not_applicable", "ten_for_one"]
+    assert {rating["aspect"] for rating in row["ratings"]} == {"helpfulness", "truthfulness", "instruction_following"}
+    row, rejects = add("ultrafeedback", broken, fix_known_defects=True)
+    assert rejects == ["not_applicable", "ten_for_one_repaired"]
+    assert grades(row)[-1] == (0, "gpt-4", "ai", "overall", 6.90625, 1.0, 10.0)
+    out = FeedbackBuilder("x")
+    out.at("f", 1)
+    get_source("ultrafeedback").parser(broken, SourceOptions(), "f")(broken, out)
+    assert not out.limited_rows
+
+
+def test_ultrafeedback_a_ten_with_good_aspects_or_none_stays() -> None:
+    good = {"honesty": {"Rating": "5"}, "helpfulness": {"Rating": "4"}}
+    assert grades(add("ultrafeedback", ultrafeedback(overall_score=10, annotations=good))[0])[-1][4] == 10
+    assert grades(add("ultrafeedback", ultrafeedback(overall_score="10", annotations=None))[0])[-1][4] == 10
+    exactly = {"honesty": {"Rating": "4"}}
+    assert add("ultrafeedback", ultrafeedback(overall_score=10, annotations=exactly))[1] == ["ten_for_one"]
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        (True, "score_not_a_number"),
+        ("good", "score_not_a_number"),
+        (11, "score_out_of_scale"),
+        (float("nan"), "score_not_a_number"),
+    ],
+)
+def test_ultrafeedback_a_bad_grade_costs_one_grade(score: Any, reason: str) -> None:
+    row, rejects = add("ultrafeedback", ultrafeedback(overall_score=score, annotations={"honesty": {"Rating": "5"}}))
+    assert len(row["ratings"]) == 1 and rejects == [reason]
+
+
+def test_ultrafeedback_flags_truthful_qa_and_takes_what_is_missing() -> None:
+    row, rejects = add(
+        "ultrafeedback",
+        {
+            "source": "truthful_qa",
+            "instruction": "Ask",
+            "completions": [
+                {"model": "a", "response": "one", "overall_score": None},
+                {"model": "b", "response": "", "overall_score": 3},
+                {"model": "c", "response": "two", "overall_score": "3", "annotations": {"honesty": None}},
+            ],
+        },
+    )
+    assert json.loads(row["extra"]) == {"source": "truthful_qa", "contaminates": "truthful_qa"}
+    assert grades(row) == [(1, "gpt-4", "ai", "overall", 3.0, 1.0, 10.0)]
+    assert rejects == ["empty_completion"]
+    assert dropped("ultrafeedback", {"instruction": "Ask", "completions": None}).reason == "malformed_row"
+    assert dropped("ultrafeedback", {"instruction": None, "completions": []}).reason == "not_text"
+
+
+# Binarised UltraFeedback
+
+
+def conversation(prompt: str, reply: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+
+
+def binarized(**changed: Any) -> dict[str, Any]:
+    row = {"prompt": "Ask", "chosen": conversation("Ask", "good"), "rejected": conversation("Ask", "bad")}
+    return {**row, "score_chosen": 8.0, "score_rejected": 6.5, **changed}
+
+
+def test_binarized_pairs_are_two_ratings() -> None:
+    row, rejects = add("ultrafeedback-binarized", binarized())
+    assert row["prompt"] == [{"role": "user", "content": "Ask"}]
+    assert [completion["text"] for completion in row["completions"]] == ["good", "bad"]
+    assert grades(row) == [(0, "gpt-4", "ai", "overall", 8.0, 1.0, 10.0), (1, "gpt-4", "ai", "overall", 6.5, 1.0, 10.0)]
+    assert rejects == []
+
+
+@pytest.mark.parametrize("columns", [("chosen-rating", "rejected-rating"), ("chosen_avg_rating", "rejected_avg_rating")])
+def test_binarized_argilla_has_means_from_1_to_5(columns: tuple[str, str]) -> None:
+    row = {"prompt": "Ask", "chosen": "good", "rejected": "bad", "chosen-model": "m", columns[0]: 4.75, columns[1]: 3}
+    feedback, _ = add("ultrafeedback-binarized", row)
+    assert [grade[4:] for grade in grades(feedback)] == [(4.75, 1.0, 5.0), (3.0, 1.0, 5.0)]
+    assert [completion["model"] for completion in feedback["completions"]] == ["m", None]
+
+
+def test_binarized_known_defects_are_not_limited() -> None:
+    swapped = binarized(score_chosen=3.0)
+    same = binarized(rejected=conversation("Ask", "good"))
+    other = binarized(rejected=conversation("Something else", "bad"))
+    for row, reason in ((swapped, "chosen_scored_lower"), (same, "identical_texts"), (other, "different_prompts")):
+        error = dropped("ultrafeedback-binarized", row)
+        assert (error.reason, error.limited) == (reason, False)
+    row, rejects = add("ultrafeedback-binarized", swapped, fix_known_defects=True)
+    assert [grade[4] for grade in grades(row)] == [3.0, 6.5] and rejects == ["chosen_scored_lower_repaired"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"score_chosen": "8"}, "score_not_a_number"),
+        ({"score_rejected": float("nan")}, "score_not_a_number"),
+        ({"score_chosen": 11}, "score_out_of_scale"),
+        ({"chosen": conversation("Ask", " ")}, "empty_completion"),
+        ({"chosen": [{"role": "user", "content": "Ask"}]}, "last_message_not_assistant"),
+        ({"chosen": 3}, "not_text"),
+    ],
+)
+def test_binarized_rows_that_can_not_be_used(changed: dict[str, Any], reason: str) -> None:
+    error = dropped("ultrafeedback-binarized", binarized(**changed))
+    assert (error.reason, error.limited) == (reason, True)
+
+
+def test_binarized_sample() -> None:
+    # Of the 240 pairs two have the same text on both sides; every other one gives two completions and two grades.
+    result = collected(DATA / "ultrafeedback_pairs.jsonl", "ultrafeedback-binarized")
+    assert (result.lines, result.dropped, result.limited) == (240, 2, 0)
+    assert result.counts == {"prompt": 238, "completion": 476, "grade": 476, "merged": 0}
+    assert reasons(result) == {"identical_texts": 2}
+    first = json.loads((DATA / "ultrafeedback_pairs.jsonl").read_text().split("\n")[0])
+    row = result.feedback.slice(0, 1).to_pylist()[0]
+    assert row["prompt"][0]["content"] == first["prompt"]
+    assert [rating["score"] for rating in row["ratings"]] == [first["score_chosen"], first["score_rejected"]]
+
+
+# SHP
+
+
+def shp(**changed: Any) -> dict[str, Any]:
+    row = {"post_id": "p", "domain": "askacademia_train", "history": "Ask", "human_ref_A": "a", "human_ref_B": "b"}
+    return {**row, "score_A": 52, "score_B": 54, "labels": 0, **changed}
+
+
+def test_shp_votes_are_human_ratings_without_bounds() -> None:
+    row, rejects = add("shp", shp())
+    rater = ("votes", "human", "overall")
+    assert grades(row) == [(0, *rater, 52.0, None, None), (1, *rater, 54.0, None, None)]
+    assert json.loads(row["extra"]) == {"domain": "askacademia_train", "post_id": "p"} and rejects == []
+    assert add("shp", shp(score_A=-3, score_B=-3))[1] == []
+
+
+def test_shp_defects() -> None:
+    assert (dropped("shp", shp(labels=1)).reason, dropped("shp", shp(labels=1)).limited) == ("label_disagrees", False)
+    row, rejects = add("shp", shp(labels=1), fix_known_defects=True)
+    assert len(row["ratings"]) == 2 and rejects == ["label_disagrees_repaired"]
+    row, rejects = add("shp", shp(human_ref_A="[deleted]"))
+    assert [completion["text"] for completion in row["completions"]] == ["b"] and rejects == ["deleted_text"]
+    assert dropped("shp", shp(history="[removed]")).reason == "deleted_text"
+    assert dropped("shp", shp(score_A="52")).reason == "score_not_a_number"
+
+
+# AlpacaEval
+
+
+def alpaca(preference: Any, **changed: Any) -> dict[str, Any]:
+    row = {"instruction": "Ask", "output_1": "reference", "output_2": "ours", "generator_1": "gpt4", "generator_2": "m"}
+    return {**row, "annotator": "judge", "preference": preference, **changed}
+
+
+def test_alpaca_eval_is_a_star_of_ratings_around_the_reference() -> None:
+    # P = .8: log(.8 / .2) = log 4
+    row, rejects = add("alpaca-eval", alpaca(1.8))
+    (reference, output) = grades(row)
+    assert reference == (0, "judge", "ai", "overall", 0.0, -6.0, 6.0)
+    assert output[:4] == (1, "judge", "ai", "overall") and output[4] == pytest.approx(log(4), abs=1e-12)
+    assert [completion["model"] for completion in row["completions"]] == ["gpt4", "m"] and rejects == []
+    assert [log_odds(value) for value in (1, 1.0001, 1.5, 1.9999, 2)] == [-6, -6, 0, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "limited"),
+    [
+        (alpaca(None), "not_annotated", False),
+        (alpaca(0), "not_annotated", False),
+        (alpaca(1.5, output_2="reference"), "identical_texts", False),
+        (alpaca(2.5), "score_out_of_scale", True),
+        (alpaca("1.5"), "score_not_a_number", True),
+        (alpaca(float("nan")), "score_not_a_number", True),
+        (alpaca(True), "score_not_a_number", True),
+    ],
+)
+def test_alpaca_eval_rows_that_can_not_be_used(row: dict[str, Any], reason: str, limited: bool) -> None:
+    error = dropped("alpaca-eval", row)
+    assert (error.reason, error.limited) == (reason, limited)

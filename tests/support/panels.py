@@ -1,0 +1,51 @@
+"""Panels of raters with known margins, for tests and for benchmarks/human.py: does margin ± 1.96 margin_se hold the true margin?"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline import build_pairs
+from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.tables import FEEDBACK
+
+__all__ = ["PANELS", "Covered", "covered", "panel"]
+
+PANELS = {"2": [0.6] * 2, "3": [0.6] * 3, "5": [0.6] * 5, "3 unequal": [0.4, 0.6, 1.0]}
+"""Noise of each rater's own view and of each of its answers, by the name of the panel."""
+
+
+def panel(noise: list[float], seed: int, prompts: int = 5000) -> tuple[pa.Table, np.ndarray]:
+    """Seven grades from -3 to 3 in both orders by judges of a bias and a noise each, and the margins (of a over b)."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(0, 0.9, prompts)
+    out = FeedbackBuilder("made")
+    for p, m in enumerate(margin.tolist()):
+        out.prompt(f"question {p}")
+        a, b = out.completion("a"), out.completion("b")
+        for r, own_noise in enumerate(noise):
+            own = m + rng.normal(0, own_noise)
+            for first, second, sign in ((a, b, 1), (b, a, -1)):
+                gap = round(float(np.clip(sign * own + 0.3 * (r - 1) + rng.normal(0, own_noise), -3, 3)))
+                out.comparison(first, second, gap, rater=f"j{r}", kind="ai", limit=3)
+    return narrow(out.finish(), FEEDBACK), margin
+
+
+class Covered(NamedTuple):
+    """share: of pairs whose interval holds the true margin; se, error: root mean squares of margin_se and of what it estimates."""
+
+    share: float
+    se: float
+    error: float
+
+
+def covered(table: pa.Table, margin: np.ndarray, how: str) -> Covered:
+    """What the intervals of a panel are worth when raters merge in this way."""
+    rows = build_pairs(table, merge_raters=how).to_pylist()
+    true = np.array(
+        [margin[int(r["prompt"][0]["content"].split()[1])] * (1 if r["chosen"][0]["content"] == "a" else -1) for r in rows]
+    )
+    found, se = (np.array([r[name] for r in rows]) for name in ("quality_margin", "margin_se"))
+    error = found - true
+    return Covered(float(np.mean(np.abs(error) <= 1.96 * se)), float(np.sqrt(np.mean(se**2))), float(np.sqrt(np.mean(error**2))))

@@ -1,0 +1,177 @@
+"""Steps and micro-batches: whole prompts, at least so many pairs, every prompt once an epoch, and an exact weighted mean."""
+
+import copy
+import math
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches.layouts import BATCHES, micro_batch
+from mmpo.train.batches.steps import group_prompts, plan_steps
+from mmpo.train.data.prompts import prepare
+from mmpo.train.data.render import Renderer
+from mmpo.train.model.forward import Way, completion_values
+from mmpo.train.model.tiny import tiny_model
+from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training.reward import RewardTrainer
+
+TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
+
+
+def arguments(path, **options):
+    defaults = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+    return TrainingArguments(output_dir=str(path), **{**defaults, **options})
+
+
+def trainer_of(kind, pairs, tokenizer, path, *, tokens=10**6, loss="mmpo", weight="pair", args=None, **options):
+    model = tiny_model(kind, tokenizer, size=32, layers=1)
+    options = {"gamma": 0.8, "loss": loss, "weight": weight, "tokens_per_batch": tokens, **options}
+    args = args or arguments(path, max_grad_norm=0.0, max_steps=1, learning_rate=1e-2, optim="sgd")
+    return TRAINERS[kind](model, args, pairs, processing_class=tokenizer, pairs_per_step=10**6, **options)
+
+
+def gradients(trainer, prompts):
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, trainer.make_step(prompts))
+    found = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if value.grad is not None}
+    trainer.model.zero_grad()
+    return float(loss), found
+
+
+@pytest.mark.parametrize("weight", ["pair", "prompt"])
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_four_micro_batches_give_the_gradients_of_one(kind, weight, pairs, tokenizer, tmp_path):
+    """Prompts of 1 to 28 pairs; transformers' own scaling by the number of micro-batches was 62% off here."""
+    whole = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight)
+    counts = [len(prompt.rows) for prompt in whole.prompts]
+    assert (min(counts), max(counts)) == (1, 28)
+    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.way.batches))) == 4)
+    split = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight, tokens=quarter)
+    assert len(whole.make_step(whole.prompts).batches) == 1
+    assert len(split.make_step(split.prompts).batches) == 4
+    one_loss, one = gradients(whole, whole.prompts)
+    four_loss, four = gradients(split, split.prompts)
+    assert abs(one_loss - four_loss) <= 1e-6
+    assert one.keys() == four.keys()
+    for name, value in one.items():
+        assert (value - four[name]).abs().max() <= 1e-6 * max(1.0, float(value.abs().max())), name
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_four_micro_batches_give_the_update_of_one_through_the_trainer(kind, pairs, tokenizer, tmp_path):
+    weights = []
+    for tokens in (10**6, 1200):
+        trainer = trainer_of(kind, pairs, tokenizer, tmp_path, tokens=tokens)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    before = tiny_model(kind, tokenizer, size=32, layers=1).state_dict()
+    assert any((weights[0][name] - before[name]).abs().max() > 1e-5 for name in before)
+    assert all((weights[0][name] - weights[1][name]).abs().max() <= 1e-6 for name in before)
+
+
+@pytest.mark.parametrize("weight", ["pair", "prompt"])
+def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, pairs, tokenizer, tmp_path):
+    """Reference defect 1: a reward loss that broadcasts (B, 1) against (B,) trains every pair on the batch's mean target."""
+    trainer = trainer_of("reward", pairs, tokenizer, tmp_path, weight=weight, tokens=1500)
+    loss, _ = gradients(trainer, trainer.prompts)
+    values, weights = [], []
+    for prompt in trainer.prompts:
+        for place in range(len(prompt.rows)):
+            single = copy.copy(prompt)
+            for name in ("chosen", "rejected", "p", "margin", "weight", "rows"):
+                object.__setattr__(single, name, getattr(prompt, name)[place : place + 1])
+            values.append(gradients(trainer, [single])[0])
+            weights.append(1.0 if weight == "pair" else 1 / len(prompt.rows))
+    assert loss == pytest.approx(np.average(values, weights=weights), abs=1e-6)
+
+
+def test_each_completion_is_computed_once(pairs, tokenizer):
+    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
+    batch = micro_batch(prompts, (BATCHES["rows"].build([prompt.completions for prompt in prompts], 0),))
+    texts = {i for name in ("chosen_id", "rejected_id") for i in pairs[name].to_pylist()}
+    assert len(batch.parts[0].input_ids) == len(batch.counts) == len(texts)
+    assert len(batch.chosen) == pairs.num_rows
+
+
+def test_a_plan_visits_every_prompt_once_an_epoch_in_steps_large_enough():
+    pairs = np.random.default_rng(0).integers(1, 29, 200)
+    plan = plan_steps(pairs, 64, 3, seed=1)
+    visits = np.bincount(np.concatenate(plan), minlength=200)
+    assert (visits == 3).all()
+    assert min(pairs[step].sum() for step in plan) >= 64
+    assert np.mean([pairs[step].sum() for step in plan]) < 64 + 28
+    again = plan_steps(pairs, 64, 3, seed=1)
+    assert all((a == b).all() for a, b in zip(plan, again, strict=True))
+    assert len(plan_steps(pairs, 64, 0.5, seed=1)) == round(len(plan_steps(pairs, 64, 1, seed=1)) / 2)
+    assert len(plan_steps([1, 2], 64, 1, seed=0)) == 1  # fewer pairs than a step: one step of all
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_passes_hold_so_many_tokens_or_a_single_completion(name, pairs, tokenizer):
+    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
+    layout = BATCHES[name]
+    for tokens in (1, 100, 300, 900, 3000):
+        seen = []
+        for group in group_prompts(prompts, tokens, layout):
+            parts = group[0][1]
+            assert len(parts) == 1 or len(group) == 1  # what is split is alone
+            passes = [[part] for part in parts] if len(parts) > 1 else [[parts[0] for _, parts in group]]
+            for groups in passes:
+                batch = layout.build(groups, 0)
+                assert batch.input_ids.numel() <= tokens or sum(map(len, groups)) == 1
+                assert batch.input_ids.numel() == layout.tokens([layout.size(group) for group in groups])
+            for prompt, parts in group:
+                assert [item for part in parts for item in part] == list(prompt.completions)
+                seen.append(prompt.prompt_id)
+        assert sorted(seen) == [prompt.prompt_id for prompt in prompts]
+
+
+@pytest.mark.parametrize("loss", ["mmpo", "dpo", "cdpo"])
+def test_a_policy_equal_to_its_reference_starts_at_ln_2(loss, pairs, tokenizer, tmp_path):
+    trainer = trainer_of("policy", pairs, tokenizer, tmp_path, loss=loss)
+    value, _ = gradients(trainer, trainer.prompts)  # the first-step check runs as well
+    assert value == pytest.approx(math.log(2), abs=1e-6)
+    assert np.abs(trainer.predict_pairs(trainer.prompts)["z"]).max() < 1e-5
+
+
+def test_the_options_that_would_change_a_step_are_refused(pairs, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="tokens_per_batch"):
+        trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, gradient_accumulation_steps=2))
+    with pytest.raises(UserError, match="epoch"):
+        trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, save_strategy="epoch"))
+
+
+def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
+    """Padding, the cut to completion positions and the batch's make-up change nothing."""
+    model = tiny_model("policy", tokenizer, size=32, layers=1).eval()
+    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:4]
+    with torch.no_grad():
+        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+        found = completion_values(model, "policy", batch, Way())
+        rows = [item for prompt in prompts for item in prompt.completions]
+        for value, row in zip(found, rows, strict=True):
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
+            expected = sum(float(logits[place - 1, row.ids[place]]) for place in range(row.start, len(row.ids)))
+            assert float(value) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_hugging_face_dataset_is_as_good_as_a_table(pairs, tokenizer, tmp_path):
+    trainers = [
+        trainer_of("reward", data, tokenizer, tmp_path)
+        for data in (pairs, datasets.Dataset(pairs.replace_schema_metadata(None)), datasets.Dataset.from_list(pairs.to_pylist()))
+    ]
+    losses = [gradients(trainer, trainer.prompts)[0] for trainer in trainers]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_the_order_of_the_rows_changes_nothing(pairs, tokenizer):
+    shuffled = pairs.take(np.random.default_rng(3).permutation(len(pairs)))
+    found = [prepare(table, np.full(len(pairs), 0.7), Renderer(tokenizer, 1024, 512)).prompts for table in (pairs, shuffled)]
+    assert [p.prompt_id for p in found[0]] == [p.prompt_id for p in found[1]]
+    assert [p.completions for p in found[0]] == [p.completions for p in found[1]]
+    margins = [{(p.prompt_id, a, b): m for p in f for a, b, m in zip(p.chosen, p.rejected, p.margin, strict=True)} for f in found]
+    assert margins[0] == margins[1]

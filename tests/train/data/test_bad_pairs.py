@@ -1,0 +1,207 @@
+"""Datasets that can't be trained on: each is refused with what was found, what is needed and what to do, or warned of."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
+from mmpo.train.data.prompts import check_sources, prepare, read_pairs
+from mmpo.train.data.render import Renderer
+from mmpo.train.messages import check_margins, target_warnings
+
+
+def changed(table, name, values):
+    """The table with some of a column's values replaced: {row: value}."""
+    column = table[name].to_pylist()
+    for row, value in values.items():
+        column[row] = value
+    place = table.column_names.index(name)
+    return table.set_column(place, PAIRS.field(name), pa.array(column, PAIRS.field(name).type))
+
+
+def test_a_file_of_another_schema_version_is_refused_naming_both(pairs, tmp_path):
+    newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 7}'})
+    pq.write_table(newer, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: schema version 7; this mmpo reads 1: build the dataset again"):
+        read_pairs(tmp_path / "a.parquet", "train")
+    for same in (pairs.replace_schema_metadata(with_metadata(PAIRS, {}).metadata), pairs.replace_schema_metadata(None)):
+        pq.write_table(same, tmp_path / "a.parquet")
+        assert read_pairs(tmp_path / "a.parquet", "train").num_rows == pairs.num_rows
+
+
+def test_one_part_of_another_version_is_found_among_others(pairs, folder_of, tmp_path):
+    folder = folder_of(tmp_path / "data", train=pairs)
+    newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 2}'})
+    pq.write_table(newer, folder / "train" / "part-00001.parquet")
+    with pytest.raises(UserError, match=r"part-00001\.parquet: schema version 2"):
+        read_pairs(folder, "train")
+
+
+def test_a_folder_whose_manifest_is_of_another_version(pairs, folder_of, tmp_path):
+    folder = folder_of(tmp_path / "data", train=pairs)
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": 0, "kind": "pairs"}))
+    with pytest.raises(UserError, match=r"schema version 0; this mmpo reads 1"):
+        read_pairs(folder, "train")
+
+
+def test_feedback_is_named_as_such(tmp_path):
+    pq.write_table(FEEDBACK.empty_table(), tmp_path / "grades.parquet")
+    with pytest.raises(UserError, match=r"grades\.parquet holds FEEDBACK.*mmpo build .* --format feedback"):
+        read_pairs(tmp_path / "grades.parquet", "train")
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "judged" / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "feedback"}))
+    with pytest.raises(UserError, match=r"judged holds FEEDBACK"):
+        read_pairs(tmp_path / "judged", "train")
+
+
+def test_splits_that_are_empty_or_missing(pairs, folder_of, tmp_path):
+    folder = folder_of(tmp_path / "data", train=pairs, test=pairs.slice(0, 0))
+    with pytest.raises(UserError, match=r"test holds no pairs \(0 rows\)"):
+        read_pairs(folder, "test")
+    with pytest.raises(UserError, match=r"no split 'validation'; it has: test, train"):
+        read_pairs(folder, "validation")
+
+
+def test_files_that_are_no_such_table(pairs, tmp_path):
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(UserError, match="cannot read"):
+        read_pairs(file, "train")
+    pq.write_table(pairs.drop_columns(["quality_margin", "source"]), file)
+    with pytest.raises(UserError, match="lacks the columns quality_margin, source"):
+        read_pairs(file, "train")
+    texts = pa.array(["a text"] * len(pairs))
+    pq.write_table(pairs.set_column(pairs.column_names.index("prompt"), "prompt", texts), file)
+    with pytest.raises(UserError, match=r"prompt is of type string, PAIRS has list<.*role.*content"):
+        read_pairs(file, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("quality_margin", float("nan"), "have a quality_margin that is no finite number of at least 0"),
+        ("quality_margin", float("inf"), "have a quality_margin that is no finite number of at least 0"),
+        ("quality_margin", -0.5, "have a quality_margin that is no finite number of at least 0"),
+        ("quality_margin", None, "have no quality_margin"),
+        ("prompt_id", None, "have no prompt_id"),
+        ("chosen", [], "have no message in chosen"),
+        ("rejected", None, "have no rejected"),
+        ("prompt", [{"role": "user", "content": None}], "have a message without role or text in prompt"),
+    ],
+)
+def test_rows_that_no_run_can_use_are_counted_and_the_first_is_named(name, value, said, pairs, tmp_path):
+    bad = changed(pairs, name, {3: value, 8: value})
+    pq.write_table(pa.concat_tables([bad.slice(0, 5), bad.slice(5)]), tmp_path / "a.parquet", row_group_size=4)
+    with pytest.raises(UserError, match=rf"2 of {len(pairs)} rows {said} \(the first: row 3\)"):
+        read_pairs(tmp_path / "a.parquet", "train")
+
+
+def test_a_dataset_of_which_every_source_weighs_nothing(pairs):
+    with pytest.raises(UserError, match=rf"every source of the {pairs.num_rows} pairs has weight 0 \(source-0, source-1\)"):
+        check_sources(pairs, {"source-0": 0, "source-1": 0.0})
+    check_sources(pairs, {"source-0": 0})
+
+
+def rendered(table, tokenizer):
+    return prepare(table, np.full(table.num_rows, 0.7), Renderer(tokenizer, 200, 100)).counts["pairs"]
+
+
+def test_an_id_that_stands_under_two_prompts_is_named(pairs, tokenizer):
+    """Row 0 is the only pair of its prompt, row 1 the first of another one's."""
+    identity, names = pairs["chosen_id"][0].as_py(), pairs["prompt_id"].to_pylist()
+    assert names[0] != names[1]
+    for column in ("chosen_id", "rejected_id"):
+        bad = changed(pairs, column, {1: identity})
+        said = f"the completion {identity} stands under two prompts, {names[0]} and {names[1]} .*mmpo validate"
+        with pytest.raises(UserError, match=said):
+            rendered(bad, tokenizer)
+    assert rendered(pairs, tokenizer) == pairs.num_rows
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_id_with_two_texts_is_named(side, pairs, tokenizer):
+    """Whatever the difference is: the text, the role, or a message more; and however the rows are cut into chunks."""
+    identities = pairs[f"{side}_id"].to_pylist()
+    everywhere = [*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()]
+    row = next(i for i, identity in enumerate(identities) if everywhere.count(identity) > 1)
+    (message,) = pairs[side][row].as_py()
+    said = rf"the completion {identities[row]} has two texts \(row \d+; \d+ of {2 * len(pairs)} places"
+    for messages in ([{**message, "content": "another"}], [{**message, "role": "user"}], [message, message]):
+        bad = changed(pairs, side, {row: messages})
+        for table in (bad, pa.concat_tables([bad.slice(7), bad.slice(0, 7)])):
+            with pytest.raises(UserError, match=said):
+                rendered(table, tokenizer)
+    assert rendered(pa.concat_tables([pairs.slice(7), pairs.slice(0, 7)]), tokenizer) == pairs.num_rows
+
+
+def test_an_id_with_two_prompts_is_named(pairs, tokenizer):
+    """As with completions: any difference, however the rows are cut. Of those with one id the first row's is what counts."""
+    names = pairs["prompt_id"].to_pylist()
+    row = next(i for i, name in enumerate(names) if names.index(name) < i)
+    (message,) = pairs["prompt"][row].as_py()
+    said = rf"the prompt {names[row]} has two texts \(row \d+; \d+ of {len(pairs)} rows are such\): .*mmpo build"
+    for messages in ([{**message, "content": "Another?"}], [{**message, "role": "system"}], [message, message]):
+        bad = changed(pairs, "prompt", {row: messages})
+        for table in (bad, pa.concat_tables([bad.slice(row), bad.slice(0, row)])):
+            with pytest.raises(UserError, match=said):
+                rendered(table, tokenizer)
+    with pytest.raises(UserError, match=rf"\(row {row}; 1 of {len(pairs)} rows"):
+        rendered(changed(pairs, "prompt", {row: [{**message, "content": "Another?"}]}), tokenizer)
+    alone = changed(pairs, "prompt", {0: [{"role": "user", "content": "The only row of its prompt"}]})
+    assert names.count(names[0]) == 1
+    assert rendered(alone, tokenizer) == pairs.num_rows
+
+
+@pytest.mark.parametrize(
+    ("terms", "target", "said"),
+    [
+        (["mmpo"], "plain", "every target is .5 at any gamma"),
+        (["mmpo", "sft"], "noise-aware", "every target is .5 at any gamma"),
+        (["dpo"], "measured", "this objective leaves ties out"),
+        (["dpo", "sft"], "plain", "this objective leaves ties out"),
+    ],
+)
+def test_margins_that_are_all_zero_are_refused(terms, target, said, pairs):
+    with pytest.raises(UserError, match=f"all 9 pairs are ties: .*{said}"):
+        check_margins(np.zeros(9), terms, target)
+    check_margins(np.array([0.0, 1.0]), terms, target)
+
+
+def test_votes_can_be_learnt_from_where_margins_are_zero():
+    check_margins(np.zeros(9), ["mmpo"], "measured")
+
+
+def sigmoid(value):
+    return 1 / (1 + np.exp(-value))
+
+
+def test_a_gamma_that_saturates_is_warned_of_with_numbers():
+    """γ = 5: of the margins 0, ½, 1, 2 and 3 the targets are .5, .924, .9933, .99995 and 1 − 3e-7: of the four untied pairs
+    three lie above .99 and two above .999. At γ = .7566 the four have the mean target .75 (checked below).
+    """
+    margin = np.array([0.0, 0.5, 1.0, 2.0, 3.0])
+    (line,) = target_warnings(sigmoid(5 * margin), margin, 5.0, ["mmpo"], "plain")
+    assert "gamma 5 saturates the targets: 75.0% of 4 untied pairs have a target above .99, 50.0% above .999" in line
+    advised = float(line.split("; gamma ")[1].split()[0])
+    assert sigmoid(advised * margin[1:]).mean() == pytest.approx(0.75, abs=1e-4)
+    assert target_warnings(sigmoid(advised * margin), margin, advised, ["mmpo"], "plain") == []
+    for terms, gamma, target in ((["dpo"], 5.0, "plain"), (["mmpo"], np.inf, "plain"), (["mmpo"], 5.0, "measured")):
+        assert target_warnings(sigmoid(5 * margin), margin, gamma, terms, target) == []
+
+
+def test_a_gamma_too_small_to_say_anything_is_warned_of():
+    """σ(.01·3) = .5075: all within .01 of a half; at γ = .02 the largest is .515."""
+    margin = np.array([0.0, 1.0, 3.0])
+    (line,) = target_warnings(sigmoid(0.01 * margin), margin, 0.01, ["rpo-fwd", "dpo"], "plain")
+    assert "all 2 untied pairs have a target within .5 ± .01 (the largest: 0.5075)" in line
+    assert target_warnings(sigmoid(0.02 * margin), margin, 0.02, ["mmpo"], "plain") == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
+def test_targets_that_are_no_probabilities_are_refused(value):
+    with pytest.raises(UserError, match=r"1 of 2 targets are no probabilities \(gamma 1, target plain\)"):
+        target_warnings(np.array([0.5, value]), np.ones(2), 1.0, ["mmpo"], "plain")

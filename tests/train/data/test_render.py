@@ -1,0 +1,292 @@
+"""Rendering: one BOS, the boundary by tokens, templates that refuse, the end of a reply, and limits that are counted."""
+
+import copy
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers.utils import chat_template_utils
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.data.chat_template import PINNED_DATE, PLAIN_TEMPLATE, choose_template
+from mmpo.train.data.render import Renderer, common_prefix
+from mmpo.train.messages import nothing_left, rendering_warnings
+
+USER = [{"role": "user", "content": "Where is the cat?"}]
+REPLY = [{"role": "assistant", "content": "on a mat"}]
+SYSTEM = [{"role": "system", "content": "Be brief."}]
+
+LLAMA_LIKE = (
+    "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+GEMMA_LIKE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + LLAMA_LIKE
+OPEN_ENDED = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+DATED = "{% if strftime_now is defined %}Today is {{ strftime_now('%A, %d %b %Y, %Y-%m-%d %H:%M') }}.{% endif %}\n" + LLAMA_LIKE
+LAST_ONLY = (  # a system message inside the user's turn where that is the last one, as Mistral's templates write it
+    "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}[INST]"
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n\n' }}{% endif %}{{ m['content'] }}[/INST]"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+FORGETFUL = (  # of all replies but the last one only what follows the thoughts is kept, and they are stripped at the end
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and not loop.last %}"
+    "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+STRIPPING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].split('</think>')[-1] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THOUGHTFUL = [{"role": "assistant", "content": "<think>the cat</think>on a mat"}]
+
+
+def with_template(tokenizer, template):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def adds_tokens_itself(tokenizer):
+    """A tokenizer that puts BOS before and EOS behind every text, as some do."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    special = [("<|bos|>", bos), ("<|end|>", eos)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A <|end|>", special_tokens=special)
+    assert tokenizer("a")["input_ids"][0] == bos
+    assert tokenizer("a")["input_ids"][-1] == eos
+    return tokenizer
+
+
+def render(tokenizer, prompt=USER, reply=REPLY, length=200, prompt_length=100):
+    renderer = Renderer(tokenizer, length, prompt_length)
+    ids = renderer.prompt_ids(prompt)
+    return renderer, ids, None if ids is None else renderer.completion(prompt, ids, reply)
+
+
+def test_the_completion_is_the_reply_and_its_end_and_nothing_else(tokenizer):
+    _, prompt, row = render(tokenizer)
+    assert row.ids[: row.start] == prompt
+    assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_template_that_writes_bos_gives_exactly_one(alone, tokenizer):
+    """Reference defect 4: separate renderings doubled the BOS and put one before the reply. So does a tokenizer's own BOS."""
+    tokenizer = with_template(tokenizer, LLAMA_LIKE)
+    if not alone:
+        tokenizer = adds_tokens_itself(tokenizer)
+    _, prompt, row = render(tokenizer)
+    assert prompt is not None
+    assert row.ids.count(tokenizer.bos_token_id) == 1
+    assert row.ids[0] == tokenizer.bos_token_id
+    assert row.ids.count(tokenizer.eos_token_id) == 1
+    assert prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")  # the generation prompt is there
+    assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
+
+
+def test_a_refused_system_message_joins_the_first_user_turn(tokenizer):
+    tokenizer = with_template(tokenizer, GEMMA_LIKE)
+    renderer, _, row = render(tokenizer, [*SYSTEM, *USER])
+    assert "Be brief.\n\nWhere is the cat?" in tokenizer.decode(row.ids)
+    assert renderer.counts["system_merged"] == 1
+    assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
+    assert "refuses system messages: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
+
+
+def test_a_prompt_that_the_template_refuses_is_counted_with_its_reason(tokenizer):
+    tokenizer = with_template(tokenizer, GEMMA_LIKE)
+    renderer, prompt, _ = render(tokenizer, [*SYSTEM, *REPLY])
+    assert prompt is None
+    assert renderer.counts == {"template_refused": 1}
+    assert "System role not supported" in renderer.first_refusal
+    assert "System role not supported" in str(nothing_left(renderer, "data", {}))
+
+
+def test_without_a_template_there_is_a_choice_to_make(tokenizer):
+    bare = with_template(tokenizer, None)
+    for refused in (lambda: Renderer(bare, 200, 100), lambda: choose_template(bare)):
+        with pytest.raises(UserError, match=r"no chat template.*--chat-template plain .*--chat-template FILE .*instruction-tuned"):
+            refused()
+    assert bare.chat_template is None
+
+
+def test_the_plain_template_is_used_where_asked_for_and_saved(tokenizer, tmp_path):
+    bare = with_template(tokenizer, None)
+    choose_template(bare, "plain")
+    _, _, row = render(bare)
+    assert bare.decode(row.ids) == "User: Where is the cat?\nAssistant: on a mat<|end|>\n"
+    bare.save_pretrained(tmp_path)
+    assert type(bare).from_pretrained(tmp_path).chat_template == PLAIN_TEMPLATE
+
+
+def test_the_plain_template_writes_the_bos_that_the_tokenizer_would_add(tokenizer):
+    """Without it a model that never saw a text without BOS would see all of them so."""
+    bare = adds_tokens_itself(with_template(tokenizer, None))
+    choose_template(bare, "plain")
+    _, _, row = render(bare)
+    assert bare.decode(row.ids) == "<|bos|>User: Where is the cat?\nAssistant: on a mat<|end|>\n"
+
+
+def test_the_plain_template_of_an_encoder_has_its_own_marks(tokenizer):
+    """[CLS], which encoders pool at, and [SEP] for the end-of-text token that they lack."""
+    encoder = with_template(tokenizer, None)
+    encoder.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    encoder.eos_token = encoder.bos_token = None
+    special = [(name, encoder.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    encoder.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    choose_template(encoder, "plain")
+    renderer, _, row = render(encoder)
+    assert encoder.decode(row.ids) == "[CLS]User: Where is the cat?\nAssistant: on a mat[SEP]\n"
+    assert renderer.counts == {}
+
+
+def test_a_template_from_a_file_replaces_the_own_one(tokenizer, tmp_path):
+    tokenizer = with_template(tokenizer, LLAMA_LIKE)
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}", encoding="utf-8")
+    choose_template(tokenizer, str(tmp_path / "mine.jinja"))
+    _, _, row = render(tokenizer)
+    assert tokenizer.decode(row.ids) == "[Where is the cat?][on a mat]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file.*Allowed are tokenizer .*, plain, or a file"),
+        (" \n", "the file is empty"),
+        ("one\n{% for m in messages %}", "no valid Jinja, line 2"),
+    ],
+)
+def test_template_files_that_cannot_be_used(text, said, tokenizer, tmp_path):
+    if text is not None:
+        (tmp_path / "a.jinja").write_text(text)
+    with pytest.raises(UserError, match=said):
+        choose_template(copy.deepcopy(tokenizer), str(tmp_path / "a.jinja"))
+
+
+def test_several_templates_without_a_default_are_named(tokenizer):
+    several = with_template(tokenizer, {"rag": LLAMA_LIKE, "tools": LLAMA_LIKE})
+    with pytest.raises(UserError, match=r"rag.*tools.*--chat-template FILE"):
+        choose_template(several)
+
+
+def test_eos_is_appended_only_where_the_template_leaves_the_turn_open(tokenizer):
+    open_ended = with_template(tokenizer, OPEN_ENDED)
+    _, _, row = render(open_ended)
+    assert row.ids[-1] == open_ended.eos_token_id
+    _, _, closed = render(tokenizer)
+    assert closed.ids.count(tokenizer.eos_token_id) == 2  # the user's turn and the reply's, none added
+
+
+def test_where_there_is_no_end_of_text_token_the_open_ends_are_counted(tokenizer):
+    endless = with_template(tokenizer, OPEN_ENDED)
+    endless.eos_token = None
+    renderer, _, row = render(endless)
+    assert endless.decode(row.ids) == "Where is the cat?\non a mat\n"
+    assert renderer.counts == {"end_of_text_missing": 1}
+    assert "no end-of-text token: 1 of 1 completions" in rendering_warnings(renderer)[0]
+    endless.chat_template = tokenizer.chat_template  # this one closes turns itself
+    assert render(endless)[0].counts == {}
+
+
+@pytest.mark.parametrize("reply", ["", " \n"])
+def test_an_empty_reply_is_its_end_alone(reply, tokenizer):
+    _, _, row = render(tokenizer, reply=[{"role": "assistant", "content": reply}])
+    assert tokenizer.decode(row.ids[row.start :]) == reply + "<|end|>"
+
+
+def test_the_boundary_is_the_first_token_that_differs(tokenizer):
+    """Without special tokens around it, the reply's first letters merge with the prompt's last: the shared prefix is shorter."""
+    glued = with_template(tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    prompt, reply = [{"role": "user", "content": "the ca"}], [{"role": "assistant", "content": "t sat"}]
+    _, ids, row = render(glued, prompt, reply)
+    assert row.start == common_prefix(ids, row.ids) < len(ids)
+    assert glued.decode(row.ids) == "the cat sat<|end|>"
+
+
+def test_limits_drop_prompts_and_cut_completions_counted(tokenizer):
+    renderer, prompt, _ = render(tokenizer, prompt_length=3)
+    assert prompt is None
+    assert renderer.counts == {"prompt_too_long": 1}
+    length = len(render(tokenizer)[1])
+    assert renderer.too_long == [length]
+    assert f"1 of 1 prompts were left out with all their pairs: they have {length} to {length}" in rendering_warnings(renderer)[0]
+    _, _, whole = render(tokenizer)
+    renderer, prompt, row = render(tokenizer, length=len(whole.ids) - 2)
+    assert row.ids == whole.ids[:-2]
+    assert renderer.counts == {"completion_truncated": 1}
+    assert f"1 of 1 completions lost their end: with their prompt they are longer than --max-length {len(whole.ids) - 2}" in str(
+        rendering_warnings(renderer)
+    )
+    renderer, _, row = render(tokenizer, length=whole.start)
+    assert row is None
+    assert renderer.counts["completion_empty"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "naïve 🙂 \u2028 \x00", "日本語"])
+def test_tiny_encodes_any_text(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("start", ["  ", "\n", " {{- '' }}"])
+def test_a_template_that_writes_today_always_writes_the_same_day(start, tokenizer, monkeypatch):
+    dated = with_template(tokenizer, start + DATED)
+    _, prompt, row = render(dated)
+    assert "Today is Friday, 26 Jul 2024, 2024-07-26 00:00." in dated.decode(prompt)
+    assert dated.decode(row.ids) == dated.decode(prompt) + "on a mat<|end|>"
+    day = PINNED_DATE
+    monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: day))
+    assert dated.decode(prompt) == dated.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)  # each space
+    day += timedelta(days=1)
+    assert "Saturday, 27" in dated.apply_chat_template(USER, tokenize=False)
+    assert render(dated)[2] == row
+    assert dated.chat_template == start + DATED  # what is saved with the model asks the clock
+
+
+def test_a_system_message_that_vanishes_before_a_reply_is_put_into_the_users_turn(tokenizer):
+    mistral = with_template(tokenizer, LAST_ONLY)
+    renderer, prompt, row = render(mistral, [*SYSTEM, *USER])
+    assert mistral.decode(row.ids[: row.start]) == "[INST]Be brief.\n\nWhere is the cat?[/INST]" == mistral.decode(prompt)
+    assert mistral.decode(row.ids[row.start :]) == "on a mat<|end|>"
+    assert renderer.counts == {"system_moved": 1}
+    assert "only where the user speaks last: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
+    assert render(mistral)[0].counts == {}
+
+
+def test_a_prompt_that_is_another_before_a_reply_is_left_out_and_counted(tokenizer):
+    forgetful = with_template(tokenizer, FORGETFUL)
+    renderer, prompt, _ = render(forgetful, [*USER, *THOUGHTFUL])
+    assert prompt is None
+    assert renderer.counts == {"prompt_changed": 1}
+    assert "1 of 1 prompts were left out with all their pairs: the chat template writes them otherwise" in str(
+        rendering_warnings(renderer)
+    )
+    whole, _, row = render(forgetful, [*USER, *THOUGHTFUL, *USER])  # dropped in both: the same prompt
+    assert whole.counts == {}
+    assert forgetful.decode(row.ids[row.start :]) == "on a mat<|end|>\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LLAMA_LIKE + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+        LLAMA_LIKE + "<|end|>",
+        "{{ messages | tojson }}",
+        "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<|end|>{% else %} (last){% endif %}{% endfor %}",
+    ],
+)
+def test_what_a_template_writes_behind_the_last_turn_is_no_change_of_the_prompt(template, tokenizer):
+    renderer, _, row = render(with_template(tokenizer, template))
+    assert renderer.counts == {}
+    assert "on a mat" in tokenizer.decode(row.ids[row.start :])
+    assert "the cat" not in tokenizer.decode(row.ids[row.start :])
+
+
+@pytest.mark.parametrize(
+    "reply", [THOUGHTFUL, [{"role": "assistant", "content": "on a mat>"}], [{"role": "assistant", "content": ""}]]
+)
+def test_a_turn_that_the_template_closes_gets_no_second_end(reply, tokenizer):
+    """Whatever the template makes of the reply, and where the reply ends as the closing does."""
+    _, _, row = render(with_template(tokenizer, STRIPPING), reply=reply)
+    assert tokenizer.decode(row.ids[row.start :]) == reply[0]["content"].split("</think>")[-1] + "<|end|>\n"

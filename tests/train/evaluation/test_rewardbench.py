@@ -1,0 +1,123 @@
+"""RewardBench's rows: accuracy by subset and section follows from the values of every row, for both kinds of models."""
+
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmpo.cli.main import run
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics.rewardbench import REWARDBENCH_COUNTS
+from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation.rewardbench import rewardbench_pairs
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.run import train_policy, train_reward
+
+SUBSETS = ("hep-go", "math-prm", "shp", "my-own")
+
+
+@pytest.fixture(scope="module")
+def models(dataset, tmp_path_factory):
+    """A policy and a reward model trained for a moment."""
+    folder = tmp_path_factory.mktemp("models")
+    options = {"data": str(dataset), "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400, "pairs_per_step": 10}
+    train_policy(TrainOptions("policy", out=str(folder / "policy"), **options))
+    train_reward(TrainOptions("reward", out=str(folder / "reward"), **options))
+    return {kind: folder / kind for kind in ("policy", "reward")}
+
+
+def benchmark_rows(count=40):
+    """Rows with texts; the better one says "good"."""
+    replies = [("a good reply", "a bad reply"), ("good", "rain fell on the hills"), ("trees", "birds and cats")]
+    return [
+        {
+            "prompt": f"Question {n}?",
+            "subset": SUBSETS[n % 4],
+            "id": n,
+            **dict(zip(("chosen", "rejected"), replies[n % 3], strict=True)),
+        }
+        for n in range(count)
+    ]
+
+
+def write(path: Path, rows) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_sections_follow_from_the_values_of_every_row(kind, models, tmp_path):
+    data = write(tmp_path / "bench.jsonl", benchmark_rows())
+    found = evaluate(kind, models[kind], data, per_pair=tmp_path / "pairs.parquet")
+    values = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
+    what = "score" if kind == "reward" else "ratio"
+    right = values[f"{what}_chosen"] > values[f"{what}_rejected"]
+    accuracy = right.groupby(values["source"]).mean()
+    assert 0 < right.mean() < 1
+    assert found["pairs"] == found["counts"]["pairs_in"] == 40
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert {row["subset"]: row["accuracy"] for row in found["subsets"]} == pytest.approx(accuracy.to_dict())
+    counts = REWARDBENCH_COUNTS
+    reasoning = sum(accuracy[name] * counts[name] for name in ("hep-go", "math-prm")) / (counts["hep-go"] + counts["math-prm"])
+    assert found["sections"] == pytest.approx({"Reasoning": reasoning, "Prior Sets": accuracy["shp"]})
+    assert found["average"] == pytest.approx((2 * reasoning + accuracy["shp"]) / 3)
+    assert "cross_entropy" not in found
+
+
+def test_messages_and_texts_mean_the_same(tmp_path):
+    rows = benchmark_rows(6)
+    spoken = [
+        {
+            **row,
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
+        }
+        for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(spoken), tmp_path / "bench.parquet")
+    texts = rewardbench_pairs(write(tmp_path / "bench.jsonl", rows))
+    assert texts is not None
+    assert texts == rewardbench_pairs(tmp_path / "bench.parquet")
+    assert texts["prompt"].to_pylist()[0] == [{"role": "user", "content": "Question 0?"}]
+
+
+def test_pairs_with_margins_are_no_benchmark(dataset, tmp_path):
+    file = dataset / "test" / "part-00000.parquet"
+    assert rewardbench_pairs(file) is None
+    assert rewardbench_pairs(dataset) is None
+    table = pq.ParquetFile(file).read()
+    pq.write_table(table.append_column("subset", pa.array(["hep-go"] * len(table))), tmp_path / "pairs.parquet")
+    assert rewardbench_pairs(tmp_path / "pairs.parquet") is None
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"chosen": "same", "rejected": "same"}, "row 2: .*identical_texts"), ({"chosen": 5}, "row 2: no pair of RewardBench")],
+)
+def test_a_row_that_is_no_pair_is_named(row, said, tmp_path):
+    rows = benchmark_rows(3)
+    rows[1] |= row
+    with pytest.raises(UserError, match=said):
+        rewardbench_pairs(write(tmp_path / "bench.jsonl", rows))
+
+
+def test_the_command_prints_the_sections(models, tmp_path, capsys):
+    data = write(tmp_path / "bench.jsonl", benchmark_rows())
+    assert run(["evaluate", "reward", "--model", str(models["reward"]), "--data", str(data), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "average of these" in shown.err
+    assert list(orjson.loads(shown.out)["sections"]) == ["Reasoning", "Prior Sets"]
+
+
+def test_real_rows_balance(models, real_data):
+    """LLMBar's rows; those under RewardBench's own names are all of its section Chat Hard that is there."""
+    data = real_data / "llmbar_pairs_rewardbench_format.parquet"
+    found = evaluate("reward", models["reward"], data, max_length=2048, max_prompt_length=1024)
+    counts = found["counts"]
+    assert counts["pairs_in"] == 953 == found["pairs"] + counts["prompt_not_rendered"]
+    assert found["pairs"] > 700
+    assert sum(row["pairs"] for row in found["subsets"]) == found["pairs"]
+    assert list(found["sections"]) == ["Chat Hard"]
+    assert found["average"] == found["sections"]["Chat Hard"]

@@ -1,0 +1,300 @@
+"""The cache's files: what is refused or set aside, places that can't be written, kills, and several processes at once."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import mmpo.train.inference.reference_store as cache_module
+from mmpo.pipeline.errors import UserError
+from mmpo.train.inference.reference_store import CACHED, ReferenceCache
+from mmpo.train.model.fingerprint import Fingerprint
+from mmpo.train.model.tiny import tiny_model
+
+MINE = Fingerprint("1" * 32, "2" * 32, "3" * 32, "4" * 32, "full")
+
+
+def rows(numbers, value=-1.0):
+    columns = [[b"%016d" % n for n in numbers], ["p"] * len(numbers), [3] * len(numbers), [value * n for n in numbers]]
+    return pa.table(columns, schema=CACHED)
+
+
+def known(cache, numbers):
+    return cache.lookup([b"%016d" % n for n in numbers]).tolist()
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file with the values of 1 to 300."""
+    path = tmp_path / "x.parquet"
+    ReferenceCache.open(path, MINE).add(rows(range(1, 301)))
+    return path
+
+
+def flipped(path):
+    """One bit in the middle of the values."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+CHANGES = {
+    "weights": ("9" * 32, "weights 11111111, this run's 99999999"),
+    "tokenizer": ("9" * 32, "tokenizer 33333333, this run's 99999999"),
+    "template": ("9" * 32, "template 44444444, this run's 99999999"),
+    "precision": ("bf16", "precision full, this run's bf16"),
+    "version": (2, "version 1, this run's 2"),
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_a_stale_file_is_refused_with_the_part_that_differs(part, file):
+    value, said = CHANGES[part]
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=said) as refused:
+        ReferenceCache.open(file, replace(MINE, **{part: value}))
+    assert "--reference-cache" in str(refused.value)
+    assert "config" not in str(refused.value)
+    assert file.read_bytes() == before
+
+
+def test_in_a_folder_references_live_side_by_side(tmp_path):
+    caches = [ReferenceCache.open(tmp_path, replace(MINE, weights=digit * 32)) for digit in "89"]
+    for value, cache in zip((-1.0, -2.0), caches, strict=True):
+        cache.add(rows([1, 2], value))
+    assert [known(cache, [2]) for cache in caches] == [[-2.0], [-4.0]]
+    assert len(list(tmp_path.glob("[!.]*"))) == 2
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "one bit": flipped,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no Parquet at all, but long enough to look for a footer in it"),
+    "another table": lambda path: pq.write_table(pa.table({"key": [b"a"], "logprob": [1.0]}), path),
+    "not a file": lambda path: (path.unlink(), path.symlink_to("/dev/null")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_cache_is_refused_or_in_a_folder_set_aside(damage, file, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    inside = folder / f"{MINE.name}.parquet"
+    folder.mkdir()
+    inside.write_bytes(file.read_bytes())
+    for path in (file, inside):
+        DAMAGES[damage](path)
+    damaged = file.read_bytes()
+    with pytest.raises(UserError, match=r"x\.parquet (can't be read \(|is no reference cache).*Delete it"):
+        ReferenceCache.open(file, MINE)
+    assert file.read_bytes() == damaged
+    cache = ReferenceCache.open(folder, MINE)
+    assert cache.set_aside == 1
+    assert inside.with_suffix(".unreadable").read_bytes() == damaged
+    assert "set aside" in capsys.readouterr().err
+    cache.add(rows([7]))
+    assert known(ReferenceCache.open(folder, MINE), [7, 8]) == [-7.0, pytest.approx(float("nan"), nan_ok=True)]
+
+
+def test_places_that_are_no_cache(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is a file: a reference cache is a folder or a file whose name ends in \.parquet"):
+        ReferenceCache.open(tmp_path / "notes.txt", MINE)
+    (tmp_path / "odd.parquet").mkdir()
+    ReferenceCache.open(tmp_path / "odd.parquet", MINE).add(rows([1]))
+    assert (tmp_path / "odd.parquet" / f"{MINE.name}.parquet").is_file()
+    ReferenceCache.open(tmp_path / "nowhere", MINE)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_place_that_cant_be_written_stops_the_run_only_if_it_was_asked_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the reference cache .*See to it, or name another"):
+        ReferenceCache.open(tmp_path / "file" / "x.parquet", MINE).add(rows([1]))
+    monkeypatch.setenv("MMPO_CACHE", str(tmp_path / "file"))
+    cache = ReferenceCache.open(None, MINE)
+    for number in (1, 2):
+        cache.add(rows([number]))
+    assert known(cache, [1, 2]) == [-1.0, -2.0]
+    assert capsys.readouterr().err.count("warning: cannot write") == 1
+
+
+def test_the_first_value_of_a_key_stays_and_both_runs_see_it(file):
+    one, two = ReferenceCache.open(file, MINE), ReferenceCache.open(file, MINE)
+    one.add(rows([301, 302]))
+    two.add(rows([302, 303], value=-5.0))
+    one.add(CACHED.empty_table())
+    for cache in (one, two, ReferenceCache.open(file, MINE)):
+        assert known(cache, [300, 301, 302, 303]) == [-300.0, -301.0, -302.0, -1515.0]
+
+
+def test_a_run_waits_for_the_lock_and_not_for_ever(file, monkeypatch):
+    cache = ReferenceCache.open(file, MINE)
+    with open(file.with_name(".x.parquet.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"locked for 0\.1 s"), cache_module._locked(file, seconds=0.1):
+            pass
+        start = time.monotonic()
+        threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        cache.add(rows([500]))
+        assert time.monotonic() - start > 0.2
+    assert known(ReferenceCache.open(file, MINE), [500]) == [-500.0]
+
+
+# --- processes ----------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import numpy as np, pyarrow.parquet as pq, torch
+torch.set_num_threads(1)
+from mmpo.train.data.prompts import prepare, read_pairs
+from mmpo.train.model.forward import Way
+from mmpo.train.model.load import load_pretrained
+from mmpo.train.inference.reference import cached_logprobs, reference_logprobs
+from mmpo.train.data.render import Renderer
+
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+model, tokenizer = load_pretrained("policy", str(folder / "model"))
+table = read_pairs(folder / "data", "train")
+prompts = prepare(table, np.full(table.num_rows, .5), Renderer(tokenizer, 512, 256)).prompts
+options = {"tokens": 16, "pad_token": 0, "device": "cpu", "way": Way()}
+cache, timed = folder / "x.parquet", folder / "timed.parquet"
+seen = []
+model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].numel()))
+
+def fill(part, place=cache):
+    filled = cached_logprobs(model, part, place, tokenizer=tokenizer, save_seconds=0.0, **options)
+    return np.concatenate([prompt.reference for prompt in filled])
+
+def child(work):
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+def held(place=cache):
+    return dict(zip(*(pq.read_table(place)[name].to_pylist() for name in ("key", "logprob")))) if place.exists() else {}
+
+def fill_until(calls):
+    seen.clear()
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL) if len(seen) == calls else None)
+    fill(prompts)
+
+def kill():
+    start = time.monotonic()
+    fill(prompts, folder / "timing.parquet")
+    whole, passes = time.monotonic() - start, len(seen)
+    random.seed(0)
+    known = {cache: {}, timed: {}}
+
+    def ended(pid, place):
+        status, now = os.waitpid(pid, 0)[1], held(place)
+        assert all(now.get(key) == value for key, value in known[place].items()), "a value was lost or changed"
+        known[place] = now
+        return status, len(now)
+
+    calls = [1, *random.sample(range(passes // 12, passes // 6), 5)]  # all together fewer than the passes
+    by_count = [ended(child(lambda: fill_until(number)), cache) for number in calls]
+    at_times = []
+    for _ in range(6):
+        pid = child(lambda: fill(prompts, timed))
+        time.sleep(random.uniform(0, whole / 4))
+        os.kill(pid, signal.SIGKILL)
+        at_times.append(ended(pid, timed))
+    return {"by_count": by_count, "at_times": at_times, "timed": fill(prompts, timed).tolist()}
+
+def together():
+    pids = [child(lambda part=part: fill(part)) for part in (prompts[:40], prompts[20:], prompts[:40])]
+    return {"codes": [os.waitpid(pid, 0)[1] for pid in pids]}
+
+def rank(number):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
+    values = fill(prompts)
+    (folder / f"rank{number}.json").write_text(json.dumps({"values": values.tolist(), "tokens": sum(seen)}))
+    torch.distributed.destroy_process_group()
+
+def ranks():
+    pids = [child(lambda number=number: rank(number)) for number in range(2)]
+    codes = [os.waitpid(pid, 0)[1] for pid in pids]
+    return {"codes": codes, "ranks": [json.loads((folder / f"rank{number}.json").read_text()) for number in range(2)]}
+
+result = {"kill": kill, "together": together, "ranks": ranks}[mode]()
+result["rows"] = len(held())
+seen.clear()
+result["values"] = fill(prompts).tolist()
+result["computed"] = sum(seen)
+seen.clear()
+result["plain"] = np.concatenate([p.reference for p in reference_logprobs(model, prompts, **options)]).tolist()
+result["whole"] = sum(seen)
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def drive(tmp_path, pairs_of, folder_of, tokenizer):
+    """Runs the driver in a fresh interpreter that forks its children before anything else has started threads."""
+    folder_of(tmp_path / "data", train=pairs_of(60, [3]))
+    tiny_model("policy", tokenizer, size=32, layers=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    def run(mode):
+        command = [sys.executable, "-c", DRIVER, str(tmp_path), mode]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        result = json.loads(done.stdout)
+        assert result["values"] == pytest.approx(result["plain"], abs=1e-4)
+        return result
+
+    return run
+
+
+def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
+    """In a pass drawn at random, so that some is done and some left whatever the machine; and at random times, in the midst of
+    a write too, where one may be killed before it has done anything, or end before it is killed.
+    """
+    result = drive("kill")
+    assert [status for status, _ in result["by_count"]] == [signal.SIGKILL] * 6
+    assert {status for status, _ in result["at_times"]} <= {0, signal.SIGKILL}
+    first, *counts = (count for _, count in result["by_count"])
+    assert first == 0
+    assert all(0 < count < 180 for count in counts)
+    assert counts == sorted(set(counts))
+    later = [count for _, count in result["at_times"]]
+    assert later == sorted(later)
+    assert result["timed"] == pytest.approx(result["plain"], abs=1e-4)
+    assert 0 < result["computed"] < result["whole"]
+
+
+def test_runs_at_once_lose_nothing_of_each_other(drive):
+    result = drive("together")
+    assert result["codes"] == [0, 0, 0]
+    assert result["rows"] == 180
+    assert result["computed"] == 0
+
+
+def test_two_processes_share_the_work_and_the_first_writes(drive):
+    result = drive("ranks")
+    assert result["codes"] == [0, 0]
+    assert result["rows"] == 180
+    assert result["computed"] == 0
+    one, two = result["ranks"]
+    assert np.array_equal(one["values"], two["values"])
+    assert one["values"] == result["values"]
+    assert one["tokens"] + two["tokens"] == result["whole"]
+    assert abs(one["tokens"] - two["tokens"]) < 0.2 * result["whole"]

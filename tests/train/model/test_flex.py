@@ -1,0 +1,250 @@
+"""FlexAttention over packed tries: which blocks it looks at, what it computes, and how often it is compiled.
+
+A CPU has its compiled forward pass only. Gradients are proven there through torch's reference formula of the same
+operator, and in test_flex_gpu.py through the kernel itself.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmpo.train.batches.layouts import BATCHES
+from mmpo.train.data.render import Rendered
+from mmpo.train.model.flex import BLOCK, FLEX, block_mask, flex_inputs
+from mmpo.train.model.forward import ATTENTIONS, Way, completion_values, inputs_of
+from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
+from mmpo.train.model.probe import choose_way
+from mmpo.train.model.timing import pass_seconds, typical_groups
+
+WINDOW, VOCABULARY = 40, 90
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LAYERS = {"Llama": {"num_hidden_layers": 2}, "Gemma3Text": {"num_hidden_layers": 3, "query_pre_attn_scalar": 16}}
+LAYERS["Gemma3Text"] |= {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+FLEXED = Way("packed", attention="flex")
+
+
+def model_of(name):
+    options = {**SIZES, **LAYERS[name], "initializer_range": 0.15, "attn_implementation": "sdpa"}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=VOCABULARY, **options)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def groups_of(lengths, seed=0):
+    """A prompt for each length, with four completions of which two share their beginning."""
+    random = np.random.default_rng(seed)
+
+    def draw(count):
+        return tuple(int(token) for token in random.integers(0, VOCABULARY, count))
+
+    groups = []
+    for length in lengths:
+        prompt, half = draw(length), draw(length // 2)
+        replies = [draw(length), (*half, *draw(length // 3)), (*half, *draw(5)), draw(3)]
+        groups.append([Rendered((*prompt, *reply), length) for reply in replies])
+    return groups
+
+
+def rows_of(groups):
+    return BATCHES["rows"].build(groups, 0)
+
+
+def packed(groups):
+    return BATCHES["packed"].build(groups, 0)
+
+
+def config_of(kind):
+    size = {ATTENTION_TYPES[kind].size: WINDOW} if ATTENTION_TYPES[kind].size else {}
+    name = "Llama4Text" if kind == "chunked_attention" else "Gemma3Text"
+    return getattr(transformers, f"{name}Config")(num_hidden_layers=1, layer_types=[kind], **size)
+
+
+def blocks_of(seen):
+    """(blocks, blocks): how many of each block's pairs of tokens are seen, from a mask (length, length)."""
+    blocks = len(seen) // BLOCK
+    return seen.view(blocks, BLOCK, blocks, BLOCK).sum(dim=(1, 3))
+
+
+def listed(number, indices):
+    """The lists of blocks as a table (blocks, blocks) of booleans."""
+    found = torch.zeros(indices.shape[-2:], dtype=torch.bool)
+    for row in range(len(found)):
+        found[row, indices[0, 0, row, : number[0, 0, row]].long()] = True
+    return found
+
+
+@pytest.mark.parametrize("kind", ATTENTION_TYPES)
+@pytest.mark.parametrize("lengths", [[7], [300], [40, 90, 11, 200, 130], [3] * 60])
+def test_blocks_hold_what_the_mask_shows_and_nothing_seen_is_left_out(kind, lengths):
+    config = config_of(kind)
+    batch = packed(groups_of(lengths))
+    length = batch.ends.shape[1]
+    mask = flex_inputs(config, batch)["attention_mask"]
+    total = mask.shape[-1]
+    seen = create_mask(mask.mask_mod, 1, 1, total, total, device="cpu")[0, 0]
+    assert torch.equal(seen[:length, :length], tree_masks(batch, config)[0, 0])
+    assert torch.equal(seen[length:], torch.eye(total, dtype=torch.bool)[length:])  # padding sees itself alone
+
+    counts = blocks_of(seen)
+    full, partial = listed(mask.full_kv_num_blocks, mask.full_kv_indices), listed(mask.kv_num_blocks, mask.kv_indices)
+    assert not (full & partial).any()
+    assert (counts[full] == BLOCK * BLOCK).all()
+    assert (counts[~full & ~partial] == 0).all()
+    if kind == "full_attention":  # then the lists are torch's own, which come from the whole mask
+        known = create_block_mask(mask.mask_mod, 1, 1, total, total, device="cpu")
+        assert torch.equal(full, listed(known.full_kv_num_blocks, known.full_kv_indices))
+        assert torch.equal(partial, listed(known.kv_num_blocks, known.kv_indices))
+    # The lists for the backward pass are the same ones by columns.
+    assert torch.equal(full.T, listed(mask.full_q_num_blocks, mask.full_q_indices))
+    assert torch.equal(partial.T, listed(mask.q_num_blocks, mask.q_indices))
+
+
+def test_a_window_leaves_blocks_out():
+    batch = packed(groups_of([700]))
+    whole, windowed = (flex_inputs(config_of(kind), batch)["attention_mask"] for kind in ("full_attention", "sliding_attention"))
+
+    def looked_at(mask):
+        return int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+
+    # 16 blocks. A window of 40 reaches into the block before, or from a branch's beginning back into the stem: with the
+    # block itself that makes 2 to 4 for each; without a window it is 1 to 16.
+    assert looked_at(windowed) <= 4 * 16
+    assert looked_at(whole) > 6 * 16
+
+
+def test_rows_are_padded_to_whole_blocks_and_tokens_keep_their_places():
+    for lengths, total in (([7], 2 * BLOCK), ([70], 2 * BLOCK), ([150], 4 * BLOCK)):
+        batch = packed(groups_of(lengths))
+        length = batch.ends.shape[1]
+        inputs = flex_inputs(config_of("full_attention"), batch)
+        assert inputs["input_ids"].shape == inputs["position_ids"].shape == (1, total)
+        assert torch.equal(inputs["input_ids"][:, :length], batch.input_ids)
+        assert torch.equal(inputs["position_ids"][:, :length], batch.positions)
+
+
+def test_attentions_and_ways_fit_together():
+    assert {attention.layout for attention in ATTENTIONS.values()} <= BATCHES.keys()
+    assert [Way(layout).attention for layout in ("packed", "tree", "rows")] == ["segments", "mask", ""]
+    groups = groups_of([4, 5])
+    with pytest.raises(ValueError, match="attention by flex needs flex_attention, not sdpa"):
+        inputs_of(model_of("Llama"), packed(groups), FLEXED)
+    with pytest.raises(ValueError, match="one packed row, not 2 rows"):
+        flex_inputs(config_of("full_attention"), BATCHES["tree"].build(groups, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(name):
+    model = model_of(name).eval()
+    torch.compiler.reset()
+    counters.clear()
+    graphs, errors = [], []
+    for lengths in ([50], [60, 90], [130, 20, 70], [3], [200], [33] * 9):
+        groups = groups_of(lengths)
+        with torch.no_grad():
+            model.set_attn_implementation("sdpa")
+            expected = completion_values(model, "policy", rows_of(groups), Way(head="linear"))
+            model.set_attn_implementation(FLEX)
+            model.train(len(lengths) == 3)  # transformers compiles anew for training: must cost nothing
+            found = completion_values(model, "policy", packed(groups), Way("packed", "linear", attention="flex"))
+        errors.append(float((found - expected).abs().max()))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert max(errors) <= 1e-4
+    types = 1 + (name == "Gemma3Text")
+    assert graphs == [types] + [2 * types] * 5  # the first length as it is, the second for all others
+    if name == "Gemma3Text":
+        model.config.sliding_window = 10**6  # read by the mask alone
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            wrong = completion_values(model, "policy", packed(groups), Way("packed", "linear", attention="flex"))
+        assert (wrong - expected).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_through_the_operators_formula_are_those_of_rows(name, monkeypatch):
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # it refuses gradients on CPU, the formula has them
+    groups = groups_of([50, 9])
+    gradients = []
+    for attention, batch, way in (("sdpa", rows_of(groups), Way()), (FLEX, packed(groups), FLEXED)):
+        model = model_of(name)
+        model.set_attn_implementation(attention)
+        with torch.compiler.set_stance("force_eager"):
+            values = completion_values(model, "policy", batch, way)
+        (values * torch.linspace(-1, 1, len(values))).sum().backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() <= 1e-5
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of the operations that torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_pass_over_a_tree_never_waits_for_the_device():
+    groups, model = groups_of([30, 9]), model_of("Gemma3Text")
+    with Operations() as run:
+        flex_inputs(model.config, packed(groups))
+        values = completion_values(model, "policy", BATCHES["tree"].build(groups, 0), Way("tree", "linear"))
+        values.sum().backward()
+    assert "aten.segment_reduce.default" in run.names
+    assert not {name for name in run.names if any(part in name for part in ("local_scalar", "nonzero", "masked_select", "unique"))}
+    with Operations() as read:
+        bool(values.detach().sum() > 0)
+    assert any("local_scalar" in name for name in read.names)
+
+
+def test_a_cpu_never_takes_it():
+    model = model_of("Llama")
+    for before in ("sdpa", FLEX):
+        model.set_attn_implementation(before)
+        way = choose_way(model, "policy", 60, "tree", tokens=256, bf16=True)
+        assert (way.layout, way.attention, way.reason) == ("packed", "segments", "")
+
+
+def test_passes_are_timed_and_leave_no_trace():
+    model = model_of("Llama").eval()
+    for value in model.parameters():
+        value.grad = torch.full_like(value, 0.5)
+    state = torch.random.get_rng_state()
+    assert 0 < pass_seconds(model, Way("tree"), 30, 200) < 60
+    model.set_attn_implementation(FLEX)
+    assert pass_seconds(model, FLEXED, 30, 200) == float("inf")  # no backward pass on a CPU
+    assert not model.training
+    assert all((value.grad == 0.5).all() for value in model.parameters())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_typical_groups_have_the_size_asked_for():
+    groups = typical_groups(VOCABULARY, 60, 500)
+    assert len(groups) == 5  # 10 tokens of prompt and 80 of completions each
+    assert {len(item.ids) for group in groups for item in group} == {20, 30, 40}
+    assert 400 <= packed(groups).ends.shape[1] <= 500
+    assert len(typical_groups(VOCABULARY, 4, 1)) == 1
+
+
+def test_a_mask_of_its_own_for_each_type():
+    batch = packed(groups_of([60]))
+    config = model_of("Gemma3Text").config
+    masks = flex_inputs(config, batch)["attention_mask"]
+    assert list(masks) == ["sliding_attention", "full_attention"]
+    ends = torch.cat([batch.ends[0], torch.arange(batch.ends.shape[1], 2 * BLOCK) + 1])
+    alone = block_mask(
+        ends, torch.nn.functional.pad(batch.positions[0], (0, len(ends) - batch.ends.shape[1])), "full_attention", config
+    )
+    assert torch.equal(alone.kv_indices, masks["full_attention"].kv_indices)

@@ -1,0 +1,188 @@
+"""Log-probabilities from hidden states: exact against float64, in chunks, and never with the logits of a whole batch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from mmpo.train.batches.layouts import BATCHES
+from mmpo.train.model import logprobs as head_module
+from mmpo.train.model.forward import Way, completion_values
+from mmpo.train.model.logprobs import HEADS, linear_logprobs, model_logprobs
+from mmpo.train.model.probe import probe_group
+
+VOCABULARY, SIZE, COUNT = 61, 16, 23
+COMMON = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0, "hidden_size": SIZE}
+
+
+class Bare(nn.Module):
+    """A model as far as the linear head looks at it."""
+
+    def __init__(self, bias=True, dtype=torch.float32):
+        super().__init__()
+        self.lm_head = nn.Linear(SIZE, VOCABULARY, bias=bias, dtype=dtype)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+
+def drawn(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = (2 * torch.randn(COUNT, SIZE, generator=generator)).to(dtype).requires_grad_()
+    tokens = torch.randint(0, VOCABULARY, (COUNT,), generator=generator)
+    return hidden, tokens, torch.randn(COUNT, generator=generator)
+
+
+def exact(hidden, weight, bias, tokens, pull, logits=lambda x: x):
+    """Values in float64, and gradients of Σ pull · value, by name."""
+    parts = {"hidden": hidden, "weight": weight, "bias": bias}
+    parts = {name: value.detach().double().requires_grad_() for name, value in parts.items() if value is not None}
+    scores = logits(nn.functional.linear(parts["hidden"], parts["weight"], parts.get("bias")))
+    values = scores.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+    (values * pull).sum().backward()
+    return values.detach(), {name: value.grad for name, value in parts.items()}
+
+
+def close(found, expected, tolerance):
+    return float((found.double() - expected).norm() / expected.norm()) <= tolerance
+
+
+@pytest.fixture(params=[1, 5, COUNT - 1, COUNT, 10 * COUNT], ids=lambda count: f"chunks of {count}")
+def chunk(request, monkeypatch):
+    """So many tokens a chunk: one, a part left over, a single one left over, exactly all, more than all."""
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": request.param * 4 * VOCABULARY})
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_head_is_exact_with_all_gradients(bias, chunk):
+    model, (hidden, tokens, pull) = Bare(bias), drawn()
+    layer = model.lm_head
+    values, gradients = exact(hidden, layer.weight, layer.bias, tokens, pull)
+    found = linear_logprobs(model, hidden, tokens)
+    (found * pull).sum().backward()
+    assert found.dtype == torch.float32
+    assert close(found.detach(), values, 1e-6)
+    for name, value in {"hidden": hidden, "weight": layer.weight, "bias": layer.bias}.items():
+        assert value is None or close(value.grad, gradients[name], 1e-6), name
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and bias"])
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen, chunk):
+    model, (hidden, tokens, pull) = Bare(), drawn()
+    parts = {"hidden": hidden, "weight": model.lm_head.weight, "bias": model.lm_head.bias}
+    _, gradients = exact(*parts.values(), tokens, pull)
+    for name in frozen.split(" and "):
+        parts[name].requires_grad_(False)
+    (linear_logprobs(model, hidden, tokens) * pull).sum().backward()
+    for name, value in parts.items():
+        assert value.grad is None if name in frozen.split(" and ") else close(value.grad, gradients[name], 1e-6), name
+
+
+def llama(**options):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.5, **COMMON, **options))
+
+
+SCALED = {
+    "Cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.25}, lambda x: 0.25 * x),
+    "Gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 3.0, "head_dim": 8}, lambda x: 3 * (x / 3).tanh()),
+}
+
+
+@pytest.mark.parametrize("name", ["Llama", *SCALED])
+def test_the_models_own_head_is_exact_with_all_gradients_and_what_it_does_to_logits(name, chunk):
+    if name == "Llama":
+        model, logits = llama(tie_word_embeddings=True), lambda x: x
+    else:
+        model_class, config, options, logits = SCALED[name]
+        model = model_class(config(vocab_size=VOCABULARY, initializer_range=0.5, **COMMON, **options))
+    hidden, tokens, pull = drawn()
+    weight = model.get_output_embeddings().weight
+    values, gradients = exact(hidden, weight, None, tokens, pull, logits)
+    body = model.model
+    found = model_logprobs(model, hidden, tokens)
+    (found * pull).sum().backward()
+    assert model.model is body  # also after the backward pass, which computes each chunk again
+    assert close(found.detach(), values, 1e-6)
+    assert close(hidden.grad, gradients["hidden"], 1e-6)
+    assert close(weight.grad, gradients["weight"], 1e-6)
+    if name != "Llama":  # a plain linear layer would be wrong, visibly
+        assert not close(linear_logprobs(model, hidden, tokens).detach(), values, 0.05)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_tied_weights_gather_both_gradients(name):
+    """Of a step through the whole model: the embedding's own and the output layer's add up in one tensor."""
+    model, (ids, tokens) = llama(tie_word_embeddings=True), torch.randint(1, VOCABULARY, (2, 1, 9))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    plain = model(ids).logits[0].log_softmax(dim=-1).gather(1, tokens[0, :, None]).sum()
+    (expected,) = torch.autograd.grad(plain, model.lm_head.weight)
+    found = HEADS[name](model, model.model(ids).last_hidden_state[0], tokens[0]).sum()
+    (gradient,) = torch.autograd.grad(found, model.lm_head.weight)
+    assert found.item() == pytest.approx(plain.item(), abs=1e-4)
+    assert close(gradient, expected.double(), 1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_in_bfloat16_only_the_logits_are_rounded(name, chunk):
+    """Softmax and sums are float32: 1 in 256 of a logit of about 10, not of a log-probability in bfloat16 throughout."""
+    model, (hidden, tokens, pull) = llama(tie_word_embeddings=False), drawn()
+    weight = model.lm_head.weight
+    rounded = hidden.detach().bfloat16(), weight.detach().bfloat16()
+    logits = nn.functional.linear(*rounded).double()
+    values = logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+    _, gradients = exact(hidden, weight, None, tokens, pull)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = HEADS[name](model, hidden, tokens)
+    assert found.dtype == torch.float32
+    assert (found.double() - values).abs().max() <= 1e-4
+    (found * pull).sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+    assert close(hidden.grad, gradients["hidden"], 0.02)
+    assert close(weight.grad, gradients["weight"], 0.02)
+
+
+def test_weights_in_bfloat16_get_gradients_in_bfloat16():
+    model, (hidden, tokens, pull) = Bare(dtype=torch.bfloat16), drawn(torch.bfloat16)
+    values, gradients = exact(hidden, model.lm_head.weight, model.lm_head.bias, tokens, pull)
+    found = linear_logprobs(model, hidden, tokens)
+    (found * pull).sum().backward()
+    assert (found.dtype, model.lm_head.weight.grad.dtype) == (torch.float32, torch.bfloat16)
+    assert close(found.detach(), values, 0.02)
+    assert close(model.lm_head.weight.grad, gradients["weight"], 0.02)
+    assert close(model.lm_head.bias.grad, gradients["bias"], 0.02)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("layout", ["rows", "tree"])
+@pytest.mark.parametrize("name", [*HEADS, "whole"])
+def test_logits_of_a_whole_batch_never_exist(name, layout, monkeypatch):
+    """Neither forward nor backward; only the head "whole" makes them, so that the measurement is known to see them."""
+    vocabulary, length = 4001, 96
+    config = LlamaConfig(vocab_size=vocabulary, **COMMON)
+    model = LlamaForCausalLM(config)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 10 * 4 * vocabulary})
+    batch = BATCHES[layout].build([probe_group(vocabulary, length)], 0)
+    assert len(batch.tokens) >= 90
+    with Largest() as largest:
+        completion_values(model, "policy", batch, Way(layout, name)).sum().backward()
+    if name == "whole":
+        assert largest.elements >= batch.input_ids.numel() * vocabulary
+    else:  # the weights and their gradients, or a chunk
+        assert largest.elements <= max(vocabulary * SIZE, 10 * vocabulary, batch.input_ids.shape[1] ** 2 * 2)

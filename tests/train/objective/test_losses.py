@@ -1,0 +1,214 @@
+"""Every objective against numbers derived by hand, its gradient from the literature, and the identities between them."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.margins import target_probability
+from mmpo.train.objective.losses import LOSSES
+from mmpo.train.objective.targets import TARGETS
+from mmpo.train.objective.terms import LOSS_NAMES
+from mmpo.train.options import TARGET_NAMES
+
+torch.set_num_threads(1)
+LN2 = math.log(2)
+Z, M = (torch.tensor(column, dtype=torch.float64) for column in zip(*product((-3.0, -0.4, 0.0, 1.7, 6.0), (0.5, 1.0, 4.0))))
+GAMMA = 0.7
+P = torch.sigmoid(GAMMA * M)
+
+
+def loss(name: str, z: Tensor = Z, p: Tensor = P, m: Tensor = M, **options: object) -> Tensor:
+    return LOSSES[name].per_pair(z, p, m, **{"gamma": GAMMA, **options})
+
+
+def one(name: str, z: float, p: float, m: float, **options: object) -> float:
+    tensors = (torch.tensor([value], dtype=torch.float64) for value in (z, p, m))
+    return float(LOSSES[name].per_pair(*tensors, **options))
+
+
+def entropy(p: Tensor) -> Tensor:
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+def test_the_names_that_options_repeat_without_torch() -> None:
+    assert tuple(LOSSES) == LOSS_NAMES and tuple(TARGETS) == TARGET_NAMES
+    assert all(name == entry.name and entry.summary and entry.source for name, entry in LOSSES.items())
+
+
+def test_numbers_derived_by_hand() -> None:
+    """At z = log 3 the model says σ(z) = 3/4: −log σ(z) = log 4/3 and −log σ(−z) = log 4; at m = log 3, γ = 1 so does the target.
+
+    odpo with f = log at m = 3 subtracts log 3 from z: softplus(0) = log 2.
+    """
+    z, right, wrong = math.log(3), math.log(4 / 3), math.log(4)
+    expected = {
+        "mmpo": 0.6 * right + 0.4 * wrong,
+        "dpo": right,
+        "cdpo": 0.9 * right + 0.1 * wrong,
+        "robust": (0.9 * right - 0.1 * wrong) / 0.8,
+        "ipo": (z / 0.1 - 5) ** 2,
+        "rpo-bwd": 0.6 * math.log(0.6 / 0.75) + 0.4 * math.log(0.4 / 0.25),
+        "rpo-fwd": 0.0,
+        "rpo-sq": 0.0,
+        "margin": LN2,
+        "scaled-bt": z * right,
+        "gdpo": math.log1p(3**-0.2),
+    }
+    for name, value in expected.items():
+        assert one(name, z, 0.6, z) == pytest.approx(value, abs=1e-12), name
+    assert one("odpo", z, 0.6, 3.0) == pytest.approx(LN2)
+    assert one("rpo-fwd", 0.0, 0.6, z) == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
+    assert one("rpo-sq", 0.0, 0.6, 2.0, eta=3.0, gamma=9.0) == pytest.approx(36.0)
+
+
+SIGMA = torch.sigmoid(Z)
+GRADIENTS = {
+    "mmpo": SIGMA - P,
+    "dpo": SIGMA - 1,
+    "cdpo": SIGMA - 0.9,
+    "robust": SIGMA - (1 + 0.1 / 0.8),
+    "ipo": 2 * (Z / 0.1 - 5) / 0.1,
+    "rpo-bwd": SIGMA - P,
+    "rpo-fwd": SIGMA * (1 - SIGMA) * (Z - GAMMA * M),
+    "rpo-sq": 2 * (Z - GAMMA * M),
+    "odpo": -torch.sigmoid(-(Z - M.log())),
+    "margin": -torch.sigmoid(-(Z - M)),
+    "scaled-bt": -M * torch.sigmoid(-Z),
+    "gdpo": -(2 * P - 1) * torch.sigmoid(-(2 * P - 1) * Z),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_the_published_one(name: str) -> None:
+    z = Z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(name, z).sum(), z)
+    torch.testing.assert_close(gradient, GRADIENTS[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_and_gradient_are_finite_at_huge_logits(name: str, dtype: torch.dtype) -> None:
+    z = torch.tensor([-1e4, 1e4, -1e4, 1e4], dtype=dtype, requires_grad=True)
+    margin = torch.tensor([1.0, 1.0, 9.0, 9.0], dtype=dtype)
+    for p in (torch.ones_like(margin), torch.full_like(margin, 0.5), torch.sigmoid(margin)):
+        values = LOSSES[name].per_pair(z, p, margin, gamma=1.0)
+        (gradient,) = torch.autograd.grad(values.sum(), z)
+        assert values.shape == (4,) and values.dtype == dtype
+        assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_equals_batches_of_one(name: str) -> None:
+    """The reference code's reward loss broadcast (B, 1) against (B,): every pair trained on the batch's mean target."""
+    alone = torch.cat([loss(name, Z[i : i + 1], P[i : i + 1], M[i : i + 1]) for i in range(len(Z))])
+    torch.testing.assert_close(loss(name), alone, rtol=0, atol=0)
+    torch.testing.assert_close(loss(name).mean(), alone.mean())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
+    for z, p, m in ((Z[:, None], P, M), (Z, P[:, None], M), (Z, P, M[:1]), (Z[0], P[0], M[0]), (Z[:, None],) * 3):
+        with pytest.raises(ValueError, match=r"\(pairs,\)"):
+            LOSSES[name].per_pair(z, p, m)
+
+
+def test_mmpo_is_binary_cross_entropy_and_rpo_bwd_plus_entropy() -> None:
+    bce = binary_cross_entropy_with_logits(Z, P, reduction="none")
+    torch.testing.assert_close(loss("mmpo"), bce)
+    torch.testing.assert_close(loss("mmpo"), softplus(Z) - P * Z)
+    torch.testing.assert_close(loss("mmpo"), loss("rpo-bwd") + entropy(P))
+
+
+def test_limits_of_mmpo() -> None:
+    """γ → ∞ on untied pairs is dpo; γ = 0 is p = ½ and not γ = ∞ (the reference code's `if bt_beta:`); p = 1 − ε is cdpo."""
+    certain = torch.from_numpy(target_probability(M.numpy(), math.inf))
+    torch.testing.assert_close(loss("mmpo", p=certain, gamma=math.inf), loss("dpo", gamma=math.inf))
+    torch.testing.assert_close(loss("rpo-bwd", p=certain, gamma=math.inf), loss("dpo"))
+    half = torch.from_numpy(target_probability(M.numpy(), 0.0))
+    assert (half == 0.5).all()
+    torch.testing.assert_close(loss("mmpo", p=half, gamma=0.0), (softplus(Z) + softplus(-Z)) / 2)
+    assert not torch.allclose(loss("mmpo", p=half, gamma=0.0), loss("dpo"))
+    torch.testing.assert_close(loss("mmpo", p=torch.full_like(Z, 0.8)), loss("cdpo", epsilon=0.2))
+    torch.testing.assert_close(loss("cdpo", epsilon=0.0), loss("robust", epsilon=0))
+
+
+@pytest.mark.parametrize("name", ["mmpo", "rpo-bwd", "rpo-fwd", "rpo-sq"])
+def test_minimum_is_at_gamma_times_margin(name: str) -> None:
+    z = (GAMMA * M).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(name, z).sum(), z)
+    torch.testing.assert_close(gradient, torch.zeros_like(M), atol=1e-12, rtol=0)
+    for step in (-0.01, 0.01):
+        assert (loss(name, z + step) > loss(name, z)).all()
+
+
+@pytest.mark.parametrize("name", ["mmpo", "rpo-bwd", "gdpo", "rpo-fwd", "rpo-sq"])
+def test_swapping_the_pair_changes_nothing(name: str) -> None:
+    """Whether the target is p, or as in the last two γ times the margin."""
+    torch.testing.assert_close(loss(name, -Z, 1 - P, -M), loss(name))
+
+
+def test_odpo_with_identity_is_margin_and_without_offset_dpo() -> None:
+    torch.testing.assert_close(loss("odpo", transform="identity"), loss("margin"))
+    torch.testing.assert_close(loss("odpo", alpha=0), loss("dpo"))
+    torch.testing.assert_close(loss("odpo", m=torch.ones_like(M)), loss("dpo"))
+    assert one("odpo", 1.0, 0.5, 0.0, alpha=0) == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_gdpo_at_its_ends() -> None:
+    torch.testing.assert_close(loss("gdpo", p=torch.ones_like(P)), loss("dpo"))
+    z = Z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss("gdpo", z, torch.full_like(P, 0.5)).sum(), z)
+    assert (gradient == 0).all()
+
+
+def test_who_starts_at_log_2() -> None:
+    """With policy = reference z is 0: mmpo, dpo, cdpo start at ln 2 (as do robust and gdpo); the others do not."""
+    zero = torch.zeros_like(Z)
+    at_start = {name: loss(name, zero) for name in LOSSES}
+    same = {name for name, values in at_start.items() if torch.allclose(values, torch.full_like(Z, LN2))}
+    assert same == {"mmpo", "dpo", "cdpo", "robust", "gdpo"}
+
+
+def test_which_need_a_winner_and_which_average() -> None:
+    assert {n for n, e in LOSSES.items() if e.needs_winner} == {"dpo", "cdpo", "robust", "ipo", "odpo", "margin"}
+    assert {n for n, e in LOSSES.items() if e.average_logprobs} == {"ipo"}
+
+
+def test_ipo_reads_beta_back_out_of_z() -> None:
+    """z = β·h̄, so that h̄ = 1/(2β), that is z = ½, is the minimum whatever β is."""
+    for beta in (0.01, 0.1, 2.0):
+        assert one("ipo", 0.5, 1.0, 1.0, beta=beta) == pytest.approx(0.0, abs=1e-12)
+        assert one("ipo", 0.0, 1.0, 1.0, beta=beta) == pytest.approx(1 / (2 * beta) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("cdpo", {"epsilon": 0.5}, r"epsilon must be a number in \[0, 0.5\), not 0.5"),
+        ("robust", {"epsilon": -0.1}, "epsilon"),
+        ("robust", {"epsilon": math.nan}, "epsilon"),
+        ("ipo", {"beta": 0.0}, "beta must be a number above 0"),
+        ("odpo", {"transform": "sqrt"}, "'log' or 'identity'"),
+        ("odpo", {"alpha": "1"}, "alpha"),
+        ("rpo-sq", {"eta": -1.0}, "eta"),
+        ("mmpo", {"gamma": -1.0}, "gamma must be a number of at least 0"),
+        ("mmpo", {"gamma": math.nan}, "gamma"),
+        ("rpo-sq", {"gamma": math.inf}, "finite gamma"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        loss(name, **options)
+    assert isinstance(caught.value, UserError)
+
+
+def test_unknown_options_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="did you mean 'epsilon'"):
+        loss("cdpo", epsilo=0.1)
+    with pytest.raises(UserError, match="it takes: none"):
+        loss("mmpo", epsilon=0.1)

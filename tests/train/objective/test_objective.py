@@ -1,0 +1,249 @@
+"""Weighted terms: values and gradients by hand, ties in and out of each term, weights by prompt and source, and steps in parts."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches.steps import group_prompts
+from mmpo.train.data.prompts import check_sources, prepare, usable_pairs
+from mmpo.train.data.render import Renderer
+from mmpo.train.model.tiny import tiny_model
+from mmpo.train.objective.losses import LOSSES
+from mmpo.train.objective.objective import Logits, Objective, pair_totals
+from mmpo.train.objective.terms import LOSS_NAMES, TERM_NAMES
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.arguments import training_arguments
+from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training.reward import RewardTrainer
+from mmpo.train.training.run import train_policy, train_reward
+
+LOG3 = math.log(3)
+MARGIN = torch.tensor([2.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+P = torch.tensor([0.6, 0.5, 0.6, 0.5], dtype=torch.float64)
+WEIGHT = torch.tensor([1.0, 0.25, 0.5, 2.0], dtype=torch.float64)
+
+
+def logits(seed=0, pairs=4):
+    z, z_mean, nll = torch.randn(3, pairs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).unbind()
+    return Logits(*(value.clone().requires_grad_() for value in (z, z_mean, nll)))
+
+
+def total(objective, at, p=P, margin=MARGIN, weight=WEIGHT, totals=None):
+    return objective.total(objective.per_pair(at, p, margin), weight, margin, totals)
+
+
+def test_two_terms_by_hand():
+    """z = log 3 is σ(z) = 3/4: mmpo at p = .6 is .6·log 4/3 + .4·log 4, at p = ½ (a tie) half of both; dpo is log 4/3.
+
+    Weights 1 and 3, the second pair a tie: mmpo's mean is over both, dpo's over the first alone, whatever the tie weighs.
+    """
+    right, wrong = math.log(4 / 3), math.log(4)
+    objective = Objective.parse("mmpo=2,dpo=0.5", gamma=0.2)
+    at = Logits(torch.full((2,), LOG3, dtype=torch.float64))
+    given = {"p": P[:2], "margin": MARGIN[:2], "weight": torch.tensor([1.0, 3.0], dtype=torch.float64)}
+    mmpo = (1 * (0.6 * right + 0.4 * wrong) + 3 * (0.5 * right + 0.5 * wrong)) / 4
+    assert float(total(objective, at, **given)) == pytest.approx(2 * mmpo + 0.5 * right, abs=1e-12)
+    values = {name: value.numpy() for name, value in objective.per_pair(at, P[:2], MARGIN[:2]).items()}
+    assert objective.means(values, given["weight"], MARGIN[:2]) == pytest.approx(
+        {"loss": 2 * mmpo + 0.5 * right, "loss/mmpo": mmpo, "loss/dpo": right}
+    )
+
+
+def test_sft_and_ipo_read_their_own_values_by_hand():
+    """ipo: (z̄/β − 1/(2β))² at z̄ = 1, β = ½ is 1; sft is the mean of 3 and 5 weighted 1 : ½, 11/3; ties weigh nothing."""
+    objective = Objective.parse("ipo=0.1,sft=3", beta=0.5)
+    at = Logits(torch.full((4,), 7.0).double(), torch.ones(4).double(), torch.tensor([3.0, 1e6, 5.0, 1e6]).double())
+    assert float(total(objective, at)) == pytest.approx(0.1 * 1 + 3 * 11 / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_a_single_term_is_the_loss_itself(name):
+    at, decided = logits(), MARGIN > 0
+    objective = Objective.parse(name, gamma=0.7, beta=0.1)
+    z = at.z_mean if name == "ipo" else at.z
+    used = decided if LOSSES[name].needs_winner else torch.ones_like(decided)
+    expected = LOSSES[name].per_pair(z[used], P[used], MARGIN[used], gamma=0.7)
+    torch.testing.assert_close(total(objective, at), (WEIGHT[used] * expected).sum() / WEIGHT[used].sum())
+    assert str(objective) == name
+
+
+def gradient(objective, **given):
+    at = logits()
+    found = torch.autograd.grad(total(objective, at, **given), (at.z, at.z_mean, at.nll), allow_unused=True)
+    return torch.stack([torch.zeros(4).double() if part is None else part for part in found])
+
+
+def test_the_gradient_of_the_sum_is_the_sum_of_the_weighted_gradients():
+    weights = {name: 0.1 * place + 0.3 for place, name in enumerate(TERM_NAMES)}
+    alone = sum(weight * gradient(Objective.parse(name, gamma=0.7, beta=0.1)) for name, weight in weights.items())
+    torch.testing.assert_close(gradient(Objective.parse(weights, gamma=0.7, beta=0.1)), alone)
+    assert (alone != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", [name for name in TERM_NAMES if name == "sft" or LOSSES[name].needs_winner])
+def test_a_tie_has_neither_value_nor_gradient_where_a_winner_is_needed(name):
+    """odpo's log 0 among them."""
+    objective = Objective.parse(f"mmpo=1,{name}=1", beta=0.1)
+    at = logits()
+    values = objective.per_pair(at, P, MARGIN)[name]
+    found = [g for g in torch.autograd.grad(values.sum(), (at.z, at.z_mean, at.nll), allow_unused=True) if g is not None]
+    assert (values[MARGIN == 0] == 0).all() and (values[MARGIN > 0] != 0).all()
+    assert len(found) == 1 and (found[0][MARGIN == 0] == 0).all() and (found[0][MARGIN > 0] != 0).all()
+
+
+@pytest.mark.parametrize("loss", ["mmpo=1,odpo=1,sft=1", "dpo", "sft"])
+def test_a_step_of_ties_only_leaves_the_term_at_nothing(loss):
+    objective = Objective.parse(loss, beta=0.1)
+    ties = {"p": torch.full_like(P, 0.5), "margin": torch.zeros_like(MARGIN)}
+    found = gradient(objective, **ties)
+    assert torch.isfinite(found).all() and (found[1:] == 0).all()
+    expected = total(Objective.parse("mmpo"), logits(), **ties).item() if "mmpo" in loss else 0.0
+    assert total(objective, logits(), **ties).item() == pytest.approx(expected)
+
+
+def test_the_shares_of_any_partition_add_up_to_the_whole():
+    objective = Objective.parse("mmpo=1,odpo=0.3,sft=0.5", beta=0.1)
+    totals = pair_totals(WEIGHT, MARGIN)
+    assert totals == (3.75, 1.5)
+    at, parts = logits(), []
+    for part in ([1], [0, 3], [2]):  # the first part holds nothing but a tie
+        own = Logits(*(value[part] for value in (at.z, at.z_mean, at.nll)))
+        parts.append(total(objective, own, P[part], MARGIN[part], WEIGHT[part], totals))
+    torch.testing.assert_close(sum(parts), total(objective, at))
+
+
+def test_swapping_the_pairs_changes_nothing_for_soft_targets():
+    objective = Objective.parse("mmpo=1,rpo-fwd=0.2,rpo-sq=0.1", gamma=0.7)
+    at = logits()
+    torch.testing.assert_close(total(objective, Logits(-at.z), 1 - P, -MARGIN), total(objective, at))
+
+
+def test_options_nested_dotted_or_flat_are_the_same():
+    ways = ({"cdpo": {"epsilon": 0.2}}, {"cdpo.epsilon": "0.2"}, {"epsilon": 0.2})
+    assert all(Objective.parse("mmpo=1,cdpo=1", given).terms[1].options == {"epsilon": 0.2} for given in ways)
+    (odpo,) = Objective.parse("odpo", {"alpha": "2", "transform": "identity"}).terms
+    assert odpo.options == {"alpha": 2.0, "transform": "identity"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "said"),
+    [
+        ("cdpo=1,robust=1", {"epsilon": 0.1}, "write cdpo.epsilon or robust.epsilon"),
+        ("mmpo=1,cdpo=1", {"robust": {"epsilon": 0.1}}, "unknown term in loss_options 'robust'"),
+        ("mmpo=1,cdpo=1", {"epsilom": 0.1}, "did you mean 'cdpo.epsilon'"),
+        ("mmpo=1,cdpo=1", {"cdpo": {"epsilon": 0.1}, "epsilon": 0.2}, "epsilon of cdpo twice"),
+        ("mmpo=1,cdpo=1", {"cdpo": {"epsilon": 0.7}}, r"epsilon must be a number in \[0, 0.5\)"),
+        ("sft", {"alpha": 1}, "option of loss sft"),
+        ("ipo", {"beta": 0.2}, "set beta, not loss_options.beta"),
+        ("mmpo=1,mmop=1", {}, "did you mean 'mmpo'"),
+    ],
+)
+def test_what_cannot_work_is_refused(loss, options, said):
+    with pytest.raises(UserError, match=said):
+        Objective.parse(loss, options, beta=0.1)
+
+
+@pytest.mark.parametrize("loss", ["ipo", "sft", "mmpo=1,sft=0.1"])
+def test_a_reward_model_has_no_terms_on_log_probabilities(loss):
+    with pytest.raises(UserError, match="policies only"):
+        Objective.parse(loss)
+
+
+def trainer_of(pairs, tokenizer, path, kind="policy", **options):
+    args = training_arguments(TrainOptions(kind, out=str(path), max_steps=2, learning_rate=1e-2))
+    args.logging_steps = 1
+    trainers = {"policy": PolicyTrainer, "reward": RewardTrainer}
+    model = tiny_model(kind, tokenizer, size=32, layers=1)
+    return trainers[kind](model, args, pairs, processing_class=tokenizer, gamma=0.8, **options)
+
+
+@pytest.mark.parametrize("weights", [{}, {"weight": "prompt", "source_weights": {"source-0": 3.0}}])
+@pytest.mark.parametrize("loss", ["mmpo=1,sft=0.5", "mmpo=1,odpo=0.5,ipo=0.01"])
+def test_four_micro_batches_give_the_step_of_one(loss, weights, pairs, tokenizer, tmp_path):
+    """Prompts with and without ties, of unlike weights: each term divides by its own weight in the whole step."""
+    assert 0 < sum(margin == 0 for margin in pairs["quality_margin"].to_pylist()) < pairs.num_rows
+    other = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
+    whole = trainer_of(pairs, tokenizer, tmp_path, loss=loss, ref_model=other, **weights)
+    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.way.batches))) == 4)
+    losses, gradients = [], []
+    for tokens in (10**6, quarter):
+        whole.tokens_per_batch = tokens
+        step = whole.make_step(whole.prompts)
+        assert len(step.batches) == (1 if tokens == 10**6 else 4)
+        assert 0 < step.decided_weight < step.total_weight
+        whole.model.zero_grad()
+        losses.append(float(whole.training_step(whole.model, step)))
+        gradients.append(torch.cat([value.grad.flatten() for value in whole.model.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], abs=2e-6)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-5
+
+
+def test_each_term_is_logged_by_itself(pairs, tokenizer, tmp_path):
+    trainer = trainer_of(pairs, tokenizer, tmp_path, loss="mmpo=1,sft=0.5", pairs_per_step=10**6)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(entry["loss/mmpo"] + 0.5 * entry["loss/sft"], abs=1e-4)
+    plain = trainer_of(pairs, tokenizer, tmp_path, kind="reward")
+    plain.train()
+    assert not any(name.startswith("loss/") for entry in plain.state.log_history for name in entry)
+
+
+def test_source_weights_multiply_and_zero_leaves_out(pairs, tokenizer):
+    sources = np.array(pairs["source"].to_pylist())
+    renderer = Renderer(tokenizer, 1024, 512)
+    for weight in ("pair", "prompt"):
+        prompts = prepare(pairs, np.full(len(pairs), 0.7), renderer, weight, {"source-0": 2.5}).prompts
+        for prompt in prompts:
+            factor = np.where(sources[prompt.rows] == "source-0", 2.5, 1.0)
+            assert (prompt.weight == factor / (1 if weight == "pair" else len(prompt.rows))).all()
+    kept, counts = usable_pairs(pairs, ties=False, source_weights={"source-0": 0.0, "source-1": 4})
+    assert set(kept["source"].to_pylist()) == {"source-1"} and min(kept["quality_margin"].to_pylist()) > 0
+    assert kept.num_rows + counts["dropped_source_weight"] + counts["dropped_ties"] == pairs.num_rows
+    assert counts["dropped_source_weight"] == (sources == "source-0").sum()
+
+
+def test_a_weight_of_two_counts_like_the_pairs_twice(pairs, tokenizer, tmp_path):
+    trainer = trainer_of(pairs, tokenizer, tmp_path, "reward", source_weights={"source-0": 2.0})
+    plain = trainer_of(pairs, tokenizer, tmp_path, "reward")
+    sources = np.array(pairs["source"].to_pylist())
+    values = plain.predict_pairs(plain.prompts)
+    twice = np.where(sources[values["rows"]] == "source-0", 2.0, 1.0)
+    expected = np.average(values["loss/mmpo"], weights=twice)
+    assert trainer.evaluate(trainer.prompts)["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - values["loss/mmpo"].mean()) > 1e-5
+
+
+def test_sources_that_are_not_there_are_named(pairs, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'source-1'") as refusal:
+        check_sources(pairs, {"source-9": 2.0})
+    assert "source-0, source-1" in str(refusal.value) and "'a + b'" in str(refusal.value)
+    with pytest.raises(UserError, match="unknown source"):
+        trainer_of(pairs, tokenizer, tmp_path, source_weights={"arena": 2.0})
+    with pytest.raises(UserError, match="at least 0, not -1"):
+        trainer_of(pairs, tokenizer, tmp_path, source_weights={"source-0": -1})
+
+
+def test_the_record_counts_what_each_term_leaves_out(pairs_of, folder_of, tmp_path):
+    folder = folder_of(tmp_path / "data", train=pairs_of(6, [7]), validation=pairs_of(2, [3], seed=4))  # two ties a prompt
+    shared = {"data": str(folder), "max_steps": 1, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
+    counts = {}
+    for name, loss, weights in (
+        ("both", "mmpo=1,sft=0.1", {}),
+        ("none", "dpo=1,sft=0.1", {}),
+        ("half", "mmpo=1,sft=0.1", {"source-1": 0.0}),
+    ):
+        train_policy(TrainOptions("policy", out=str(tmp_path / name), loss=loss, source_weights=weights, **shared))
+        record = json.loads((tmp_path / name / "mmpo.json").read_text())
+        counts[name] = record["counts"]
+        assert record["options"]["loss"] == loss
+    assert counts["both"] == {"pairs_in": 126, "pairs": 126, "prompts": 6, "ties_without_sft": 12}
+    assert counts["none"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
+    assert counts["half"] == {"pairs_in": 126, "dropped_source_weight": 63, "pairs": 63, "prompts": 3, "ties_without_sft": 6}
+    with pytest.raises(UserError, match="unknown source 'source-2'"):
+        train_reward(TrainOptions("reward", out=str(tmp_path / "no"), source_weights={"source-2": 1.0}, **shared))

@@ -1,0 +1,275 @@
+"""Runs that can't go on: memory that really runs out, models that really overflow; what is said, and what stays."""
+
+import json
+import resource
+
+import pytest
+import torch
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.failures import memory_error, not_finite, out_of_memory
+from mmpo.train.model.load import load_pretrained
+from mmpo.train.model.tiny import tiny_model
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.arguments import memory_advice, training_arguments
+from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training.run import train_policy, train_reward
+
+RUN = {"policy": train_policy, "reward": train_reward}
+
+
+def options(kind, data, out, **changes):
+    defaults = {"epochs": 2, "pairs_per_step": 10, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
+    return TrainOptions(kind, data=str(data), out=str(out), **{**defaults, **changes})
+
+
+LIMITED = """
+import resource
+from mmpo.cli.main import run
+import mmpo.train.training.run  # what loading the libraries takes is not limited
+import mmpo.train.training.checkpoints as guards
+import torch
+
+def limit(extra):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))
+
+if sys.argv[1] == "step":
+    plain = guards.Guards.guarded
+    def guarded(self, passes):
+        limit(40 * 2**20)
+        return plain(self, passes)
+    guards.Guards.guarded = guarded
+else:
+    limit(120 * 2**20)
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "anywhere"])
+def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, dataset, tmp_path):
+    """The limit is the process's address space: real allocations fail."""
+    sizes = [
+        "--tiny-size",
+        "512" if where == "step" else "2048",
+        "--tiny-layers",
+        "2",
+        "--tiny-vocab",
+        "400",
+        "--pairs-per-step",
+        "200",
+    ]
+    command = ["train", "reward", "--data", str(dataset), "--out", str(tmp_path / "out"), "--bf16", *sizes]
+    (done,) = processes(LIMITED, where, *command, world=1)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: the memory ran out ")
+    assert "set tokens_per_batch lower (--tokens-per-batch, now 4096)" in message
+    for part in ("--gradient-checkpointing", "--lora", "FSDP"):
+        assert part in message
+    assert "--bf16" not in message  # it is on
+    if where == "step":
+        assert "in step 1, in a pass of " in message
+        assert "tokens over the completions of " in message
+
+
+ONE_OF_TWO = """
+import torch.distributed
+import mmpo.train.training.run as module
+from mmpo.cli.main import run
+from mmpo.train.distributed import agreed, from_all, from_first
+
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+def broken(*_, **__):
+    raise ValueError("a broken file")
+
+if sys.argv[1] == "ranks":
+    def nested(inner):
+        if rank == 1:
+            raise ValueError("before the inner one")
+        inner()
+    for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
+        try:
+            agreed(lambda: nested(inner))
+        except Exception as error:
+            print(type(error).__name__, error)
+        print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
+    sys.exit(0)
+if rank == 1:
+    name, what = sys.argv[1].split("=")
+    setattr(module, name, globals()[what])
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_on_the_way_to_an_inner_exchange(processes):
+    first, second = processes(ONE_OF_TWO, "ranks", seconds=60)
+    met = "[0, 1] 0\n"
+    assert first.stdout == 3 * ("UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n" + met), (
+        first.stderr
+    )
+    assert second.stdout == 3 * ("ValueError before the inner one\n" + met), second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["load_reference", "PolicyTrainer", "_reference"])
+@pytest.mark.parametrize("what", ["full", "broken"])
+def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, dataset, tmp_path):
+    """Loading the reference, moving it and making the trainer, while the other process waits for reference values."""
+    sizes = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--max-steps", "2"]
+    command = ["train", "policy", "--data", str(dataset), "--out", str(tmp_path / "out"), *sizes]
+    if where == "load_reference":
+        (made,) = processes(
+            ONE_OF_TWO,
+            "rank=0",
+            "train",
+            "policy",
+            *command[2:5],
+            str(tmp_path / "model"),
+            *sizes,
+            world=1,
+            MMPO_CACHE=str(tmp_path),
+        )
+        assert made.returncode == 0, made.stderr
+        command += ["--reference", str(tmp_path / "model")]
+    done = processes(ONE_OF_TWO, f"{where}={what}", *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
+    said = [[line for line in one.stderr.splitlines() if line.startswith("error: ")] for one in done]
+    assert len(said[0]) == 1, done[0].stderr + done[1].stderr
+    assert done[0].returncode == 2
+    if what == "full":
+        assert said[1] == []
+        assert (
+            "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set " in said[0][0]
+        )
+        assert "--gradient-checkpointing" in said[0][0]
+    else:
+        assert said[0] == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_counts_as_out_of_memory():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**36, before[1]))
+    try:
+        with pytest.raises(RuntimeError) as error:
+            torch.empty(2**40, dtype=torch.uint8)  # a terabyte, refused by the CPU's allocator
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert out_of_memory(error.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("out of memory"))
+
+
+def test_advice_names_only_what_is_not_set_yet():
+    everything = memory_advice(100, checkpointing=True, bf16=True, lora=True)
+    assert [line.partition(" (")[0] for line in everything] == [
+        "set tokens_per_batch lower",
+        "split the model over several devices",
+    ]
+    nothing = memory_advice(100, checkpointing=False, bf16=False, lora=False)
+    assert len(nothing) == 5
+    started = memory_advice(100, checkpointing=False, bf16=False, lora=False, started=True)
+    assert [line.endswith("; then give another --out or --no-resume)") for line in started] == [False, False, True, True, False]
+    assert "now 100" in str(memory_error("here", nothing))
+
+
+def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(pairs, tokenizer, tmp_path):
+    """A completion is never cut, so that fewer tokens a batch do not help."""
+    model = tiny_model("policy", tokenizer, size=16, layers=1)
+    args = training_arguments(TrainOptions("policy", out=str(tmp_path), max_steps=1))
+    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0, tokens_per_batch=8)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.own_reference = False
+    model.get_input_embeddings().register_forward_hook(full)
+    with pytest.raises(
+        UserError, match=r"set max_length lower \(--max-length\): one completion alone has \d+ tokens, or recompute"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(kind, dataset, tmp_path):
+    """A learning rate that throws the weights out of float32's range within a few steps."""
+    wild = {
+        "learning_rate": 1e18,
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+        "save_steps": 1,
+        "eval_split": None,
+        "max_grad_norm": 0.0,
+    }
+    out = tmp_path / "out"
+    with pytest.raises(UserError) as stopped:
+        RUN[kind](options(kind, dataset, out, epochs=20, **wild))
+    message = str(stopped.value)
+    assert any(what in message for what in ("the loss is", "the norm of the gradients is", "the weights are not finite"))
+    assert " at step " in message or " after step " in message
+    assert "Lower the learning rate" in message
+    assert "all prompts of the step: " in message
+    checkpoints = list(out.glob("checkpoint-*"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        model, _ = load_pretrained(kind, str(checkpoint))
+        assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    assert json.loads((out / "mmpo.json").read_text())["finished"] is False
+
+
+def overflowing(pairs, tokenizer, path):
+    """A policy with one token whose embedding is infinite: the pairs of the prompts that have it are not finite."""
+    model = tiny_model("policy", tokenizer, size=16, layers=1)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as an output the token is everywhere
+    args = training_arguments(TrainOptions("policy", out=str(path), max_steps=2, save_steps=1))
+    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0, tokens_per_batch=60)
+    counts: dict[int, list[str]] = {}
+    for prompt in trainer.prompts:
+        for token in {token for item in prompt.completions for token in item.ids}:
+            counts.setdefault(token, []).append(prompt.prompt_id)
+    token = min((token for token in counts), key=lambda token: (len(counts[token]), token))
+    assert len(counts[token]) == 1
+    trainer.own_reference = False
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("inf")
+    return trainer, counts[token][0]
+
+
+def test_the_prompts_whose_values_are_not_finite_are_named_first(pairs, tokenizer, tmp_path):
+    trainer, culprit = overflowing(pairs, tokenizer, tmp_path)
+    trainer.pairs_per_step = 10**6
+    with pytest.raises(
+        UserError, match=rf"the loss is nan at step 1; prompts with pairs whose values are not finite: {culprit}; all prompts"
+    ):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_measuring_names_them_too(pairs, tokenizer, tmp_path):
+    trainer, culprit = overflowing(pairs, tokenizer, tmp_path)
+    with pytest.raises(UserError, match=rf"\d+ of \d+ pairs have no finite value, of the prompts {culprit}\. Lower"):
+        trainer.predict_pairs(trainer.prompts)
+
+
+def test_gradients_that_are_not_finite_change_nothing(pairs, tokenizer, tmp_path):
+    """The loss may be finite and its gradient not."""
+    model = tiny_model("policy", tokenizer, size=16, layers=1)
+    args = training_arguments(TrainOptions("policy", out=str(tmp_path), max_steps=2, save_steps=1))
+    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.get_input_embeddings().weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(UserError, match="the norm of the gradients is nan at step 1; all prompts of the step"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_many_ids_are_cut():
+    message = str(not_finite("the loss is inf", 3, [], [f"p{i}" for i in range(20)], "Do this."))
+    assert message == "the loss is inf at step 3; all prompts of the step: p0, p1, p2, p3, p4, p5, p6, p7 and 12 more. Do this."

@@ -1,0 +1,101 @@
+"""Reward models: pooled at the last token by the mask, and a saved folder that others read to the same scores."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from mmpo.train.batches.layouts import BATCHES
+from mmpo.train.data.prompts import prepare
+from mmpo.train.data.render import Renderer
+from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.model.forward import Way, completion_values
+from mmpo.train.model.tiny import tiny_model
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.arguments import training_arguments
+from mmpo.train.training.reward import RewardTrainer, own_pad_token
+from mmpo.train.training.run import train_reward
+
+
+def rows_of(pairs, tokenizer, count=4):
+    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:count]
+    return prompts, [item for prompt in prompts for item in prompt.completions]
+
+
+def pad_is_eos(tokenizer):
+    """A tokenizer as many models have it: eos ends every turn and is the pad token as well."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokenizer):
+    """Reference defect 2 and transformers 35352: with pad = eos, pooling by token id ends before the reply."""
+    tokenizer = pad_is_eos(tokenizer)
+    model = tiny_model("reward", tokenizer, size=32, layers=1).eval()
+    prompts, rows = rows_of(pairs, tokenizer)
+    batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+    with torch.no_grad():
+        found = completion_values(model, "reward", batch, Way())
+        plain = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+        expected = [model.score(model.model(torch.tensor([row.ids])).last_hidden_state[0, -1]) for row in rows]
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    assert not torch.allclose(plain, found, atol=1e-5)  # the defect is real in what we build on
+
+
+def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(pairs, tokenizer, tmp_path):
+    tokenizer = pad_is_eos(tokenizer)
+    model = tiny_model("reward", tokenizer, size=32, layers=1)
+    arguments = training_arguments(TrainOptions("reward", out=str(tmp_path), max_steps=2, learning_rate=1e-2))
+    trainer = RewardTrainer(model, arguments, pairs, processing_class=tokenizer, gamma=1.0)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+
+    ours = trainer.predict_pairs(trainer.prompts)["rewards/chosen"]
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    reader = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert reader.pad_token_id == saved.config.pad_token_id != reader.eos_token_id
+    texts = [
+        reader.apply_chat_template([*prompt, *reply], tokenize=False)
+        for prompt, reply in zip(pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), strict=True)
+    ]
+    with torch.no_grad():
+        theirs = saved(**reader(texts, padding=True, add_special_tokens=False, return_tensors="pt")).logits[:, 0]
+    assert theirs.numpy() == pytest.approx(ours, abs=1e-5)
+
+
+@pytest.mark.parametrize("room", [0, 8])
+def test_embeddings_grow_only_if_the_pad_token_needs_it(room, tokenizer):
+    tokenizer = pad_is_eos(tokenizer)
+    tokenizer.chat_template = None
+    model = tiny_model("reward", tokenizer, size=32, layers=1)
+    model.resize_token_embeddings(len(tokenizer) + room)
+    own_pad_token(model, tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) + room  # <|pad|> was in the vocabulary already
+
+
+def test_encoders_pool_their_own_way(pairs, tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).eval()
+    prompts, rows = rows_of(pairs, tokenizer, 2)
+    with torch.no_grad():
+        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+        found = completion_values(model, "reward", batch, Way())
+        expected = [model(torch.tensor([row.ids])).logits[0] for row in rows]
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+
+
+def test_a_lora_reward_model_is_saved_whole(dataset, pairs, tokenizer, tmp_path):
+    base = tiny_model("reward", tokenizer, size=32, layers=1)
+    base.save_pretrained(tmp_path / "base")
+    pad_is_eos(tokenizer).save_pretrained(tmp_path / "base")
+    options = {"model": str(tmp_path / "base"), "lora": 4, "max_steps": 3, "learning_rate": 1e-2, "pairs_per_step": 10}
+    result = train_reward(TrainOptions("reward", data=str(dataset), out=str(tmp_path / "out"), **options))
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert saved.config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id
+    measured = evaluate("reward", tmp_path / "out", dataset, split="validation")
+    assert measured["cross_entropy"] == pytest.approx(result["metrics"]["cross_entropy"], abs=1e-5)

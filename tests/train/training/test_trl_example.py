@@ -1,0 +1,52 @@
+"""The example of docs/trl.md, as it stands there, in TRL's own trainer: its loss is ours on TRL's batch."""
+
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from mmpo.pipeline.margins import target_probability
+from mmpo.train.batches.layouts import BATCHES, micro_batch
+from mmpo.train.data.prompts import prepare
+from mmpo.train.data.render import Renderer
+from mmpo.train.model.forward import Way, completion_values
+from mmpo.train.model.tiny import tiny_model
+from mmpo.train.objective.losses import LOSSES
+
+trl = pytest.importorskip("trl")
+PAGE = Path(__file__).parents[3] / "docs" / "trl.md"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_fifteen_lines_train_trl_on_soft_targets(pairs, tokenizer, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 15
+    names: dict = {}
+    exec(code, names)
+    gamma, rows = 0.8, pairs.slice(0, 8)
+    data = datasets.Dataset(rows.replace_schema_metadata(None))
+    data = data.add_column("p", target_probability(np.array(data["quality_margin"]), gamma))
+    model, other = (tiny_model("policy", tokenizer, size=32, layers=1, seed=seed) for seed in (0, 5))
+    sizes = {"per_device_train_batch_size": 8, "max_steps": 1, "bf16": False, "gradient_checkpointing": False}
+    quiet = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
+    args = trl.DPOConfig(str(tmp_path), remove_unused_columns=False, beta=0.3, max_length=1024, **sizes, **quiet)
+    collator = names["SoftCollator"](pad_token_id=tokenizer.pad_token_id, max_length=1024)
+    trainer = names["SoftDPOTrainer"](
+        model, ref_model=other, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = trainer.compute_loss(trainer.model, batch).item()
+    prompts = prepare(rows, np.array(data["p"]), Renderer(tokenizer, 1024, 512)).prompts
+    part = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+    ours = micro_batch(prompts, (part,))
+    with torch.no_grad():
+        ratio = completion_values(model, "policy", part, Way()) - completion_values(other, "policy", part, Way())
+    z = 0.3 * (ratio[ours.chosen] - ratio[ours.rejected])
+    assert found == pytest.approx(float(LOSSES["mmpo"].per_pair(z, ours.p, ours.margin).mean()), abs=1e-4)
+    before = model.lm_head.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(before, trainer.model.lm_head.weight)

@@ -1,0 +1,3 @@
+"""Rendered prompts to tensors: tries, layouts, steps."""
+
+__all__: list[str] = []

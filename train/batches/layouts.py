@@ -1,0 +1,204 @@
+"""Batches: how prompts and their completions are laid out as tensors, each completion once whatever the number of its
+pairs.
+
+`BATCHES` is the table of layouts. `Batch` is one forward pass; `MicroBatch` is whole prompts with all their pairs, in
+one forward pass or, for prompts that are too large for one, in several.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmpo.train.batches.trie import Trie, trie_of, trie_size
+from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.data.render import Rendered
+from mmpo.train.model.segments import Segment, segments_of
+
+__all__ = ["BATCHES", "Batch", "Layout", "MicroBatch", "micro_batch"]
+
+Group = Sequence[Rendered]
+"""Completions behind one prompt."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Completions laid out for one forward pass.
+
+    input_ids, positions, ends: (rows, length); token i of a row sees token j iff j <= i < ends[j], padding sees itself.
+    parents, tokens: (predicted,): a flat position (row · length + column), and the token that its output predicts.
+    spans: (completion tokens,), numbers of predicted tokens, completion by completion; counts: (completions,), how
+    many of them each has. last: (completions,), flat position of each completion's last token. lengths: (rows,), tokens
+    of each row. segments: the unbranched stretches of a packed row, else empty.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    ends: Tensor
+    lengths: Tensor
+    parents: Tensor
+    tokens: Tensor
+    spans: Tensor
+    counts: Tensor
+    last: Tensor
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 for tokens, 0 for padding, (rows, length), int64."""
+        columns = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
+        return (columns < self.lengths[:, None]).long()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Whole prompts and all their pairs: `parts` are forward passes over their completions, in order.
+
+    chosen, rejected: (pairs,), numbers of completions. p, margin, weight: (pairs,). pairs: (pairs,), rows of the pairs
+    in their table. reference: (completions,), NaN where there is none; counts: (completions,), their tokens. ids:
+    prompt ids, for messages.
+    """
+
+    parts: tuple[Batch, ...]
+    chosen: Tensor
+    rejected: Tensor
+    p: Tensor
+    margin: Tensor
+    weight: Tensor
+    pairs: Tensor
+    reference: Tensor
+    counts: Tensor
+    ids: tuple[str, ...] = ()
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that go through the model, padding included."""
+        return sum(part.input_ids.numel() for part in self.parts)
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The pairs on another device; the parts stay and are moved when their turn comes."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay completions out. `build`: several groups, with a padding token, as a batch. `tree`: whether
+    shared tokens are computed once. `packed`: whether everything lies in one row, without padding.
+    """
+
+    summary: str
+    build: Callable[[Sequence[Group], int], Batch]
+    tree: bool = True
+    packed: bool = False
+
+    def size(self, group: Group) -> tuple[int, int]:
+        """What a group takes: so many rows of up to so many tokens."""
+        if self.tree:
+            return 1, trie_size([item.ids for item in group])
+        return len(group), max(len(item.ids) for item in group)
+
+    def tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Computed tokens of groups of these sizes in one batch, padding included."""
+        if self.packed:
+            return sum(length for _, length in sizes)
+        return sum(rows for rows, _ in sizes) * max(length for _, length in sizes)
+
+
+def packed_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """All tries one behind another in one row."""
+    tries = [trie_of([item.ids for item in group]) for group in groups]
+    starts = np.cumsum([0, *(len(trie.ids) for trie in tries)])[:-1]
+    joined = Trie(
+        ids=np.concatenate([trie.ids for trie in tries]),
+        positions=np.concatenate([trie.positions for trie in tries]),
+        ends=np.concatenate([trie.ends + start for trie, start in zip(tries, starts, strict=True)]),
+        paths=[path + start for trie, start in zip(tries, starts, strict=True) for path in trie.paths],
+    )
+    batch = _batch([joined], [[item for group in groups for item in group]], pad_token)
+    return replace(batch, segments=segments_of(joined.ends))
+
+
+def tree_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """One trie a row, for every group one row."""
+    return _batch([trie_of([item.ids for item in group]) for group in groups], groups, pad_token)
+
+
+def row_batch(groups: Sequence[Group], pad_token: int) -> Batch:
+    """Right-padded rows, one a completion."""
+    items = [item for group in groups for item in group]
+    return _batch([trie_of([item.ids]) for item in items], [[item] for item in items], pad_token)
+
+
+BATCHES: dict[str, Layout] = {
+    "packed": Layout("tries of all prompts in one row, no padding; for segments and FlexAttention", packed_batch, packed=True),
+    "tree": Layout("each prompt's completions as a trie in a row of its own; for attention masks", tree_batch),
+    "rows": Layout("each completion once, in a padded row of its own: where trees do not work", row_batch, tree=False),
+}
+
+
+def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> MicroBatch:
+    """All pairs of whole prompts over forward passes that hold their completions in the same order."""
+    offsets = np.cumsum([0, *(len(prompt.completions) for prompt in prompts)])[:-1]
+
+    def joined(values: Sequence[np.ndarray]) -> Tensor:
+        tensor = torch.from_numpy(np.concatenate(values))
+        return tensor.float() if tensor.is_floating_point() else tensor  # some accelerators have no float64
+
+    def each(name: str) -> list[np.ndarray]:
+        return [getattr(prompt, name) for prompt in prompts]
+
+    unknown = [np.full(len(prompt.completions), np.nan) for prompt in prompts]
+    return MicroBatch(
+        parts=parts,
+        chosen=joined([values + offset for values, offset in zip(each("chosen"), offsets, strict=True)]),
+        rejected=joined([values + offset for values, offset in zip(each("rejected"), offsets, strict=True)]),
+        p=joined(each("p")),
+        margin=joined(each("margin")),
+        weight=joined(each("weight")),
+        pairs=joined(each("rows")),
+        reference=joined([none if known is None else known for known, none in zip(each("reference"), unknown, strict=True)]),
+        counts=torch.cat([part.counts for part in parts]),
+        ids=tuple(prompt.prompt_id for prompt in prompts),
+    )
+
+
+def _batch(tries: Sequence[Trie], groups: Sequence[Group], pad_token: int) -> Batch:
+    length = max(len(trie.ids) for trie in tries)
+    ids = np.full((len(tries), length), pad_token, dtype=np.int64)
+    positions = np.zeros((len(tries), length), dtype=np.int64)
+    ends = np.tile(np.arange(1, length + 1), (len(tries), 1))  # a row of the mask without any True gives NaN
+    targets, parents, counts, last = [], [], [], []
+    for row, (trie, group) in enumerate(zip(tries, groups, strict=True)):
+        size = len(trie.ids)
+        ids[row, :size], positions[row, :size], ends[row, :size] = trie.ids, trie.positions, trie.ends
+        for item, path in zip(group, trie.paths, strict=True):
+            flat = path + row * length
+            targets.append(flat[item.start :])
+            parents.append(flat[item.start - 1 : -1])
+            counts.append(len(path) - item.start)
+            last.append(flat[-1])
+    # A token that several completions share is predicted once; its output counts for each of them.
+    predicted, first, spans = np.unique(np.concatenate(targets), return_index=True, return_inverse=True)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        ends=torch.from_numpy(ends),
+        lengths=torch.tensor([len(trie.ids) for trie in tries]),
+        parents=torch.from_numpy(np.concatenate(parents)[first]),
+        tokens=torch.from_numpy(ids.reshape(-1)[predicted]),
+        spans=torch.from_numpy(spans.reshape(-1)),
+        counts=torch.tensor(counts),
+        last=torch.from_numpy(np.array(last)),
+    )
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    tensors = {item.name: getattr(value, item.name) for item in fields(value)}
+    return replace(value, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})

@@ -1,0 +1,186 @@
+"""Steps: which prompts make one, how its work is shared among processes and falls into forward passes.
+
+A step holds whole prompts with all their pairs. Nothing here depends on anything but the arguments, so that a resumed
+run goes on exactly where it stopped and every process knows the others' shares.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from mmpo.train.batches.layouts import Batch, Layout, MicroBatch, micro_batch
+from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.data.render import Rendered
+
+__all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts", "token_runs"]
+
+_PASS_TOKENS = {"cpu": 4096}
+_PASS_TOKENS_ELSEWHERE = 16384
+
+Item = TypeVar("Item")
+Parts = list[list[Rendered]]
+"""A prompt's completions, in as many forward passes as they need."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process's part of an optimizer step.
+
+    batches: its micro-batches. total_weight, decided_weight: weights of all pairs, and of those with a winner (margin >
+    0), of *all* processes. tokens: computed here, padding included. pairs: of all processes. idle: a batch to compute and
+    throw away; idle_looks and idle_passes say how often, so that all processes run the model equally often (those that
+    hold parts of each other's weights would wait forever): looks without, passes with a backward pass.
+    """
+
+    batches: Sequence[MicroBatch]
+    total_weight: float
+    decided_weight: float
+    tokens: int
+    pairs: int
+    idle: Batch | None = None
+    idle_looks: int = 0
+    idle_passes: int = 0
+
+
+def pass_tokens(given: int | None, device: torch.device | str) -> int:
+    """Tokens of a pass at most: the number given, or 4,096 on a CPU, whose caches larger passes leave, and 16,384 elsewhere.
+
+    >>> pass_tokens(None, "cpu"), pass_tokens(500, "cpu")
+    (4096, 500)
+    """
+    return given if given is not None else _PASS_TOKENS.get(torch.device(device).type, _PASS_TOKENS_ELSEWHERE)
+
+
+def plan_steps(pairs: Sequence[int], pairs_per_step: int, epochs: float, seed: int) -> list[np.ndarray]:
+    """Which prompts make each step of a whole run: one array of prompt numbers a step.
+
+    `pairs`: pairs of each prompt. Every epoch is a fresh shuffle, cut where a step has at least `pairs_per_step`
+    pairs; what is left at an epoch's end joins its last step. A fractional last epoch stops after that share of its
+    steps.
+    """
+    sizes = np.asarray(pairs)
+    steps: list[np.ndarray] = []
+    for epoch in range(int(np.ceil(epochs))):
+        order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
+        cuts, held = [], 0
+        for place, size in enumerate(sizes[order]):
+            held += int(size)
+            if held >= pairs_per_step:
+                cuts.append(place + 1)
+                held = 0
+        if held and cuts:
+            cuts.pop()
+        inner = [cut for cut in cuts if cut < len(order)]
+        parts = np.split(order, inner)
+        share = min(1.0, epochs - epoch)
+        steps.extend(parts[: max(1, round(share * len(parts)))])
+    return steps
+
+
+def share_prompts(prompts: Sequence[PromptPairs], layout: Layout, world: int) -> list[list[PromptPairs]]:
+    """The prompts of each of `world` processes: the next largest one goes to whoever has the fewest tokens so far."""
+    shares: list[list[PromptPairs]] = [[] for _ in range(world)]
+    tokens = [0] * world
+    for prompt, size in _largest_first(prompts, layout):
+        least = tokens.index(min(tokens))
+        shares[least].append(prompt)
+        tokens[least] += size[0] * size[1]
+    return shares
+
+
+def group_prompts(prompts: Sequence[PromptPairs], tokens: int, layout: Layout) -> Iterator[list[tuple[PromptPairs, Parts]]]:
+    """Prompts grouped by length into micro-batches of at most `tokens` computed tokens, longest first (so that a run
+    too large for the memory fails at once).
+
+    A prompt that alone has more is a group of its own and falls into several parts, each with the prompt before it; a
+    single completion is never cut.
+    """
+    group: list[tuple[PromptPairs, Parts]] = []
+    sizes: list[tuple[int, int]] = []
+    for prompt, size in _largest_first(prompts, layout):
+        parts = [list(prompt.completions)]
+        if layout.tokens([size]) > tokens:
+            parts = _split(prompt.completions, tokens, layout)
+        if group and (len(parts) > 1 or len(group[-1][1]) > 1 or layout.tokens([*sizes, size]) > tokens):
+            yield group
+            group, sizes = [], []
+        group.append((prompt, parts))
+        sizes.append(size)
+    if group:
+        yield group
+
+
+def make_step(
+    prompts: Sequence[PromptPairs], tokens: int, pad_token: int, layout: Layout, *, rank: int = 0, world: int = 1
+) -> Step:
+    """What process `rank` of `world` does of a step, in passes of at most `tokens` tokens."""
+    shares = [list(group_prompts(share, tokens, layout)) for share in share_prompts(prompts, layout, world)]
+    looks, passes = np.array([_count_passes(groups) for groups in shares]).T
+    batches = [_micro_batch(group, pad_token, layout) for group in shares[rank]]
+    # as float32, like the batches: a margin that is no more than 0 there has no winner
+    weight, decided = np.sum([[p.weight.sum(), p.weight[p.margin.astype(np.float32) > 0].sum()] for p in prompts], axis=0)
+    step = Step(
+        batches=batches,
+        total_weight=float(weight),
+        decided_weight=float(decided),
+        tokens=sum(batch.computed_tokens for batch in batches),
+        pairs=sum(len(prompt.rows) for prompt in prompts),
+    )
+    if world == 1:
+        return step
+    smallest = min(prompts, key=lambda prompt: (len(prompt.completions[0].ids), prompt.prompt_id))
+    idle = layout.build([[smallest.completions[0]]], pad_token)
+    return replace(step, idle=idle, idle_looks=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
+
+
+def token_runs(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
+    """The items in their order, in runs that end where they have `least` tokens or more. size: an item's tokens.
+
+    >>> list(token_runs([3, 1, 2, 5, 1], size=int, least=4))
+    [[3, 1], [2, 5], [1]]
+    """
+    run: list[Item] = []
+    held = 0
+    for item in items:
+        run.append(item)
+        held += size(item)
+        if held >= least:
+            yield run
+            run, held = [], 0
+    if run:
+        yield run
+
+
+def group_parts(group: Sequence[tuple[PromptPairs, Parts]]) -> list[list[tuple[PromptPairs, list[Rendered]]]]:
+    """The passes of a group: one of all its prompts, or for a split prompt one for each of its parts."""
+    if len(group[0][1]) > 1:
+        return [[(group[0][0], part)] for part in group[0][1]]
+    return [[(prompt, parts[0]) for prompt, parts in group]]
+
+
+def _count_passes(groups: Sequence[list[tuple[PromptPairs, Parts]]]) -> tuple[int, int]:
+    """Forward passes without and with a backward pass. What is split is looked at once before."""
+    parts = [len(group[0][1]) for group in groups]
+    return sum(count for count in parts if count > 1), sum(parts)
+
+
+def _micro_batch(group: Sequence[tuple[PromptPairs, Parts]], pad_token: int, layout: Layout) -> MicroBatch:
+    passes = [layout.build([part for _, part in parts], pad_token) for parts in group_parts(group)]
+    return micro_batch([prompt for prompt, _ in group], tuple(passes))
+
+
+def _split(completions: Sequence[Rendered], tokens: int, layout: Layout) -> Parts:
+    parts: Parts = [[]]
+    for item in completions:
+        if parts[-1] and layout.tokens([layout.size([*parts[-1], item])]) > tokens:
+            parts.append([])
+        parts[-1].append(item)
+    return parts
+
+
+def _largest_first(prompts: Sequence[PromptPairs], layout: Layout) -> list[tuple[PromptPairs, tuple[int, int]]]:
+    sized = [(prompt, layout.size(prompt.completions)) for prompt in prompts]
+    return sorted(sized, key=lambda item: (-item[1][1], -item[1][0], item[0].prompt_id))

@@ -1,0 +1,3 @@
+"""PAIRS to rendered prompts."""
+
+__all__: list[str] = []

@@ -1,0 +1,105 @@
+"""Which files hold the pairs of a split, and whether they are pairs that can be trained on or measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
+
+__all__ = ["as_pairs", "check_rows", "pair_files"]
+
+_FILLED = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin")
+_AGAIN = "build the dataset again from its sources with `mmpo build`"
+
+
+def pair_files(data: str | Path, split: str) -> list[Path]:
+    """The Parquet files of a split of a dataset folder, or the one file that is named.
+
+    Raises UserError, with what is there, where there is none, for a dataset of another schema version, and for
+    FEEDBACK.
+    """
+    path = Path(data)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"no dataset at {path}: give a folder made by `mmpo build` or a Parquet file of pairs")
+    if (path / MANIFEST).is_file() and read_manifest(path).get("kind") == "feedback":
+        raise UserError(f"{path} {_feedback(path)}")
+    files = sorted((path / split).glob("*.parquet"))
+    if not files:
+        present = sorted(child.name for child in path.iterdir() if any(child.glob("*.parquet")))
+        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(present) or 'no pairs at all'}")
+    return files
+
+
+def as_pairs(file: Path) -> pa.Table:
+    """One Parquet file in the schema of PAIRS. Raises UserError where it is no such table, naming what is wrong."""
+    try:
+        table = pq.ParquetFile(file).read()
+        version = metadata(table.schema).get("schema_version", SCHEMA_VERSION)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{file}: schema version {version!r}; this mmpo reads {SCHEMA_VERSION}: {_AGAIN}")
+    missing = [name for name in PAIRS.names if name not in table.column_names]
+    if missing and set(FEEDBACK.names) <= set(table.column_names):
+        raise UserError(f"{file} {_feedback(file)}")
+    if missing:
+        raise UserError(
+            f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}. "
+            "Training reads PAIRS: make them with `mmpo build`"
+        )
+    columns = []
+    for field in PAIRS:
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{file}: {field.name} is of type {table[field.name].type}, PAIRS has {field.type}: {_AGAIN}"
+            ) from error
+    return pa.Table.from_arrays(columns, schema=PAIRS)
+
+
+def _feedback(path: Path) -> str:
+    return (
+        "holds FEEDBACK (a row a prompt, with its grades), and training reads PAIRS: make them with "
+        f"`mmpo build {path} --format feedback --out PAIRS`"
+    )
+
+
+def check_rows(table: pa.Table, where: str) -> None:
+    """Raises UserError, with how many rows and the first one (from 0), where a row can't be trained on or measured.
+
+    That is: no id, no message, a message without text, or a margin that is no finite number of at least 0.
+    """
+    if not table.num_rows:
+        raise UserError(f"{where} holds no pairs (0 rows): name a split with pairs, or {_AGAIN}")
+    for name in _FILLED:
+        _refuse(pc.is_null(table[name]).to_numpy(), f"have no {name}", where)
+    for name in ("prompt", "chosen", "rejected"):
+        _refuse(pc.equal(pc.list_value_length(table[name]), 0).to_numpy(), f"have no message in {name}", where)
+        bad = np.concatenate([_incomplete(chunk) for chunk in table[name].chunks])
+        _refuse(bad, f"have a message without role or text in {name}", where)
+    margin = table["quality_margin"].to_numpy()
+    _refuse(~np.isfinite(margin) | (margin < 0), "have a quality_margin that is no finite number of at least 0", where)
+
+
+def _incomplete(messages: pa.ListArray) -> np.ndarray:
+    """Which rows have a message without a role or without a text, shape (rows,)."""
+    rows = pc.list_parent_indices(messages).to_numpy()
+    flat = pc.list_flatten(messages)
+    bad = np.zeros(len(messages), dtype=bool)
+    for part in ("role", "content"):
+        bad[rows[pc.is_null(pc.struct_field(flat, part)).to_numpy(zero_copy_only=False)]] = True
+    return bad
+
+
+def _refuse(bad: np.ndarray, what: str, where: str) -> None:
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise UserError(f"{where}: {int(bad.sum())} of {len(bad)} rows {what} (the first: row {first}); {_AGAIN}")

@@ -1,0 +1,181 @@
+"""`mmpo evaluate`: a trained model's accuracy and calibration on the pairs of a dataset or a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmpo.pipeline import margins
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.logistic import sigmoid
+from mmpo.pipeline.metrics.measures import by_source, pair_measures
+from mmpo.train.data.prompts import read_pairs
+from mmpo.train.evaluation.pair_values import Split, pair_values
+from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
+from mmpo.train.evaluation.votes import Votes
+from mmpo.train.messages import warn
+from mmpo.train.model.load import missing_folder
+from mmpo.train.objective.targets import targets
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.run_folder import read_record
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    kind: Literal["policy", "reward"],
+    model: str | Path,
+    data: str | Path,
+    *,
+    split: str = "test",
+    gamma: float | None = None,
+    target: str | None = None,
+    beta: float | None = None,
+    reference: str | None = None,
+    reference_cache: str | None = None,
+    votes: str | Path | None = None,
+    per_pair: str | Path | None = None,
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    tokens_per_batch: int | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str = "tokenizer",
+) -> dict[str, Any]:
+    """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a file in
+    RewardBench's format (for those, `rewardbench_measures` and "counts").
+
+    What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths). gamma: needed
+    for other models. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the
+    weights that it had then. reference_cache: as for training. votes: a Parquet file with chosen_id, rejected_id, preferring
+    and raters, of raters that made no part of the margins, rows of one pair added up; without it ece_vote is None,
+    because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to write every pair's
+    values to. chat_template: as for training; what we trained carries its own.
+
+    Returns {"pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier",
+    "cross_entropy", "by_margin"}, None where undefined, and "by_source", "mean_logratio_chosen" and
+    "mean_logratio_rejected" (policies; no KL), "temperature" (fitted on the validation split where there is another
+    one, see "temperature_from"), "scaled" (the same measures at that temperature), "gamma", "target", "split" and
+    "counts". Raises UserError.
+    """
+    record = read_record(model) or {}
+    given = {"gamma": gamma, "target": target, "beta": beta, "reference": reference, "chat_template": chat_template}
+    given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
+    given |= {"reference_cache": reference_cache, "trust_remote_code": trust_remote_code}
+    bench = rewardbench_pairs(data)
+    if bench is not None:
+        given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
+    options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
+    pairs = read_pairs(data, split) if bench is None else bench
+    cast = None if votes is None else Votes(votes)
+    if cast is not None:
+        cast.of(pairs)  # said before anything is computed, if there are none
+    if per_pair is not None:
+        if Path(per_pair).is_dir():
+            raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
+        Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
+    other = _other_split(options, data, split)
+    splits = [Split(pairs, f"{data} ({split})"), *([] if other is None else [Split(other)])]
+    (values, counts), *rest = pair_values(options, splits, None if reference else _reference_weights(record))
+    pairs = pairs.take(pa.array(values["rows"]))
+    if per_pair is not None:
+        _write(Path(per_pair), pairs, values)
+    if bench is not None:
+        return {**rewardbench_measures(values, _sources(pairs)), "counts": counts}
+    fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
+    fit = rest[0][0] if fitted_on != split else values
+    temperature = margins.temperature_fit(fit["z"], fit["p"])
+    by_votes, with_votes = _vote_error(pairs, values["z"], cast)
+    return {
+        "pairs": len(values["z"]),
+        "ties": int((values["margin"] == 0).sum()),
+        **pair_measures(values["z"], values["p"], values["margin"]),
+        "ece_vote": by_votes,
+        "by_margin": margins.by_margin(values["z"], values["margin"], values["p"]),
+        "by_source": by_source(values, _sources(pairs)),
+        "mean_logratio_chosen": _mean(values, "ratio/chosen"),
+        "mean_logratio_rejected": _mean(values, "ratio/rejected"),
+        "temperature": temperature,
+        "temperature_from": fitted_on,
+        "scaled": pair_measures(values["z"] / (temperature or 1.0), values["p"], values["margin"]),
+        "gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf",
+        "target": options.target,
+        "split": split,
+        "counts": counts | with_votes,
+    }
+
+
+def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str, Any], given: dict[str, Any]) -> TrainOptions:
+    """What is given, and the rest as the model was trained, checked as for training."""
+    if record and record["kind"] != kind:
+        raise UserError(f"{model} is a {record['kind']} model: evaluate it with `mmpo evaluate {record['kind']}`")
+    if missing_folder(model):
+        raise UserError(f"there is no folder {model}: name a trained model's folder or a Hugging Face model")
+    if "gamma" not in given and "gamma" not in record:
+        what = "does not say" if Path(model).exists() else "is no folder here, and a model of the Hub does not say"
+        raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
+    trained = record.get("options", {})
+    known = {name: trained[name] for name in ("target", "beta", "max_length", "max_prompt_length") if name in trained}
+    if "max_length" in given:
+        known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
+    if kind == "policy":
+        known["reference"] = _reference(Path(model), trained)
+    gamma = float(given.pop("gamma", record.get("gamma")))
+    options = TrainOptions(kind, model=model, gamma=gamma, **{**known, **given})
+    if kind == "policy" and options.reference is None:
+        raise UserError("a policy is measured by its log-ratio to a reference: give --reference")
+    return options
+
+
+def _reference(model: Path, trained: Mapping[str, Any]) -> str | None:
+    """The reference that a policy of ours was trained against."""
+    if (model / "reference" / "config.json").is_file():
+        return str(model / "reference")
+    return trained.get("reference") or trained.get("model")
+
+
+def _reference_weights(record: Mapping[str, Any]) -> str | None:
+    """The digest of that reference's weights."""
+    identity = record.get("identity", {})
+    return identity.get("reference_weights", identity.get("weights"))
+
+
+def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Table | None:
+    """The validation pairs, to fit the temperature on; None where they are the measured ones, or of no use."""
+    if split == "validation" or not any((Path(data) / "validation").glob("*.parquet")):
+        return None
+    try:
+        pairs = read_pairs(data, "validation")
+        targets(options.target, pairs, float(options.gamma))
+    except UserError as error:
+        warn([f"the temperature is fitted on the measured pairs, the validation split is of no use: {error}"])
+        return None
+    return pairs
+
+
+def _vote_error(pairs: pa.Table, z: np.ndarray, votes: Votes | None) -> tuple[float | None, dict[str, int]]:
+    """ece_vote, and how many pairs have votes."""
+    if votes is None:
+        return None, {}
+    preferring, raters = votes.of(pairs).T
+    return margins.ece_vote(sigmoid(z), preferring, raters), {"pairs_with_votes": int((raters > 0).sum())}
+
+
+def _sources(pairs: pa.Table) -> np.ndarray:
+    return np.array(pairs["source"].to_pylist(), dtype=object)
+
+
+def _mean(values: dict[str, np.ndarray], name: str) -> float | None:
+    return float(values[name].mean()) if name in values else None
+
+
+def _write(path: Path, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
+    """One row a pair: ids, source, margin, target, z, and both completions' scores or log-ratios."""
+    table = pairs.select(["prompt_id", "chosen_id", "rejected_id", "source"])
+    for name in sorted(set(values) - {"rows"}):
+        table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
+    sibling = path.with_name(path.name + ".part")
+    pq.write_table(table, sibling, compression="zstd")
+    sibling.replace(path)

@@ -1,0 +1,136 @@
+"""What a finished model gives the pairs of one or more splits: rendered, and each model loaded and run once for all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches.steps import pass_tokens
+from mmpo.train.data.chat_template import choose_template
+from mmpo.train.data.prompts import Prepared, PromptPairs, prepare
+from mmpo.train.data.render import Renderer
+from mmpo.train.failures import memory_error, out_of_memory, some_ids
+from mmpo.train.inference.predict import predict_values
+from mmpo.train.inference.reference import cached_logprobs
+from mmpo.train.messages import nothing_left, rendering_warnings, warn
+from mmpo.train.model.checks import check_ids, check_model
+from mmpo.train.model.fingerprint import weights_digest
+from mmpo.train.model.load import load_pretrained, load_reference
+from mmpo.train.objective.targets import targets
+from mmpo.train.options import TrainOptions
+from mmpo.train.training.trainer import pad_token
+
+__all__ = ["Split", "pair_values"]
+
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs to measure. where: their place, for messages; "": they only serve another split, so that nothing is said of
+    them and none need be left.
+    """
+
+    pairs: pa.Table
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    prepared: Prepared
+    p: np.ndarray
+    counts: dict[str, int]
+
+
+def pair_values(
+    options: TrainOptions, splits: Sequence[Split], reference_weights: str | None
+) -> list[tuple[Values, dict[str, int]]]:
+    """Of each split every pair's values by table row (z, p, margin, rows, and score/… or ratio/… of both completions, each
+    (pairs,)), and the counts of what could not be rendered.
+
+    options: kind, model, reference, lengths and so on, as for training. reference_weights: the digest that a policy's
+    reference must have. Raises UserError, where the memory runs out too.
+    """
+    model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=options.trust_remote_code)
+    choose_template(tokenizer, options.chat_template)
+    check_model(model, options.model, options.max_length)
+    rendered = [_render(options, split, tokenizer) for split in splits]
+    prompts = [prompt for part in rendered for prompt in part.prepared.prompts]
+    check_ids(prompts, model, tokenizer, options.model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    tokens = pass_tokens(options.tokens_per_batch, device)
+    shared: dict[str, Any] = {"tokens": tokens, "pad_token": pad_token(tokenizer), "device": device}
+    try:
+        values = predict_values(model, options.kind, prompts, **shared)
+        model.to("cpu")  # policy and reference need not lie on a device together
+        if options.kind == "policy":
+            reference = _reference(options, tokenizer, reference_weights)
+            check_ids(prompts, reference, tokenizer, str(options.reference))
+            known = cached_logprobs(reference, prompts, options.reference_cache, tokenizer=tokenizer, **shared)
+            values = [value - prompt.reference for value, prompt in zip(values, known, strict=True)]
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise memory_error("while measuring", [f"set tokens_per_batch lower (--tokens-per-batch, now {tokens})"]) from error
+    _check_finite(prompts, values, options.model)
+    found, start = [], 0
+    for split, part in zip(splits, rendered, strict=True):
+        end = start + len(part.prepared.prompts)
+        found.append((_by_row(options, split, part, values[start:end]), part.counts))
+        start = end
+    return found
+
+
+def _render(options: TrainOptions, split: Split, tokenizer: Any) -> _Rendered:
+    p, about = targets(options.target, split.pairs, float(options.gamma))
+    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    prepared = prepare(split.pairs, p, renderer)
+    counts = {"pairs_in": split.pairs.num_rows, **about, **prepared.counts}
+    if split.where:
+        if not prepared.prompts:
+            raise nothing_left(renderer, split.where, counts)
+        warn(rendering_warnings(renderer))
+    return _Rendered(prepared, p, counts)
+
+
+def _reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
+    assert options.reference is not None
+    trust = options.trust_remote_code
+    reference = load_reference(options.reference, tokenizer, options.max_length, trust_remote_code=trust)
+    if weights is not None and (now := weights_digest(reference)) != weights:
+        raise UserError(
+            f"{options.reference} is no longer the reference that {options.model} was trained against: its weights were {weights[:8]} and "
+            f"are {now[:8]}. Bring those back, or give --reference {options.reference} to measure against it as it is"
+        )
+    return reference
+
+
+def _check_finite(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray], name: str) -> None:
+    bad = [prompt.prompt_id for prompt, found in zip(prompts, values, strict=True) if not np.isfinite(found).all()]
+    if bad:
+        raise UserError(
+            f"{name} gives completions of {len(bad)} of {len(prompts)} prompts no finite value (prompt_id {some_ids(bad)}): nothing can "
+            "be measured; take an earlier checkpoint"
+        )
+
+
+def _by_row(options: TrainOptions, split: Split, part: _Rendered, values: Sequence[np.ndarray]) -> Values:
+    prompts = part.prepared.prompts
+    if not prompts:
+        return {"z": np.zeros(0), "p": np.zeros(0)}
+    what, scale = ("ratio", options.beta) if options.kind == "policy" else ("score", 1.0)
+    chosen, rejected = (
+        np.concatenate([value[getattr(prompt, side)] for prompt, value in zip(prompts, values, strict=True)])
+        for side in ("chosen", "rejected")
+    )
+    rows = np.concatenate([prompt.rows for prompt in prompts])
+    order = np.argsort(rows, kind="stable")
+    found = {"z": scale * (chosen - rejected), f"{what}/chosen": chosen, f"{what}/rejected": rejected, "rows": rows}
+    used = rows[order]
+    margin = split.pairs["quality_margin"].to_numpy()
+    return {**{name: value[order] for name, value in found.items()}, "p": part.p[used], "margin": margin[used]}

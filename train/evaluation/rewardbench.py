@@ -1,0 +1,90 @@
+"""RewardBench: its rows as pairs without margins, and a model's accuracy by subset, section and on average.
+
+The arithmetic is `mmpo.pipeline.metrics.rewardbench`. Its rows have no margins, so that no measure against targets is defined.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics.measures import by_source, pair_measures
+from mmpo.pipeline.metrics.rewardbench import rewardbench_average, rewardbench_sections, rewardbench_subsets, subset_accuracies
+from mmpo.pipeline.sources.builder import BadRow
+from mmpo.pipeline.sources.pair_rows import split_pair
+from mmpo.pipeline.storage.chunks import plan, resolve_inputs, rows
+from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
+from mmpo.train.data.pairs import check_rows
+
+__all__ = ["rewardbench_measures", "rewardbench_pairs"]
+
+_COLUMNS = {"subset", "chosen", "rejected"}
+
+
+def rewardbench_pairs(data: str | Path) -> pa.Table | None:
+    """The rows of a file in RewardBench's format (prompt, chosen, rejected as texts or messages, subset) as PAIRS: the source is
+    the subset, and every margin 1, which stands for nothing but which one is better. None for anything else.
+
+    Raises UserError where a row is no pair.
+    """
+    path = Path(data)
+    if not path.is_file():
+        return None
+    found: list[dict[str, Any]] = []
+    for chunk in plan(resolve_inputs([path], "rewardbench")):
+        for number, row in rows(chunk, lambda number, reason, _: _refuse(path, number, reason)):
+            if not row.keys() >= _COLUMNS or "quality_margin" in row:
+                return None
+            found.append(_pair(path, number, row))
+    if not found:
+        return None
+    table = pa.Table.from_pylist(found, schema=PAIRS)
+    check_rows(table, str(path))
+    return table
+
+
+def rewardbench_measures(values: Mapping[str, np.ndarray], subsets: np.ndarray) -> dict[str, Any]:
+    """Accuracy, ece_label and brier over all rows; "subsets", the same of each; "sections" and their "average" over the
+    published subsets that are there, None without any. values: of `pair_values`; subsets: (pairs,). Equal scores are wrong.
+    """
+    what = "score" if "score/chosen" in values else "ratio"
+    accuracies = subset_accuracies(values[f"{what}/chosen"], values[f"{what}/rejected"], subsets.tolist())
+    sections = rewardbench_sections({name: value for name, value in accuracies.items() if name in rewardbench_subsets()})
+    kept = ("accuracy", "ece_label", "brier")
+    whole = pair_measures(values["z"], values["p"], values["margin"])
+    parts = [
+        {"subset": row["source"], "pairs": row["pairs"], **{name: row[name] for name in kept}} for row in by_source(values, subsets)
+    ]
+    return {
+        "pairs": len(subsets),
+        **{name: whole[name] for name in kept},
+        "subsets": parts,
+        "sections": sections,
+        "average": rewardbench_average(sections) if sections else None,
+    }
+
+
+def _pair(path: Path, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        prompt, chosen, rejected = split_pair(row.get("prompt"), row["chosen"], row["rejected"])
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        identity = prompt_id(messages)
+    except (BadRow, TypeError, ValueError) as error:
+        _refuse(path, number, str(error))
+    return {
+        "prompt_id": identity,
+        "chosen_id": completion_id(identity, chosen),
+        "rejected_id": completion_id(identity, rejected),
+        "prompt": messages,
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "quality_margin": 1.0,
+        "source": str(row["subset"]),
+    }
+
+
+def _refuse(path: Path, number: int, reason: str) -> Any:
+    raise UserError(f"{path}, row {number}: no pair of RewardBench ({reason}): a row has prompt, subset, and two different replies")

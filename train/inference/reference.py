@@ -1,0 +1,197 @@
+"""Log-probabilities of completions under one fixed model, the reference: each computed once, and kept in a cache.
+
+`cached_logprobs` is the entry of a run. It asks `mmpo.train.inference.reference_store` for what is known, computes what is missing, longest
+completions first, and saves as it goes. Several processes share the work; the first alone reads and writes the file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches.steps import token_runs
+from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.data.render import Rendered
+from mmpo.train.distributed import from_all, from_first, rank_and_world
+from mmpo.train.inference.predict import predict_values
+from mmpo.train.inference.reference_book import ReferenceBook, ReferenceProgress
+from mmpo.train.inference.reference_store import ReferenceCache
+from mmpo.train.model.fingerprint import fingerprint_of
+from mmpo.train.model.probe import choose_way
+
+__all__ = ["cached_logprobs", "completion_logprobs", "reference_logprobs", "with_reference"]
+
+SAVE_SECONDS = 60.0
+_CHUNK = 8
+"""Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""
+
+Compute = Callable[[Sequence[PromptPairs]], list[np.ndarray]]
+
+
+def completion_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[np.ndarray]:
+    """Summed log-probability of every completion, one array (completions,), float64, a prompt; options: `predict_values`'."""
+    return predict_values(model, "policy", prompts, **options)
+
+
+def with_reference(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray]) -> list[PromptPairs]:
+    """The prompts with their completions' reference log-probabilities, each (completions,)."""
+    return [replace(prompt, reference=value) for prompt, value in zip(prompts, values, strict=True)]
+
+
+def cached_logprobs(
+    model: nn.Module,
+    prompts: Sequence[PromptPairs],
+    cache: str | Path | None,
+    *,
+    tokenizer: Any = None,
+    tokens: int,
+    bf16: bool = False,
+    layout: str = "auto",
+    save_seconds: float = SAVE_SECONDS,
+    **options: Any,
+) -> list[PromptPairs]:
+    """The prompts with `reference` filled in, from the cache where it has them, else computed and added to it.
+
+    cache: a folder (one file a fingerprint in it), a *.parquet file, or None for the user's cache folder. tokenizer: the
+    one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
+    save_seconds: how much work a kill may cost. layout: as `choose_way` takes it, which is asked where no way is given and
+    something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
+    process of a distributed run calls this with the same prompts and holds the whole model.
+
+    Raises UserError for a cache that belongs to another reference, can't be read or can't be written, for a model whose
+    values are not finite, and where the memory runs out; what was computed until then is saved.
+    """
+
+    def opened() -> ReferenceCache:
+        return ReferenceCache.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
+
+    with _adapter_off(model):
+        compute = _computing(model, prompts, layout, tokens=tokens, bf16=bf16, **options)
+        return _filled(prompts, compute, opened, tokens, save_seconds)
+
+
+def reference_logprobs(
+    model: nn.Module, prompts: Sequence[PromptPairs], *, tokens: int, layout: str = "auto", **options: Any
+) -> list[PromptPairs]:
+    """As `cached_logprobs`, but nothing is read from a file and nothing kept in one."""
+    with _adapter_off(model):
+        return _filled(prompts, _computing(model, prompts, layout, tokens=tokens, **options), None, tokens, SAVE_SECONDS)
+
+
+def _computing(model: nn.Module, prompts: Sequence[PromptPairs], layout: str, **options: Any) -> Compute:
+    """`completion_logprobs` of this model; one way of running it serves for all, and is looked for only when it is needed."""
+
+    def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
+        if options.get("way") is None:
+            model.to(options["device"])
+            options["way"] = choose_way(model, "policy", max(prompt.length for prompt in prompts), layout)
+        return completion_logprobs(model, some, **options)
+
+    return compute
+
+
+def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A prompt with only those of its completions that are missing, and no pairs; their places among all keys."""
+
+    prompt: PromptPairs
+    places: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt.tokens
+
+
+def _filled(
+    prompts: Sequence[PromptPairs],
+    compute: Compute,
+    opened: Callable[[], ReferenceCache] | None,
+    tokens: int,
+    save_seconds: float,
+) -> list[PromptPairs]:
+    first: dict[bytes, tuple[int, str, int]] = {}
+    places = [np.array([_place(item, prompt, first) for item in prompt.completions]) for prompt in prompts]
+    _, prompt_ids, lengths = zip(*first.values(), strict=True) if first else ((), (), ())
+    book = ReferenceBook(list(first), prompt_ids, lengths, opened, save_seconds)
+    values = from_first(book.known)
+    work = _missing(prompts, places, values)
+    if work:
+        with book.keeping():
+            for done, found in _computed(list(token_runs(work, lambda item: item.tokens, _CHUNK * tokens)), compute):
+                values[done] = found
+                from_first(partial(book.note, done, found))  # the others must hear of a file that can't be written
+        values = from_first(lambda: book.settled(values))
+    return with_reference(prompts, [values[where] for where in places])
+
+
+def _place(item: Rendered, prompt: PromptPairs, first: dict[bytes, tuple[int, str, int]]) -> int:
+    """The number of a completion's key; a new key gets the next one."""
+    key = blake2b(np.array((item.start, *item.ids), dtype="<i8").tobytes(), digest_size=16).digest()
+    return first.setdefault(key, (len(first), prompt.prompt_id, len(item.ids) - item.start))[0]
+
+
+def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], values: np.ndarray) -> list[_Work]:
+    """What is to be computed, each completion once, longest prompts first, whatever the order of the prompts."""
+    none = {name: np.zeros(0, dtype=np.int64) for name in ("chosen", "rejected", "rows")}
+    none |= {name: np.zeros(0) for name in ("p", "margin", "weight")}
+    taken: set[int] = set()
+    work = []
+    for prompt, where in zip(prompts, places, strict=True):
+        lacking: list[int] = []
+        for number, place in enumerate(where.tolist()):
+            if np.isnan(values[place]) and place not in taken:
+                taken.add(place)
+                lacking.append(number)
+        if lacking:
+            items = [prompt.completions[number] for number in lacking]
+            work.append(_Work(replace(prompt, completions=items, reference=None, **none), where[lacking]))
+    return sorted(work, key=lambda item: (-item.prompt.length, item.prompt.prompt_id))
+
+
+def _computed(chunks: Sequence[Sequence[_Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places and values of the missing completions as they are computed, a chunk a process at a time; all get all."""
+    rank, world = rank_and_world()
+    work = [item for chunk in chunks for item in chunk]
+    shown = ReferenceProgress(sum(len(item.places) for item in work), sum(item.tokens for item in work)) if rank == 0 else None
+    try:
+        for start in range(0, len(chunks), world):
+            mine = chunks[start + rank] if start + rank < len(chunks) else []
+            for values, chunk in zip(from_all(partial(_values, mine, compute)), chunks[start:]):
+                places = np.concatenate([item.places for item in chunk])
+                if shown is not None:
+                    shown.advance(len(places), sum(item.tokens for item in chunk))
+                yield places, values
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+def _values(chunk: Sequence[_Work], compute: Compute) -> np.ndarray:
+    """The values of a chunk's completions in their order, float64, all finite."""
+    if not chunk:
+        return np.zeros(0)
+    try:
+        values = compute([item.prompt for item in chunk])
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the memory ran out while the reference's log-probabilities were computed: set tokens_per_batch lower"
+        ) from error
+    bad = [item.prompt.prompt_id for item, found in zip(chunk, values, strict=True) if not np.isfinite(found).all()]
+    if bad:
+        raise UserError(
+            f"the reference gives completions of {len(bad)} prompts no finite log-probability (prompt_id {', '.join(bad[:3])}): "
+            "check the model's weights, and try it without bf16"
+        )
+    return np.concatenate(values)

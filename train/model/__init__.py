@@ -1,0 +1,3 @@
+"""Loading a model, and running it over a batch."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""What is minimised: losses, terms, targets."""
+
+__all__: list[str] = []

@@ -1,0 +1,205 @@
+"""What a run minimises: one loss or several, weighted, each with its own tie policy and its own normalisation.
+
+    loss = Σ_t λ_t · (Σ w·ℓ_t over the pairs that t uses) / (Σ w over the pairs that t uses)
+
+Both sums run over a whole step. A term that needs a winner uses the pairs of positive margin, any other term all pairs.
+
+    >>> import torch
+    >>> objective = Objective.parse("mmpo=1,sft=0.5", gamma=1.0, beta=0.1)
+    >>> margin = torch.tensor([2.0, 0.0])  # the second pair is a tie: sft leaves it out
+    >>> logits = Logits(z=torch.zeros(2), nll=torch.tensor([3.0, 9.0]))
+    >>> terms = objective.per_pair(logits, torch.tensor([0.88, 0.5]), margin)
+    >>> float(objective.total(terms, torch.ones(2), margin))  # log 2 + 0.5 · 3
+    2.1931471824645996
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.objective.losses import LOSSES
+from mmpo.train.objective.terms import check_reward_terms, parse_terms, policies_only, write_terms
+
+__all__ = ["SFT_SUMMARY", "Logits", "Objective", "Term", "Totals", "pair_totals"]
+
+SFT_SUMMARY = "mean negative log-probability per token of the chosen completion; policies only (plain fine-tuning)"
+
+Totals = tuple[float, float]
+"""The weight of all pairs of a step, and of those with a winner (margin > 0)."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What a model says of every pair, each of shape (pairs,), differentiable.
+
+    z: the pair's logit. A policy also gives z_mean, the same from log-ratios averaged per token, and nll, the chosen
+    completion's mean negative log-probability per token, in nats, ≥ 0.
+    """
+
+    z: Tensor
+    z_mean: Tensor | None = None
+    nll: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term: its weight λ, the loss's options with defaults filled in, and whether ties are left out of it."""
+
+    name: str
+    weight: float
+    options: Mapping[str, Any]
+    needs_winner: bool
+
+    def per_pair(self, logits: Logits, p: Tensor, margin: Tensor, gamma: float) -> Tensor:
+        """The term's value of every pair, shape (pairs,); exactly 0, with no gradient, where the term leaves a tie out."""
+        if not self.needs_winner:
+            return self._formula(logits, p, margin, gamma)
+        # Before the formula and not behind it alone: no loss has to be finite at margin 0, where odpo takes log 0.
+        decided = margin > 0
+        values = self._formula(logits, p, torch.where(decided, margin, 1.0), gamma)
+        return torch.where(decided, values, 0.0)
+
+    def pair_weight(self, weight: Tensor, margin: Tensor) -> Tensor:
+        """The pairs' weights in this term: 0 where it leaves a tie out."""
+        return weight * (margin > 0) if self.needs_winner else weight
+
+    def mean(self, values: Tensor, weight: Tensor, margin: Tensor, totals: Totals) -> Tensor:
+        """These pairs' share of the term's weighted mean over a step of the given totals; 0 where no pair counts."""
+        every, decided = totals
+        whole = decided if self.needs_winner else every
+        return (self.pair_weight(weight, margin) * values).sum() / (whole or 1.0)
+
+    def _formula(self, logits: Logits, p: Tensor, margin: Tensor, gamma: float) -> Tensor:
+        loss = LOSSES.get(self.name)
+        z = logits.nll if loss is None else logits.z_mean if loss.average_logprobs else logits.z
+        if z is None:
+            raise policies_only(self.name)
+        return z if loss is None else loss.per_pair(z, p, margin, gamma=gamma, **self.options)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weighted terms, in the order of TERM_NAMES, and the γ (1/margin-unit) that they share."""
+
+    terms: tuple[Term, ...]
+    gamma: float
+
+    @classmethod
+    def parse(
+        cls,
+        given: "str | Mapping[str, Any]",
+        options: Mapping[str, Any] | None = None,
+        gamma: float = 1.0,
+        *,
+        beta: float | None = None,
+    ) -> "Objective":
+        """The objective of `mmpo`, `mmpo=1,sft=0.1` or a mapping, tried on one pair so that it can't fail later.
+
+        options: of the losses, {"cdpo": {"epsilon": 0.1}}, "cdpo.epsilon" or, where one term alone takes it, "epsilon".
+        beta: the policy's; None for a reward model. Raises UserError for names, weights or options that are unknown
+        or out of range, for terms that a reward model can't have, and for a γ that a loss can't work with.
+        """
+        weights = parse_terms(given)
+        if beta is None:
+            check_reward_terms(weights)
+        own = _options_by_term(weights, options or {})
+        terms = tuple(_term(name, weight, own[name], beta) for name, weight in weights.items())
+        objective = cls(terms, gamma)
+        zero, one = torch.zeros(1), torch.ones(1)
+        objective.per_pair(Logits(zero, zero, zero), one, one)
+        return objective
+
+    @property
+    def needs_winner(self) -> bool:
+        """Whether ties are of no use to any term, so that they can be dropped before anything is computed."""
+        return all(term.needs_winner for term in self.terms)
+
+    def per_pair(self, logits: Logits, p: Tensor, margin: Tensor) -> dict[str, Tensor]:
+        """Every term's value of every pair, by name, each (pairs,); 0 where a term leaves a tie out."""
+        return {term.name: term.per_pair(logits, p, margin, self.gamma) for term in self.terms}
+
+    def total(self, values: Mapping[str, Tensor], weight: Tensor, margin: Tensor, totals: Totals | None = None) -> Tensor:
+        """The objective's share of these pairs, a scalar: the shares of a step's micro-batches add up to its loss.
+
+        values: from `per_pair`. weight, margin: (pairs,), ≥ 0. totals: the whole step's (default: these pairs' own);
+        a term without a single pair is 0.
+        """
+        totals = pair_totals(weight, margin) if totals is None else totals
+        shares = [term.weight * term.mean(values[term.name], weight, margin, totals) for term in self.terms]
+        return torch.stack(shares).sum()
+
+    def means(self, values: Mapping[str, Any], weight: Any, margin: Any) -> dict[str, float]:
+        """{"loss": the objective, "loss/<term>": each term's own mean if there are several} over given numpy arrays."""
+        weight, margin = torch.as_tensor(weight), torch.as_tensor(margin)
+        totals = pair_totals(weight, margin)
+        own = {term.name: float(term.mean(torch.as_tensor(values[term.name]), weight, margin, totals)) for term in self.terms}
+        found = {"loss": sum(term.weight * own[term.name] for term in self.terms)}
+        return found | ({f"loss/{name}": value for name, value in own.items()} if len(own) > 1 else {})
+
+    def count_ties(self, ties: int) -> dict[str, int]:
+        """How many ties each term leaves out that others use, {"ties_without_sft": n}; nothing where there are none."""
+        return {f"ties_without_{term.name}": ties for term in self.terms if ties and term.needs_winner and not self.needs_winner}
+
+    def __str__(self) -> str:
+        return write_terms({term.name: term.weight for term in self.terms})
+
+
+def pair_totals(weight: Tensor, margin: Tensor) -> Totals:
+    """Σ w over all pairs and over those with a winner; weight, margin: (pairs,)."""
+    return float(weight.sum()), float((weight * (margin > 0)).sum())
+
+
+def _term(name: str, weight: float, options: Mapping[str, Any], beta: float | None) -> Term:
+    if name == "sft":
+        return Term(name, weight, {}, needs_winner=True)  # which completion of a tie is "chosen" is the ids' accident
+    loss = LOSSES[name]
+    if "beta" in loss.options and beta is not None:
+        if options.get("beta", beta) != beta:
+            raise UserError(f"{name} works with the policy's beta ({beta}): set beta, not loss_options.beta")
+        options = {**options, "beta": beta}  # z carries this one
+    return Term(name, weight, loss.resolve(options), loss.needs_winner)
+
+
+def _options_by_term(terms: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Nested, dotted and flat options by the term they belong to; numbers written as text are read."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in terms}
+    for key, value in given.items():
+        term, dot, option = key.partition(".")
+        if isinstance(value, Mapping) or dot:
+            if term not in terms:
+                raise unknown_name("term in loss_options", term, terms)
+            parts = value if isinstance(value, Mapping) and not dot else {option: value}
+        else:
+            term, parts = _owner(key, terms), {key: value}
+        for name, one in parts.items():
+            if name in found[term]:
+                raise UserError(f"loss_options gives {name} of {term} twice")
+            if term == "sft":
+                raise unknown_name("option of loss sft (it takes: none)", name, ())
+            found[term][name] = _number(one)
+    return found
+
+
+def _owner(option: str, terms: Mapping[str, float]) -> str:
+    """The one term that takes the option."""
+    if len(terms) == 1:
+        return next(iter(terms))
+    owners = [name for name in terms if name in LOSSES and option in LOSSES[name].options]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        raise UserError(f"several terms take the option {option}: write {' or '.join(f'{name}.{option}' for name in owners)}")
+    known = [f"{name}.{key}" for name in terms if name in LOSSES for key in LOSSES[name].options]
+    raise unknown_name(f"option of the losses {', '.join(terms)}", option, known)
+
+
+def _number(value: Any) -> Any:
+    """A number written as text, as a command line gives it, becomes one; anything else stays."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

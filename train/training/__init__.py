@@ -1,0 +1,3 @@
+"""A training run: its folder, trainer, passes, checkpoints, callbacks."""
+
+__all__: list[str] = []

@@ -1,0 +1,142 @@
+"""The policy trainer: z = β·[(log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l))]."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.batches.layouts import Batch, MicroBatch
+from mmpo.train.batches.steps import Step
+from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.distributed import any_of_all, from_all
+from mmpo.train.inference.reference import cached_logprobs, reference_logprobs
+from mmpo.train.objective.objective import Logits, Objective
+from mmpo.train.training.trainer import MarginTrainer
+
+__all__ = ["PolicyTrainer"]
+
+
+class PolicyTrainer(MarginTrainer):
+    """Trains a causal language model on quality margins; the other arguments are `MarginTrainer`'s.
+
+    beta: weight of the log-ratio. ref_model: the reference; by default the model itself as it is when the trainer is
+    made. Its log-probabilities are computed once per completion, before the first step, and kept in the Parquet file
+    `reference_cache` if one is named. own_reference: whether reference values that the prompts bring are this very
+    model's, so that the first step checks it.
+    """
+
+    kind = "policy"
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: float = 0.1,
+        ref_model: nn.Module | None = None,
+        reference_cache: Path | None = None,
+        own_reference: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self.beta, self.ref_model = beta, ref_model
+        super().__init__(*args, **options)
+        parts = [self.prompts, self.eval_prompts or []]
+        known = all(prompt.reference is not None for part in parts for prompt in part)
+        self.own_reference = (ref_model is None and not known) if own_reference is None else own_reference
+        if not known:
+            everything = self._referenced([*parts[0], *parts[1]], reference_cache)
+            self.prompts, rest = everything[: len(parts[0])], everything[len(parts[0]) :]
+            self.eval_prompts = rest if self.eval_prompts is not None else None
+        self.ref_model = None  # not needed again; free its memory
+
+    def parse_objective(self, loss: str | Mapping[str, Any], options: Mapping[str, Any], gamma: float) -> Objective:
+        """As the base, with the terms that only a policy can have."""
+        return Objective.parse(loss, options, gamma, beta=self.beta)
+
+    def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
+        model = self.model if self.ref_model is None else self.ref_model
+        options: dict[str, Any] = {
+            "tokens": self.tokens_per_batch,
+            "pad_token": self.pad_token,
+            "device": self.args.device,
+            "bf16": self.args.bf16,
+            "way": self.way if self.ref_model is None else None,
+            "layout": self.layout,
+        }
+        if cache is not None:
+            return cached_logprobs(model, prompts, cache, tokenizer=self.processing_class, **options)
+        return reference_logprobs(model, prompts, **options)
+
+    def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
+        """z, z from means per token and the chosen one's −log-probability per token; log-probabilities and rewards of both."""
+        rewards, tokens = self.beta * (values - batch.reference), batch.counts.to(values.dtype)
+        means, nll = rewards / tokens, -(values / tokens)[batch.chosen]
+        z = rewards[batch.chosen] - rewards[batch.rejected]
+        return Logits(z, means[batch.chosen] - means[batch.rejected], nll), {
+            "logps/chosen": values[batch.chosen],
+            "logps/rejected": values[batch.rejected],
+            "rewards/chosen": rewards[batch.chosen],
+            "rewards/rejected": rewards[batch.rejected],
+            "nll/chosen": nll,
+        }
+
+    def predict_pairs(self, prompts: Sequence[PromptPairs]) -> dict[str, np.ndarray]:
+        """As the base. Raises UserError for prompts without the reference's log-probabilities: they are those of the model as it
+        was before training, and its weights are gone.
+        """
+        if any(prompt.reference is None for prompt in prompts):
+            raise UserError(
+                "these pairs have no reference log-probabilities, which are computed when the trainer is made: give them to it as "
+                "eval_dataset, or save the model and measure it by mmpo.train.evaluate"
+            )
+        return super().predict_pairs(prompts)
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+        """A step; before the very first, the policy must still equal its own reference."""
+        if self.state.global_step == 0 and self.own_reference and not self.dropout:
+            self.check_first_step(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def check_first_step(self, step: Step) -> None:
+        """Raises UserError unless log-probabilities in training mode equal the reference's, so that every z is 0.
+
+        Tolerance of a completion of n tokens: .001·√n nats and 1e-5 of the value; .1·√n and .5% in bfloat16, where kernels
+        that round differently than the reference's are .01 to .03 nats off in each token, and a router of experts more.
+        Dropout would fail it, and so would reference values of other weights.
+        """
+        self.model.train()
+        part, reference = self._first_pass(step)
+        part = part.to(self.args.device)
+        with self._as_reference():
+            off = (self.values(self.model_wrapped, part) - reference).abs()
+        absolute, relative = (0.1, 5e-3) if self.args.bf16 else (1e-3, 1e-5)
+        allowed = absolute * part.counts.to(off) ** 0.5 + relative * reference.abs()
+        wrong = bool(step.batches) and not bool((off <= allowed).all())
+        if any_of_all(wrong, self.args.device):
+            most = max(from_all(lambda: float(off.max()) if wrong else 0.0))
+            without = ", try it without --bf16" if self.args.bf16 else ""
+            raise UserError(
+                "first-step check failed: policy and reference are the same model, yet a completion's log-probability "
+                f"differs by {most:.4g} nats. If the reference values belong to other weights, delete that reference cache or name "
+                f"another (--reference-cache){without}; if the model is not deterministic in training mode because of dropout "
+                "that is wanted, give --dropout, which leaves this check out"
+            )
+
+    def _first_pass(self, step: Step) -> tuple[Batch, Tensor]:
+        """One pass, in every process, and the reference's values of its completions (of an idle one nothing is known)."""
+        if step.batches:
+            batch = step.batches[0]
+            return batch.parts[0], batch.reference[: len(batch.parts[0].counts)].to(self.args.device)
+        assert step.idle is not None
+        return step.idle, torch.zeros(len(step.idle.counts), device=self.args.device)
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        """The model with its adapter off, which need not start as zero. Split by FSDP it can't be switched: what is frozen at
+        the first pass stays so.
+        """
+        switch = hasattr(self.model, "disable_adapter") and not hasattr(self.model, "set_requires_gradient_sync")
+        return self.model.disable_adapter() if switch else nullcontext()  # type: ignore[operator]

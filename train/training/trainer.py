@@ -1,0 +1,300 @@
+"""What the policy and the reward trainer share: steps of whole prompts, one exact weighted mean a step, pairwise
+measures.
+
+It is a `transformers.Trainer`: schedules, checkpoints, callbacks and trackers are its own. One item of its data loader
+is a whole step (`Step`), whose micro-batches `training_step` goes through by itself. transformers' accumulation would
+divide by the number of micro-batches, whatever they hold; for prompts with 1 to 28 pairs that is far off.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics.measures import training_metrics
+from mmpo.train.batches.layouts import Batch, MicroBatch
+from mmpo.train.batches.steps import Step, make_step, pass_tokens, plan_steps
+from mmpo.train.data.prompts import PromptPairs, check_sources, prepare, usable_pairs
+from mmpo.train.data.render import Renderer
+from mmpo.train.distributed import from_all, rank_and_world, summed
+from mmpo.train.launch import check_launch
+from mmpo.train.model.dropout import disable_dropout
+from mmpo.train.model.forward import Way, attach, completion_values
+from mmpo.train.model.probe import choose_way
+from mmpo.train.model.recompute import recomputes
+from mmpo.train.objective.objective import Logits, Objective, Totals
+from mmpo.train.objective.targets import targets
+from mmpo.train.training.checkpoints import Guards
+from mmpo.train.training.figures import Figures
+from mmpo.train.training.measuring import predict_pairs
+from mmpo.train.training.passes import StepPasses
+from mmpo.train.training.progress import Pace
+
+__all__ = ["MarginTrainer", "pad_token"]
+
+
+class _Steps(Dataset):
+    """The steps of a whole run, made when asked for."""
+
+    def __init__(self, trainer: "MarginTrainer", plan: Sequence[np.ndarray]) -> None:
+        self.trainer, self.plan = trainer, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.trainer.make_step([self.trainer.prompts[i] for i in self.plan[index]])
+
+
+class MarginTrainer(Guards):
+    """Base of `PolicyTrainer` and `RewardTrainer`, on one device or, started by a launcher, on several.
+
+    train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
+    processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
+    weight, source_weights: what a pair of a table counts for, as `prepare` takes them. The batch size of `args` is not
+    used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens (default:
+    `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_way` takes it; `way` is what it chose.
+    """
+
+    kind = ""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        processing_class: Any,
+        gamma: float,
+        loss: str | Mapping[str, Any] = "mmpo",
+        loss_options: Mapping[str, Any] | None = None,
+        target: str = "plain",
+        weight: str = "pair",
+        source_weights: Mapping[str, float] | None = None,
+        pairs_per_step: int = 64,
+        tokens_per_batch: int | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int = 512,
+        dropout: bool = False,
+        layout: str = "auto",
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        if args.gradient_accumulation_steps != 1:
+            raise UserError("leave gradient_accumulation_steps at 1: tokens_per_batch sets the micro-batches")
+        check_launch(args.bf16)
+        for name in ("eval_strategy", "save_strategy"):
+            if str(getattr(args, name).value) == "epoch":
+                raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
+        self.objective = self.parse_objective(loss, loss_options or {}, gamma)
+        self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
+        self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)
+        self.layout, self.dropout = layout, dropout
+        self.renderer = Renderer(processing_class, max_length, max_prompt_length)
+        self.pad_token = pad_token(processing_class)
+        if not dropout:
+            disable_dropout(model)
+        self.prompts = self.as_prompts(train_dataset, training=True)
+        if not self.prompts:
+            raise UserError(f"no pair is left to train on; of the texts: {dict(self.renderer.counts)}")
+        self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
+        self.figures, self.pace = Figures(), Pace()
+        self.last_step: int | None = None  # a run that ends early ends here
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.prompts,  # type: ignore[arg-type]
+            eval_dataset=self.eval_prompts,  # type: ignore[arg-type]
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
+        self.way, self._probed, self._planned = Way(), 0, (1.0, 1)  # epochs, their steps
+        self._probe([*self.prompts, *(self.eval_prompts or [])])
+        attach(model)
+
+    def parse_objective(self, loss: str | Mapping[str, Any], options: Mapping[str, Any], gamma: float) -> Objective:
+        """The objective, checked."""
+        return Objective.parse(loss, options, gamma)
+
+    # --- the data ---------------------------------------------------------------------------------------------------
+
+    def as_prompts(self, data: Any, training: bool = False) -> list[PromptPairs]:
+        """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner."""
+        if isinstance(data, list):
+            return data
+        table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
+        if training:
+            check_sources(table, self.source_weights)
+        table, _ = usable_pairs(table, ties=not self.objective.needs_winner, source_weights=self.source_weights)
+        p, _ = targets(self.target, table, self.objective.gamma)
+        return prepare(table, p, self.renderer, self.weight, self.source_weights).prompts
+
+    def plan(self) -> list[np.ndarray]:
+        """The prompts of every step of the run."""
+        epochs = self.args.num_train_epochs
+        sizes = [len(prompt.rows) for prompt in self.prompts]
+        plan = plan_steps(sizes, self.pairs_per_step, epochs, self.args.seed)
+        most = self.args.max_steps
+        while most > len(plan):
+            epochs = math.ceil(2 * epochs)
+            plan = plan_steps(sizes, self.pairs_per_step, epochs, self.args.seed)
+        self._planned = epochs, len(plan)
+        return plan[: self.last_step] if most <= 0 else plan[:most][: self.last_step]
+
+    def make_step(self, prompts: Sequence[PromptPairs]) -> Step:
+        """This process's part of one step."""
+        rank, world = rank_and_world()
+        return make_step(prompts, self.tokens_per_batch, self.pad_token, self.way.batches, rank=rank, world=world)
+
+    def _probe(self, prompts: Sequence[PromptPairs]) -> None:
+        """Chooses the way to run the model, and again where prompts come that are longer than all before."""
+        longest = max(prompt.length for prompt in prompts)
+        if longest > self._probed and not hasattr(self.model, "set_requires_gradient_sync"):  # split by FSDP it can't be probed
+            choose = partial(choose_way, self.model, self.kind, longest, self.layout, self.args.device, self.tokens_per_batch)
+            ways = from_all(partial(choose, bf16=self.args.bf16, checkpointing=recomputes(self.args)))
+            if len({way.layout for way in ways}) > 1:
+                raise UserError(f"the processes can't run the model alike ({ways}): take --layout rows, and like devices")
+            self.way, self._probed = ways[rank_and_world()[0]], longest
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The steps of the whole run in order; the Trainer sees one epoch and skips into it on resuming."""
+        return DataLoader(_Steps(self, self.plan()), batch_size=1, shuffle=False, collate_fn=_first)
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
+        """One pass over the loader is the run."""
+        steps = len(dataloader)
+        return 1, steps, len(self.prompts), len(self.prompts), 1, steps, steps
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None  # a step knows its own weight
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations a parameter and padded token (Kaplan et al. 2020)."""
+        return 6 * sum(value.numel() for value in self.model.parameters()) * inputs.tokens
+
+    # --- the loss ---------------------------------------------------------------------------------------------------
+
+    def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
+        """What the objective reads of every pair, and named values per pair, from the completions' (completions,)."""
+        raise TypeError("use PolicyTrainer or RewardTrainer")
+
+    def values(self, model: nn.Module, part: Batch) -> Tensor:
+        """One pass: the log-probability or the score of each completion, float32, (completions,)."""
+        with self.precision():
+            return completion_values(model, self.kind, part.to(self.args.device), self.way)
+
+    def precision(self) -> Any:
+        """bfloat16 autocast if asked for; accelerate wraps only the model's own forward, and rewards are pooled below it."""
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
+
+    def loss_of(self, values: Tensor, batch: MicroBatch, totals: Totals | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of a step's loss from the completions' values; `totals` of the step (default: the
+        batch's own). The outputs: z, each term's value as "loss/<term>", and what `pair_logits` names, all (pairs,).
+        """
+        logits, named = self.pair_logits(values, batch)
+        terms = self.objective.per_pair(logits, batch.p, batch.margin)
+        loss = self.objective.total(terms, batch.weight, batch.margin, totals)
+        return loss, {"z": logits.z, **{f"loss/{name}": terms[name] for name in terms}, **named}
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch: Totals | None = None
+    ) -> Any:
+        """`loss_of` a micro-batch in one graph, whatever its parts; `num_items_in_batch`: the step's totals."""
+        inputs = inputs.to(self.args.device)
+        values = torch.cat([self.values(model, part) for part in inputs.parts])
+        loss, outputs = self.loss_of(values, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+        """Forward and backward over all micro-batches of a step; returns the step's loss, of all processes."""
+        model.train()
+        inputs = replace(inputs, batches=[batch.to(self.args.device) for batch in inputs.batches])
+        total = torch.zeros((), device=self.args.device)
+        finite: list[tuple[MicroBatch, Tensor]] = []
+        with self.guarded(StepPasses(self, model, inputs)) as passes:
+            for batch, loss, outputs in passes:
+                total += loss
+                finite.append((batch, self._remember(batch, outputs)))
+            sums = summed(torch.stack([total, total.new_tensor(inputs.tokens)]))
+        self.check_finite("the loss", float(sums[0]), finite)
+        self.pace.add(int(sums[1]), inputs.pairs)
+        return sums[0]
+
+    def _remember(self, batch: MicroBatch, outputs: dict[str, Tensor]) -> Tensor:
+        """Notes a micro-batch's figures; which of its pairs have finite values, (pairs,)."""
+        z = outputs.pop("z").detach()
+        finite = torch.isfinite(z)
+        self.figures.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
+        self.figures.add("rewards/margins", z, batch.weight)
+        for term in self.objective.terms:
+            value = outputs.pop(f"loss/{term.name}").detach()
+            finite &= torch.isfinite(value)
+            if len(self.objective.terms) > 1:
+                self.figures.add(f"loss/{term.name}", value, term.pair_weight(batch.weight, batch.margin))
+        for name, value in outputs.items():
+            self.figures.add(name, value.detach(), batch.weight)
+        return finite
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the pairwise figures since the last log, each a weighted mean over pairs, and the true epoch. Callbacks also
+        get the speed, which the log that checkpoints carry leaves out: it is another one in every run.
+        """
+        rates: dict[str, float] = {}
+        if "loss" in logs:
+            rates = self.pace.rates()
+            logs |= self.figures.drain() | rates
+        if self.state.epoch is not None and self.state.max_steps:
+            self.state.epoch = self.state.global_step * self._planned[0] / self._planned[1]
+        super().log(logs, start_time)
+        for name in rates:
+            self.state.log_history[-1].pop(name)
+
+    # --- measures ---------------------------------------------------------------------------------------------------
+
+    def predict_pairs(self, prompts: Sequence[PromptPairs]) -> dict[str, np.ndarray]:
+        """As `mmpo.train.training.measuring.predict_pairs`: every pair's values, of all processes."""
+        was_training = self.model.training
+        self.model.eval()
+        self._probe(prompts)
+        try:
+            return predict_pairs(self, prompts)
+        finally:
+            self.model.train(was_training)
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The measures of `mmpo.pipeline.metrics.measures` over all pairs of the evaluation prompts, logged under the prefix."""
+        prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else self.eval_prompts
+        if not prompts:
+            raise UserError("there are no pairs to evaluate on")
+        values = self.predict_pairs(prompts)
+        terms = {term.name: values.pop(f"loss/{term.name}") for term in self.objective.terms}
+        found = {**training_metrics(values), **self.objective.means(terms, values["weight"], values["margin"])}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.pace.start()
+        return metrics
+
+
+def pad_token(tokenizer: Any) -> int:
+    """A token id to fill rows with; the attention mask hides it, so that any will do."""
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
+
+
+def _first(items: list[Step]) -> Step:
+    return items[0]
