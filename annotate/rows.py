@@ -12,8 +12,7 @@ import pyarrow as pa
 from mmpo.annotate.judge.modes import Row, digest_limit
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.dataset import read_manifest, split_files
-from mmpo.pipeline.storage.parts import batches
+from mmpo.pipeline.storage import batches, read_manifest, split_files
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["Feedback", "rows_of"]

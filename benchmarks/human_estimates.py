@@ -11,7 +11,7 @@ from human_sets import mqm
 
 from mmpo.pipeline import build_pairs
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["ESTIMATES", "Segments", "merged"]

@@ -3,8 +3,8 @@
 import numpy as np
 from human_estimates import Segments
 
-from mmpo.pipeline.grades.aggregate import group_starts
-from mmpo.pipeline.pairs.strategies import STRATEGIES
+from mmpo.pipeline.grades import group_starts
+from mmpo.pipeline.pairs import STRATEGIES
 
 __all__ = ["MEASURES", "foretold"]
 

@@ -20,10 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 from argilla_fixture import WORKSPACE, Argilla, serve_argilla
 
-from mmpo.annotate.argilla.dataset import GRADES
-from mmpo.annotate.argilla.options import PullOptions, PushOptions
-from mmpo.annotate.argilla.pull import pull
-from mmpo.annotate.argilla.push import push
+from mmpo.annotate.argilla import GRADES, PullOptions, PushOptions, pull, push
 from mmpo.pipeline import BuildOptions, build
 
 __all__ = ["run"]

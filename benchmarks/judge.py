@@ -32,9 +32,12 @@ sys.path.insert(0, str(HERE.parent / "tests" / "support" / "openai"))
 
 from openai_server import Server, serving  # noqa: E402
 
-from mmpo.annotate.judge.capabilities import Abilities  # noqa: E402
-from mmpo.annotate.judge.options import Judge, JudgeOptions  # noqa: E402
-from mmpo.annotate.judge.questions import Questions  # noqa: E402
+from mmpo.annotate.judge import (  # noqa: E402
+    Abilities,
+    Judge,
+    JudgeOptions,
+    Questions,
+)
 from mmpo.annotate.rows import Feedback, rows_of  # noqa: E402
 from mmpo.pipeline import BuildOptions, build  # noqa: E402
 

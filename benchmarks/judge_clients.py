@@ -50,8 +50,7 @@ class Marks:
 
 def ours(feedback: str, out: str, journal: str, url: str, in_flight: int, requests: int) -> dict[str, float]:
     """The judge of this project; asking and writing."""
-    from mmpo.annotate.judge.options import JudgeOptions
-    from mmpo.annotate.judge.run import judge
+    from mmpo.annotate.judge import JudgeOptions, judge
 
     marks = Marks(requests)
     options = JudgeOptions(model=MODEL, base_url=url, concurrency=in_flight, journal=journal)

@@ -8,7 +8,7 @@ from mmpo.annotate.agreement.columns import HUMAN
 from mmpo.annotate.agreement.margins import DECIMALS, Margins
 from mmpo.pipeline.logistic import Floats
 from mmpo.pipeline.margins import fit_gamma_to_votes, target_probability
-from mmpo.pipeline.metrics.calibration import by_margin, cross_entropy, ece_vote
+from mmpo.pipeline.metrics import by_margin, cross_entropy, ece_vote
 
 __all__ = ["calibration_row", "choosing_row", "shared", "votes", "yardstick"]
 

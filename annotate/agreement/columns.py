@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.statistics import Group, survey
+from mmpo.pipeline.grades import Group, survey
 from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.sources.builder import KINDS
+from mmpo.pipeline.sources import KINDS
 
 __all__ = ["EVIDENCE", "HUMAN", "Chosen", "Column", "choose_columns"]
 

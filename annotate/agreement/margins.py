@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 
 from mmpo.annotate.agreement.columns import Chosen, choose_columns
 from mmpo.pipeline.arrow import codes, flat, large, offsets_of, parents, to_numpy
-from mmpo.pipeline.grades.aggregate import Grades, merge_repeats
-from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
 from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.pairs.choose import own_gaps
-from mmpo.pipeline.pairs.strategies import STRATEGIES
+from mmpo.pipeline.pairs import STRATEGIES, own_gaps
 
 __all__ = ["Answers", "Margins", "read_margins"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmpo.annotate.agreement.margins import Answers, Margins
 from mmpo.annotate.agreement.statistics import rank_correlation
-from mmpo.pipeline.grades.aggregate import group_starts
+from mmpo.pipeline.grades import group_starts
 from mmpo.pipeline.logistic import Floats
 
 __all__ = ["consistency_row", "length_row", "longer_preferred", "position_row", "rater_row"]

@@ -24,8 +24,8 @@ from mmpo.annotate.rows import rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
 from mmpo.pipeline.arrow import flat, offsets_of
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.statistics import survey
-from mmpo.pipeline.storage.dataset import read_manifest
+from mmpo.pipeline.grades import survey
+from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
 __all__ = ["Item", "Read", "read_items"]

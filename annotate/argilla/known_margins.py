@@ -10,7 +10,7 @@ import pyarrow as pa
 from mmpo.pipeline.api import build_pairs
 from mmpo.pipeline.arrow import flat, large, lists, offsets_of
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.statistics import Group
+from mmpo.pipeline.grades import Group
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
 __all__ = ["AI", "Hints", "Known", "Margins", "feedback_hints", "feedback_margins", "full_of_pairs", "known_of", "without_texts"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from mmpo.annotate.argilla.answers import Answer, Answers, Raters
 from mmpo.annotate.argilla.replaced import without_replaced
 from mmpo.pipeline.arrow import large, narrow
-from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.grades import merge_prompts
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["Merged", "merge_answers"]

@@ -25,7 +25,7 @@ from mmpo.annotate.judge.options import public_url
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage.dataset import PartWriter, card, check_out, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import PartWriter, card, check_out, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS
 
 __all__ = ["pull"]

@@ -1,3 +1,5 @@
 """Requests through OpenAI's Batch API."""
 
-__all__: list[str] = []
+from mmpo.annotate.batch.queue import Queue
+
+__all__ = ["Queue"]

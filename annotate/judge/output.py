@@ -17,7 +17,7 @@ from mmpo.annotate.judge.questions import Question, Questions
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, rows_of
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
-from mmpo.pipeline.storage.dataset import PartWriter
+from mmpo.pipeline.storage import PartWriter
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
 __all__ = ["Written", "write_feedback"]

@@ -27,7 +27,7 @@ from mmpo.annotate.judge.questions import Questions
 from mmpo.annotate.judge.summary import finish, nothing_to_ask
 from mmpo.annotate.rows import Feedback
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage.dataset import check_out
+from mmpo.pipeline.storage import check_out
 
 __all__ = ["Prepared", "Progress", "abilities_key", "journal_path", "judge", "prepared"]
 

@@ -13,8 +13,7 @@ from mmpo.annotate.judge.output import Written, write_feedback
 from mmpo.annotate.rows import Feedback
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage.dataset import card, read_manifest, replacing, write_manifest
-from mmpo.pipeline.storage.inputs import InputFile, digest
+from mmpo.pipeline.storage import InputFile, card, digest, read_manifest, replacing, write_manifest
 
 __all__ = ["finish", "nothing_to_ask"]
 

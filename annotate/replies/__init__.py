@@ -12,11 +12,11 @@ from mmpo.annotate.replies.grade import double_bracket, grade
 from mmpo.annotate.replies.labelled import labelled
 from mmpo.annotate.replies.objects import aspects_json, ranking
 from mmpo.annotate.replies.scores import two_scores
-from mmpo.annotate.replies.text import Found, Unparsable, readable
+from mmpo.annotate.replies.text import Found, Unparsable, plain, readable
 from mmpo.annotate.scales import Scale
 from mmpo.pipeline.errors import unknown_name
 
-__all__ = ["REPLIES", "Found", "ReplyFormat", "Unparsable", "parse_reply"]
+__all__ = ["REPLIES", "Found", "ReplyFormat", "Unparsable", "parse_reply", "plain"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.argilla.options import PullOptions, PushOptions
+from mmpo.annotate.argilla import PullOptions, PushOptions, printable
 from mmpo.cli.flags import options_from, with_flags
 from mmpo.cli.output import LINE_EVERY_SECONDS, console, print_json, print_table, say
 

@@ -7,7 +7,7 @@ import typer
 
 from mmpo.cli.flags import options_from, with_flags
 from mmpo.cli.output import print_json, print_table, progress_of, say
-from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.build import BuildOptions
 
 __all__ = ["build", "say_built"]
 

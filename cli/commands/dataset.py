@@ -19,7 +19,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML page about a dataset: margins, ties, scores, lengths, sources, rejects."""
-    from mmpo.pipeline.report.dataset_page import write_report
+    from mmpo.pipeline.report import write_report
 
     page = write_report(dataset, out or dataset.with_name(dataset.resolve().name + ".html"))
     say(f"page: {page}")

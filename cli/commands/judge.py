@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from mmpo.annotate.judge.options import JudgeOptions
+from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import options_from, with_flags
 from mmpo.cli.output import LINE_EVERY_SECONDS, console, print_json, print_table, say, shown
 
@@ -43,8 +43,7 @@ def judge(
     """
     options = options_from(JudgeOptions, given, flags=True)
     if dry_run or status:
-        from mmpo.annotate.judge.estimate import look
-        from mmpo.annotate.judge.run import prepared
+        from mmpo.annotate.judge import look, prepared
 
         summary = look(prepared(feedback, out, options, judges or []), whole=status)
         _say_look(summary, status)

@@ -28,7 +28,7 @@ def losses(as_json: AsJson = False) -> None:
 
 def rubrics(as_json: AsJson = False) -> None:
     """List the rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."""
-    from mmpo.annotate.judge.rubrics import RUBRICS
+    from mmpo.annotate.judge import RUBRICS
 
     _list({name: rubric.criterion for name, rubric in RUBRICS.items()}, as_json)
 

@@ -4,14 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mmpo.annotate.judge.options import judges_of
-from mmpo.annotate.judge.rubrics import find_rubrics
+from mmpo.annotate.judge import find_rubrics, judges_of
 from mmpo.cli.commands.build import say_built
 from mmpo.cli.commands.judge import judge_progress, say_judged
 from mmpo.cli.output import progress_of
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages
-from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult
 
 __all__ = ["judged"]
@@ -50,7 +49,7 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
 
 
 def _candidates(recipe: Recipe, options: BuildOptions, out: Path) -> dict[str, Any]:
-    from mmpo.pipeline.build.run import build
+    from mmpo.pipeline.build import build
 
     with progress_of("candidates") as progress:
         summary = build(recipe.inputs, out, options=options, progress=progress)
@@ -59,7 +58,7 @@ def _candidates(recipe: Recipe, options: BuildOptions, out: Path) -> dict[str, A
 
 
 def _judge(recipe: Recipe, candidates: Path, out: Path) -> dict[str, Any]:
-    from mmpo.annotate.judge.run import judge
+    from mmpo.annotate.judge import judge
 
     assert recipe.judge is not None
     with judge_progress() as progress:

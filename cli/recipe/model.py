@@ -10,9 +10,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from mmpo.annotate.judge.options import JudgeOptions, check_judge_options, judges_of
+from mmpo.annotate.judge import JudgeOptions, check_judge_options, judges_of
 from mmpo.cli.flags import explain, model_of, options_from
-from mmpo.pipeline.build.run import BuildOptions, check_build_options
+from mmpo.pipeline.build import BuildOptions, check_build_options
 from mmpo.pipeline.errors import UserError
 from mmpo.train.options import TrainOptions
 

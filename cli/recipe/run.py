@@ -14,7 +14,7 @@ from mmpo.cli.output import print_json, print_table, progress_of, say
 from mmpo.cli.recipe.judging import judged
 from mmpo.cli.recipe.model import Recipe, load_recipe, schema
 from mmpo.cli.recipe.stages import Stages, write_json
-from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.train.objective.terms import parse_terms
 
@@ -85,7 +85,7 @@ def _digests(recipe: Recipe) -> list[str]:
         if recipe.data is None or not (recipe.data / "manifest.json").is_file():
             raise UserError(f"data: {recipe.data} is not a dataset folder; `mmpo build` writes one")
         return []
-    from mmpo.pipeline.storage.chunks import digest, resolve_inputs
+    from mmpo.pipeline.storage import digest, resolve_inputs
 
     files = resolve_inputs(recipe.inputs, recipe.build.format)
     return [f"{Path(str(file.path)).name} {digest(file)}" for file in files]
@@ -96,7 +96,7 @@ def _fingerprint(dataset: Path) -> str:
 
 
 def _build(sources: list[Any], options: BuildOptions, dataset: Path) -> dict[str, Any]:
-    from mmpo.pipeline.build.run import build
+    from mmpo.pipeline.build import build
 
     with progress_of("build") as progress:
         summary = build(sources, dataset, options=options, progress=progress)
@@ -152,7 +152,7 @@ def _compare(
     trained: dict[str, Any],
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    from mmpo.pipeline.report.dataset_page import write_comparison, write_report
+    from mmpo.pipeline.report import write_comparison, write_report
 
     columns = ("run", "kind", "loss", "γ", "steps", *(name for name in MEASURES if name != "ece_vote"))
     rows = []

@@ -1,3 +1,33 @@
 """FEEDBACK to one value per rater and completion: which grades, normalised, merged, with rater and position effects."""
 
-__all__: list[str] = []
+from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters, merge_repeats
+from mmpo.pipeline.grades.flatten import in_sample
+from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
+from mmpo.pipeline.grades.rater_choice import deviations_foretell_better
+from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects
+from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
+from mmpo.pipeline.grades.rater_shrinkage import sampling_variances, shrunk
+from mmpo.pipeline.grades.statistics import Group, survey
+
+__all__ = [
+    "Grades",
+    "Group",
+    "OrderTotals",
+    "RaterEffect",
+    "RaterSample",
+    "deviations_foretell_better",
+    "exact_sum",
+    "fit_rater_effects",
+    "group_starts",
+    "in_sample",
+    "merge_prompts",
+    "merge_raters",
+    "merge_repeats",
+    "position_biases",
+    "remove_effects",
+    "sampling_variances",
+    "shrunk",
+    "survey",
+    "without_signal",
+]

@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection
 from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.sources.alpaca_eval import parse_alpaca_eval
+from mmpo.pipeline.sources.alpaca_eval import log_odds, parse_alpaca_eval
 from mmpo.pipeline.sources.base import RowParser, Source, SourceOptions, check_options
+from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import FIELDS, SHAPES, prepare_csv, prepare_generic
+from mmpo.pipeline.sources.pair_rows import split_pair
 from mmpo.pipeline.sources.shp import parse_shp
 from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
 from mmpo.pipeline.sources.ultrafeedback import parse_ultrafeedback
@@ -16,8 +18,11 @@ from mmpo.pipeline.sources.ultrafeedback_binarized import parse_ultrafeedback_bi
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = [
+    "KINDS",
     "SOURCES",
+    "BadRow",
     "Collected",
+    "FeedbackBuilder",
     "RowParser",
     "Source",
     "SourceOptions",
@@ -26,6 +31,8 @@ __all__ = [
     "collect_parts",
     "fitting",
     "get_source",
+    "log_odds",
+    "split_pair",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.cli.main import run
 
 

@@ -9,7 +9,7 @@ import pytest
 from mmpo.cli.flags import flag_of, model_of, options_from
 from mmpo.cli.main import run
 from mmpo.cli.recipe.model import load_recipe, schema
-from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.train.options import TrainOptions
 

@@ -11,7 +11,7 @@ import typer
 from mmpo.cli.flags import options_from
 from mmpo.cli.main import make_app
 from mmpo.cli.recipe.model import load_recipe
-from mmpo.pipeline.build.run import BuildOptions
+from mmpo.pipeline.build import BuildOptions
 from mmpo.train.options import TrainOptions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

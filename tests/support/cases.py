@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpo.annotate.judge.options import JudgeOptions
-from mmpo.annotate.judge.run import judge
+from mmpo.annotate.judge import JudgeOptions, judge
 from mmpo.pipeline import BuildOptions, build, load_feedback
 
 __all__ = ["asked", "candidates", "comparisons", "environment", "judged", "mmpo", "ratings"]

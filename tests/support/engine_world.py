@@ -9,10 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from mmpo.annotate.client.rate_limits import Limits
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import Engine, Stop
-from mmpo.annotate.judge.modes import Asked
+from mmpo.annotate.client import Answer, Engine, Failure, Limits, Request, Stop
+from mmpo.annotate.judge import Asked
 
 __all__ = ["ANSWER", "TICK", "World", "failure", "request", "running"]
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.pipeline import read_feedback
 
 Rows = list[dict[str, Any]]

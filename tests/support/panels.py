@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mmpo.pipeline import build_pairs
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["PANELS", "Covered", "covered", "panel"]

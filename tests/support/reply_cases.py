@@ -2,8 +2,7 @@
 
 import pytest
 
-from mmpo.annotate.replies import Unparsable, parse_reply
-from mmpo.annotate.replies.text import plain
+from mmpo.annotate.replies import Unparsable, parse_reply, plain
 from mmpo.annotate.scales import PREFERENCE, Scale, numbers
 
 FIVE, TEN, HALVES = numbers(1, 5), numbers(1, 10), numbers(1, 10, decimals=True)

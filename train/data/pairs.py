@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
+from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
 
 __all__ = ["as_pairs", "check_rows", "pair_files"]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline import margins
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.logistic import sigmoid
-from mmpo.pipeline.metrics.measures import by_source, pair_measures
+from mmpo.pipeline.metrics import by_source, pair_measures
 from mmpo.train.data.prompts import read_pairs
 from mmpo.train.evaluation.pair_values import Split, pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs

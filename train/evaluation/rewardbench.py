@@ -11,11 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.measures import by_source, pair_measures
-from mmpo.pipeline.metrics.rewardbench import rewardbench_average, rewardbench_sections, rewardbench_subsets, subset_accuracies
-from mmpo.pipeline.sources.builder import BadRow
-from mmpo.pipeline.sources.pair_rows import split_pair
-from mmpo.pipeline.storage.chunks import plan, resolve_inputs, rows
+from mmpo.pipeline.metrics import (
+    by_source,
+    pair_measures,
+    rewardbench_average,
+    rewardbench_sections,
+    rewardbench_subsets,
+    subset_accuracies,
+)
+from mmpo.pipeline.sources import BadRow, split_pair
+from mmpo.pipeline.storage import plan, resolve_inputs, rows
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
 from mmpo.train.data.pairs import check_rows
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.measures import training_metrics
+from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches.layouts import Batch, MicroBatch
 from mmpo.train.batches.steps import Step, make_step, pass_tokens, plan_steps
 from mmpo.train.data.prompts import PromptPairs, check_sources, prepare, usable_pairs

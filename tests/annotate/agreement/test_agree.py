@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.annotate.agreement.against import votes
-from mmpo.annotate.agreement.agree import agree
-from mmpo.annotate.agreement.margins import read_margins
+from mmpo.annotate.agreement import agree, read_margins, votes
 from mmpo.pipeline import UserError
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.margins import sigmoid
-from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
 Row = tuple[str, list[str], list[dict[str, Any]]]

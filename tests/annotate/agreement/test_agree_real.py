@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from human_sets import HUMAN_SETS, agreed, compared, flipped, mqm, pandalm, table, tulu
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.pipeline import read_feedback
 
 MEASURES = ("accuracy", "spearman", "alpha_nominal", "alpha_ordinal", "alpha_interval")

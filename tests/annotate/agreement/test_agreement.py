@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.annotate.agreement.patterns import patterns, signed_ranks
-from mmpo.annotate.agreement.statistics import OF_TWO, agreement_of_all, agreement_of_two, rank_correlation
+from mmpo.annotate.agreement import OF_TWO, agreement_of_all, agreement_of_two, patterns, rank_correlation, signed_ranks
 
 LEVELS = {"alpha_nominal": "nominal", "alpha_ordinal": "ordinal", "alpha_interval": "interval"}
 grade = st.sampled_from([-3.0, -1.5, -1.0, 0.0, 0.0, 0.5, 1.0, 2.0])

@@ -7,10 +7,7 @@ import pytest
 from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, unlocked
 from argilla_fixture import Argilla, ready_facts
 
-from mmpo.annotate.argilla.client import api_url_of
-from mmpo.annotate.argilla.known_margins import Known
-from mmpo.annotate.argilla.options import PushOptions, check_push_options
-from mmpo.annotate.argilla.records import suggestion_of
+from mmpo.annotate.argilla import Known, PushOptions, api_url_of, check_push_options, suggestion_of
 from mmpo.annotate.argilla_server.home import new_users
 from mmpo.annotate.argilla_server.serve import serve
 from mmpo.cli.commands.argilla import say_ready

@@ -18,12 +18,8 @@ from argilla_fixture import Argilla
 from argilla_proxy import proxy_to
 from cases import environment, mmpo
 
-from mmpo.annotate.agreement.agree import agree
-from mmpo.annotate.argilla.client import connect
-from mmpo.annotate.argilla.options import PullOptions, PushOptions
-from mmpo.annotate.argilla.pull import pull
-from mmpo.annotate.argilla.push import push
-from mmpo.annotate.argilla.team import upsert
+from mmpo.annotate.agreement import agree
+from mmpo.annotate.argilla import PullOptions, PushOptions, connect, pull, push, upsert
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 from mmpo.pipeline.errors import PartialResult, UserError
 

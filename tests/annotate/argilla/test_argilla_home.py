@@ -88,7 +88,8 @@ def test_an_installation_that_fails_says_why_and_leaves_nothing(tmp_path: Path, 
 
 def test_one_holds_a_folder_and_the_next_hears_who(tmp_path: Path) -> None:
     home = prepare(tmp_path / "home")
-    code = "import sys; from pathlib import Path\nfrom mmpo.annotate.argilla_server.home import holding\nwith holding(Path(sys.argv[1])): pass"
+    code = "import sys; from pathlib import Path\nfrom mmpo.annotate.argilla_server.home import holding"
+    code += "\nwith holding(Path(sys.argv[1])): pass"
     with holding(home):
         done = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, check=False)
         assert "UserError" in done.stderr

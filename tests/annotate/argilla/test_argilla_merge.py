@@ -6,9 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.argilla.answers import Answer, Answers, Raters
-from mmpo.annotate.argilla.merge import merge_answers
-from mmpo.annotate.argilla.records import Found
+from mmpo.annotate.argilla import Answer, Answers, Found, Raters, merge_answers
 from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
 
 PROMPT = [{"role": "user", "content": "Hi"}]

@@ -9,7 +9,7 @@ from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pul
 from argilla_fixture import Argilla
 from cases import environment, mmpo
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 from mmpo.pipeline.errors import UserError
 

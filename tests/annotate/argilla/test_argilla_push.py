@@ -11,8 +11,7 @@ from argilla_cases import Asked, answer, feedback, name, pairs, pushed, unlocked
 from argilla_fixture import Argilla
 from cases import environment, mmpo
 
-from mmpo.annotate.argilla.dataset import GRADES
-from mmpo.annotate.argilla.records import grade_of, read_record
+from mmpo.annotate.argilla import GRADES, grade_of, read_record
 from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id

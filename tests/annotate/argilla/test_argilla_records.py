@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.argilla.display import DISPLAYS, printable
-from mmpo.annotate.argilla.items import Item
-from mmpo.annotate.argilla.known_margins import Known
-from mmpo.annotate.argilla.priorities import SELECTIONS, select
-from mmpo.annotate.argilla.records import certainty, fields_of, grade_of, metadata_of, order_of, read_record, record_id
+from mmpo.annotate.argilla import (
+    DISPLAYS,
+    SELECTIONS,
+    Item,
+    Known,
+    certainty,
+    fields_of,
+    grade_of,
+    metadata_of,
+    order_of,
+    printable,
+    read_record,
+    record_id,
+    select,
+)
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id, prompt_id
 

@@ -11,7 +11,7 @@ from batch_cases import FAST, REQUESTS, answered, of, paid_once, sent, uploads
 from cases import candidates, comparisons, judged, mmpo, ratings
 from server_client import using
 
-from mmpo.annotate.batch.queue import Queue
+from mmpo.annotate.batch import Queue
 from mmpo.pipeline.errors import PartialResult, UserError
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from mmpo.annotate.client.endpoint import A_POOL, Endpoint
-from mmpo.annotate.client.request import Answer, Failure
-from mmpo.annotate.judge.options import Judge
+from mmpo.annotate.client import A_POOL, Answer, Endpoint, Failure
+from mmpo.annotate.judge import Judge
 
 BODY = {
     "model": "judge-a",

@@ -9,9 +9,8 @@ from engine_world import ANSWER, TICK, World, failure, request, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmpo.annotate.client import HOPELESS, LONGEST_BACKOFF, RATE_LIMIT_PATIENCE, Answer, Engine, Failure, Request
 from mmpo.annotate.client import scheduler as engine_module
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import HOPELESS, LONGEST_BACKOFF, RATE_LIMIT_PATIENCE, Engine
 
 
 def makespan(latencies: Sequence[float], slots: int) -> float:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.annotate.client.rate_limits import Bucket, Limits
+from mmpo.annotate.client import Bucket, Limits
 
 
 @settings(max_examples=60, deadline=None)

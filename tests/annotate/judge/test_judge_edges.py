@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from cases import asked, candidates, comparisons, environment, judged, mmpo, ratings
 
-from mmpo.annotate.client.endpoint import answer_of
-from mmpo.annotate.client.request import Answer
+from mmpo.annotate.client import Answer, answer_of
 from mmpo.pipeline import BuildOptions, build, load_pairs
 from mmpo.pipeline.errors import UserError
 
@@ -171,7 +170,7 @@ def test_best_worst_counts_what_it_will_ask(openai_server: Any, tmp_path: Path) 
 
 
 def test_half_of_the_drawn_replies_will_do(openai_server: Any, tmp_path: Path) -> None:
-    from mmpo.annotate.judge.reading import Choice, read
+    from mmpo.annotate.judge import Choice, read
     from mmpo.annotate.replies import Unparsable
     from mmpo.annotate.scales import PREFERENCE
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from cases import asked, candidates, comparisons, judged, mmpo
 
-from mmpo.annotate.client.failures import retry_after, scrub
-from mmpo.annotate.client.journal import Journal
+from mmpo.annotate.client import Journal, retry_after, scrub
 from mmpo.pipeline.errors import PartialResult, UserError
 
 REQUESTS = 6 * 3 * 2

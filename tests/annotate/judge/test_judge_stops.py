@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from cases import asked, candidates, comparisons, environment, judged, mmpo
 
-from mmpo.annotate.client.cost import Budget, load_prices
+from mmpo.annotate.client import Budget, load_prices
 from mmpo.pipeline.errors import UserError
 
 CODE = "from mmpo.cli.main import main; main()"

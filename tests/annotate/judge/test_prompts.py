@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.judge.modes import MODES, Asked, Row, messages_of
-from mmpo.annotate.judge.prompts import conversation_text, harmless, load_template, nonce_of
-from mmpo.annotate.judge.rubrics import RUBRICS, find_rubrics
+from mmpo.annotate.judge import (
+    MODES,
+    RUBRICS,
+    Asked,
+    Row,
+    conversation_text,
+    find_rubrics,
+    harmless,
+    load_template,
+    messages_of,
+    nonce_of,
+)
 from mmpo.pipeline.errors import UserError
 
 USER = [{"role": "user", "content": "What is 2 + 2?"}]

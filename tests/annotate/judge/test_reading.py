@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.judge.reading import Choice, Token, expected, read, trimmed
+from mmpo.annotate.judge import Choice, Token, expected, read, trimmed
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.scales import PREFERENCE, Scale, numbers
 from mmpo.pipeline.errors import UserError

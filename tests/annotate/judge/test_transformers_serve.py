@@ -18,9 +18,7 @@ import pytest
 import torch
 from cases import candidates, comparisons, judged
 
-from mmpo.annotate.judge.modes import MODES, Asked, Row, messages_of
-from mmpo.annotate.judge.prompts import load_template
-from mmpo.annotate.judge.rubrics import RUBRICS
+from mmpo.annotate.judge import MODES, RUBRICS, Asked, Row, load_template, messages_of
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 
 LETTERS = "BDF"

@@ -7,8 +7,8 @@ import pytest
 from mmpo.pipeline import UserError, build_pairs, write_dataset
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.pairs.splits import split_position
-from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.pairs import split_position
+from mmpo.pipeline.sources import BadRow, FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
-from mmpo.pipeline.sources.builder import FeedbackBuilder
-from mmpo.pipeline.storage.dataset import read_manifest
+from mmpo.pipeline.grades import OrderTotals, exact_sum, position_biases
+from mmpo.pipeline.sources import FeedbackBuilder
+from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
 Answer = tuple[str, str, str, float]

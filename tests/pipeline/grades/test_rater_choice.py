@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 from mmpo.pipeline import BuildOptions, UserError, build
-from mmpo.pipeline.grades.aggregate import Grades, merge_raters
-from mmpo.pipeline.grades.rater_choice import deviations_foretell_better
-from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects
-from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
-from mmpo.pipeline.grades.rater_shrinkage import sampling_variances, shrunk
+from mmpo.pipeline.grades import (
+    Grades,
+    RaterEffect,
+    RaterSample,
+    deviations_foretell_better,
+    fit_rater_effects,
+    merge_raters,
+    remove_effects,
+    sampling_variances,
+    shrunk,
+    without_signal,
+)
 
 
 def panel(scale: list[float], noise: list[float], n: int, seed: int, share: float = 1.0) -> tuple[np.ndarray, RaterSample]:

@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmpo.pipeline import UserError
-from mmpo.pipeline.grades.aggregate import Grades, merge_raters
-from mmpo.pipeline.grades.flatten import in_sample
-from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects
-from mmpo.pipeline.grades.rater_sample import RaterSample
+from mmpo.pipeline.grades import Grades, RaterEffect, RaterSample, fit_rater_effects, in_sample, merge_raters, remove_effects
 
 
 def simulated(

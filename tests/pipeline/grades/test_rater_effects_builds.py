@@ -9,7 +9,7 @@ from panels import PANELS, covered, panel
 
 from mmpo.pipeline import BuildOptions, build, build_pairs
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
 

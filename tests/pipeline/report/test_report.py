@@ -13,9 +13,7 @@ import pytest
 
 from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.report.dataset_figures import by_source, longer_wins, read_figures
-from mmpo.pipeline.report.dataset_page import write_comparison, write_report
-from mmpo.pipeline.report.page import number
+from mmpo.pipeline.report import by_source, longer_wins, number, read_figures, write_comparison, write_report
 from mmpo.pipeline.tables import PAIRS
 
 EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}{% raw %}$\\frac{1}"

@@ -13,7 +13,7 @@ import pytest
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources import SOURCES, Collected, SourceOptions, collect, get_source
-from mmpo.pipeline.storage.chunks import plan, resolve_inputs
+from mmpo.pipeline.storage import plan, resolve_inputs
 from mmpo.pipeline.tables import FEEDBACK
 
 DATA = Path(__file__).parents[3] / "data"

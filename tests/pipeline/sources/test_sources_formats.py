@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from mmpo.pipeline.sources import Collected, SourceOptions, collect, get_source
-from mmpo.pipeline.sources.alpaca_eval import log_odds
-from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.storage.chunks import plan, resolve_inputs
+from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, get_source, log_odds
+from mmpo.pipeline.storage import plan, resolve_inputs
 from mmpo.pipeline.tables import prompt_id
 
 DATA = Path(__file__).parents[3] / "data"

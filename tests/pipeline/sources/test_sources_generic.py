@@ -9,10 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import Collected, SourceOptions, collect, collect_parts, get_source
-from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.pair_rows import split_pair
-from mmpo.pipeline.storage.chunks import plan, resolve_inputs
+from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, collect_parts, get_source, split_pair
+from mmpo.pipeline.storage import plan, resolve_inputs
 
 DATA = Path(__file__).parents[3] / "data"
 

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.chunks import digest, input_bytes, plan, resolve_inputs, rows, table
-from mmpo.pipeline.storage.decompress import split_lines
+from mmpo.pipeline.storage import digest, input_bytes, plan, resolve_inputs, rows, split_lines, table
 
 ROWS = [{"a": 1}, {"a": "U+2028 \u2028 stays inside"}, {"a": None}]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)

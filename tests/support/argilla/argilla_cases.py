@@ -10,9 +10,7 @@ import httpx
 import pyarrow.parquet as pq
 from argilla_fixture import Argilla
 
-from mmpo.annotate.argilla.options import PullOptions, PushOptions
-from mmpo.annotate.argilla.pull import pull
-from mmpo.annotate.argilla.push import push
+from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
 from mmpo.pipeline import BuildOptions, build, load_feedback
 
 __all__ = ["Asked", "answer", "comparisons", "feedback", "name", "pairs", "pulled", "pushed", "ratings", "rejected", "unlocked"]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.calibration import ece_vote
+from mmpo.pipeline.metrics import ece_vote
 from mmpo.train.evaluation.evaluate import evaluate
 from mmpo.train.evaluation.evaluate import pair_values as pair_values_module
 from mmpo.train.evaluation.votes import Votes

@@ -9,7 +9,7 @@ import pytest
 
 from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.rewardbench import REWARDBENCH_COUNTS
+from mmpo.pipeline.metrics import REWARDBENCH_COUNTS
 from mmpo.train.evaluation.evaluate import evaluate
 from mmpo.train.evaluation.rewardbench import rewardbench_pairs
 from mmpo.train.options import TrainOptions

@@ -1,0 +1,5 @@
+"""The older name of what formats of one's own import: `BadRow` and the builder now live in `mmpo.pipeline.sources`."""
+
+from mmpo.pipeline.sources import BadRow, FeedbackBuilder
+
+__all__ = ["BadRow", "FeedbackBuilder"]
