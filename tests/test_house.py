@@ -24,7 +24,7 @@ ROOMS = [
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.replies",
     "annotate.judge", "annotate.agreement", "annotate", "annotate.argilla_server", "annotate.argilla",
     # train
-    "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.failures", "train.distributed",
+    "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
     "train.launch", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train",
     # cli
     "cli.help", "cli.main", "cli.flags", "cli.output", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",

@@ -18,8 +18,7 @@ import torch.distributed
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.failures import out_of_memory
-from mmpo.train.messages import is_first_process
+from mmpo.train.messages import is_first_process, out_of_memory
 
 __all__ = [
     "LocalFailure",

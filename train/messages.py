@@ -1,6 +1,6 @@
-"""What is checked of targets and texts before a run computes anything, and what is said aloud where it goes on.
+"""What a run tells its user: warnings on standard error, and the errors of memory that runs out and of values that are not finite.
 
-A check raises UserError; a warning is a line of text with numbers in it, which `warn` shows on standard error.
+A warning is a line of text with numbers in it, which `warn` shows. Importing this loads no torch.
 """
 
 import os
@@ -9,19 +9,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from mmpo.pipeline.arrow import differing_messages
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.train.objective.terms import reads_targets
 
 __all__ = [
-    "check_completions",
-    "check_margins",
-    "check_prompts",
+    "START_AGAIN",
     "is_first_process",
+    "memory_advice",
+    "memory_error",
+    "not_finite",
     "nothing_left",
+    "out_of_memory",
     "rendering_warnings",
+    "some_ids",
     "target_warnings",
     "warn",
 ]
@@ -42,58 +44,6 @@ def warn(lines: Iterable[str]) -> None:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None:
-    """Raises UserError where no pair has a winner (shape (pairs,), all 0) and so nothing can be learnt.
-
-    terms: the names of the objective's. The target `measured` comes from votes: with it mmpo can learn from ties.
-    """
-    if (margin > 0).any():
-        return
-    if target == "measured" and any(_reads_targets(name) for name in terms):
-        return
-    means = (
-        "and this objective leaves ties out" if not any(map(_reads_targets, terms)) else "so that every target is .5 at any gamma"
-    )
-    raise UserError(
-        f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
-        "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"
-    )
-
-
-def check_prompts(table: pa.Table, first: np.ndarray) -> None:
-    """Raises UserError where an id stands for two prompts. first: the row where each row's prompt id is first, (pairs,)."""
-    wrong = np.flatnonzero(differing_messages(table["prompt"], first))
-    if len(wrong):
-        raise UserError(
-            f"the prompt {table['prompt_id'][wrong[0]].as_py()} has two texts (row {wrong[0]}; {len(wrong)} of {len(first)} rows are "
-            "such): an id is that of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
-        )
-
-
-def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.ndarray, first: np.ndarray) -> None:
-    """Raises UserError where an id stands for completions of two prompts, or for two texts.
-
-    identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the id and the place
-    among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
-    """
-    again = "an id is that of one completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
-    prompts = np.tile(prompt_of, 2)
-    wrong = np.flatnonzero(prompts != prompts[first])
-    if len(wrong):
-        names = table["prompt_id"].take(pa.array(np.array([first[wrong[0]], wrong[0]]) % table.num_rows)).to_pylist()
-        raise UserError(
-            f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
-            f"({len(wrong)} of {len(first)} places are such): {again}"
-        )
-    both = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
-    wrong = np.flatnonzero(differing_messages(both, first))
-    if len(wrong):
-        raise UserError(
-            f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
-            f"{len(wrong)} of {len(first)} places are such): {again}"
-        )
-
-
 def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequence[str], target: str) -> list[str]:
     """What a gamma makes of the untied pairs where that is of little use: (nearly) all targets 1, or all .5.
 
@@ -107,7 +57,7 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
             f"{int(wrong.sum())} of {len(p)} targets are no probabilities (gamma {gamma:.4g}, target {target}): see `mmpo validate`"
         )
     q = p[margin > 0]
-    if not len(q) or np.isinf(gamma) or target == "measured" or not any(map(_reads_targets, terms)):
+    if not len(q) or np.isinf(gamma) or target == "measured" or not reads_targets(terms):
         return []
     advice = f"gamma {gamma_for_mean_target(margin):.4g} gives a mean target of .75 (--gamma auto)"
     if (q > 0.99).mean() > 0.5:
@@ -121,19 +71,6 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
             f"{q.max():.4f}), so that there is little to learn; {advice}"
         ]
     return []
-
-
-def _reads_targets(term: str) -> bool:
-    """Whether a term of the objective looks at the target or at gamma·margin: its value changes with them."""
-    import torch
-
-    from mmpo.train.objective.losses import LOSSES
-
-    if term not in LOSSES:
-        return False
-    one = torch.ones(1)
-    low, high = (LOSSES[term].per_pair(one, one * p, one, gamma=gamma) for p, gamma in ((0.6, 0.4), (0.9, 2.2)))
-    return not torch.equal(low, high)
 
 
 def rendering_warnings(renderer: Any) -> list[str]:
@@ -179,3 +116,56 @@ def nothing_left(renderer: Any, where: str, counts: dict[str, int]) -> UserError
         )
     why = "".join(f". {line}" for line in rendering_warnings(renderer))
     return UserError(f"no pair of {where} is left; dropped: {counts}{why}")
+
+
+START_AGAIN = "then give another --out or --no-resume"
+_CPU_SIGNS = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory", "out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's or the machine's memory ran out; a CPU's is a plain RuntimeError."""
+    import torch  # not above: commands that train nothing load this file
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
+
+
+def memory_advice(tokens_per_batch: int, *, checkpointing: bool, bf16: bool, lora: bool, started: bool = False) -> list[str]:
+    """What to set where the memory runs out: only what is not set yet. started: whether there is a checkpoint, from which
+    a run with another result can't go on.
+    """
+    anew = f"; {START_AGAIN}" if started else ""
+    advice = [f"set tokens_per_batch lower (--tokens-per-batch, now {tokens_per_batch})"]
+    advice += [] if checkpointing else ["recompute activations (--gradient-checkpointing)"]
+    advice += [] if bf16 else [f"compute in bfloat16 (--bf16{anew})"]
+    advice += [] if lora else [f"train an adapter only (--lora 16{anew})"]
+    return [*advice, "split the model over several devices (FSDP, docs/training.md)"]
+
+
+def memory_error(where: str, advice: Sequence[str]) -> UserError:
+    """The message: what was being computed, and what to set.
+
+    >>> print(memory_error("in step 3", ["set tokens_per_batch lower (it is 16384)", "switch on bf16"]))
+    the memory ran out in step 3: set tokens_per_batch lower (it is 16384), or switch on bf16
+    """
+    return UserError(f"the memory ran out {where}: {', or '.join(advice)}")
+
+
+def not_finite(what: str, step: int, culprits: Sequence[str], all_ids: Sequence[str], advice: str) -> UserError:
+    """The message of a step whose loss or gradients are not finite.
+
+    culprits: ids of prompts with pairs whose own values are not finite, if any; all_ids: those of the whole step.
+    """
+    said = f"prompts with pairs whose values are not finite: {some_ids(culprits)}; " if culprits else ""
+    return UserError(f"{what} at step {step}; {said}all prompts of the step: {some_ids(all_ids)}. {advice}")
+
+
+def some_ids(ids: Iterable[str], count: int = 8) -> str:
+    """The first few of many ids, and how many more there are.
+
+    >>> some_ids(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    known = list(dict.fromkeys(ids))
+    return ", ".join(known[:count]) + (f" and {len(known) - count} more" if len(known) > count else "")

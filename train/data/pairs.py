@@ -1,5 +1,6 @@
 """Which files hold the pairs of a split, and whether they are pairs that can be trained on or measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.arrow import differing_messages
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
+from mmpo.train.objective.terms import reads_targets
 
-__all__ = ["as_pairs", "check_rows", "pair_files"]
+__all__ = ["as_pairs", "check_completions", "check_margins", "check_prompts", "check_rows", "pair_files"]
 
 _FILLED = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin")
 _AGAIN = "build the dataset again from its sources with `mmpo build`"
@@ -103,3 +106,53 @@ def _refuse(bad: np.ndarray, what: str, where: str) -> None:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise UserError(f"{where}: {int(bad.sum())} of {len(bad)} rows {what} (the first: row {first}); {_AGAIN}")
+
+
+def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None:
+    """Raises UserError where no pair has a winner (shape (pairs,), all 0) and so nothing can be learnt.
+
+    terms: the names of the objective's. The target `measured` comes from votes: with it mmpo can learn from ties.
+    """
+    if (margin > 0).any():
+        return
+    if target == "measured" and reads_targets(terms):
+        return
+    means = "and this objective leaves ties out" if not reads_targets(terms) else "so that every target is .5 at any gamma"
+    raise UserError(
+        f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
+        "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"
+    )
+
+
+def check_prompts(table: pa.Table, first: np.ndarray) -> None:
+    """Raises UserError where an id stands for two prompts. first: the row where each row's prompt id is first, (pairs,)."""
+    wrong = np.flatnonzero(differing_messages(table["prompt"], first))
+    if len(wrong):
+        raise UserError(
+            f"the prompt {table['prompt_id'][wrong[0]].as_py()} has two texts (row {wrong[0]}; {len(wrong)} of {len(first)} rows are "
+            "such): an id is that of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
+        )
+
+
+def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.ndarray, first: np.ndarray) -> None:
+    """Raises UserError where an id stands for completions of two prompts, or for two texts.
+
+    identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the id and the place
+    among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
+    """
+    again = "an id is that of one completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
+    prompts = np.tile(prompt_of, 2)
+    wrong = np.flatnonzero(prompts != prompts[first])
+    if len(wrong):
+        names = table["prompt_id"].take(pa.array(np.array([first[wrong[0]], wrong[0]]) % table.num_rows)).to_pylist()
+        raise UserError(
+            f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
+            f"({len(wrong)} of {len(first)} places are such): {again}"
+        )
+    both = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
+    wrong = np.flatnonzero(differing_messages(both, first))
+    if len(wrong):
+        raise UserError(
+            f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
+            f"{len(wrong)} of {len(first)} places are such): {again}"
+        )

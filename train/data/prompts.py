@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.data.pairs import as_pairs, check_rows, pair_files
+from mmpo.train.data.pairs import as_pairs, check_completions, check_prompts, check_rows, pair_files
 from mmpo.train.data.render import Rendered, Renderer
-from mmpo.train.messages import check_completions, check_prompts
 from mmpo.train.options import check_source_weights
 
 __all__ = ["Counts", "PromptPairs", "check_sources", "prepare", "read_pairs", "usable_pairs"]

@@ -13,10 +13,9 @@ from mmpo.train.batches.steps import pass_tokens
 from mmpo.train.data.chat_template import choose_template
 from mmpo.train.data.prompts import Prepared, PromptPairs, prepare
 from mmpo.train.data.render import Renderer
-from mmpo.train.failures import memory_error, out_of_memory, some_ids
 from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference import cached_logprobs
-from mmpo.train.messages import nothing_left, rendering_warnings, warn
+from mmpo.train.messages import memory_error, nothing_left, out_of_memory, rendering_warnings, some_ids, warn
 from mmpo.train.model.checks import check_ids, check_model
 from mmpo.train.model.fingerprint import weights_digest
 from mmpo.train.model.load import load_pretrained, load_reference

@@ -6,7 +6,16 @@ from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["LOSS_NAMES", "POLICY_TERMS", "TERM_NAMES", "check_reward_terms", "parse_terms", "policies_only", "write_terms"]
+__all__ = [
+    "LOSS_NAMES",
+    "POLICY_TERMS",
+    "TERM_NAMES",
+    "check_reward_terms",
+    "parse_terms",
+    "policies_only",
+    "reads_targets",
+    "write_terms",
+]
 
 LOSS_NAMES = (
     "mmpo",
@@ -27,6 +36,8 @@ TERM_NAMES = (*LOSS_NAMES, "sft")
 """What an objective is made of: the losses of pairs, and `sft`, which sees the chosen completion only."""
 POLICY_TERMS = ("ipo", "sft")
 """The terms made of log-probabilities per token, which a reward model has none of."""
+TARGET_TERMS = ("mmpo", "rpo-bwd", "rpo-fwd", "rpo-sq", "gdpo")
+"""The terms whose value changes with the target or with gamma·margin (a test holds them to the formulas)."""
 
 
 def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
@@ -61,6 +72,11 @@ def check_reward_terms(terms: Iterable[str]) -> None:
     for name in terms:
         if name in POLICY_TERMS:
             raise policies_only(name)
+
+
+def reads_targets(terms: Iterable[str]) -> bool:
+    """Whether any of the terms looks at the targets or at gamma·margin."""
+    return any(name in TARGET_TERMS for name in terms)
 
 
 def policies_only(name: str) -> UserError:

@@ -12,9 +12,7 @@ from mmpo.train.options import TrainOptions
 if TYPE_CHECKING:
     from mmpo.train.training.trainer import MarginTrainer
 
-__all__ = ["ELSEWHERE", "memory_advice", "set_rhythm", "training_arguments"]
-
-ELSEWHERE = "then give another --out or --no-resume"
+__all__ = ["set_rhythm", "training_arguments"]
 
 
 def training_arguments(options: TrainOptions) -> TrainingArguments:
@@ -53,15 +51,3 @@ def set_rhythm(trainer: "MarginTrainer", options: TrainOptions) -> None:
     if options.early_stopping:
         args.metric_for_best_model, args.greater_is_better = "loss", False
         args.load_best_model_at_end = True
-
-
-def memory_advice(tokens_per_batch: int, *, checkpointing: bool, bf16: bool, lora: bool, started: bool = False) -> list[str]:
-    """What to set where the memory runs out: only what is not set yet. started: whether there is a checkpoint, from which
-    a run with another result can't go on.
-    """
-    anew = f"; {ELSEWHERE}" if started else ""
-    advice = [f"set tokens_per_batch lower (--tokens-per-batch, now {tokens_per_batch})"]
-    advice += [] if checkpointing else ["recompute activations (--gradient-checkpointing)"]
-    advice += [] if bf16 else [f"compute in bfloat16 (--bf16{anew})"]
-    advice += [] if lora else [f"train an adapter only (--lora 16{anew})"]
-    return [*advice, "split the model over several devices (FSDP, docs/training.md)"]

@@ -18,11 +18,10 @@ from transformers import Trainer
 from mmpo.train.batches.layouts import MicroBatch
 from mmpo.train.data.prompts import PromptPairs
 from mmpo.train.distributed import LocalFailure, any_of_all, from_all, rank_and_world
-from mmpo.train.failures import memory_error, not_finite, out_of_memory, some_ids
 from mmpo.train.launch import check_splittable, set_up_fsdp, uses_fsdp
+from mmpo.train.messages import START_AGAIN, memory_advice, memory_error, not_finite, out_of_memory, some_ids
 from mmpo.train.model.forward import plain_model
 from mmpo.train.model.recompute import recomputes
-from mmpo.train.training.arguments import ELSEWHERE, memory_advice
 from mmpo.train.training.passes import StepPasses
 from mmpo.train.training.progress import Pace
 
@@ -69,7 +68,7 @@ class Guards(Trainer):
                 where += f", in a pass of {most} tokens over the completions of {some_ids(passes.at.ids)}"
                 if most > self.tokens_per_batch:  # one completion is never cut
                     advice[0] = f"set max_length lower (--max-length): one completion alone has {most} tokens"
-                    advice[0] += f"; {ELSEWHERE}" if started else ""
+                    advice[0] += f"; {START_AGAIN}" if started else ""
             raise _of_this_process(memory_error(where, advice)) from error
 
     def check_finite(self, what: str, value: float, seen: Finite | None = None) -> None:

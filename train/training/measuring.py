@@ -11,7 +11,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.batches.steps import token_runs
 from mmpo.train.data.prompts import PromptPairs
 from mmpo.train.distributed import from_all, rank_and_world
-from mmpo.train.failures import some_ids
+from mmpo.train.messages import some_ids
 
 if TYPE_CHECKING:
     from mmpo.train.training.trainer import MarginTrainer

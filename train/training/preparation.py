@@ -13,10 +13,11 @@ import transformers
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.train.data.pairs import check_margins
 from mmpo.train.data.prompts import Prepared, PromptPairs, check_sources, prepare, read_pairs, usable_pairs
 from mmpo.train.data.render import Renderer
 from mmpo.train.distributed import rank_and_world
-from mmpo.train.messages import check_margins, nothing_left, rendering_warnings, target_warnings, warn
+from mmpo.train.messages import nothing_left, rendering_warnings, target_warnings, warn
 from mmpo.train.model.checks import check_ids, identity
 from mmpo.train.model.load import load_model
 from mmpo.train.objective.objective import Objective

@@ -25,14 +25,14 @@ from mmpo.train.distributed import (
     leave_at_exit,
     rank_and_world,
 )
-from mmpo.train.failures import memory_error, out_of_memory
 from mmpo.train.inference.reference import cached_logprobs
 from mmpo.train.launch import check_launch, uses_fsdp
+from mmpo.train.messages import memory_advice, memory_error, out_of_memory
 from mmpo.train.model.checks import check_checkpoint, check_ids, check_way
 from mmpo.train.model.fingerprint import weights_digest
 from mmpo.train.model.load import add_lora, load_reference
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import memory_advice, set_rhythm, training_arguments
+from mmpo.train.training.arguments import set_rhythm, training_arguments
 from mmpo.train.training.displacement import Displacement
 from mmpo.train.training.history import history_of, summary_of
 from mmpo.train.training.policy import PolicyTrainer

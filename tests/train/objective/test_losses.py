@@ -12,7 +12,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
 from mmpo.train.objective.losses import LOSSES
 from mmpo.train.objective.targets import TARGETS
-from mmpo.train.objective.terms import LOSS_NAMES
+from mmpo.train.objective.terms import LOSS_NAMES, reads_targets
 from mmpo.train.options import TARGET_NAMES
 
 torch.set_num_threads(1)
@@ -177,6 +177,12 @@ def test_who_starts_at_log_2() -> None:
 def test_which_need_a_winner_and_which_average() -> None:
     assert {n for n, e in LOSSES.items() if e.needs_winner} == {"dpo", "cdpo", "robust", "ipo", "odpo", "margin"}
     assert {n for n, e in LOSSES.items() if e.average_logprobs} == {"ipo"}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_which_look_at_the_target(name: str) -> None:
+    """Everywhere else the margin itself may matter, but neither p nor gamma."""
+    assert reads_targets([name]) != torch.equal(loss(name), loss(name, p=torch.sigmoid(2 * GAMMA * M), gamma=2 * GAMMA))
 
 
 def test_ipo_reads_beta_back_out_of_z() -> None:

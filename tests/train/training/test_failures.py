@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.failures import memory_error, not_finite, out_of_memory
+from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model.load import load_pretrained
 from mmpo.train.model.tiny import tiny_model
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import memory_advice, training_arguments
+from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.policy import PolicyTrainer
 from mmpo.train.training.run import train_policy, train_reward
 
