@@ -2,56 +2,22 @@
 
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["console", "plain", "print_json", "print_table", "progress_of", "say", "shown"]
+from mmpo.pipeline.progress import say
 
-LINE_EVERY_SECONDS = 10.0
+__all__ = ["console", "plain", "print_json", "print_table", "say", "shown"]
 
 
 def console() -> Console:
     """Standard error: colours and bars on a terminal, plain lines elsewhere."""
     width = None if sys.stderr.isatty() else 200
     return Console(file=sys.stderr, highlight=False, width=width)
-
-
-def say(message: str) -> None:
-    """One line on standard error."""
-    print(message, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress_of(command: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call with (stage, parts done, parts in all): a bar on a terminal, elsewhere a line every ten seconds."""
-    if not sys.stderr.isatty():
-        told = time.monotonic()
-
-        def line(stage: str, done: int, total: int) -> None:
-            nonlocal told
-            if time.monotonic() - told >= LINE_EVERY_SECONDS:
-                told = time.monotonic()
-                say(f"{command}: {stage} {done:,} of {total:,} parts")
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def move(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(f"{command}: {stage}", total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield move
 
 
 def print_json(value: Mapping[str, Any]) -> None:

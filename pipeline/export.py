@@ -1,7 +1,5 @@
 """`mmpo export`: a dataset of pairs in another tool's format, a batch at a time, whole or not at all."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.storage.parts import batches, part_files
+from mmpo.pipeline.storage.dataset import batches, part_files
+from mmpo.pipeline.storage.files import atomic_file
 from mmpo.pipeline.tables import PAIRS, SPLITS
 
 __all__ = ["EXPORTS", "Export", "export"]
@@ -111,7 +110,8 @@ def export(dataset: str | Path, to: str, out: str | Path) -> dict[str, Any]:
             kept = batch.filter(pc.field("quality_margin") > 0) if kind.leaves_out_ties else batch
             yield kept.select(list(columns))
 
-    _whole_or_nothing(target, lambda temporary: kind.write(parts, temporary, rows))
+    with atomic_file(target) as temporary:
+        kind.write(parts, temporary, rows)
     written = {split: counts[split][0] for split in parts}
     return {"out": str(target), "to": to, "pairs": written, "ties_left_out": sum(left for _, left in counts.values())}
 
@@ -123,20 +123,3 @@ def _count(files: Sequence[Path], leaves_out_ties: bool) -> tuple[int, int]:
         ties = pc.sum(pc.equal(batch.column("quality_margin"), 0.0)).as_py() or 0 if leaves_out_ties else 0
         kept, left = kept + batch.num_rows - ties, left + ties
     return kept, left
-
-
-def _whole_or_nothing(target: Path, write: Callable[[Path], None]) -> None:
-    temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        if target.is_dir():
-            target.rmdir()
-        temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)

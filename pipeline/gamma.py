@@ -9,7 +9,7 @@ import pyarrow as pa
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.logistic import Floats
 from mmpo.pipeline.margins import gamma_for_mean_target, target_probability
-from mmpo.pipeline.storage.parts import part_files, read_columns
+from mmpo.pipeline.storage.dataset import part_files, read_columns
 
 __all__ = ["MEAN_TARGET", "PUBLISHED", "SATURATED", "gamma_table", "suggest_gamma"]
 

@@ -13,7 +13,7 @@ from mmpo.annotate.judge.output import Written, write_feedback
 from mmpo.annotate.rows import Feedback
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import InputFile, card, digest, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import card, digest, read_manifest, replacing, write_manifest
 
 __all__ = ["finish", "nothing_to_ask"]
 
@@ -42,10 +42,7 @@ def finish(
         "feedback": before.get("recipe"),
     }
     recipe["judge"]["base_url"] = public_url(options.base_url)
-    inputs = [
-        {"name": f"{feedback.folder.name}/{path.name}", "digest": digest(InputFile(str(path), "parquet", path.name))}
-        for path in feedback.files
-    ]
+    inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
     metadata = {"recipe": recipe, "inputs": inputs}
     with replacing(out) as folder:
         written = write_feedback(feedback, [run.questions for run in runs], journal, folder, metadata, scores=needs_scores(options))

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.output import print_json, print_table, progress_of, say
+from mmpo.cli.output import print_json, print_table, say
+from mmpo.pipeline.progress import ProgressReporter
 
 __all__ = ["agree"]
 
@@ -54,7 +55,7 @@ def agree(
     """
     from mmpo.annotate.agreement.agree import agree as measure
 
-    with progress_of("agree") as progress:
+    with ProgressReporter("agree", "comparisons") as progress:
         summary = measure(
             feedback,
             evidence=evidence,

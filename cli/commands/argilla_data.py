@@ -1,19 +1,15 @@
 """`mmpo argilla push` and `mmpo argilla pull`: what people are asked, and what they answered."""
 
 import shlex
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, printable
 from mmpo.cli.flags import options_from, with_flags
-from mmpo.cli.output import LINE_EVERY_SECONDS, console, print_json, print_table, say
+from mmpo.cli.output import print_json, print_table, say
+from mmpo.pipeline.progress import ProgressReporter
 
 __all__ = ["pull", "push"]
 
@@ -46,7 +42,7 @@ def push(
     from mmpo.annotate.argilla.push import push as send
 
     options = options_from(PushOptions, {**given, "raters": raters}, flags=True)
-    with _progress("push") as progress:
+    with ProgressReporter("push", "records") as progress:
         summary = send(data, dataset, workspace, options=options, progress=progress)
     _say_pushed(summary)
     if as_json:
@@ -71,7 +67,7 @@ def pull(
     from mmpo.annotate.argilla.pull import pull as fetch
 
     options = options_from(PullOptions, given, flags=True)
-    with _progress("pull") as progress:
+    with ProgressReporter("pull", "records") as progress:
         summary = fetch(dataset, out, workspace, options=options, progress=progress)
     _say_pulled(summary)
     if as_json:
@@ -164,41 +160,3 @@ def _say_agreement(summary: dict[str, Any]) -> None:
         say(
             f"all raters at once: α interval {overall['alpha_interval']:.3f} on {overall['units']:,} pairs    (intervals: mmpo agree)"
         )
-
-
-@contextmanager
-def _progress(command: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (stage, records done, records in all): a bar with the rate on a terminal, elsewhere a line every ten seconds."""
-    started: dict[str, float] = {}
-    told = time.monotonic()
-
-    def rate(stage: str, done: int) -> float:
-        return done / max(time.monotonic() - started.setdefault(stage, time.monotonic()), 1e-3)
-
-    if not sys.stderr.isatty():
-
-        def line(stage: str, done: int, total: int) -> None:
-            nonlocal told
-            speed = rate(stage, done)
-            if time.monotonic() - told >= LINE_EVERY_SECONDS:
-                told = time.monotonic()
-                say(f"{command}: {stage}: {done:,} of {total:,} records, {speed:,.0f}/s")
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def move(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(f"{command}: {stage}", total=total, rate="")
-            bars.update(tasks[stage], completed=done, total=total, rate=f"{rate(stage, done):,.0f} records/s")
-
-        yield move

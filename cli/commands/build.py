@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import options_from, with_flags
-from mmpo.cli.output import print_json, print_table, progress_of, say
+from mmpo.cli.output import print_json, print_table, say
 from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.progress import ProgressReporter
 
 __all__ = ["build", "say_built"]
 
@@ -27,7 +28,7 @@ def build(
     options = options_from(BuildOptions, given, flags=True)
     from mmpo.pipeline.build.run import build as run_build
 
-    with progress_of("build") as progress:
+    with ProgressReporter("build", "parts") as progress:
         summary = run_build(sources, out, options=options, progress=progress)
     say_built(summary)
     if as_json:

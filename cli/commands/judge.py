@@ -1,20 +1,16 @@
 """`mmpo judge`: LLM judges that grade how much better; `mmpo replies`, `mmpo rubrics`: what they are offered and how they are read."""
 
-import sys
-import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
-from rich.table import Table
 
 from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import options_from, with_flags
-from mmpo.cli.output import LINE_EVERY_SECONDS, console, print_json, print_table, say, shown
+from mmpo.cli.output import print_json, print_table, say
+from mmpo.pipeline.progress import ProgressReporter, duration
 
 __all__ = ["judge", "judge_progress", "say_judged"]
 
@@ -64,7 +60,7 @@ def _say_look(summary: dict[str, Any], status: bool) -> None:
     columns = ("judge", "requests", "answered", "left", "prompt tokens", "reply tokens", "cost, $", "time")
     rows = [
         (row["rater"], row["requests"], row["answered"], row["left"], row["prompt_tokens"], row["reply_tokens"], row["left_cost"],
-         _duration(row["seconds"]))
+         duration(row["seconds"]))
         for row in summary["judges"]
     ]  # fmt: skip
     print_table("tokens, cost and time are estimates of what is left", columns, rows)
@@ -124,87 +120,30 @@ def _counts(failed: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(failed.items(), key=lambda item: -item[1]))
 
 
-def _duration(seconds: float | None) -> str:
-    """Seconds in words.
-
-    >>> _duration(42), _duration(4000), _duration(None)
-    ('42 s', '1 h 06 min', '–')
-    """
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-@contextmanager
-def judge_progress() -> Iterator[Any]:
-    """A function of each judge's counts: a live table on a terminal, elsewhere a line every ten seconds."""
-    speed = _Speed()
-    if sys.stderr.isatty():
-        with Live(console=console(), transient=True, refresh_per_second=4) as live:
-
-            def show(counts: dict[str, Any], what: str) -> None:
-                if what:
-                    say(WORDS[what])
-                if counts:
-                    live.update(_live(counts, speed))
-
-            yield show
-        return
-    told = time.monotonic()
-
-    def line(counts: dict[str, Any], what: str) -> None:
-        nonlocal told
-        if what:
-            say(WORDS[what])
-        if counts and time.monotonic() - told >= LINE_EVERY_SECONDS:
-            told = time.monotonic()
-            for name, one in counts.items():
-                rate, left = speed.of(name, one)
-                cost = f"${one.cost:.4f}, " if one.priced else ""
-                say(
-                    f"judge {name}: {one.done:,} of {one.total:,} requests, {rate:.1f}/s, {_duration(left)} left, "
-                    f"{one.prompt_tokens + one.reply_tokens:,} tokens, {cost}{sum(one.failed.values()):,} failed"
-                )
-
-    yield line
-
-
 WORDS = {
     "stopping": "stopping: waiting for what is in flight; Ctrl-C again leaves at once",
     "writing": "judge: writing feedback",
 }
 
 
-class _Speed:
-    """Requests a second over the last minute, and the time that is left by it."""
+@contextmanager
+def judge_progress() -> Iterator[Any]:
+    """A function of each judge's counts; what earlier runs had answered already is no work of this one, and counted beside it."""
+    with ProgressReporter("judge", "requests") as report:
 
-    def __init__(self) -> None:
-        self._seen: dict[str, deque[tuple[float, int]]] = {}
+        def show(counts: dict[str, Any], what: str) -> None:
+            if what:
+                say(WORDS[what])
+            for name, one in counts.items():
+                report(name, one.done - one.cached, one.total - one.cached, _detail(one))
 
-    def of(self, name: str, counts: Any) -> tuple[float, float | None]:
-        seen = self._seen.setdefault(name, deque([(counts.started, 0)]))
-        now, fresh = time.monotonic(), counts.done - counts.cached
-        seen.append((now, fresh))
-        while len(seen) > 2 and now - seen[0][0] > 60:
-            seen.popleft()
-        rate = (fresh - seen[0][1]) / max(now - seen[0][0], 1e-9)
-        return rate, (counts.total - counts.done) / rate if rate > 0 else None
+        yield show
 
 
-def _live(counts: dict[str, Any], speed: _Speed) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    for column in ("judge", "done", "of", "", "requests/s", "time left", "in flight", "retried", "failed", "tokens", "cost, $"):
-        table.add_column(column, justify="left" if column in ("judge", "") else "right")
-    for name, one in counts.items():
-        rate, left = speed.of(name, one)
-        share = one.done / max(one.total, 1)
-        bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))
-        table.add_row(
-            name.replace("[", "\\["), f"{one.done:,}", f"{one.total:,}", f"{bar} {share:.0%}", f"{rate:.1f}", _duration(left),
-            f"{one.in_flight}", f"{one.retried:,}", f"{sum(one.failed.values()):,}",
-            f"{one.prompt_tokens + one.reply_tokens:,}", shown(float(one.cost) if one.priced else None),
-        )  # fmt: skip
-    return table
+def _detail(counts: Any) -> str:
+    parts = {
+        "known before": counts.cached, "in flight": counts.in_flight, "retried": counts.retried,
+        "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
+    }  # fmt: skip
+    cost = [f"${counts.cost:.4f}"] if counts.priced else []
+    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost])

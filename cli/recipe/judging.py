@@ -7,11 +7,11 @@ from typing import Any
 from mmpo.annotate.judge import find_rubrics, judges_of
 from mmpo.cli.commands.build import say_built
 from mmpo.cli.commands.judge import judge_progress, say_judged
-from mmpo.cli.output import progress_of
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult
+from mmpo.pipeline.progress import ProgressReporter
 
 __all__ = ["judged"]
 
@@ -51,7 +51,7 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
 def _candidates(recipe: Recipe, options: BuildOptions, out: Path) -> dict[str, Any]:
     from mmpo.pipeline.build import build
 
-    with progress_of("candidates") as progress:
+    with ProgressReporter("candidates", "parts") as progress:
         summary = build(recipe.inputs, out, options=options, progress=progress)
     say_built(summary)
     return summary

@@ -10,12 +10,13 @@ import typer
 
 from mmpo.cli.commands.build import say_built
 from mmpo.cli.commands.evaluate import MEASURES
-from mmpo.cli.output import print_json, print_table, progress_of, say
+from mmpo.cli.output import print_json, print_table, say
 from mmpo.cli.recipe.judging import judged
 from mmpo.cli.recipe.model import Recipe, load_recipe, schema
 from mmpo.cli.recipe.stages import Stages, write_json
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.objective.terms import parse_terms
 
 __all__ = ["run", "run_recipe"]
@@ -88,7 +89,7 @@ def _digests(recipe: Recipe) -> list[str]:
     from mmpo.pipeline.storage import digest, resolve_inputs
 
     files = resolve_inputs(recipe.inputs, recipe.build.format)
-    return [f"{Path(str(file.path)).name} {digest(file)}" for file in files]
+    return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]
 
 
 def _fingerprint(dataset: Path) -> str:
@@ -98,7 +99,7 @@ def _fingerprint(dataset: Path) -> str:
 def _build(sources: list[Any], options: BuildOptions, dataset: Path) -> dict[str, Any]:
     from mmpo.pipeline.build import build
 
-    with progress_of("build") as progress:
+    with ProgressReporter("build", "parts") as progress:
         summary = build(sources, dataset, options=options, progress=progress)
     say_built(summary)
     return summary

@@ -7,7 +7,6 @@ its summary.
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import orjson
 
 from mmpo.cli.output import plain, say
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import atomic_file, text_digest
 
 __all__ = ["Stages", "key_of", "write_json"]
 
@@ -28,7 +28,7 @@ def key_of(values: Mapping[str, Any]) -> str:
     True
     """
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return text_digest(text)
 
 
 class Stages:
@@ -68,8 +68,6 @@ class Stages:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    temporary.write_bytes(orjson.dumps(plain(value), option=options, default=str))
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(orjson.dumps(plain(value), option=options, default=str))

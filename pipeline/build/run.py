@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from mmpo.pipeline.grades.rater_sample import RaterSample
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import Survey
 from mmpo.pipeline.pairs.splits import check_shares
-from mmpo.pipeline.storage.chunks import InputFile, digest, input_bytes, plan, resolve_inputs
+from mmpo.pipeline.progress import Progress
+from mmpo.pipeline.storage.chunks import InputFile, input_bytes, plan, resolve_inputs
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
+from mmpo.pipeline.storage.files import digest
 from mmpo.pipeline.tables import REJECTS, SPLITS
 
 __all__ = ["BuildOptions", "build", "check_build_options"]
@@ -54,7 +56,7 @@ def build(
     out: str | Path,
     *,
     options: BuildOptions,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Build a dataset folder from feedback files.
 
@@ -138,7 +140,7 @@ def _decide(
     groups, rules = ([], PairRules()) if options.feedback_only else decide(found, options)
     scales = sorted({(group.low, group.high) for group in groups}, key=str)
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key != "workers"}
-    inputs = [{"name": file.name, "digest": digest(file)} for file in files]
+    inputs = [{"name": file.name, "digest": digest(file.path)} for file in files]
     metadata = {"recipe": recipe, "inputs": inputs, "scales": scales, "normalisation": options.normalise}
     spills = [path for read in reads for path in read.spills]
     return Plan(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.storage.parts import batches, part_files
+from mmpo.pipeline.storage.dataset import batches, part_files
 
 __all__ = ["PairFigures", "by_source", "dropped", "longer_wins", "read_figures", "samples"]
 

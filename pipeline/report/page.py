@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import atomic_file
 
 __all__ = ["COLOURS", "Picture", "draw", "number", "render", "table"]
 
@@ -114,12 +113,5 @@ def render(template: str, out: Path, values: Mapping[str, Any]) -> Path:
 
 def write_whole(out: Path, content: bytes) -> None:
     """The file, whole or not at all. UserError where it can't be written."""
-    temporary = out.with_name(f".{out.name}.part-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

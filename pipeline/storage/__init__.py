@@ -4,6 +4,7 @@ from mmpo.pipeline.storage.chunks import input_bytes, plan, resolve_inputs, rows
 from mmpo.pipeline.storage.dataset import (
     MANIFEST,
     PartWriter,
+    batches,
     card,
     check_out,
     read_manifest,
@@ -12,18 +13,22 @@ from mmpo.pipeline.storage.dataset import (
     write_manifest,
 )
 from mmpo.pipeline.storage.decompress import split_lines
-from mmpo.pipeline.storage.inputs import InputFile, digest
-from mmpo.pipeline.storage.parts import batches
+from mmpo.pipeline.storage.files import atomic_file, atomic_folder, digest, file_lock, is_leftover, text_digest
+from mmpo.pipeline.storage.inputs import InputFile
 
 __all__ = [
     "MANIFEST",
     "InputFile",
     "PartWriter",
+    "atomic_file",
+    "atomic_folder",
     "batches",
     "card",
     "check_out",
     "digest",
+    "file_lock",
     "input_bytes",
+    "is_leftover",
     "plan",
     "read_manifest",
     "replacing",
@@ -32,5 +37,6 @@ __all__ = [
     "split_files",
     "split_lines",
     "table",
+    "text_digest",
     "write_manifest",
 ]

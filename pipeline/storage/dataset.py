@@ -1,12 +1,6 @@
 """The dataset folder: written whole or not at all, with a manifest, a Hugging Face dataset card and everything that was dropped."""
 
-import ctypes
-import errno
 import json
-import os
-import shutil
-import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.files import atomic_folder
 from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS
 
-__all__ = ["MANIFEST", "PartWriter", "card", "check_out", "read_manifest", "replacing", "split_files", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "PartWriter",
+    "batches",
+    "card",
+    "check_out",
+    "part_files",
+    "read_columns",
+    "read_manifest",
+    "replacing",
+    "split_files",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
@@ -70,71 +77,13 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place when the block ends well, in one step, and vanishes when it does not.
+    """A temporary folder that takes the place of the dataset `out` in one step when the block ends well, and vanishes when it does not.
 
-    Killed at any moment, either the old folder stands or the new one. Left-overs of killed builds are cleaned up here.
+    Raises UserError where `out` holds anything that we did not write, can't be written, or the disk is full.
     """
     check_out(out)
-    out = out.absolute()
-    temporary = out.parent / f".{out.name}.building-{socket.gethostname()}-{os.getpid()}"
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(out)
-            temporary.mkdir()  # inside, so that an interrupt right behind it removes it again
-        except OSError as error:
-            raise UserError(f"--out {out}: can't be written: {error.strerror or error}") from error
-        yield temporary
-        _take_place(temporary, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"--out {out}: the disk is full; nothing was written. Free some space and run it again") from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove the temporary folders of builds of `out` on this machine whose process is gone."""
-    prefix = f".{out.name}.building-{socket.gethostname()}-"
-    for path in out.parent.glob(f".{out.name}.building-*"):
-        number = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and number.isdigit() and not _alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _take_place(temporary: Path, out: Path) -> None:
-    if not out.exists() or not any(out.iterdir()):
-        os.rename(temporary, out)  # onto an empty folder, too, this is one step
-        return
-    if _exchange(temporary, out):
-        return
-    # Without an atomic exchange (not Linux) there is a moment with no folder at all, never one with half of it.
-    old = temporary.with_name(temporary.name + "-old")
-    os.rename(out, old)
-    os.rename(temporary, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step (Linux renameat2 with RENAME_EXCHANGE); False where the system has no such call."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return rename is not None and rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    with atomic_folder(out) as folder:
+        yield folder
 
 
 class PartWriter:
@@ -218,3 +167,36 @@ def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, 
         "",
     ]
     return "\n".join(head + body)
+
+
+def part_files(dataset: str | Path) -> dict[str, list[Path]]:
+    """Split → its part files, in order; splits without pairs have none. UserError where the folder is no dataset."""
+    folder = Path(dataset)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
+    found = {split: sorted((folder / split).glob("part-*.parquet")) for split in SPLITS}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
+    return found
+
+
+def batches(files: Sequence[Path], columns: Sequence[str], rows: int = 2048) -> Iterator[pa.RecordBatch]:
+    """The rows of the files in their order, at most `rows` at once. UserError, naming the file, where one can't be
+    read.
+    """
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                yield from parquet.iter_batches(rows, columns=list(columns))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{file} can't be read as Parquet: {error}") from None
+
+
+def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
+    """A few columns of all rows in one table; meant for numbers, not for texts. UserError where a column is missing."""
+    for file in files[:1]:
+        missing = [name for name in columns if name not in pq.read_schema(file).names]
+        if missing:
+            raise UserError(f"{file} has no column {missing[0]!r}: it is not a table of pairs that `mmpo build` wrote")
+    pieces = list(batches(files, columns, 65536))
+    return pa.Table.from_batches(pieces) if pieces else pa.table({name: [] for name in columns})

@@ -2,15 +2,14 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.decompress import BOM, COMPRESSIONS, blocks
 
-__all__ = ["InputFile", "digest", "input_bytes", "resolve_inputs"]
+__all__ = ["InputFile", "input_bytes", "resolve_inputs"]
 
 KINDS = {
     ".jsonl": "json",
@@ -153,14 +152,3 @@ def _hub(given: str) -> list[InputFile]:
 def input_bytes(files: Iterable[InputFile]) -> int:
     """How many bytes the files have, as they lie on disk."""
     return sum(Path(file.path).stat().st_size for file in files)
-
-
-def digest(file: InputFile, progress: Callable[[int], None] | None = None) -> str:
-    """blake2b-256 of the file as it lies on disk, in hex digits; progress is called with each block's size."""
-    state = blake2b(digest_size=32)
-    with open(file.path, "rb") as raw:
-        while block := raw.read(1 << 22):
-            state.update(block)
-            if progress:
-                progress(len(block))
-    return state.hexdigest()

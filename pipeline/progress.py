@@ -1,0 +1,104 @@
+"""How far a long step has come: a bar with rate and time left on a terminal, plain lines elsewhere; always on standard error."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+__all__ = ["LINE_EVERY_SECONDS", "Progress", "ProgressReporter", "duration", "say"]
+
+Progress = Callable[[str, int, int], None]
+"""What a long step calls from time to time with (stage, done, all)."""
+
+LINE_EVERY_SECONDS = 10.0
+RATE_OVER_SECONDS = 300.0
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words.
+
+    >>> duration(42), duration(100), duration(4000), duration(None)
+    ('42 s', '1 min 40 s', '1 h 06 min', '–')
+    """
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task, self.unit))
+
+
+class ProgressReporter:
+    """Shows how much of each stage is done. A context manager, or to be closed by `close`.
+
+    title: begins every line, for instance the command. unit: what is counted, in the plural. seconds: the least time between two plain
+    lines. What is done when a stage is first told of counts as done before: the rate and the time left are those of the rest.
+
+    >>> with ProgressReporter("build", "parts") as report:
+    ...     report("reading", 3, 10)
+    """
+
+    def __init__(self, title: str, unit: str, *, seconds: float = LINE_EVERY_SECONDS) -> None:
+        self.title, self.unit, self.seconds = title, unit, seconds
+        self._began = time.monotonic()
+        self._said: dict[str, float] = {}
+        self._terminal = sys.stderr.isatty()
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=Console(file=sys.stderr, highlight=False), transient=True, redirect_stdout=False,
+            speed_estimate_period=RATE_OVER_SECONDS, disable=not self._terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, Task] = {}
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """So much of a stage is done. stage: what is being done, empty where there is only one; detail: what else is to be shown."""
+        if not self._tasks:
+            self._bars.start()
+        if stage not in self._tasks:
+            self._bars.add_task(f"{self.title}: {stage}" if stage else self.title, total=total, completed=done, detail=detail)
+            self._tasks[stage] = self._bars.tasks[-1]
+        task = self._tasks[stage]
+        self._bars.update(task.id, completed=done, total=total, detail=detail)
+        now = time.monotonic()
+        if not self._terminal and now - self._said.get(stage, self._began) >= self.seconds:
+            self._said[stage] = now
+            left = f"{duration(task.time_remaining)} left" if task.time_remaining else ""
+            told = (f"{task.description}: {done:,} of {total:,} {self.unit}", _rate(task, self.unit), left, detail)
+            say(", ".join(part for part in told if part))
+
+    def close(self) -> None:
+        """Takes the bars away."""
+        if self._tasks:
+            self._bars.stop()
+
+    def __enter__(self) -> "ProgressReporter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _rate(task: Task, unit: str) -> str:
+    if not task.speed:
+        return ""
+    return f"{task.speed:,.0f} {unit}/s" if task.speed >= 10 else f"{task.speed:.2g} {unit}/s"

@@ -1,0 +1,117 @@
+"""Files and folders that are whole or not there, what killed writers leave, and locks that die with their holder."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmpo.pipeline import UserError
+from mmpo.pipeline.storage import atomic_file, atomic_folder, file_lock, is_leftover
+
+DEAD = 2**22 + 1  # above the largest process id that Linux gives out
+
+
+def everything(folder: Path) -> dict[str, str | None]:
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "in/a.txt"
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_text("old")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_file(path, durable=durable) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert everything(tmp_path) == {"in": None, "in/a.txt": "old"}
+
+
+def test_a_folder_in_place_of_a_file_must_be_empty(tmp_path: Path) -> None:
+    for name, work in (("file", lambda path: path.write_text("x")), ("folder", lambda path: path.mkdir())):
+        (tmp_path / name).mkdir()
+        with atomic_file(tmp_path / name) as temporary:
+            work(temporary)
+    assert everything(tmp_path) == {"file": "x", "folder": None}
+    (tmp_path / "folder/note").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write .*folder"), atomic_file(tmp_path / "folder") as temporary:
+        temporary.write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*below"), atomic_file(tmp_path / "file/below") as temporary:
+        pass
+    assert everything(tmp_path) == {"file": "x", "folder": None, "folder/note": "mine"}
+
+
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / content).write_text(content)
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError
+    assert everything(tmp_path) == {"out": None, "out/new": "new"}
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    host, path = socket.gethostname(), tmp_path / "a[1].txt"
+    names = [
+        f".a[1].txt.part-{host}-{DEAD}-0",  # dead
+        f".a[1].txt.part-{host}-{os.getpid()}-99999",  # of a process that had our id
+        f".a[1].txt.part-{host}-{os.getppid()}-0",  # alive
+        ".a[1].txt.part-elsewhere-17-0",  # fresh
+        ".a[1].txt.part-else-where-17-0",  # an hour old
+        f".a1.txt.part-{host}-{DEAD}-0",  # of another file
+        ".a[1].txt.part-mine",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names[4], (time.time() - 4000,) * 2)
+    assert [is_leftover(tmp_path / name, path) for name in names] == [True, True, False, False, True, False, False]
+    with atomic_file(path) as first, atomic_file(path) as second:
+        second.write_text("second")
+        first.write_text("first")
+    assert sorted(everything(tmp_path)) == sorted([names[2], names[3], names[5], names[6], "a[1].txt"])
+
+
+HOLD = """
+import subprocess, sys, time
+from mmpo.pipeline.storage import file_lock
+with file_lock(sys.argv[1], "taken") as lock:
+    child = subprocess.Popen(["sleep", sys.argv[2]], pass_fds=(lock,)) if sys.argv[2] != "0" else None
+    print(child.pid if child else 0, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("child_seconds", ["0", "1"])
+def test_a_lock_ends_with_the_last_who_holds_it(tmp_path: Path, child_seconds: str) -> None:
+    path = tmp_path / "x.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path), child_seconds], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(UserError, match="wait for the other"), file_lock(path, "wait for the other"):
+            pass
+        began = time.monotonic()
+        with pytest.raises(UserError, match="still taken"), file_lock(path, "still taken", seconds=0.3):
+            pass
+        assert time.monotonic() - began >= 0.3
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+    with file_lock(path, "taken", seconds=10) as lock:
+        assert lock is not None
+        with pytest.raises(UserError, match="taken"), file_lock(path, "taken", optional=True):
+            pass
+
+
+def test_where_there_can_be_no_lock_one_may_go_on_without(tmp_path: Path) -> None:
+    path = tmp_path / "missing/x.lock"
+    with pytest.raises(FileNotFoundError), file_lock(path, "taken"):
+        pass
+    with file_lock(path, "taken", optional=True) as lock:
+        assert lock is None

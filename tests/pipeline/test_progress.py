@@ -1,0 +1,54 @@
+"""Progress of a long step: plain lines where nobody watches, bars on a terminal, and nothing on standard output."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from mmpo.pipeline.progress import ProgressReporter
+
+STEPS = """
+import time
+from mmpo.pipeline.progress import ProgressReporter
+with ProgressReporter("build", "parts", seconds=0.0) as report:
+    for done in range(40, 101, 20):
+        report("[red]reading", done, 100, "7 failed")
+        time.sleep(0.2)
+        print("result")
+"""
+
+
+def test_plain_lines_say_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter("judge", "requests", seconds=0.0) as report:
+        for done in (1000, 1001, 1003):
+            report("a", done, 2000, "3 retried")
+        report("", 1, 1)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 4
+    assert lines[0] == "judge: a: 1,000 of 2,000 requests, 3 retried"
+    assert (
+        lines[2].startswith("judge: a: 1,003 of 2,000 requests, ") and "requests/s, " in lines[2] and " left, 3 retried" in lines[2]
+    )
+    assert lines[3] == "judge: 1 of 1 requests"
+
+
+def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter("build", "parts") as report:
+        for done in range(100):
+            report("reading", done, 100)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_and_standard_output_stays_ours() -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-c", STEPS]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, text=True, env=environment, check=True)
+    os.close(follower)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert done.stdout == "result\n" * 4
+    assert "build: [red]reading" in shown and "100/100" in shown and "7 failed" in shown and "parts/s" in shown
