@@ -4,10 +4,8 @@ from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters, m
 from mmpo.pipeline.grades.flatten import in_sample
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
-from mmpo.pipeline.grades.rater_choice import deviations_foretell_better
-from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects
+from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects, shrunk
 from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
-from mmpo.pipeline.grades.rater_shrinkage import sampling_variances, shrunk
 from mmpo.pipeline.grades.statistics import Group, survey
 
 __all__ = [
@@ -16,7 +14,6 @@ __all__ = [
     "OrderTotals",
     "RaterEffect",
     "RaterSample",
-    "deviations_foretell_better",
     "exact_sum",
     "fit_rater_effects",
     "group_starts",
@@ -26,7 +23,6 @@ __all__ = [
     "merge_repeats",
     "position_biases",
     "remove_effects",
-    "sampling_variances",
     "shrunk",
     "survey",
     "without_signal",

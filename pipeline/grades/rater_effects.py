@@ -1,14 +1,15 @@
 """Raters' own biases and scales, estimated from the items they share, and taken out of their grades: `--raters rater-effects`.
 
-    grade = center + coefficient · bias_r + scale_r · (item - center) + noise_r
+    grade = center + coefficient · bias_r + scale_r · (item - center + noise_r)
 
 coefficient: 1 for ratings; for a gap the mean of +1 (the item's first half was shown first) and -1 over the orders answered: 0 for both, so
-that a position bias cancels. center: the mean grade of ratings, 0 of gaps. Biases sum to 0 over the grades, logarithms of scales over the
-raters, so that grades keep their unit. All is shrunk by empirical Bayes: raters who differ no more than chance would make them keep bias 0
-and scale 1. Scales are how raters respond to the item, unless plain standard deviations foretell left-out raters better (`rater_choice`).
+that a position bias cancels. center: the mean grade of ratings, 0 of gaps. scale: how far a rater's grades spread, their standard
+deviation within prompts; so the grades of a rater who knows little of the items, which mostly are noise, come out no larger than others'.
+Biases sum to 0 over the grades, logarithms of scales over the raters, so that grades keep their unit. All is shrunk by empirical Bayes:
+raters who differ no more than chance would make them keep bias 0 and scale 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,14 +17,15 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import Grades
-from mmpo.pipeline.grades.rater_biases import rater_biases
-from mmpo.pipeline.grades.rater_choice import deviations_foretell_better
-from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
-from mmpo.pipeline.grades.rater_scales import LEAST_SCALE, Scales, rater_scales
+from mmpo.pipeline.grades.rater_sample import LEAST_SHARED, RaterSample, without_signal
 
-__all__ = ["RaterEffect", "fit_rater_effects", "remove_effects"]
+__all__ = ["RaterEffect", "fit_rater_effects", "remove_effects", "shrunk"]
 
-ITERATIONS = 200
+ROUNDS = 5
+"""How often biases and scales are fitted in turn; of ratings, whose scales do not depend on biases, the second round changes nothing."""
+
+MOST_STEPS = 200
+LEAST_SCALE = 0.1
 NOISE_PRIOR = 20.0
 LARGEST_WEIGHT = 4.0
 
@@ -31,10 +33,9 @@ LARGEST_WEIGHT = 4.0
 class RaterEffect(NamedTuple):
     """One rater. bias: in grade units, > 0: grades higher than others (gaps: prefers the first shown). scale > 0.
 
-    noise: standard deviation of a grade about the item in common units, NaN where the rater has no scale of its own or scales are standard
-    deviations; items: how many it shares with others in the sample;
-    signal: False where its grades tell nothing of what the others see; connected: False where it shares no item, and so keeps bias 0 and
-    scale 1; weight: what its grade counts for beside others, 0 without signal; center: see the module.
+    noise: standard deviation of a grade about the item in common units, NaN where the rater has no scale of its own; items: how many it
+    shares with others in the sample; signal: False where its grades tell nothing of what the others see; connected: False where it shares
+    no item, and so keeps bias 0 and scale 1; weight: what its grade counts for beside others, 0 without signal; center: see the module.
     """
 
     bias: float = 0.0
@@ -55,9 +56,7 @@ def fit_rater_effects(sample: RaterSample, *, centered: bool, weighted: bool = T
     """The effects of every rater of the sample, by name.
 
     centered: ratings (center at their mean) or gaps (center 0). weighted: a grade's weight is 1 over its noise variance, shrunk as by 20
-    items and relative to the average, else 1. Why that is the default: of three judges with noise ½, 1 and 2 the plain mean misses the
-    item by .76, the weighted mean by .47 with weights estimated from 300 items and by .44 from 3,000, where the true weights miss it by
-    .44 too (tests/pipeline/grades/test_rater_effects.py). Two raters' noises can't be told apart, and they count the same.
+    items and relative to the average, else 1. Two raters' noises can't be told apart, and they count the same.
 
     Raters who share items through others are fitted together; a rater who shares none keeps bias 0 and scale 1. A rater gives no signal if
     it shares 20 items or more and its correlation with the others' consensus is less than two standard errors above 0 and more than two
@@ -65,78 +64,171 @@ def fit_rater_effects(sample: RaterSample, *, centered: bool, weighted: bool = T
     UserError where nobody gives any.
     """
     sample = sample.take(np.lexsort((sample.rater, sample.item)))
-    items = np.bincount(sample.rater, minlength=len(sample.raters))
+    size = len(sample.raters)
+    items = np.bincount(sample.rater, minlength=size)
     silent = without_signal(sample.within_prompts())
-    fitted = _fitted(sample, silent, centered)
-    while np.isfinite(fitted.against_others).any() and fitted.against_others.min() <= np.log(LEAST_SCALE):
-        silent |= fitted.against_others <= np.log(LEAST_SCALE)
-        fitted = _fitted(sample, silent, centered)
+    while True:
+        left = sample.take(~silent[sample.rater])
+        bias, scale, noise, center = np.zeros(size), np.ones(size), np.full(size, np.nan), np.zeros(size)
+        flat = np.zeros(size, dtype=bool)
+        for part in left.components():
+            names, rater = np.unique(part.rater, return_inverse=True)
+            center[names] = part.value.mean() if centered else 0.0
+            part = replace(part, rater=rater, value=part.value - center[part.rater], raters=names)
+            bias[names], scale[names], noise[names], flat[names] = _fit(part)
+        if not flat.any():
+            break
+        silent |= flat
     if silent.any() and not (~silent & (items > 0)).any():
         raise UserError(
             f"--raters rater-effects: no rater's grades agree with the others' better than chance ({', '.join(sample.raters[:6])}). "
             "Choose raters with --rater or --kind, or merge them by --raters mean"
         )
-    weight = _weights(fitted.noise, items) if weighted else np.ones(len(items))
+    weight = _weights(noise, items) if weighted else np.ones(size)
     weight[silent] = 0.0
-    connected = (fitted.shared > 0) | silent
-    columns = (fitted.bias, fitted.scale, np.sqrt(fitted.noise), items, ~silent, connected, weight, fitted.center)
+    connected = (np.bincount(left.rater, minlength=size) > 0) | silent
+    columns = (bias, scale, np.sqrt(noise), items, ~silent, connected, weight, center)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {name: RaterEffect(*row) for name, row in zip(sample.raters, rows, strict=True)}
 
 
-class _Fitted(NamedTuple):
-    """By rater, shape (raters,): see RaterEffect. noise: a variance; against_others: log of the scale over the others', or inf."""
-
-    bias: np.ndarray
-    scale: np.ndarray
-    noise: np.ndarray
-    center: np.ndarray
-    shared: np.ndarray
-    against_others: np.ndarray
-
-
-def _fitted(sample: RaterSample, silent: np.ndarray, centered: bool) -> _Fitted:
-    """The fit without the silent raters, component by component."""
-    size = len(sample.raters)
-    left = sample.take(~silent[sample.rater])
-    shared = np.bincount(left.rater, minlength=size)
-    result = _Fitted(np.zeros(size), np.ones(size), np.full(size, np.nan), np.zeros(size), shared, np.full(size, np.inf))
-    for part in left.components():
-        names, rater = np.unique(part.rater, return_inverse=True)
-        center = float(part.value.mean()) if centered else 0.0
-        bias, scales = _fit(replace(part, rater=rater, value=part.value - center, raters=names))
-        result.bias[names], result.scale[names] = bias, np.exp(scales.log_scale)
-        result.noise[names], result.center[names] = scales.noise, center
-        result.against_others[names] = scales.against_others
-    return result
-
-
-def _fit(part: RaterSample) -> tuple[np.ndarray, Scales]:
-    """Biases given scales and scales given biases, in turn, until the scales stand still; then which scales they are to be."""
+def _fit(part: RaterSample) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Bias, scale, variance of the noise and whether the scale is ≤ 0.1 of the others', shape (raters,) each, of linked raters."""
     size, within = len(part.raters), part.within_prompts()
-    cluster = within.item if within.prompt is None else within.prompt
-    bias, scales, value = _biases(part, np.ones(size)), None, within.value
-    for _ in range(ITERATIONS):
+    scale = np.ones(size)
+    for _ in range(ROUNDS):
+        bias = _biases(part, scale)
         value = within.value - within.coefficient * bias[within.rater]
-        before, scales = scales, rater_scales(within.item, within.rater, value, cluster, size)
-        bias = _biases(part, np.exp(scales.log_scale))
-        if np.abs(scales.log_scale - (before.log_scale if before else 0.0)).max() < 1e-9:
-            break
-    assert scales is not None
-    weight = _weights(scales.noise, np.bincount(part.rater, minlength=size))
-    logs = scales.log_scale, scales.log_deviation
-    if len(value) and deviations_foretell_better(within.item, within.rater, value, np.exp(logs[0]), weight, np.exp(logs[1])):
-        scales = scales._replace(log_scale=logs[1], noise=np.full(size, np.nan))
-        bias = _biases(part, np.exp(logs[1]))
+        scaled, log_scale = _scales(replace(within, value=value))
+        scale[scaled] = np.exp(log_scale)
+    bias = _biases(part, scale)
+    noise, flat = np.full(size, np.nan), np.zeros(size, dtype=bool)
+    if len(scaled):
+        common = replace(within, value=value / scale[within.rater]).take(np.isin(within.rater, scaled))
+        noise[scaled] = _noises(common)[scaled]
+        flat[scaled] = log_scale * len(scaled) / (len(scaled) - 1) <= np.log(LEAST_SCALE)
     if (part.coefficient == 1).all():  # a constant may pass between items and biases: in grade units the biases are to sum to 0
-        scale = np.exp(scales.log_scale)
         bias = bias - scale * float(bias[part.rater].sum() / scale[part.rater].sum())
-    return bias, scales
+    return bias, scale, noise, flat
 
 
 def _biases(part: RaterSample, scale: np.ndarray) -> np.ndarray:
-    """Biases in grade units, given the scales."""
-    return rater_biases(part.item, part.rater, part.value / scale[part.rater], part.coefficient, len(scale)) * scale
+    """Biases in grade units, given the scales: least squares with a free value for every item, shrunk to 0 by empirical Bayes.
+
+    Shape (raters,). Where all coefficients are 1 a constant in all biases is free; the smallest biases are taken.
+    """
+    item, rater, coefficient, raters = part.item, part.rater, part.coefficient, len(scale)
+    value, k = part.value / scale[rater], np.bincount(item)
+
+    def within(x: np.ndarray) -> np.ndarray:
+        return x - (np.bincount(item, weights=x) / k)[item]
+
+    def by_rater(x: np.ndarray) -> np.ndarray:
+        return np.bincount(rater, weights=coefficient * x, minlength=raters)
+
+    def normal(bias: np.ndarray) -> np.ndarray:
+        return by_rater(within(coefficient * bias[rater]))
+
+    information = by_rater(coefficient * (1 - 1 / k[item]))
+    free = information > 0
+    if free.sum() < 1:
+        return np.zeros(raters)
+    right = by_rater(within(value))
+    nothing = 1e-12 * float(np.linalg.norm(by_rater(np.abs(value))))  # what rounding leaves where raters agree
+    raw = _solved(normal, right, nothing)
+    left = within(value - coefficient * raw[rater])
+    noise = float((left**2).sum()) / max(len(item) - len(k) - int(free.sum()), 1)
+    real = float((raw[free] ** 2 - noise / information[free]).sum()) / max(int(free.sum()) - 1, 1)
+    if real <= 0:
+        return np.zeros(raters)
+    return _solved(lambda bias: normal(bias) + noise / real * bias, right, nothing) * scale
+
+
+def _scales(within: RaterSample) -> tuple[np.ndarray, np.ndarray]:
+    """Raters who have a scale of their own, and its logarithm, shrunk and of sum 0; shape (scaled raters,) each, two or none.
+
+    within: grades without biases, within prompts. A rater has one if it shares 20 items or more with others who have one, and its grades
+    are not all the same.
+    """
+    raters, scaled = len(within.raters), np.arange(len(within.raters))
+    while True:
+        within = within.take(np.isin(within.rater, scaled))
+        n = np.bincount(within.rater, minlength=raters)
+        mean = np.bincount(within.rater, weights=within.value, minlength=raters) / np.maximum(n, 1)
+        z = within.value - mean[within.rater]
+        variance = np.bincount(within.rater, weights=z**2, minlength=raters) / np.maximum(n - 1, 1)
+        before, scaled = scaled, np.flatnonzero((n >= LEAST_SHARED) & (variance > 0))
+        if len(scaled) < 2:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        if len(scaled) == len(before):
+            break
+    # the sampling variance of a logarithm of a standard deviation, from squared influences of prompts: no distribution is assumed
+    influence = (z**2 / variance[within.rater] - 1) / 2
+    keys, group = np.unique((within.item if within.prompt is None else within.prompt) * raters + within.rater, return_inverse=True)
+    prompts = np.bincount(keys % raters, minlength=raters)
+    squares = np.bincount(keys % raters, weights=np.bincount(group, weights=influence) ** 2, minlength=raters)
+    sampling = squares[scaled] * prompts[scaled] / np.maximum(prompts[scaled] - 1, 1) / n[scaled] ** 2
+    logs = shrunk(np.log(variance[scaled]) / 2, sampling)
+    return scaled, logs - logs.mean()
+
+
+def shrunk(estimate: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Estimates drawn to their precision-weighted mean by empirical Bayes: what varies beyond sampling is taken for real.
+
+    How much that is comes from the method of moments with weights (DerSimonian and Laird 1986): one rater of few grades does not hide that
+    others differ. estimate, variance: shape (raters,), two or more.
+
+    >>> shrunk(np.array([1.0, 3.0]), np.array([2.0, 2.0])).tolist()  # a variance of 2 is what sampling makes
+    [2.0, 2.0]
+    """
+    variance = np.maximum(variance, 1e-12 + 1e-9 * variance.max())
+    weight = 1 / variance
+    mean = (weight * estimate).sum() / weight.sum()
+    beyond = (weight * (estimate - mean) ** 2).sum() - (len(estimate) - 1)
+    real = max(0.0, float(beyond / (weight.sum() - (weight**2).sum() / weight.sum())))
+    weight = 1 / (variance + real)
+    mean = (weight * estimate).sum() / weight.sum()
+    return mean + (estimate - mean) * real * weight
+
+
+def _noises(common: RaterSample) -> np.ndarray:
+    """Variance of each rater's grades about the item, shape (raters,), ≥ 0; equal ones where raters can't be told apart.
+
+    common: grades in common units, without biases. Of k raters' grades x of an item with mean m, E (x_r - m)² = v_r·(1 - 2/k) + Σ v_s/k²:
+    as many equations as raters.
+    """
+    item, rater, raters = common.item, common.rater, len(common.raters)
+    k = np.bincount(item)
+    off = common.value - (np.bincount(item, weights=common.value) / k)[item]
+
+    def by_rater(x: np.ndarray) -> np.ndarray:
+        return np.bincount(rater, weights=x, minlength=raters)
+
+    def normal(v: np.ndarray) -> np.ndarray:
+        return by_rater((1 - 2 / k[item]) * v[rater] + (np.bincount(item, weights=v[rater]) / k**2)[item])
+
+    right = by_rater(off**2)
+    equal = right.sum() / max(float(normal(np.ones(raters)).sum()), 1e-300) * (np.bincount(rater, minlength=raters) > 0)
+    return np.maximum(equal + _solved(normal, right - normal(equal), 1e-12 * float(np.linalg.norm(right))), 0.0)
+
+
+def _solved(normal: Callable[[np.ndarray], np.ndarray], right: np.ndarray, nothing: float) -> np.ndarray:
+    """normal(x) = right by conjugate gradients from 0: of a singular system (biases plus any constant) the smallest solution.
+
+    nothing: the length of a residual that counts as 0.
+    """
+    x, residual = np.zeros_like(right), right.copy()
+    direction, size = residual.copy(), float(residual @ residual)
+    for _ in range(MOST_STEPS):
+        image = normal(direction)
+        curvature = float(direction @ image)
+        if size <= nothing**2 or curvature <= 0:
+            break
+        step = size / curvature
+        x, residual = x + step * direction, residual - step * image
+        size, before = float(residual @ residual), size
+        direction = residual + size / before * direction
+    return x
 
 
 def _weights(noise: np.ndarray, items: np.ndarray) -> np.ndarray:

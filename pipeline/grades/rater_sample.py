@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmpo.pipeline.grades.rater_scales import LEAST_SHARED
+LEAST_SHARED = 20
+"""Items shared with other raters from which on a rater gets a scale of its own, and can be found to give no signal."""
 
 __all__ = ["RaterSample", "without_signal"]
 

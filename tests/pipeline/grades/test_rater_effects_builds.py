@@ -1,5 +1,7 @@
 """Rater effects in whole builds: margins that become comparable, intervals that cover, what is counted and shown, real severe raters."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 from panels import PANELS, covered, panel
 
-from mmpo.pipeline import BuildOptions, build, build_pairs
+from mmpo.pipeline import BuildOptions, UserError, build, build_pairs
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK, metadata
@@ -72,38 +74,70 @@ def test_a_bias_is_taken_away_once() -> None:
     assert metadata(found.schema)["position_bias"]["j/overall"]["bias"] == pytest.approx(1, abs=0.02)
 
 
+def written(path: Path, answers: Iterable[tuple[int, str, str, str, float]], kind: str) -> Path:
+    """JSON lines of (question, rater, shown first, shown second, gap)."""
+    rows = [
+        {"prompt": f"q{p}", "first": first, "second": second, "gap": float(gap), "rater": rater, "kind": kind}
+        for p, rater, first, second, gap in answers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def test_a_pair_that_two_reasons_leave_bare_is_lost_once(tmp_path: Path) -> None:
     """j answered q0 and q1 in one order only, the silent judge answered q0 as well: two pairs lost, one reason each."""
     rng = np.random.default_rng(0)
-    lines = []
+    answers = []
     for p in range(200):
         m = rng.normal()
-        grades = [(r, sign, sign * m + 0.3 * rng.normal()) for r in ("j", "k") for sign in (1, -1)]
-        grades = [("j", 1, m)] if p < 2 else grades
-        grades += [("random", sign, rng.normal()) for sign in (1, -1)] if p != 1 else []
-        for rater, sign, gap in grades:
-            first, second = ("a", "b") if sign > 0 else ("b", "a")
-            lines.append(
-                f'{{"prompt":"q{p}","first":"{first}","second":"{second}","gap":{float(gap)},"rater":"{rater}","kind":"ai"}}\n'
+        for rater in ("j",) if p == 1 else ("j", "random") if p == 0 else ("j", "k", "random"):
+            gaps = (
+                {"a": m + 0.3 * rng.normal(), "b": -m + 0.3 * rng.normal()}
+                if rater != "random"
+                else dict(zip("ab", rng.normal(size=2)))
             )
-    (tmp_path / "c.jsonl").write_text("".join(lines))
-    summary = build(tmp_path / "c.jsonl", tmp_path / "out", options=BuildOptions(format="jsonl", merge_raters="rater-effects"))
+            orders = "a" if p < 2 and rater == "j" else "ab"
+            answers += [(p, rater, first, "ba"["ab".index(first)], gaps[first]) for first in orders]
+    options = BuildOptions(format="jsonl", merge_raters="rater-effects")
+    summary = build(written(tmp_path / "c.jsonl", answers, "ai"), tmp_path / "out", options=options)
     assert summary["rejected"] == {"no_signal": 199, "no_pair": 2, "one_order": 2, "one_order_pair": 2}
 
 
-def test_a_silent_judge_is_counted_and_shown(tmp_path: Path) -> None:
-    """Two judges agree, a third answers at random; pairs that only it answered go, counted as pairs and as grades."""
+@pytest.fixture(scope="module")
+def jury(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three people of noise .3, .3 and 1 grade 300 pairs, a fourth answers at random and ten pairs more."""
     rng = np.random.default_rng(0)
-    lines = []
-    for p in range(200):
+    answers = []
+    for p in range(310):
         m = rng.normal()
-        for rater in ("j", "k", "random") if p >= 10 else ("random",):
-            gap = m + 0.3 * rng.normal() if rater != "random" else rng.normal()
-            lines.append(f'{{"prompt":"q{p}","first":"a","second":"b","gap":{float(gap)},"rater":"{rater}","kind":"human"}}\n')
-    (tmp_path / "c.jsonl").write_text("".join(lines))
-    summary = build(tmp_path / "c.jsonl", tmp_path / "out", options=BuildOptions(format="jsonl", merge_raters="rater-effects"))
-    assert summary["rejected"] == {"no_signal": 200, "no_pair": 10, "no_signal_pair": 10}
-    assert {name: e["signal"] for name, e in summary["rater_effects"].items()} == {"j": True, "k": True, "random": False}
+        gaps = {"a": m + 0.3 * rng.normal(), "b": m + 0.3 * rng.normal(), "c": m + rng.normal(), "d": rng.normal()}
+        answers += [(p, rater, "x", "y", gap) for rater, gap in gaps.items() if p < 300 or rater == "d"]
+    return written(tmp_path_factory.mktemp("jury") / "c.jsonl", answers, "human")
+
+
+def test_weights_are_optional_and_a_silent_rater_is_counted_and_shown(jury: Path, tmp_path: Path) -> None:
+    found = {}
+    for weights in ("fitted", "equal"):
+        options = BuildOptions(format="jsonl", merge_raters="rater-effects", rater_weights=weights)
+        summary = build(jury, tmp_path / weights, options=options)
+        assert summary["rejected"] == {"no_signal": 310, "no_pair": 10, "no_signal_pair": 10}
+        found[weights] = summary["rater_effects"]
+    assert found["fitted"]["c"]["weight"] < 0.7 < 1 < found["fitted"]["a"]["weight"]
+    assert {name: (e["signal"], e["weight"]) for name, e in found["equal"].items()} == {
+        "a": (True, 1), "b": (True, 1), "c": (True, 1), "d": (False, 0),
+    }  # fmt: skip
+    for name in "abcd":  # nothing else differs
+        assert {**found["equal"][name], "weight": 0} == {**found["fitted"][name], "weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rater_weights": "equal"}, "only --raters rater-effects weighs raters"),
+     ({"merge_raters": "rater-effects", "rater_weights": "none"}, "fitted, equal")],
+)  # fmt: skip
+def test_weights_without_a_use_for_them_are_refused(jury: Path, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(jury, tmp_path / "out", options=BuildOptions(format="jsonl", **options))
 
 
 def test_real_severities_come_back_from_a_fifth_of_the_shared_grades(real_data: Path) -> None:
