@@ -19,7 +19,8 @@ from mmpo.pipeline.grades.normalise import normalise as normalise_grades
 from mmpo.pipeline.grades.position_bias import position_biases
 from mmpo.pipeline.grades.rater_effects import fit_rater_effects
 from mmpo.pipeline.grades.rater_sample import RaterSample
-from mmpo.pipeline.grades.statistics import select_grades, survey
+from mmpo.pipeline.grades.select import select_grades
+from mmpo.pipeline.grades.statistics import grade_statistics
 from mmpo.pipeline.pairs.choose import choose_pairs, within_pair_variance
 from mmpo.pipeline.pairs.splits import check_shares, split_of_prompts
 from mmpo.pipeline.pairs.table import pairs_table
@@ -103,7 +104,7 @@ def build_pairs(
     )
     check_build_options(options)
     rows = large(feedback).combine_chunks()
-    found = survey(rows)
+    found = grade_statistics(rows)
     groups, rules = decide(found, options)
     rows, _ = select_grades(rows, rules.evidence, kinds=kinds, raters=raters, aspects=aspects)
     merged, _ = merge_prompts(normalise_grades(rows, rules.evidence, normalise, groups, found))

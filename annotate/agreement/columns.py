@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades import Group, survey
+from mmpo.pipeline.grades import GradeGroup, grade_statistics
 from mmpo.pipeline.logistic import Floats
 from mmpo.pipeline.sources import KINDS
 
@@ -91,10 +91,10 @@ def choose_columns(
     )
 
 
-def _groups(table: pa.Table, evidence: str) -> list[Group]:
+def _groups(table: pa.Table, evidence: str) -> list[GradeGroup]:
     if evidence not in EVIDENCE:
         raise unknown_name("evidence (--from)", evidence, EVIDENCE)
-    found = survey(table)
+    found = grade_statistics(table)
     wanted = [name for name in ("comparisons", "ratings") if evidence in ("auto", "both", name)]
     missing = [name for name in wanted if not found.of(name)]
     if evidence != "auto" and missing:
@@ -108,7 +108,7 @@ def _groups(table: pa.Table, evidence: str) -> list[Group]:
 
 
 def _check_names(
-    groups: Sequence[Group], kinds: Sequence[str] | None, raters: Sequence[str] | None, aspects: Sequence[str] | None
+    groups: Sequence[GradeGroup], kinds: Sequence[str] | None, raters: Sequence[str] | None, aspects: Sequence[str] | None
 ) -> None:
     for name, wanted in (("kind", kinds), ("rater", raters), ("aspect", aspects)):
         known = sorted({getattr(group, name) for group in groups})
@@ -121,7 +121,7 @@ Key = tuple[str, str, str]
 """Evidence, rater and kind of a column."""
 
 
-def _yardstick(groups: Sequence[Group], listed: set[Key], against: str | None) -> tuple[str | None, set[Key]]:
+def _yardstick(groups: Sequence[GradeGroup], listed: set[Key], against: str | None) -> tuple[str | None, set[Key]]:
     """The yardstick's name and columns."""
     every = {(g.table, g.rater, g.kind) for g in groups}
     if against is None:
@@ -153,7 +153,9 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
     return f"{rater} ({', '.join(marks)})" if marks else rater
 
 
-def _ranges(used: Sequence[Group], keys: Sequence[Key], columns: Sequence[Column], aspects: Sequence[str]) -> tuple[Floats, bool]:
+def _ranges(
+    used: Sequence[GradeGroup], keys: Sequence[Key], columns: Sequence[Column], aspects: Sequence[str]
+) -> tuple[Floats, bool]:
     """The widest possible margin of each column and aspect, and whether all that are graded have one."""
     ranges = np.full((len(keys), len(aspects)), np.nan)
     scales: dict[tuple[int, int], set[tuple[float | None, float | None]]] = {}

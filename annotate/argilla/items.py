@@ -24,7 +24,7 @@ from mmpo.annotate.rows import rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
 from mmpo.pipeline.arrow import flat, offsets_of
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades import survey
+from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
@@ -135,7 +135,7 @@ def _of_feedback(
     table: pa.Table, questions: str, pairs: str, aspects: Sequence[str], judge: str | None, suggest: bool, select: str, seed: int
 ) -> Read:
     names = without_texts(table)
-    groups = list(survey(names).groups)
+    groups = list(grade_statistics(names).groups)
     if judge is not None and judge not in {group.rater for group in groups}:
         raise unknown_name("rater (--judge)", judge, sorted({group.rater for group in groups})[:40])
     kinds = [kind for kind in ("ai", "reward_model") if any(group.kind == kind for group in groups)]

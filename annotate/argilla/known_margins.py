@@ -10,7 +10,7 @@ import pyarrow as pa
 from mmpo.pipeline.api import build_pairs
 from mmpo.pipeline.arrow import flat, large, lists, offsets_of
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades import Group
+from mmpo.pipeline.grades import GradeGroup
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
 __all__ = ["AI", "Hints", "Known", "Margins", "feedback_hints", "feedback_margins", "full_of_pairs", "known_of", "without_texts"]
@@ -94,11 +94,11 @@ def without_texts(table: pa.Table) -> pa.Table:
 
 def feedback_margins(
     names: pa.Table,
-    groups: Sequence[Group],
+    groups: Sequence[GradeGroup],
     kinds: Sequence[str] | None,
     raters: Sequence[str] | None,
     aspects: Sequence[str] | None,
-) -> tuple[dict[tuple[str, frozenset[str]], Known], list[Group], bool]:
+) -> tuple[dict[tuple[str, frozenset[str]], Known], list[GradeGroup], bool]:
     """What the chosen grades say of each pair, the groups of grades behind it, and whether margins are shares of bounded scales.
 
     Comparisons, where there are any, else differences of ratings: the first are margins already.
@@ -128,7 +128,7 @@ def feedback_margins(
 
 
 def feedback_hints(
-    names: pa.Table, groups: Sequence[Group], kinds: Sequence[str], raters: Sequence[str] | None, aspect: str, *, alone: bool
+    names: pa.Table, groups: Sequence[GradeGroup], kinds: Sequence[str], raters: Sequence[str] | None, aspect: str, *, alone: bool
 ) -> Hints:
     """AI margins of an aspect; of all aspects where it is the only one asked and no AI graded it by that name."""
     own = [group for group in groups if group.kind in kinds and (raters is None or group.rater in raters)]

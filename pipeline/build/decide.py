@@ -5,14 +5,15 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import check_scales, parse_score
 from mmpo.pipeline.grades.normalise import check_normalisation
 from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.statistics import Group, Survey, choose_evidence
+from mmpo.pipeline.grades.select import choose_evidence
+from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
 
 __all__ = ["decide"]
 
 FOR_COMPARISONS = ("all", "stratified")
 
 
-def decide(found: Survey, options: BuildOptions) -> tuple[list[Group], PairRules]:
+def decide(found: GradeStatistics, options: BuildOptions) -> tuple[list[GradeGroup], PairRules]:
     """The groups of grades that are used, and the rules of pairing. Raises UserError where the input and the options do not fit."""
     evidence, groups = choose_evidence(found, options.evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects)
     score = parse_score(options.score, sorted({group.aspect for group in groups}))

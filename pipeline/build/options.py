@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
-from mmpo.pipeline.grades.statistics import EVIDENCE
+from mmpo.pipeline.grades.select import EVIDENCE
 from mmpo.pipeline.pairs.splits import check_shares
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.sources import SourceOptions, get_source

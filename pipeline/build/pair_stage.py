@@ -18,7 +18,8 @@ from mmpo.pipeline.grades.normalise import normalise
 from mmpo.pipeline.grades.position_bias import OrderTotals
 from mmpo.pipeline.grades.rater_sample import RaterSample
 from mmpo.pipeline.grades.rules import Margins, PairRules
-from mmpo.pipeline.grades.statistics import Group, Survey, select_grades
+from mmpo.pipeline.grades.select import select_grades
+from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
 from mmpo.pipeline.pairs.choose import choose_pairs, within_pair_variance
 from mmpo.pipeline.pairs.splits import split_of_prompts
 from mmpo.pipeline.pairs.table import pairs_table
@@ -45,8 +46,8 @@ class Plan:
     kinds: tuple[str, ...] | None
     raters: tuple[str, ...] | None
     aspects: tuple[str, ...] | None
-    groups: Sequence[Group]
-    survey: Survey
+    groups: Sequence[GradeGroup]
+    survey: GradeStatistics
     shares: tuple[float, float, float]
     pooled: dict[str, float]
     metadata: dict[str, Any]

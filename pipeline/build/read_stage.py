@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades.statistics import Survey, survey
+from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.collect import collect_parts
 from mmpo.pipeline.storage.chunks import Chunk, InputFile
@@ -24,7 +24,7 @@ class Read:
 
     spills: list[Path] = field(default_factory=list)
     rejects: list[Path] = field(default_factory=list)
-    found: Survey = field(default_factory=Survey)
+    found: GradeStatistics = field(default_factory=GradeStatistics)
     lines: int = 0
     limited: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
     for number, part in enumerate(collect_parts(chunk, get_source(options.format), source_options(options))):
         result.lines += part.lines
         result.limited += part.limited
-        result.found.add(survey(part.feedback))
+        result.found.add(grade_statistics(part.feedback))
         _count(part, result)
         name = f"{index:06d}-{number:06d}"
         if part.feedback.num_rows:

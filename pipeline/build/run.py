@@ -27,7 +27,7 @@ from mmpo.pipeline.grades.position_bias import position_biases
 from mmpo.pipeline.grades.rater_effects import fit_rater_effects
 from mmpo.pipeline.grades.rater_sample import RaterSample
 from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.statistics import Survey
+from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.pairs.splits import check_shares
 from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage.chunks import InputFile, input_bytes, plan, resolve_inputs
@@ -134,7 +134,7 @@ def _decide(
     options: BuildOptions, reads: Sequence[Read], folder: Path, scratch: Path, out: Path, files: Sequence[InputFile]
 ) -> Plan:
     """Everything that depends on the whole input: evidence, scales, normalisation, score. Raises UserError."""
-    found = Survey()
+    found = GradeStatistics()
     for read in reads:
         found.add(read.found)
     groups, rules = ([], PairRules()) if options.feedback_only else decide(found, options)

@@ -6,16 +6,17 @@ from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
 from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects, shrunk
 from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
-from mmpo.pipeline.grades.statistics import Group, survey
+from mmpo.pipeline.grades.statistics import GradeGroup, grade_statistics
 
 __all__ = [
+    "GradeGroup",
     "Grades",
-    "Group",
     "OrderTotals",
     "RaterEffect",
     "RaterSample",
     "exact_sum",
     "fit_rater_effects",
+    "grade_statistics",
     "group_starts",
     "in_sample",
     "merge_prompts",
@@ -24,6 +25,5 @@ __all__ = [
     "position_biases",
     "remove_effects",
     "shrunk",
-    "survey",
     "without_signal",
 ]

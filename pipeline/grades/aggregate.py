@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades.statistics import Group
+from mmpo.pipeline.grades.statistics import GradeGroup
 
 __all__ = [
     "Grades",
@@ -79,12 +79,12 @@ def parse_score(text: str, known: Sequence[str]) -> dict[str, float] | str:
     return weights
 
 
-def check_scales(score: dict[str, float] | str, groups: Sequence[Group], normalisation: str) -> None:
+def check_scales(score: dict[str, float] | str, groups: Sequence[GradeGroup], normalisation: str) -> None:
     """Refuse to average or subtract grades of different scales. Raises UserError listing them."""
     if normalisation in ("minmax", "zscore", "rank"):
         return
     used = [group for group in groups if group.aspect in (score if isinstance(score, dict) else mean_aspects(groups))]
-    clusters: dict[str, dict[tuple[float | None, float | None], Group]] = {}
+    clusters: dict[str, dict[tuple[float | None, float | None], GradeGroup]] = {}
     for group in used:
         clusters.setdefault("" if score == "mean" else group.aspect, {}).setdefault((group.low, group.high), group)
     for scales in clusters.values():
@@ -103,7 +103,7 @@ def _scale(low: float | None, high: float | None) -> str:
     return "..".join("unbounded" if bound is None else f"{bound:g}" for bound in (low, high))
 
 
-def mean_aspects(groups: Sequence[Group]) -> list[str]:
+def mean_aspects(groups: Sequence[GradeGroup]) -> list[str]:
     """The aspects that `--score mean` averages: all but `overall`, which is a judgement of its own; `overall` where alone."""
     aspects = sorted({group.aspect for group in groups})
     return [aspect for aspect in aspects if aspect != "overall"] or aspects

@@ -13,7 +13,7 @@ from mmpo.pipeline.grades.position_bias import OrderTotals, merge_orders, order_
 from mmpo.pipeline.grades.rater_effects import remove_effects
 from mmpo.pipeline.grades.rater_sample import RaterSample
 from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.statistics import Group, Survey
+from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
 
 __all__ = ["Graded", "graded", "orders_of", "rater_sample", "sample_share", "wants_orders"]
 
@@ -118,7 +118,7 @@ def graded(table: pa.Table, rules: PairRules) -> Graded:
     return Graded(grades, given.raters, given.kinds, len(given.grades.value), dropped, lost, given.first, given.second)
 
 
-def wants_orders(rules: PairRules, groups: Sequence[Group]) -> bool:
+def wants_orders(rules: PairRules, groups: Sequence[GradeGroup]) -> bool:
     """Whether a pass for position biases is needed: only machines are asked in both orders on purpose."""
     return rules.evidence == "comparisons" and any(group.kind != "human" for group in groups)
 
@@ -129,7 +129,7 @@ def orders_of(table: pa.Table) -> dict[tuple[str, str], OrderTotals]:
     return order_totals(given.grades, given.shown, given.machine, given.raters, given.aspects)
 
 
-def sample_share(groups: Sequence[Group], found: Survey) -> float:
+def sample_share(groups: Sequence[GradeGroup], found: GradeStatistics) -> float:
     """The share of prompts that raters are compared by: all, unless the input holds more than about two million grades."""
     return min(1.0, SAMPLED_GRADES / max(1, sum(found.groups[group][0] for group in groups)))
 

@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.statistics import Group, Survey
+from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
 
 __all__ = ["NORMALISATIONS", "check_normalisation", "normalise"]
 
 NORMALISATIONS = ("none", "minmax", "zscore", "log", "rank")
 
 
-def check_normalisation(name: str, groups: Sequence[Group], found: Survey) -> None:
+def check_normalisation(name: str, groups: Sequence[GradeGroup], found: GradeStatistics) -> None:
     """Refuse a normalisation that the chosen grades do not allow. Raises UserError naming the groups in the way."""
     if name not in NORMALISATIONS:
         raise unknown_name("normalisation (--normalise)", name, NORMALISATIONS)
@@ -45,12 +45,12 @@ def check_normalisation(name: str, groups: Sequence[Group], found: Survey) -> No
         raise UserError("--normalise rank is for scores; the evidence is comparisons. Use none, minmax or zscore")
 
 
-def _names(groups: Sequence[Group]) -> str:
+def _names(groups: Sequence[GradeGroup]) -> str:
     shown = [f"{group.source}/{group.rater}/{group.aspect}" for group in groups[:4]]
     return ", ".join(shown) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
 
 
-def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[Group], found: Survey) -> pa.Table:
+def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[GradeGroup], found: GradeStatistics) -> pa.Table:
     """The FEEDBACK table with the grades of column `evidence` normalised; rows must still be those of a single source each."""
     column = flat(table[evidence])
     grades = column.flatten()
@@ -84,7 +84,7 @@ def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[Group]
 
 
 def _shift_and_scale(
-    table: pa.Table, column: pa.ListArray, evidence: str, name: str, groups: Sequence[Group], found: Survey
+    table: pa.Table, column: pa.ListArray, evidence: str, name: str, groups: Sequence[GradeGroup], found: GradeStatistics
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is taken from each grade and what it is divided by, shape (grades,)."""
     grades = column.flatten()
@@ -93,17 +93,17 @@ def _shift_and_scale(
             return np.zeros(len(grades)), to_numpy(grades.field("limit"))
         low, high = to_numpy(grades.field("low")), to_numpy(grades.field("high"))
         return low, high - low
-    totals = Survey()
+    totals = GradeStatistics()
     for group in groups:
-        key = Group(evidence, group.source, group.rater, "", group.aspect, None, None)
-        totals.add(Survey({key: found.groups[group]}))
+        key = GradeGroup(evidence, group.source, group.rater, "", group.aspect, None, None)
+        totals.add(GradeStatistics({key: found.groups[group]}))
     row = parents(offsets_of(column))
     keys = [codes(flat(table["source"]).take(pa.array(row)))] + [codes(grades.field(n)) for n in ("rater", "aspect")]
     distinct, inverse = np.unique(np.stack([code for code, _ in keys]), axis=1, return_inverse=True)
     shift, scale = np.zeros(distinct.shape[1]), np.ones(distinct.shape[1])
     for i, combination in enumerate(distinct.T):
         source, rater, aspect = (values[c] for c, (_, values) in zip(combination, keys, strict=True))
-        count, mean, squares, _ = totals.groups[Group(evidence, source, rater, "", aspect, None, None)]
+        count, mean, squares, _ = totals.groups[GradeGroup(evidence, source, rater, "", aspect, None, None)]
         if evidence == "comparisons":
             mean, squares = 0.0, squares + count * mean * mean
         shift[i] = mean
