@@ -1,6 +1,6 @@
 """Gathering margins from LLM judges and from people: the package that joins the FEEDBACK table from the outside."""
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.annotate.judge.options import Judge, JudgeOptions
 from mmpo.annotate.judge.run import judge
 from mmpo.annotate.replies import parse_reply

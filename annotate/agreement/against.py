@@ -1,33 +1,33 @@
-"""Raters against a yardstick: the mean of people (never of the rater itself) or one rater; and judges' margins against people's votes."""
+"""Raters against a reference rater, the mean of people (never of the rater itself) or one rater; judges' margins against votes."""
 
 from typing import Any
 
 import numpy as np
 
 from mmpo.annotate.agreement.columns import HUMAN
-from mmpo.annotate.agreement.margins import DECIMALS, Margins
+from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins
 from mmpo.pipeline.logistic import Floats
 from mmpo.pipeline.margins import fit_gamma_to_votes, target_probability
 from mmpo.pipeline.metrics import by_margin, cross_entropy, ece_vote
 
-__all__ = ["calibration_row", "choosing_row", "shared", "votes", "yardstick"]
+__all__ = ["against_reference", "calibration_row", "choosing_row", "shared", "votes"]
 
 
-def shared(margins: Margins, one: int, other: int) -> tuple[Floats, Floats, np.ndarray]:
+def shared(margins: RaterMargins, one: int, other: int) -> tuple[Floats, Floats, np.ndarray]:
     """The scaled margins of two columns on the units that both have, and those units, shape (units,) each."""
     a, b = margins.of(one), margins.of(other)
     units, left, right = np.intersect1d(margins.unit[a], margins.unit[b], assume_unique=True, return_indices=True)
     return margins.scaled[a][left], margins.scaled[b][right], units
 
 
-def _of_columns(margins: Margins, columns: list[int]) -> np.ndarray:
+def _of_columns(margins: RaterMargins, columns: list[int]) -> np.ndarray:
     """Where the margins of these columns are."""
     return np.flatnonzero(np.isin(margins.column, columns))
 
 
-def yardstick(margins: Margins, column: int) -> tuple[Floats, Floats, np.ndarray]:
-    """A column's scaled margins, the yardstick's, and the units that both have; a column is no part of its own yardstick."""
-    others = [other for other in margins.chosen.yardstick if other != column]
+def against_reference(margins: RaterMargins, column: int) -> tuple[Floats, Floats, np.ndarray]:
+    """A column's scaled margins, the reference rater's, and the units that both have; a column is no part of its own reference."""
+    others = [other for other in margins.chosen.reference if other != column]
     at = _of_columns(margins, others)
     size = len(margins.prompt)
     n = np.bincount(margins.unit[at], minlength=size)
@@ -38,13 +38,14 @@ def yardstick(margins: Margins, column: int) -> tuple[Floats, Floats, np.ndarray
     return margins.scaled[mine][both], mean[units[both]], units[both]
 
 
-def choosing_row(margins: Margins, column: int) -> dict[str, Any]:
-    """How often a rater chooses what the yardstick does, beside always choosing the longer text, where neither calls a tie.
+def choosing_row(margins: RaterMargins, column: int) -> dict[str, Any]:
+    """How often a rater chooses what the reference rater does, beside always choosing the longer text, where neither calls a tie.
 
     decided: how many such units; accuracy; longest: the accuracy of the longer text (equal lengths count half); accuracy_longer and
-    accuracy_shorter: the rater's accuracy where the yardstick's better text is the longer and the shorter one. None: there is no such unit.
+    accuracy_shorter: the rater's accuracy where the reference rater's better text is the longer and the shorter one. None: there is
+    no such unit.
     """
-    mine, truth, units = yardstick(margins, column)
+    mine, truth, units = against_reference(margins, column)
     length = np.sign(margins.log_length[units])
     decided = (mine != 0) & (truth != 0)
     right = (np.sign(mine) == np.sign(truth))[decided]
@@ -58,8 +59,9 @@ def choosing_row(margins: Margins, column: int) -> dict[str, Any]:
     }
 
 
-def votes(margins: Margins) -> tuple[Floats, Floats]:
-    """Of each unit, how many people prefer the completion of the smaller id (ties count half), and how many voted; shape (units,)."""
+def votes(margins: RaterMargins) -> tuple[Floats, Floats]:
+    """Of each unit, how many people prefer the completion of the smaller id (ties count half), and how many voted; shape
+    (units,)."""
     people = [i for i, column in enumerate(margins.chosen.columns) if column.kind == HUMAN]
     at = _of_columns(margins, people)
     size = len(margins.prompt)
@@ -68,12 +70,14 @@ def votes(margins: Margins) -> tuple[Floats, Floats]:
     return preferring.astype(np.float64), np.bincount(unit, minlength=size).astype(np.float64)
 
 
-def calibration_row(margins: Margins, column: int) -> dict[str, Any] | None:
-    """A judge's margins as probabilities σ(γm) against people's pooled votes; None where they share no unit, or all margins are ties.
+def calibration_row(margins: RaterMargins, column: int) -> dict[str, Any] | None:
+    """A judge's margins as probabilities σ(γm) against people's pooled votes; None where they share no unit, or all margins are
+    ties.
 
-    gamma: the γ that fits best (`fit_gamma_to_votes`), in 1/score-point of this judge, on these same units: one number is fitted, so that
-    ece_vote and cross_entropy (nats a unit, against the share of votes) are a little too good. coin: the cross-entropy of always saying ½.
-    bins: by |margin|, ties first: low, high, units, predicted (mean σ(γ|m|)), observed (mean share of votes for the judge's choice).
+    gamma: the γ that fits best (`fit_gamma_to_votes`), in 1/score-point of this judge, on these same units: one number is fitted,
+    so that ece_vote and cross_entropy (nats a unit, against the share of votes) are a little too good. coin: the cross-entropy of
+    always saying ½. bins: by |margin|, ties first: low, high, units, predicted (mean σ(γ|m|)), observed (mean share of votes for
+    the judge's choice).
     """
     preferring, voters = votes(margins)
     mine = margins.of(column)

@@ -1,4 +1,4 @@
-"""Which raters are set against one another: the columns of an agreement, the yardstick among them, and their scales."""
+"""Which raters are set against one another: the columns of an agreement, the reference rater among them, and their scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["EVIDENCE", "HUMAN", "Chosen", "Column", "choose_columns"]
 
 EVIDENCE = ("auto", "comparisons", "ratings", "both")
 HUMAN = "human"
-"""The yardstick that is the mean of all people."""
+"""The reference rater that is the mean of all people."""
 
 
 class Column(NamedTuple):
@@ -30,21 +30,22 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns that are read, people first. shown: those that the tables list; yardstick: those that the yardstick averages (none
-    without one); ranges: the widest margin a column and aspect can have, shape (columns, aspects), NaN where unbounded or not graded;
-    scale: "range" where every graded column and aspect is bounded, else "rms".
+    """The columns that are read, people first. shown: those that the tables list; reference: those that the reference rater
+    averages (none without one); ranges: the widest margin a column and aspect can have, shape (columns, aspects), NaN where
+    unbounded or not graded; scale: "range" where every graded column and aspect is bounded, else "rms".
     """
 
     columns: list[Column]
     aspects: list[str]
     shown: list[int]
-    yardstick: list[int]
+    reference: list[int]
     against: str | None
     ranges: Floats
     scale: str
 
     def numbers(self, evidence: str, *coded: tuple[np.ndarray, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """The column and the aspect of each grade, −1 where it isn't chosen. coded: codes and names of raters, kinds and aspects."""
+        """The column and the aspect of each grade, −1 where it isn't chosen. coded: codes and names of raters, kinds and
+        aspects."""
         (rater, raters), (kind, kinds), (aspect, aspects) = coded
         place = {(c.rater, c.kind): i for i, c in enumerate(self.columns) if c.evidence == evidence}
         table = np.array([[place.get((r, k), -1) for k in kinds] for r in raters], dtype=np.int64).reshape(len(raters), len(kinds))
@@ -62,11 +63,11 @@ def choose_columns(
     aspects: Sequence[str] | None,
     against: str | None,
 ) -> Chosen:
-    """The columns of a FEEDBACK table: its raters narrowed by the filters, and whoever the yardstick is made of.
+    """The columns of a FEEDBACK table: its raters narrowed by the filters, and whoever the reference rater is made of.
 
-    against: a rater, "human", or None: people where the chosen raters include any, else no yardstick. A yardstick that is named is read
-    even where the filters leave it out. Raises UserError for names that no grade has, for nothing left, and where one rater grades one
-    aspect on several scales.
+    against: a rater, "human", or None: people where the chosen raters include any, else no reference rater. A reference rater that
+    is named is read even where the filters leave it out. Raises UserError for names that no grade has, for nothing left, and where
+    one rater grades one aspect on several scales.
     """
     groups = _groups(table, evidence)
     _check_names(groups, kinds, raters, aspects)
@@ -74,7 +75,7 @@ def choose_columns(
     listed = {(g.table, g.rater, g.kind) for g in groups if (not kinds or g.kind in kinds) and (not raters or g.rater in raters)}
     if not listed:
         raise UserError("no grade has the chosen kind, rater and aspect together; drop one of --kind, --rater, --aspect")
-    against, standard = _yardstick(groups, listed, against)
+    against, standard = _reference(groups, listed, against)
     keys = sorted(listed | standard, key=lambda key: (KINDS.index(key[2]) if key[2] in KINDS else len(KINDS), key[1:], key[0]))
     columns = [Column(_name(key, keys), key[1], key[2], key[0]) for key in keys]
     used = [group for group in groups if (group.table, group.rater, group.kind) in listed | standard]
@@ -121,8 +122,8 @@ Key = tuple[str, str, str]
 """Evidence, rater and kind of a column."""
 
 
-def _yardstick(groups: Sequence[GradeGroup], listed: set[Key], against: str | None) -> tuple[str | None, set[Key]]:
-    """The yardstick's name and columns."""
+def _reference(groups: Sequence[GradeGroup], listed: set[Key], against: str | None) -> tuple[str | None, set[Key]]:
+    """The reference rater's name and columns."""
     every = {(g.table, g.rater, g.kind) for g in groups}
     if against is None:
         people = {key for key in listed if key[2] == HUMAN}

@@ -1,7 +1,7 @@
 """From FEEDBACK to signed margins: what each rater says of each unit, an unordered pair of completions under one aspect.
 
-Margins point toward the completion of the smaller id. All is grouped by sorting, in an order that depends on ids only: neither the order of
-rows nor that of completions or grades changes a digit.
+Margins point toward the completion of the smaller id. All is grouped by sorting, in an order that depends on ids only: neither the
+order of rows nor that of completions or grades changes a digit.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
 from mmpo.pipeline.logistic import Floats
 from mmpo.pipeline.pairs import STRATEGIES, own_gaps
 
-__all__ = ["Answers", "Margins", "read_margins"]
+__all__ = ["RaterMargins", "RawGrades", "read_margins"]
 
 DECIMALS = 12
-"""Margins are rounded to this many decimals of their scale: 0.3 − 0.2 and 0.2 − 0.1 are one grade apart, and equal."""
+"""RaterMargins are rounded to this many decimals of their scale: 0.3 − 0.2 and 0.2 − 0.1 are one grade apart, and equal."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class RawGrades:
     """Grades of one kind of evidence before repeats are merged, all of shape (grades,).
 
-    item: what was asked, the order shown included; unit: −1 for a rating; value: score, or gap toward the completion of the smaller id;
-    first: whether that one was shown first.
+    item: what was asked, the order shown included; unit: −1 for a rating; value: score, or gap toward the completion of the smaller
+    id; first: whether that one was shown first.
     """
 
     column: np.ndarray
@@ -37,14 +37,18 @@ class Answers:
     value: Floats
     first: np.ndarray
 
+    def take(self, which: np.ndarray) -> "RawGrades":
+        """Some of the grades, by a mask or by places."""
+        return RawGrades(*(values[which] for values in vars(self).values()))
+
 
 @dataclass(frozen=True)
-class Margins:
-    """One margin a column and unit, sorted by column and unit; column, unit, raw, scaled, spread: shape (margins,).
+class RaterMargins:
+    """One margin per column and unit, sorted by column and unit; column, unit, raw, scaled, spread: shape (margins,).
 
-    raw: in the rater's own score points; scaled: as a share of its scale's range, or of its root mean square margin (`chosen.scale` says
-    which); spread: the standard deviation that the grade came with, NaN where none. prompt, aspect, log_length: shape (units,), the last
-    one log(length of the smaller id's text / length of the other).
+    raw: in the rater's own score points; scaled: as a share of its scale's range, or of its root mean square margin (`chosen.scale`
+    says which); spread: the standard deviation that the grade came with, NaN where none. prompt, aspect, log_length: shape
+    (units,), the last one log(length of the smaller id's text / length of the other).
     """
 
     chosen: Chosen
@@ -57,7 +61,7 @@ class Margins:
     aspect: np.ndarray
     log_length: Floats
     prompts: int
-    answers: dict[str, Answers]
+    raw_grades: dict[str, RawGrades]
 
     def of(self, column: int) -> slice:
         """Where a column's margins are."""
@@ -77,18 +81,18 @@ def read_margins(
     raters: Sequence[str] | None = None,
     aspects: Sequence[str] | None = None,
     against: str | None = None,
-) -> Margins:
+) -> RaterMargins:
     """The margins of the chosen raters of a FEEDBACK table. Raises UserError as `choose_columns` does."""
     table, _ = merge_prompts(large(feedback).combine_chunks())
     chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
     parts: list[Part] = []
-    answers: dict[str, Answers] = {}
+    raw_grades: dict[str, RawGrades] = {}
     for name, read in (("comparisons", _compared), ("ratings", _rated)):
         if any(column.evidence == name for column in chosen.columns):
-            part, answers[name] = read(table, *_grades(table, name, chosen), chosen)
+            part, raw_grades[name] = read(table, *_grades(table, name, chosen), chosen)
             parts.append(part)
     column, key, raw, variance = (np.concatenate(values) for values in zip(*parts))
-    return _margins(table, chosen, column, key, raw, variance, answers)
+    return _margins(table, chosen, column, key, raw, variance, raw_grades)
 
 
 def _grades(table: pa.Table, name: str, chosen: Chosen) -> tuple[Grades, pa.Array]:
@@ -108,26 +112,28 @@ def _size(table: pa.Table) -> int:
     return len(flat(table["completions"]).flatten())
 
 
-def _compared(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> tuple[Part, Answers]:
+def _compared(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> tuple[Part, RawGrades]:
     """A rater's repeats averaged within each order shown, then its two orders with one another."""
     base = offsets_of(flat(table["completions"]))[grades.prompt]
     first, second = (base + np.asarray(rows.field(name)).astype(np.int64) for name in ("first", "second"))
     key = (np.minimum(first, second) * _size(table) + np.maximum(first, second)) * len(chosen.aspects) + grades.aspect
     shown = first < second
     value = np.where(shown, grades.value, -grades.value)
-    answers = Answers(grades.rater, key * 2 + shown, key, value, shown)
-    merged = merge_repeats(replace(grades, item=answers.item, aspect=np.zeros_like(key), value=value))
+    raw_grades = RawGrades(grades.rater, key * 2 + shown, key, value, shown)
+    merged = merge_repeats(replace(grades, item=raw_grades.item, aspect=np.zeros_like(key), value=value))
     merged = merge_repeats(replace(merged, item=merged.item // 2))
-    return (merged.rater, merged.item, merged.value, merged.variance), answers
+    return (merged.rater, merged.item, merged.value, merged.variance), raw_grades
 
 
-def _rated(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> tuple[Part, Answers]:
+def _rated(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> tuple[Part, RawGrades]:
     """The difference of two scores of one rater and aspect, over all pairs of a prompt's completions; repeats averaged first."""
     item = offsets_of(flat(table["completions"]))[grades.prompt] + np.asarray(rows.field("completion")).astype(np.int64)
     several = len(chosen.aspects)
     # own_gaps pairs scores of one "rater": here of one column and aspect, which it hands back as the kind.
     both = grades.rater * several + grades.aspect
-    answers = Answers(grades.rater, item * several + grades.aspect, np.full_like(item, -1), grades.value, np.ones(len(item), bool))
+    raw_grades = RawGrades(
+        grades.rater, item * several + grades.aspect, np.full_like(item, -1), grades.value, np.ones(len(item), bool)
+    )
     merged = merge_repeats(replace(grades, item=item, rater=both, aspect=np.zeros_like(both), kind=both))
     known = np.unique(merged.item)
     sizes = np.bincount(parents(offsets_of(flat(table["completions"])))[known], minlength=table.num_rows)
@@ -135,12 +141,18 @@ def _rated(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> t
     first, second = known[first], known[second]
     gaps = own_gaps(merged, first, second)
     key = (first[gaps.pair] * _size(table) + second[gaps.pair]) * several + gaps.kind % several
-    return (gaps.kind // several, key, gaps.gap, gaps.variance), answers
+    return (gaps.kind // several, key, gaps.gap, gaps.variance), raw_grades
 
 
 def _margins(
-    table: pa.Table, chosen: Chosen, column: np.ndarray, key: np.ndarray, raw: Floats, variance: Floats, answers: dict[str, Answers]
-) -> Margins:
+    table: pa.Table,
+    chosen: Chosen,
+    column: np.ndarray,
+    key: np.ndarray,
+    raw: Floats,
+    variance: Floats,
+    raw_grades: dict[str, RawGrades],
+) -> RaterMargins:
     keys, unit = np.unique(key, return_inverse=True)
     order = np.lexsort((unit, column))
     column, unit, raw, variance = column[order], unit[order], raw[order], variance[order]
@@ -150,16 +162,14 @@ def _margins(
     lengths = np.maximum(np.asarray(pc.utf8_length(completions.flatten().field("text"))), 1).astype(np.float64)
     prompt = parents(offsets_of(completions))[low]
     scaled = np.round(raw / _unit_of(chosen, column, aspect[unit], raw), DECIMALS)
-    return Margins(
+    return RaterMargins(
         chosen, column, unit, raw, scaled, np.sqrt(variance), prompt, aspect, np.log(lengths[low] / lengths[high]),
-        len(np.unique(prompt)), {name: _numbered(answer, keys) for name, answer in answers.items()},
+        len(np.unique(prompt)), {
+            # Of ratings, which are about no unit, −1 stays.
+            name: replace(found, unit=np.where(found.unit < 0, -1, np.searchsorted(keys, np.maximum(found.unit, 0))))
+            for name, found in raw_grades.items()
+        },
     )  # fmt: skip
-
-
-def _numbered(answers: Answers, keys: np.ndarray) -> Answers:
-    """The answers with the numbers of units in the place of their keys."""
-    unit = np.where(answers.unit < 0, -1, np.searchsorted(keys, np.maximum(answers.unit, 0)))
-    return Answers(answers.column, answers.item, unit, answers.value, answers.first)
 
 
 def _unit_of(chosen: Chosen, column: np.ndarray, aspect: np.ndarray, raw: Floats) -> Floats:

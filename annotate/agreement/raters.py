@@ -1,30 +1,30 @@
-"""What each rater is like, with no other rater to compare with: ties, sizes, position bias, taste for length, repeats.
+"""What each rater is like: ties, sizes, position bias, taste for length, repeats; and how severe its scores are beside those of
+others.
 
-Every function returns one row a rater, as dictionaries of numbers that JSON holds; None where the rater says nothing about it.
+Every function returns one row per rater, as dictionaries of numbers that JSON holds; None where the rater says nothing about it.
 """
 
 from typing import Any
 
 import numpy as np
 
-from mmpo.annotate.agreement.margins import Answers, Margins
-from mmpo.annotate.agreement.statistics import rank_correlation
-from mmpo.pipeline.grades import group_starts
+from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
+from mmpo.annotate.agreement.statistics import rank_correlation, runs
 from mmpo.pipeline.logistic import Floats
 
-__all__ = ["consistency_row", "length_row", "longer_preferred", "position_row", "rater_row"]
+__all__ = ["consistency_row", "length_row", "position_row", "rater_row", "severity_rows"]
 
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def rater_row(margins: Margins, column: int) -> dict[str, Any]:
+def rater_row(margins: RaterMargins, column: int) -> dict[str, Any]:
     """What one rater is like.
 
-    units, ties (share of them), mean_margin (|margin| in the rater's own score points), mean_share (as a share of its scale's range, None
-    where a scale is unbounded), spread (mean standard deviation that margins came with), position (mean lean toward the first shown),
-    longer (share that prefers the longer text).
+    units, ties (share of them), mean_margin (|margin| in the rater's own score points), mean_share (as a share of its scale's
+    range, None where a scale is unbounded), spread (mean standard deviation that margins came with), position (mean lean toward the
+    first shown), longer (share that prefers the longer text).
     """
     mine = margins.of(column)
     raw, scaled, spread = margins.raw[mine], margins.scaled[mine], margins.spread[mine]
@@ -47,7 +47,7 @@ def longer_preferred(margin: Floats, log_length: Floats) -> float | None:
     return _mean(side[side != 0] > 0)
 
 
-def length_row(margins: Margins, column: int) -> dict[str, Any]:
+def length_row(margins: RaterMargins, column: int) -> dict[str, Any]:
     """longer (`longer_preferred`) of how many units, and the rank correlation of margins with log length ratios."""
     mine = margins.of(column)
     scaled, log_length = margins.scaled[mine], margins.log_length[margins.unit[mine]]
@@ -60,37 +60,31 @@ def length_row(margins: Margins, column: int) -> dict[str, Any]:
     }
 
 
-def _answers(margins: Margins, column: int) -> Answers:
+def _raw_grades(margins: RaterMargins, column: int) -> RawGrades:
     """A column's grades."""
-    found = margins.answers[margins.chosen.columns[column].evidence]
-    mine = found.column == column
-    return Answers(found.column[mine], found.item[mine], found.unit[mine], found.value[mine], found.first[mine])
+    found = margins.raw_grades[margins.chosen.columns[column].evidence]
+    return found.take(found.column == column)
 
 
-def _runs(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal keys start, and how long they are."""
-    starts = group_starts(sorted_keys)
-    return starts, np.diff(np.append(starts, len(sorted_keys)))
-
-
-def position_row(margins: Margins, column: int) -> dict[str, Any]:
+def position_row(margins: RaterMargins, column: int) -> dict[str, Any]:
     """The lean toward the completion shown first, in the rater's own score points, of a rater's comparisons; all None for ratings.
 
-    orders "both": over the units that it saw in both orders, (gap AB + gap BA)/2 toward the first shown, repeats averaged: the content of
-    the verdicts cancels out. flips: the share whose verdict changes with the order (the position-bias rate), to_first and to_second the
-    shares that change toward the first or the second shown; a verdict that is a tie one way only is a change. orders "one": the mean gap
-    toward the first shown, in which position and merit can't be told apart. se: the standard error, prompts being what varies.
+    orders "both": over the units that it saw in both orders, (gap AB + gap BA)/2 toward the first shown, repeats averaged: the
+    content of the verdicts cancels out. flips: the share whose verdict changes with the order (the position-bias rate), to_first
+    and to_second the shares that change toward the first or the second shown; a verdict that is a tie one way only is a change.
+    orders "one": the mean gap toward the first shown, in which position and merit can't be told apart. se: the standard error,
+    prompts being what varies.
     """
     name = margins.chosen.columns[column].name
     nothing = dict.fromkeys(("orders", "units", "toward_first", "se", "flips", "to_first", "to_second"))
     if margins.chosen.columns[column].evidence == "ratings":
         return {"name": name, **nothing}
-    answers = _answers(margins, column)
-    order = np.lexsort((answers.value, answers.first, answers.unit))
-    starts, sizes = _runs(answers.item[order])
-    lean = np.add.reduceat(np.where(answers.first, answers.value, -answers.value)[order], starts) / sizes
-    unit = answers.unit[order][starts]
-    firsts, orders = _runs(unit)
+    grades = _raw_grades(margins, column)
+    order = np.lexsort((grades.value, grades.first, grades.unit))
+    starts, sizes = runs(grades.item[order])
+    lean = np.add.reduceat(np.where(grades.first, grades.value, -grades.value)[order], starts) / sizes
+    unit = grades.unit[order][starts]
+    firsts, orders = runs(unit)
     prompt = margins.prompt[unit[firsts]]
     if not (orders == 2).any():
         return {"name": name, **nothing, "orders": "one", "units": len(lean), **_clustered(lean, prompt)}
@@ -116,16 +110,16 @@ def _clustered(lean: Floats, prompt: np.ndarray) -> dict[str, float | None]:
     return {"toward_first": mean, "se": se}
 
 
-def consistency_row(margins: Margins, column: int) -> dict[str, Any] | None:
+def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None:
     """Repeats of the same question: the same completion, or the same pair in the same order, under the same aspect.
 
-    items asked more than once, grades of them, mean_difference (of two of an item's grades, in the rater's own score points) and equal (the
-    share of such twos that are the same); each item counts once. None where nothing was asked twice.
+    items asked more than once, grades of them, mean_difference (of two of an item's grades, in the rater's own score points) and
+    equal (the share of such twos that are the same); each item counts once. None where nothing was asked twice.
     """
-    answers = _answers(margins, column)
-    order = np.lexsort((answers.value, answers.item))
-    value = answers.value[order]
-    starts, sizes = _runs(answers.item[order])
+    grades = _raw_grades(margins, column)
+    order = np.lexsort((grades.value, grades.item))
+    value = grades.value[order]
+    starts, sizes = runs(grades.item[order])
     again = np.repeat(sizes > 1, sizes)
     if not again.any():
         return None
@@ -136,8 +130,7 @@ def consistency_row(margins: Margins, column: int) -> dict[str, Any] | None:
     # Of k sorted values, Σ over i < j of (x_j − x_i) = Σ (2i − k + 1)·x_i, i from 0.
     place = np.arange(len(value)) - np.repeat(starts, sizes)
     difference = np.add.reduceat((2 * place - np.repeat(sizes, sizes) + 1) * (value - value[starts][item]), starts) / twos
-    equal = group_starts(item, value)
-    lengths = np.diff(np.append(equal, len(value)))
+    equal, lengths = runs(item, value)
     same = np.bincount(item[equal], lengths * (lengths - 1) / 2) / twos
     return {
         "name": margins.chosen.columns[column].name,
@@ -145,4 +138,54 @@ def consistency_row(margins: Margins, column: int) -> dict[str, Any] | None:
         "grades": len(value),
         "mean_difference": float(difference.mean()),
         "equal": float(same.mean()),
+    }
+
+
+def severity_rows(margins: RaterMargins) -> list[dict[str, Any]]:
+    """A row a rater with ratings on a scale that another rater shares.
+
+    items: completions and aspects that it rated; mean: its mean score; shared: those that others on the same scale rated too;
+    severity: the others' mean score less its own, averaged over these, in score points, above 0: lower scores than others give;
+    se: the standard error of it, items taken as independent. None where nothing is shared. Repeats are averaged first.
+    """
+    found = margins.raw_grades.get("ratings")
+    if found is None:
+        return []
+    column, item, value = _averaged(found)
+    aspects = len(margins.chosen.aspects)
+    ranges = margins.chosen.ranges[column, item % aspects]
+    # Scores are compared with those of the same scale only; unbounded ones (NaN) are taken for one scale.
+    widths, scale = np.unique(np.where(np.isnan(ranges), -1.0, ranges), return_inverse=True)
+    place = item * len(widths) + scale.reshape(-1)
+    _, place = np.unique(place, return_inverse=True)
+    count = np.bincount(place)[place]
+    others = (np.bincount(place, value)[place] - value) / np.maximum(count - 1, 1)
+    return [
+        _row(margins, one, value[column == one], (others - value)[(column == one) & (count > 1)])
+        for one in margins.chosen.shown
+        if (column == one).any()
+    ]
+
+
+def _averaged(grades: RawGrades) -> tuple[np.ndarray, np.ndarray, Floats]:
+    """Column, item and mean score of each column and item."""
+    keys, inverse = np.unique(np.stack([grades.column, grades.item]), axis=1, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    # Summed in the order of size, so that no digit depends on the order of rows.
+    order = np.lexsort((grades.value, inverse))
+    total = np.bincount(inverse[order], grades.value[order])
+    return keys[0], keys[1], total / np.bincount(inverse)
+
+
+def _row(margins: RaterMargins, column: int, scores: Floats, gaps: Floats) -> dict[str, Any]:
+    who, shared = margins.chosen.columns[column], len(gaps)
+    gaps = np.sort(gaps)
+    return {
+        "name": who.name,
+        "kind": who.kind,
+        "items": len(scores),
+        "mean": float(np.sort(scores).mean()),
+        "shared": shared,
+        "severity": float(gaps.mean()) if shared else None,
+        "se": float(gaps.std(ddof=1) / np.sqrt(shared)) if shared > 1 else None,
     }

@@ -13,7 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.annotate.agreement.agree import agree
+from mmpo.annotate.agreement import agree
 from mmpo.annotate.argilla.answers import ANSWERS, Answer, Answers, Raters, read_answers
 from mmpo.annotate.argilla.client import Client, Unreachable, connect
 from mmpo.annotate.argilla.dataset import Asked, asked_of

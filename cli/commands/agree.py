@@ -43,7 +43,7 @@ def agree(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="The yardstick: a rater, or human for people's mean (the default where people are among them)."),
+        typer.Option(help="The reference rater: a rater, or human for people's mean (the default where people are among them)."),
     ] = None,
     bootstrap: Annotated[int, typer.Option(help="Draws of prompts behind each 95% interval; 0 for none.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -53,7 +53,7 @@ def agree(
 
     A margin and its mirror image count both, so that it doesn't matter which completion is called the first.
     """
-    from mmpo.annotate.agreement.agree import agree as measure
+    from mmpo.annotate.agreement import agree as measure
 
     with ProgressReporter("agree", "comparisons") as progress:
         summary = measure(
@@ -109,9 +109,9 @@ def _print_agreement(summary: Mapping[str, Any]) -> None:
         return
     counts = {"units": "pairs", "decided": "no ties"}
     _table("two by two, with 95% intervals", {"first": "rater", "second": "rater", **counts, **MEASURES}, summary["pairs"])
-    # With one rater behind the yardstick the table of twos has said it all.
+    # With one rater behind the reference the table of twos has said it all.
     if any(row["others"] > 1 for row in summary["against"]) or not summary["pairs"]:
-        title = f"against {_yardstick(summary)}"
+        title = f"against {_reference(summary)}"
         _table(title, {"name": "rater", "kind": "kind", "others": "raters in it", **counts, **MEASURES}, summary["against"])
     groups = [{"group": name, **row} for name, row in summary["overall"].items() if row]
     groups = [row for row in groups if row["group"] == "all" or row["raters"] < summary["overall"]["all"]["raters"]]
@@ -120,7 +120,7 @@ def _print_agreement(summary: Mapping[str, Any]) -> None:
     say(f"α interval and ordinal: {SCALES[summary['scale']]}; α nominal: better, tie or worse\n")
 
 
-def _yardstick(summary: Mapping[str, Any]) -> str:
+def _reference(summary: Mapping[str, Any]) -> str:
     return "the mean of people (of the other people for a person)" if summary["yardstick"] == "human" else summary["yardstick"]
 
 
@@ -138,9 +138,9 @@ def _print_biases(summary: Mapping[str, Any]) -> None:
         "spearman_length": "Spearman with length",
     }
     if summary["yardstick"] is not None:
-        columns |= {"decided": "against yardstick", "accuracy": "accuracy", "longest": "longest wins"}
+        columns |= {"decided": "against reference", "accuracy": "accuracy", "longest": "longest wins"}
         columns |= {"accuracy_longer": "better is longer", "accuracy_shorter": "better is shorter"}
-    title = "length" if summary["yardstick"] is None else f"length, and accuracy against {_yardstick(summary)}"
+    title = "length" if summary["yardstick"] is None else f"length, and accuracy against {_reference(summary)}"
     _table(title, columns, summary["length"])
 
 

@@ -83,7 +83,7 @@ def test_a_judge_against_people(jury: Path, capsys: pytest.CaptureFixture[str]) 
         assert heading in said.err
 
 
-def test_filters_and_yardsticks(jury: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_filters_and_reference_raters(jury: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(["agree", str(jury), "--rater", "gpt,annotator-2", "--against", "annotator-1", "--bootstrap", "0", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -153,7 +153,7 @@ def test_repeats_by_hand() -> None:
     assert row == {"name": "gpt", "items": 2, "grades": 5, "mean_difference": 1.0, "equal": 0.5}
 
 
-# --- yardsticks and judges --------------------------------------------------------------------------------------------
+# --- reference raters and judges --------------------------------------------------------------------------------------------
 
 
 def jury(prompts: int = 400, gamma: float = 0.8, seed: int = 0) -> pa.Table:
@@ -192,7 +192,7 @@ def test_votes_count_ties_half_and_certain_judges_get_infinite_gamma() -> None:
     assert preferring.tolist() == [1.5] and voters.tolist() == [3]
 
 
-def test_a_person_is_no_part_of_their_own_yardstick() -> None:
+def test_a_person_is_no_part_of_their_own_reference() -> None:
     """Two people who never agree: against a mean that held the judged one, they'd seem to agree half of the time."""
     rows: list[Row] = [
         (f"p{i}", ["A", "B"], [said("x", 0, 1, 2), said("y", 0, 1, -1), said("gpt", 0, 1, 1, kind="ai")]) for i in range(4)
@@ -202,7 +202,7 @@ def test_a_person_is_no_part_of_their_own_yardstick() -> None:
     assert [row_of(against, name)["others"] for name in ("x", "y", "gpt")] == [1, 1, 2]
 
 
-def test_a_named_yardstick_is_read_though_the_filters_leave_it_out() -> None:
+def test_a_named_reference_rater_is_read_though_the_filters_leave_it_out() -> None:
     table = jury(50)
     summary = agree(table, kinds=["ai"], against="human", bootstrap=0)
     assert [row["name"] for row in summary["raters"]] == ["coin", "gpt"] and len(summary["against"]) == 2

@@ -173,7 +173,7 @@ def test_patterns_hold_every_unit_once_and_drop_single_grades() -> None:
 def test_large_chunks_and_small_ones_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = two_raters(100)
     whole = agreement_of_two(a, b, np.arange(100), 200, 0)
-    monkeypatch.setattr("mmpo.annotate.agreement.patterns.CELLS", 1000)
+    monkeypatch.setattr("mmpo.annotate.agreement.statistics.CHUNK_NUMBERS", 1000)
     assert agreement_of_two(a, b, np.arange(100), 200, 0) == whole
 
 
