@@ -1,5 +1,5 @@
 """The public name of the table of losses, `mmpo.train.losses.LOSSES`; they live in `mmpo.train.objective.losses`."""
 
-from mmpo.train.objective.losses import LOSSES, Loss
+from mmpo.train.objective import LOSSES, Loss
 
 __all__ = ["LOSSES", "Loss"]

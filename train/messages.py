@@ -12,7 +12,7 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
-from mmpo.train.objective.terms import reads_targets
+from mmpo.train.objective import reads_targets
 
 __all__ = [
     "START_AGAIN",

@@ -4,17 +4,15 @@ The field names are the recipe's keys and, with dashes, the command's flags; `op
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.objective.terms import check_reward_terms, parse_terms, write_terms
+from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write_terms
 
-__all__ = ["LAYOUTS", "PAIR_PARTS", "SCHEDULES", "TARGET_NAMES", "TrainOptions", "check_source_weights", "option_help"]
+__all__ = ["LAYOUTS", "PAIR_PARTS", "SCHEDULES", "TrainOptions", "check_source_weights", "option_help"]
 
-TARGET_NAMES = ("plain", "noise-aware", "measured")
-"""The keys of `mmpo.train.objective.targets.TARGETS`, repeated where torch must not be imported (a test holds them equal)."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PAIR_PARTS = ("train", "validation", "test")
 LAYOUTS = ("auto", "tree", "rows")
@@ -93,7 +91,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         _choice("kind", self.kind, ("policy", "reward"))
         object.__setattr__(self, "loss", write_terms(parse_terms(self.loss)))  # one way to write it, wherever it came from
-        _choice("target", self.target, TARGET_NAMES)
+        _choice("target", self.target, TARGETS)
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("weight", self.weight, ("pair", "prompt"))
         _choice("ties", self.ties, ("keep", "drop"))
@@ -170,7 +168,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _choice(what: str, given: Any, allowed: tuple[str, ...]) -> None:
+def _choice(what: str, given: Any, allowed: Collection[str]) -> None:
     if given not in allowed:
         raise unknown_name(what, given, allowed)
 

@@ -20,8 +20,7 @@ def formats(as_json: AsJson = False) -> None:
 
 def losses(as_json: AsJson = False) -> None:
     """List the training objectives that `mmpo train --loss` takes."""
-    from mmpo.train.objective.losses import LOSSES
-    from mmpo.train.objective.objective import SFT_SUMMARY
+    from mmpo.train.objective import LOSSES, SFT_SUMMARY
 
     _list({**{name: f"{loss.summary} ({loss.source})" for name, loss in LOSSES.items()}, "sft": SFT_SUMMARY}, as_json)
 

@@ -17,7 +17,7 @@ from mmpo.cli.recipe.stages import Stages, write_json
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.progress import ProgressReporter
-from mmpo.train.objective.terms import parse_terms
+from mmpo.train.objective import parse_terms
 
 __all__ = ["run", "run_recipe"]
 

@@ -1,3 +1,43 @@
-"""What is minimised: losses, terms, targets."""
+"""What is minimised: losses, terms, targets. Importing this room imports no torch; `Objective` and what it is made of do."""
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING, Any
+
+from mmpo.train.objective.losses import LOSSES, Loss
+from mmpo.train.objective.targets import TARGETS, targets
+from mmpo.train.objective.terms import (
+    SFT_SUMMARY,
+    TERM_NAMES,
+    check_reward_terms,
+    parse_terms,
+    reads_targets,
+    write_terms,
+)
+
+if TYPE_CHECKING:
+    from mmpo.train.objective.objective import Logits, Objective, Term, Totals, pair_totals
+
+__all__ = [
+    "LOSSES",
+    "SFT_SUMMARY",
+    "TARGETS",
+    "TERM_NAMES",
+    "Logits",
+    "Loss",
+    "Objective",
+    "Term",
+    "Totals",
+    "check_reward_terms",
+    "pair_totals",
+    "parse_terms",
+    "reads_targets",
+    "targets",
+    "write_terms",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mmpo.train.objective import objective
+
+    return getattr(objective, name)

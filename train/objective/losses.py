@@ -2,41 +2,42 @@
 
 All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to
 the reference; reward model: difference of rewards), p, the target probability that the chosen completion is the
-better one, and m, the quality margin. γ is in 1/margin-unit.
+better one, and m, the quality margin. γ is in 1/margin-unit. torch is imported when a
+loss is first computed, and not for the table's names and summaries.
 
     >>> import torch
     >>> LOSSES["mmpo"].per_pair(torch.tensor([0.0]), torch.tensor([0.7]), torch.tensor([1.0]))
     tensor([0.6931])
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from typing import TYPE_CHECKING, Any
 
 from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.margins import InvalidValue, check_gamma
 
-__all__ = ["LOSSES", "Loss"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Formula = Callable[..., Tensor]
+__all__ = ["LOSSES", "Loss"]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `average_logprobs`: the policy's
-    log-probabilities are averaged per token before z is formed. `options`: each option's default. `source`: where the
-    formula is from (arXiv number or project)."""
+    """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `reads_target`: its value depends on
+    p or on γ·m. `average_logprobs`: the policy's log-probabilities are averaged per token before z is formed. `options`:
+    each option's default. `source`: where the formula is from (arXiv number or project)."""
 
     name: str
     summary: str
     source: str
-    formula: Formula
+    formula: Callable[..., Tensor]
     needs_winner: bool = False
+    reads_target: bool = False
     average_logprobs: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,6 +88,20 @@ def _check_shapes(z: Tensor, p: Tensor, margin: Tensor) -> None:
         raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + eˣ)."""
+    from torch.nn import functional
+
+    return functional.softplus(x)
+
+
+def logsigmoid(x: Tensor) -> Tensor:
+    """log σ(x)."""
+    from torch.nn import functional
+
+    return functional.logsigmoid(x)
+
+
 def soft_cross_entropy(z: Tensor, p: Tensor | float) -> Tensor:
     """−p·log σ(z) − (1−p)·log σ(−z) = softplus(z) − p·z, written so that p = 1 keeps all digits at large z."""
     return p * softplus(-z) + (1 - p) * softplus(z)
@@ -94,7 +109,7 @@ def soft_cross_entropy(z: Tensor, p: Tensor | float) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """H(p) = −p·log p − (1−p)·log(1−p), in nats, 0 at p = 0 and 1."""
-    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+    return -p.xlogy(p) - (1 - p).xlogy(1 - p)
 
 
 def target_logit(margin: Tensor, eta: float | None, gamma: float) -> Tensor:
@@ -127,14 +142,14 @@ def _ipo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, beta: float) -> 
 
 
 def _rpo_bwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
-    p = p if eta is None else torch.sigmoid(eta * margin)
+    p = p if eta is None else (eta * margin).sigmoid()
     return soft_cross_entropy(z, p) - entropy(p)
 
 
 def _rpo_fwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
     t = target_logit(margin, eta, gamma)
-    q = torch.sigmoid(z)
-    return q * (logsigmoid(z) - logsigmoid(t)) + torch.sigmoid(-z) * (logsigmoid(-z) - logsigmoid(-t))
+    q = z.sigmoid()
+    return q * (logsigmoid(z) - logsigmoid(t)) + (-z).sigmoid() * (logsigmoid(-z) - logsigmoid(-t))
 
 
 def _rpo_sq(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
@@ -159,22 +174,39 @@ def _gdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
     return softplus(-(2 * p - 1) * z)
 
 
-_EPSILON = {"epsilon": 0.1}
-_ETA = {"eta": None}
-
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("mmpo", "cross-entropy of σ(z) to the soft target p = σ(γm); least at z = γm", "arXiv 2410.03145", _mmpo),
+        Loss(
+            "mmpo",
+            "cross-entropy of σ(z) to the soft target p = σ(γm); least at z = γm",
+            "arXiv 2410.03145",
+            _mmpo,
+            reads_target=True,
+        ),
         Loss("dpo", "hard labels: DPO, and Bradley–Terry for reward models", "arXiv 2305.18290", _dpo, needs_winner=True),
-        Loss("cdpo", "every label right with probability 1 − ε", "TRL ≤ 0.24", _cdpo, True, options=_EPSILON),
-        Loss("robust", "unbiased DPO under labels flipped at rate ε", "arXiv 2403.00409", _robust, True, options=_EPSILON),
+        Loss(
+            "cdpo",
+            "every label right with probability 1 − ε",
+            "TRL ≤ 0.24",
+            _cdpo,
+            needs_winner=True,
+            options={"epsilon": 0.1},
+        ),
+        Loss(
+            "robust",
+            "unbiased DPO under labels flipped at rate ε",
+            "arXiv 2403.00409",
+            _robust,
+            needs_winner=True,
+            options={"epsilon": 0.1},
+        ),
         Loss(
             "ipo",
             "squared distance of the mean log-ratio per token to 1/(2β); policies only; needs β",
             "arXiv 2310.12036",
             _ipo,
-            True,
+            needs_winner=True,
             average_logprobs=True,
             options={"beta": 0.1},
         ),
@@ -183,27 +215,48 @@ LOSSES: dict[str, Loss] = {
             "KL(target ‖ model): MMPO less the target's entropy, the same gradient",
             "NeMo-Aligner",
             _rpo_bwd,
-            options=_ETA,
+            reads_target=True,
+            options={"eta": None},
         ),
-        Loss("rpo-fwd", "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ", "NeMo-Aligner", _rpo_fwd, options=_ETA),
+        Loss(
+            "rpo-fwd",
+            "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ",
+            "NeMo-Aligner",
+            _rpo_fwd,
+            reads_target=True,
+            options={"eta": None},
+        ),
         Loss(
             "rpo-sq",
             "(z − ηm)², from the margin itself; η defaults to γ; η = 1: distilled DPO",
             "NeMo-Aligner; arXiv 2405.19316",
             _rpo_sq,
-            options=_ETA,
+            reads_target=True,
+            options={"eta": None},
         ),
         Loss(
             "odpo",
             "DPO that asks for an offset of α·f(m), f = log or identity",
             "arXiv 2402.10571",
             _odpo,
-            True,
+            needs_winner=True,
             options={"alpha": 1.0, "transform": "log"},
         ),
-        Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, True),
+        Loss(
+            "margin",
+            "Bradley–Terry with the margin subtracted (Llama 2)",
+            "arXiv 2307.09288",
+            _margin,
+            needs_winner=True,
+        ),
         Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
-        Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo),
+        Loss(
+            "gdpo",
+            "DPO with z scaled by 2p − 1; ties have no gradient",
+            "arXiv 2409.06691",
+            _gdpo,
+            reads_target=True,
+        ),
     )
 }
 """Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the

@@ -24,9 +24,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.train.objective.losses import LOSSES
 from mmpo.train.objective.terms import check_reward_terms, parse_terms, policies_only, write_terms
 
-__all__ = ["SFT_SUMMARY", "Logits", "Objective", "Term", "Totals", "pair_totals"]
-
-SFT_SUMMARY = "mean negative log-probability per token of the chosen completion; policies only (plain fine-tuning)"
+__all__ = ["Logits", "Objective", "Term", "Totals", "pair_totals"]
 
 Totals = tuple[float, float]
 """The weight of all pairs of a step, and of those with a winner (margin > 0)."""

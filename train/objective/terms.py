@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.objective.losses import LOSSES
 
 __all__ = [
-    "LOSS_NAMES",
-    "POLICY_TERMS",
+    "SFT_SUMMARY",
     "TERM_NAMES",
     "check_reward_terms",
     "parse_terms",
@@ -17,27 +17,9 @@ __all__ = [
     "write_terms",
 ]
 
-LOSS_NAMES = (
-    "mmpo",
-    "dpo",
-    "cdpo",
-    "robust",
-    "ipo",
-    "rpo-bwd",
-    "rpo-fwd",
-    "rpo-sq",
-    "odpo",
-    "margin",
-    "scaled-bt",
-    "gdpo",
-)
-"""The keys of `mmpo.train.objective.losses.LOSSES`, repeated where torch must not be imported (a test holds them equal)."""
-TERM_NAMES = (*LOSS_NAMES, "sft")
+TERM_NAMES = (*LOSSES, "sft")
 """What an objective is made of: the losses of pairs, and `sft`, which sees the chosen completion only."""
-POLICY_TERMS = ("ipo", "sft")
-"""The terms made of log-probabilities per token, which a reward model has none of."""
-TARGET_TERMS = ("mmpo", "rpo-bwd", "rpo-fwd", "rpo-sq", "gdpo")
-"""The terms whose value changes with the target or with gamma·margin (a test holds them to the formulas)."""
+SFT_SUMMARY = "mean negative log-probability per token of the chosen completion; policies only (plain fine-tuning)"
 
 
 def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
@@ -68,15 +50,15 @@ def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_reward_terms(terms: Iterable[str]) -> None:
-    """Raises UserError for a term that a reward model can't have."""
+    """Raises UserError for a term made of log-probabilities per token, which a reward model has none of."""
     for name in terms:
-        if name in POLICY_TERMS:
+        if name == "sft" or LOSSES[name].average_logprobs:
             raise policies_only(name)
 
 
 def reads_targets(terms: Iterable[str]) -> bool:
     """Whether any of the terms looks at the targets or at gamma·margin."""
-    return any(name in TARGET_TERMS for name in terms)
+    return any(name in LOSSES and LOSSES[name].reads_target for name in terms)
 
 
 def policies_only(name: str) -> UserError:
