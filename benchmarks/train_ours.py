@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from train_worker import Channel, Counts, Memory, Pace, Spec, counting, shared_arguments, synchronize, warm_up
 from transformers import TrainingArguments
 
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.model.load import load_pretrained
+from mmpo.train.data import Renderer, prepare
+from mmpo.train.model import load_pretrained
 from mmpo.train.training.policy import PolicyTrainer
 from mmpo.train.training.reward import RewardTrainer
 
@@ -57,8 +56,8 @@ def main() -> None:
     synchronize(spec.device)
     reference = time.perf_counter() - began
     plan = trainer.plan()
-    way = trainer.way
-    channel.say(reference=reference, loaded=loaded, way=f"{way.layout}, {way.attention or 'plain'} attention, {way.head} head")
+    plan = trainer.execution_plan
+    channel.say(reference=reference, loaded=loaded, way=f"{plan.layout}, {plan.attention or 'plain'} attention, {plan.head} head")
     trainer.add_callback(Pace(channel, counts, epoch_ends([len(p.rows) for p in trainer.prompts], plan), spec))
     trainer.train()
     if spec.trace:

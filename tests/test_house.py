@@ -36,7 +36,7 @@ APART = [{"annotate.agreement", "annotate.judge"}, {"train.training", "train.eva
 NOT_YET = {
     ("pipeline.metrics", "pipeline.margins"), ("pipeline.metrics", "pipeline"),
     ("annotate.rows", "annotate.judge"), ("annotate.client", "annotate.judge"), ("annotate.batch", "annotate.judge"),
-    ("train.batches", "train.model"), ("train.evaluation", "train.training"),
+    ("train.evaluation", "train.training"),
 }  # fmt: skip
 MOST_MODULES, MOST_LINES = 16, 320
 WITHOUT_TORCH = ("pipeline", "annotate")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
-from mmpo.train.model.tiny import tiny_tokenizer
+from mmpo.train.model import tiny_tokenizer
 
 torch.set_num_threads(1)
 

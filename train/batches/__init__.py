@@ -1,3 +1,25 @@
 """Rendered prompts to tensors: tries, layouts, steps."""
 
-__all__: list[str] = []
+from mmpo.train.batches.layouts import BATCHES, Batch, Layout, MicroBatch, micro_batch
+from mmpo.train.batches.steps import Step, group_parts, group_prompts, make_step, pass_tokens, plan_steps, token_runs
+from mmpo.train.batches.trie import Segment, Trie, segments_of, trie_of, trie_size
+
+__all__ = [
+    "BATCHES",
+    "Batch",
+    "Layout",
+    "MicroBatch",
+    "Segment",
+    "Step",
+    "Trie",
+    "group_parts",
+    "group_prompts",
+    "make_step",
+    "micro_batch",
+    "pass_tokens",
+    "plan_steps",
+    "segments_of",
+    "token_runs",
+    "trie_of",
+    "trie_size",
+]

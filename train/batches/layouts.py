@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmpo.train.batches.trie import Trie, trie_of, trie_size
-from mmpo.train.data.prompts import PromptPairs
-from mmpo.train.data.render import Rendered
-from mmpo.train.model.segments import Segment, segments_of
+from mmpo.train.batches.trie import Segment, Trie, segments_of, trie_of, trie_size
+from mmpo.train.data import PromptPairs, Rendered
 
 __all__ = ["BATCHES", "Batch", "Layout", "MicroBatch", "micro_batch"]
 

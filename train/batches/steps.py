@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from mmpo.train.batches.layouts import Batch, Layout, MicroBatch, micro_batch
-from mmpo.train.data.prompts import PromptPairs
-from mmpo.train.data.render import Rendered
+from mmpo.train.data import PromptPairs, Rendered
 
 __all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts", "token_runs"]
 
@@ -31,8 +30,8 @@ class Step:
 
     batches: its micro-batches. total_weight, decided_weight: weights of all pairs, and of those with a winner (margin >
     0), of *all* processes. tokens: computed here, padding included. pairs: of all processes. idle: a batch to compute and
-    throw away; idle_looks and idle_passes say how often, so that all processes run the model equally often (those that
-    hold parts of each other's weights would wait forever): looks without, passes with a backward pass.
+    throw away, so that all processes run the model equally often (those that hold parts of each other's weights would
+    wait forever): idle_forwards times without gradients, idle_passes times forward and backward.
     """
 
     batches: Sequence[MicroBatch]
@@ -41,7 +40,7 @@ class Step:
     tokens: int
     pairs: int
     idle: Batch | None = None
-    idle_looks: int = 0
+    idle_forwards: int = 0
     idle_passes: int = 0
 
 
@@ -133,7 +132,7 @@ def make_step(
         return step
     smallest = min(prompts, key=lambda prompt: (len(prompt.completions[0].ids), prompt.prompt_id))
     idle = layout.build([[smallest.completions[0]]], pad_token)
-    return replace(step, idle=idle, idle_looks=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
+    return replace(step, idle=idle, idle_forwards=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
 
 
 def token_runs(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Trie", "trie_of", "trie_size"]
+__all__ = ["Segment", "Trie", "segments_of", "trie_of", "trie_size"]
+
+Segment = tuple[int, tuple[int, ...]]
+"""Tokens of a stretch, and the numbers of the stretches before it on its path, from the root on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,25 @@ def trie_size(sequences: Sequence[Sequence[int]]) -> int:
     """
     _, arrays, shared = _sorted_with_prefixes(sequences)
     return sum(len(array) for array in arrays) - sum(shared)
+
+
+def segments_of(ends: np.ndarray) -> tuple[Segment, ...]:
+    """The unbranched stretches of tries that lie one behind another, in order. ends: (tokens,), as in `Trie`.
+
+    >>> segments_of(np.array([6, 6, 5, 4, 5, 6]))  # 7 8 (1 (2 | 4) | 3)
+    ((2, ()), (1, (0,)), (1, (0, 1)), (1, (0, 1)), (1, (0,)))
+    """
+    # A token that continues its predecessor alone ends where that one ends; at a leaf, ends is the next column itself.
+    starts = np.flatnonzero(np.concatenate([[True], ends[1:] != ends[:-1]]))
+    sizes = np.diff(np.append(starts, len(ends)))
+    found: list[Segment] = []
+    path: list[int] = []
+    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        while path and ends[starts[path[-1]]] <= start:
+            path.pop()
+        found.append((int(size), tuple(path)))
+        path.append(number)
+    return tuple(found)
 
 
 def _sorted_with_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[np.ndarray], list[int]]:

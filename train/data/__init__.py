@@ -1,3 +1,25 @@
 """PAIRS to rendered prompts."""
 
-__all__: list[str] = []
+from mmpo.train.data.chat_template import PINNED_DATE, PLAIN_TEMPLATE, choose_template, pad_token
+from mmpo.train.data.pairs import Counts, check_margins, check_rows, check_sources, read_pairs, usable_pairs
+from mmpo.train.data.prompts import Prepared, PromptPairs, prepare
+from mmpo.train.data.render import Rendered, Renderer, common_prefix
+
+__all__ = [
+    "PINNED_DATE",
+    "PLAIN_TEMPLATE",
+    "Counts",
+    "Prepared",
+    "PromptPairs",
+    "Rendered",
+    "Renderer",
+    "check_margins",
+    "check_rows",
+    "check_sources",
+    "choose_template",
+    "common_prefix",
+    "pad_token",
+    "prepare",
+    "read_pairs",
+    "usable_pairs",
+]

@@ -10,7 +10,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["PINNED_DATE", "PLAIN_TEMPLATE", "check_template", "choose_template", "plain_template", "with_pinned_date"]
+__all__ = ["PINNED_DATE", "PLAIN_TEMPLATE", "check_template", "choose_template", "pad_token", "plain_template", "with_pinned_date"]
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
@@ -66,6 +66,14 @@ def check_template(tokenizer: Any) -> None:
         raise UserError(f"the chat template can't be used: {error} Give --chat-template FILE with one of them") from error
     except (TemplateError, TypeError):
         return
+
+
+def pad_token(tokenizer: Any) -> int:
+    """A token id to fill rows with; the attention mask hides it, so that any will do."""
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
 
 
 def with_pinned_date(template: str) -> str:

@@ -1,6 +1,6 @@
-"""Which files hold the pairs of a split, and whether they are pairs that can be trained on or measured."""
+"""The pairs of a split: which files hold them, whether they can be trained on or measured, and which of them count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +9,31 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import differing_messages
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
-from mmpo.train.objective.terms import reads_targets
+from mmpo.train.objective import reads_targets
+from mmpo.train.options import check_source_weights
 
-__all__ = ["as_pairs", "check_completions", "check_margins", "check_prompts", "check_rows", "pair_files"]
+__all__ = [
+    "Counts",
+    "check_completions",
+    "check_margins",
+    "check_prompts",
+    "check_rows",
+    "check_sources",
+    "float_column",
+    "read_pairs",
+    "usable_pairs",
+]
+
+Counts = dict[str, int]
 
 _FILLED = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin")
 _AGAIN = "build the dataset again from its sources with `mmpo build`"
 
 
-def pair_files(data: str | Path, split: str) -> list[Path]:
+def _pair_files(data: str | Path, split: str) -> list[Path]:
     """The Parquet files of a split of a dataset folder, or the one file that is named.
 
     Raises UserError, with what is there, where there is none, for a dataset of another schema version, and for
@@ -40,7 +53,7 @@ def pair_files(data: str | Path, split: str) -> list[Path]:
     return files
 
 
-def as_pairs(file: Path) -> pa.Table:
+def _as_pairs(file: Path) -> pa.Table:
     """One Parquet file in the schema of PAIRS. Raises UserError where it is no such table, naming what is wrong."""
     try:
         table = pq.ParquetFile(file).read()
@@ -156,3 +169,52 @@ def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.nda
             f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
             f"{len(wrong)} of {len(first)} places are such): {again}"
         )
+
+
+def read_pairs(data: str | Path, split: str) -> pa.Table:
+    """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
+    there, and for whatever can't be trained on.
+    """
+    table = pa.concat_tables([_as_pairs(file) for file in _pair_files(data, split)])
+    check_rows(table, str(data) if Path(data).is_file() else f"{Path(data) / split}")
+    return table
+
+
+def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
+    """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table, and where
+    every source has weight 0.
+    """
+    check_source_weights(source_weights)
+    known = sorted(set(table["source"].to_pylist()), key=str)
+    for name in source_weights:
+        if name not in known:
+            several = "; pairs fed by several sources carry a name of their own, such as 'a + b'"
+            raise UserError(f"source_weights: {unknown_name('source', name, map(str, known))}{several}")
+    if known and all(source_weights.get(name) == 0 for name in known):
+        raise UserError(
+            f"source_weights: every source of the {table.num_rows} pairs has weight 0 ({', '.join(map(str, known))}), so that none is "
+            "left to train on: give one of them a weight above 0"
+        )
+
+
+def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, float] | None = None) -> tuple[pa.Table, Counts]:
+    """The pairs worth computing: without the sources of weight 0 and, unless `ties`, without those of margin 0.
+
+    Also counts what was left out, each pair under one reason, as "dropped_source_weight" and "dropped_ties".
+    """
+    counts: Counts = {}
+    unused = [name for name, weight in (source_weights or {}).items() if weight == 0]
+    if unused:
+        table, counts["dropped_source_weight"] = _kept(table, ~np.isin(np.array(table["source"].to_pylist(), dtype=object), unused))
+    if not ties:
+        table, counts["dropped_ties"] = _kept(table, float_column(table, "quality_margin") > 0)
+    return table, counts
+
+
+def _kept(table: pa.Table, mask: np.ndarray) -> tuple[pa.Table, int]:
+    return table.filter(pa.array(mask, pa.bool_())), int((~mask).sum())
+
+
+def float_column(table: pa.Table, column: str) -> np.ndarray:
+    """A column as float64, shape (rows,); NaN where it is null."""
+    return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)

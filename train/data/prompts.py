@@ -6,19 +6,14 @@ A completion that takes part in many pairs is rendered, stored and later compute
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.data.pairs import as_pairs, check_completions, check_prompts, check_rows, pair_files
+from mmpo.train.data.pairs import Counts, check_completions, check_prompts, float_column
 from mmpo.train.data.render import Rendered, Renderer
-from mmpo.train.options import check_source_weights
 
-__all__ = ["Counts", "PromptPairs", "check_sources", "prepare", "read_pairs", "usable_pairs"]
-
-Counts = dict[str, int]
+__all__ = ["Prepared", "PromptPairs", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,50 +54,6 @@ class Prepared:
     counts: Counts = field(default_factory=dict)
 
 
-def read_pairs(data: str | Path, split: str) -> pa.Table:
-    """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
-    there, and for whatever can't be trained on (`mmpo.train.data.pairs`).
-    """
-    table = pa.concat_tables([as_pairs(file) for file in pair_files(data, split)])
-    check_rows(table, str(data) if Path(data).is_file() else f"{Path(data) / split}")
-    return table
-
-
-def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
-    """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table, and where
-    every source has weight 0.
-    """
-    check_source_weights(source_weights)
-    known = sorted(set(table["source"].to_pylist()), key=str)
-    for name in source_weights:
-        if name not in known:
-            several = "; pairs fed by several sources carry a name of their own, such as 'a + b'"
-            raise UserError(f"source_weights: {unknown_name('source', name, map(str, known))}{several}")
-    if known and all(source_weights.get(name) == 0 for name in known):
-        raise UserError(
-            f"source_weights: every source of the {table.num_rows} pairs has weight 0 ({', '.join(map(str, known))}), so that none is "
-            "left to train on: give one of them a weight above 0"
-        )
-
-
-def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, float] | None = None) -> tuple[pa.Table, Counts]:
-    """The pairs worth computing: without the sources of weight 0 and, unless `ties`, without those of margin 0.
-
-    Also counts what was left out, each pair under one reason, as "dropped_source_weight" and "dropped_ties".
-    """
-    counts: Counts = {}
-    unused = [name for name, weight in (source_weights or {}).items() if weight == 0]
-    if unused:
-        table, counts["dropped_source_weight"] = _kept(table, ~np.isin(np.array(table["source"].to_pylist(), dtype=object), unused))
-    if not ties:
-        table, counts["dropped_ties"] = _kept(table, _floats(table, "quality_margin") > 0)
-    return table, counts
-
-
-def _kept(table: pa.Table, mask: np.ndarray) -> tuple[pa.Table, int]:
-    return table.filter(pa.array(mask, pa.bool_())), int((~mask).sum())
-
-
 def prepare(
     table: pa.Table,
     p: np.ndarray,
@@ -120,7 +71,7 @@ def prepare(
     check_prompts(table, first[prompt_of])
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
-    margin = _floats(table, "quality_margin")
+    margin = float_column(table, "quality_margin")
     factor = np.array([(source_weights or {}).get(name, 1.0) for name in table["source"].to_pylist()], dtype=np.float64)
     order = np.argsort(prompt_of, kind="stable")
     bounds = np.searchsorted(prompt_of[order], np.arange(len(prompt_ids) + 1))
@@ -182,7 +133,3 @@ def _unique(table: pa.Table, column: str) -> tuple[list[str], np.ndarray, np.nda
     """Sorted distinct values of a string column, the first row of each, and each row's code."""
     values, first, codes = np.unique(np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True)
     return values.tolist(), first, codes.reshape(-1)
-
-
-def _floats(table: pa.Table, column: str) -> np.ndarray:
-    return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -12,13 +12,13 @@ from mmpo.pipeline import margins
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.logistic import sigmoid
 from mmpo.pipeline.metrics import by_source, pair_measures
-from mmpo.train.data.prompts import read_pairs
+from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import Split, pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
 from mmpo.train.evaluation.votes import Votes
 from mmpo.train.messages import warn
-from mmpo.train.model.load import missing_folder
-from mmpo.train.objective.targets import targets
+from mmpo.train.model import missing_folder
+from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run_folder import read_record
 

@@ -9,19 +9,13 @@ import pyarrow as pa
 import torch
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.steps import pass_tokens
-from mmpo.train.data.chat_template import choose_template
-from mmpo.train.data.prompts import Prepared, PromptPairs, prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.inference.predict import predict_values
-from mmpo.train.inference.reference import cached_logprobs
+from mmpo.train.batches import pass_tokens
+from mmpo.train.data import Prepared, PromptPairs, Renderer, choose_template, pad_token, prepare
+from mmpo.train.inference import cached_logprobs, predict_values
 from mmpo.train.messages import memory_error, nothing_left, out_of_memory, rendering_warnings, some_ids, warn
-from mmpo.train.model.checks import check_ids, check_model
-from mmpo.train.model.fingerprint import weights_digest
-from mmpo.train.model.load import load_pretrained, load_reference
-from mmpo.train.objective.targets import targets
+from mmpo.train.model import check_ids, check_model, load_pretrained, load_reference, weights_digest
+from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.trainer import pad_token
 
 __all__ = ["Split", "pair_values"]
 

@@ -22,7 +22,7 @@ from mmpo.pipeline.metrics import (
 from mmpo.pipeline.sources import BadRow, split_pair
 from mmpo.pipeline.storage import plan, resolve_inputs, rows
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
-from mmpo.train.data.pairs import check_rows
+from mmpo.train.data import check_rows
 
 __all__ = ["rewardbench_measures", "rewardbench_pairs"]
 

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpo.train.batches.steps import group_parts, group_prompts
-from mmpo.train.data.prompts import PromptPairs
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.probe import choose_way
+from mmpo.train.batches import group_parts, group_prompts
+from mmpo.train.data import PromptPairs
+from mmpo.train.model import ExecutionPlan, choose_plan, completion_values
 
 __all__ = ["predict_values"]
 
@@ -24,23 +23,23 @@ def predict_values(
     pad_token: int,
     device: torch.device | str,
     bf16: bool = False,
-    way: Way | None = None,
+    plan: ExecutionPlan | None = None,
 ) -> list[np.ndarray]:
     """The value of every completion, each computed once: one array (completions,), float64, a prompt.
 
-    kind: "policy" (summed log-probability, in nats) or "reward" (score). tokens: computed in one pass at most. way: how the
-    model is run (default: what `choose_way` finds for the longest row).
+    kind: "policy" (summed log-probability, in nats) or "reward" (score). tokens: computed in one pass at most. plan: how the
+    model is run (default: what `choose_plan` finds for the longest row).
     """
     was_training = model.training
     model.eval().to(device)
-    if way is None:
-        way = choose_way(model, kind, max((prompt.length for prompt in prompts), default=1))
+    if plan is None:
+        plan = choose_plan(model, kind, max((prompt.length for prompt in prompts), default=1))
     found: dict[int, list[np.ndarray]] = {id(prompt): [] for prompt in prompts}
-    for group in group_prompts(prompts, tokens, way.batches):
+    for group in group_prompts(prompts, tokens, plan.batches):
         for parts in group_parts(group):
-            batch = way.batches.build([completions for _, completions in parts], pad_token).to(device)
+            batch = plan.batches.build([completions for _, completions in parts], pad_token).to(device)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                values = completion_values(model, kind, batch, way).cpu().double().numpy()
+                values = completion_values(model, kind, batch, plan).cpu().double().numpy()
             bounds = np.cumsum([len(completions) for _, completions in parts])[:-1]
             for (prompt, _), part in zip(parts, np.split(values, bounds), strict=True):
                 found[id(prompt)].append(part)

@@ -17,15 +17,13 @@ import torch
 from torch import nn
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.steps import token_runs
-from mmpo.train.data.prompts import PromptPairs
-from mmpo.train.data.render import Rendered
+from mmpo.train.batches import token_runs
+from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import from_all, from_first, rank_and_world
 from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference_book import ReferenceBook, ReferenceProgress
 from mmpo.train.inference.reference_store import ReferenceCache
-from mmpo.train.model.fingerprint import fingerprint_of
-from mmpo.train.model.probe import choose_way
+from mmpo.train.model import choose_plan, fingerprint_of
 
 __all__ = ["cached_logprobs", "completion_logprobs", "reference_logprobs", "with_reference"]
 
@@ -62,7 +60,7 @@ def cached_logprobs(
 
     cache: a folder (one file a fingerprint in it), a *.parquet file, or None for the user's cache folder. tokenizer: the
     one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
-    save_seconds: how much work a kill may cost. layout: as `choose_way` takes it, which is asked where no way is given and
+    save_seconds: how much work a kill may cost. layout: as `choose_plan` takes it, which is asked where no plan is given and
     something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
     process of a distributed run calls this with the same prompts and holds the whole model.
 
@@ -87,12 +85,12 @@ def reference_logprobs(
 
 
 def _computing(model: nn.Module, prompts: Sequence[PromptPairs], layout: str, **options: Any) -> Compute:
-    """`completion_logprobs` of this model; one way of running it serves for all, and is looked for only when it is needed."""
+    """`completion_logprobs` of this model; one plan serves for all, and is looked for only when it is needed."""
 
     def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
-        if options.get("way") is None:
+        if options.get("plan") is None:
             model.to(options["device"])
-            options["way"] = choose_way(model, "policy", max(prompt.length for prompt in prompts), layout)
+            options["plan"] = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
         return completion_logprobs(model, some, **options)
 
     return compute

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import metadata, with_metadata
-from mmpo.train.model.fingerprint import Fingerprint
+from mmpo.train.model import Fingerprint
 
 __all__ = ["CACHED", "ReferenceCache", "default_folder"]
 

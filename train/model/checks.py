@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import rank_and_world
 from mmpo.train.launch import uses_fsdp
 from mmpo.train.messages import warn
-from mmpo.train.model.fingerprint import weights_digest
-from mmpo.train.model.forward import Way, plain_model
+from mmpo.train.model.forward import ExecutionPlan, plain_model
 from mmpo.train.options import TrainOptions
 
 __all__ = [
@@ -24,9 +22,8 @@ __all__ = [
     "check_ids",
     "check_loaded",
     "check_model",
+    "check_plan",
     "check_same_vocabulary",
-    "check_way",
-    "identity",
     "idle_parameters",
 ]
 
@@ -127,32 +124,17 @@ def check_same_vocabulary(tokenizer: Any, other: Any, name: str) -> None:
         )
 
 
-def identity(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """What a run must find again to go on: class, shape and weights of the model, vocabulary and chat template, as JSON
-    values. Of a reward model the weights are the body's: its score layer may be new.
-    """
-    body = getattr(model, str(model.base_model_prefix), model) if hasattr(model, "num_labels") else model
-    shapes = "\n".join(sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()))
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return {
-        "architecture": type(model).__name__,
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "shapes": _digest(shapes),
-        "weights": weights_digest(body),
-        "vocabulary": _digest(json.dumps(vocabulary)),
-        "chat_template": _digest(json.dumps(tokenizer.chat_template)),
-    }
-
-
-def check_way(way: Way, model: Any, options: TrainOptions) -> None:
+def check_plan(plan: ExecutionPlan, model: Any, options: TrainOptions) -> None:
     """Warns where a causal model gets rows by itself. Raises UserError for what several processes can't run."""
     plain = plain_model(model)
     causal = options.kind == "policy" or hasattr(plain, "score")  # an encoder never gets trees, and can't be a policy
-    if options.layout == "auto" and way.layout == "rows" and causal:
+    if options.layout == "auto" and plan.layout == "rows" and causal:
         warn(
-            [f"tree batches are not exact for this model ({way.reason}): it trains on rows, a prompt computed with each completion"]
+            [
+                f"tree batches are not exact for this model ({plan.reason}): it trains on rows, a prompt computed with each completion"
+            ]
         )
-    if options.kind == "policy" and uses_fsdp() and way.head == "whole":
+    if options.kind == "policy" and uses_fsdp() and plan.head == "whole":
         raise UserError(
             f"FSDP is not supported for {type(plain).__name__}, whose logits only its own forward pass gives: leave out FSDP "
             "(`accelerate launch --multi_gpu`), and save memory with --lora, --gradient-checkpointing or --bf16"
@@ -205,10 +187,6 @@ _ELSEWHERE = "give another --out, or --no-resume to start again"
 def _differs(key: str, value: Any, saved: Mapping[str, Any]) -> bool:
     is_size = isinstance(value, int) and not isinstance(value, bool) and not key.endswith("_token_id")
     return key in saved and (is_size or key == "model_type") and saved[key] != value
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmpo.pipeline.errors import MmpoError
 from mmpo.train.model.forward import plain_model
 
-__all__ = ["Fingerprint", "fingerprint_of", "weights_digest"]
+__all__ = ["Fingerprint", "fingerprint_of", "identity", "weights_digest"]
 
 VERSION = 1
 """Of the cache's format and of how completions are scored; a change that alters values must raise it."""
@@ -95,6 +95,23 @@ def weights_digest(model: nn.Module) -> str:
     return whole.hexdigest()
 
 
+def identity(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """What a run must find again to go on: class, shape and weights of the model, vocabulary and chat template, as JSON
+    values. Of a reward model the weights are the body's: its score layer may be new.
+    """
+    body = getattr(model, str(model.base_model_prefix), model) if hasattr(model, "num_labels") else model
+    shapes = "\n".join(sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()))
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "shapes": _text_digest(shapes),
+        "weights": weights_digest(body),
+        "vocabulary": _digest(vocabulary),
+        "chat_template": _digest(tokenizer.chat_template),
+    }
+
+
 def _bytes_of(value: Tensor) -> Any:
     """The tensor's bytes as an array that shares its memory, where it already lies on the CPU in order."""
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -158,4 +175,9 @@ def _tokenizer_facts(tokenizer: Any) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    """The digest of a JSON value, whatever the order of its keys."""
+    return _text_digest(json.dumps(value, sort_keys=True, default=str))
+
+
+def _text_digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
-from mmpo.train.batches.layouts import Batch
+from mmpo.train.batches import Batch
 from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
 
 __all__ = ["BLOCK", "FLEX", "allow_recompilation", "block_mask", "flex_inputs"]
@@ -43,7 +43,7 @@ def flex_inputs(config: Any, batch: Batch) -> dict[str, Any]:
     of one is compiled apart.
     """
     if len(batch.ends) != 1:
-        raise ValueError(f"attention by blocks takes one packed row, not {len(batch.ends)} rows: see choose_way")
+        raise ValueError(f"attention by blocks takes one packed row, not {len(batch.ends)} rows: see choose_plan")
     length = batch.ends.shape[1]
     more = max(2, -(-length // BLOCK)) * BLOCK - length
     ends = torch.cat([batch.ends[0], torch.arange(length + 1, length + more + 1, device=batch.ends.device)])

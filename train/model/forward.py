@@ -1,6 +1,6 @@
 """One forward pass of a model over a `Batch`: log-probabilities or scores, one value a completion.
 
-A `Way` says how: which layout, by which attention, and how hidden states become log-probabilities.
+A `ExecutionPlan` says how: which layout, by which attention, and how hidden states become log-probabilities.
 `mmpo.train.model.probe` finds the best one that is exact. The pass runs inside the model's own `forward` (`attach`), because
 wrappers for several devices gather and reduce around that call and see no other.
 """
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpo.train.batches.layouts import BATCHES, Batch, Layout
+from mmpo.train.batches import BATCHES, Batch, Layout
 from mmpo.train.model.flex import FLEX, flex_inputs
 from mmpo.train.model.logprobs import HEADS, whole_logprobs
 from mmpo.train.model.masks import attention_types, tree_masks
 from mmpo.train.model.segments import SEGMENTS
 
-__all__ = ["ATTENTIONS", "Attention", "Way", "attach", "body_of", "completion_values", "inputs_of", "plain_model"]
+__all__ = ["ATTENTIONS", "Attention", "ExecutionPlan", "attach", "body_of", "completion_values", "inputs_of", "plain_model"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ ATTENTIONS: dict[str, Attention] = {
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionPlan:
     """How a model is run. layout: a key of BATCHES. head: a key of HEADS, or "whole": the model's own logits of all
     positions. reason: why it is this one. attention: a key of ATTENTIONS, "" for rows; left out, the layout's first.
     """
@@ -79,17 +79,17 @@ class Way:
 class _Call:
     """The arguments of one pass. No dataclass, tuple or dictionary: wrappers would look into those and cast them."""
 
-    def __init__(self, kind: str, batch: Batch, way: Way) -> None:
-        self.kind, self.batch, self.way = kind, batch, way
+    def __init__(self, kind: str, batch: Batch, plan: ExecutionPlan) -> None:
+        self.kind, self.batch, self.plan = kind, batch, plan
 
 
-def completion_values(model: nn.Module, kind: str, batch: Batch, way: Way) -> Tensor:
+def completion_values(model: nn.Module, kind: str, batch: Batch, plan: ExecutionPlan) -> Tensor:
     """One value a completion, float32, shape (completions,).
 
     kind "policy": the sum of the completion's log-probabilities. "reward": the score at its last token. Sums are in
     float32: 2,000 bfloat16 values summed in bfloat16 are nats off.
     """
-    call = _Call(kind, batch, way)
+    call = _Call(kind, batch, plan)
     if _attached(plain_model(model)):
         return model(mmpo=call)
     return _run(plain_model(model), call)
@@ -128,28 +128,28 @@ def _attached(plain: nn.Module) -> bool:
 
 
 def _run(plain: nn.Module, call: _Call) -> Tensor:
-    return _RUNS[call.kind](plain, call.batch, call.way)
+    return _RUNS[call.kind](plain, call.batch, call.plan)
 
 
-def _logprobs(model: nn.Module, batch: Batch, way: Way) -> Tensor:
-    if way.head == "whole":
-        values = whole_logprobs(model(**inputs_of(model, batch, way)).logits, batch)
+def _logprobs(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
+    if plan.head == "whole":
+        values = whole_logprobs(model(**inputs_of(model, batch, plan)).logits, batch)
     else:
-        hidden = _hidden(model, batch, way).flatten(0, 1)[batch.parents]
-        values = HEADS[way.head](model, hidden, batch.tokens)
+        hidden = _hidden(model, batch, plan).flatten(0, 1)[batch.parents]
+        values = HEADS[plan.head](model, hidden, batch.tokens)
     # Unsafe leaves the check of the lengths out, for which the host would wait for the GPU twice a pass.
     return torch.segment_reduce(values[batch.spans], "sum", lengths=batch.counts, unsafe=True)
 
 
-def _scores(model: nn.Module, batch: Batch, way: Way) -> Tensor:
+def _scores(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
     """Pooled at each completion's last token. transformers pools at the last token that is not pad, which is one too
     early where pad equals eos. The score layer computes in its own precision, so that under autocast scores are not
-    rounded to 8 bits. Encoders, which pool by a token of their own, keep their own way.
+    rounded to 8 bits. Encoders, which pool by a token of their own, do so here.
     """
     head = getattr(model, "score", None)
     if head is None or body_of(model) is model:
-        return _first_label(model(**inputs_of(model, batch, way)).logits)
-    states = _hidden(model, batch, way).flatten(0, 1)[batch.last]
+        return _first_label(model(**inputs_of(model, batch, plan)).logits)
+    states = _hidden(model, batch, plan).flatten(0, 1)[batch.last]
     with torch.autocast(states.device.type, enabled=False):
         return _first_label(head(states.to(next(head.parameters(), states).dtype)))
 
@@ -161,9 +161,9 @@ def _first_label(scores: Tensor) -> Tensor:
 _RUNS = {"policy": _logprobs, "reward": _scores}
 
 
-def _hidden(model: nn.Module, batch: Batch, way: Way) -> Tensor:
+def _hidden(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
     body = body_of(model)
-    return body(**inputs_of(body, batch, way)).last_hidden_state
+    return body(**inputs_of(body, batch, plan)).last_hidden_state
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -171,15 +171,17 @@ def body_of(model: nn.Module) -> nn.Module:
     return getattr(model, getattr(model, "base_model_prefix", ""), model)
 
 
-def inputs_of(model: nn.Module, batch: Batch, way: Way) -> dict[str, Any]:
+def inputs_of(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> dict[str, Any]:
     """The arguments with which a model, or its body, is called over a batch."""
-    if way.layout == "rows" and len(batch.input_ids) < len(batch.counts):
-        raise ValueError("a batch that was laid out as a tree can't be run as rows: the way has changed since, lay it out again")
+    if plan.layout == "rows" and len(batch.input_ids) < len(batch.counts):
+        raise ValueError(
+            "a batch that was laid out as a tree can't be run as rows: the execution plan has changed since, lay it out again"
+        )
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if way.attention:
-        attention, runs = ATTENTIONS[way.attention], model.config._attn_implementation
+    if plan.attention:
+        attention, runs = ATTENTIONS[plan.attention], model.config._attn_implementation
         if attention.implementation not in ("", runs):
-            raise ValueError(f"attention by {way.attention} needs {attention.implementation}, not {runs}: see choose_way")
+            raise ValueError(f"attention by {plan.attention} needs {attention.implementation}, not {runs}: see choose_plan")
         inputs |= attention.inputs(model.config, batch)
     if "use_cache" in inspect.signature(type(model).forward).parameters:
         inputs["use_cache"] = False

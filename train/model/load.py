@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.data.chat_template import choose_template
+from mmpo.train.data import choose_template
 from mmpo.train.model.checks import check_loaded, check_model, check_same_vocabulary
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
-__all__ = ["add_lora", "load_model", "load_pretrained", "load_reference", "missing_folder"]
+__all__ = ["add_lora", "disable_dropout", "load_model", "load_pretrained", "load_reference", "missing_folder"]
 
 _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 _ADAPTER = "adapter_config.json"
@@ -126,6 +127,20 @@ def missing_folder(name: str) -> bool:
     """Whether a name can only be that of a folder, no model of the Hub, and there is none."""
     path = Path(name)
     return not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout rate of the modules, not of the saved config, to 0: it would make a policy differ from its own
+    reference at the first step.
+
+    Attention dropout is a plain float attribute in transformers, so modules' attributes are searched by name.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from mmpo.train.batches.layouts import Batch
+from mmpo.train.batches import Batch
 
 __all__ = ["CHUNK_BYTES", "HEADS", "OTHER_CHUNK_BYTES", "linear_logprobs", "model_logprobs", "whole_logprobs"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpo.train.batches.layouts import Batch
+from mmpo.train.batches import Batch
 
 __all__ = ["ATTENTION_TYPES", "AttentionType", "attention_types", "tree_masks"]
 

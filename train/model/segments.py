@@ -8,7 +8,6 @@ is 9 instead of 25 parts of work. It is many small kernels, which suits a CPU.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,32 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["SEGMENTS", "Segment", "segment_attention", "segments_of"]
+from mmpo.train.batches import Segment
+
+__all__ = ["SEGMENTS", "segment_attention"]
 
 SEGMENTS = "mmpo_segments"
 """The name by which transformers' models find `segment_attention`."""
-
-Segment = tuple[int, tuple[int, ...]]
-"""Tokens of a stretch, and the numbers of the stretches before it on its path, from the root on."""
-
-
-def segments_of(ends: np.ndarray) -> tuple[Segment, ...]:
-    """The unbranched stretches of tries that lie one behind another, in order. ends: (tokens,), as in `Trie`.
-
-    >>> segments_of(np.array([6, 6, 5, 4, 5, 6]))  # 7 8 (1 (2 | 4) | 3)
-    ((2, ()), (1, (0,)), (1, (0, 1)), (1, (0, 1)), (1, (0,)))
-    """
-    # A token that continues its predecessor alone ends where that one ends; at a leaf, ends is the next column itself.
-    starts = np.flatnonzero(np.concatenate([[True], ends[1:] != ends[:-1]]))
-    sizes = np.diff(np.append(starts, len(ends)))
-    found: list[Segment] = []
-    path: list[int] = []
-    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        while path and ends[starts[path[-1]]] <= start:
-            path.pop()
-        found.append((int(size), tuple(path)))
-        path.append(number)
-    return tuple(found)
 
 
 def segment_attention(
@@ -59,7 +38,7 @@ def segment_attention(
     """transformers' attention function. query, key, value: (1, heads, tokens, size); returns (1, tokens, heads, size).
 
     Without `segments` it is the usual one. Keys of a path lie at positions 0, 1, ...: the place of a key among them is
-    its position. Raises ValueError for what it can't do, so that a probe takes another way.
+    its position. Raises ValueError for what it can't do, so that a probe takes another plan.
     """
     if segments is None:
         options["sliding_window"] = sliding_window

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from mmpo.train.batches.layouts import MicroBatch
-from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.batches import MicroBatch
+from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import LocalFailure, any_of_all, from_all, rank_and_world
 from mmpo.train.launch import check_splittable, set_up_fsdp, uses_fsdp
 from mmpo.train.messages import START_AGAIN, memory_advice, memory_error, not_finite, out_of_memory, some_ids
-from mmpo.train.model.forward import plain_model
-from mmpo.train.model.recompute import recomputes
+from mmpo.train.model import plain_model, recomputes
 from mmpo.train.training.passes import StepPasses
 from mmpo.train.training.progress import Pace
 

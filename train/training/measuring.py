@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.steps import token_runs
-from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.batches import token_runs
+from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import from_all, rank_and_world
 from mmpo.train.messages import some_ids
 

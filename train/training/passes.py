@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpo.train.batches.layouts import Batch, MicroBatch
+from mmpo.train.batches import Batch, MicroBatch
 
 if TYPE_CHECKING:
-    from mmpo.train.batches.steps import Step
+    from mmpo.train.batches import Step
     from mmpo.train.training.trainer import MarginTrainer
 
 __all__ = ["StepPasses"]
@@ -54,7 +54,7 @@ class StepPasses:
             self.at = batch
             found.append(self._look(batch) if len(batch.parts) > 1 else None)
         self.at = None
-        for _ in range(self.step.idle_looks):
+        for _ in range(self.step.idle_forwards):
             self._values(self.step.idle)
         return found
 

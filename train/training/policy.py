@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.layouts import Batch, MicroBatch
-from mmpo.train.batches.steps import Step
-from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.batches import Batch, MicroBatch, Step
+from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_of_all, from_all
-from mmpo.train.inference.reference import cached_logprobs, reference_logprobs
-from mmpo.train.objective.objective import Logits, Objective
+from mmpo.train.inference import cached_logprobs, reference_logprobs
+from mmpo.train.objective import Logits, Objective
 from mmpo.train.training.trainer import MarginTrainer
 
 __all__ = ["PolicyTrainer"]
@@ -63,7 +62,7 @@ class PolicyTrainer(MarginTrainer):
             "pad_token": self.pad_token,
             "device": self.args.device,
             "bf16": self.args.bf16,
-            "way": self.way if self.ref_model is None else None,
+            "plan": self.execution_plan if self.ref_model is None else None,
             "layout": self.layout,
         }
         if cache is not None:

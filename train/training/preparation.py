@@ -13,16 +13,11 @@ import transformers
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
-from mmpo.train.data.pairs import check_margins
-from mmpo.train.data.prompts import Prepared, PromptPairs, check_sources, prepare, read_pairs, usable_pairs
-from mmpo.train.data.render import Renderer
+from mmpo.train.data import Prepared, PromptPairs, Renderer, check_margins, check_sources, prepare, read_pairs, usable_pairs
 from mmpo.train.distributed import rank_and_world
 from mmpo.train.messages import nothing_left, rendering_warnings, target_warnings, warn
-from mmpo.train.model.checks import check_ids, identity
-from mmpo.train.model.load import load_model
-from mmpo.train.objective.objective import Objective
-from mmpo.train.objective.targets import targets
-from mmpo.train.objective.terms import parse_terms
+from mmpo.train.model import check_ids, identity, load_model
+from mmpo.train.objective import Objective, parse_terms, targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run_folder import RunFolder
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpo.train.batches.layouts import MicroBatch
-from mmpo.train.objective.objective import Logits
+from mmpo.train.batches import MicroBatch
+from mmpo.train.objective import Logits
 from mmpo.train.training.trainer import MarginTrainer
 
 __all__ = ["RewardTrainer", "own_pad_token"]

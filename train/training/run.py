@@ -13,8 +13,8 @@ import torch
 from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.steps import pass_tokens
-from mmpo.train.data.prompts import PromptPairs
+from mmpo.train.batches import pass_tokens
+from mmpo.train.data import PromptPairs, pad_token
 from mmpo.train.distributed import (
     LocalFailure,
     MemoryElsewhere,
@@ -25,12 +25,10 @@ from mmpo.train.distributed import (
     leave_at_exit,
     rank_and_world,
 )
-from mmpo.train.inference.reference import cached_logprobs
+from mmpo.train.inference import cached_logprobs
 from mmpo.train.launch import check_launch, uses_fsdp
 from mmpo.train.messages import memory_advice, memory_error, out_of_memory
-from mmpo.train.model.checks import check_checkpoint, check_ids, check_way
-from mmpo.train.model.fingerprint import weights_digest
-from mmpo.train.model.load import add_lora, load_reference
+from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, load_reference, weights_digest
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import set_rhythm, training_arguments
 from mmpo.train.training.displacement import Displacement
@@ -40,7 +38,7 @@ from mmpo.train.training.preparation import Preparation, prepare_run, resolve_ga
 from mmpo.train.training.progress import Progress, final_line
 from mmpo.train.training.reward import RewardTrainer, own_pad_token
 from mmpo.train.training.stopping import EarlyStop, StopSafely, early_end
-from mmpo.train.training.trainer import MarginTrainer, pad_token
+from mmpo.train.training.trainer import MarginTrainer
 
 __all__ = ["resolve_gamma", "train_policy", "train_reward"]
 
@@ -111,7 +109,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     agreed(lambda: check_checkpoint(checkpoint, trainer.model))
     record = {"gamma": ready.gamma if math.isfinite(ready.gamma) else "inf", "counts": ready.counts}  # JSON has no infinity
     record["model_parameters"] = sum(value.numel() for value in ready.model.parameters())
-    record["way"] = {name: getattr(trainer.way, name) for name in ("layout", "attention", "head", "reason")}
+    record["way"] = {name: getattr(trainer.execution_plan, name) for name in ("layout", "attention", "head", "reason")}
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
     with StopSafely() as stop:
         trainer.add_callback(stop)
@@ -172,7 +170,7 @@ def _trainer(options: TrainOptions, args: TrainingArguments, ready: Preparation)
     kind = PolicyTrainer if options.kind == "policy" else RewardTrainer
     trainer = kind(model, args, train, held_out, **shared)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to --json
-    check_way(trainer.way, trainer.model, options)
+    check_plan(trainer.execution_plan, trainer.model, options)
     set_rhythm(trainer, options)
     return trainer
 

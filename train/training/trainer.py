@@ -9,7 +9,6 @@ divide by the number of micro-batches, whatever they hold; for prompts with 1 to
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,25 +20,19 @@ from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
-from mmpo.train.batches.layouts import Batch, MicroBatch
-from mmpo.train.batches.steps import Step, make_step, pass_tokens, plan_steps
-from mmpo.train.data.prompts import PromptPairs, check_sources, prepare, usable_pairs
-from mmpo.train.data.render import Renderer
-from mmpo.train.distributed import from_all, rank_and_world, summed
+from mmpo.train.batches import Batch, MicroBatch, Step, make_step, pass_tokens, plan_steps
+from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare, usable_pairs
+from mmpo.train.distributed import rank_and_world, summed
 from mmpo.train.launch import check_launch
-from mmpo.train.model.dropout import disable_dropout
-from mmpo.train.model.forward import Way, attach, completion_values
-from mmpo.train.model.probe import choose_way
-from mmpo.train.model.recompute import recomputes
-from mmpo.train.objective.objective import Logits, Objective, Totals
-from mmpo.train.objective.targets import targets
+from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
+from mmpo.train.objective import Logits, Objective, Totals, targets
 from mmpo.train.training.checkpoints import Guards
 from mmpo.train.training.figures import Figures
 from mmpo.train.training.measuring import predict_pairs
 from mmpo.train.training.passes import StepPasses
 from mmpo.train.training.progress import Pace
 
-__all__ = ["MarginTrainer", "pad_token"]
+__all__ = ["MarginTrainer"]
 
 
 class _Steps(Dataset):
@@ -62,7 +55,7 @@ class MarginTrainer(Guards):
     processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
     weight, source_weights: what a pair of a table counts for, as `prepare` takes them. The batch size of `args` is not
     used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens (default:
-    `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_way` takes it; `way` is what it chose.
+    `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_plan` takes it; `execution_plan` is what it chose.
     """
 
     kind = ""
@@ -118,7 +111,7 @@ class MarginTrainer(Guards):
             callbacks=callbacks,
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
-        self.way, self._probed, self._planned = Way(), 0, (1.0, 1)  # epochs, their steps
+        self.execution_plan, self._probed, self._planned = ExecutionPlan(), 0, (1.0, 1)  # epochs, their steps
         self._probe([*self.prompts, *(self.eval_prompts or [])])
         attach(model)
 
@@ -154,17 +147,15 @@ class MarginTrainer(Guards):
     def make_step(self, prompts: Sequence[PromptPairs]) -> Step:
         """This process's part of one step."""
         rank, world = rank_and_world()
-        return make_step(prompts, self.tokens_per_batch, self.pad_token, self.way.batches, rank=rank, world=world)
+        return make_step(prompts, self.tokens_per_batch, self.pad_token, self.execution_plan.batches, rank=rank, world=world)
 
     def _probe(self, prompts: Sequence[PromptPairs]) -> None:
-        """Chooses the way to run the model, and again where prompts come that are longer than all before."""
+        """Chooses how to run the model, and again where prompts come that are longer than all before."""
         longest = max(prompt.length for prompt in prompts)
         if longest > self._probed and not hasattr(self.model, "set_requires_gradient_sync"):  # split by FSDP it can't be probed
-            choose = partial(choose_way, self.model, self.kind, longest, self.layout, self.args.device, self.tokens_per_batch)
-            ways = from_all(partial(choose, bf16=self.args.bf16, checkpointing=recomputes(self.args)))
-            if len({way.layout for way in ways}) > 1:
-                raise UserError(f"the processes can't run the model alike ({ways}): take --layout rows, and like devices")
-            self.way, self._probed = ways[rank_and_world()[0]], longest
+            how = {"training": True, "bf16": self.args.bf16, "checkpointing": recomputes(self.args)}
+            self.execution_plan = choose_plan(self.model, self.kind, longest, self.layout, self.args.device, **how)
+            self._probed = longest
 
     def get_train_dataloader(self) -> DataLoader:
         """The steps of the whole run in order; the Trainer sees one epoch and skips into it on resuming."""
@@ -191,7 +182,7 @@ class MarginTrainer(Guards):
     def values(self, model: nn.Module, part: Batch) -> Tensor:
         """One pass: the log-probability or the score of each completion, float32, (completions,)."""
         with self.precision():
-            return completion_values(model, self.kind, part.to(self.args.device), self.way)
+            return completion_values(model, self.kind, part.to(self.args.device), self.execution_plan)
 
     def precision(self) -> Any:
         """bfloat16 autocast if asked for; accelerate wraps only the model's own forward, and rewards are pooled below it."""
@@ -286,14 +277,6 @@ class MarginTrainer(Guards):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.pace.start()
         return metrics
-
-
-def pad_token(tokenizer: Any) -> int:
-    """A token id to fill rows with; the attention mask hides it, so that any will do."""
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
-    return 0
 
 
 def _first(items: list[Step]) -> Step:

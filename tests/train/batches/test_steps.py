@@ -10,12 +10,9 @@ import torch
 from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.layouts import BATCHES, micro_batch
-from mmpo.train.batches.steps import group_prompts, plan_steps
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.batches import BATCHES, group_prompts, micro_batch, plan_steps
+from mmpo.train.data import Renderer, prepare
+from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
 from mmpo.train.training.policy import PolicyTrainer
 from mmpo.train.training.reward import RewardTrainer
 
@@ -49,7 +46,9 @@ def test_four_micro_batches_give_the_gradients_of_one(kind, weight, pairs, token
     whole = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight)
     counts = [len(prompt.rows) for prompt in whole.prompts]
     assert (min(counts), max(counts)) == (1, 28)
-    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.way.batches))) == 4)
+    quarter = next(
+        t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.execution_plan.batches))) == 4
+    )
     split = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight, tokens=quarter)
     assert len(whole.make_step(whole.prompts).batches) == 1
     assert len(split.make_step(split.prompts).batches) == 4
@@ -151,7 +150,7 @@ def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
     prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:4]
     with torch.no_grad():
         batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
-        found = completion_values(model, "policy", batch, Way())
+        found = completion_values(model, "policy", batch, ExecutionPlan())
         rows = [item for prompt in prompts for item in prompt.completions]
         for value, row in zip(found, rows, strict=True):
             logits = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)

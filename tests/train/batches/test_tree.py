@@ -11,12 +11,9 @@ import transformers
 from torch.nn.functional import softplus
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
 
-from mmpo.train.data.prompts import PromptPairs
-from mmpo.train.data.render import Rendered
+from mmpo.train.data import PromptPairs, Rendered
+from mmpo.train.model import ExecutionPlan, add_lora, choose_plan
 from mmpo.train.model import logprobs as head_module
-from mmpo.train.model.forward import Way
-from mmpo.train.model.load import add_lora
-from mmpo.train.model.probe import choose_way
 from mmpo.train.training.policy import PolicyTrainer
 from mmpo.train.training.reward import RewardTrainer
 
@@ -145,9 +142,9 @@ def trainer_of(model, kind, prompts, tokenizer, path, layout):
     options = {"layout": "rows" if layout == "rows" else "auto", "gamma": 0.8, **({"beta": BETA} if kind == "policy" else {})}
     trainer = TRAINERS[kind](model, arguments, prompts, processing_class=tokenizer, **options)
     if layout == "tree":
-        assert trainer.way.layout == "packed"
-        trainer.way = choose_way(model, kind, trainer.prompts[1].length, device="cuda")
-    assert trainer.way.layout == layout
+        assert trainer.execution_plan.layout == "packed"
+        trainer.execution_plan = choose_plan(model, kind, trainer.prompts[1].length, device="cuda")
+    assert trainer.execution_plan.layout == layout
     return trainer
 
 
@@ -198,7 +195,7 @@ def test_values_and_gradients_are_those_of_padded_pairs(name, kind, layout, toke
     """One pass, several micro-batches, and prompts that are too large for one pass."""
     prompts, vocabulary = prompts_of(len(tokenizer)), len(tokenizer)
     trainer = trainer_of(model_of(name, kind, vocabulary), kind, prompts, tokenizer, tmp_path, layout)
-    assert trainer.way.head == ("whole" if kind == "reward" else "model" if name in SCALED else "linear")
+    assert trainer.execution_plan.head == ("whole" if kind == "reward" else "model" if name in SCALED else "linear")
     if name in ("Gemma3Text", "Mistral"):
         assert all(item.start > WINDOW for prompt in prompts if prompt.prompt_id != "2 two" for item in prompt.completions)
     check_equal(trainer, kind, prompts, model_of(name, kind, vocabulary), BUDGETS[layout])
@@ -212,7 +209,7 @@ def test_every_head_in_every_layout(head, layout, tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 5 * 4 * vocabulary})
     prompts = prompts_of(vocabulary)
     trainer = trainer_of(model_of("Llama", "policy", vocabulary), "policy", prompts, tokenizer, tmp_path, layout)
-    trainer.way = Way(layout, head)
+    trainer.execution_plan = ExecutionPlan(layout, head)
     check_equal(trainer, "policy", prompts, model_of("Llama", "policy", vocabulary), BUDGETS[layout])
 
 
@@ -238,6 +235,6 @@ def test_with_an_adapter(kind, layout, tokenizer, tmp_path):
             if "lora_B" in name:
                 torch.nn.init.normal_(value, std=0.1)
     trainer = trainer_of(models[0], kind, prompts, tokenizer, tmp_path, layout)
-    assert trainer.way.head == ("whole" if kind == "reward" else "linear")
+    assert trainer.execution_plan.head == ("whole" if kind == "reward" else "linear")
     check_equal(trainer, kind, prompts, models[1], BUDGETS[layout])
     assert all("lora_" in name or "score" in name for name in gradient_of(trainer.model))

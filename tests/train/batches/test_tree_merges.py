@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from mmpo.pipeline.tables import completion_id, prompt_id
-from mmpo.train.model.probe import choose_way
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import choose_plan, tiny_model
 from mmpo.train.training.policy import PolicyTrainer
 
 TEMPLATE = (
@@ -79,8 +78,8 @@ def test_log_probabilities_are_those_of_the_definition(layout, table, tokenizer,
     options = {"processing_class": tokenizer, "gamma": 1.0, "layout": "rows" if layout == "rows" else "auto"}
     trainer = PolicyTrainer(model, arguments, table, **options)
     if layout == "tree":
-        trainer.way = choose_way(model, "policy", max(prompt.length for prompt in trainer.prompts), device="cuda")
-    assert trainer.way.layout == layout
+        trainer.execution_plan = choose_plan(model, "policy", max(prompt.length for prompt in trainer.prompts), device="cuda")
+    assert trainer.execution_plan.layout == layout
     found = trainer.predict_pairs(trainer.prompts)
     for side in ("chosen", "rejected"):
         texts = zip(table["prompt"].to_pylist(), table[side].to_pylist(), strict=True)

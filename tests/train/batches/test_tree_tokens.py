@@ -6,12 +6,9 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from mmpo.train.batches.layouts import BATCHES
-from mmpo.train.batches.steps import group_prompts, make_step
-from mmpo.train.batches.trie import trie_size
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.batches import BATCHES, group_prompts, make_step, trie_size
+from mmpo.train.data import Renderer, prepare
+from mmpo.train.model import tiny_model
 from mmpo.train.training.policy import PolicyTrainer
 
 LAYOUTS = list(BATCHES)
@@ -104,7 +101,7 @@ def test_the_model_sees_as_many_tokens_as_the_step_says(layout, pairs, tokenizer
     arguments = TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True)
     options = {"layout": "rows" if layout == "rows" else "auto", "processing_class": tokenizer, "gamma": 1.0}
     trainer = PolicyTrainer(model, arguments, pairs, **options)
-    assert trainer.way.layout == layout
+    assert trainer.execution_plan.layout == layout
     trainer.own_reference = False  # the first step's check is a pass of its own
     embedding: nn.Module = model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))

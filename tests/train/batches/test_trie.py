@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.train.batches.layouts import BATCHES
-from mmpo.train.batches.trie import trie_of, trie_size
-from mmpo.train.data.render import Rendered
-from mmpo.train.model.segments import segments_of
+from mmpo.train.batches import BATCHES, segments_of, trie_of, trie_size
+from mmpo.train.data import Rendered
 
 # Three tokens only: shared beginnings, prefixes of one another and equal sequences are the rule.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=6)

@@ -9,9 +9,7 @@ import pytest
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
-from mmpo.train.data.pairs import check_margins
-from mmpo.train.data.prompts import check_sources, prepare, read_pairs
-from mmpo.train.data.render import Renderer
+from mmpo.train.data import Renderer, check_margins, check_sources, prepare, read_pairs
 from mmpo.train.messages import target_warnings
 
 

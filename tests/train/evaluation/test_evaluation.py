@@ -14,7 +14,7 @@ from mmpo.pipeline.metrics import ece_vote
 from mmpo.train.evaluation.evaluate import evaluate
 from mmpo.train.evaluation.evaluate import pair_values as pair_values_module
 from mmpo.train.evaluation.votes import Votes
-from mmpo.train.model.load import load_pretrained
+from mmpo.train.model import load_pretrained
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run import train_policy, train_reward
 

@@ -13,14 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.inference.reference import cached_logprobs, reference_logprobs
+from mmpo.train.data import Renderer, prepare
+from mmpo.train.inference import cached_logprobs, reference_logprobs
 from mmpo.train.inference.reference_store import CACHED, default_folder
-from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of
-from mmpo.train.model.forward import Way
-from mmpo.train.model.load import add_lora
-from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
+from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run import train_policy
 
@@ -44,7 +40,7 @@ def fill(model, tokenizer):
     """Fills the reference of prompts; returns it as one array in the order of the prompts."""
 
     def filled(prompts, cache, own=model, **options):
-        options = {"tokenizer": tokenizer, "tokens": 256, "pad_token": 0, "device": "cpu", "way": Way(), **options}
+        options = {"tokenizer": tokenizer, "tokens": 256, "pad_token": 0, "device": "cpu", "plan": ExecutionPlan(), **options}
         return np.concatenate([prompt.reference for prompt in cached_logprobs(own, prompts, cache, **options)])
 
     return filled
@@ -164,7 +160,7 @@ def test_the_second_run_computes_nothing(model, prompts, pairs, tokenizer, fill,
     assert np.array_equal(fill(prompts, tmp_path), first)
     turned = prompts_of(pairs.take(list(range(pairs.num_rows))[::-1]).slice(0, 40), tokenizer, p=0.9)
     assert computed_tokens(model, lambda: fill(turned[::-1], tmp_path)) == 0  # other targets, pairs, order
-    assert computed_tokens(model, lambda: fill(prompts, tmp_path, way=None, tokens=999)) == 0  # another layout, no probe
+    assert computed_tokens(model, lambda: fill(prompts, tmp_path, plan=None, tokens=999)) == 0  # another layout, no probe
     plain = reference_logprobs(model, prompts, tokens=64, pad_token=0, device="cpu")  # probes, and takes the tree
     assert np.concatenate([prompt.reference for prompt in plain]) == pytest.approx(first, abs=1e-4)
 

@@ -17,8 +17,7 @@ import pytest
 import mmpo.train.inference.reference_store as cache_module
 from mmpo.pipeline.errors import UserError
 from mmpo.train.inference.reference_store import CACHED, ReferenceCache
-from mmpo.train.model.fingerprint import Fingerprint
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import Fingerprint, tiny_model
 
 MINE = Fingerprint("1" * 32, "2" * 32, "3" * 32, "4" * 32, "full")
 
@@ -157,17 +156,15 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import numpy as np, pyarrow.parquet as pq, torch
 torch.set_num_threads(1)
-from mmpo.train.data.prompts import prepare, read_pairs
-from mmpo.train.model.forward import Way
-from mmpo.train.model.load import load_pretrained
-from mmpo.train.inference.reference import cached_logprobs, reference_logprobs
-from mmpo.train.data.render import Renderer
+from mmpo.train.data import Renderer, prepare, read_pairs
+from mmpo.train.inference import cached_logprobs, reference_logprobs
+from mmpo.train.model import ExecutionPlan, load_pretrained
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 model, tokenizer = load_pretrained("policy", str(folder / "model"))
 table = read_pairs(folder / "data", "train")
 prompts = prepare(table, np.full(table.num_rows, .5), Renderer(tokenizer, 512, 256)).prompts
-options = {"tokens": 16, "pad_token": 0, "device": "cpu", "way": Way()}
+options = {"tokens": 16, "pad_token": 0, "device": "cpu", "plan": ExecutionPlan()}
 cache, timed = folder / "x.parquet", folder / "timed.parquet"
 seen = []
 model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].numel()))

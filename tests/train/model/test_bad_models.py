@@ -21,10 +21,17 @@ from transformers import (
 )
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.data.render import Rendered
-from mmpo.train.model.checks import check_ids, check_model, check_same_vocabulary
-from mmpo.train.model.load import add_lora, load_pretrained, load_reference
-from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
+from mmpo.train.data import Rendered
+from mmpo.train.model import (
+    add_lora,
+    check_ids,
+    check_model,
+    check_same_vocabulary,
+    load_pretrained,
+    load_reference,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,33 +5,30 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Gemma3Config, Gemma3ForConditionalGeneration
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.model.checks import check_way, idle_parameters
-from mmpo.train.model.forward import Way
-from mmpo.train.model.probe import choose_way
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import ExecutionPlan, check_plan, choose_plan, idle_parameters, tiny_model
 from mmpo.train.options import TrainOptions
 
 
 def test_a_causal_model_that_gets_rows_by_itself_is_said(tokenizer, capsys):
     model = tiny_model("policy", tokenizer, size=16, layers=1)
     model.set_attn_implementation("eager")
-    way = choose_way(model, "policy", 30)
-    assert way.layout == "rows"
-    check_way(way, model, TrainOptions("policy"))
+    plan = choose_plan(model, "policy", 30)
+    assert plan.layout == "rows"
+    check_plan(plan, model, TrainOptions("policy"))
     assert "warning: tree batches are not exact for this model (on rows of 30 tokens a hidden state" in capsys.readouterr().err
-    check_way(way, model, TrainOptions("policy", layout="rows"))
+    check_plan(plan, model, TrainOptions("policy", layout="rows"))
     sizes = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     encoder = BertForSequenceClassification(BertConfig(**sizes, num_labels=1))
-    check_way(choose_way(encoder, "reward", 30), encoder, TrainOptions("reward"))
+    check_plan(choose_plan(encoder, "reward", 30), encoder, TrainOptions("reward"))
     assert capsys.readouterr().err == ""
 
 
 def test_fsdp_is_refused_where_logits_come_from_the_models_own_pass_only(tokenizer, monkeypatch):
     model = tiny_model("policy", tokenizer, size=16, layers=1)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_way(Way("tree", "linear"), model, TrainOptions("policy"))
+    check_plan(ExecutionPlan("tree", "linear"), model, TrainOptions("policy"))
     with pytest.raises(UserError, match="FSDP is not supported for LlamaForCausalLM"):
-        check_way(Way("rows", "whole"), model, TrainOptions("policy", layout="rows"))
+        check_plan(ExecutionPlan("rows", "whole"), model, TrainOptions("policy", layout="rows"))
 
 
 def test_parameters_that_texts_do_not_pass_are_found(tokenizer):

@@ -15,19 +15,16 @@ from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpo.train.batches.layouts import BATCHES
-from mmpo.train.data.render import Rendered
-from mmpo.train.model.flex import BLOCK, FLEX, block_mask, flex_inputs
-from mmpo.train.model.forward import ATTENTIONS, Way, completion_values, inputs_of
-from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
-from mmpo.train.model.probe import choose_way
-from mmpo.train.model.timing import pass_seconds, typical_groups
+from mmpo.train.batches import BATCHES
+from mmpo.train.data import Rendered
+from mmpo.train.model import ATTENTION_TYPES, ATTENTIONS, FLEX, ExecutionPlan, choose_plan, completion_values, inputs_of, tree_masks
+from mmpo.train.model.flex import BLOCK, block_mask, flex_inputs
 
 WINDOW, VOCABULARY = 40, 90
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 LAYERS = {"Llama": {"num_hidden_layers": 2}, "Gemma3Text": {"num_hidden_layers": 3, "query_pre_attn_scalar": 16}}
 LAYERS["Gemma3Text"] |= {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-FLEXED = Way("packed", attention="flex")
+FLEXED = ExecutionPlan("packed", attention="flex")
 
 
 def model_of(name):
@@ -131,7 +128,7 @@ def test_rows_are_padded_to_whole_blocks_and_tokens_keep_their_places():
 
 def test_attentions_and_ways_fit_together():
     assert {attention.layout for attention in ATTENTIONS.values()} <= BATCHES.keys()
-    assert [Way(layout).attention for layout in ("packed", "tree", "rows")] == ["segments", "mask", ""]
+    assert [ExecutionPlan(layout).attention for layout in ("packed", "tree", "rows")] == ["segments", "mask", ""]
     groups = groups_of([4, 5])
     with pytest.raises(ValueError, match="attention by flex needs flex_attention, not sdpa"):
         inputs_of(model_of("Llama"), packed(groups), FLEXED)
@@ -152,10 +149,10 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
         groups = groups_of(lengths)
         with torch.no_grad():
             model.set_attn_implementation("sdpa")
-            expected = completion_values(model, "policy", rows_of(groups), Way(head="linear"))
+            expected = completion_values(model, "policy", rows_of(groups), ExecutionPlan(head="linear"))
             model.set_attn_implementation(FLEX)
             model.train(len(lengths) == 3)  # transformers compiles anew for training: must cost nothing
-            found = completion_values(model, "policy", packed(groups), Way("packed", "linear", attention="flex"))
+            found = completion_values(model, "policy", packed(groups), ExecutionPlan("packed", "linear", attention="flex"))
         errors.append(float((found - expected).abs().max()))
         graphs.append(counters["stats"]["unique_graphs"])
     assert max(errors) <= 1e-4
@@ -164,7 +161,7 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
     if name == "Gemma3Text":
         model.config.sliding_window = 10**6  # read by the mask alone
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            wrong = completion_values(model, "policy", packed(groups), Way("packed", "linear", attention="flex"))
+            wrong = completion_values(model, "policy", packed(groups), ExecutionPlan("packed", "linear", attention="flex"))
         assert (wrong - expected).abs().max() > 1e-2
 
 
@@ -174,11 +171,11 @@ def test_gradients_through_the_operators_formula_are_those_of_rows(name, monkeyp
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # it refuses gradients on CPU, the formula has them
     groups = groups_of([50, 9])
     gradients = []
-    for attention, batch, way in (("sdpa", rows_of(groups), Way()), (FLEX, packed(groups), FLEXED)):
+    for attention, batch, plan in (("sdpa", rows_of(groups), ExecutionPlan()), (FLEX, packed(groups), FLEXED)):
         model = model_of(name)
         model.set_attn_implementation(attention)
         with torch.compiler.set_stance("force_eager"):
-            values = completion_values(model, "policy", batch, way)
+            values = completion_values(model, "policy", batch, plan)
         (values * torch.linspace(-1, 1, len(values))).sum().backward()
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
     assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() <= 1e-5
@@ -200,7 +197,7 @@ def test_a_pass_over_a_tree_never_waits_for_the_device():
     groups, model = groups_of([30, 9]), model_of("Gemma3Text")
     with Operations() as run:
         flex_inputs(model.config, packed(groups))
-        values = completion_values(model, "policy", BATCHES["tree"].build(groups, 0), Way("tree", "linear"))
+        values = completion_values(model, "policy", BATCHES["tree"].build(groups, 0), ExecutionPlan("tree", "linear"))
         values.sum().backward()
     assert "aten.segment_reduce.default" in run.names
     assert not {name for name in run.names if any(part in name for part in ("local_scalar", "nonzero", "masked_select", "unique"))}
@@ -213,29 +210,8 @@ def test_a_cpu_never_takes_it():
     model = model_of("Llama")
     for before in ("sdpa", FLEX):
         model.set_attn_implementation(before)
-        way = choose_way(model, "policy", 60, "tree", tokens=256, bf16=True)
-        assert (way.layout, way.attention, way.reason) == ("packed", "segments", "")
-
-
-def test_passes_are_timed_and_leave_no_trace():
-    model = model_of("Llama").eval()
-    for value in model.parameters():
-        value.grad = torch.full_like(value, 0.5)
-    state = torch.random.get_rng_state()
-    assert 0 < pass_seconds(model, Way("tree"), 30, 200) < 60
-    model.set_attn_implementation(FLEX)
-    assert pass_seconds(model, FLEXED, 30, 200) == float("inf")  # no backward pass on a CPU
-    assert not model.training
-    assert all((value.grad == 0.5).all() for value in model.parameters())
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_typical_groups_have_the_size_asked_for():
-    groups = typical_groups(VOCABULARY, 60, 500)
-    assert len(groups) == 5  # 10 tokens of prompt and 80 of completions each
-    assert {len(item.ids) for group in groups for item in group} == {20, 30, 40}
-    assert 400 <= packed(groups).ends.shape[1] <= 500
-    assert len(typical_groups(VOCABULARY, 4, 1)) == 1
+        plan = choose_plan(model, "policy", 60, "tree", training=True, bf16=True)
+        assert (plan.layout, plan.attention, plan.reason) == ("packed", "segments", "")
 
 
 def test_a_mask_of_its_own_for_each_type():

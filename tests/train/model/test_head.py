@@ -6,11 +6,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mmpo.train.batches.layouts import BATCHES
+from mmpo.train.batches import BATCHES
+from mmpo.train.model import HEADS, ExecutionPlan, completion_values, linear_logprobs, model_logprobs, probe_group
 from mmpo.train.model import logprobs as head_module
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.logprobs import HEADS, linear_logprobs, model_logprobs
-from mmpo.train.model.probe import probe_group
 
 VOCABULARY, SIZE, COUNT = 61, 16, 23
 COMMON = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0, "hidden_size": SIZE}
@@ -181,7 +179,7 @@ def test_logits_of_a_whole_batch_never_exist(name, layout, monkeypatch):
     batch = BATCHES[layout].build([probe_group(vocabulary, length)], 0)
     assert len(batch.tokens) >= 90
     with Largest() as largest:
-        completion_values(model, "policy", batch, Way(layout, name)).sum().backward()
+        completion_values(model, "policy", batch, ExecutionPlan(layout, name)).sum().backward()
     if name == "whole":
         assert largest.elements >= batch.input_ids.numel() * vocabulary
     else:  # the weights and their gradients, or a chunk

@@ -1,4 +1,4 @@
-"""The probe: ways that are wrong are found and another is taken, with the reason; what is left behind is clean."""
+"""The probe: plans that are wrong are found and another is taken, with the reason; what is left behind is clean."""
 
 import copy
 
@@ -17,10 +17,8 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.models.llama import modeling_llama
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.model import SEGMENTS, ExecutionPlan, choose_plan, completion_values, probe_group, segment_attention
 from mmpo.train.model import masks as attention
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.probe import choose_way, probe_group
-from mmpo.train.model.segments import SEGMENTS, segment_attention
 from mmpo.train.training.policy import PolicyTrainer
 
 VOCABULARY, WINDOW = 120, 16
@@ -45,7 +43,7 @@ def model_of(name="Mistral", kind="policy", **options):
 
 
 @torch.no_grad()
-def error_of(model, way, length, kind="policy"):
+def error_of(model, plan, length, kind="policy"):
     """Largest difference of a completion's value from that of a row of its own, in nats or points of the score."""
     model.eval()
     group = probe_group(VOCABULARY, length)
@@ -54,7 +52,7 @@ def error_of(model, way, length, kind="policy"):
         logs = [x[0].double().log_softmax(dim=-1) for x in plain]
         plain = [sum(x[i - 1, item.ids[i]] for i in range(item.start, len(item.ids))) for x, item in zip(logs, group)]
     expected = torch.stack([value.double().flatten()[0] for value in plain])
-    return float((completion_values(model, kind, way.batches.build([group], 0), way) - expected).abs().max())
+    return float((completion_values(model, kind, plan.batches.build([group], 0), plan) - expected).abs().max())
 
 
 @pytest.fixture
@@ -71,43 +69,43 @@ def deaf(monkeypatch):
     )
 
 
-def test_by_default_each_device_gets_its_fastest_exact_way():
+def test_by_default_each_device_gets_its_fastest_exact_plan():
     model = model_of()
-    assert choose_way(model, "policy", 40) == Way("packed", "linear")
+    assert choose_plan(model, "policy", 40) == ExecutionPlan("packed", "linear")
     assert model.config._attn_implementation == SEGMENTS
-    assert error_of(model, Way("packed", "linear"), 40) <= 1e-4
-    assert choose_way(model, "policy", 40, device=GPU) == Way("tree", "linear")
+    assert error_of(model, ExecutionPlan("packed", "linear"), 40) <= 1e-4
+    assert choose_plan(model, "policy", 40, device=GPU) == ExecutionPlan("tree", "linear")
     assert model.config._attn_implementation == "sdpa"
-    assert error_of(model, Way("tree", "linear"), 40) <= 1e-4
-    assert choose_way(model, "policy", 40, layout="rows") == Way("rows", "linear", "asked for")
+    assert error_of(model, ExecutionPlan("tree", "linear"), 40) <= 1e-4
+    assert choose_plan(model, "policy", 40, layout="rows") == ExecutionPlan("rows", "linear", "asked for")
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_a_window_shorter_than_the_rows_is_seen_in_rows_that_are_longer(kind, no_window):
     model, head = model_of(kind=kind), "linear" if kind == "policy" else "whole"
     for length in (WINDOW + 1, WINDOW + 2, 2 * WINDOW, 5 * WINDOW):
-        way = choose_way(model, kind, length, device=GPU)
-        assert way.layout == "rows"
-        assert f"on rows of {length} tokens a hidden state differs by" in way.reason
+        plan = choose_plan(model, kind, length, device=GPU)
+        assert plan.layout == "rows"
+        assert f"on rows of {length} tokens a hidden state differs by" in plan.reason
         if kind == "reward" or length > WINDOW + 1:  # scores are read from a row's last token, predictions before it
-            assert error_of(model, Way("tree", head), length, kind) > 1e-3
-    assert error_of(model, Way("tree", head), 5 * WINDOW, kind) > 0.1
+            assert error_of(model, ExecutionPlan("tree", head), length, kind) > 1e-3
+    assert error_of(model, ExecutionPlan("tree", head), 5 * WINDOW, kind) > 0.1
     # Shorter rows can't show it, and it does not matter there: hence the length of the longest row, and asking again.
-    assert choose_way(model, kind, WINDOW, device=GPU).layout == "tree"
-    assert error_of(model, Way("tree", head), WINDOW, kind) <= 1e-4
+    assert choose_plan(model, kind, WINDOW, device=GPU).layout == "tree"
+    assert error_of(model, ExecutionPlan("tree", head), WINDOW, kind) <= 1e-4
 
 
 def test_layers_that_do_not_hand_on_their_window_get_masks_then_rows(deaf, request):
     model = model_of()
-    assert choose_way(model, "policy", WINDOW) == Way("packed", "linear")
-    assert choose_way(model, "policy", 3 * WINDOW) == Way("tree", "linear")
+    assert choose_plan(model, "policy", WINDOW) == ExecutionPlan("packed", "linear")
+    assert choose_plan(model, "policy", 3 * WINDOW) == ExecutionPlan("tree", "linear")
     assert model.config._attn_implementation == "sdpa"
-    assert error_of(model, Way("tree", "linear"), 3 * WINDOW) <= 1e-4
+    assert error_of(model, ExecutionPlan("tree", "linear"), 3 * WINDOW) <= 1e-4
     model.set_attn_implementation(SEGMENTS)
-    assert error_of(model, Way("packed", "linear"), 3 * WINDOW) > 0.1
+    assert error_of(model, ExecutionPlan("packed", "linear"), 3 * WINDOW) > 0.1
     request.getfixturevalue("no_window")
     model.set_attn_implementation("sdpa")
-    assert choose_way(model, "policy", 3 * WINDOW).layout == "rows"
+    assert choose_plan(model, "policy", 3 * WINDOW).layout == "rows"
 
 
 def test_a_window_that_the_config_does_not_name_is_found_out(monkeypatch):
@@ -117,26 +115,26 @@ def test_a_window_that_the_config_does_not_name_is_found_out(monkeypatch):
         return create_sliding_window_causal_mask(config=config, **rest)
 
     model = model_of("Llama")
-    assert choose_way(model, "policy", 40).layout == "packed"
+    assert choose_plan(model, "policy", 40).layout == "packed"
     model.set_attn_implementation("sdpa")
     monkeypatch.setattr(modeling_llama, "create_causal_mask", windowed)
-    assert choose_way(model, "policy", WINDOW).layout == "packed"
+    assert choose_plan(model, "policy", WINDOW).layout == "packed"
     for device in (None, GPU):
-        way = choose_way(model, "policy", 40, device=device)
-        assert (way.layout, way.head) == ("rows", "linear")
-        assert "a hidden state differs by" in way.reason
-    assert error_of(model, way, 40) <= 1e-4
+        plan = choose_plan(model, "policy", 40, device=device)
+        assert (plan.layout, plan.head) == ("rows", "linear")
+        assert "a hidden state differs by" in plan.reason
+    assert error_of(model, plan, 40) <= 1e-4
 
 
 def test_eager_attention_adds_a_boolean_mask_and_so_gets_rows():
     model = model_of("Llama", attn_implementation="eager")
-    way = choose_way(model, "policy", 40)
-    assert (way.layout, model.config._attn_implementation) == ("rows", "eager")
-    assert "its attention is eager" in way.reason
+    plan = choose_plan(model, "policy", 40)
+    assert (plan.layout, model.config._attn_implementation) == ("rows", "eager")
+    assert "its attention is eager" in plan.reason
     with pytest.raises(UserError, match=r"tree batches do not work .*attention is eager.*--layout rows or auto"):
-        choose_way(model, "policy", 40, layout="tree")
-    assert error_of(model, way, 40) <= 1e-4
-    assert error_of(model, Way("tree", "linear"), 40) > 0.1
+        choose_plan(model, "policy", 40, layout="tree")
+    assert error_of(model, plan, 40) <= 1e-4
+    assert error_of(model, ExecutionPlan("tree", "linear"), 40) > 0.1
 
 
 HYBRID = {
@@ -164,25 +162,25 @@ def test_other_layers_than_attention_to_a_mask_get_rows(name):
     options, reason = OTHERS[name]
     torch.manual_seed(1)
     model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**{**COMMON, **options}))
-    way = choose_way(model, "policy", 40)
-    assert way.layout == "rows"
-    assert reason in way.reason
-    assert error_of(model, way, 40) <= 1e-4
+    plan = choose_plan(model, "policy", 40)
+    assert plan.layout == "rows"
+    assert reason in plan.reason
+    assert error_of(model, plan, 40) <= 1e-4
     with pytest.raises(UserError, match="tree batches do not work"):
-        choose_way(model, "policy", 40, layout="tree")
+        choose_plan(model, "policy", 40, layout="tree")
 
 
 def test_an_encoder_gets_rows_with_the_reason():
     model = model_of("Bert", "reward", num_key_value_heads=None)
-    way = choose_way(model, "reward", 40)
-    assert (way.layout, way.head) == ("rows", "whole")
-    assert "an encoder" in way.reason
+    plan = choose_plan(model, "reward", 40)
+    assert (plan.layout, plan.head) == ("rows", "whole")
+    assert "an encoder" in plan.reason
 
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
 def test_nothing_is_left_behind(mode, fails, monkeypatch):
-    """Training mode, the attention function of ways that failed, random numbers, gradients."""
+    """Training mode, the attention function of plans that failed, random numbers, gradients."""
 
     def broken(*args, segments=None, **rest):
         if segments is not None:
@@ -194,14 +192,14 @@ def test_nothing_is_left_behind(mode, fails, monkeypatch):
         monkeypatch.setitem(attention.ATTENTION_TYPES, "full_attention", lambda query, key, config: key == query)
     model = model_of("Llama").train(mode)
     state = torch.random.get_rng_state()
-    way = choose_way(model, "policy", 40)
-    assert (way.layout, model.config._attn_implementation) == (("rows", "sdpa") if fails else ("packed", SEGMENTS))
+    plan = choose_plan(model, "policy", 40)
+    assert (plan.layout, model.config._attn_implementation) == (("rows", "sdpa") if fails else ("packed", SEGMENTS))
     assert all(module.training == mode for module in model.modules())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(value.grad is None for value in model.parameters())
     if fails:
         with pytest.raises(UserError):
-            choose_way(model, "policy", 40, layout="tree")
+            choose_plan(model, "policy", 40, layout="tree")
         assert (model.training, model.config._attn_implementation) == (mode, "sdpa")
 
 
@@ -209,7 +207,7 @@ def test_nothing_is_left_behind(mode, fails, monkeypatch):
 def test_a_difference_that_other_tokens_do_not_make_is_no_wrong_mask(always, layout):
     """A mixture of experts sends a token elsewhere for a rounding error now and then, not at the same place every time."""
     model = model_of("Llama")
-    first = Way("packed").batches.build([probe_group(VOCABULARY, 40)], 0).input_ids
+    first = ExecutionPlan("packed").batches.build([probe_group(VOCABULARY, 40)], 0).input_ids
 
     def disturb(module, args, options, output):
         ids = options["input_ids"]
@@ -218,7 +216,7 @@ def test_a_difference_that_other_tokens_do_not_make_is_no_wrong_mask(always, lay
         return output
 
     model.model.register_forward_hook(disturb, with_kwargs=True)
-    assert choose_way(model, "policy", 40).layout == layout
+    assert choose_plan(model, "policy", 40).layout == layout
 
 
 def test_longer_prompts_are_probed_again(pairs_of, tokenizer, tmp_path, deaf):
@@ -234,27 +232,27 @@ def test_longer_prompts_are_probed_again(pairs_of, tokenizer, tmp_path, deaf):
     assert window + 1 < long[0].length
     trainer, rows = trainer_of(short, window), trainer_of(long, window, "rows")
     stale = trainer.make_step(short).batches[0].parts[0]
-    assert (trainer.way, rows.way.layout) == (Way("packed", "linear"), "rows")
+    assert (trainer.execution_plan, rows.execution_plan.layout) == (ExecutionPlan("packed", "linear"), "rows")
     found = trainer.predict_pairs(long)
-    assert trainer.way == Way("tree", "linear")
+    assert trainer.execution_plan == ExecutionPlan("tree", "linear")
     assert found["logps/chosen"] == pytest.approx(rows.predict_pairs(long)["logps/chosen"], abs=1e-4)
     # What was laid out before: masks can take it, rows can't and say so.
     with torch.no_grad():
         known = rows.values(rows.model, rows.make_step(short).batches[0].parts[0])
         assert (trainer.values(trainer.model, stale) - known).abs().max() <= 1e-4
-        with pytest.raises(ValueError, match="the way has changed"):
+        with pytest.raises(ValueError, match="the execution plan has changed"):
             rows.values(rows.model, stale)
 
 
 def test_without_a_plain_output_layer_the_models_own_is_used():
     """A soft cap that rounds large logits only, an adapter on the output layer, and logits that no head gives."""
     capped = model_of("Gemma2", head_dim=8, final_logit_softcapping=30.0, attn_logit_softcapping=None)
-    assert choose_way(capped, "policy", 20).head == "model"
+    assert choose_plan(capped, "policy", 20).head == "model"
     config = LlamaConfig(**COMMON, **SIZES)
     plain = LlamaForCausalLM(config)
-    assert choose_way(plain, "policy", 20).head == "linear"
+    assert choose_plan(plain, "policy", 20).head == "linear"
     plain.lm_head = type("Adapted", (torch.nn.Linear,), {})(32, VOCABULARY, bias=False)
-    assert choose_way(plain, "policy", 20).head == "model"
+    assert choose_plan(plain, "policy", 20).head == "model"
 
     class Shifted(LlamaForCausalLM):
         def forward(self, input_ids, **options):
@@ -262,4 +260,4 @@ def test_without_a_plain_output_layer_the_models_own_is_used():
             output.logits = output.logits + input_ids[:, :, None] / 7 * torch.arange(VOCABULARY)
             return output
 
-    assert choose_way(Shifted(config), "policy", 20).head == "whole"
+    assert choose_plan(Shifted(config), "policy", 20).head == "whole"

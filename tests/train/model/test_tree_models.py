@@ -17,9 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mmpo.train.model.forward import Way, attach, completion_values
-from mmpo.train.model.probe import probe_group
-from mmpo.train.model.segments import SEGMENTS
+from mmpo.train.model import SEGMENTS, ExecutionPlan, attach, completion_values, probe_group
 from mmpo.train.training.policy import PolicyTrainer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -41,13 +39,13 @@ def model_of(name, tokenizer):
 
 @pytest.fixture(params=MODELS)
 def trained(request, pairs, tokenizer, tmp_path):
-    """After two steps, on the CPU's own way."""
+    """After two steps, by the CPU's own plan."""
     arguments = TrainingArguments(
         str(tmp_path / "run"), report_to=[], disable_tqdm=True, use_cpu=True, max_steps=2, save_strategy="no", learning_rate=1e-2
     )
     trainer = PolicyTrainer(model_of(request.param, tokenizer), arguments, pairs, processing_class=tokenizer, gamma=1.0)
     trainer.train()
-    assert trainer.way == Way("packed", "linear")
+    assert trainer.execution_plan == ExecutionPlan("packed", "linear")
     assert trainer.model.config._attn_implementation == SEGMENTS
     return trainer
 
@@ -103,18 +101,18 @@ def test_it_generates_what_it_did(given, trained, clean, tokenizer):
 
 
 def test_a_copy_runs_its_own_weights(trained, tokenizer):
-    model, batch = trained.model.eval(), Way("packed").batches.build([probe_group(len(tokenizer), 30)], 0)
+    model, batch = trained.model.eval(), ExecutionPlan("packed").batches.build([probe_group(len(tokenizer), 30)], 0)
     twin = copy.deepcopy(model)
     assert twin.config._attn_implementation == SEGMENTS
     with torch.no_grad():
-        before = completion_values(model, "policy", batch, trained.way)
-        assert torch.equal(completion_values(twin, "policy", batch, trained.way), before)
+        before = completion_values(model, "policy", batch, trained.execution_plan)
+        assert torch.equal(completion_values(twin, "policy", batch, trained.execution_plan), before)
         plain = twin(batch.input_ids).logits
         for value in model.parameters():
             value.zero_()
-        assert torch.equal(completion_values(twin, "policy", batch, trained.way), before)
+        assert torch.equal(completion_values(twin, "policy", batch, trained.execution_plan), before)
         assert torch.equal(twin(batch.input_ids).logits, plain)
-        assert not torch.allclose(completion_values(model, "policy", batch, trained.way), before, atol=0.1)
+        assert not torch.allclose(completion_values(model, "policy", batch, trained.execution_plan), before, atol=0.1)
 
 
 def test_attaching_twice_changes_nothing(tokenizer):

@@ -8,13 +8,10 @@ import pytest
 import torch
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.steps import group_prompts
-from mmpo.train.data.prompts import check_sources, prepare, usable_pairs
-from mmpo.train.data.render import Renderer
-from mmpo.train.model.tiny import tiny_model
-from mmpo.train.objective.losses import LOSSES
-from mmpo.train.objective.objective import Logits, Objective, pair_totals
-from mmpo.train.objective.terms import LOSS_NAMES, TERM_NAMES
+from mmpo.train.batches import group_prompts
+from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
+from mmpo.train.model import tiny_model
+from mmpo.train.objective import LOSSES, TERM_NAMES, Logits, Objective, pair_totals
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.policy import PolicyTrainer
@@ -60,7 +57,7 @@ def test_sft_and_ipo_read_their_own_values_by_hand():
     assert float(total(objective, at)) == pytest.approx(0.1 * 1 + 3 * 11 / 3, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_single_term_is_the_loss_itself(name):
     at, decided = logits(), MARGIN > 0
     objective = Objective.parse(name, gamma=0.7, beta=0.1)
@@ -168,7 +165,9 @@ def test_four_micro_batches_give_the_step_of_one(loss, weights, pairs, tokenizer
     assert 0 < sum(margin == 0 for margin in pairs["quality_margin"].to_pylist()) < pairs.num_rows
     other = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
     whole = trainer_of(pairs, tokenizer, tmp_path, loss=loss, ref_model=other, **weights)
-    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.way.batches))) == 4)
+    quarter = next(
+        t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.execution_plan.batches))) == 4
+    )
     losses, gradients = [], []
     for tokens in (10**6, quarter):
         whole.tokens_per_batch = tokens

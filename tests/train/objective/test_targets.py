@@ -6,7 +6,7 @@ import pytest
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
-from mmpo.train.objective.targets import targets
+from mmpo.train.objective import targets
 
 TABLE = pa.table(
     {

@@ -17,10 +17,9 @@ from transformers import (
 )
 
 from mmpo.cli.main import run
-from mmpo.train.data.chat_template import PLAIN_TEMPLATE
+from mmpo.train.data import PLAIN_TEMPLATE
 from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.model.load import load_pretrained
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import load_pretrained, tiny_model
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 SMALL = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--pairs-per-step", "10", "--max-steps", "2"]

@@ -28,7 +28,7 @@ def make_step(prompts, *arguments, **named):
     seen["fewest_prompts"] = min(seen.get("fewest_prompts", 99), len(prompts))
     seen["most_pairs"] = max(seen.get("most_pairs", 0), *(len(prompt.rows) for prompt in prompts))
     seen["most_parts"] = max([seen.get("most_parts", 0), *(len(batch.parts) for batch in step.batches)])
-    seen["most_looks"] = max(seen.get("most_looks", 0), step.idle_looks)
+    seen["most_looks"] = max(seen.get("most_looks", 0), step.idle_forwards)
     return step
 module.make_step = make_step
 trained = module.MarginTrainer.train

@@ -8,8 +8,7 @@ import torch
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
-from mmpo.train.model.load import load_pretrained
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.policy import PolicyTrainer

@@ -7,7 +7,7 @@ import pytest
 
 from mmpo.cli.flags import options_from
 from mmpo.pipeline.errors import UserError
-from mmpo.train.objective.objective import Objective
+from mmpo.train.objective import Objective
 from mmpo.train.options import TrainOptions, option_help
 
 

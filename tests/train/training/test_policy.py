@@ -8,8 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.model.load import add_lora
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import add_lora, tiny_model
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.policy import PolicyTrainer

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mmpo.train.model.load import load_pretrained
+from mmpo.train.model import load_pretrained
 
 pytestmark = pytest.mark.slow
 

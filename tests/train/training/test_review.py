@@ -9,13 +9,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama import modeling_llama
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches.layouts import BATCHES
-from mmpo.train.inference.reference import with_reference
-from mmpo.train.model import recompute as recomputing
-from mmpo.train.model.forward import Way, body_of, completion_values, inputs_of
-from mmpo.train.model.probe import choose_way, probe_group
-from mmpo.train.model.timing import pass_seconds
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.batches import BATCHES
+from mmpo.train.inference import with_reference
+from mmpo.train.model import (
+    ExecutionPlan,
+    body_of,
+    choose_plan,
+    completion_values,
+    inputs_of,
+    probe_group,
+    recomputing_exactly,
+    tiny_model,
+)
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.passes import StepPasses
@@ -55,9 +60,9 @@ def test_scores_under_autocast_are_not_rounded(tokenizer):
     model = tiny_model("reward", tokenizer, size=32, layers=1).eval()
     batch = BATCHES["rows"].build([probe_group(len(tokenizer), 40)], 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = completion_values(model, "reward", batch, Way())
+        found = completion_values(model, "reward", batch, ExecutionPlan())
         body = body_of(model)
-        states = body(**inputs_of(body, batch, Way())).last_hidden_state.flatten(0, 1)[batch.last]
+        states = body(**inputs_of(body, batch, ExecutionPlan())).last_hidden_state.flatten(0, 1)[batch.last]
     expected = states.double() @ model.score.weight.double().T
     assert (found - expected[:, 0]).abs().max() <= 1e-6
     assert not torch.equal(found, found.bfloat16().float())
@@ -99,25 +104,18 @@ class Forgetting(modeling_llama.LlamaDecoderLayer):
 def test_a_model_that_recomputes_without_all_arguments_gets_masks(tokenizer, monkeypatch):
     monkeypatch.setattr(modeling_llama, "LlamaDecoderLayer", Forgetting)
     model = tiny_model("policy", tokenizer, size=32, layers=2).eval()
-    assert choose_way(model, "policy", 40).layout == "packed"
+    assert choose_plan(model, "policy", 40).layout == "packed"
     model.set_attn_implementation("sdpa")
-    way = choose_way(model, "policy", 40, checkpointing=True)
-    assert (way.layout, model.config._attn_implementation) == ("tree", "sdpa")
+    plan = choose_plan(model, "policy", 40, checkpointing=True)
+    assert (plan.layout, model.config._attn_implementation) == ("tree", "sdpa")
     monkeypatch.undo()
-    assert choose_way(tiny_model("policy", tokenizer, size=32), "policy", 40, checkpointing=True).layout == "packed"
+    assert choose_plan(tiny_model("policy", tokenizer, size=32), "policy", 40, checkpointing=True).layout == "packed"
 
 
-def test_recomputing_is_timed_and_leaves_no_trace(tokenizer, monkeypatch):
+def test_recomputing_exactly_leaves_no_trace(tokenizer):
     model = tiny_model("policy", tokenizer, size=32, layers=2).eval()
     before = [dict(vars(module)) for module in model.modules()]
-    called = []
-    monkeypatch.setattr(recomputing, "checkpoint", lambda make, *args, **_: called.append(1) or make(*args))
-    assert pass_seconds(model, Way("tree"), 30, 200, checkpointing=True) < 60
-    timed = len(called)
-    assert timed == 5 * 2  # passes, layers
-    pass_seconds(model, Way("tree"), 30, 200)
-    assert len(called) == timed
-    with recomputing.recomputing_exactly(model):
+    with recomputing_exactly(model):
         assert [layer.training for layer in model.model.layers] == [True, True]
         assert not model.model.layers[0].mlp.training
     assert [dict(vars(module)).keys() for module in model.modules()] == [names.keys() for names in before]
@@ -209,10 +207,9 @@ def test_a_cache_that_cannot_be_written_midway_stops_all_processes(processes, da
 
 NARROW = """
 import mmpo.train.model.probe as module
-from mmpo.train.model.forward import Way
-from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
+from mmpo.train.model import ExecutionPlan, tiny_model, tiny_tokenizer
 
-module._candidates = lambda *_: [Way("tree", attention="mask"), Way("packed", attention="segments")]
+module._candidates = lambda *_: [ExecutionPlan("tree", attention="mask"), ExecutionPlan("packed", attention="segments")]
 difference = module._difference
 def failing(plain, way, *rest):
     if rank and way.attention == "mask":
@@ -220,11 +217,11 @@ def failing(plain, way, *rest):
     return difference(plain, way, *rest)
 module._difference = failing
 model = tiny_model("policy", tiny_tokenizer(["a cat"], 300), size=32)
-print(module.choose_way(model, "policy", 40, device="cuda", tokens=200).attention)
+print(module.choose_plan(model, "policy", 40, device="cuda", training=True).attention)
 """
 
 
 @pytest.mark.slow
-def test_processes_time_only_what_is_exact_in_all_of_them(processes):
+def test_processes_take_what_is_exact_in_all_of_them(processes):
     done = processes(NARROW, seconds=60)
     assert [one.stdout.split()[-1:] for one in done] == [["segments"]] * 2, done[1].stderr[-2000:]

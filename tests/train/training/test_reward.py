@@ -7,12 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from mmpo.train.batches.layouts import BATCHES
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
+from mmpo.train.batches import BATCHES
+from mmpo.train.data import Renderer, prepare
 from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.reward import RewardTrainer, own_pad_token
@@ -38,7 +36,7 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
     prompts, rows = rows_of(pairs, tokenizer)
     batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
     with torch.no_grad():
-        found = completion_values(model, "reward", batch, Way())
+        found = completion_values(model, "reward", batch, ExecutionPlan())
         plain = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
         expected = [model.score(model.model(torch.tensor([row.ids])).last_hidden_state[0, -1]) for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
@@ -84,7 +82,7 @@ def test_encoders_pool_their_own_way(pairs, tokenizer):
     prompts, rows = rows_of(pairs, tokenizer, 2)
     with torch.no_grad():
         batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
-        found = completion_values(model, "reward", batch, Way())
+        found = completion_values(model, "reward", batch, ExecutionPlan())
         expected = [model(torch.tensor([row.ids])).logits[0] for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
 

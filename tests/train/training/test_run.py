@@ -9,7 +9,7 @@ import torch
 
 import mmpo.train.training.run as run_module
 from mmpo.pipeline.errors import UserError
-from mmpo.train.model.load import load_pretrained
+from mmpo.train.model import load_pretrained
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.progress import Progress
 from mmpo.train.training.run import train_policy, train_reward

@@ -10,8 +10,7 @@ from transformers.integrations import integration_utils
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.launch import check_launch, check_splittable
-from mmpo.train.model.load import add_lora, load_pretrained
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import add_lora, load_pretrained, tiny_model
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.displacement import Displacement, displacement_of, fallen
@@ -61,7 +60,7 @@ def test_checkpointing_changes_no_gradient(kind, lora, pairs, tokenizer, tmp_pat
     kept, runs = (Kept(), Kept()), []
     for checkpointing, keeper in zip((False, True), kept, strict=True):
         trainer = trainer_of(kind, pairs, tokenizer, tmp_path, lora=lora, callbacks=[keeper], gradient_checkpointing=checkpointing)
-        assert trainer.way.layout == "packed"
+        assert trainer.execution_plan.layout == "packed"
         calls = []
         layer = trainer.model.get_decoder().layers[0] if not lora else trainer.model.get_base_model().model.layers[0]
         layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))

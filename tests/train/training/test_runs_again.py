@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 import mmpo.train.training.run as run_module
 from mmpo.pipeline.errors import UserError
 from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.model.load import load_pretrained
-from mmpo.train.model.tiny import tiny_model
+from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.progress import Progress
 from mmpo.train.training.run import train_policy, train_reward

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from mmpo.pipeline.margins import target_probability
-from mmpo.train.batches.layouts import BATCHES, micro_batch
-from mmpo.train.data.prompts import prepare
-from mmpo.train.data.render import Renderer
-from mmpo.train.model.forward import Way, completion_values
-from mmpo.train.model.tiny import tiny_model
-from mmpo.train.objective.losses import LOSSES
+from mmpo.train.batches import BATCHES, micro_batch
+from mmpo.train.data import Renderer, prepare
+from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
+from mmpo.train.objective import LOSSES
 
 trl = pytest.importorskip("trl")
 PAGE = Path(__file__).parents[3] / "docs" / "trl.md"
@@ -44,7 +42,9 @@ def test_the_fifteen_lines_train_trl_on_soft_targets(pairs, tokenizer, tmp_path)
     part = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
     ours = micro_batch(prompts, (part,))
     with torch.no_grad():
-        ratio = completion_values(model, "policy", part, Way()) - completion_values(other, "policy", part, Way())
+        ratio = completion_values(model, "policy", part, ExecutionPlan()) - completion_values(
+            other, "policy", part, ExecutionPlan()
+        )
     z = 0.3 * (ratio[ours.chosen] - ratio[ours.rejected])
     assert found == pytest.approx(float(LOSSES["mmpo"].per_pair(z, ours.p, ours.margin).mean()), abs=1e-4)
     before = model.lm_head.weight.detach().clone()
