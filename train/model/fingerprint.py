@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpo.pipeline.errors import MmpoError
+from mmpo.pipeline.storage import text_digest
 from mmpo.train.model.forward import plain_model
 
 __all__ = ["Fingerprint", "fingerprint_of", "identity", "weights_digest"]
@@ -105,7 +106,7 @@ def identity(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     return {
         "architecture": type(model).__name__,
         "parameters": sum(value.numel() for value in model.parameters()),
-        "shapes": _text_digest(shapes),
+        "shapes": text_digest(shapes),
         "weights": weights_digest(body),
         "vocabulary": _digest(vocabulary),
         "chat_template": _digest(tokenizer.chat_template),
@@ -176,8 +177,4 @@ def _tokenizer_facts(tokenizer: Any) -> Any:
 
 def _digest(value: Any) -> str:
     """The digest of a JSON value, whatever the order of its keys."""
-    return _text_digest(json.dumps(value, sort_keys=True, default=str))
-
-
-def _text_digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return text_digest(json.dumps(value, sort_keys=True, default=str))
