@@ -28,7 +28,7 @@ import orjson
 from judge_clients import CHECKPOINT, MODEL
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "support" / "openai"))
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 from openai_server import Server, serving  # noqa: E402
 

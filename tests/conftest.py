@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-for _folder in ("support", "support/openai", "support/argilla"):
-    sys.path.insert(0, str(ROOT / "tests" / _folder))
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,10 @@
 """The recipe of AI feedback, run by the command against simulated judges, in small: stages, what stands in their place, resuming."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-
 from demo import GRADES, JUDGES
 from openai_server import serving
 

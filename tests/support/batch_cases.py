@@ -1,5 +1,6 @@
 """What the tests of judging by batches share: what was sent and answered at the emulator, and runs as processes that can be killed."""
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from cases import environment
+from openai import AsyncOpenAI
 from openai_server import Server
-from server_client import using
 
 __all__ = [
     "CALLS",
@@ -28,11 +30,22 @@ __all__ = [
     "sent",
     "started",
     "uploads",
+    "using",
 ]
 
 REQUESTS = 6 * 3 * 2
 FAST: dict[str, Any] = {"batch": True, "batch_poll": 0.1}
 CALLS = ("files.create", "batches.create", "batches.get", "files.content")
+
+
+def using(server: Server, work: Callable[[AsyncOpenAI], Coroutine[Any, Any, Any]]) -> Any:
+    """Runs work with a client of this server."""
+
+    async def run() -> Any:
+        async with AsyncOpenAI(base_url=server.base_url, api_key="key-1", max_retries=0, timeout=10) as client:
+            return await work(client)
+
+    return asyncio.run(run())
 
 
 def sent(server: Server) -> list[list[str]]:

@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "openai"))
-
 from openai_server import serving
 
 __all__ = ["JUDGES", "main"]
@@ -23,7 +21,7 @@ JUDGES = {
     "careful": {"scale": 0.8, "bias": 0.2, "noise": 0.4, "tau": 0.6},
     "hasty": {"scale": 1.3, "bias": 0.9, "noise": 1.0, "tau": 0.6},
 }
-"""How each judge plays, in grades: see server_plan.JudgeModel."""
+"""How each judge plays, in grades: see simulated_judge.JudgeModel."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_cases import FAST, REQUESTS, answered, of, paid_once, sent, uploads
+from batch_cases import FAST, REQUESTS, answered, of, paid_once, sent, uploads, using
 from cases import candidates, comparisons, judged, mmpo, ratings
-from server_client import using
 
 from mmpo.annotate.batch import Queue
 from mmpo.pipeline.errors import PartialResult, UserError

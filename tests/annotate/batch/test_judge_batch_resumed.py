@@ -11,10 +11,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from batch_cases import CALLS, FAST, REQUESTS, answered, calls, command, ended, of, paid_once, reached, started
+from batch_cases import CALLS, FAST, REQUESTS, answered, calls, command, ended, of, paid_once, reached, started, using
 from cases import candidates, comparisons, judged, mmpo
 from openai_server import serving
-from server_client import using
 
 from mmpo.pipeline.errors import PartialResult
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from cases import candidates, judged
-from server_judge import Qualities
+from simulated_judge import Qualities
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 

@@ -208,9 +208,7 @@ def test_the_rates_that_were_given_are_kept(openai_server: Any, tmp_path: Path) 
 
 
 def test_limits_that_were_not_given_are_found(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server(
-        {"latency": 0.01, "rate_limit": {"requests_per_minute": 1200, "burst_seconds": 1, "retry_after": "seconds"}}
-    )
+    server = openai_server({"latency": 0.01, "rate_limit": {"requests_per_minute": 1200, "burst_seconds": 1}})
     summary = judged(candidates(tmp_path / "in", 20, 3), tmp_path / "out", server)
     counts = server.counts()
     assert summary["finished"] and counts["by_status"]["429"] > 0 and counts["answered_again"] == 0

@@ -1,0 +1,50 @@
+"""The command as a process of its own: run to its end, or started, watched and ended."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["ended", "environment", "mmpo", "started", "wait_for"]
+
+MAIN = "from mmpo.cli.main import main; main()"
+LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
+"""A limit on the size of a file stands for a full disk: writing fails with an OSError in the same places."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of such a process."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-test-of-the-run", **more}
+
+
+def _line(words: tuple[object, ...], disk: int | None) -> list[str]:
+    return [sys.executable, "-c", (LIMITED.format(disk) if disk else "") + MAIN, *map(str, words)]
+
+
+def mmpo(*words: object, disk: int | None = None, timeout: float = 240, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run `mmpo WORDS` to its end. disk: the most bytes that a file may have. options: of subprocess.run."""
+    options.setdefault("env", environment())
+    return subprocess.run(_line(words, disk), capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def started(*words: object, **options: Any) -> "subprocess.Popen[str]":
+    """Start `mmpo WORDS`; whoever starts it ends it. options: of subprocess.Popen."""
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), **options}
+    return subprocess.Popen(_line(words, None), text=True, **settings)
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """What it said on standard error, once it has ended."""
+    return process.communicate(timeout=60)[1]
+
+
+def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> bool:
+    """Wait until it holds; False where it does not in so many seconds, or when the process ends before."""
+    until = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > until or (process is not None and process.poll() is not None):
+            return False
+        time.sleep(0.01)
+    return True
