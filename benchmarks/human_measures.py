@@ -4,7 +4,7 @@ import numpy as np
 from human_estimates import Segments
 
 from mmpo.pipeline.grades import group_starts
-from mmpo.pipeline.pairs import STRATEGIES
+from mmpo.pipeline.pairs import all_pairs
 
 __all__ = ["MEASURES", "foretold"]
 
@@ -18,7 +18,7 @@ def foretold(data: Segments, kept: np.ndarray, scores: dict[str, np.ndarray]) ->
     """The measures of every way to merge, over the pairs that all have a score for; and the share of pairs that some have none for."""
     order = np.argsort(data.of_item, kind="stable")
     sizes = np.bincount(data.of_item)
-    first, second = (order[side] for side in STRATEGIES["all"][1](np.cumsum(sizes) - sizes, sizes, [], 0))
+    first, second = (order[side] for side in all_pairs(np.cumsum(sizes) - sizes, sizes))
     grades = np.full((data.items, len(data.names)), np.nan)
     grades[data.item[~kept], data.rater[~kept]] = data.value[~kept]
     held = grades[first] - grades[second]

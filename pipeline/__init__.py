@@ -1,7 +1,7 @@
 """Feedback in, margin-annotated preference pairs out: the tables, the sources, the stages, the store and its checks."""
 
 from mmpo.pipeline.api import build_pairs, load_feedback, load_pairs, read_feedback, write_dataset
-from mmpo.pipeline.build.run import BuildOptions, build
+from mmpo.pipeline.build import BuildOptions, build
 from mmpo.pipeline.errors import MmpoError, PartialResult, UserError
 from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, completion_id, prompt_id

@@ -1,7 +1,6 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build.decide import decide
-from mmpo.pipeline.build.run import BuildOptions, check_build_options
+from mmpo.pipeline.build import BuildOptions, check_build_options, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades.flatten import orders_of, rater_sample, sample_share, wants_orders
-from mmpo.pipeline.grades.merge import merge_prompts
-from mmpo.pipeline.grades.normalise import normalise as normalise_grades
-from mmpo.pipeline.grades.position_bias import position_biases
-from mmpo.pipeline.grades.rater_effects import fit_rater_effects
-from mmpo.pipeline.grades.rater_sample import RaterSample
-from mmpo.pipeline.grades.select import select_grades
-from mmpo.pipeline.grades.statistics import grade_statistics
-from mmpo.pipeline.pairs.choose import choose_pairs, within_pair_variance
-from mmpo.pipeline.pairs.splits import check_shares, split_of_prompts
-from mmpo.pipeline.pairs.table import pairs_table
+from mmpo.pipeline.grades import grade_statistics, merge_prompts
+from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.chunks import plan, resolve_inputs
 from mmpo.pipeline.storage.dataset import PartWriter, card, read_manifest, replacing, split_files, write_manifest
@@ -85,41 +75,18 @@ def build_pairs(
     Raises UserError: unknown options, mixed scales that nothing normalises, evidence that is not there.
     """
     options = BuildOptions(
-        format="feedback",
-        evidence=evidence,
-        kinds=tuple(kinds) if kinds else None,
-        raters=tuple(raters) if raters else None,
-        aspects=tuple(aspects) if aspects else None,
-        normalise=normalise,
-        score=score,
-        merge_raters=merge_raters,
-        rater_weights=rater_weights,
-        one_order=one_order,
-        strategy=strategy,
-        max_per_prompt=max_per_prompt,
-        min_margin=min_margin,
-        ties=ties,
-        max_chars=max_chars,
-        seed=seed,
-    )
+        format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
+        aspects=tuple(aspects) if aspects else None, normalise=normalise, score=score, merge_raters=merge_raters,
+        rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
+        ties=ties, max_chars=max_chars, seed=seed,
+    )  # fmt: skip
     check_build_options(options)
     rows = large(feedback).combine_chunks()
-    found = grade_statistics(rows)
-    groups, rules = decide(found, options)
-    rows, _ = select_grades(rows, rules.evidence, kinds=kinds, raters=raters, aspects=aspects)
-    merged, _ = merge_prompts(normalise_grades(rows, rules.evidence, normalise, groups, found))
-    if wants_orders(rules, groups):
-        rules = replace(rules, position=position_biases([orders_of(merged)]))
-    if merge_raters == "rater-effects":
-        sample = RaterSample.joined([rater_sample(merged, rules, sample_share(groups, found))])
-        rules = replace(
-            rules, effects=fit_rater_effects(sample, centered=rules.evidence == "ratings", weighted=rater_weights == "fitted")
-        )
-    pooled = {source: squares / degrees for source, (squares, degrees) in within_pair_variance(merged, rules).items()}
-    pairs = pairs_table(merged, choose_pairs(merged, rules, pooled))
-    scales = sorted({(group.low, group.high) for group in groups}, key=str)
-    values = {"scales": scales, "normalisation": normalise, "pooled_variance": pooled, **rules.learned()}
-    return pairs.cast(with_metadata(PAIRS, values))
+    resolved = resolve_build(grade_statistics(rows), options)
+    merged = merged_grades(rows, resolved, Ledger())
+    resolved = with_learned(resolved, lambda build, function: [function(merged, build.rules)])
+    pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
+    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled}))
 
 
 def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:
@@ -130,23 +97,23 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
     shares = check_shares(split)
     if not pairs.num_rows:
         raise UserError("write_dataset: the table holds no pair")
-    told = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
+    kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
     pairs = pairs.select(PAIRS.names).cast(PAIRS).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
     side = split_of_prompts(pairs, shares)
     rows: dict[str, int] = {}
     with replacing(Path(out)) as folder:
         for index, name in enumerate(SPLITS):
             part = pairs.filter(pa.array(side == index))
-            writer = PartWriter(folder / name, "part", told)
+            writer = PartWriter(folder / name, "part", kept)
             step = max(1, int(part.num_rows * (64 << 20) / max(part.nbytes, 1)))
             for start in range(0, part.num_rows, step):
                 writer.write(part.slice(start, step))
             writer.close()
             rows[name] = part.num_rows
         pq.write_table(REJECTS.empty_table(), folder / "rejects.parquet")
-        (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, told), encoding="utf-8")
+        (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, kept), encoding="utf-8")
         prompts = len(pc.unique(flat(pairs["prompt_id"])))
-        write_manifest(folder, {"kind": "pairs", **told, "prompts": prompts, "rows": rows, "counts": {}})
+        write_manifest(folder, {"kind": "pairs", **kept, "prompts": prompts, "rows": rows, "counts": {}})
     return {"out": str(out), "prompts": prompts, "pairs": rows, "rejected": {}}
 
 

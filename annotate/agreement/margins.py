@@ -15,7 +15,7 @@ from mmpo.annotate.agreement.columns import Chosen, choose_columns
 from mmpo.pipeline.arrow import codes, flat, large, offsets_of, parents, to_numpy
 from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
 from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.pairs import STRATEGIES, own_gaps
+from mmpo.pipeline.pairs import all_pairs, own_gaps
 
 __all__ = ["RaterMargins", "RawGrades", "read_margins"]
 
@@ -137,7 +137,7 @@ def _rated(table: pa.Table, grades: Grades, rows: pa.Array, chosen: Chosen) -> t
     merged = merge_repeats(replace(grades, item=item, rater=both, aspect=np.zeros_like(both), kind=both))
     known = np.unique(merged.item)
     sizes = np.bincount(parents(offsets_of(flat(table["completions"])))[known], minlength=table.num_rows)
-    first, second = STRATEGIES["all"][1](np.cumsum(sizes) - sizes, sizes, [], 0)
+    first, second = all_pairs(np.cumsum(sizes) - sizes, sizes)
     first, second = known[first], known[second]
     gaps = own_gaps(merged, first, second)
     key = (first[gaps.pair] * _size(table) + second[gaps.pair]) * several + gaps.kind % several

@@ -26,7 +26,7 @@ def build(
     Example: mmpo build ratings.jsonl --format jsonl --columns prompt=question,completion=answer,score=grade --out pairs
     """
     options = options_from(BuildOptions, given, flags=True)
-    from mmpo.pipeline.build.run import build as run_build
+    from mmpo.pipeline.build import build as run_build
 
     with ProgressReporter("build", "parts") as progress:
         summary = run_build(sources, out, options=options, progress=progress)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.select import EVIDENCE
 from mmpo.pipeline.pairs.splits import check_shares
@@ -14,7 +15,6 @@ from mmpo.pipeline.sources.base import check_options
 
 __all__ = ["BuildOptions", "check_build_options", "source_options"]
 
-MERGERS = ("mean", "median", "rater-effects")
 ONE_ORDER = ("drop", "keep")
 RATER_WEIGHTS = ("fitted", "equal")
 TIES = ("keep", "drop")
@@ -56,15 +56,15 @@ def check_build_options(options: BuildOptions) -> None:
     for name, given, allowed in (
         ("evidence (--from)", options.evidence, EVIDENCE),
         ("normalisation (--normalise)", options.normalise, NORMALISATIONS),
-        ("way to merge raters (--raters)", options.merge_raters, MERGERS),
+        ("way to merge raters (--raters)", options.merge_raters, RATER_MERGERS),
         ("--rater-weights", options.rater_weights, RATER_WEIGHTS),
         ("--one-order", options.one_order, ONE_ORDER),
-        ("strategy", options.strategy, tuple(STRATEGIES)),
+        ("strategy", options.strategy, STRATEGIES),
         ("--ties", options.ties, TIES),
     ):
         if given not in allowed:
             raise unknown_name(name, given, allowed)
-    if options.rater_weights != "fitted" and options.merge_raters != "rater-effects":
+    if options.rater_weights != "fitted" and not RATER_MERGERS[options.merge_raters].effects:
         raise UserError(
             f"--rater-weights {options.rater_weights}: only --raters rater-effects weighs raters; with --raters {options.merge_raters} all "
             "count the same anyway. Leave it out, or choose --raters rater-effects"

@@ -1,4 +1,4 @@
-"""The first half of a build: one chunk of input, read in a format, surveyed, counted and spilled."""
+"""The first half of a build: one chunk of input, read in a format, counted and spilled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ __all__ = ["Read", "check_rejects", "read_chunk"]
 
 @dataclass
 class Read:
-    """What reading a chunk left: its spills, its rejects, and what the survey saw."""
+    """What reading a chunk left: its spills, its rejects, and the statistics of its grades."""
 
     spills: list[Path] = field(default_factory=list)
     rejects: list[Path] = field(default_factory=list)
-    found: GradeStatistics = field(default_factory=GradeStatistics)
+    statistics: GradeStatistics = field(default_factory=GradeStatistics)
     lines: int = 0
     limited: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
     for number, part in enumerate(collect_parts(chunk, get_source(options.format), source_options(options))):
         result.lines += part.lines
         result.limited += part.limited
-        result.found.add(grade_statistics(part.feedback))
+        result.statistics.add(grade_statistics(part.feedback))
         _count(part, result)
         name = f"{index:06d}-{number:06d}"
         if part.feedback.num_rows:
@@ -50,7 +50,7 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
 
 
 def _count(part: Collected, result: Read) -> None:
-    """Enter a part into the ledger of its chunk."""
+    """Enter a part into the counts of its chunk."""
     by_unit: dict[str, dict[str, int]] = {}
     for unit, reason in zip(part.rejects["unit"].to_pylist(), part.rejects["reason"].to_pylist(), strict=True):
         reasons = by_unit.setdefault(unit, {})
@@ -77,11 +77,11 @@ def check_rejects(reads: Sequence[Read], limit: float, files: Sequence[InputFile
     for read in reads:
         for reason, n in read.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + n
-    told = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
+    shown = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
     example = next((pq.read_table(path).slice(0, 1).to_pylist()[0] for read in reads for path in read.rejects), {})
     where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
     evidence = f" {example['evidence']}" if example.get("evidence") else ""
     raise UserError(
         f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid, more than --max-rejects {limit:g} allows: "
-        f"{told}.{where}{evidence}. Mend the input, or raise --max-rejects"
+        f"{shown}.{where}{evidence}. Mend the input, or raise --max-rejects"
     )

@@ -1,21 +1,24 @@
-"""From grades to one value a rater and a completion: repeats averaged, aspects merged. Ratings and comparisons alike.
+"""From grades to one value per rater and completion: repeats averaged, aspects merged; and then raters. Ratings and comparisons alike.
 
 An *item* is what is graded: a completion, or an unordered pair of completions. Everything is grouped by sorting, so it costs the same
 for one rater and for a thousand.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades.statistics import GradeGroup
 
 __all__ = [
+    "ASPECT_MERGERS",
+    "RATER_MERGERS",
+    "FlatGrades",
     "Grades",
-    "average_orders",
-    "check_scales",
+    "RaterMerger",
+    "averaged_aspects",
     "group_starts",
     "merge_aspects",
     "merge_raters",
@@ -28,8 +31,9 @@ __all__ = [
 class Grades:
     """Flat grades, all arrays of shape (grades,). value: score or gap; variance: the grade's own, NaN where unknown.
 
-    coefficient: how often the rater's bias is in the value (None: once): of a comparison 1 or -1 by the order shown, 0 where both were.
-    weight: what the grade counts for when raters merge (None: all the same).
+    shown: of a comparison 1 where the item's first half was shown first, else 0 (None: there is no order). coefficient: how often the
+    rater's bias is in the value (None: once): of a comparison 1 or -1 by the order shown, 0 where both were. weight: what the grade counts
+    for when raters merge (None: all the same).
     """
 
     prompt: np.ndarray
@@ -39,6 +43,7 @@ class Grades:
     kind: np.ndarray
     value: np.ndarray
     variance: np.ndarray
+    shown: np.ndarray | None = None
     coefficient: np.ndarray | None = None
     weight: np.ndarray | None = None
 
@@ -48,7 +53,7 @@ class Grades:
         return Grades(*(None if column is None else column[index] for column in columns))
 
     def mean_of_runs(self, starts: np.ndarray, weights: np.ndarray | None = None) -> "Grades":
-        """One grade a run of grades: the mean of its values (or the weighted sum), its variance likewise; a coefficient's mean."""
+        """One grade per run of grades: the mean of its values (or the weighted sum), its variance likewise; a coefficient's mean."""
         if not len(starts):
             return self.take(np.zeros(0, dtype=np.int64))
         counts = np.diff(np.append(starts, len(self.value)))
@@ -59,54 +64,16 @@ class Grades:
         return replace(merged, value=value, variance=variance, coefficient=coefficient)
 
 
-def parse_score(text: str, known: Sequence[str]) -> dict[str, float] | str:
-    """`--score`: "mean", or aspect weights: {"overall": 1.0} for one aspect's name, {"a": 0.65, ...} for "a=0.65,b=0.8".
+@dataclass(frozen=True)
+class FlatGrades:
+    """The grades of a batch and the names that their codes stand for. first, second: of comparisons the completions of each item."""
 
-    Raises UserError where it names an aspect that no grade has, or a weight that is no number.
-    """
-    if text == "mean":
-        return text
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.partition("=")
-        name = name.strip()
-        if name not in known:
-            raise UserError(f"--score {text!r}: no grade has the aspect {name!r}. Aspects present: {', '.join(known)}; or mean")
-        try:
-            weights[name] = float(weight) if weight else 1.0
-        except ValueError as error:
-            raise UserError(f"--score {text!r}: {weight!r} is no number; write aspect=weight, e.g. {name}=0.5") from error
-    return weights
-
-
-def check_scales(score: dict[str, float] | str, groups: Sequence[GradeGroup], normalisation: str) -> None:
-    """Refuse to average or subtract grades of different scales. Raises UserError listing them."""
-    if normalisation in ("minmax", "zscore", "rank"):
-        return
-    used = [group for group in groups if group.aspect in (score if isinstance(score, dict) else mean_aspects(groups))]
-    clusters: dict[str, dict[tuple[float | None, float | None], GradeGroup]] = {}
-    for group in used:
-        clusters.setdefault("" if score == "mean" else group.aspect, {}).setdefault((group.low, group.high), group)
-    for scales in clusters.values():
-        if len(scales) > 1:
-            shown = [
-                f"{_scale(low, high)} ({g.source}, rater {g.rater}, aspect {g.aspect})"
-                for (low, high), g in list(scales.items())[:6]
-            ]
-            raise UserError(
-                f"the grades mix {len(scales)} scales: {'; '.join(shown)}. Choose --normalise minmax, zscore or rank, or narrow "
-                "them with --rater, --kind or --aspect"
-            )
-
-
-def _scale(low: float | None, high: float | None) -> str:
-    return "..".join("unbounded" if bound is None else f"{bound:g}" for bound in (low, high))
-
-
-def mean_aspects(groups: Sequence[GradeGroup]) -> list[str]:
-    """The aspects that `--score mean` averages: all but `overall`, which is a judgement of its own; `overall` where alone."""
-    aspects = sorted({group.aspect for group in groups})
-    return [aspect for aspect in aspects if aspect != "overall"] or aspects
+    grades: Grades
+    raters: list[str]
+    kinds: list[str]
+    aspects: list[str]
+    first: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    second: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def group_starts(*keys: np.ndarray) -> np.ndarray:
@@ -119,87 +86,114 @@ def group_starts(*keys: np.ndarray) -> np.ndarray:
 
 
 def merge_repeats(grades: Grades) -> Grades:
-    """A rater's repeated grades of one item and aspect averaged; sorted by item, rater and aspect."""
-    grades = grades.take(np.lexsort((grades.value, grades.aspect, grades.rater, grades.item)))
-    return grades.mean_of_runs(group_starts(grades.item, grades.rater, grades.aspect))
+    """A rater's repeated grades of one item and aspect averaged, in each order shown by itself; sorted by item, rater, aspect, order.
 
-
-def average_orders(grades: Grades, shown: np.ndarray, machine: np.ndarray) -> tuple[Grades, np.ndarray, np.ndarray]:
-    """A rater's repeated answers in one order averaged, so that an order asked more often does not tilt what both make.
-
-    shown: the order, machine: any property of the rater, both of shape (grades,); they come back beside the grades, which are sorted by
-    item, rater, aspect and order.
+    So an order that was asked more often does not tilt what both make.
     """
-    order = np.lexsort((grades.value, shown, grades.aspect, grades.rater, grades.item))
-    grades, shown, machine = grades.take(order), shown[order], machine[order]
-    starts = group_starts(grades.item, grades.rater, grades.aspect, shown)
-    return grades.mean_of_runs(starts), shown[starts], machine[starts]
+    keys = [grades.item, grades.rater, grades.aspect, *([] if grades.shown is None else [grades.shown])]
+    order = np.lexsort((grades.value, *reversed(keys)))
+    return grades.take(order).mean_of_runs(group_starts(*(key[order] for key in keys)))
+
+
+def parse_score(text: str, known: Sequence[str]) -> dict[str, float] | str:
+    """`--score`: "mean", or aspect weights: {"overall": 1.0} for one aspect's name, {"a": 0.65, ...} for "a=0.65,b=0.8".
+
+    Raises UserError where it names an aspect that no grade has, or a weight that is no number.
+    """
+    if text in ASPECT_MERGERS:
+        return text
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        name = name.strip()
+        if name not in known:
+            raise UserError(
+                f"--score {text!r}: no grade has the aspect {name!r}. Aspects present: {', '.join(known)}; "
+                f"or {', '.join(ASPECT_MERGERS)}"
+            )
+        try:
+            weights[name] = float(weight) if weight else 1.0
+        except ValueError as error:
+            raise UserError(f"--score {text!r}: {weight!r} is no number; write aspect=weight, e.g. {name}=0.5") from error
+    return weights
+
+
+def averaged_aspects(aspects: Sequence[str]) -> list[str]:
+    """The aspects that `--score mean` averages: all but `overall`, which is a judgement of its own; `overall` where alone."""
+    return [aspect for aspect in aspects if aspect != "overall"] or list(aspects)
 
 
 def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequence[str]) -> tuple[Grades, dict[str, int]]:
-    """One value an item and a rater, and how many grades had no part in it, by reason.
+    """One value per item and rater, and how many grades had no part in it, by reason.
 
-    grades: sorted by item, rater, aspect, no repeats; `aspect` indexes `aspects`.
-    "mean" averages the aspects that the rater gave to every item of the prompt that the rater graded at all; weights need all of
-    their aspects.
+    grades: sorted by item, rater, aspect, no repeats; `aspect` indexes `aspects`. score: weights, which need all of their aspects, or a
+    name of ASPECT_MERGERS.
     """
-    dropped: dict[str, int] = {}
-    if isinstance(score, dict):
-        weight = np.array([score.get(name, np.nan) for name in aspects] or [np.nan])[grades.aspect]
-        wanted = np.isfinite(weight)
-        dropped["aspect_not_chosen"] = int((~wanted).sum())
-        grades, weight = grades.take(wanted), weight[wanted]
-        starts = group_starts(grades.item, grades.rater)
-        counts = np.diff(np.append(starts, len(weight)))
-        complete = np.repeat(counts == len(score), counts)
-        dropped["missing_aspect"] = int((~complete).sum())
-        grades, weight = grades.take(complete), weight[complete]
-        return grades.mean_of_runs(group_starts(grades.item, grades.rater), weight), _positive(dropped)
-    chosen = np.array([name != "overall" for name in aspects]) if any(a != "overall" for a in aspects) else np.ones(1, dtype=bool)
-    wanted = chosen[grades.aspect] if len(grades.aspect) else np.zeros(0, dtype=bool)
-    dropped["aspect_not_chosen"] = int((~wanted).sum())
-    grades = grades.take(wanted)
-    common = _common_aspects(grades)
-    dropped["aspect_not_common"] = int((~common).sum())
-    grades = grades.take(common)
-    return grades.mean_of_runs(group_starts(grades.item, grades.rater)), _positive(dropped)
+    wanted = np.isin(aspects, list(score) if isinstance(score, dict) else averaged_aspects(aspects))
+    chosen = grades.take(wanted[grades.aspect]) if len(grades.value) else grades
+    used = _complete(chosen, len(score)) if isinstance(score, dict) else ASPECT_MERGERS[score](chosen)
+    kept = chosen.take(used)
+    weights = np.array([score.get(name, np.nan) for name in aspects])[kept.aspect] if isinstance(score, dict) and aspects else None
+    dropped = {
+        "aspect_not_chosen": len(grades.value) - len(chosen.value),
+        "missing_aspect" if isinstance(score, dict) else "aspect_not_common": len(chosen.value) - len(kept.value),
+    }
+    return kept.mean_of_runs(group_starts(kept.item, kept.rater), weights), {reason: n for reason, n in dropped.items() if n}
 
 
-def _positive(counts: dict[str, int]) -> dict[str, int]:
-    return {reason: n for reason, n in counts.items() if n}
+def _complete(grades: Grades, aspects: int) -> np.ndarray:
+    """Whether each grade's rater gave all of the aspects to its item."""
+    counts = np.diff(np.append(group_starts(grades.item, grades.rater), len(grades.value)))
+    return np.repeat(counts == aspects, counts)
 
 
 def _common_aspects(grades: Grades) -> np.ndarray:
     """Whether each grade's aspect was given by its rater to every item of the prompt that the rater graded."""
-    n = len(grades.value)
-    if not n:
-        return np.zeros(0, dtype=bool)
-    by_rater = np.lexsort((grades.item, grades.rater, grades.prompt))
-    sorted_ = grades.take(by_rater)
-    runs = group_starts(sorted_.prompt, sorted_.rater)
-    new_item = np.zeros(n, dtype=np.int64)
-    new_item[group_starts(sorted_.prompt, sorted_.rater, sorted_.item)] = 1
-    items = np.empty(n, dtype=np.int64)
-    items[by_rater] = np.repeat(np.add.reduceat(new_item, runs), np.diff(np.append(runs, n)))
-    by_aspect = np.lexsort((grades.aspect, grades.rater, grades.prompt))
-    sorted_ = grades.take(by_aspect)
-    runs = group_starts(sorted_.prompt, sorted_.rater, sorted_.aspect)
-    sizes = np.diff(np.append(runs, n))
-    given = np.empty(n, dtype=np.int64)
-    given[by_aspect] = np.repeat(sizes, sizes)
-    return given == items
+    _, run = np.unique(_pairs_of(grades.prompt, grades.rater), return_inverse=True)
+    items = np.bincount(run[group_starts(grades.item, grades.rater)], minlength=1)[run]
+    _, given = np.unique(_pairs_of(run, grades.aspect), return_inverse=True)
+    return np.bincount(given, minlength=1)[given] == items
+
+
+def _pairs_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One number for each pair of numbers ≥ 0."""
+    return first * (int(second.max(initial=0)) + 1) + second
+
+
+ASPECT_MERGERS: dict[str, Callable[[Grades], np.ndarray]] = {"mean": _common_aspects}
+"""What `--score` may be beside aspects and weights: the name, and which of the aspects' grades are averaged."""
 
 
 def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Items that have a value, and that value: the (weighted) mean or the median over raters. grades: sorted by item, one a rater."""
+    """Items that have a value, and that value, as RATER_MERGERS says. grades: sorted by item, one per rater."""
     starts = group_starts(grades.item)
-    if not len(starts):
-        return grades.item, grades.value
+    return grades.item[starts], RATER_MERGERS[how].merge(grades, starts)
+
+
+def _mean(grades: Grades, starts: np.ndarray) -> np.ndarray:
+    """The mean of each run, weighted where grades have weights."""
+    if grades.weight is None:
+        return np.add.reduceat(grades.value, starts) / np.diff(np.append(starts, len(grades.value)))
+    return np.add.reduceat(grades.value * grades.weight, starts) / np.add.reduceat(grades.weight, starts)
+
+
+def _median(grades: Grades, starts: np.ndarray) -> np.ndarray:
     counts = np.diff(np.append(starts, len(grades.value)))
-    if how != "median" and grades.weight is not None:
-        return grades.item[starts], np.add.reduceat(grades.value * grades.weight, starts) / np.add.reduceat(grades.weight, starts)
-    if how != "median":
-        return grades.item[starts], np.add.reduceat(grades.value, starts) / counts
-    order = np.lexsort((grades.value, grades.item))
-    value = grades.value[order]
-    return grades.item[starts], (value[starts + (counts - 1) // 2] + value[starts + counts // 2]) / 2
+    value = grades.value[np.lexsort((grades.value, grades.item))]
+    return (value[starts + (counts - 1) // 2] + value[starts + counts // 2]) / 2
+
+
+class RaterMerger(NamedTuple):
+    """merge: (grades sorted by item, first position of each item) → one value per item; effects: whether effects are fitted before."""
+
+    help: str
+    merge: Callable[[Grades, np.ndarray], np.ndarray]
+    effects: bool = False
+
+
+RATER_MERGERS: dict[str, RaterMerger] = {
+    "mean": RaterMerger("the mean", _mean),
+    "median": RaterMerger("the median", _median),
+    "rater-effects": RaterMerger("the mean, raters' biases and scales taken out, weighted by precision", _mean, effects=True),
+}
+"""What `--raters` may be. Adding one: a function and a line here."""

@@ -1,48 +1,139 @@
 """Putting grades on a common footing, each by its own source, rater and aspect, before anything is averaged.
 
-    none     grades as they are
-    minmax   (score - low) / (high - low) by the declared scale; a comparison's gap / limit
-    zscore   (score - mean) / standard deviation of the group; a comparison's gap / root mean square gap
-    log      natural logarithm, for counts such as votes; scores > 0
-    rank     nothing here: the score stage ranks within the prompt
-
-A grade's own standard deviation (`spread`) follows by the delta method.
+A grade's own standard deviation (`spread`) follows by the delta method. A comparison has no place on a scale, only a size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
+from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
+from mmpo.pipeline.grades.aggregate import averaged_aspects, group_starts
+from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
 
-__all__ = ["NORMALISATIONS", "check_normalisation", "normalise"]
-
-NORMALISATIONS = ("none", "minmax", "zscore", "log", "rank")
+__all__ = ["NORMALISATIONS", "Normalisation", "check_normalisation", "check_scales", "normalise", "ranks"]
 
 
-def check_normalisation(name: str, groups: Sequence[GradeGroup], found: GradeStatistics) -> None:
+@dataclass(frozen=True)
+class _Given:
+    """The grades of one kind of evidence in a FEEDBACK table, as flat arrays, and what is known of all grades of the build."""
+
+    table: pa.Table
+    evidence: str
+    groups: Sequence[GradeGroup]
+    statistics: GradeStatistics
+
+    def field(self, name: str) -> np.ndarray:
+        return to_numpy(flat(self.table[self.evidence]).flatten().field(name))
+
+    def moved(self, shift: np.ndarray | float, scale: np.ndarray, low: float, high: float) -> dict[str, np.ndarray]:
+        """(value - shift)/scale, the spread over the scale, and new bounds (NaN: none)."""
+        value, bounds = COLUMNS[self.evidence]
+        new = {value: (self.field(value) - shift) / scale, "spread": self.field("spread") / scale}
+        return new | {name: np.full(len(scale), low if name == "low" else high) for name in bounds}
+
+
+def _minmax(given: _Given) -> dict[str, np.ndarray]:
+    if given.evidence == "comparisons":
+        return given.moved(0.0, given.field("limit"), 0.0, 1.0)
+    low, high = given.field("low"), given.field("high")
+    return given.moved(low, high - low, 0.0, 1.0)
+
+
+def _zscore(given: _Given) -> dict[str, np.ndarray]:
+    totals: dict[tuple[str, ...], Moments] = {}
+    for group in given.groups:
+        key, moments = (group.source, group.rater, group.aspect), given.statistics.groups[group]
+        totals[key] = totals[key].with_more(moments) if key in totals else moments
+    combinations, which = grouped(given.table, given.evidence, ("rater", "aspect"))
+    found = [totals[key] for key in combinations]
+    if given.evidence == "comparisons":
+        found = [Moments(m.count, 0.0, m.squares + m.count * m.mean * m.mean, m.least) for m in found]
+    shift = np.array([moments.mean for moments in found])
+    scale = np.array([np.sqrt(moments.squares / moments.count) or 1.0 for moments in found])
+    return given.moved(shift[which], scale[which], np.nan, np.nan)
+
+
+def _log(given: _Given) -> dict[str, np.ndarray]:
+    score = given.field("score")
+    bounds = {name: given.field(name) for name in ("low", "high")}
+    logs = {name: np.log(bound, out=np.full(len(bound), np.nan), where=bound > 0) for name, bound in bounds.items()}
+    return {"score": np.log(score), "spread": given.field("spread") / score, **logs}
+
+
+def ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
+    """(average rank - 1)/(n - 1) within each group, 1/2 for a group of one; NaN stays NaN and is not ranked. Shape (values,)."""
+    known = np.flatnonzero(np.isfinite(values))
+    result = np.full(len(values), np.nan)
+    if not len(known):
+        return result
+    order = known[np.lexsort((values[known], *(g[known] for g in groups)))]
+    keys = [g[order] for g in groups]
+    starts = group_starts(*keys)
+    sizes = np.diff(np.append(starts, len(order)))
+    place = np.arange(len(order)) - np.repeat(starts, sizes)
+    equal = group_starts(*keys, values[order])
+    runs = np.diff(np.append(equal, len(order)))
+    average = np.repeat(np.add.reduceat(place.astype(np.float64), equal) / runs, runs)
+    n = np.repeat(sizes, sizes)
+    result[order] = np.where(n > 1, average / np.maximum(n - 1, 1), 0.5)
+    return result
+
+
+def _without_scale(groups: Sequence[GradeGroup], statistics: GradeStatistics) -> str | None:
+    bare = [group for group in groups if group.low is None or group.high is None or group.low >= group.high]
+    return (
+        f"needs a declared scale; {_names(bare)} declare none. Give --scale LOW:HIGH, or use zscore, log or rank" if bare else None
+    )
+
+
+def _not_positive(groups: Sequence[GradeGroup], statistics: GradeStatistics) -> str | None:
+    low = [group for group in groups if statistics.groups[group].least <= 0]
+    least = min((statistics.groups[group].least for group in low), default=0.0)
+    return f"needs scores > 0; the least of {_names(low)} is {least:g}. Use rank or zscore" if low else None
+
+
+class Normalisation(NamedTuple):
+    """One normalisation. each: new columns of the grades; within_prompt: (values, *groups) → values of the merged scores, later on.
+
+    refuse: why these groups of grades can't be normalised so; for_comparisons: whether gaps can; one_scale: whether all grades are on one
+    scale afterwards, whatever theirs was.
+    """
+
+    help: str
+    each: Callable[[_Given], dict[str, np.ndarray]] | None = None
+    within_prompt: Callable[..., np.ndarray] | None = None
+    refuse: Callable[[Sequence[GradeGroup], GradeStatistics], str | None] | None = None
+    for_comparisons: bool = True
+    one_scale: bool = True
+
+
+NORMALISATIONS: dict[str, Normalisation] = {
+    "none": Normalisation("grades as they are", one_scale=False),
+    "minmax": Normalisation("(score - low)/(high - low) by the declared scale; gap/limit", _minmax, refuse=_without_scale),
+    "zscore": Normalisation("(score - mean)/standard deviation of the rater's grades; gap/root mean square gap", _zscore),
+    "log": Normalisation(
+        "natural logarithm, for counts such as votes", _log, refuse=_not_positive, for_comparisons=False, one_scale=False
+    ),
+    "rank": Normalisation("rank within the prompt, from 0 to 1, of the merged score", within_prompt=ranks, for_comparisons=False),
+}
+"""What `--normalise` may be. Adding one: a function and a line here."""
+
+
+def check_normalisation(name: str, groups: Sequence[GradeGroup], statistics: GradeStatistics) -> None:
     """Refuse a normalisation that the chosen grades do not allow. Raises UserError naming the groups in the way."""
     if name not in NORMALISATIONS:
         raise unknown_name("normalisation (--normalise)", name, NORMALISATIONS)
-    if name == "minmax":
-        bare = [group for group in groups if group.low is None or group.high is None or group.low >= group.high]
-        if bare:
-            raise UserError(
-                f"--normalise minmax needs a declared scale; {_names(bare)} declare none. Give --scale LOW:HIGH, "
-                "or use zscore, log or rank"
-            )
-    if name == "log":
-        if groups and groups[0].table == "comparisons":
-            raise UserError("--normalise log is for scores; the evidence is comparisons. Use none, minmax or zscore")
-        low = [group for group in groups if found.groups[group][3] <= 0]
-        if low:
-            least = min(found.groups[group][3] for group in low)
-            raise UserError(f"--normalise log needs scores > 0; the least of {_names(low)} is {least:g}. Use rank or zscore")
-    if name == "rank" and groups and groups[0].table == "comparisons":
-        raise UserError("--normalise rank is for scores; the evidence is comparisons. Use none, minmax or zscore")
+    chosen = NORMALISATIONS[name]
+    if not chosen.for_comparisons and groups and groups[0].table == "comparisons":
+        others = ", ".join(other for other, one in NORMALISATIONS.items() if one.for_comparisons)
+        raise UserError(f"--normalise {name} is for scores; the grades are comparisons. Use one of {others}")
+    if message := chosen.refuse and chosen.refuse(groups, statistics):
+        raise UserError(f"--normalise {name} {message}")
 
 
 def _names(groups: Sequence[GradeGroup]) -> str:
@@ -50,30 +141,37 @@ def _names(groups: Sequence[GradeGroup]) -> str:
     return ", ".join(shown) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
 
 
-def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[GradeGroup], found: GradeStatistics) -> pa.Table:
+def check_scales(score: dict[str, float] | str, groups: Sequence[GradeGroup], normalisation: str) -> None:
+    """Refuse to average or subtract grades of different scales. Raises UserError listing them."""
+    if NORMALISATIONS[normalisation].one_scale:
+        return
+    used = score if isinstance(score, dict) else averaged_aspects(sorted({group.aspect for group in groups}))
+    clusters: dict[str, dict[tuple[float | None, float | None], GradeGroup]] = {}
+    for group in groups:
+        if group.aspect in used:
+            cluster = clusters.setdefault(group.aspect if isinstance(score, dict) else "", {})
+            cluster.setdefault((group.low, group.high), group)
+    for scales in clusters.values():
+        if len(scales) > 1:
+            shown = [f"{_scale(*scale)} ({g.source}, rater {g.rater}, aspect {g.aspect})" for scale, g in list(scales.items())[:6]]
+            common = ", ".join(name for name, one in NORMALISATIONS.items() if one.one_scale)
+            raise UserError(
+                f"the grades mix {len(scales)} scales: {'; '.join(shown)}. Choose --normalise {common}, or narrow "
+                "them with --rater, --kind or --aspect"
+            )
+
+
+def _scale(low: float | None, high: float | None) -> str:
+    return "..".join("unbounded" if bound is None else f"{bound:g}" for bound in (low, high))
+
+
+def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[GradeGroup], statistics: GradeStatistics) -> pa.Table:
     """The FEEDBACK table with the grades of column `evidence` normalised; rows must still be those of a single source each."""
-    column = flat(table[evidence])
+    column, each = flat(table[evidence]), NORMALISATIONS[name].each
     grades = column.flatten()
-    if name in ("none", "rank") or not len(grades):
+    if each is None or not len(grades):
         return table
-    value_name = "score" if evidence == "ratings" else "gap"
-    value, spread = to_numpy(grades.field(value_name)), to_numpy(grades.field("spread"))
-    if name == "log":
-        new = {value_name: np.log(value), "spread": spread / value}
-        bounds = {key: np.full(len(value), np.nan) for key in ("low", "high")}
-        for key, old in (("low", to_numpy(grades.field("low"))), ("high", to_numpy(grades.field("high")))):
-            positive = old > 0
-            bounds[key][positive] = np.log(old[positive])
-        new |= bounds
-    else:
-        shift, scale = _shift_and_scale(table, column, evidence, name, groups, found)
-        new = {value_name: (value - shift) / scale, "spread": spread / scale}
-        unbounded = np.full(len(value), np.nan)
-        if evidence == "ratings":
-            new |= {"low": np.zeros(len(value)), "high": np.ones(len(value))} if name == "minmax" else {}
-            new |= {"low": unbounded, "high": unbounded} if name == "zscore" else {}
-        else:
-            new["limit"] = np.ones(len(value)) if name == "minmax" else unbounded
+    new = each(_Given(table, evidence, groups, statistics))
     fields = [grades.type.field(i) for i in range(grades.type.num_fields)]
     arrays = [pa.array(new[f.name], f.type, from_pandas=True) if f.name in new else grades.field(f.name) for f in fields]
     rebuilt = pa.ListArray.from_arrays(
@@ -81,32 +179,3 @@ def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[GradeG
     )
     index = table.schema.get_field_index(evidence)
     return table.set_column(index, table.schema.field(index), rebuilt)
-
-
-def _shift_and_scale(
-    table: pa.Table, column: pa.ListArray, evidence: str, name: str, groups: Sequence[GradeGroup], found: GradeStatistics
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is taken from each grade and what it is divided by, shape (grades,)."""
-    grades = column.flatten()
-    if name == "minmax":
-        if evidence == "comparisons":
-            return np.zeros(len(grades)), to_numpy(grades.field("limit"))
-        low, high = to_numpy(grades.field("low")), to_numpy(grades.field("high"))
-        return low, high - low
-    totals = GradeStatistics()
-    for group in groups:
-        key = GradeGroup(evidence, group.source, group.rater, "", group.aspect, None, None)
-        totals.add(GradeStatistics({key: found.groups[group]}))
-    row = parents(offsets_of(column))
-    keys = [codes(flat(table["source"]).take(pa.array(row)))] + [codes(grades.field(n)) for n in ("rater", "aspect")]
-    distinct, inverse = np.unique(np.stack([code for code, _ in keys]), axis=1, return_inverse=True)
-    shift, scale = np.zeros(distinct.shape[1]), np.ones(distinct.shape[1])
-    for i, combination in enumerate(distinct.T):
-        source, rater, aspect = (values[c] for c, (_, values) in zip(combination, keys, strict=True))
-        count, mean, squares, _ = totals.groups[GradeGroup(evidence, source, rater, "", aspect, None, None)]
-        if evidence == "comparisons":
-            mean, squares = 0.0, squares + count * mean * mean
-        shift[i] = mean
-        scale[i] = np.sqrt(squares / count) or 1.0
-    inverse = inverse.reshape(-1)
-    return shift[inverse], scale[inverse]

@@ -10,14 +10,15 @@ was shown first and second,
 so the spread of h about b is that of the margin. Without taking b away it would be overstated: the mean of h² is b² + t²/2.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from mmpo.pipeline.grades.aggregate import Grades, average_orders, group_starts
+from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, group_starts, merge_repeats
 
 __all__ = ["OrderTotals", "PositionBias", "exact_sum", "merge_orders", "order_totals", "position_biases"]
 
@@ -65,36 +66,43 @@ def exact_sum(values: np.ndarray) -> Fraction:
     return result
 
 
-def _answers(orders: Grades, machine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of grades sorted by item, rater, aspect, order: first positions of each answer, whether in both orders, whether by a machine."""
+class _Answers(NamedTuple):
+    """A rater's grades of an item and aspect in one or both orders. orders: one grade per order, sorted; the rest of shape (answers,).
+
+    starts: where each answer's orders begin; gap: h, NaN where there is one order only; by_machine: whether the rater is no person;
+    group: the rater's and aspect's place in `keys`, a list of (rater, aspect).
+    """
+
+    orders: Grades
+    starts: np.ndarray
+    gap: np.ndarray
+    by_machine: np.ndarray
+    group: np.ndarray
+    keys: list[tuple[str, str]]
+
+
+def _answers(flat: FlatGrades) -> _Answers:
+    orders = merge_repeats(flat.grades)
     starts = group_starts(orders.item, orders.rater, orders.aspect)
     both = np.diff(np.append(starts, len(orders.item))) == 2
+    gap = np.full(len(starts), np.nan)
+    # of two orders the second is the one where the item's first half was shown first
+    gap[both] = (orders.value[starts[both] + 1] - orders.value[starts[both]]) / 2
+    machine = np.array([kind != "human" for kind in flat.kinds] or [False])[orders.kind]
     by_machine = np.logical_and.reduceat(machine, starts) if len(starts) else np.zeros(0, dtype=bool)
-    return starts, both, by_machine
+    group = orders.rater[starts] * len(flat.aspects) + orders.aspect[starts]
+    return _Answers(orders, starts, gap, by_machine, group, list(product(flat.raters, flat.aspects)))
 
 
-def _order_gaps(orders: Grades, starts: np.ndarray) -> np.ndarray:
-    """h of the answers that start here in both orders: the second of them is the one where the item's first half was shown first."""
-    return (orders.value[starts + 1] - orders.value[starts]) / 2
-
-
-def order_totals(
-    grades: Grades, shown: np.ndarray, machine: np.ndarray, raters: Sequence[str], aspects: Sequence[str]
-) -> dict[tuple[str, str], OrderTotals]:
-    """By rater and aspect: the order gaps of the pairs that a machine (no person) answered in both orders.
-
-    shown: 1 where the item's first half was shown first, else 0; machine: whether the rater is no person; both of shape (grades,).
-    """
-    orders, _, machine = average_orders(grades, shown, machine)
-    starts, both, by_machine = _answers(orders, machine)
-    used = starts[both & by_machine]
-    gaps, group = _order_gaps(orders, used), orders.rater[used] * len(aspects) + orders.aspect[used]
+def order_totals(flat: FlatGrades) -> dict[tuple[str, str], OrderTotals]:
+    """By rater and aspect: the order gaps of the pairs that a machine (no person) answered in both orders."""
+    answers = _answers(flat)
+    used = answers.by_machine & np.isfinite(answers.gap)
+    gaps, group = answers.gap[used], answers.group[used]
     result: dict[tuple[str, str], OrderTotals] = {}
     for code in np.unique(group).tolist():
         these = gaps[group == code]
-        result[raters[code // len(aspects)], aspects[code % len(aspects)]] = OrderTotals(
-            len(these), exact_sum(these), exact_sum(these * these)
-        )
+        result[answers.keys[code]] = OrderTotals(len(these), exact_sum(these), exact_sum(these * these))
     return result
 
 
@@ -112,16 +120,8 @@ def position_biases(parts: Iterable[Mapping[tuple[str, str], OrderTotals]]) -> d
     return result
 
 
-def merge_orders(
-    grades: Grades,
-    shown: np.ndarray,
-    machine: np.ndarray,
-    raters: Sequence[str],
-    aspects: Sequence[str],
-    biases: Mapping[tuple[str, str], PositionBias],
-    one_order: str,
-) -> tuple[Grades, np.ndarray]:
-    """One grade an item, rater and aspect out of its orders, and the items of the grades left out, shape (left out,).
+def merge_orders(flat: FlatGrades, biases: Mapping[tuple[str, str], PositionBias], one_order: str) -> tuple[Grades, np.ndarray]:
+    """One grade per item, rater and aspect out of its orders, and the items of the grades left out, shape (left out,).
 
     An order asked several times is averaged by itself first. With s1², s2² the answers' own variances and v0 the group's variance of h:
 
@@ -133,21 +133,19 @@ def merge_orders(
 
     Unknown parts of a variance are left out of the sum; it is NaN where none is known.
     """
-    orders, shown, machine = average_orders(grades, shown, machine)
-    starts, both, by_machine = _answers(orders, machine)
-    merged = orders.mean_of_runs(starts)
-    table = np.array([biases.get((r, a), (np.nan, 0, np.nan)) for r in raters for a in aspects]).reshape(-1, 3)
-    code = merged.rater * len(aspects) + merged.aspect
-    known = by_machine & (table[code, 1] > 0)
-    bias, order_variance = table[code, 0], table[code, 2]
+    answers = _answers(flat)
+    merged = answers.orders.mean_of_runs(answers.starts)
+    table = np.array([biases.get(key, (np.nan, 0, np.nan)) for key in answers.keys]).reshape(-1, 3)
+    bias, pairs, order_variance = table[answers.group].T
+    known, both = answers.by_machine & (pairs > 0), np.isfinite(answers.gap)
     value, variance = merged.value.copy(), merged.variance.copy()
-    sign = np.where(shown[starts] == 1, 1.0, -1.0)
+    sign = (
+        np.where(answers.orders.shown[answers.starts] == 1, 1.0, -1.0) if answers.orders.shown is not None else np.ones(len(value))
+    )
 
-    two = both & known
-    off = _order_gaps(orders, starts[two]) - bias[two]
-    shrunk = (PRIOR_DEGREES * order_variance[two] + off**2) / (PRIOR_DEGREES + 1)
+    two, one = both & known, ~both & known
+    shrunk = (PRIOR_DEGREES * order_variance[two] + (answers.gap[two] - bias[two]) ** 2) / (PRIOR_DEGREES + 1)
     variance[two] = _known_sum(variance[two], shrunk)
-    one = ~both & known
     value[one] -= (sign * bias)[one]
     variance[one] = _known_sum(variance[one], 2 * order_variance[one])
     merged = replace(merged, value=value, variance=variance, coefficient=np.where(both | known, 0.0, sign))

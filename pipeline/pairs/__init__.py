@@ -1,7 +1,19 @@
 """From one value per completion to PAIRS: which pairs, their margins and errors, filters, splits."""
 
-from mmpo.pipeline.pairs.choose import own_gaps
-from mmpo.pipeline.pairs.splits import split_position
-from mmpo.pipeline.pairs.strategies import STRATEGIES
+from mmpo.pipeline.pairs.choose import choose_pairs, own_gaps
+from mmpo.pipeline.pairs.splits import check_shares, first_user_messages, split_of_prompts, split_position
+from mmpo.pipeline.pairs.strategies import STRATEGIES, all_pairs
+from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
 
-__all__ = ["STRATEGIES", "own_gaps", "split_position"]
+__all__ = [
+    "STRATEGIES",
+    "ChosenPairs",
+    "all_pairs",
+    "check_shares",
+    "choose_pairs",
+    "first_user_messages",
+    "own_gaps",
+    "pairs_table",
+    "split_of_prompts",
+    "split_position",
+]

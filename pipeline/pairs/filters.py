@@ -1,61 +1,65 @@
-"""Leaving pairs out: ties, over-long texts, small margins and the cap, in that order, each counted and kept as evidence."""
+"""Leaving pairs out: ties, over-long texts, small margins and the cap, each counted and kept as evidence. Adding one: a line in FILTERS."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import flat, offsets_of
-from mmpo.pipeline.grades.rules import Margins, PairRules
-from mmpo.pipeline.pairs.strategies import STRATIFIED_DEFAULT, cap, stratify
+from mmpo.pipeline.grades.rules import PairRules
+from mmpo.pipeline.pairs.strategies import STRATEGIES, pair_hash
+from mmpo.pipeline.pairs.table import ChosenPairs
 
-__all__ = ["filtered"]
+__all__ = ["FILTERS", "filtered"]
 
 
-def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Characters of each prompt (all its messages) and of each completion."""
+def _tie(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    return (pairs.quality_margin == 0) & (rules.ties == "drop")
+
+
+def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """More characters than allowed in the prompt (all its messages) or in a completion."""
+    if rules.max_chars is None:
+        return np.zeros(len(pairs.prompt), dtype=bool)
     prompts = flat(table["prompt"])
     ends = np.concatenate([[0], np.cumsum(np.asarray(pc.utf8_length(prompts.flatten().field("content"))))])
-    offsets = offsets_of(prompts)
-    texts = flat(table["completions"]).flatten().field("text")
-    return ends[offsets[1:]] - ends[offsets[:-1]], np.asarray(pc.utf8_length(texts))
+    of_prompt = np.diff(ends[offsets_of(prompts)])
+    of_text = np.asarray(pc.utf8_length(flat(table["completions"]).flatten().field("text")))
+    longest = np.maximum.reduce([of_prompt[pairs.prompt], of_text[pairs.chosen], of_text[pairs.rejected]])
+    return longest > rules.max_chars
 
 
-def filtered(table: pa.Table, margins: Margins, rules: PairRules, ids: list[str]) -> Margins:
-    """The pairs that the rules keep; `dropped` and `evidence` of the result say what was left out and why."""
-    keep = np.ones(len(margins.prompt), dtype=bool)
+def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    return pairs.quality_margin < rules.min_margin
 
-    def leave_out(reason: str, mask: np.ndarray) -> None:
-        out = keep & mask
-        if out.any():
-            margins.dropped["pair", reason] = int(out.sum())
-            margins.evidence.append((reason, *(getattr(margins, n)[out] for n in ("prompt", "chosen", "rejected"))))
-            keep[out] = False
 
-    if rules.ties == "drop":
-        leave_out("tie", margins.quality_margin == 0)
-    if rules.max_chars is not None:
-        lengths = _lengths(table)
-        leave_out(
-            "over_long",
-            np.maximum(lengths[0][margins.prompt], np.maximum(*(lengths[1][p] for p in (margins.chosen, margins.rejected))))
-            > rules.max_chars,
-        )
-    leave_out("min_margin", margins.quality_margin < rules.min_margin)
-    most = rules.max_per_prompt or (STRATIFIED_DEFAULT if rules.strategy == "stratified" else None)
-    if most is not None:
-        kept = np.flatnonzero(keep)
-        crowded = np.bincount(margins.prompt[kept], minlength=1)[margins.prompt[kept]] > most if len(kept) else kept > 0
-        kept = kept[crowded]
-        chosen, rejected = ([ids[i] for i in values[kept]] for values in (margins.chosen, margins.rejected))
-        if rules.strategy == "stratified":
-            mask = stratify(margins.prompt[kept], margins.quality_margin[kept], chosen, rejected, most, rules.seed)
-        else:
-            mask = cap(margins.prompt[kept], chosen, rejected, most, rules.seed)
-        over = np.zeros(len(keep), dtype=bool)
-        over[kept[~mask]] = True
-        leave_out("max_per_prompt", over)
-    for name in ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "quality_margin", "margin_se"):
-        setattr(margins, name, getattr(margins, name)[keep])
-    margins.preferring, margins.raters = margins.preferring[keep], margins.raters[keep]
-    margins.kind = margins.kind[keep]
-    return margins
+def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    strategy, out = STRATEGIES[rules.strategy], np.zeros(len(pairs.prompt), dtype=bool)
+    most = rules.max_per_prompt or strategy.most
+    if most is None:
+        return out
+    crowded = np.flatnonzero(np.bincount(pairs.prompt, minlength=1)[pairs.prompt] > most)
+    ids = flat(table["completions"]).flatten().field("id")
+    names = (ids.take(pa.array(side[crowded])).to_pylist() for side in (pairs.chosen, pairs.rejected))
+    hashes = np.array([pair_hash(rules.seed, *pair) for pair in zip(*names, strict=True)], dtype="S16")
+    # numpy strips trailing NULs of bytes when it compares; two hashes that differ in nothing else do not occur
+    rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
+    out[crowded] = ~strategy.capped(pairs.prompt[crowded], pairs.quality_margin[crowded], rank, most)
+    return out
+
+
+FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
+    "tie": _tie,
+    "over_long": _over_long,
+    "min_margin": _small_margin,
+    "max_per_prompt": _over_the_cap,
+}
+"""By reason: (FEEDBACK batch, pairs left so far, rules) → mask of the pairs to leave out, shape (pairs,). They run in this order."""
+
+
+def filtered(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> ChosenPairs:
+    """The pairs that the rules keep; `dropped` and `left_out` of the result say what was left out and why."""
+    for reason, out_of in FILTERS.items():
+        pairs = pairs.without(reason, out_of(table, pairs, rules))
+    return pairs

@@ -1,37 +1,73 @@
-"""PAIRS rows from chosen pairs. A text is copied once a pair and no sooner: until here it is a position."""
+"""Chosen pairs, and their PAIRS rows. A text is copied once per pair and no sooner: until here it is a position."""
+
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, gather_lists, offsets_of
-from mmpo.pipeline.grades.rules import Margins
 from mmpo.pipeline.tables import MESSAGE, PAIRS
 
-__all__ = ["pairs_table"]
+__all__ = ["ChosenPairs", "LeftOut", "pairs_table"]
+
+LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+"""A reason, and prompt, chosen and rejected of the pairs that it left out."""
 
 
-def pairs_table(feedback: pa.Table, margins: Margins) -> pa.Table:
-    """PAIRS from a FEEDBACK batch and the pairs chosen in it, at most 2 GiB of text a column."""
+@dataclass
+class ChosenPairs:
+    """Pairs of a batch, all arrays of shape (pairs,). prompt: its row; chosen, rejected: positions among the batch's completions.
+
+    margin_se: NaN where unknown; kind: a place in kinds. created: how many pairs there were before any was left out; dropped,
+    dropped_grades: pairs left out and grades that had no part, by reason.
+    """
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    score_chosen: np.ndarray
+    score_rejected: np.ndarray
+    quality_margin: np.ndarray
+    margin_se: np.ndarray
+    preferring: np.ndarray
+    raters: np.ndarray
+    kind: np.ndarray
+    kinds: list[str]
+    created: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    used_grades: int = 0
+    dropped_grades: dict[str, int] = field(default_factory=dict)
+
+    def without(self, reason: str, out: np.ndarray) -> "ChosenPairs":
+        """Without the pairs of the mask, which are counted and kept under their reason."""
+        if not out.any():
+            return self
+        self.dropped[reason] = int(out.sum())
+        self.left_out.append((reason, self.prompt[out], self.chosen[out], self.rejected[out]))
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: column[~out] for name, column in columns.items() if isinstance(column, np.ndarray)})
+
+
+def pairs_table(feedback: pa.Table, pairs: ChosenPairs) -> pa.Table:
+    """PAIRS from a FEEDBACK batch and the pairs chosen in it, at most 2 GiB of text per column."""
     completions = flat(feedback["completions"]).flatten()
-    prompt, chosen, rejected = margins.prompt, margins.chosen, margins.rejected
+    prompt, sides = pa.array(pairs.prompt), {"chosen": pa.array(pairs.chosen), "rejected": pa.array(pairs.rejected)}
     columns = {
-        "prompt_id": flat(feedback["prompt_id"]).take(pa.array(prompt)),
-        "chosen_id": completions.field("id").take(pa.array(chosen)),
-        "rejected_id": completions.field("id").take(pa.array(rejected)),
-        "prompt": _prompts(flat(feedback["prompt"]), prompt),
-        "chosen": _replies(completions.field("text"), chosen),
-        "rejected": _replies(completions.field("text"), rejected),
-        "score_chosen": pa.array(margins.score_chosen, from_pandas=True),
-        "score_rejected": pa.array(margins.score_rejected, from_pandas=True),
-        "quality_margin": pa.array(margins.quality_margin),
-        "margin_se": pa.array(margins.margin_se, from_pandas=True),
-        "preferring": pa.array(margins.preferring, pa.int32()),
-        "raters": pa.array(margins.raters, pa.int32()),
-        "kind": pa.array(margins.kinds, pa.string()).take(pa.array(margins.kind)),
-        "chosen_model": completions.field("model").take(pa.array(chosen)),
-        "rejected_model": completions.field("model").take(pa.array(rejected)),
-        "source": flat(feedback["source"]).take(pa.array(prompt)),
+        "prompt_id": flat(feedback["prompt_id"]).take(prompt),
+        "prompt": _prompts(flat(feedback["prompt"]), pairs.prompt),
+        "source": flat(feedback["source"]).take(prompt),
+        "quality_margin": pa.array(pairs.quality_margin),
+        "margin_se": pa.array(pairs.margin_se, from_pandas=True),
+        "preferring": pa.array(pairs.preferring, pa.int32()),
+        "raters": pa.array(pairs.raters, pa.int32()),
+        "kind": pa.array(pairs.kinds, pa.string()).take(pa.array(pairs.kind)),
     }
+    for side, at in sides.items():
+        columns[side] = _replies(completions.field("text").take(at))
+        columns[f"{side}_id"] = completions.field("id").take(at)
+        columns[f"{side}_model"] = completions.field("model").take(at)
+        columns[f"score_{side}"] = pa.array(getattr(pairs, f"score_{side}"), from_pandas=True)
     return pa.Table.from_arrays([columns[name] for name in PAIRS.names], schema=PAIRS)
 
 
@@ -40,9 +76,9 @@ def _messages(offsets: np.ndarray, roles: pa.Array, contents: pa.Array) -> pa.Li
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), message)
 
 
-def _replies(texts: pa.Array, index: np.ndarray) -> pa.ListArray:
+def _replies(texts: pa.Array) -> pa.ListArray:
     """Each text as a conversation of one assistant message."""
-    return _messages(np.arange(len(index) + 1), pa.repeat(pa.scalar("assistant"), len(index)), texts.take(pa.array(index)))
+    return _messages(np.arange(len(texts) + 1), pa.repeat(pa.scalar("assistant"), len(texts)), texts)
 
 
 def _prompts(prompts: pa.ListArray, index: np.ndarray) -> pa.ListArray:

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -232,17 +231,15 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 @pytest.mark.parametrize("merge", ["mean", "median", "rater-effects"])
 @pytest.mark.parametrize("one_order", ["drop", "keep"])
-def test_order_files_and_workers_change_nothing_and_python_agrees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, one_order: str
-) -> None:
+def test_order_files_and_workers_change_nothing_and_python_agrees(tmp_path: Path, merge: str, one_order: str) -> None:
     given_rows = lines()
     options = {"merge_raters": merge, "one_order": one_order}
     shuffled = random.Random(1).sample(given_rows, len(given_rows))
     whole = [write(tmp_path / "a.jsonl", given_rows)]
     parts = [write(tmp_path / f"{i}.jsonl", shuffled[i::3]) for i in range(3)]
-    for name, paths, workers, size in (("one", whole, 1, 8 << 20), ("many", parts, 2, 50_000)):
-        monkeypatch.setattr(sys.modules["mmpo.pipeline.build.run"], "PARTITION_BYTES", size)  # one partition, and about a dozen
-        build(paths, tmp_path / name, options=BuildOptions(format="jsonl", scale=(-3, 3), workers=workers, **options))  # type: ignore[arg-type]
+    for name, paths, workers, size in (("one", whole, 1, 8 << 20), ("many", parts, 2, 50_000)):  # one partition, and about a dozen
+        with_workers = BuildOptions(format="jsonl", scale=(-3, 3), workers=workers, **options)  # type: ignore[arg-type]
+        build(paths, tmp_path / name, options=with_workers, partition_bytes=size)
     build(whole, tmp_path / "feedback", options=BuildOptions(format="jsonl", scale=(-3, 3), feedback_only=True))
     python = build_pairs(load_feedback(tmp_path / "feedback"), **options)
     built = [load_pairs(tmp_path / name) for name in ("one", "many")]

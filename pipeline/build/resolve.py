@@ -1,0 +1,107 @@
+"""What the whole input decides before the first pair is made, or why it can't be: which grades, scales, rules, and what passes find.
+
+`mmpo build` and `build_pairs` take the same steps: `resolve_build`, `merged_grades` of each part of the input, `with_learned`, then pairs.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from mmpo.pipeline.accounting import Ledger
+from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.build.options import BuildOptions
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
+from mmpo.pipeline.grades.flatten import orders_of, rater_sample, sample_share, wants_orders
+from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise
+from mmpo.pipeline.grades.position_bias import position_biases
+from mmpo.pipeline.grades.rater_effects import fit_rater_effects
+from mmpo.pipeline.grades.rater_sample import RaterSample
+from mmpo.pipeline.grades.rules import PairRules
+from mmpo.pipeline.grades.select import choose_evidence, select_grades
+from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
+from mmpo.pipeline.pairs.choose import within_pair_variance
+from mmpo.pipeline.pairs.strategies import STRATEGIES
+
+__all__ = ["Collect", "ResolvedBuild", "merged_grades", "resolve_build", "with_learned"]
+
+Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
+"""Calls a function with the merged grades of each part of the input and the rules; yields what it returns, in order."""
+
+
+@dataclass(frozen=True)
+class ResolvedBuild:
+    """A build that can be done. groups: the grades it uses; pooled: each source's within-pair variance, where passes found one."""
+
+    options: BuildOptions
+    rules: PairRules = field(default_factory=PairRules)
+    groups: tuple[GradeGroup, ...] = ()
+    statistics: GradeStatistics = field(default_factory=GradeStatistics)
+    pooled: dict[str, float] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """What manifest and Parquet metadata keep of it: scales, normalisation, and what was found of raters."""
+        scales = sorted({(group.low, group.high) for group in self.groups}, key=str)
+        return {"scales": scales, "normalisation": self.options.normalise, **self.rules.learned()}
+
+
+def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> ResolvedBuild:
+    """Which grades are used, and the rules of pairing. Raises UserError where the input and the options do not fit."""
+    if options.feedback_only:
+        return ResolvedBuild(options, statistics=statistics)
+    evidence, groups = choose_evidence(
+        statistics, options.evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects
+    )
+    score = parse_score(options.score, sorted({group.aspect for group in groups}))
+    check_scales(score, groups, options.normalise)
+    check_normalisation(options.normalise, groups, statistics)
+    if evidence == "comparisons" and not STRATEGIES[options.strategy].every_pair:
+        fitting = " or ".join(name for name, strategy in STRATEGIES.items() if strategy.every_pair)
+        raise UserError(
+            f"--strategy {options.strategy} needs a score for each completion; the grades are comparisons, whose pairs are given. "
+            f"Use {fitting}"
+        )
+    of_options = {f.name: getattr(options, f.name) for f in fields(PairRules) if hasattr(options, f.name)}
+    return ResolvedBuild(options, PairRules(**{**of_options, "evidence": evidence, "score": score}), tuple(groups), statistics)
+
+
+def merged_grades(rows: pa.Table, build: ResolvedBuild, ledger: Ledger) -> pa.Table:
+    """FEEDBACK rows of whole prompts, narrowed to the chosen grades, normalised, and merged to one row per prompt; all is counted."""
+    options, evidence = build.options, build.rules.evidence
+    if not options.feedback_only:
+        given = {name: len(flat(rows[name]).flatten()) for name in COLUMNS}
+        rows, left_out = select_grades(rows, evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects)
+        used = given[evidence] - left_out
+        total = sum(given.values())
+        not_chosen = {"grade_not_chosen": total - used} if total > used else {}
+        ledger.count("evidence", "grade", into=total, out=used, dropped=not_chosen)
+        rows = normalise(rows, evidence, options.normalise, build.groups, build.statistics)
+    merged, counts = merge_prompts(rows)
+    completions = len(flat(merged["completions"]).flatten())
+    ledger.count("merge", "prompt", into=rows.num_rows, out=merged.num_rows, merged=counts["prompt"])
+    ledger.count("merge", "completion", into=completions + counts["completion"], out=completions, merged=counts["completion"])
+    return merged
+
+
+def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
+    """The build with what passes over all grades find: position biases, rater effects, within-pair variances, each given the former."""
+    if wants_orders(build.rules, build.groups):
+        build = replace(build, rules=replace(build.rules, position=position_biases(collect(build, orders_of))))
+    if RATER_MERGERS[build.rules.merge_raters].effects:
+        share = sample_share(build.groups, build.statistics)
+        sample = RaterSample.joined(list(collect(build, partial(rater_sample, share=share))))
+        weighted = build.options.rater_weights == "fitted"
+        effects = fit_rater_effects(sample, centered=build.rules.evidence == "ratings", weighted=weighted)
+        build = replace(build, rules=replace(build.rules, effects=effects))
+    if len({group.rater for group in build.groups}) > 1:
+        total: dict[str, tuple[float, int]] = {}
+        for part in collect(build, within_pair_variance):
+            for source, (squares, degrees) in part.items():
+                before = total.get(source, (0.0, 0))
+                total[source] = (before[0] + squares, before[1] + degrees)
+        build = replace(build, pooled={source: squares / degrees for source, (squares, degrees) in sorted(total.items())})
+    return build
