@@ -1,4 +1,4 @@
-"""Which pairs of a prompt's completions a judge compares: `--pairs`, one line a way in PAIRINGS.
+"""Which pairs of a prompt's completions a judge compares: `--pairs`, one line each in PAIRINGS.
 
 A pair is two positions among the prompt's completions, the smaller one first; what is shown first is decided elsewhere. Everything that
 looks random is the smallest blake2b of (seed, ids), so that adding prompts or completions elsewhere changes nothing here.
@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a way to choose pairs may look at. scores: the mean of the grades that a completion has, None where it has none."""
+    """What the choice of pairs may look at. scores: the mean of the grades that a completion has, None where it has none."""
 
     ids: Sequence[str]
     scores: Sequence[float | None]
@@ -30,12 +30,18 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Pairing:
-    """choose: the pairs of one prompt. count: how many those are for n completions (with k of `name:k`)."""
+    """choose: the pairs of one prompt. count: how many those are for n completions (with k of `name:k`).
+
+    reads_scores: the choice looks at `Candidates.scores`. needs: what is missing where it finds no pair in any prompt; "" where that
+    can only be completions.
+    """
 
     choose: Callable[[Candidates], list[Pair]]
     count: Callable[[int, int], int]
     summary: str
     takes_k: bool = False
+    reads_scores: bool = False
+    needs: str = ""
 
 
 def digest_of(seed: int, *ids: str) -> bytes:
@@ -95,10 +101,22 @@ PAIRINGS: dict[str, Pairing] = {
         _auto,
         lambda n, k: _pairs(n) if n <= ALL_UP_TO else min(_pairs(n), 2 * n - 1),
         "all up to 4 completions, else chain + random:n",
+        reads_scores=True,
     ),
     "all": Pairing(_all, lambda n, k: _pairs(n), "every pair"),
-    "chain": Pairing(_chain, lambda n, k: max(0, n - 1), "neighbours by grade where all have one, else in a seeded order"),
-    "best-worst": Pairing(_best_worst, lambda n, k: min(1, n // 2), "the best-graded against the worst-graded; needs grades"),
+    "chain": Pairing(
+        _chain,
+        lambda n, k: max(0, n - 1),
+        "neighbours by grade where all have one, else in a seeded order",
+        reads_scores=True,
+    ),
+    "best-worst": Pairing(
+        _best_worst,
+        lambda n, k: min(1, n // 2),
+        "the best-graded against the worst-graded; needs grades",
+        reads_scores=True,
+        needs="best-worst compares graded completions, and none is graded; use --pairs all or random:k",
+    ),
     "random": Pairing(_random, lambda n, k: min(k, _pairs(n)), "random:k takes k pairs a prompt", takes_k=True),
 }
 """The family of `--pairs`."""

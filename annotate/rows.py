@@ -9,15 +9,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpo.annotate.judge.modes import Row, digest_limit
+from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, read_manifest, split_files
-from mmpo.pipeline.tables import FEEDBACK
+from mmpo.pipeline.tables import FEEDBACK, Message
 
-__all__ = ["Feedback", "rows_of"]
+__all__ = ["Feedback", "FeedbackRow", "rows_of"]
 
-ROWS = 256
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class FeedbackRow:
+    """One prompt to be judged. scores: the mean grade that a completion already has, None where it has none."""
+
+    prompt_id: str
+    prompt: Sequence[Message]
+    ids: Sequence[str]
+    texts: Sequence[str]
+    scores: Sequence[float | None]
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,20 @@ class Feedback:
         if limit is None:
             return cls(path, files)
         ids = [value for batch in batches(files, ["prompt_id"], 65_536) for value in batch.column(0).to_pylist()]
-        return cls(path, files, frozenset(sorted(ids, key=lambda one: digest_limit(seed, one))[:limit]))
+        return cls(path, files, frozenset(sorted(ids, key=lambda one: digest_of(seed, "limit", one))[:limit]))
 
-    def tables(self, rows: int = ROWS) -> Iterator[pa.Table]:
+    def tables(self, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
         """All rows, at most so many at a time. Raises UserError where a file can't be read or has other columns."""
         for batch in batches(self.files, FEEDBACK.names, rows):
             try:
                 yield pa.Table.from_batches([batch]).cast(FEEDBACK)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
                 raise UserError(f"{self.folder}: the columns do not have the types of FEEDBACK: {error}") from None
+
+    def rows(self, at_once: int = ROWS_AT_ONCE, *, scores: bool, reference: str | None) -> Iterator[list["FeedbackRow"]]:
+        """The prompts that are to be judged, some at a time; scores, reference as for `rows_of`."""
+        for table in self.tables(at_once):
+            yield [row for row in rows_of(table, scores=scores, reference=reference) if self.wanted(row.prompt_id)]
 
     def check_reference(self, key: str) -> None:
         """Raise UserError where no prompt has a reference answer under that key, naming the keys that there are."""
@@ -78,7 +95,7 @@ class Feedback:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[Row]:
+def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[FeedbackRow]:
     """The rows of a FEEDBACK table. scores: work out the mean grade of each completion (each on its scale, where it has one).
 
     reference: the key of `extra` with the reference answer.
@@ -90,7 +107,7 @@ def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator
     extras = table["extra"].to_pylist() if reference else [None] * len(ids)
     for one, prompt, candidates, grades, extra in zip(ids, prompts, completions, ratings, extras):
         candidates = candidates or []
-        yield Row(
+        yield FeedbackRow(
             one,
             prompt,
             [candidate["id"] for candidate in candidates],

@@ -33,7 +33,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 from openai_server import Server, serving  # noqa: E402
 
 from mmpo.annotate.judge import (  # noqa: E402
-    Abilities,
+    Capabilities,
     Judge,
     JudgeOptions,
     Questions,
@@ -78,7 +78,7 @@ class Work:
                 )
         build(lines, self.feedback, options=BuildOptions(format="jsonl", feedback_only=True))
         if bodies:
-            questions = Questions(Judge(MODEL), JudgeOptions(model=MODEL), Abilities(several=False))
+            questions = Questions(Judge(MODEL), JudgeOptions(model=MODEL), Capabilities(several=False))
             with self.bodies.open("wb") as file:
                 for table in Feedback.open(self.feedback).tables():
                     for row in rows_of(table, scores=False, reference=None):

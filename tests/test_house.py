@@ -35,7 +35,6 @@ APART = [{"annotate.agreement", "annotate.judge"}, {"train.training", "train.eva
 """Rooms side by side, none of which imports the other."""
 NOT_YET = {
     ("pipeline.metrics", "pipeline.margins"), ("pipeline.metrics", "pipeline"),
-    ("annotate.rows", "annotate.judge"), ("annotate.client", "annotate.judge"), ("annotate.batch", "annotate.judge"),
     ("train.evaluation", "train.training"),
 }  # fmt: skip
 MOST_MODULES, MOST_LINES = 16, 320

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.judge.options import public_url
+from mmpo.annotate.client import public_url
 from mmpo.pipeline.errors import UserError
 
 __all__ = ["Client", "Refused", "Unreachable", "api_url_of", "connect"]

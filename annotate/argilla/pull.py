@@ -21,7 +21,7 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
 from mmpo.annotate.argilla.team import dataset_of, datasets_of, records_of, settings_of, users_of, workspace_of
-from mmpo.annotate.judge.options import public_url
+from mmpo.annotate.client import public_url
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError

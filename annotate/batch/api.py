@@ -1,8 +1,8 @@
 """The calls of the OpenAI Batch API: passing faults are waited out, no batch is created twice, results pass through a file on the disk."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -10,27 +10,38 @@ from typing import IO, Any, TypeVar
 
 import orjson
 
-from mmpo.annotate.client.endpoint import LOCAL_KEY, Endpoint, api_key
-from mmpo.annotate.client.failures import failure_of
-from mmpo.annotate.client.request import Failure, Request
-from mmpo.annotate.judge.options import JudgeOptions
+from mmpo.annotate.client import Endpoint, Failure, Request, Stop, backoff
 
-__all__ = ["BatchApi", "Halted", "Refused", "line_of"]
+__all__ = ["BatchApi", "BatchSettings", "CallRefused", "Halted", "line_of"]
 
 CHAT = "/v1/chat/completions"
 TOKEN = "mmpo"
-"""Under what name a batch's metadata holds the token by which a batch is found whose id was lost."""
+"""The name in a batch's metadata of the token by which a batch is found whose id was lost."""
 CLOCKS_DIFFER = 3600.0
 """Seconds by which the provider's clock may be behind ours, when its list is searched."""
-LINES_AT_ONCE = 500
-STEP = 0.25
-LONGEST_BACKOFF = 60.0
+ROWS_AT_ONCE = 500
 PASSING = ("rate_limit", "transient", "unreachable")
 
 T = TypeVar("T")
 
 
-class Refused(Exception):
+@dataclass(frozen=True)
+class BatchSettings:
+    """Of judging by batches: most requests and bytes in a file, seconds between looks, and what passing faults are worth.
+
+    retries: how often a request, or a call, is tried again. outage_timeout: seconds for which a call is, whatever the retries.
+    keep_answers: an answer in the journal is as good as one of this run.
+    """
+
+    max_requests: int
+    max_bytes: int
+    poll: float
+    retries: int
+    outage_timeout: float
+    keep_answers: bool = True
+
+
+class CallRefused(Exception):
     """A call that is refused for good, or whose passing faults did not pass; `failure` says why."""
 
     def __init__(self, failure: Failure) -> None:
@@ -43,13 +54,14 @@ class Halted(Exception):
 
 
 class BatchApi:
-    """One judge's Batch API. going: False once the run is stopped: then nothing is tried again."""
+    """One judge's Batch API."""
 
-    def __init__(self, endpoint: Endpoint, options: JudgeOptions, going: Callable[[], bool]) -> None:
-        self.client = endpoint.client.with_options(max_retries=0)
-        self.options, self.going = options, going
-        key = api_key(endpoint.judge)
-        self._secret = key if key != LOCAL_KEY else None
+    def __init__(self, endpoint: Endpoint, settings: BatchSettings, stop: Stop) -> None:
+        self.endpoint, self.client, self.settings, self.stop = endpoint, endpoint.client, settings, stop
+
+    def going(self) -> bool:
+        """Whether to go on with the batches that are under way; a spent budget only keeps new ones from being made."""
+        return self.stop.reason in ("", "budget")
 
     async def upload(self, stream: IO[bytes], name: str) -> str:
         """Send a file of requests; its id."""
@@ -110,13 +122,13 @@ class BatchApi:
                     async for part in reply.iter_bytes():
                         stream.write(part)
                 stream.seek(0)
-                while lines := list(islice(stream, LINES_AT_ONCE)):
+                while lines := list(islice(stream, ROWS_AT_ONCE)):
                     await take([orjson.loads(line) for line in lines if line.strip()])
 
         await self._call(once)
 
     async def _call(self, once: Callable[[], Awaitable[T]]) -> T:
-        """What `once` returns; passing faults are tried again for as long as the options say. Raises Refused, Halted."""
+        """What `once` returns; passing faults are tried again for as long as the options say. Raises CallRefused, Halted."""
         tries, since = 0, None
         while True:
             try:
@@ -125,12 +137,14 @@ class BatchApi:
                 failure = self._failure(error)
             now = time.monotonic()
             since = now if since is None else since
-            # Nobody is in a hurry here: what a batch waits for takes hours, so every passing fault has the patience of an outage.
-            patient = now - since <= self.options.patience or (failure.kind != "unreachable" and tries < self.options.retries)
+            # Nobody is in a hurry here: what a batch waits for takes hours, so every passing fault is waited out like an outage.
+            patient = now - since <= self.settings.outage_timeout or (
+                failure.kind != "unreachable" and tries < self.settings.retries
+            )
             if failure.kind not in PASSING or not patient:
-                raise Refused(failure)
+                raise CallRefused(failure)
             tries += 1
-            await self.pause(failure.retry_after or min(LONGEST_BACKOFF, 0.5 * 2 ** min(tries, 10)))
+            await self.pause(failure.retry_after or backoff(tries))
             if not self.going():
                 raise Halted
 
@@ -140,13 +154,13 @@ class BatchApi:
             return Failure("transient", "invalid_json", f"the Batch API's reply can't be read: {error}"[:300])
         if any(base.__name__ == "HTTPError" for base in type(error).__mro__):  # the transport's own, while a reply is streamed
             return Failure("transient", "connection_lost", f"{type(error).__name__}: {error}"[:300])
-        return failure_of(error, self._secret)
+        return self.endpoint.failure(error)
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not beyond a stop."""
         until = time.monotonic() + seconds
         while self.going() and (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(STEP, left))
+            await self.stop.wait(left)
 
 
 def _id_of(reply: Any) -> str:

@@ -5,10 +5,12 @@ All times are seconds of a monotonic clock, given by the caller, so that the rul
 
 from math import inf
 
+from mmpo.annotate.client import backoff
+
 __all__ = ["Queue"]
 
-OPEN_AT_ONCE = 10
-LONGEST_HOLD = 20
+MAX_OPEN_BATCHES = 10
+MAX_POLLS_HELD = 20
 """Looks at the batches between two tries, at most, while the queue is full and none of ours is in it."""
 GROWTH = 1.25
 
@@ -24,7 +26,7 @@ class Queue:
 
     def part(self, waiting: int, batches: int, now: float) -> int:
         """How many requests another batch may hold beside `waiting` ones in so many batches; 0: none may be sent now."""
-        if batches >= OPEN_AT_ONCE or now < self.held_until:
+        if batches >= MAX_OPEN_BATCHES or now < self.held_until:
             return 0
         part = int(min(self.most, max(1, self.room / 2)))
         return part if not batches or waiting + part <= self.room else 0
@@ -39,7 +41,7 @@ class Queue:
             self.held_until = inf
             return
         self._refused += 1
-        self.held_until = now + self.poll * min(LONGEST_HOLD, 2 ** (self._refused - 1))
+        self.held_until = now + self.poll * backoff(self._refused - 1, first=1, longest=MAX_POLLS_HELD)
 
     def ended(self, *, well: bool) -> None:
         """A batch of ours has left the queue; well: it had been worked on."""

@@ -11,22 +11,17 @@ from typing import Any
 
 import orjson
 
-from mmpo.annotate.client.endpoint import Endpoint
-from mmpo.annotate.client.failures import OF_THE_RUN
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import Stop
-from mmpo.annotate.judge.modes import Asked
-from mmpo.annotate.judge.options import JudgeOptions
+from mmpo.annotate.batch.api import BatchSettings
+from mmpo.annotate.client import Answer, Endpoint, Failure, Request, Stop, failure_of_status
 
-__all__ = ["Batch", "Results", "light", "outcome_of"]
+__all__ = ["Results", "SubmittedBatch", "light", "outcome_of"]
 
 UNDONE = ("batch_expired", "batch_cancelled")
-STATUS_OF_THE_RUN = {401: "invalid_api_key", 402: "insufficient_quota", 403: "forbidden", 404: "not_found"}
 NO_TEXTS: dict[str, Any] = {"messages": []}
 
 
 @dataclass
-class Batch:
+class SubmittedBatch:
     """One batch of ours. at: seconds since the epoch. asked: key → request without its texts; an outcome takes it out of there.
 
     again: how many of its requests failed by a fault that passes. others: requests that an earlier run asked and this one has no use
@@ -42,7 +37,7 @@ class Batch:
 
 
 class Results:
-    """Takes in the rows of one judge's batches; check, done and release as in `batch.Batches`.
+    """Takes in the rows of one judge's batches; check, done and release as in `run.Batches`.
 
     settled: requests that have their outcome in this run and that the journal would not keep from being asked again.
     """
@@ -53,19 +48,19 @@ class Results:
         check: Callable[[Request, Answer | Failure], Answer | Failure],
         done: Callable[[Request, Answer | Failure], Awaitable[None]],
         release: Callable[[Request], None],
-        options: JudgeOptions,
+        settings: BatchSettings,
         stop: Stop,
     ) -> None:
         self.endpoint, self.check, self.done, self.release = endpoint, check, done, release
-        self.options, self.stop = options, stop
+        self.settings, self.stop = settings, stop
         self.settled: set[bytes] = set()
         self._tries: Counter[bytes] = Counter()
 
-    async def take(self, batch: Batch, rows: list[Any]) -> None:
+    async def take(self, batch: SubmittedBatch, rows: list[Any]) -> None:
         """Make the outcomes in some rows of results durable; they share their commits."""
         await asyncio.gather(*[work for row in rows if (work := self._taken(batch, row)) is not None])
 
-    def _taken(self, batch: Batch, row: Any) -> Awaitable[None] | None:
+    def _taken(self, batch: SubmittedBatch, row: Any) -> Awaitable[None] | None:
         key = _key_in(row)
         if key in batch.others:
             batch.others.discard(key)
@@ -91,18 +86,18 @@ class Results:
         if failure.kind == "request":
             return False
         self._tries[request.key] += 1
-        return self._tries[request.key] <= self.options.retries
+        return self._tries[request.key] <= self.settings.retries
 
     async def settle(self, request: Request, outcome: Answer | Failure) -> None:
         """Make the last word on a request in this run durable."""
         await self.done(request, outcome)
         self._tries.pop(request.key, None)
-        if isinstance(outcome, Failure) or not self.options.cache:
+        if isinstance(outcome, Failure) or not self.settings.keep_answers:
             self.settled.add(request.key)  # the journal does not keep these from being asked again
 
     async def _keep(self, key: bytes, row: Any) -> None:
         """Keep an answer that this run has no use for; another one may have, and it is paid."""
-        request = Request(key, NO_TEXTS, 0, 0, "", Asked((), ()))
+        request = Request(key, NO_TEXTS, 0, 0)
         outcome = outcome_of(row, request, self.endpoint)
         if isinstance(outcome, Answer) or outcome.answer:
             await self.done(request, outcome)
@@ -110,7 +105,7 @@ class Results:
 
 def light(request: Request) -> Request:
     """The request without its texts: hundreds of thousands of them may wait for their batches."""
-    return Request(request.key, NO_TEXTS, request.prompt_tokens, request.reply_tokens, request.prompt_id, request.asked)
+    return replace(request, body=NO_TEXTS)
 
 
 def _key_in(row: Any) -> bytes:
@@ -132,16 +127,14 @@ def outcome_of(row: Any, request: Request, endpoint: Endpoint) -> Answer | Failu
         if isinstance(found, Answer) and not found.prompt_tokens:  # no usage was reported, and the texts are not kept
             return replace(found, prompt_tokens=request.prompt_tokens)
         return found
-    told = _object(body.get("error")) or _object(row.get("error"))
-    code = str(told.get("code") or told.get("type") or "")
-    message = endpoint.scrubbed(str(told.get("message") or "the request failed in its batch"))[:500]
-    if code in OF_THE_RUN:
-        return Failure("run", code, f"{OF_THE_RUN[code]}: {message}")
-    if status in STATUS_OF_THE_RUN:
-        return Failure("run", STATUS_OF_THE_RUN[status], message)
-    reason = code if code.isidentifier() else f"status_{status}" if status else "batch_error"
-    passing = not 400 <= status < 500 or status in (408, 409, 425, 429)
-    return Failure("transient" if passing else "request", reason, message)
+    error = _object(body.get("error")) or _object(row.get("error"))
+    code = str(error.get("code") or error.get("type") or "")
+    message = endpoint.scrubbed(str(error.get("message") or "the request failed in its batch"))[:500]
+    failure = failure_of_status(status, code, message)
+    if failure.kind in ("run", "request"):
+        return failure
+    reason = code if code.isidentifier() else failure.reason if status else "batch_error"
+    return replace(failure, kind="transient", reason=reason)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -12,23 +12,18 @@ from math import inf
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from mmpo.annotate.batch.api import BatchApi, Halted, Refused, line_of
+from mmpo.annotate.batch.api import BatchApi, BatchSettings, CallRefused, Halted, line_of
 from mmpo.annotate.batch.queue import Queue
-from mmpo.annotate.batch.results import Batch, Results, light
-from mmpo.annotate.client.endpoint import Endpoint
-from mmpo.annotate.client.failures import OF_THE_RUN
-from mmpo.annotate.client.journal import Journal
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import Stop
-from mmpo.annotate.judge.options import JudgeOptions
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.annotate.batch.results import Results, SubmittedBatch, light
+from mmpo.annotate.client import OF_THE_RUN, Answer, Endpoint, Failure, Journal, Request, Stop
+from mmpo.pipeline.errors import PartialResult
 
-__all__ = ["Batches", "refuse_open_batches"]
+__all__ = ["Batches", "open_batches"]
 
 FINAL = ("completed", "expired", "failed", "cancelled")
-FRUITLESS = 3
+MAX_BATCHES_WITHOUT_SUCCESS = 3
 """So many batches in a row without an outcome for any of their requests end a run."""
-KEPT = 30 * 86_400.0
+FORGOTTEN_AFTER = 30 * 86_400.0
 """Seconds after which a provider may have forgotten a batch and its files."""
 OPEN = "SELECT token, batch, at FROM batches WHERE judge = ? AND status NOT IN ('read', 'lost') ORDER BY at"
 SUBMITTING = "INSERT INTO batches (token, judge, status, requests, at) VALUES (?, ?, 'submitting', ?, ?)"
@@ -38,9 +33,9 @@ FORGET = "DELETE FROM batched WHERE token = ?"
 
 
 class Batches:
-    """Asks one judge through the Batch API; the same callbacks as `engine.Engine`.
+    """Asks one judge through the Batch API; the same callbacks as `Scheduler`.
 
-    pending: starts a pass over the requests that have no answer yet. under_way: told how many requests wait in batches, and how many
+    pending: starts a pass over the requests that have no answer yet. under_way: called with how many requests wait in batches, and how many
     came back to be asked again.
     """
 
@@ -51,36 +46,32 @@ class Batches:
         check: Callable[[Request, Answer | Failure], Answer | Failure],
         done: Callable[[Request, Answer | Failure], Awaitable[None]],
         journal: Journal,
-        options: JudgeOptions,
+        settings: BatchSettings,
         stop: Stop,
         *,
         afford: Callable[[Request], bool],
         release: Callable[[Request], None],
         under_way: Callable[[int, int], None] = lambda waiting, again: None,
     ) -> None:
-        self.endpoint, self.pending, self.journal, self.options, self.stop = endpoint, pending, journal, options, stop
+        self.endpoint, self.pending, self.journal, self.settings, self.stop = endpoint, pending, journal, settings, stop
         self.afford, self.release = afford, release
-        self.results = Results(endpoint, check, done, release, options, stop)
+        self.results = Results(endpoint, check, done, release, settings, stop)
         self.under_way = under_way
         self.judge = endpoint.judge.name
         self.folder = journal.path.absolute().parent
-        self.api = BatchApi(endpoint, options, self._going)
-        self.open: list[Batch] = []
+        self.api = BatchApi(endpoint, settings, stop)
+        self.open: list[SubmittedBatch] = []
         self.retried = 0
-        self.fruitless = 0
+        self.batches_without_success = 0
         self.spare: Request | None = None
-        self.queue = Queue(options.batch_requests, options.batch_poll)
-
-    def _going(self) -> bool:
-        """Whether to go on with the batches that are under way; a spent budget only keeps new ones from being made."""
-        return self.stop.reason in ("", "budget")
+        self.queue = Queue(settings.max_requests, settings.poll)
 
     async def run(self) -> None:
         """Until every request is answered or given up, or after a stop; batches that are under way go on at the provider."""
         try:
             await self._adopt()
             more = True
-            while self._going():
+            while self.api.going():
                 if more and not self.stop.reason:
                     more = await self._send()
                 if not self.open and (self.stop.reason or not more):
@@ -88,7 +79,7 @@ class Batches:
                 more = await self._wait() or more
         except Halted:
             pass
-        except Refused as refused:
+        except CallRefused as refused:
             self.stop(refused.failure.reason, f"{self.judge}, Batch API: {refused.failure.message}")
         except OSError as error:
             raise PartialResult(
@@ -101,17 +92,17 @@ class Batches:
         if not self.open or not self.stop.reason:
             return
         count = "1 batch goes" if len(self.open) == 1 else f"{len(self.open)} batches go"
-        told = f"{self.judge}: {count} on at the provider, and the same command takes the answers in"
+        message = f"{self.judge}: {count} on at the provider, and the same command takes the answers in"
         if self.stop.reason == "interrupted":
-            self.stop.override("batches_open", f"interrupted; {told}")
+            self.stop.override("batches_open", f"interrupted; {message}")
         else:
-            self.stop.override(self.stop.reason, f"{self.stop.message}; {told}")
+            self.stop.override(self.stop.reason, f"{self.stop.message}; {message}")
 
     # Batches of an earlier run
 
     async def _adopt(self) -> None:
         """Take over what an earlier run submitted, also where it died before it had learned a batch's id."""
-        known = {token: Batch(token, at, batch or "") for token, batch, at in self.journal.rows(OPEN, (self.judge,))}
+        known = {token: SubmittedBatch(token, at, batch or "") for token, batch, at in self.journal.rows(OPEN, (self.judge,))}
         await self._find([batch for batch in known.values() if not batch.id])
         known = {token: batch for token, batch in known.items() if batch.id}
         if not known:
@@ -123,17 +114,17 @@ class Batches:
                 if token:
                     self.afford(request)
                     known[token].asked[request.key] = light(request)
-                if not held or not self._going():
+                if not held or not self.api.going():
                     break
         for key, token in held.items():
             known[token].others.add(key)
         self.open = list(known.values())
 
-    async def _find(self, unsure: list[Batch]) -> None:
+    async def _find(self, unsure: list[SubmittedBatch]) -> None:
         if not unsure:
             return
-        await self.api.pause(unsure[-1].at + self.options.batch_poll - time.time())  # it may be on its way into the list
-        if not self._going():
+        await self.api.pause(unsure[-1].at + self.settings.poll - time.time())  # it may be on its way into the list
+        if not self.api.going():
             raise Halted
         found = await self.api.find({batch.token for batch in unsure}, unsure[0].at)
         for batch in unsure:
@@ -153,10 +144,10 @@ class Batches:
                 most = self.queue.part(self._waiting(), len(self.open), time.monotonic())
                 if not most:
                     return True
-                batch = Batch()
+                batch = SubmittedBatch()
                 with TemporaryFile(dir=self.folder) as stream:
                     why = await self._pack(batch, stream, requests, most)
-                    if batch.asked and self._going():
+                    if batch.asked and self.api.going():
                         await self._submit(batch, stream)
                 if why == "budget" and not self.open:
                     self.stop("budget", "the budget has no room for another request")
@@ -167,21 +158,21 @@ class Batches:
     def _waiting(self) -> int:
         return sum(len(batch.asked) for batch in self.open)
 
-    async def _pack(self, batch: Batch, stream: IO[bytes], requests: AsyncGenerator[Request, None], most: int) -> str:
+    async def _pack(self, batch: SubmittedBatch, stream: IO[bytes], requests: AsyncGenerator[Request, None], most: int) -> str:
         """Fill a file; why it holds no more: "full", "budget", "end" of the requests, or "stopped"."""
         size = 0
         while len(batch.asked) < most:
             request, self.spare = self.spare or await anext(requests, None), None
-            if request is None or not self._going():
+            if request is None or not self.api.going():
                 return "end" if request is None else "stopped"
             if request.key in self.results.settled or any(request.key in one.asked for one in (batch, *self.open)):
                 continue
             line = line_of(request)
-            if len(line) > self.options.batch_bytes:
-                message = f"a request of {len(line):,} bytes; one batch file takes {self.options.batch_bytes:,} (--batch-bytes)"
+            if len(line) > self.settings.max_bytes:
+                message = f"a request of {len(line):,} bytes; one batch file takes {self.settings.max_bytes:,} (--batch-bytes)"
                 await self.results.settle(request, Failure("request", "too_long_for_a_batch", message))
                 continue
-            if size + len(line) > self.options.batch_bytes:
+            if size + len(line) > self.settings.max_bytes:
                 self.spare = request
                 return "full"
             if not self.afford(request):
@@ -191,12 +182,12 @@ class Batches:
             batch.asked[request.key] = light(request)
         return "full"
 
-    async def _submit(self, batch: Batch, stream: IO[bytes]) -> None:
+    async def _submit(self, batch: SubmittedBatch, stream: IO[bytes]) -> None:
         intent = (SUBMITTING, (batch.token, self.judge, len(batch.asked), batch.at))
         keys = [("INSERT OR REPLACE INTO batched VALUES (?, ?)", (key, batch.token)) for key in batch.asked]
         await asyncio.to_thread(self.journal.write, [intent, *keys])
         file = await self.api.upload(stream, f"mmpo-{batch.token}.jsonl")
-        if not self._going():
+        if not self.api.going():
             raise Halted
         batch.id = await self.api.create(file, batch.token)
         self.journal.write([(SUBMITTED, (batch.id, batch.token))])
@@ -207,7 +198,7 @@ class Batches:
 
     async def _wait(self) -> bool:
         """Until a batch of ours has ended, or a wait for the provider's queue is over; whether requests are left to ask again."""
-        while self._going():
+        while self.api.going():
             left = ended = False
             for batch in list(self.open):
                 if self.stop.reason == "interrupted":
@@ -219,32 +210,32 @@ class Batches:
             hold = self.queue.held_until - time.monotonic() if not self.open else inf
             if ended or hold <= 0:
                 return left
-            await self.api.pause(min(self.options.batch_poll, hold))
+            await self.api.pause(min(self.settings.poll, hold))
         return False
 
-    async def _state(self, batch: Batch) -> Any:
-        """The batch as the provider has it; None: forgotten there. Raises Refused."""
+    async def _state(self, batch: SubmittedBatch) -> Any:
+        """The batch as the provider has it; None: forgotten there. Raises CallRefused."""
         try:
             return await self.api.state(batch.id)
-        except Refused as refused:
+        except CallRefused as refused:
             if refused.failure.reason != "not_found":
                 raise
-            if time.time() - batch.at > KEPT:
+            if time.time() - batch.at > FORGOTTEN_AFTER:
                 return None
             day = time.strftime("%Y-%m-%d", time.localtime(batch.at))
             message = (
                 f"the batch {batch.id} of {day} is not known there: use the address and the key with which it was submitted, or, where "
                 "it is gone for good, another --journal"
             )
-            raise Refused(Failure("run", "batch_not_found", message)) from None
+            raise CallRefused(Failure("run", "batch_not_found", message)) from None
 
-    async def _read(self, batch: Batch, now: Any) -> bool:
+    async def _read(self, batch: SubmittedBatch, now: Any) -> bool:
         """Take in what a batch brought; whether requests of it are left: expired, failed by a passing fault, or all of them."""
         whole = len(batch.asked)
         for file in (now.output_file_id, now.error_file_id) if now else ():
             try:
                 await self.api.results(file, self.folder, lambda rows: self.results.take(batch, rows)) if file else None
-            except Refused as refused:
+            except CallRefused as refused:
                 if refused.failure.reason != "not_found":  # deleted there: what it held is asked again
                     raise
         brought = whole - len(batch.asked)
@@ -257,7 +248,7 @@ class Batches:
         self.under_way(self._waiting(), self.retried)
         return bool(batch.asked) or batch.again > 0
 
-    def _learn(self, batch: Batch, now: Any, brought: int) -> None:
+    def _learn(self, batch: SubmittedBatch, now: Any, brought: int) -> None:
         """What the end of a batch says about the next ones."""
         errors = {
             str(error.code): self.endpoint.scrubbed(str(error.message)) for error in (now and now.errors and now.errors.data) or ()
@@ -271,23 +262,18 @@ class Batches:
                 return
         else:
             self.queue.ended(well=brought > 0)
-        self.fruitless = self.fruitless + 1 if batch.asked and not brought else 0
+        self.batches_without_success = self.batches_without_success + 1 if batch.asked and not brought else 0
         if fatal:
             self.stop(fatal, f"{OF_THE_RUN[fatal]}: {errors[fatal]}")
         elif now and now.status == "cancelled":
             self.stop("cancelled", f"the batch {batch.id} was cancelled at the provider; the same command again asks for the rest")
-        elif self.fruitless >= FRUITLESS:
-            self.stop("batches", f"{FRUITLESS} batches in a row brought nothing; the last one: {said}")
+        elif self.batches_without_success >= MAX_BATCHES_WITHOUT_SUCCESS:
+            self.stop("batches", f"{MAX_BATCHES_WITHOUT_SUCCESS} batches in a row brought nothing; the last one: {said}")
 
-    def _forget(self, batch: Batch, status: str) -> None:
+    def _forget(self, batch: SubmittedBatch, status: str) -> None:
         self.journal.write([(ENDED, (status, batch.token)), (FORGET, (batch.token,))])
 
 
-def refuse_open_batches(journal: Journal, judge: str) -> None:
-    """Raise UserError where batches of this judge are under way: asking one by one would pay for their requests a second time."""
-    open_now = len(journal.rows(OPEN, (judge,)))
-    if open_now:
-        raise UserError(
-            f"judge {judge}: batches of an earlier run are under way ({open_now}, journal {journal.path}); run with --batch until they "
-            "are in, or name another --journal"
-        )
+def open_batches(journal: Journal, judge: str) -> int:
+    """How many batches of this judge are under way, or were when a run was killed."""
+    return len(journal.rows(OPEN, (judge,)))

@@ -1,30 +1,54 @@
 """Requests to an OpenAI-compatible endpoint: journal, limits, cost, retries. It knows nothing of grades."""
 
-from mmpo.annotate.client.cost import Budget, load_prices
-from mmpo.annotate.client.endpoint import A_POOL, Endpoint, answer_of
-from mmpo.annotate.client.failures import retry_after, scrub
-from mmpo.annotate.client.journal import Journal
+from mmpo.annotate.client.cost import Budget, Price, Prices, load_prices
+from mmpo.annotate.client.endpoint import (
+    LOCAL_KEY,
+    OPENAI,
+    REQUESTS_PER_POOL,
+    Endpoint,
+    EndpointSettings,
+    answer_of,
+    api_key,
+    public_url,
+)
+from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of, failure_of_status, retry_after, scrub
+from mmpo.annotate.client.journal import Journal, spent_by
 from mmpo.annotate.client.rate_limits import Bucket, Limits
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import HOPELESS, LONGEST_BACKOFF, RATE_LIMIT_PATIENCE, Engine, Stop
+from mmpo.annotate.client.request import Answer, Choice, Failure, Request, Token, estimated_tokens, key_of
+from mmpo.annotate.client.scheduler import MAX_FAILURES_WITHOUT_SUCCESS, RATE_LIMIT_RETRIES, Scheduler, Stop
 
 __all__ = [
-    "A_POOL",
-    "HOPELESS",
-    "LONGEST_BACKOFF",
-    "RATE_LIMIT_PATIENCE",
+    "LOCAL_KEY",
+    "MAX_FAILURES_WITHOUT_SUCCESS",
+    "OF_THE_RUN",
+    "OPENAI",
+    "RATE_LIMIT_RETRIES",
+    "REQUESTS_PER_POOL",
     "Answer",
     "Bucket",
     "Budget",
+    "Choice",
     "Endpoint",
-    "Engine",
+    "EndpointSettings",
     "Failure",
     "Journal",
     "Limits",
+    "Price",
+    "Prices",
     "Request",
+    "Scheduler",
     "Stop",
+    "Token",
     "answer_of",
+    "api_key",
+    "backoff",
+    "estimated_tokens",
+    "failure_of",
+    "failure_of_status",
+    "key_of",
     "load_prices",
+    "public_url",
     "retry_after",
     "scrub",
+    "spent_by",
 ]

@@ -6,31 +6,67 @@ The client's own retries are off: waiting, retrying and giving up are decided in
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
 from mmpo.annotate.client.failures import failure_of, scrub, without_key
-from mmpo.annotate.client.request import Answer, Failure, estimated_tokens
-from mmpo.annotate.judge.options import OPENAI, Judge
-from mmpo.annotate.judge.reading import Choice, Token
+from mmpo.annotate.client.request import Answer, Choice, Failure, Token, estimated_tokens
 from mmpo.pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["Endpoint", "answer_of", "api_key"]
+__all__ = ["OPENAI", "Endpoint", "EndpointSettings", "answer_of", "api_key", "public_url"]
+
+OPENAI = "https://api.openai.com/v1"
 
 LOCAL_KEY = "none"
 """What servers without keys are sent: the client insists on one."""
-A_POOL = 32
+REQUESTS_PER_POOL = 32
 """Requests at once over one pool of connections: a pool looks at all of its connections twice a request, and with 512 requests in flight
 that is half of the CPU.
 """
 
 
-def api_key(judge: Judge) -> str:
+def public_url(url: str) -> str:
+    """The address without user, password and query, as it may be written down.
+
+    >>> public_url("https://me:secret@host:8000/v1?key=1")
+    'https://host:8000/v1'
+    >>> public_url("http://[::1]:6900")
+    'http://[::1]:6900'
+    """
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    host = (f"[{name}]" if ":" in name else name) + (f":{parts.port}" if parts.port else "")
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """A model at an OpenAI-compatible endpoint, and what it bears: requests in flight, requests and tokens a minute (None: not known).
+
+    api_key_env: the environment variable with the key. extra_body: sent along with every request.
+    """
+
+    model: str
+    base_url: str = OPENAI
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.model
+
+
+def api_key(judge: EndpointSettings) -> str:
     """The key from the judge's environment variable; servers other than OpenAI's may do without. Raises UserError."""
     key = os.environ.get(judge.api_key_env, "").strip()
     if not key and judge.base_url.rstrip("/") == OPENAI:
@@ -49,7 +85,7 @@ def api_key(judge: Judge) -> str:
 class Endpoint:
     """The openai client of one judge, `client`, and more of them beside it as requests at once become many; an async context manager."""
 
-    def __init__(self, judge: Judge, timeout: float) -> None:
+    def __init__(self, judge: EndpointSettings, timeout: float) -> None:
         self.judge, self._timeout = judge, timeout
         self._key = api_key(judge)
         self._secret = self._key if self._key != LOCAL_KEY else None
@@ -83,7 +119,7 @@ class Endpoint:
         except ValueError as error:  # the client lets the JSON decoder's own error through
             return Failure("transient", "invalid_json", self.scrubbed(str(error))[:300])
         except Exception as error:
-            return failure_of(error, self._secret)
+            return self.failure(error)
         finally:
             pool.busy -= 1
         return self.read(response.content, body, time.monotonic() - started)
@@ -91,7 +127,7 @@ class Endpoint:
     def _pool(self) -> "_Pool":
         """The first pool with room, so that few connections stay warm; a new one where there is none."""
         for pool in self._pools:
-            if pool.busy < A_POOL:
+            if pool.busy < REQUESTS_PER_POOL:
                 return pool
         self._pools.append(_Pool(self._new()))
         return self._pools[-1]
@@ -102,6 +138,10 @@ class Endpoint:
             return answer_of(orjson.loads(content), body, seconds, self._secret)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             return Failure("transient", "invalid_json", f"the reply is no chat completion: {type(error).__name__}: {error}"[:300])
+
+    def failure(self, error: Exception) -> Failure:
+        """The failure behind an exception of the client; errors of our own are raised again."""
+        return failure_of(error, self._secret)
 
     def scrubbed(self, text: str) -> str:
         """The text without this judge's key."""

@@ -1,6 +1,6 @@
-"""What can go wrong with a request, classified once for the whole engine: `failure_of` reads the openai client's errors.
+"""What can go wrong with a request, classified once: `failure_of` reads the openai client's errors, `failure_of_status` their statuses.
 
-rate_limit    429: wait as told, ask again                    transient   5xx, reset, time-out, broken JSON: ask again
+rate_limit    429: wait as asked, ask again                   transient   5xx, reset, time-out, broken JSON: ask again
 unreachable   connection refused: wait for the endpoint       request     this request can't be answered: leave it, go on
 run           wrong key, unknown model, no credit: stop all
 """
@@ -9,13 +9,13 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from mmpo.annotate.client.request import Failure
 
-__all__ = ["failure_of", "retry_after", "scrub", "without_key"]
+__all__ = ["OF_THE_RUN", "backoff", "failure_of", "failure_of_status", "retry_after", "scrub", "without_key"]
 
-LONGEST_WAIT = 600.0
+MAX_RETRY_AFTER = 600.0
+MAX_BACKOFF = 60.0
 OF_THE_RUN = {
     "insufficient_quota": "the account has no credit left",
     "billing_hard_limit_reached": "the account's spending limit is reached",
@@ -23,7 +23,13 @@ OF_THE_RUN = {
     "account_deactivated": "the account is deactivated",
     "model_not_found": "the endpoint has no such model",
 }
-LEAST_SECRET = 16
+STATUS_OF_THE_RUN = {
+    401: ("invalid_api_key", "the API key is not accepted"),
+    402: ("insufficient_quota", "the account has no credit left"),
+    403: ("forbidden", "the key has no access"),
+    404: ("not_found", "the endpoint has no such model or address"),
+}
+SHORTEST_KEY = 16
 KEY_SHAPED = re.compile(r"\b(?:sk|pk|gsk|xai|hf|key)[-_][A-Za-z0-9_*-]{6,}")
 
 
@@ -40,11 +46,11 @@ def scrub(text: str, secret: str | None) -> str:
 
 def without_key(text: str, secret: str | None) -> str:
     """A judge's words without the key itself. Nothing else is touched: a verdict may lie in "key-features"."""
-    return text.replace(secret, "[key]") if secret and len(secret) >= LEAST_SECRET else text
+    return text.replace(secret, "[key]") if secret and len(secret) >= SHORTEST_KEY else text
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds to wait by the headers `retry-after-ms` and `Retry-After` (seconds or a date), at most ten minutes; None: not said."""
+    """Seconds to wait by the headers `retry-after-ms` and `Retry-After` (seconds or a date), at most ten minutes; None: neither says."""
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         text = headers.get(name)
         if not text:
@@ -57,8 +63,17 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
             except (TypeError, ValueError):
                 continue
         if seconds == seconds:
-            return min(max(seconds, 0.0), LONGEST_WAIT)
+            return min(max(seconds, 0.0), MAX_RETRY_AFTER)
     return None
+
+
+def backoff(tries: int, first: float = 0.5, longest: float = MAX_BACKOFF) -> float:
+    """Seconds to wait before the next try after so many that failed: they double from `first` up to `longest`.
+
+    >>> [backoff(tries) for tries in (0, 1, 2, 9)]
+    [0.5, 1.0, 2.0, 60.0]
+    """
+    return min(longest, first * 2.0 ** min(tries, 30))
 
 
 def failure_of(error: Exception, secret: str | None = None) -> Failure:
@@ -76,25 +91,22 @@ def failure_of(error: Exception, secret: str | None = None) -> Failure:
         return Failure("transient", "invalid_json", message)
     if not isinstance(error, openai.APIStatusError):
         raise error
-    return _of_status(error, message)
-
-
-def _of_status(error: Any, message: str) -> Failure:
-    status, code = int(error.status_code), str(error.code or "")
     wait = retry_after(error.response.headers)
-    told = next((name for name in OF_THE_RUN if name in (code, str(error.type or ""))), "")
-    if told:
-        return Failure("run", told, f"{OF_THE_RUN[told]}: {message}")
-    if status in (401, 403):
-        return Failure("run", "invalid_api_key" if status == 401 else "forbidden", message)
-    if status == 404:
-        return Failure("run", "not_found", f"the endpoint has no such model or address: {message}")
-    if status == 402:
-        return Failure("run", "insufficient_quota", message)
+    return failure_of_status(int(error.status_code), str(error.code or ""), message, wait, type=str(error.type or ""))
+
+
+def failure_of_status(status: int, code: str, message: str, wait: float | None = None, *, type: str = "") -> Failure:
+    """The failure behind an HTTP status (0: none came) and the code and type in the error's body; wait: what the endpoint asked for."""
+    fatal = next((name for name in OF_THE_RUN if name in (code, type)), "")
+    if fatal:
+        return Failure("run", fatal, f"{OF_THE_RUN[fatal]}: {message}")
+    if status in STATUS_OF_THE_RUN:
+        reason, what = STATUS_OF_THE_RUN[status]
+        return Failure("run", reason, f"{what}: {message}")
     if status == 429:
         return Failure("rate_limit", "rate_limit", message, wait)
-    if status in (408, 409, 425) or status >= 500:
+    if status in (408, 409, 425) or not 400 <= status < 500:
         return Failure("transient", f"status_{status}", message, wait)
-    if "content_filter" in (code, str(error.type or "")) or "content management policy" in message:
+    if "content_filter" in (code, type) or "content management policy" in message:
         return Failure("request", "content_filter", message)
     return Failure("request", code if code and code.isidentifier() else f"status_{status}", message)

@@ -2,6 +2,8 @@
 
 Answers are what a judge said and could be read. Failures (refusals, replies that can't be read, requests that were given up) are kept
 beside them with the raw reply, are never taken for answers, and are asked again by the next run. What was paid is added up for both.
+What was read in a raw reply stands beside it, with the digest of how it was read and the time at which the reply was written: another
+reader, or a reply that a version without this table put there, is read anew.
 No key, no prompt and no candidate is stored: a request can be rendered again from FEEDBACK.
 """
 
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,11 @@ from mmpo.pipeline.errors import PartialResult, UserError
 __all__ = ["Journal", "Record", "spent_by"]
 
 SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+READINGS = """
+CREATE TABLE IF NOT EXISTS readings (key BLOB PRIMARY KEY, at REAL NOT NULL, reader BLOB NOT NULL,
+    reading BLOB NOT NULL) WITHOUT ROWID;
+"""
+SCHEMA = f"""{READINGS}CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, judge TEXT NOT NULL, reply BLOB NOT NULL, prompt_tokens INTEGER NOT NULL,
     reply_tokens INTEGER NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (key BLOB PRIMARY KEY, judge TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
@@ -36,7 +42,11 @@ CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, judge TEXT NOT NULL,
     requests INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batched (key BLOB PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
 """
-ASKED_AT_ONCE = 500
+READ = (
+    "INSERT OR REPLACE INTO readings SELECT key, at, ?, ? FROM (SELECT key, at FROM answers WHERE key = ? "
+    "UNION ALL SELECT key, at FROM failures WHERE key = ?)"
+)
+KEYS_PER_QUERY = 500
 
 Record = tuple[bytes, Answer | Failure, float]
 """key, outcome, what it cost in US dollars (0 where the price is not known)."""
@@ -57,12 +67,17 @@ class Journal:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(SCHEMA)
+            elif self._old():  # it stays as it is: the table of readings is one of this connection only
+                self._db.executescript(READINGS.replace("TABLE", "TEMP TABLE"))
             self._check_version(read_only)
         except sqlite3.DatabaseError as error:
             self._release()
             raise UserError(
                 f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of `mmpo judge`"
             ) from error
+
+    def _old(self) -> bool:
+        return not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'readings'").fetchall()
 
     def _check_version(self, read_only: bool) -> None:
         version = self.meta("schema_version")
@@ -94,18 +109,28 @@ class Journal:
         rows = self._by_key("SELECT key, reply, prompt_tokens, reply_tokens, seconds FROM answers", keys)
         return {key: Answer.loads(reply, prompt, reply_tokens, seconds) for key, reply, prompt, reply_tokens, seconds in rows}
 
-    def answered(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of these requests have an answer."""
-        return {key for (key,) in self._by_key("SELECT key FROM answers", keys)}
+    def readings(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, bytes] | None]:
+        """What was read in the answers to these requests, of those that have one, as `Answer.reading`."""
+        query = "SELECT answers.key, reader, reading FROM answers LEFT JOIN readings USING (key, at)"
+        return {key: (reader, reading) if reader else None for key, reader, reading in self._by_key(query, keys)}
+
+    def keep_readings(self, answers: Mapping[bytes, Answer]) -> None:
+        """Keep what was read in answers and failures that are here already; nothing where the journal is only looked at."""
+        if self._guard is not None:
+            self.write([(READ, (*answer.reading, key, key)) for key, answer in answers.items() if answer.reading])
 
     def failures(self, keys: Sequence[bytes]) -> dict[bytes, Failure]:
         """What became of these requests at the last try, of those that failed; `answer` is the reply that could not be read."""
-        rows = self._by_key("SELECT key, reason, message, reply, prompt_tokens, reply_tokens FROM failures", keys)
+        query = (
+            "SELECT failures.key, reason, message, reply, prompt_tokens, reply_tokens, reader, reading FROM failures "
+            "LEFT JOIN readings USING (key, at)"
+        )
         found = {}
-        for key, reason, message, reply, prompt, reply_tokens in rows:
+        for key, reason, message, reply, prompt, reply_tokens, *reading in self._by_key(query, keys):
             answer = Answer.loads(reply, prompt, reply_tokens, 0.0) if reply else None
-            text = "\n".join(choice.text for choice in answer.choices) if answer else ""
-            found[key] = Failure("request", reason, message, reply=text, answer=answer)
+            if answer and reading[0]:
+                answer = replace(answer, reading=tuple(reading))
+            found[key] = Failure("request", reason, message, answer=answer)
         return found
 
     def spent(self) -> dict[str, dict[str, float]]:
@@ -116,8 +141,8 @@ class Journal:
         return {judge: dict(zip(names, values)) for judge, *values in rows}
 
     def _by_key(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(keys), ASKED_AT_ONCE):
-            part = keys[start : start + ASKED_AT_ONCE]
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            part = keys[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
             with self._reading():
                 found = self._execute(f"{query} WHERE key IN ({marks})", part)
@@ -183,14 +208,8 @@ class Journal:
 
     def promote(self, judge: str, readable: Mapping[bytes, Answer]) -> None:
         """Replies that could not be read before and can be now become answers; they are paid already."""
-        rows = []
-        for key, answer in readable.items():
-            values = (key, judge, answer.dumps(), answer.prompt_tokens, answer.reply_tokens, answer.seconds, time.time())
-            rows += [
-                ("DELETE FROM failures WHERE key = ?", (key,)),
-                ("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", values),
-            ]
-        self.write(rows)
+        now = time.time()
+        self.write([statement for key, answer in readable.items() for statement in _answered(key, judge, answer, now)])
 
     def write(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
         """Carry out the statements, all or none. Raises PartialResult where the disk is full."""
@@ -212,19 +231,28 @@ class Journal:
 def _statements(judge: str, record: Record, now: float) -> Iterator[tuple[str, Sequence[Any]]]:
     key, outcome, cost = record
     answer = outcome if isinstance(outcome, Answer) else outcome.answer
-    prompt, reply = (answer.prompt_tokens, answer.reply_tokens) if answer else (0, 0)
-    seconds = answer.seconds if answer else 0.0
     if isinstance(outcome, Answer):
-        yield "DELETE FROM failures WHERE key = ?", (key,)
-        yield "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", (key, judge, outcome.dumps(), prompt, reply, seconds, now)
+        yield from _answered(key, judge, outcome, now)
     else:
-        raw = answer.dumps() if answer and answer.choices else None
+        raw, prompt, reply = None, 0, 0
+        if answer:
+            raw, prompt, reply = answer.dumps() if answer.choices else None, answer.prompt_tokens, answer.reply_tokens
         row = (key, judge, outcome.reason, outcome.message, raw, prompt, reply, now)
         yield "DELETE FROM answers WHERE key = ?", (key,)  # asked anew, or no longer readable: it is no answer any more
         yield "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", row
+        if answer and answer.reading:
+            yield "INSERT OR REPLACE INTO readings VALUES (?,?,?,?)", (key, now, *answer.reading)
     yield "DELETE FROM batched WHERE key = ?", (key,)
     if answer:
         yield spent_by(judge, answer, cost)
+
+
+def _answered(key: bytes, judge: str, answer: Answer, now: float) -> Iterator[tuple[str, Sequence[Any]]]:
+    yield "DELETE FROM failures WHERE key = ?", (key,)
+    values = (key, judge, answer.dumps(), answer.prompt_tokens, answer.reply_tokens, answer.seconds, now)
+    yield "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", values
+    if answer.reading:
+        yield "INSERT OR REPLACE INTO readings VALUES (?,?,?,?)", (key, now, *answer.reading)
 
 
 def spent_by(judge: str, answer: Answer, cost: float, *, probe: bool = False) -> tuple[str, Sequence[Any]]:

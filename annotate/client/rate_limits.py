@@ -5,8 +5,11 @@ All times are seconds of a monotonic clock, given by the caller, so that the rul
 
 from dataclasses import dataclass
 
+from mmpo.annotate.client.failures import backoff
+
 __all__ = ["Bucket", "Limits"]
 
+MAX_OUTAGE_WAIT = 15.0
 BURST = 0.05
 """Share of a minute's allowance that may be used at once; the refill is what is left of it, so that no minute exceeds the limit."""
 
@@ -59,7 +62,7 @@ class Limits:
         self._requests = Bucket(requests_per_minute) if requests_per_minute else None
         self._tokens = Bucket(tokens_per_minute) if tokens_per_minute else None
         self._cut_at = float("-inf")
-        self._outage_wait = 0.5
+        self._outages = 0
 
     def slots(self) -> int:
         """Requests that may be in flight now; a single scout while the endpoint can't be reached."""
@@ -84,7 +87,7 @@ class Limits:
     def reached(self) -> None:
         """The endpoint said something, be it an error."""
         self.unreachable_since = None
-        self._outage_wait = 0.5
+        self._outages = 0
 
     def answered(self, estimated: float, used: float, now: float) -> None:
         """An answer came: the endpoint is there, bears a little more, and took `used` tokens instead of `estimated`."""
@@ -106,6 +109,6 @@ class Limits:
         if self.unreachable_since is None:
             self.unreachable_since = now
         if self.paused_until <= now:
-            self.paused_until = now + self._outage_wait
-            self._outage_wait = min(15.0, self._outage_wait * 2)
+            self.paused_until = now + backoff(self._outages, longest=MAX_OUTAGE_WAIT)
+            self._outages += 1
         return now - self.unreachable_since

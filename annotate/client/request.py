@@ -7,25 +7,21 @@ from typing import Any
 
 import orjson
 
-from mmpo.annotate.judge.modes import Asked
-from mmpo.annotate.judge.reading import Choice, Token
-
-__all__ = ["Answer", "Failure", "Request", "estimated_tokens", "key_of"]
+__all__ = ["Answer", "Choice", "Failure", "Request", "Token", "estimated_tokens", "key_of"]
 
 
 @dataclass(frozen=True)
 class Request:
     """key: the digest of the canonical body. tokens: an estimate of what it takes, prompt and longest reply.
 
-    prompt_id, asked: what it is about, for messages and rejects.
+    about: what it asks, for whoever reads the reply; opaque here.
     """
 
     key: bytes
     body: Mapping[str, Any]
     prompt_tokens: int
     reply_tokens: int
-    prompt_id: str
-    asked: Asked
+    about: Any = None
 
     @property
     def tokens(self) -> int:
@@ -34,13 +30,39 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token of a reply: its text, and the most likely tokens in its place with their log-probabilities (maybe none)."""
+
+    text: str
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One reply. finish: the endpoint's finish_reason. tokens: empty where the endpoint gave no log-probabilities."""
+
+    text: str
+    finish: str = "stop"
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What came back. prompt_tokens, reply_tokens: as billed (estimated where the endpoint does not say). seconds: of the request."""
+    """What came back. prompt_tokens, reply_tokens: as billed (estimated where the endpoint does not say). seconds: of the request.
+
+    reading: the digest of how the replies were read, and what was read in them; both opaque here, None where nobody has read them.
+    """
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
     reply_tokens: int
     seconds: float
+    reading: tuple[bytes, bytes] | None = None
+
+    @property
+    def text(self) -> str:
+        """All replies, one below the other."""
+        return "\n".join(choice.text for choice in self.choices)
 
     def dumps(self) -> bytes:
         """As the journal keeps it."""
@@ -61,14 +83,13 @@ class Answer:
 class Failure:
     """Why there is no answer. kind: "rate_limit", "transient" and "unreachable" pass; "request" concerns this one; "run" ends the run.
 
-    reply: what the judge said where it could not be read. answer: the paid tokens of such a reply.
+    answer: what was paid all the same, with the replies where they could not be read.
     """
 
     kind: str
     reason: str
     message: str
     retry_after: float | None = None
-    reply: str = ""
     answer: Answer | None = None
 
 

@@ -11,36 +11,57 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from mmpo.annotate.client.failures import backoff
 from mmpo.annotate.client.rate_limits import Limits
 from mmpo.annotate.client.request import Answer, Failure, Request
 
-__all__ = ["Engine", "Stop", "Tally"]
+__all__ = ["Scheduler", "Stop", "Tally"]
 
-LONGEST_BACKOFF = 60.0
-RATE_LIMIT_PATIENCE = 5
+RATE_LIMIT_RETRIES = 5
 """A 429 is asked again so many times as often as another passing fault: it says that the endpoint is well."""
-UNWRITTEN = 2_000
+MAX_UNWRITTEN = 2_000
 """Answers that may wait for the journal before no more requests start."""
-LOOK_AGAIN = 0.25
-"""Seconds between looks at a budget that other judges draw on too."""
-HOPELESS = 50
-"""So many failures in a row, and not one answer yet, end a run: something is wrong with all of them."""
+MAX_FAILURES_WITHOUT_SUCCESS = 50
+"""So many failures, and not one answer yet, end a run: something is wrong with all requests."""
 
 
 @dataclass
 class Stop:
-    """Why a run should start nothing more: "" (go on), "interrupted", "budget", or a failure of the whole run. Shared by judges."""
+    """Why a run should start nothing more: "" (go on), "interrupted", "budget", or a failure of the whole run.
+
+    All judges of a run share it and wait on its one event: for a stop, and for anything that ends at any of them.
+    """
 
     reason: str = ""
     message: str = ""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, repr=False)
 
     def __call__(self, reason: str, message: str) -> None:
         if not self.reason:
-            self.reason, self.message = reason, message
+            self.override(reason, message)
 
     def override(self, reason: str, message: str) -> None:
-        """Ctrl-C says so whatever else was stopping the run."""
+        """Whatever else was stopping the run: this is the reason. May be called from another thread."""
         self.reason, self.message = reason, message
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Something has ended: whoever waits looks again."""
+        self._changed.set()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Until a stop, or something ended at any judge, or so many seconds are over."""
+        self._loop = asyncio.get_running_loop()
+        self._changed.clear()
+        if timeout is None:
+            await self._changed.wait()
+        elif timeout <= 0:
+            await asyncio.sleep(0)
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
 
 
 @dataclass
@@ -54,7 +75,7 @@ class Tally:
     failed: dict[str, int] = field(default_factory=dict)
 
 
-class Engine:
+class Scheduler:
     """Asks one judge. send: one request, never raises. done: makes an outcome durable and counts it.
 
     afford: whether the budget has room for a request, called right before it starts; what it costs is settled in `done`.
@@ -69,19 +90,21 @@ class Engine:
         stop: Stop,
         *,
         retries: int,
-        patience: float,
+        outage_timeout: float,
         afford: Callable[[Request], bool] = lambda request: True,
         release: Callable[[Request], None] = lambda request: None,
         others: Callable[[], bool] = lambda: False,
+        max_unwritten: int = MAX_UNWRITTEN,
     ) -> None:
         self.send, self.done, self.limits, self.stop = send, done, limits, stop
-        self.retries, self.patience, self.afford, self.release, self.others = retries, patience, afford, release, others
+        self.retries, self.outage_timeout, self.max_unwritten = retries, outage_timeout, max_unwritten
+        self.afford, self.release, self.others = afford, release, others
         self.tally = Tally()
-        self._changed = asyncio.Event()
         self._waiting: list[tuple[float, int, Request, int, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = 0
-        self._fruitless = 0
+        self._failures = 0
+        self._error: BaseException | None = None
 
     async def run(self, requests: AsyncIterator[Request]) -> None:
         """Ask them all; returns when every one is answered or given up, or, after a stop, when nothing is in flight any more.
@@ -101,7 +124,7 @@ class Engine:
                     continue
                 if exhausted and not self._waiting and not self._tasks:
                     return
-                await self._change(self._waiting[0][0] - self._now() if self._waiting else None)
+                await self.stop.wait(self._waiting[0][0] - self._now() if self._waiting else None)
         except asyncio.CancelledError:
             for task in self._tasks:
                 task.cancel()
@@ -110,7 +133,8 @@ class Engine:
             while self._tasks:
                 await asyncio.wait(self._tasks)
             await _close(requests)
-        self._raise()
+        if self._error is not None:
+            raise self._error
 
     def _due(self) -> tuple[Request | None, int, int]:
         if self._waiting and self._waiting[0][0] <= self._now():
@@ -121,12 +145,12 @@ class Engine:
     async def _admitted(self, request: Request) -> bool:
         """Wait for a slot, the rates and the budget; False after a stop."""
         while not self.stop.reason:
-            if self.tally.in_flight >= self.limits.slots() or len(self._tasks) >= UNWRITTEN:
-                await self._change(None)
+            if self.tally.in_flight >= self.limits.slots() or len(self._tasks) >= self.max_unwritten:
+                await self.stop.wait(None)
                 continue
             delay = self.limits.delay(request.tokens, self._now())
             if delay > 0:
-                await self._change(delay)
+                await self.stop.wait(delay)
                 continue
             if self.afford(request):
                 return True
@@ -134,7 +158,7 @@ class Engine:
                 self.stop("budget", "the budget has no room for another request")
                 return False
             # What is in flight, here or at another judge, may cost less than was set aside for it.
-            await self._change(LOOK_AGAIN)
+            await self.stop.wait()
         return False
 
     def _start(self, request: Request, attempt: int, limited: int) -> None:
@@ -151,13 +175,7 @@ class Engine:
         if not task.cancelled() and task.exception() is not None:
             self._error = task.exception()
             self.stop("error", str(task.exception()))
-        self._changed.set()
-
-    _error: BaseException | None = None
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        self.stop.wake()
 
     async def _one(self, request: Request, attempt: int, limited: int) -> None:
         started = self._now()
@@ -165,10 +183,10 @@ class Engine:
             outcome = await self.send(request)
         finally:
             self.tally.in_flight -= 1
-            self._changed.set()
+            self.stop.wake()
         if isinstance(outcome, Answer):
             self.limits.answered(request.tokens, outcome.prompt_tokens + outcome.reply_tokens, self._now())
-            self._fruitless = -1
+            self._failures = -1
             self.tally.answered += 1
             await self.done(request, outcome)
             return
@@ -180,27 +198,27 @@ class Engine:
             self.release(request)
             return
         self.tally.failed[outcome.reason] = self.tally.failed.get(outcome.reason, 0) + 1
-        self._count_fruitless(outcome)
+        self._count_failure(outcome)
         await self.done(request, outcome)
 
-    def _count_fruitless(self, failure: Failure) -> None:
-        if self._fruitless >= 0:
-            self._fruitless += 1
-            if self._fruitless >= HOPELESS:
-                self.stop("hopeless", f"{self._fruitless} requests failed and none was answered; the last: {failure.message}")
+    def _count_failure(self, failure: Failure) -> None:
+        if self._failures >= 0:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES_WITHOUT_SUCCESS:
+                self.stop("hopeless", f"{self._failures} requests failed and none was answered; the last: {failure.message}")
 
     def _again(self, request: Request, failure: Failure, attempt: int, limited: int, started: float) -> bool:
         """Put a request that failed by a passing fault back into the heap; False where it is given up."""
         now = self._now()
-        wait = min(LONGEST_BACKOFF, 0.5 * 2 ** (attempt + limited)) * random.uniform(0.5, 1.0)
+        wait = backoff(attempt + limited) * random.uniform(0.5, 1.0)
         if failure.kind == "run":
             self.stop(failure.reason, failure.message)
         elif failure.kind == "unreachable":
             away = self.limits.unreachable(now)
-            if away <= self.patience:
+            if away <= self.outage_timeout:
                 return self._later(request, self.limits.paused_until, attempt, limited)
             self.stop("unreachable", f"the endpoint could not be reached for {away:.0f} s: {failure.message}")
-        elif failure.kind == "rate_limit" and limited < self.retries * RATE_LIMIT_PATIENCE:
+        elif failure.kind == "rate_limit" and limited < self.retries * RATE_LIMIT_RETRIES:
             self.limits.limited(failure.retry_after, started, now)
             return self._later(request, now + (failure.retry_after or wait), attempt, limited + 1)
         elif failure.kind == "transient" and attempt < self.retries:
@@ -213,21 +231,6 @@ class Engine:
         self.tally.retried += 1
         heapq.heappush(self._waiting, (due, self._started, request, attempt, limited))
         return True
-
-    def wake(self) -> None:
-        """Look at the stop signal now."""
-        self._changed.set()
-
-    async def _change(self, timeout: float | None) -> None:
-        """Until something ended, or for so many seconds."""
-        self._changed.clear()
-        if timeout is None:
-            await self._changed.wait()
-        elif timeout <= 0:
-            await asyncio.sleep(0)
-        else:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

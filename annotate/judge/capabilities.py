@@ -6,27 +6,27 @@ sent as the run would send it; what is refused is left out and asked again.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mmpo.annotate.client.request import Answer, Failure
+from mmpo.annotate.client import Answer, Failure
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.tables import Message
 
-__all__ = ["PLAIN", "Abilities", "Probe", "folded", "parameters", "probe", "schema_of"]
+__all__ = ["PLAIN", "Capabilities", "Probe", "folded", "parameters", "probe", "schema_of"]
 
 PLAIN = ("What is 2 + 2?", ("2 + 2 is 4.", "2 + 2 is 5."))
 """The conversation and the replies that a probe asks about."""
-MOST_TRIES = 10
-LENGTH = 64
-ROOM = 4096
-"""Tokens that a model which thinks unasked gets for it, at every reply."""
-TOP, FEWER = 20, 5
+MAX_TRIES = 10
+REPLY_TOKENS = 64
+UNASKED_REASONING_TOKENS = 4096
+"""What a model that thinks unasked gets for it, at every reply."""
+TOP_LOGPROBS, FEWER_TOP_LOGPROBS = 20, 5
 """Alternatives asked for at each token, among which the labels must be: the most that OpenAI gives, and what smaller ones allow."""
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What the probe found. logprobs: alternatives with each token. several: `n` replies in one request.
 
     schema: JSON by schema is honoured. length: the name of the limit on the reply; "" where none is taken. temperature: can be set.
@@ -40,7 +40,7 @@ class Abilities:
     length: str = "max_tokens"
     temperature: bool = True
     seed: bool = False
-    top: int = TOP
+    top: int = TOP_LOGPROBS
     system: bool = True
     room: int = 0
 
@@ -62,37 +62,39 @@ class Probe:
     messages: Sequence[Message]
     extra: Mapping[str, Any]
 
-    async def send(self, found: Abilities, **more: Any) -> Answer | Failure:
-        """One request with the parameters that these abilities allow."""
+    async def send(self, found: Capabilities, **more: Any) -> Answer | Failure:
+        """One request with the parameters that the endpoint takes as far as is known."""
         messages = self.messages if found.system else folded(self.messages)
-        return await self.ask({"model": self.model, "messages": messages, **parameters(found, LENGTH, None), **more, **self.extra})
+        return await self.ask(
+            {"model": self.model, "messages": messages, **parameters(found, REPLY_TOKENS, None), **more, **self.extra}
+        )
 
 
-async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None) -> Abilities:
+async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None) -> Capabilities:
     """Ask until a request goes through. logprobs: whether the run has a use for them; schema: the response_format that it would send.
 
     Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
     """
-    found, reply = await _until_taken(this, Abilities(logprobs=logprobs, several=False))
+    found, reply = await _until_taken(this, Capabilities(logprobs=logprobs, several=False))
     if _thinks(reply):
-        found, reply = await _until_taken(this, _with(found, room=ROOM))
+        found, reply = await _until_taken(this, replace(found, room=UNASKED_REASONING_TOKENS))
     if found.logprobs:
-        found = _with(found, logprobs=any(len(token.top) > 1 for choice in reply.choices for token in choice.tokens))
+        found = replace(found, logprobs=any(len(token.top) > 1 for choice in reply.choices for token in choice.tokens))
     if not found.logprobs:
         outcome = await this.send(found, n=2)
-        found = _with(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
+        found = replace(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
         if not found.several:
-            found = _with(found, seed=isinstance(await this.send(found, seed=1), Answer))
+            found = replace(found, seed=isinstance(await this.send(found, seed=1), Answer))
     if schema:
         outcome = await this.send(found, response_format=schema)
         text = outcome.choices[0].text.strip() if isinstance(outcome, Answer) and outcome.choices else ""
-        found = _with(found, schema=text.startswith("{") and text.endswith("}"))
+        found = replace(found, schema=text.startswith("{") and text.endswith("}"))
     return found
 
 
-async def _until_taken(this: Probe, found: Abilities) -> tuple[Abilities, Answer]:
+async def _until_taken(this: Probe, found: Capabilities) -> tuple[Capabilities, Answer]:
     failure = Failure("request", "probe", "no request went through")
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         outcome = await this.send(found)
         if isinstance(outcome, Answer):
             return found, outcome
@@ -116,26 +118,22 @@ def _thinks(reply: Answer) -> bool:
     )
 
 
-def _with(found: Abilities, **changes: Any) -> Abilities:
-    return Abilities(**{**asdict(found), **changes})
-
-
-def _simpler(found: Abilities, failure: Failure) -> Abilities | None:
-    """The abilities without what the refusal names, or, where it names nothing, without what is dispensable; None: nothing is left."""
-    told = failure.message.lower()
-    if "system" in told and found.system:
-        return _with(found, system=False)
-    if "max_completion_tokens" in told and found.length == "max_tokens":
-        return _with(found, length="max_completion_tokens")
-    if ("max_tokens" in told or "max_completion_tokens" in told) and found.length:
-        return _with(found, length="max_completion_tokens" if found.length == "max_tokens" else "")
-    if "temperature" in told and found.temperature:
-        return _with(found, temperature=False)
+def _simpler(found: Capabilities, failure: Failure) -> Capabilities | None:
+    """The capabilities without what the refusal names, or, where it names nothing, without what is dispensable; None: nothing is left."""
+    message = failure.message.lower()
+    if "system" in message and found.system:
+        return replace(found, system=False)
+    if "max_completion_tokens" in message and found.length == "max_tokens":
+        return replace(found, length="max_completion_tokens")
+    if ("max_tokens" in message or "max_completion_tokens" in message) and found.length:
+        return replace(found, length="max_completion_tokens" if found.length == "max_tokens" else "")
+    if "temperature" in message and found.temperature:
+        return replace(found, temperature=False)
     if found.logprobs:
-        return _with(found, top=FEWER) if found.top > FEWER else _with(found, logprobs=False)
+        return replace(found, top=FEWER_TOP_LOGPROBS) if found.top > FEWER_TOP_LOGPROBS else replace(found, logprobs=False)
     if found.temperature:
-        return _with(found, temperature=False)
-    return _with(found, length="max_completion_tokens") if found.length == "max_tokens" else None
+        return replace(found, temperature=False)
+    return replace(found, length="max_completion_tokens") if found.length == "max_tokens" else None
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -153,7 +151,7 @@ def schema_of(names: list[str], labels: list[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": schema}}
 
 
-def parameters(found: Abilities, length: int, temperature: float | None) -> dict[str, Any]:
+def parameters(found: Capabilities, length: int, temperature: float | None) -> dict[str, Any]:
     """The parameters that the endpoint takes: its limit on the reply (length, and room to think), log-probabilities, temperature."""
     values: dict[str, Any] = {}
     if found.length:

@@ -2,40 +2,43 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from mmpo.annotate.client.journal import Journal
-from mmpo.annotate.judge.capabilities import Abilities
-from mmpo.annotate.judge.one_judge import needs_scores
+import numpy as np
+
+from mmpo.annotate.batch import open_batches
+from mmpo.annotate.client import Journal
+from mmpo.annotate.judge.capabilities import Capabilities
 from mmpo.annotate.judge.options import Judge
-from mmpo.annotate.judge.questions import Questions
-from mmpo.annotate.judge.run import Prepared, abilities_key
-from mmpo.annotate.judge.summary import nothing_to_ask
-from mmpo.annotate.rows import rows_of
+from mmpo.annotate.judge.output import nothing_to_ask
+from mmpo.annotate.judge.questions import Questions, usable
+from mmpo.annotate.judge.run import JudgePlan, capabilities_key
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["look"]
+__all__ = ["estimate"]
 
-LOOKED_AT = 2_000
+SAMPLED_PROMPTS = 2_000
 """Prompts whose requests a dry run renders; what the others take follows from them."""
 SHORT_REPLY_SECONDS = 1.0
 REASONED_REPLY_SECONDS = 15.0
 """Assumed for a reply where the journal has not measured any of this judge."""
+SHORT_REPLY_SHARE, REASONED_REPLY_SHARE = 0.25, 0.35
+"""Of the longest reply that a request allows: replies end at their grade, long before it."""
 
 
 @dataclass
-class _Looked:
-    prompts: int = 0
+class Sample:
+    """What the rendered requests are, by what the journal has of them."""
+
     requests: int = 0
     answered: int = 0
-    prompt_tokens: int = 0
-    reply_tokens: int = 0
     left_prompt_tokens: int = 0
     left_reply_tokens: int = 0
     failed: Counter[str] = field(default_factory=Counter)
 
 
-def look(plan: Prepared, *, whole: bool) -> dict[str, Any]:
+def estimate(plan: JudgePlan, *, whole: bool) -> dict[str, Any]:
     """Requests, tokens, cost and time of a run, and what its journal has of it already.
 
     whole: look at every prompt (`--status`) instead of at an even sample (`--dry-run`). Returns {"requests", "answered", "left",
@@ -65,83 +68,67 @@ def look(plan: Prepared, *, whole: bool) -> dict[str, Any]:
     }
 
 
-def _judge(plan: Prepared, judge: Judge, journal: Journal | None, sizes: Any, whole: bool) -> dict[str, Any]:
-    known = journal.meta(abilities_key(judge, plan.options)) if journal else None
-    abilities = Abilities(**known) if known else Abilities(logprobs=plan.options.logprobs != "off", several=True)
-    questions = Questions(judge, plan.options, abilities)
-    requests = questions.count(sizes)
-    every = 1 if whole else max(1, len(sizes) // LOOKED_AT)
-    seen = _looked(plan, questions, journal, every)
-    share = 1.0 if every == 1 else requests / max(seen.requests, 1)
-    requests = seen.requests if every == 1 else requests
+def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.ndarray, whole: bool) -> dict[str, Any]:
+    options = plan.options
+    known = journal.meta(capabilities_key(judge, options)) if journal else None
+    capabilities = Capabilities(**known) if known else Capabilities(logprobs=options.logprobs != "off", several=True)
+    questions = Questions(judge, options, capabilities)
+    every = 1 if whole else max(1, len(sizes) // SAMPLED_PROMPTS)
+    sample = _sample(plan, questions, journal, every)
+    requests = sample.requests if every == 1 else questions.count(sizes)
+    share = requests / max(sample.requests, 1)
+    answered = round(sample.answered * share)
+    price = plan.prices.of(judge.model, batch=options.batch)
+    reply_share = REASONED_REPLY_SHARE if options.reasoning or options.template else SHORT_REPLY_SHARE
+    prompts, replies = sample.left_prompt_tokens * share, sample.left_reply_tokens * share * reply_share
     spent = (journal.spent() if journal else {}).get(judge.name, {})
-    answered = round(seen.answered * share)
-    price = plan.prices.of(judge.model, batch=plan.options.batch)
-    # Replies end at their grade, long before the limit: a few tokens, or a third of the room for reasoning.
-    replies = seen.left_reply_tokens * share * (0.35 if plan.options.reasoning or plan.options.template else 0.25)
-    prompts = seen.left_prompt_tokens * share
     return {
         "rater": judge.name,
         "model": judge.model,
         "requests": requests,
         "answered": answered,
-        "failed": dict(seen.failed),
+        "failed": dict(sample.failed),
         "left": requests - answered,
         "sampled": share != 1.0,
         "probed": bool(known),
-        "logprobs": abilities.logprobs,
+        "logprobs": capabilities.logprobs,
         "prompt_tokens": round(prompts),
         "reply_tokens": round(replies),
         "left_cost": price.of(prompts, replies) if price else None,
         "seconds": _seconds(plan, judge, spent, requests - answered, prompts + replies),
         "spent_tokens": int(spent.get("prompt_tokens", 0) + spent.get("reply_tokens", 0)),
         "spent_cost": spent.get("cost", 0.0) if price else None,
-        "batches_open": _open_batches(journal, judge.name),
+        "batches_open": open_batches(journal, judge.name) if journal else 0,
     }
 
 
-def _looked(plan: Prepared, questions: Questions, journal: Journal | None, every: int) -> _Looked:
-    """Render the requests of every so-manieth prompt and look them up."""
-    seen, place = _Looked(), 0
-    scores = needs_scores(plan.options)
-    for table in plan.feedback.tables():
-        rows = [
-            row for row in rows_of(table, scores=scores, reference=plan.options.reference) if plan.feedback.wanted(row.prompt_id)
-        ]
-        chosen = [row for number, row in enumerate(rows, place) if number % every == 0]
+def _sample(plan: JudgePlan, questions: Questions, journal: Journal | None, every: int) -> Sample:
+    """Render the requests of one prompt in so many and look them up."""
+    sample, place = Sample(), 0
+    for rows in plan.feedback.rows(scores=questions.needs_scores, reference=plan.options.reference):
+        chosen = islice(rows, -place % every, None, every)
         place += len(rows)
-        requests = [request for row in chosen for question in questions.of(row) for request in question.requests]
-        keys = [request.key for request in requests]
-        kept = journal.answers(keys) if journal and plan.options.cache else {}
-        known = {request.key for request in requests if questions.usable(request, kept.get(request.key))}
-        if journal:
-            seen.failed.update(failure.reason for failure in journal.failures([key for key in keys if key not in known]).values())
-        seen.prompts += len(chosen)
-        seen.requests += len(requests)
+        requests = [request for row in chosen for posed in questions.of(row) for request in posed.requests]
+        sample.requests += len(requests)
+        found = questions.known(requests, journal) if journal else None
+        if found:
+            sample.failed.update(failure.reason for failure in found.failures.values())
         for request in requests:
-            if request.key in known:
-                seen.answered += 1
+            if found and plan.options.cache and usable(found.replies.get(request.key)):
+                sample.answered += 1
             else:
-                seen.left_prompt_tokens += request.prompt_tokens
-                seen.left_reply_tokens += request.reply_tokens
-    return seen
+                sample.left_prompt_tokens += request.prompt_tokens
+                sample.left_reply_tokens += request.reply_tokens
+    return sample
 
 
-def _seconds(plan: Prepared, judge: Judge, spent: dict[str, float], left: int, tokens: float) -> float:
+def _seconds(plan: JudgePlan, judge: Judge, spent: dict[str, float], left: int, tokens: float) -> float:
     """Time for what is left: latency over slots, or what the rates allow, whichever is longer."""
-    options = plan.options
-    assumed = REASONED_REPLY_SECONDS if options.reasoning else SHORT_REPLY_SECONDS
-    measured = spent["seconds"] / spent["requests"] if spent.get("requests") and spent.get("seconds") else assumed
-    times = [left * measured / (judge.concurrency or options.concurrency)]
+    assumed = REASONED_REPLY_SECONDS if plan.options.reasoning else SHORT_REPLY_SECONDS
+    measured = spent["seconds"] / spent["requests"] if spent.get("seconds") else assumed
+    times = [left * measured / (judge.concurrency or plan.options.concurrency)]
     if judge.requests_per_minute:
         times.append(60 * left / judge.requests_per_minute)
     if judge.tokens_per_minute:
         times.append(60 * tokens / judge.tokens_per_minute)
     return max(times)
-
-
-def _open_batches(journal: Journal | None, judge: str) -> int:
-    if journal is None:
-        return 0
-    query = "SELECT count(*) FROM batches WHERE judge = ? AND status NOT IN ('read', 'lost')"
-    return sum(int(count) for (count,) in journal.rows(query, (judge,)))

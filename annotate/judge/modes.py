@@ -7,37 +7,31 @@ listwise    all replies in a shuffled order           → ratings, each bound to
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import hypot
 from string import ascii_uppercase
+from typing import TYPE_CHECKING, Literal
 
-from mmpo.annotate.judge.options import JudgeOptions
-from mmpo.annotate.judge.prompts import Shown, Template, conversation_text, harmless, nonce_of
-from mmpo.annotate.judge.reading import Grade, Reading
+from mmpo.annotate.judge.reading import Reading
 from mmpo.annotate.judge.rubrics import Rubric
 from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
+from mmpo.annotate.replies import REPLIES, ReplyFormat
+from mmpo.annotate.rows import FeedbackRow
 from mmpo.annotate.scales import RANKS, Scale
-from mmpo.pipeline.tables import Message
+from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["MODES", "Asked", "Graded", "Mode", "Row", "digest_limit", "messages_of", "names_of", "offered", "scale_of"]
+if TYPE_CHECKING:
+    from mmpo.annotate.judge.options import JudgeOptions
+
+__all__ = ["MODES", "Mode", "NewGrade", "Question", "names_of", "offered", "reply_format", "scale_of"]
 
 MOST_LISTED = len(ascii_uppercase)
 
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt to be judged. scores: the mean grade that a completion already has, None where it has none."""
-
-    prompt_id: str
-    prompt: Sequence[Message]
-    ids: Sequence[str]
-    texts: Sequence[str]
-    scores: Sequence[float | None]
-    reference: str = ""
+Meanings = Sequence[tuple[str, str]]
+"""The labels of a scale and what each stands for."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """One question: which completions are shown, in which order, by which rubrics (several where one reply grades several aspects)."""
 
     shown: tuple[int, ...]
@@ -50,7 +44,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Graded:
+class NewGrade:
     """One grade for FEEDBACK: of a completion (second is None) or of two, `first` as shown; value on low..high."""
 
     first: int
@@ -59,147 +53,176 @@ class Graded:
     value: float
     low: float
     high: float
-    spread: float | None
+    std: float | None
 
 
 @dataclass(frozen=True)
 class Mode:
-    """asks: the questions about a row. scale, names: what is offered and graded in one question. grades: what becomes of a reading."""
+    """All that a way to ask is.
 
-    asks: Callable[[Row, JudgeOptions, Sequence[Rubric]], Iterator[Asked]]
-    count: Callable[[int, JudgeOptions], int]
-    scale: Callable[[Rubric], tuple[Scale, Sequence[tuple[str, str]]]]
+    orders: the completions that each question about a row shows. count: how many those are for n completions. grades: what becomes of a
+    reading; gets the question, the reading, its scale and what the reply format grades. signed: grades compare the two that are shown.
+    template: the file in templates/. reply: the reply format that the template asks for; takes: what reply formats of a user's own may
+    grade (`ReplyFormat.grades`). by_schema: the reply is asked for as JSON by schema where the endpoint honours it. reply_tokens: how
+    long a reply without reasoning may be, by the number of completions shown. needs: what a prompt must have to be asked about. most:
+    completions that a prompt may have at most.
+    """
+
+    orders: Callable[[FeedbackRow, "JudgeOptions"], Iterator[tuple[int, ...]]]
+    count: Callable[[int, "JudgeOptions"], int]
+    grades: Callable[[Question, Reading, Scale, str], list[NewGrade]]
+    template: str
     reply: str
-    grades: Callable[[Asked, Reading, Scale], list[Graded]]
+    takes: tuple[str, ...]
+    reply_tokens: Callable[[int], int]
+    needs: str
     summary: str
+    signed: bool = False
+    by_schema: bool = False
+    most: int | None = None
+
+    @property
+    def gives(self) -> Literal["comparisons", "ratings"]:
+        """The column of FEEDBACK that takes the grades."""
+        return "comparisons" if self.signed else "ratings"
+
+    def questions(self, row: FeedbackRow, options: "JudgeOptions", rubrics: Sequence[Rubric]) -> Iterator[Question]:
+        """The questions about one row: each order by each rubric, or by all of them where one reply grades them all."""
+        together = reply_format(options).grades == "aspects"
+        groups = [tuple(rubrics)] if together else [(rubric,) for rubric in rubrics]
+        return (Question(shown, group) for shown in self.orders(row, options) for group in groups)
 
 
-def _each(rubrics: Sequence[Rubric], options: JudgeOptions) -> list[tuple[Rubric, ...]]:
-    return [tuple(rubrics)] if options.reply == "aspects-json" else [(rubric,) for rubric in rubrics]
+def reply_format(options: "JudgeOptions") -> ReplyFormat:
+    """How replies are read: as the options say, else as the mode's own template asks. Raises UserError: unknown, not for this mode."""
+    mode = MODES[options.mode]
+    name = options.reply or mode.reply
+    if name not in REPLIES:
+        raise unknown_name("way to read a reply (--reply)", name, REPLIES)
+    if REPLIES[name].grades not in mode.takes:
+        fitting = [other for other, one in MODES.items() if REPLIES[name].grades in one.takes]
+        raise UserError(f"--reply {name} does not fit --mode {options.mode}; it is for {' and '.join(fitting)}")
+    return REPLIES[name]
 
 
-def _both(options: JudgeOptions, default: bool) -> bool:
-    return options.orders == "both" or (options.orders == "auto" and default)
-
-
-def _pairwise(row: Row, options: JudgeOptions, rubrics: Sequence[Rubric]) -> Iterator[Asked]:
+def _pairwise(row: FeedbackRow, options: "JudgeOptions") -> Iterator[tuple[int, ...]]:
     pairing, k = parse_pairing(options.pairs)
     for i, j in pairing.choose(Candidates(row.ids, row.scores, options.seed, k)):
         # The order of a single one, and which of the two comes first: by hash, whatever the row's own order.
         a, b = sorted((i, j), key=lambda place: row.ids[place])
         if digest_of(options.seed, "order", row.ids[a], row.ids[b])[0] % 2:
             a, b = b, a
-        for order in ((a, b), (b, a))[: 2 if _both(options, True) else 1]:
-            for group in _each(rubrics, options):
-                yield Asked(order, group)
+        yield from ((a, b), (b, a))[: _orders(options, 2)]
 
 
-def _pointwise(row: Row, options: JudgeOptions, rubrics: Sequence[Rubric]) -> Iterator[Asked]:
-    for place in range(len(row.ids)):
-        for group in _each(rubrics, options):
-            yield Asked((place,), group)
+def _pair_count(n: int, options: "JudgeOptions") -> int:
+    pairing, k = parse_pairing(options.pairs)
+    return pairing.count(n, k) * _orders(options, 2)
 
 
-def _listwise(row: Row, options: JudgeOptions, rubrics: Sequence[Rubric]) -> Iterator[Asked]:
-    if not 2 <= len(row.ids) <= MOST_LISTED:
-        return
+def _pointwise(row: FeedbackRow, options: "JudgeOptions") -> Iterator[tuple[int, ...]]:
+    return ((place,) for place in range(len(row.ids)))
+
+
+def _listwise(row: FeedbackRow, options: "JudgeOptions") -> Iterator[tuple[int, ...]]:
     order = tuple(sorted(range(len(row.ids)), key=lambda place: digest_of(options.seed, "shuffle", row.ids[place])))
-    for shown in (order, order[::-1])[: 2 if _both(options, False) else 1]:
-        for rubric in rubrics:
-            yield Asked(shown, (rubric,))
+    yield from (order, order[::-1])[: _list_count(len(row.ids), options)]
 
 
-def _signed(rubric: Rubric) -> tuple[Scale, Sequence[tuple[str, str]]]:
-    return rubric.grades, list(rubric.grade_meanings.items())
+def _list_count(n: int, options: "JudgeOptions") -> int:
+    return _orders(options, 1) if 2 <= n <= MOST_LISTED else 0
 
 
-def _absolute(rubric: Rubric) -> tuple[Scale, Sequence[tuple[str, str]]]:
-    return rubric.scale, list(rubric.meanings.items())
+def _orders(options: "JudgeOptions", auto: int) -> int:
+    return {"both": 2, "one": 1, "auto": auto}[options.orders]
 
 
-def _gaps(asked: Asked, reading: Reading, scale: Scale) -> list[Graded]:
-    first, second = asked.shown
-    two = [reading.grades.get(name) for names in TWO for name in names if names[1] in reading.grades]
-    if len(two) == 2 and two[0] is not None and two[1] is not None:
-        a, b = two[0], two[1]
-        spread = None if a.spread is None or b.spread is None else hypot(a.spread, b.spread)
-        gap, limit = Grade(a.value - b.value, spread, None), scale.high - scale.low
-        return [Graded(first, second, asked.aspect, gap.value, -limit, limit, gap.spread)]
+def _gaps(question: Question, reading: Reading, scale: Scale, graded: str) -> list[NewGrade]:
+    first, second = question.shown
+    if graded in ("two", "labels", "ranks"):
+        a, b = reading.grades.values()
+        std = None if a.std is None or b.std is None else hypot(a.std, b.std)
+        limit = scale.high - scale.low
+        return [NewGrade(first, second, question.aspect, a.value - b.value, -limit, limit, std)]
     limit = max(abs(scale.low), abs(scale.high))
     return [
-        Graded(first, second, asked.aspect if name == "grade" else name, grade.value, -limit, limit, grade.spread)
+        NewGrade(first, second, name if graded == "aspects" else question.aspect, grade.value, -limit, limit, grade.std)
         for name, grade in reading.grades.items()
     ]
 
 
-def _scores(asked: Asked, reading: Reading, scale: Scale) -> list[Graded]:
+def _scores(question: Question, reading: Reading, scale: Scale, graded: str) -> list[NewGrade]:
+    place = dict(zip(ascii_uppercase, question.shown)) if graded in ("labels", "ranks") else {}
     return [
-        Graded(asked.shown[0], None, asked.aspect if name == "grade" else name, grade.value, scale.low, scale.high, grade.spread)
+        NewGrade(
+            place.get(name, question.shown[0]), None, name if graded == "aspects" else question.aspect,
+            grade.value, scale.low, scale.high, grade.std,
+        )
         for name, grade in reading.grades.items()
-    ]
-
-
-def _listed(asked: Asked, reading: Reading, scale: Scale) -> list[Graded]:
-    place = dict(zip(ascii_uppercase, asked.shown))
-    return [
-        Graded(place[label], None, asked.aspect, grade.value, scale.low, scale.high, grade.spread)
-        for label, grade in reading.grades.items()
-    ]
-
-
-def _pair_count(n: int, options: JudgeOptions) -> int:
-    pairing, k = parse_pairing(options.pairs)
-    return pairing.count(n, k) * (2 if _both(options, True) else 1)
-
-
-def _list_count(n: int, options: JudgeOptions) -> int:
-    return (2 if _both(options, False) else 1) if 2 <= n <= MOST_LISTED else 0
+    ]  # fmt: skip
 
 
 MODES: dict[str, Mode] = {
-    "pairwise": Mode(_pairwise, _pair_count, _signed, "grade", _gaps, "two replies at a time, seven signed grades, both orders"),
-    "pointwise": Mode(_pointwise, lambda n, options: n, _absolute, "grade", _scores, "one reply at a time on the rubric's scale"),
-    "listwise": Mode(_listwise, _list_count, _absolute, "labelled", _listed, "all replies of a prompt at once, shuffled"),
+    "pairwise": Mode(
+        _pairwise,
+        _pair_count,
+        _gaps,
+        template="pairwise",
+        reply="grade",
+        takes=("one", "choice", "two", "aspects", "labels", "ranks"),
+        reply_tokens=lambda shown: 8,
+        needs="prompts with at least two completions",
+        summary="two replies at a time, seven signed grades, both orders",
+        signed=True,
+    ),
+    "pointwise": Mode(
+        _pointwise,
+        lambda n, options: n,
+        _scores,
+        template="pointwise",
+        reply="grade",
+        takes=("one", "aspects"),
+        reply_tokens=lambda shown: 8,
+        needs="prompts with a completion",
+        summary="one reply at a time on the rubric's scale",
+    ),
+    "listwise": Mode(
+        _listwise,
+        _list_count,
+        _scores,
+        template="listwise",
+        reply="labelled",
+        takes=("labels", "ranks"),
+        reply_tokens=lambda shown: 16 * shown,
+        needs=f"prompts with at least two completions and at most {MOST_LISTED}",
+        summary="all replies of a prompt at once, shuffled",
+        by_schema=True,
+        most=MOST_LISTED,
+    ),
 }
 """The family of `--mode`."""
 
 
-SCORES_EACH = ("two-scores", "labelled")
-TWO = (("first", "second"), ("A", "B"))
-"""The names of two scores in one pairwise reply, by the ways to read it."""
+def offered(mode: Mode, question: Question, form: ReplyFormat) -> tuple[Scale, Meanings]:
+    """The scale that the template shows, with its meanings: of two that are scored each by itself, the rubric's absolute one."""
+    rubric = question.rubrics[0]
+    if mode.signed and form.grades not in ("two", "labels"):
+        return rubric.grades, list(rubric.grade_meanings.items())
+    return rubric.scale, list(rubric.meanings.items())
 
 
-def scale_of(mode: Mode, asked: Asked, form: str) -> Scale:
+def scale_of(mode: Mode, question: Question, form: ReplyFormat) -> Scale:
     """The scale that a question's grades are on; ranks become shares from 0 (last) to 1 (first)."""
-    return RANKS if form == "ranking" else offered(mode, asked, form)[0]
+    return RANKS if form.grades == "ranks" else offered(mode, question, form)[0]
 
 
-def offered(mode: Mode, asked: Asked, form: str) -> tuple[Scale, Sequence[tuple[str, str]]]:
-    """The scale and its meanings; a reply that scores each of two by itself does so on the rubric's absolute scale."""
-    return _absolute(asked.rubrics[0]) if form in SCORES_EACH else mode.scale(asked.rubrics[0])
-
-
-def names_of(asked: Asked, mode: str, form: str) -> Sequence[str]:
+def names_of(question: Question, form: ReplyFormat) -> Sequence[str]:
     """What one reply grades: the names that its reader looks for."""
-    if form == "aspects-json":
-        return [rubric.name for rubric in asked.rubrics]
-    if form == "two-scores":
-        return ("first", "second")
-    return ascii_uppercase[: len(asked.shown)] if mode == "listwise" or form in ("ranking", "labelled") else ("grade",)
-
-
-def messages_of(
-    row: Row, asked: Asked, template: Template, mode: Mode, *, reasoning: bool, form: str | None = None
-) -> list[Message]:
-    """The messages of one question; candidate texts are between marks that they cannot close, and hold no chat control."""
-    conversation, reference = harmless(conversation_text(row.prompt)), harmless(row.reference)
-    texts = [harmless(row.texts[place]) for place in asked.shown]
-    nonce = nonce_of(row.prompt_id, [conversation, reference, *texts])
-    replies = [{"label": label, "text": text} for label, text in zip(ascii_uppercase, texts)]
-    shown = Shown(conversation, replies, reference, nonce)
-    return template.messages(shown, asked.rubrics, offered(mode, asked, form or mode.reply)[1], reasoning=reasoning)
-
-
-def digest_limit(seed: int, prompt_id: str) -> bytes:
-    """By which `--limit` draws its prompts: the smallest ones."""
-    return blake2b(f"{seed}\0limit\0{prompt_id}".encode(), digest_size=16).digest()
+    match form.grades:
+        case "aspects":
+            return [rubric.name for rubric in question.rubrics]
+        case "two":
+            return ("first", "second")
+        case "labels" | "ranks":
+            return ascii_uppercase[: len(question.shown)]
+    return ("grade",)

@@ -6,22 +6,17 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
-from mmpo.annotate.batch.run import Batches, refuse_open_batches
-from mmpo.annotate.client.cost import Budget, Price
-from mmpo.annotate.client.endpoint import Endpoint
-from mmpo.annotate.client.journal import Journal
-from mmpo.annotate.client.rate_limits import Limits
-from mmpo.annotate.client.request import Answer, Failure, Request
-from mmpo.annotate.client.scheduler import Engine, Stop
-from mmpo.annotate.judge.options import JudgeOptions
-from mmpo.annotate.judge.questions import Questions
-from mmpo.annotate.rows import Feedback, rows_of
+from mmpo.annotate.batch import Batches, BatchSettings, open_batches
+from mmpo.annotate.client import Answer, Budget, Endpoint, Failure, Journal, Limits, Price, Request, Scheduler, Stop
+from mmpo.annotate.judge.questions import Questions, usable
+from mmpo.annotate.rows import Feedback
+from mmpo.pipeline.errors import UserError
 
-__all__ = ["Counts", "Running", "needs_scores"]
+__all__ = ["Counts", "JudgeRun"]
 
 ROWS_AT_ONCE = 32
-PESSIMISM = 1.3
-"""How much longer prompts may be in tokens than estimated, until the endpoint has said."""
+TOKEN_SAFETY_FACTOR = 1.3
+"""How much longer prompts may be in tokens than estimated, until the endpoint has said how long they are."""
 
 
 @dataclass
@@ -46,13 +41,8 @@ class Counts:
         return self.cached + self.answered + sum(self.failed.values())
 
 
-def needs_scores(options: JudgeOptions) -> bool:
-    """Whether the choice of pairs looks at grades that are there already."""
-    return options.mode == "pairwise" and options.pairs in ("auto", "chain", "best-worst")
-
-
-class Running:
-    """Asks one judge everything that the journal has no answer to."""
+class JudgeRun:
+    """Asks one judge everything that the journal has no answer to. total: requests of the run."""
 
     def __init__(
         self,
@@ -70,26 +60,39 @@ class Running:
         self.options, self.judge = questions.options, questions.judge
         self.counts = Counts(total, price is not None)
         self._estimated = 1.0
-        self._billed = PESSIMISM
-        judge, options = self.judge, self.options
-        if not options.batch and options.cache:
-            refuse_open_batches(journal, judge.name)
-        self.limits = Limits(judge.concurrency or options.concurrency, judge.requests_per_minute, judge.tokens_per_minute)
-        self.engine = Engine(
-            self._send, self._done, self.limits, stop, retries=options.retries, patience=options.patience,
-            afford=self._afford, release=lambda request: budget.release(request.key), others=lambda: budget.held > 0,
-        )  # fmt: skip
+        self._billed = TOKEN_SAFETY_FACTOR
+        under_way = open_batches(journal, self.judge.name)
+        if under_way and not self.options.batch and self.options.cache:
+            # Asking one by one would pay for their requests a second time.
+            raise UserError(
+                f"judge {self.judge.name}: batches of an earlier run are under way ({under_way}, journal {journal.path}); run with "
+                "--batch until they are in, or name another --journal"
+            )
 
     async def run(self) -> None:
         """Until everything is answered or given up, or the run is stopped."""
-        if not self.options.batch:
-            await self.engine.run(self.pending())
+        judge, options = self.judge, self.options
+        if options.batch:
+            settings = BatchSettings(
+                options.batch_requests,
+                options.batch_bytes,
+                options.batch_poll,
+                options.retries,
+                options.patience,
+                keep_answers=options.cache,
+            )
+            batches = Batches(
+                self.endpoint, self.pending, self.questions.checked, self._done, self.journal, settings, self.stop,
+                afford=self._afford, release=self._release, under_way=self._under_way,
+            )  # fmt: skip
+            await batches.run()
             return
-        batches = Batches(
-            self.endpoint, self.pending, self.questions.checked, self._done, self.journal, self.options, self.stop,
-            afford=self._afford, release=lambda request: self.budget.release(request.key), under_way=self._under_way,
+        limits = Limits(judge.concurrency or options.concurrency, judge.requests_per_minute, judge.tokens_per_minute)
+        self.scheduler = Scheduler(
+            self._send, self._done, limits, self.stop, retries=options.retries, outage_timeout=options.patience,
+            afford=self._afford, release=self._release, others=lambda: self.budget.held > 0,
         )  # fmt: skip
-        await batches.run()
+        await self.scheduler.run(self.pending())
 
     def _under_way(self, waiting: int, again: int) -> None:
         self.counts.in_flight, self.counts.retried = waiting, again
@@ -114,32 +117,15 @@ class Running:
             coming.cancel()
 
     def _chunks(self) -> Iterator[tuple[list[Request], int]]:
-        scores = needs_scores(self.options)
-        for table in self.feedback.tables(ROWS_AT_ONCE):
-            rows = [
-                row
-                for row in rows_of(table, scores=scores, reference=self.options.reference)
-                if self.feedback.wanted(row.prompt_id)
-            ]
-            requests = [request for row in rows for question in self.questions.of(row) for request in question.requests]
-            left = self._unanswered(requests) if self.options.cache else requests
+        for rows in self.feedback.rows(ROWS_AT_ONCE, scores=self.questions.needs_scores, reference=self.options.reference):
+            requests = [request for row in rows for posed in self.questions.of(row) for request in posed.requests]
+            left = requests
+            if self.options.cache:
+                replies = self.questions.known(requests, self.journal).replies
+                left = [request for request in requests if not usable(replies.get(request.key))]
             yield left, len(requests) - len(left)
 
-    def _unanswered(self, requests: list[Request]) -> list[Request]:
-        known = self.journal.answers([request.key for request in requests])
-        missing = [request for request in requests if not self.questions.usable(request, known.get(request.key))]
-        # A reply that could not be read then may be readable now (another --min-mass, a newer reader): it is paid.
-        failures = self.journal.failures([request.key for request in missing])
-        readable: dict[bytes, Answer] = {}
-        for request in missing:
-            failure = failures.get(request.key)
-            if failure is not None and failure.answer is not None and failure.answer.choices:
-                outcome = self.questions.checked(request, failure.answer)
-                if isinstance(outcome, Answer):
-                    readable[request.key] = outcome
-        if readable:
-            self.journal.promote(self.judge.name, readable)
-        return [request for request in missing if request.key not in readable]
+    # Money and outcomes
 
     def _cost(self, prompt_tokens: float, reply_tokens: float) -> float:
         return self.price.of(prompt_tokens, reply_tokens) if self.price else 0.0
@@ -147,6 +133,9 @@ class Running:
     def _afford(self, request: Request) -> bool:
         longer = max(1.0, self._billed / self._estimated)
         return self.budget.reserve(request.key, self._cost(request.prompt_tokens * longer, request.reply_tokens))
+
+    def _release(self, request: Request) -> None:
+        self.budget.release(request.key)
 
     async def _send(self, request: Request) -> Answer | Failure:
         return self.questions.checked(request, await self.endpoint.ask(request.body))
@@ -168,4 +157,4 @@ class Running:
         else:
             counts.failed[outcome.reason] += 1
         if not self.options.batch:
-            counts.in_flight, counts.retried = self.engine.tally.in_flight, self.engine.tally.retried
+            counts.in_flight, counts.retried = self.scheduler.tally.in_flight, self.scheduler.tally.retried

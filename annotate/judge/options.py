@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mmpo.annotate.client import OPENAI, EndpointSettings, public_url
+from mmpo.annotate.judge.modes import MODES, reply_format
 from mmpo.annotate.judge.rubrics import find_rubrics
 from mmpo.annotate.pairings import parse_pairing
-from mmpo.annotate.replies import REPLIES
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["MODE_NAMES", "Judge", "JudgeOptions", "check_judge_options", "judges_of", "parse_judge", "public_url"]
-
-MODE_NAMES = ("pairwise", "pointwise", "listwise")
-OPENAI = "https://api.openai.com/v1"
+__all__ = ["Judge", "JudgeOptions", "check_judge_options", "judges_of", "parse_judge"]
 
 
 def _option(default: Any, text: str) -> Any:
@@ -74,40 +72,19 @@ class JudgeOptions:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """One judge. rater: its name in FEEDBACK (its model's, unless given).
+class Judge(EndpointSettings):
+    """One judge: a model at an endpoint. rater: its name in FEEDBACK (its model's, unless given).
 
-    twin: another judge of the run has the same model and settings, at another address: their answers are kept apart by name.
+    same_model: another judge of the run has the same model and settings, at another address: their answers are kept apart by name.
     """
 
-    model: str
-    base_url: str = OPENAI
-    api_key_env: str = "OPENAI_API_KEY"
     rater: str = ""
-    concurrency: int | None = None
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    twin: bool = False
+    same_model: bool = False
 
     @property
     def name(self) -> str:
         """Its name as a rater."""
         return self.rater or self.model
-
-
-def public_url(url: str) -> str:
-    """The address without user, password and query, as it may be written down.
-
-    >>> public_url("https://me:secret@host:8000/v1?key=1")
-    'https://host:8000/v1'
-    >>> public_url("http://[::1]:6900")
-    'http://[::1]:6900'
-    """
-    parts = urlsplit(url)
-    name = parts.hostname or ""
-    host = (f"[{name}]" if ":" in name else name) + (f":{parts.port}" if parts.port else "")
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 NUMBERS = {"concurrency": int, "requests_per_minute": float, "tokens_per_minute": float}
@@ -116,7 +93,7 @@ SHARED = ("base_url", "api_key_env", "requests_per_minute", "tokens_per_minute")
 
 def parse_judge(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """The keys of one judge: "MODEL" or "MODEL,base_url=...,rater=...", or a mapping. Raises UserError."""
-    known = [name for name in Judge.__dataclass_fields__ if name != "twin"]
+    known = [name for name in Judge.__dataclass_fields__ if name != "same_model"]
     if isinstance(given, str):
         model, *rest = given.split(",")
         pairs = [part.partition("=") for part in rest]
@@ -158,7 +135,7 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
     asked = [parse_judge(one) for one in given] or [{"model": options.model}]
     judges = [Judge(**{**shared, **values, "extra_body": {**extra, **values.get("extra_body", {})}}) for values in asked]
     alike = [(judge.model, json.dumps(judge.extra_body, sort_keys=True)) for judge in judges]
-    judges = [replace(judge, twin=alike.count(own) > 1) for judge, own in zip(judges, alike)]
+    judges = [replace(judge, same_model=alike.count(own) > 1) for judge, own in zip(judges, alike)]
     names = [judge.name for judge in judges]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -196,18 +173,8 @@ def json_object(text: str | None) -> dict[str, Any]:
     return value
 
 
-FITS = {
-    "grade": ("pairwise", "pointwise"),
-    "double-bracket": ("pairwise", "pointwise"),
-    "output-choice": ("pairwise",),
-    "two-scores": ("pairwise",),
-    "aspects-json": ("pairwise", "pointwise"),
-    "ranking": ("pairwise", "listwise"),
-    "labelled": ("pairwise", "listwise"),
-}
-"""Way to read a reply → the modes that it can serve."""
 CHOICES = {
-    "mode": MODE_NAMES,
+    "mode": tuple(MODES),
     "orders": ("auto", "both", "one"),
     "logprobs": ("auto", "off", "need"),
     "structured": ("auto", "off"),
@@ -236,15 +203,9 @@ def check_judge_options(options: JudgeOptions) -> None:
         raise UserError(f"--temperature {options.temperature}: must lie between 0 and 2")
     parse_pairing(options.pairs)
     json_object(options.extra_body)
-    find_rubrics(options.rubrics)
-    if options.reply is not None and options.reply not in REPLIES:
-        raise unknown_name("way to read a reply (--reply)", options.reply, REPLIES)
-    fitting = FITS.get(options.reply or "")
-    if fitting is not None and options.mode not in fitting:
-        raise UserError(f"--reply {options.reply} does not fit --mode {options.mode}; it is for {' and '.join(fitting)}")
-    if options.reply == "aspects-json":
-        rubrics = find_rubrics(options.rubrics)
-        scales = {str((rubric.grades if options.mode == "pairwise" else rubric.scale).labels) for rubric in rubrics}
+    rubrics = find_rubrics(options.rubrics)
+    if reply_format(options).grades == "aspects":
+        scales = {str((rubric.grades if MODES[options.mode].signed else rubric.scale).labels) for rubric in rubrics}
         if len(scales) > 1:
             raise UserError("--reply aspects-json grades all rubrics in one reply, on one scale; those given have different ones")
     if options.template is not None and not Path(options.template).is_file():

@@ -1,5 +1,9 @@
-"""Writing FEEDBACK with the judges' grades in it: a second pass over the input that looks every answer up in the journal."""
+"""The end of a judging run: FEEDBACK with the judges' grades in it, its manifest, and the summary of each judge.
 
+A second pass over the input looks every answer up in the journal.
+"""
+
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,142 +15,268 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.annotate.client.journal import Journal
-from mmpo.annotate.judge.modes import Graded, Row
-from mmpo.annotate.judge.questions import Question, Questions
+from mmpo.annotate.client import Journal, Stop, public_url
+from mmpo.annotate.judge.modes import MODES, NewGrade
+from mmpo.annotate.judge.one_judge import JudgeRun
+from mmpo.annotate.judge.options import JudgeOptions
+from mmpo.annotate.judge.questions import PosedQuestion, Questions
+from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
-from mmpo.annotate.rows import Feedback, rows_of
+from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
+from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
-from mmpo.pipeline.storage import PartWriter
+from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.storage import PartWriter, card, digest, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
-__all__ = ["Written", "write_feedback"]
+__all__ = ["finish", "nothing_to_ask"]
 
-BATCH_BYTES = 64 << 20
-LONGEST_REPLY = 2_000
+MAX_PART_BYTES = 64 << 20
+MAX_REJECT_REPLY = 2_000
 """Characters of a reply that can't be read that go into rejects.parquet; the journal has all of it."""
+NOT_OF_THE_RECIPE = (
+    "journal",
+    "concurrency",
+    "timeout",
+    "retries",
+    "patience",
+    "batch_poll",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
+"""Options that change how fast or where, never what comes out."""
+USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated")
+"""Reasons to stop that the user can mend."""
 
 
 @dataclass
-class Written:
-    """What came out. rows: prompts. grades, failed, left: by judge; failed by reason; left were not asked (yet).
+class JudgeTotals:
+    """What came of one judge's requests. left: not asked (yet). failed: by reason.
 
-    not_asked: prompts without a question, by reason. masses: sum and count of the probability on the offered labels. orders: sum and count
-    of ½(gap + gap in the other order), the mean of which is the judge's liking for what is shown first.
+    label_probability: sum and count over questions of what lay on the offered labels. position_bias: sum and count over pairs of
+    ½(gap + gap in the other order), the mean of which is how much the judge favours what is shown first.
     """
 
-    rows: int = 0
-    requests: Counter[str] = field(default_factory=Counter)
-    answered: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, Counter[str]] = field(default_factory=dict)
-    grades: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    answered: int = 0
+    left: int = 0
+    grades: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    label_probability: tuple[float, int] = (0.0, 0)
+    position_bias: tuple[float, int] = (0.0, 0)
+
+
+@dataclass
+class OutputTotals:
+    """What came out. prompts: rows. replaced: grades that the same judges gave earlier. not_asked: prompts without a question."""
+
+    judges: list[JudgeTotals]
+    prompts: int = 0
     replaced: int = 0
     not_asked: Counter[str] = field(default_factory=Counter)
-    masses: dict[str, tuple[float, int]] = field(default_factory=dict)
-    orders: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
-def write_feedback(
-    feedback: Feedback, judges: Sequence[Questions], journal: Journal, folder: Path, metadata: dict[str, Any], *, scores: bool
-) -> Written:
+@dataclass(frozen=True)
+class GradeInRow:
+    """A grade for a row of the table at hand."""
+
+    row: int
+    grade: NewGrade
+    rater: str
+    note: str
+
+
+def finish(
+    feedback: Feedback, out: Path, options: JudgeOptions, runs: Sequence[JudgeRun], journal: Journal, stop: Stop
+) -> dict[str, Any]:
+    """Write FEEDBACK with the grades; the summary. Raises where there is no grade at all to write."""
+    before = read_manifest(feedback.folder)
+    recipe = {
+        "judge": {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_OF_THE_RECIPE},
+        "judges": [_described(run) for run in runs],
+        "feedback": before.get("recipe"),
+    }
+    recipe["judge"]["base_url"] = public_url(options.base_url)
+    inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
+    metadata = {"recipe": recipe, "inputs": inputs}
+    with replacing(out) as folder:
+        totals = _write(feedback, [run.questions for run in runs], journal, folder, metadata)
+        if not any(one.grades for one in totals.judges):
+            _refuse(options, stop, totals, journal)
+        ledger = _ledger(totals)
+        rows = {"feedback": totals.prompts}
+        (folder / "README.md").write_text(card(["feedback"], rows, recipe, feedback=True), encoding="utf-8")
+        spent = journal.spent()
+        judges = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals.judges)]
+        values = {
+            "kind": "feedback", **metadata, "prompts": totals.prompts, "rows": rows, "counts": ledger.as_json(), "judges": judges,
+        }  # fmt: skip
+        write_manifest(folder, values)
+    finished = not stop.reason and not any(row["left"] or row["failed"] for row in judges)
+    return {
+        "out": str(out), "prompts": totals.prompts, "finished": finished, "stopped": stop.reason or None,
+        "message": stop.message or None, "replaced": totals.replaced, "not_asked": dict(+totals.not_asked),
+        "cost": sum(row["cost"] or 0.0 for row in judges), "journal": str(journal.path), "judges": judges,
+    }  # fmt: skip
+
+
+def nothing_to_ask(options: JudgeOptions) -> str:
+    """Why no question came of the input."""
+    mode, pairing = MODES[options.mode], PAIRINGS[options.pairs.partition(":")[0]]
+    if mode.signed and pairing.needs:
+        return f"there is nothing to ask: {pairing.needs}"
+    return f"there is nothing to ask: {options.mode} needs {mode.needs}"
+
+
+def _refuse(options: JudgeOptions, stop: Stop, totals: OutputTotals, journal: Journal) -> None:
+    """Nothing was graded: raise why."""
+    if not any(one.requests for one in totals.judges):
+        raise UserError(nothing_to_ask(options))
+    if stop.reason == "interrupted":
+        raise PartialResult("interrupted before the first answer; nothing was written, and the same command again starts over")
+    failed = sum((one.failed for one in totals.judges), Counter())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in failed.most_common(4))
+    if stop.reason in USER_ERRORS:
+        raise UserError(f"the endpoint refuses: {stop.message}")
+    message = stop.message or f"no request was answered: {reasons}; the replies are in {journal.path}"
+    raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
+
+
+def _ledger(totals: OutputTotals) -> Ledger:
+    ledger = Ledger()
+    for one in totals.judges:
+        dropped = {**one.failed, **({"not_asked_yet": one.left} if one.left else {})}
+        ledger.count("judge", "request", created=one.requests, out=one.answered, dropped=dropped)
+    not_asked = dict(+totals.not_asked)
+    ledger.count("judge", "prompt", into=totals.prompts, out=totals.prompts - sum(not_asked.values()), dropped=not_asked)
+    ledger.check()
+    return ledger
+
+
+def _described(run: JudgeRun) -> dict[str, Any]:
+    judge, template = run.judge, run.questions.template
+    return {
+        "rater": judge.name, "model": judge.model, "base_url": public_url(judge.base_url), "extra_body": dict(judge.extra_body),
+        "template": template.name, "template_digest": template.digest, "rubrics": [rubric.name for rubric in run.questions.rubrics],
+        "abilities": run.questions.capabilities.as_json(), "samples": run.questions.samples,
+    }  # fmt: skip
+
+
+def _summary(run: JudgeRun, totals: JudgeTotals, spent: dict[str, float]) -> dict[str, Any]:
+    """The figures of one judge; tokens and cost are those of all runs on this journal."""
+    pairs = totals.position_bias[1]
+    asked_twice = run.questions.mode.signed and run.options.orders != "one"
+    return {
+        "rater": run.judge.name, "model": run.judge.model, "requests": totals.requests, "answered": totals.answered,
+        "failed": dict(totals.failed), "left": totals.left, "grades": totals.grades,
+        "prompt_tokens": int(spent.get("prompt_tokens", 0)), "reply_tokens": int(spent.get("reply_tokens", 0)),
+        "cost": spent.get("cost", 0.0) if run.price else None, "mean_mass": _mean(totals.label_probability),
+        "seconds_a_request": _mean((spent.get("seconds", 0.0), int(spent.get("requests", 0)))), "retried": run.counts.retried,
+        "position_bias": _mean(totals.position_bias), "pairs_both_orders": pairs,
+        "one_order_only": asked_twice and totals.grades > 0 and not pairs,
+    }  # fmt: skip
+
+
+def _mean(sum_and_count: tuple[float, int]) -> float | None:
+    return sum_and_count[0] / sum_and_count[1] if sum_and_count[1] else None
+
+
+# The second pass
+
+
+def _write(
+    feedback: Feedback, judges: Sequence[Questions], journal: Journal, folder: Path, metadata: dict[str, Any]
+) -> OutputTotals:
     """Write the parts and rejects.parquet of a FEEDBACK folder; grades that the same judges gave earlier are replaced."""
-    result = Written(failed={one.judge.name: Counter() for one in judges})
+    totals = OutputTotals([JudgeTotals() for _ in judges])
     writer = PartWriter(folder / "feedback", "part", metadata)
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(folder / "rejects.parquet", REJECTS, compression="zstd") as rejects:
         for table in feedback.tables():
-            graded, lost = _graded(table, feedback, judges, journal, result, scores)
-            result.rows += graded.num_rows
-            if lost:
-                rejects.write_table(pa.Table.from_pylist(lost, REJECTS))
+            graded, rejected = _graded(table, feedback, judges, journal, totals)
+            totals.prompts += graded.num_rows
+            if rejected:
+                rejects.write_table(pa.Table.from_pylist(rejected, REJECTS))
             waiting.append(graded)
-            if sum(part.nbytes for part in waiting) >= BATCH_BYTES:
+            if sum(part.nbytes for part in waiting) >= MAX_PART_BYTES:
                 writer.write(pa.concat_tables(waiting).combine_chunks())
                 waiting = []
     if waiting:
         writer.write(pa.concat_tables(waiting).combine_chunks())
     writer.close()
-    return result
-
-
-Found = tuple[int, Graded, str, str]  # row, grade, rater, note
+    return totals
 
 
 def _graded(
-    table: pa.Table, feedback: Feedback, judges: Sequence[Questions], journal: Journal, result: Written, scores: bool
+    table: pa.Table, feedback: Feedback, judges: Sequence[Questions], journal: Journal, totals: OutputTotals
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    rows = [(i, row) for i, row in enumerate(rows_of(table, scores=scores, reference=judges[0].options.reference))
-            if feedback.wanted(row.prompt_id)]  # fmt: skip
-    result.not_asked["not_drawn"] += table.num_rows - len(rows)
-    for _, row in rows:
-        reason = _not_asked(judges[0], row)
-        if reason:
-            result.not_asked[reason] += 1
-    found: list[Found] = []
-    lost: list[dict[str, Any]] = []
-    for one in judges:
-        _look_up(one, rows, journal, result, found, lost)
+    first = judges[0]
+    rows = [
+        (i, row)
+        for i, row in enumerate(rows_of(table, scores=first.needs_scores, reference=first.options.reference))
+        if feedback.wanted(row.prompt_id)
+    ]
+    totals.not_asked["not_drawn"] += table.num_rows - len(rows)
+    totals.not_asked.update(reason for _, row in rows if (reason := _not_asked(first, row)))
+    grades: list[GradeInRow] = []
+    rejected: list[dict[str, Any]] = []
+    for one, own in zip(judges, totals.judges):
+        _look_up(one, rows, journal, own, grades, rejected)
     for name, two in (("ratings", False), ("comparisons", True)):
-        table = _with_grades(table, name, [item for item in found if (item[1].second is not None) == two], result)
-    return table, lost
+        table, replaced = _with_grades(table, name, [one for one in grades if (one.grade.second is not None) == two])
+        totals.replaced += replaced
+    return table, rejected
 
 
-def _not_asked(one: Questions, row: Row) -> str:
+def _not_asked(one: Questions, row: FeedbackRow) -> str:
     """Why nothing is asked about a prompt; "" where something is."""
-    if next(one.mode.asks(row, one.options, one.rubrics), None) is not None:
+    if next(one.mode.questions(row, one.options, one.rubrics), None) is not None:
         return ""
     if len(row.ids) < 2:
         return "single_completion" if row.ids else "no_completion"
-    return "too_many_completions" if one.options.mode == "listwise" else "no_pair"
+    return "too_many_completions" if one.mode.most is not None else "no_pair"
 
 
 def _look_up(
     one: Questions,
-    rows: Sequence[tuple[int, Row]],
+    rows: Sequence[tuple[int, FeedbackRow]],
     journal: Journal,
-    result: Written,
-    found: list[Found],
-    lost: list[dict[str, Any]],
+    totals: JudgeTotals,
+    grades: list[GradeInRow],
+    rejected: list[dict[str, Any]],
 ) -> None:
     """The grades of one judge for these rows; questions without all of their answers are failed or left, and counted."""
-    name = one.judge.name
-    questions = [(i, row, question) for i, row in rows for question in one.of(row)]
-    keys = [request.key for _, _, question in questions for request in question.requests]
-    answers = journal.answers(keys)
-    missing = [key for key in keys if key not in answers]
-    failures = journal.failures(missing)
-    result.requests[name] += len(keys)
-    result.answered[name] += len(keys) - len(missing)
-    result.left[name] += sum(key not in failures for key in missing)
-    for key in missing:
-        if key in failures:
-            result.failed[name][failures[key].reason] += 1
+    asked = [(i, row, posed) for i, row in rows for posed in one.of(row)]
+    requests = [request for _, _, posed in asked for request in posed.requests]
+    known = one.known(requests, journal)
+    totals.requests += len(requests)
+    totals.answered += sum(request.key in known.replies for request in requests)
+    totals.failed.update(known.failures[request.key].reason for request in requests if request.key in known.failures)
+    totals.left += sum(request.key not in known.replies and request.key not in known.failures for request in requests)
     gaps: dict[tuple[int, int, int, str], float] = {}
-    for i, row, question in questions:
-        own = [request.key for request in question.requests]
-        if all(key in answers for key in own):
+    for i, row, posed in asked:
+        keys = [request.key for request in posed.requests]
+        failure = next((known.failures[key] for key in keys if key in known.failures), None)
+        if failure:
+            text = failure.answer.text if failure.answer else ""
+            rejected.append(_reject(one, row, posed, failure.reason, failure.message, text))
+        elif all(key in known.replies for key in keys):
             try:
-                grades, note, mass = one.grades(question, [answers[key] for key in own])
+                found, note, probability = one.grades(posed, [reply for key in keys for reply in known.replies[key]])
             except Unparsable as error:  # another --min-mass or reader than when it was asked
-                result.answered[name] -= len(own)
-                result.failed[name][error.reason] += len(own)
-                lost.append(_reject(one, row, question, error.reason, "", ""))
+                totals.answered -= len(keys)
+                totals.failed[error.reason] += len(keys)
+                rejected.append(_reject(one, row, posed, error.reason, "", ""))
                 continue
-            found += [(i, grade, name, note) for grade in grades]
-            _count_orders(i, grades, gaps, result, name)
-            result.grades[name] += len(grades)
-            if mass is not None:
-                total, count = result.masses.get(name, (0.0, 0))
-                result.masses[name] = (total + mass, count + 1)
-        elif any(key in failures for key in own):
-            failure = next(failures[key] for key in own if key in failures)
-            lost.append(_reject(one, row, question, failure.reason, failure.message, failure.reply))
+            grades += [GradeInRow(i, grade, one.judge.name, note) for grade in found]
+            totals.grades += len(found)
+            _count_orders(i, found, gaps, totals)
+            if probability is not None:
+                total, count = totals.label_probability
+                totals.label_probability = (total + probability, count + 1)
 
 
-def _count_orders(
-    row: int, grades: Sequence[Graded], gaps: dict[tuple[int, int, int, str], float], result: Written, name: str
-) -> None:
+def _count_orders(row: int, grades: Sequence[NewGrade], gaps: dict[tuple[int, int, int, str], float], totals: JudgeTotals) -> None:
     for grade in grades:
         if grade.second is None:
             continue
@@ -154,56 +284,54 @@ def _count_orders(
         if other is None:
             gaps[row, grade.first, grade.second, grade.aspect] = grade.value
         else:
-            total, count = result.orders.get(name, (0.0, 0))
-            result.orders[name] = (total + (grade.value + other) / 2, count + 1)
+            total, count = totals.position_bias
+            totals.position_bias = (total + (grade.value + other) / 2, count + 1)
 
 
-def _reject(one: Questions, row: Row, question: Question, reason: str, message: str, reply: str) -> dict[str, Any]:
-    shown = [row.ids[place] for place in question.asked.shown]
-    evidence = {"judge": one.judge.name, "aspect": question.asked.aspect, "shown": shown, "message": message}
+def _reject(one: Questions, row: FeedbackRow, posed: PosedQuestion, reason: str, message: str, reply: str) -> dict[str, Any]:
+    shown = [row.ids[place] for place in posed.question.shown]
+    details = {"judge": one.judge.name, "aspect": posed.question.aspect, "shown": shown, "message": message}
     if reply:
-        evidence["reply"] = reply[:LONGEST_REPLY]
+        details["reply"] = reply[:MAX_REJECT_REPLY]
     return {
         "unit": "request", "stage": "judge", "reason": reason, "file": None, "row": None, "prompt_id": row.prompt_id,
-        "evidence": orjson.dumps(evidence).decode(),
+        "evidence": orjson.dumps(details).decode(),
     }  # fmt: skip
 
 
-def _with_grades(table: pa.Table, name: str, found: Sequence[Found], result: Written) -> pa.Table:
-    """The table with grades added to a list column, behind those that a row has."""
+def _with_grades(table: pa.Table, name: str, found: Sequence[GradeInRow]) -> tuple[pa.Table, int]:
+    """The table with grades added to a list column, behind those that a row has; how many of these were replaced."""
     if not found:
-        return table
+        return table, 0
     kind = COMPARISON if name == "comparisons" else RATING
     column = flat(table[name])
     old, old_rows = column.flatten(), parents(offsets_of(column))
     keep = ~_given_before(old, old_rows, found)
-    result.replaced += int((~keep).sum())
-    new = structs([_struct(grade, rater, note) for _, grade, rater, note in found], kind).cast(kind)
+    new = structs([_struct(one) for one in found], kind).cast(kind)
     values = pa.concat_arrays([old.filter(pa.array(keep)).cast(kind), new])
-    rows = np.concatenate([old_rows[keep], np.array([i for i, *_ in found], dtype=np.int64)])
+    rows = np.concatenate([old_rows[keep], np.array([one.row for one in found], dtype=np.int64)])
     order = np.argsort(rows, kind="stable")
     merged = lists(np.searchsorted(rows[order], np.arange(table.num_rows)), values.take(pa.array(order)))
     index = table.schema.get_field_index(name)
-    return table.set_column(index, FEEDBACK.field(name), merged.cast(FEEDBACK.field(name).type))
+    return table.set_column(index, FEEDBACK.field(name), merged.cast(FEEDBACK.field(name).type)), int((~keep).sum())
 
 
-def _struct(grade: Graded, rater: str, note: str) -> tuple[Any, ...]:
-    told = note or None
+def _struct(one: GradeInRow) -> tuple[Any, ...]:
+    grade, note = one.grade, one.note or None
     if grade.second is None:
-        return (grade.first, rater, "ai", grade.aspect, grade.value, grade.low, grade.high, grade.spread, told)
-    return (grade.first, grade.second, rater, "ai", grade.aspect, grade.value, grade.high, grade.spread, told)
+        return (grade.first, one.rater, "ai", grade.aspect, grade.value, grade.low, grade.high, grade.std, note)
+    return (grade.first, grade.second, one.rater, "ai", grade.aspect, grade.value, grade.high, grade.std, note)
 
 
-def _given_before(grades: pa.StructArray, rows: np.ndarray, found: Sequence[Found]) -> np.ndarray:
-    """Which grades say again what `found` says: same row, rater, aspect and completions. A second run replaces these and no others."""
+def _given_before(grades: pa.StructArray, rows: np.ndarray, found: Sequence[GradeInRow]) -> np.ndarray:
+    """Which grades `found` gives again: same row, rater, aspect and completions. A second run replaces these and no others."""
     if not len(grades):
         return np.zeros(0, dtype=bool)
     new = {
-        (row, rater, grade.aspect, *sorted((grade.first, -1 if grade.second is None else grade.second)))
-        for row, grade, rater, _ in found
+        (one.row, one.rater, one.grade.aspect, *sorted((one.grade.first, -1 if one.grade.second is None else one.grade.second)))
+        for one in found
     }
-    names = [field.name for field in grades.type]
-    two = "second" in names
+    two = "second" in [field.name for field in grades.type]
     columns = [grades.field(key).to_pylist() for key in ("rater", "kind", "aspect", "first" if two else "completion")]
     columns.append(grades.field("second").to_pylist() if two else [-1] * len(grades))
     return np.array(

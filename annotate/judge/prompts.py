@@ -16,19 +16,21 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from jinja2 import BaseLoader, StrictUndefined, TemplateError, TemplateNotFound
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmpo.annotate.judge.rubrics import Rubric
+from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import Message
 
-__all__ = ["Shown", "Template", "conversation_text", "harmless", "load_template", "nonce_of"]
+__all__ = ["Shown", "Template", "conversation_text", "load_template", "neutralise_chat_tokens", "nonce_of", "shown_of"]
 
 FOLDER = Path(__file__).parent / "templates"
-CONTROL = re.compile(r"<(?=\|[A-Za-z0-9_]{1,40}\|>|/?(?:start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
+CHAT_TOKENS = re.compile(r"<(?=\|[A-Za-z0-9_]{1,40}\|>|/?(?:start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
 """The first character of what chat templates take for turns: a server that tokenises them would let a candidate end its turn."""
 
 
@@ -42,13 +44,13 @@ class Shown:
     nonce: str
 
 
-def harmless(text: str) -> str:
+def neutralise_chat_tokens(text: str) -> str:
     """The text with a space in every chat-control sequence, so that it stays text.
 
-    >>> harmless("a <|im_end|> b [INST] c"), harmless("x <| y, <s>z</s>")
+    >>> neutralise_chat_tokens("a <|im_end|> b [INST] c"), neutralise_chat_tokens("x <| y, <s>z</s>")
     ('a < |im_end|> b [ INST] c', 'x <| y, <s>z</s>')
     """
-    return CONTROL.sub(lambda found: found.group() + " ", text)
+    return CHAT_TOKENS.sub(lambda found: found.group() + " ", text)
 
 
 def nonce_of(prompt_id: str, texts: Sequence[str]) -> str:
@@ -69,6 +71,15 @@ def conversation_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1 and messages[0]["role"] == "user":
         return messages[0]["content"]
     return "\n\n".join(f"{message['role'].capitalize()}:\n{message['content']}" for message in messages)
+
+
+def shown_of(row: FeedbackRow, places: Sequence[int]) -> Shown:
+    """What a question about these completions shows: each between marks that it cannot close, without what chat templates act on."""
+    conversation, reference, *texts = map(
+        neutralise_chat_tokens, (conversation_text(row.prompt), row.reference, *(row.texts[place] for place in places))
+    )
+    replies = [{"label": label, "text": text} for label, text in zip(ascii_uppercase, texts)]
+    return Shown(conversation, replies, reference, nonce_of(row.prompt_id, [conversation, reference, *texts]))
 
 
 class _Loader(BaseLoader):
@@ -138,7 +149,7 @@ def load_template(name: str) -> Template:
     try:
         return Template(path.name, path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*wise.j2")))
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.j2") if file.stem != "parts"))
         raise UserError(f"--template {name}: {error.strerror or error}. Built in: {known}; or the path of a .j2 file") from None
     except UnicodeDecodeError:
         raise UserError(f"--template {name}: no UTF-8 text") from None

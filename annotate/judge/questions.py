@@ -1,123 +1,188 @@
-"""From rows to the requests of one judge, and from its answers back to grades: rendered again, never stored."""
+"""From rows to the requests of one judge, and from its answers to grades. Requests are rendered again whenever they are looked up."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmpo.annotate.client.request import Answer, Failure, Request, estimated_tokens, key_of
-from mmpo.annotate.judge.capabilities import Abilities, folded, parameters, schema_of
-from mmpo.annotate.judge.modes import MODES, Asked, Graded, Row, messages_of, names_of, scale_of
+from mmpo.annotate.client import Answer, Failure, Journal, Request, estimated_tokens, key_of
+from mmpo.annotate.judge.capabilities import Capabilities, folded, parameters, schema_of
+from mmpo.annotate.judge.modes import MODES, NewGrade, Question, names_of, offered, reply_format, scale_of
 from mmpo.annotate.judge.options import Judge, JudgeOptions
-from mmpo.annotate.judge.prompts import load_template
-from mmpo.annotate.judge.reading import Choice, Reading, read, trimmed
+from mmpo.annotate.judge.prompts import load_template, shown_of
+from mmpo.annotate.judge.reading import Reader, ReadReply, combined, dumps, loads
 from mmpo.annotate.judge.rubrics import find_rubrics
+from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
+from mmpo.annotate.rows import FeedbackRow
 
-__all__ = ["Question", "Questions"]
+__all__ = ["KnownReplies", "PosedQuestion", "Questions", "usable"]
 
-THINKING = 1024
-"""Tokens allowed for reasoning, unless --max-tokens says otherwise."""
+REASONING_TOKENS = 1024
+"""Allowed for reasoning, unless --max-tokens says otherwise."""
+MESSAGE_TOKENS = 8
+"""Added to the estimate of a request for what chat templates put around its messages."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked once; several requests where several replies are drawn and the endpoint gives one at a time."""
+class PosedQuestion:
+    """A question and its requests: several where several replies are drawn and the endpoint gives one at a time."""
 
-    asked: Asked
+    question: Question
     requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True)
+class KnownReplies:
+    """What a journal has of some requests, by key. replies: what was read in those that have an answer; failures: of the others."""
+
+    replies: dict[bytes, list[ReadReply]]
+    failures: dict[bytes, Failure]
 
 
 class Questions:
     """The questions of one judge, by what its endpoint can do."""
 
-    def __init__(self, judge: Judge, options: JudgeOptions, abilities: Abilities) -> None:
-        self.judge, self.options, self.abilities = judge, options, abilities
+    def __init__(self, judge: Judge, options: JudgeOptions, capabilities: Capabilities) -> None:
+        self.judge, self.options, self.capabilities = judge, options, capabilities
         self.mode = MODES[options.mode]
-        self.form = options.reply or self.mode.reply
-        self.template = load_template(options.template or options.mode)
+        self.form_name, self.form = options.reply or self.mode.reply, reply_format(options)
+        self.template = load_template(options.template or self.mode.template)
         self.rubrics = find_rubrics(options.rubrics)
-        self.samples = 1 if abilities.logprobs else options.samples
+        self.samples = 1 if capabilities.logprobs else options.samples
+        several = self.samples > 1
+        self.replies_a_request = self.samples if several and capabilities.several else 1
+        self.requests_a_question = self.samples if several and not capabilities.several else 1
+        self._readers: dict[tuple[str, int], Reader] = {}
 
     @property
-    def requests_a_question(self) -> int:
-        """One, or as many as replies are drawn where the endpoint gives one at a time."""
-        return 1 if self.samples == 1 or self.abilities.several else self.samples
+    def needs_scores(self) -> bool:
+        """Whether the choice of pairs looks at grades that are there already."""
+        return self.mode.signed and PAIRINGS[self.options.pairs.partition(":")[0]].reads_scores
 
-    def of(self, row: Row) -> Iterator[Question]:
+    @property
+    def by_schema(self) -> bool:
+        """Whether the reply may be asked for as JSON by schema."""
+        options = self.options
+        own = options.template is not None or self.form_name != self.mode.reply
+        return self.mode.by_schema and options.structured == "auto" and not options.reasoning and not own
+
+    def of(self, row: FeedbackRow) -> Iterator[PosedQuestion]:
         """The questions about one row, in a fixed order."""
-        for asked in self.mode.asks(row, self.options, self.rubrics):
-            body = self._body(row, asked)
-            prompt = sum(estimated_tokens(message["content"]) for message in body["messages"]) + 8
-            reply = (self._length(asked) + self.abilities.room) * (
-                self.samples if self.abilities.several and self.samples > 1 else 1
-            )
-            apart = self.judge.name if self.judge.twin else ""
-            draws = [
-                ({**body, "seed": draw + 1} if self.abilities.seed and self.requests_a_question > 1 else body, draw)
-                for draw in range(self.requests_a_question)
-            ]
-            requests = (Request(key_of(one, draw, apart), one, prompt, reply, row.prompt_id, asked) for one, draw in draws)
-            yield Question(asked, tuple(requests))
+        apart = self.judge.name if self.judge.same_model else ""
+        for question in self.mode.questions(row, self.options, self.rubrics):
+            body = self._body(row, question)
+            prompt = sum(estimated_tokens(message["content"]) for message in body["messages"]) + MESSAGE_TOKENS
+            reply = (self._length(question) + self.capabilities.room) * self.replies_a_request
+            requests = []
+            for draw in range(self.requests_a_question):
+                one = {**body, "seed": draw + 1} if self.capabilities.seed and self.requests_a_question > 1 else body
+                requests.append(Request(key_of(one, draw, apart), one, prompt, reply, question))
+            yield PosedQuestion(question, tuple(requests))
 
     def count(self, sizes: Sequence[int]) -> int:
         """How many requests so many completions a prompt make."""
-        cache: dict[int, int] = {}
-        for size in set(map(int, sizes)):
-            cache[size] = self.mode.count(size, self.options)
-        groups = 1 if self.form == "aspects-json" and self.options.mode != "listwise" else len(self.rubrics)
-        return sum(cache[int(size)] for size in sizes) * groups * self.requests_a_question
+        counts = {size: self.mode.count(size, self.options) for size in set(map(int, sizes))}
+        groups = 1 if self.form.grades == "aspects" else len(self.rubrics)
+        return sum(counts[int(size)] for size in sizes) * groups * self.requests_a_question
 
-    def _length(self, asked: Asked) -> int:
+    def messages(self, row: FeedbackRow, question: Question) -> list[dict[str, str]]:
+        """The messages of one question, for an endpoint that takes system messages."""
+        meanings = offered(self.mode, question, self.form)[1]
+        return self.template.messages(shown_of(row, question.shown), question.rubrics, meanings, reasoning=self.options.reasoning)
+
+    def schema(self, question: Question) -> dict[str, Any]:
+        """The response_format of a reply by schema."""
+        return schema_of(list(names_of(question, self.form)), list(scale_of(self.mode, question, self.form).labels))
+
+    def _length(self, question: Question) -> int:
         if self.options.max_tokens is not None:
             return self.options.max_tokens
-        own = self.form not in ("grade", "labelled") or self.options.template is not None
-        short = 16 * len(asked.shown) if self.options.mode == "listwise" else 8
-        return short + (THINKING if self.options.reasoning or own else 0)
+        own = not self.form.short or self.options.template is not None
+        return self.mode.reply_tokens(len(question.shown)) + (REASONING_TOKENS if self.options.reasoning or own else 0)
 
-    def _body(self, row: Row, asked: Asked) -> dict[str, Any]:
-        messages = messages_of(row, asked, self.template, self.mode, reasoning=self.options.reasoning, form=self.form)
-        messages = messages if self.abilities.system else folded(messages)
-        sampled = self.samples > 1
-        temperature = self.options.temperature if self.options.temperature is not None else 1.0 if sampled else None
-        body = {"model": self.judge.model, "messages": messages, **parameters(self.abilities, self._length(asked), temperature)}
-        if sampled and self.abilities.several:
-            body["n"] = self.samples
-        if self.abilities.schema and self.form == "labelled" and not self.options.reasoning:
-            labels = list(scale_of(self.mode, asked, self.form).labels)
-            body["response_format"] = schema_of(list(names_of(asked, self.options.mode, self.form)), labels)
+    def _body(self, row: FeedbackRow, question: Question) -> dict[str, Any]:
+        messages = self.messages(row, question)
+        messages = messages if self.capabilities.system else folded(messages)
+        temperature = self.options.temperature if self.options.temperature is not None else 1.0 if self.samples > 1 else None
+        sent = parameters(self.capabilities, self._length(question), temperature)
+        body = {"model": self.judge.model, "messages": messages, **sent}
+        if self.replies_a_request > 1:
+            body["n"] = self.replies_a_request
+        if self.capabilities.schema and self.by_schema:
+            body["response_format"] = self.schema(question)
         return {**body, **self.judge.extra_body}
 
-    def reading(self, asked: Asked, choices: Sequence[Choice]) -> Reading:
-        """The grades in the replies to one question. Raises Unparsable."""
-        names, scale = names_of(asked, self.options.mode, self.form), scale_of(self.mode, asked, self.form)
-        direct = not self.options.reasoning and self.form in ("grade", "labelled")
-        return read(choices, self.form, scale, names, direct=direct, min_mass=self.options.min_mass)
+    # Answers
+
+    def reader(self, question: Question) -> Reader:
+        """How the replies to a question are read."""
+        key = (question.aspect, len(question.shown))
+        if key not in self._readers:
+            self._readers[key] = Reader(
+                self.form_name,
+                scale_of(self.mode, question, self.form),
+                names_of(question, self.form),
+                direct=not self.options.reasoning and self.form.short,
+                min_label_probability=self.options.min_mass,
+                need_logprobs=self.options.logprobs == "need",
+            )
+        return self._readers[key]
 
     def checked(self, request: Request, outcome: Answer | Failure) -> Answer | Failure:
-        """An answer that can be read, shortened to what the journal keeps; one that can't be is a failure with the reply beside it."""
+        """An answer with what was read in it, shortened to what the journal keeps; where no grade can be read, a failure with it."""
         if isinstance(outcome, Failure):
             return outcome
-        scale = scale_of(self.mode, request.asked, self.form)
-        kept = replace(outcome, choices=tuple(replace(c, tokens=trimmed(c.tokens, scale)) for c in outcome.choices))
-        try:
-            self.reading(request.asked, kept.choices)
-            if self.options.logprobs == "need" and not any(token.top for choice in kept.choices for token in choice.tokens):
-                raise Unparsable("no_logprobs")
-        except Unparsable as error:
-            text = "\n".join(choice.text for choice in kept.choices)
-            return Failure("request", error.reason, WHY.get(error.reason, "the reply holds no grade"), reply=text, answer=kept)
-        return kept
+        reader = self.reader(request.about)
+        choices = tuple(replace(choice, tokens=reader.trimmed(choice.tokens)) for choice in outcome.choices)
+        replies = reader.each(choices)
+        kept = replace(outcome, choices=choices, reading=(reader.digest, dumps(replies)))
+        reason = _unusable(replies)
+        return Failure("request", reason, WHY.get(reason, "the reply holds no grade"), answer=kept) if reason else kept
 
-    def usable(self, request: Request, answer: Answer | None) -> bool:
-        """Whether a kept answer can be read as this run reads: with a higher --min-mass it may no longer be one."""
-        return answer is not None and isinstance(self.checked(request, answer), Answer)
+    def known(self, requests: Sequence[Request], journal: Journal) -> KnownReplies:
+        """What the journal has of these requests. A reply is parsed once for each way to read it; what was read is kept beside it.
 
-    def grades(self, question: Question, answers: Sequence[Answer]) -> tuple[list[Graded], str, float | None]:
-        """The grades of a question, the judge's words, and the least mass on the offered labels. Raises Unparsable."""
-        reading = self.reading(question.asked, [choice for answer in answers for choice in answer.choices])
-        masses = [grade.mass for grade in reading.grades.values() if grade.mass is not None]
-        scale = scale_of(self.mode, question.asked, self.form)
-        return self.mode.grades(question.asked, reading, scale), reading.rationale, min(masses, default=None)
+        A reply that could not be read then and can be now (another --min-mass, a newer reader) becomes an answer: it is paid.
+        """
+        by_key = {request.key: request for request in requests}
+        digests = {key: self.reader(request.about).digest for key, request in by_key.items()}
+        readings = journal.readings(list(by_key))
+        replies = {key: loads(found[1]) for key, found in readings.items() if found and found[0] == digests[key]}
+        unread = journal.answers([key for key in readings if key not in replies])
+        failures = journal.failures([key for key in by_key if key not in readings])
+        again = {
+            key: failure.answer
+            for key, failure in failures.items()
+            if failure.answer and failure.answer.choices and (failure.answer.reading or (b"",))[0] != digests[key]
+        }
+        outcomes = {key: self.checked(by_key[key], answer) for key, answer in {**unread, **again}.items()}
+        read = {key: outcome if isinstance(outcome, Answer) else outcome.answer for key, outcome in outcomes.items()}
+        readable = {key: read[key] for key in again if isinstance(outcomes[key], Answer)}
+        journal.keep_readings({key: answer for key, answer in read.items() if key not in readable})
+        journal.promote(self.judge.name, readable)
+        replies |= {key: loads(read[key].reading[1]) for key in (*unread, *readable)}
+        return KnownReplies(replies, {key: failure for key, failure in failures.items() if key not in readable})
+
+    def grades(self, posed: PosedQuestion, replies: Sequence[ReadReply]) -> tuple[list[NewGrade], str, float | None]:
+        """The grades of a question, the judge's words, and the least label probability. Raises Unparsable."""
+        reading = combined(replies)
+        probabilities = [grade.label_probability for grade in reading.grades.values() if grade.label_probability is not None]
+        scale = scale_of(self.mode, posed.question, self.form)
+        grades = self.mode.grades(posed.question, reading, scale, self.form.grades)
+        return grades, reading.rationale, min(probabilities, default=None)
+
+
+def usable(replies: Sequence[ReadReply] | None) -> bool:
+    """Whether a request with these replies needs no other answer."""
+    return replies is not None and not _unusable(replies)
+
+
+def _unusable(replies: Sequence[ReadReply]) -> str:
+    try:
+        combined(replies)
+    except Unparsable as error:
+        return error.reason
+    return ""
 
 
 WHY = {
@@ -129,4 +194,4 @@ WHY = {
     "empty": "the reply is empty",
     "unclosed_thinking": "the reply was cut off while thinking: raise --max-tokens",
 }
-"""What to tell of a reply that can't be read, beyond its reason."""
+"""The message about a reply that can't be read, beyond its reason."""

@@ -14,24 +14,33 @@ from typing import Any
 
 import orjson
 
-from mmpo.annotate.client.cost import Budget, Prices, load_prices
-from mmpo.annotate.client.endpoint import Endpoint, api_key
-from mmpo.annotate.client.journal import Journal, spent_by
-from mmpo.annotate.client.request import Answer, Failure
-from mmpo.annotate.client.scheduler import Stop
-from mmpo.annotate.judge.capabilities import PLAIN, Abilities, Probe, probe, schema_of
-from mmpo.annotate.judge.modes import Row, messages_of, names_of
-from mmpo.annotate.judge.one_judge import Counts, Running
-from mmpo.annotate.judge.options import Judge, JudgeOptions, check_judge_options, judges_of, public_url
+from mmpo.annotate.client import (
+    Answer,
+    Budget,
+    Endpoint,
+    Failure,
+    Journal,
+    Prices,
+    Stop,
+    api_key,
+    backoff,
+    load_prices,
+    public_url,
+    spent_by,
+)
+from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
+from mmpo.annotate.judge.one_judge import Counts, JudgeRun
+from mmpo.annotate.judge.options import Judge, JudgeOptions, check_judge_options, judges_of
+from mmpo.annotate.judge.output import finish, nothing_to_ask
 from mmpo.annotate.judge.questions import Questions
-from mmpo.annotate.judge.summary import finish, nothing_to_ask
-from mmpo.annotate.rows import Feedback
+from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import check_out
 
-__all__ = ["Prepared", "Progress", "abilities_key", "journal_path", "judge", "prepared"]
+__all__ = ["JudgePlan", "Progress", "capabilities_key", "journal_path", "judge", "prepared"]
 
-TICK = 0.5
+PROGRESS_SECONDS = 0.5
+PROBE_RETRIES = 4
 INTERRUPTED = "interrupted; what was in flight has been finished"
 
 Progress = Callable[[dict[str, Counts], str], None]
@@ -39,7 +48,7 @@ Progress = Callable[[dict[str, Counts], str], None]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class JudgePlan:
     """What a run has before the first request: everything that can be wrong has been looked at."""
 
     options: JudgeOptions
@@ -54,7 +63,7 @@ def journal_path(out: str | Path, options: JudgeOptions) -> Path:
     return Path(options.journal) if options.journal else Path(f"{str(out).rstrip('/')}.judge.sqlite")
 
 
-def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judges: Sequence[Any] = ()) -> Prepared:
+def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judges: Sequence[Any] = ()) -> JudgePlan:
     """Check options, judges, prices, input and output. Raises UserError."""
     check_judge_options(options)
     chosen = judges_of(options, list(judges))
@@ -72,7 +81,7 @@ def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judge
         opened.check_reference(options.reference)
     if Path(feedback).resolve() == Path(out).resolve():
         raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
-    return Prepared(options, chosen, opened, prices, journal_path(out, options))
+    return JudgePlan(options, chosen, opened, prices, journal_path(out, options))
 
 
 def judge(
@@ -117,7 +126,7 @@ def _run(work: Any, stop: Stop) -> Any:
             return future.result()
 
 
-async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None, stop: Stop) -> list[Running]:
+async def _ask_all(plan: JudgePlan, journal: Journal, progress: Progress | None, stop: Stop) -> list[JudgeRun]:
     budget = Budget(plan.options.max_cost, spent=sum(row["cost"] for row in journal.spent().values()))
     sizes = plan.feedback.sizes()
     async with AsyncExitStack() as stack:
@@ -125,17 +134,17 @@ async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None, 
         for one in plan.judges:
             endpoint = await stack.enter_async_context(Endpoint(one, plan.options.timeout))
             paid: list[Answer] = []
-            questions = Questions(one, plan.options, await _abilities(plan, one, endpoint, journal, paid))
+            questions = Questions(one, plan.options, await _capabilities(plan, one, endpoint, journal, paid))
             total = questions.count(sizes)
             price = plan.prices.of(one.model, batch=plan.options.batch)
             for answer in paid:
                 cost = price.of(answer.prompt_tokens, answer.reply_tokens) if price else 0.0
                 journal.write([spent_by(one.name, answer, cost, probe=True)])
                 budget.spent += cost
-            runs.append(Running(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
+            runs.append(JudgeRun(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
         if not sum(run.counts.total for run in runs):
             raise UserError(f"{plan.feedback.folder}: {nothing_to_ask(plan.options)}")
-        ticker = asyncio.create_task(_tick(runs, progress))
+        ticker = asyncio.create_task(_report(runs, progress))
         with _interrupts(stop, runs, progress):
             try:
                 await asyncio.gather(*(run.run() for run in runs))
@@ -148,14 +157,14 @@ async def _ask_all(plan: Prepared, journal: Journal, progress: Progress | None, 
     return runs
 
 
-async def _tick(runs: list[Running], progress: Progress | None) -> None:
+async def _report(runs: list[JudgeRun], progress: Progress | None) -> None:
     while progress:
         progress({run.judge.name: run.counts for run in runs}, "")
-        await asyncio.sleep(TICK)
+        await asyncio.sleep(PROGRESS_SECONDS)
 
 
 @contextmanager
-def _interrupts(stop: Stop, runs: list[Running], progress: Progress | None) -> Iterator[None]:
+def _interrupts(stop: Stop, runs: list[JudgeRun], progress: Progress | None) -> Iterator[None]:
     """The first Ctrl-C starts nothing more and waits for what is in flight; the second one leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -167,8 +176,6 @@ def _interrupts(stop: Stop, runs: list[Running], progress: Progress | None) -> I
             task.cancel()
             return
         stop.override("interrupted", INTERRUPTED)
-        for run in runs:
-            run.engine.wake()
         if progress:
             progress({run.judge.name: run.counts for run in runs}, "stopping")
 
@@ -181,28 +188,24 @@ def _interrupts(stop: Stop, runs: list[Running], progress: Progress | None) -> I
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def abilities_key(judge: Judge, options: JudgeOptions) -> str:
-    """Under what name the journal keeps what a probe found."""
-    asked = [public_url(judge.base_url), judge.model, options.logprobs != "off", _wants_schema(options), dict(judge.extra_body)]
+def capabilities_key(judge: Judge, options: JudgeOptions) -> str:
+    """The name under which the journal keeps what a probe found."""
+    by_schema = Questions(judge, options, Capabilities()).by_schema
+    asked = [public_url(judge.base_url), judge.model, options.logprobs != "off", by_schema, dict(judge.extra_body)]
     return "abilities:" + orjson.dumps(asked).decode()
 
 
-def _wants_schema(options: JudgeOptions) -> bool:
-    own = options.reply not in (None, "labelled") or options.template is not None
-    return options.mode == "listwise" and options.structured == "auto" and not options.reasoning and not own
-
-
-async def _abilities(plan: Prepared, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer]) -> Abilities:
+async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer]) -> Capabilities:
     """What the endpoint can do: as the journal knows it, else by a probe. A resumed run must ask in the same way.
 
-    paid: takes what the probe was answered.
+    paid: takes the answers to the probe.
     """
-    key, options = abilities_key(judge, plan.options), plan.options
+    key, options = capabilities_key(judge, plan.options), plan.options
     known = journal.meta(key)
-    found = Abilities(**known) if known else None
+    found = Capabilities(**known) if known else None
     if found is None:
         found = await _probed(endpoint, judge, options, paid)
-        journal.set_meta(key, dataclasses.asdict(found))
+        journal.set_meta(key, found.as_json())
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
             f"judge {judge.name}: its endpoint returns no log-probabilities, and --logprobs need insists on them; with auto each "
@@ -211,25 +214,22 @@ async def _abilities(plan: Prepared, judge: Judge, endpoint: Endpoint, journal: 
     return found
 
 
-async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer]) -> Abilities:
+async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer]) -> Capabilities:
     async def ask(body: Mapping[str, Any]) -> Answer | Failure:
         outcome = await endpoint.ask(body)
         answer = outcome if isinstance(outcome, Answer) else outcome.answer
         paid.extend([answer] if answer else [])
         return outcome
 
-    question, replies = PLAIN
-    row = Row("probe", [{"role": "user", "content": question}], ["a", "b"], replies, [None, None])
-    asker = Questions(judge, options, Abilities())
-    asked = next(asker.mode.asks(row, dataclasses.replace(options, pairs="all"), asker.rubrics))
-    messages = messages_of(row, asked, asker.template, asker.mode, reasoning=options.reasoning, form=asker.form)
-    this = Probe(ask, judge.name, judge.model, messages, judge.extra_body)
-    schema = schema_of(list(names_of(asked, options.mode, asker.form)), list(asker.rubrics[0].scale.labels))
-    for wait in (0.5, 1.0, 2.0, 4.0, None):
+    prompt, replies = PLAIN
+    row = FeedbackRow("probe", [{"role": "user", "content": prompt}], ["a", "b"], replies, [None, None])
+    asker = Questions(judge, dataclasses.replace(options, pairs="all"), Capabilities())
+    question = next(asker.mode.questions(row, asker.options, asker.rubrics))
+    this = Probe(ask, judge.name, judge.model, asker.messages(row, question), judge.extra_body)
+    schema = asker.schema(question) if asker.by_schema else None
+    for tries in range(PROBE_RETRIES):
         try:
-            return await probe(this, logprobs=options.logprobs != "off", schema=schema if _wants_schema(options) else None)
+            return await probe(this, logprobs=options.logprobs != "off", schema=schema)
         except PartialResult:
-            if wait is None:
-                raise
-            await asyncio.sleep(wait)
-    raise AssertionError("the last try raises or returns")
+            await asyncio.sleep(backoff(tries))
+    return await probe(this, logprobs=options.logprobs != "off", schema=schema)

@@ -6,46 +6,57 @@ grades wins, thinking is left out, no reply costs more than time linear in its l
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mmpo.annotate.replies.choice import output_choice
 from mmpo.annotate.replies.grade import double_bracket, grade
 from mmpo.annotate.replies.labelled import labelled
 from mmpo.annotate.replies.objects import aspects_json, ranking
 from mmpo.annotate.replies.scores import two_scores
-from mmpo.annotate.replies.text import Found, Unparsable, plain, readable
+from mmpo.annotate.replies.text import ParsedReply, Unparsable, plain, readable
 from mmpo.annotate.scales import Scale
 from mmpo.pipeline.errors import unknown_name
 
-__all__ = ["REPLIES", "Found", "ReplyFormat", "Unparsable", "parse_reply", "plain"]
+__all__ = ["REPLIES", "ParsedReply", "ReplyFormat", "Unparsable", "parse_reply", "plain"]
 
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """parse: of a readable reply (`parse_reply` makes it so), the scale and what is graded; raises Unparsable. summary: one line."""
+    """parse: of a readable reply (`parse_reply` makes it so), the scale and the names of what is graded; raises Unparsable.
 
-    parse: Callable[[str, Scale, Sequence[str]], Found]
+    grades: what one reply grades, by which a judge mode takes it or not: "one" thing, a "choice" of two, "two" scores, the "aspects" of
+    one thing, every one of several "labels", or their "ranks". short: the grade may be all that is asked for, in a few tokens.
+    """
+
+    parse: Callable[[str, Scale, Sequence[str]], ParsedReply]
     summary: str
+    grades: Literal["one", "choice", "two", "aspects", "labels", "ranks"]
+    short: bool = False
 
 
 REPLIES: dict[str, ReplyFormat] = {
-    "grade": ReplyFormat(grade, 'one grade: [[C]], Verdict: C, \\boxed{C}, {"verdict": "C"}, or the label alone'),
-    "double-bracket": ReplyFormat(double_bracket, "one grade in double brackets: [[8]], [[rating: 8]]"),
-    "output-choice": ReplyFormat(output_choice, "a choice: Output (a) is better"),
-    "two-scores": ReplyFormat(two_scores, "two scores: 8 10 on the first line, or Assistant 1: 8, Assistant 2: 10"),
-    "aspects-json": ReplyFormat(aspects_json, 'a JSON object of aspects, each a score or {"reason", "score"}; N/A allowed'),
-    "ranking": ReplyFormat(ranking, 'a list of {"model": label, "rank": n}; 1 is best'),
-    "labelled": ReplyFormat(labelled, 'a grade a label: {"A": 4, "B": 2}, or lines A: 4'),
+    "grade": ReplyFormat(
+        grade, 'one grade: [[C]], Verdict: C, \\boxed{C}, {"verdict": "C"}, or the label alone', "one", short=True
+    ),
+    "double-bracket": ReplyFormat(double_bracket, "one grade in double brackets: [[8]], [[rating: 8]]", "one"),
+    "output-choice": ReplyFormat(output_choice, "a choice: Output (a) is better", "choice"),
+    "two-scores": ReplyFormat(two_scores, "two scores: 8 10 on the first line, or Assistant 1: 8, Assistant 2: 10", "two"),
+    "aspects-json": ReplyFormat(
+        aspects_json, 'a JSON object of aspects, each a score or {"reason", "score"}; N/A allowed', "aspects"
+    ),
+    "ranking": ReplyFormat(ranking, 'a list of {"model": label, "rank": n}; 1 is best', "ranks"),
+    "labelled": ReplyFormat(labelled, 'a grade a label: {"A": 4, "B": 2}, or lines A: 4', "labels", short=True),
 }
 
 
-def parse_reply(reply: str, format: str, scale: Scale, names: Sequence[str] = ("grade",)) -> Found:
+def parse_reply(reply: str, format: str, scale: Scale, names: Sequence[str] = ("grade",)) -> ParsedReply:
     """The grades in a reply. names: what is graded ("grade"; "first", "second"; the aspects; the labels), distinct and not empty.
 
     Raises Unparsable with its reason where the reply holds no usable verdict, UserError for an unknown format.
 
     >>> from mmpo.annotate.scales import PREFERENCE
     >>> parse_reply("<think>A?</think>The first is clearer.\\n\\nVerdict: **B**", "grade", PREFERENCE)
-    Found(values={'grade': 2.0}, spans={'grade': (51, 52)}, rationale='The first is clearer.')
+    ParsedReply(values={'grade': 2.0}, spans={'grade': (51, 52)}, rationale='The first is clearer.')
     """
     if format not in REPLIES:
         raise unknown_name("reply format", format, REPLIES)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from mmpo.annotate.replies.text import Found, Span, Unparsable, apart
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart
 from mmpo.annotate.scales import Scale
 
 __all__ = ["output_choice"]
@@ -38,7 +38,7 @@ def _patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]
     return better, picked, alone
 
 
-def output_choice(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def output_choice(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """The last statement of a choice: "Output (b) is better", "I choose Output (b)", "the better output is Output (b)", or
     "Output (b)" alone on the first or the last line. Where the first line and the conclusion disagree the conclusion wins.
 
@@ -59,7 +59,7 @@ def output_choice(text: str, scale: Scale, names: Sequence[str]) -> Found:
         raise Unparsable("no_verdict")
     last = max(choices)
     value = _value(text[slice(*last)], scale)
-    return Found({names[0]: value}, {names[0]: last}, apart(text, _own_line(text, last, better, alone)))
+    return ParsedReply({names[0]: value}, {names[0]: last}, apart(text, _own_line(text, last, better, alone)))
 
 
 def _value(label: str, scale: Scale) -> float:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from mmpo.annotate.replies.label import Label, ends_here, label_of, labels_pattern
 from mmpo.annotate.replies.literals import Literal, Literals, literals, texts
-from mmpo.annotate.replies.text import Found, Span, Unparsable, apart, blanked
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, blanked
 from mmpo.annotate.scales import Scale
 
 __all__ = ["alone", "double_bracket", "grade"]
@@ -122,17 +122,17 @@ def _line(text: str, scale: Scale, *, last: bool) -> list[_Verdict]:
     return [] if label is None else [_Verdict(label, (start, end))]
 
 
-def _chosen(text: str, verdicts: list[_Verdict], name: str) -> Found:
+def _chosen(text: str, verdicts: list[_Verdict], name: str) -> ParsedReply:
     offered = [verdict for verdict in verdicts if verdict.label.value is not None]
     if not offered:
         raise Unparsable("out_of_scale" if verdicts else "no_verdict")
     last = max(offered, key=lambda verdict: verdict.label.span)
     rest = texts(last.inside, [last.label.span]) if last.inside else []
     rationale = "\n".join(part for part in (apart(text, [last.span]), *rest) if part)
-    return Found({name: float(last.label.value or 0.0)}, {name: last.label.span}, rationale)
+    return ParsedReply({name: float(last.label.value or 0.0)}, {name: last.label.span}, rationale)
 
 
-def grade(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def grade(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """The last verdict that the scale offers. A verdict is stated: [[C]], "Verdict: C" (grade, rating, score, final answer),
     \\boxed{C}, {"verdict": "C"}; or a label that is all of the last line, or of the whole reply.
 
@@ -155,7 +155,7 @@ def grade(text: str, scale: Scale, names: Sequence[str]) -> Found:
     return _chosen(text, verdicts, names[0])
 
 
-def double_bracket(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def double_bracket(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """[[8]], [[7.5]], [[rating: 2]], [[评分：2]]: the last that the scale offers, and nothing else, since a reply cut short
     holds numbers but no rating. Source: the judge prompts of MT-bench (Zheng et al. 2023, arXiv 2306.05685)."""
     return _chosen(text, _bracketed(text, scale), names[0])

@@ -9,7 +9,7 @@ from mmpo.annotate.replies.grade import alone
 from mmpo.annotate.replies.label import Label, ends_here, label_of, labels_pattern
 from mmpo.annotate.replies.literals import Literal, Literals, literals, texts
 from mmpo.annotate.replies.objects import GRADE_KEYS
-from mmpo.annotate.replies.text import Found, Span, Unparsable, apart, blanked
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, blanked
 from mmpo.annotate.scales import Scale
 
 __all__ = ["labelled"]
@@ -52,7 +52,7 @@ def _patterns(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[re.Patte
     return re.compile(rf"\s*{name}\s*", re.ASCII), re.compile(pattern, re.ASCII | re.MULTILINE)
 
 
-def labelled(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def labelled(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """A grade for each label, in any order: {"A": 4, "B": 2}, {"grades": {"A": {"grade": 4, "reason": ".."}, ..}},
     [{"label": "A", "grade": 4}, ..], or "A: 4", "[A] 4", "**A**: 4/5" on lines or in a row.
 
@@ -74,11 +74,11 @@ def labelled(text: str, scale: Scale, names: Sequence[str]) -> Found:
     raise Unparsable("truncated" if found.broken_off else "no_verdict")
 
 
-def _found(text: str, verdict: _Verdict, names: Sequence[str]) -> Found:
+def _found(text: str, verdict: _Verdict, names: Sequence[str]) -> ParsedReply:
     spans = {name: verdict.labels[name].span for name in names}
     said = texts(verdict.inside, list(spans.values())) if verdict.inside else []
     rationale = "\n".join(part for part in (apart(text, verdict.cut), *said) if part)
-    return Found({name: float(verdict.labels[name].value or 0.0) for name in names}, spans, rationale)
+    return ParsedReply({name: float(verdict.labels[name].value or 0.0) for name in names}, spans, rationale)
 
 
 def _is_list(value: Literal) -> bool:

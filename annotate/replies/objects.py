@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mmpo.annotate.replies.grade import alone
 from mmpo.annotate.replies.literals import Literal, Literals, key_of, literals, texts
-from mmpo.annotate.replies.text import Found, Unparsable, apart
+from mmpo.annotate.replies.text import ParsedReply, Unparsable, apart
 from mmpo.annotate.scales import Scale
 
 __all__ = ["GRADE_KEYS", "aspects_json", "last_that_holds", "ranking"]
@@ -16,7 +16,7 @@ _RANK_KEYS = ("rank", "position")
 _NOT_APPLICABLE = re.compile(r"\s*(?:n\s?/\s?a|na|none|null|not[\s_]applicable)\.?\s*", re.IGNORECASE)
 
 
-def last_that_holds(candidates: Sequence[Literal], read: Callable[[Literal], Found]) -> Found | None:
+def last_that_holds(candidates: Sequence[Literal], read: Callable[[Literal], ParsedReply]) -> ParsedReply | None:
     """What the last candidate says that can be read; the last one's refusal where none can; None without candidates."""
     refusal: Unparsable | None = None
     for candidate in reversed(candidates):
@@ -33,7 +33,7 @@ def _nothing(text: str, found: Literals) -> Unparsable:
     return Unparsable("truncated" if found.broken_off else "no_verdict")
 
 
-def aspects_json(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def aspects_json(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """{"helpfulness": {"reason": "...", "score": "4"}, "clarity": 5, "depth": "N/A"}: the last object that grades every aspect.
 
     Fences, prose around it, trailing commas and either quotes are fine. "N/A" (or null) is a value of its own: such an aspect has
@@ -50,7 +50,7 @@ def aspects_json(text: str, scale: Scale, names: Sequence[str]) -> Found:
     return result
 
 
-def _aspects(text: str, graded: Literal, scale: Scale, names: Sequence[str]) -> Found:
+def _aspects(text: str, graded: Literal, scale: Scale, names: Sequence[str]) -> ParsedReply:
     values: dict[str, float] = {}
     spans: dict[str, tuple[int, int]] = {}
     reasons: list[str] = []
@@ -71,10 +71,10 @@ def _aspects(text: str, graded: Literal, scale: Scale, names: Sequence[str]) -> 
         values[name], spans[name] = label.value, label.span
     if not values:
         raise Unparsable("not_applicable")
-    return Found(values, spans, "\n".join(part for part in (apart(text, [graded.span]), *reasons) if part))
+    return ParsedReply(values, spans, "\n".join(part for part in (apart(text, [graded.span]), *reasons) if part))
 
 
-def ranking(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def ranking(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """[{"model": "m", "rank": 1}, {"model": "M", "rank": 2}], also inside an object, also with apostrophes: label → rank, 1 is best.
 
     Labels count as they are written ("m" is not "M"). The last such list that ranks every label once; ranks are those of an order,
@@ -88,7 +88,7 @@ def ranking(text: str, scale: Scale, names: Sequence[str]) -> Found:
     return result
 
 
-def _ranks(text: str, ranked: Literal, names: Sequence[str], found: Literals) -> Found:
+def _ranks(text: str, ranked: Literal, names: Sequence[str], found: Literals) -> ParsedReply:
     values: dict[str, float] = {}
     spans: dict[str, tuple[int, int]] = {}
     for item in ranked.items or ():
@@ -109,4 +109,4 @@ def _ranks(text: str, ranked: Literal, names: Sequence[str], found: Literals) ->
     outer = next(one for one in found.found if one.start <= ranked.start < one.end)
     said = texts(outer, {one.span for one in ranked.within()})
     rationale = "\n".join(part for part in (apart(text, [outer.span]), *said) if part)
-    return Found({name: values[name] for name in names}, {name: spans[name] for name in names}, rationale)
+    return ParsedReply({name: values[name] for name in names}, {name: spans[name] for name in names}, rationale)

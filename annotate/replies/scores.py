@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from mmpo.annotate.replies.label import NUMBER, ends_here, number_of
-from mmpo.annotate.replies.text import Found, Span, Unparsable, apart
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart
 from mmpo.annotate.scales import Scale
 
 __all__ = ["two_scores"]
@@ -47,7 +47,7 @@ _STATEMENTS = (
 _SECOND = ("2", "b", "two")
 
 
-def two_scores(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def two_scores(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """Two numbers that are all of the first line ("8 10", "8.0, 9.5"), as judges are told to begin; else those of the last line; else
     what the text says of each: "Assistant 1: 8", "give Assistant 2 a score of 9 out of 10", "the scores are (8, 9)", "both ... a score
     of 8", the last for each. A pair inside the text is none: it may be data that the judge discusses.
@@ -82,7 +82,7 @@ def _pair(match: re.Match[str], scale: Scale) -> list[tuple[float | None, Span]]
     return None if any(value is None for value, _ in scores) else scores
 
 
-def _from_statements(text: str, scale: Scale, names: Sequence[str]) -> Found:
+def _from_statements(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     heard = sorted((match.end(), order, match) for order, pattern in enumerate(_STATEMENTS) for match in pattern.finditer(text))
     scores: list[list[tuple[float | None, Span]]] = [[], []]
     for _, _, match in heard:
@@ -106,6 +106,6 @@ def _from_statements(text: str, scale: Scale, names: Sequence[str]) -> Found:
     return _found(text, [one[-1] for one in offered], names, [])
 
 
-def _found(text: str, scores: list[tuple[float | None, Span]], names: Sequence[str], cut: list[Span]) -> Found:
+def _found(text: str, scores: list[tuple[float | None, Span]], names: Sequence[str], cut: list[Span]) -> ParsedReply:
     values = {name: float(value or 0.0) for name, (value, _) in zip(names, scores, strict=True)}
-    return Found(values, {name: span for name, (_, span) in zip(names, scores, strict=True)}, apart(text, cut))
+    return ParsedReply(values, {name: span for name, (_, span) in zip(names, scores, strict=True)}, apart(text, cut))

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Found", "Span", "Unparsable", "apart", "blanked", "plain", "readable"]
+__all__ = ["ParsedReply", "Span", "Unparsable", "apart", "blanked", "plain", "readable"]
 
 Span = tuple[int, int]
 
@@ -37,7 +37,7 @@ class Unparsable(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class ParsedReply:
     """What a reply says. values: what is graded → its value. spans: the same keys → [start, end) of the grade's label, in characters of
     the original reply. rationale: the text apart from the verdict and from thinking blocks; may be empty."""
 

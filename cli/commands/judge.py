@@ -39,12 +39,12 @@ def judge(
     """
     options = options_from(JudgeOptions, given, flags=True)
     if dry_run or status:
-        from mmpo.annotate.judge import look, prepared
+        from mmpo.annotate.judge import estimate, prepared
 
-        summary = look(prepared(feedback, out, options, judges or []), whole=status)
-        _say_look(summary, status)
+        summary = estimate(prepared(feedback, out, options, judges or []), whole=status)
+        _say_estimate(summary, status)
     else:
-        from mmpo.annotate.judge.run import judge as ask
+        from mmpo.annotate.judge import judge as ask
 
         with judge_progress() as progress:
             summary = ask(feedback, out, options=options, judges=judges or [], progress=progress)
@@ -54,7 +54,7 @@ def judge(
     return 0 if dry_run or status or summary["finished"] else 3
 
 
-def _say_look(summary: dict[str, Any], status: bool) -> None:
+def _say_estimate(summary: dict[str, Any], status: bool) -> None:
     about = "about " if summary["sampled"] else ""
     say(f"{about}{summary['requests']:,} requests over {summary['prompts']:,} prompts; {summary['left']:,} left to ask")
     columns = ("judge", "requests", "answered", "left", "prompt tokens", "reply tokens", "cost, $", "time")

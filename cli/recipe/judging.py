@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mmpo.annotate.judge import find_rubrics, judges_of
+from mmpo.annotate.judge import MODES, find_rubrics, judges_of
 from mmpo.cli.commands.build import say_built
 from mmpo.cli.commands.judge import judge_progress, say_judged
 from mmpo.cli.recipe.model import Recipe
@@ -43,7 +43,7 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
         options = dataclasses.replace(options, score=aspects[0] if len(aspects) == 1 else "mean")
     if build.evidence == "auto" and build.raters is None and build.kinds is None:
         raters = tuple(judge.name for judge in judges_of(recipe.judge, recipe.judges))
-        evidence = "comparisons" if recipe.judge.mode == "pairwise" else "ratings"
+        evidence = MODES[recipe.judge.mode].gives
         options = dataclasses.replace(options, evidence=evidence, raters=raters)
     return [graded], options, [(graded / "manifest.json").read_text(encoding="utf-8")]
 

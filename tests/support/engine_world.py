@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from mmpo.annotate.client import Answer, Engine, Failure, Limits, Request, Stop
-from mmpo.annotate.judge import Asked
+from mmpo.annotate.client import Answer, Failure, Limits, Request, Scheduler, Stop
 
 __all__ = ["ANSWER", "TICK", "World", "failure", "request", "running"]
 
@@ -55,7 +54,7 @@ def failure(kind: str, retry_after: float | None = None) -> Failure:
 
 def request(number: int) -> Request:
     """The request of that number."""
-    return Request(number.to_bytes(16, "big"), {}, 10, 1, f"prompt {number}", Asked((0, 1), ()))
+    return Request(number.to_bytes(16, "big"), {}, 10, 1, number)
 
 
 class World:
@@ -115,15 +114,22 @@ class World:
         finally:
             self.closed = True
 
-    def engine(self, slots: int, **options: Any) -> Engine:
+    def engine(self, slots: int, **options: Any) -> Scheduler:
         """The engine that asks this world; options replace what it is given."""
-        given = {"done": self.done, "stop": Stop(), "retries": 3, "patience": 60.0, "afford": self.afford, "release": self.release}
-        return Engine(self.send, limits=Limits(slots), **{**given, **options})
+        given = {
+            "done": self.done,
+            "stop": Stop(),
+            "retries": 3,
+            "outage_timeout": 60.0,
+            "afford": self.afford,
+            "release": self.release,
+        }
+        return Scheduler(self.send, limits=Limits(slots), **{**given, **options})
 
-    def run(self, count: int, slots: int = 4, **options: Any) -> tuple[Engine, float]:
+    def run(self, count: int, slots: int = 4, **options: Any) -> tuple[Scheduler, float]:
         """All of it; the engine and the seconds that it took."""
 
-        async def work() -> tuple[Engine, float]:
+        async def work() -> tuple[Scheduler, float]:
             engine, requests = self.engine(slots, **options), self.requests(count)
             await engine.run(requests)
             assert self.closed  # by the engine: `requests` is still held here

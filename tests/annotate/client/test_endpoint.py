@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmpo.annotate.client import A_POOL, Answer, Endpoint, Failure
-from mmpo.annotate.judge import Judge
+from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Endpoint, EndpointSettings, Failure
 
 BODY = {
     "model": "judge-a",
@@ -24,7 +23,7 @@ def asked_at_once(server: Any, many: int) -> tuple[list[Answer | Failure], int]:
     """What came back, and how many pools there were."""
 
     async def run() -> tuple[list[Answer | Failure], int]:
-        async with Endpoint(Judge("judge-a", server.base_url), 20.0) as endpoint:
+        async with Endpoint(EndpointSettings("judge-a", server.base_url), 20.0) as endpoint:
             found = await asyncio.gather(*(endpoint.ask(BODY) for _ in range(many)))
             again = await asyncio.gather(*(endpoint.ask(BODY) for _ in range(many)))
             return [*found, *again], len(endpoint._pools)
@@ -43,16 +42,18 @@ def test_the_body_and_the_key_arrive_as_they_are(openai_server: Any, monkeypatch
 
 def test_many_requests_at_once_are_all_in_flight_and_later_ones_open_no_more_pools(openai_server: Any) -> None:
     server = openai_server({"latency": 0.3})
-    answers, pools = asked_at_once(server, 3 * A_POOL + 1)
+    answers, pools = asked_at_once(server, 3 * REQUESTS_PER_POOL + 1)
     assert all(isinstance(answer, Answer) for answer in answers) and pools == 4
     until = time.monotonic() + 10
     while (counts := server.counts())["connections"] > 1 and time.monotonic() < until:  # it has to see that they were closed
         time.sleep(0.01)
-    assert counts["most_in_flight"] == 3 * A_POOL + 1 and counts["connections"] == 1  # the one that asks for the counts
+    assert counts["most_in_flight"] == 3 * REQUESTS_PER_POOL + 1 and counts["connections"] == 1  # the one that asks for the counts
 
 
 def test_a_request_that_fails_leaves_its_place_in_the_pool(openai_server: Any) -> None:
     server = openai_server({"faults": [{"kind": "server_error"}]})
-    answers, pools = asked_at_once(server, A_POOL)
-    assert {answer.kind for answer in answers if isinstance(answer, Failure)} == {"transient"} and len(answers) == 2 * A_POOL
+    answers, pools = asked_at_once(server, REQUESTS_PER_POOL)
+    assert {answer.kind for answer in answers if isinstance(answer, Failure)} == {"transient"} and len(
+        answers
+    ) == 2 * REQUESTS_PER_POOL
     assert pools == 1

@@ -9,8 +9,14 @@ from engine_world import ANSWER, TICK, World, failure, request, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.annotate.client import HOPELESS, LONGEST_BACKOFF, RATE_LIMIT_PATIENCE, Answer, Engine, Failure, Request
-from mmpo.annotate.client import scheduler as engine_module
+from mmpo.annotate.client import (
+    MAX_FAILURES_WITHOUT_SUCCESS,
+    RATE_LIMIT_RETRIES,
+    Answer,
+    Failure,
+    Request,
+    Scheduler,
+)
 
 
 def makespan(latencies: Sequence[float], slots: int) -> float:
@@ -42,10 +48,9 @@ def test_one_slow_request_delays_nobody() -> None:
     assert max(starts[0] for starts in world.starts.values()) == pytest.approx(399 / 3 * 0.01, abs=0.02)
 
 
-def test_answers_that_wait_for_the_journal_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "UNWRITTEN", 10)
+def test_answers_that_wait_for_the_journal_are_bounded() -> None:
     world = World(lambda number, _: (0.001, ANSWER), writing=1.0)
-    _, seconds = world.run(100, 4)
+    _, seconds = world.run(100, 4, max_unwritten=10)
     assert world.most_unwritten <= 10 and seconds == pytest.approx(10, abs=0.1)
 
 
@@ -63,13 +68,13 @@ def test_every_request_ends_once_and_what_was_set_aside_for_it_is_given_back(
     assert set(world.done_with) == set(range(len(plans))) and world.most <= slots
     for number, plan in enumerate(plans):
         assert world.done_with[number] == [plan[min(world.tries[number], len(plan)) - 1]]
-        assert world.tries[number] <= 1 + retries + RATE_LIMIT_PATIENCE * retries
+        assert world.tries[number] <= 1 + retries + RATE_LIMIT_RETRIES * retries
     assert world.affords == engine.tally.attempts == world.tries.total() == len(plans) + engine.tally.retried
     assert not world.reserved and world.closed and engine.tally.in_flight == 0
     assert engine.tally.answered + sum(engine.tally.failed.values()) == len(plans)
 
 
-@pytest.mark.parametrize(("kind", "tries"), [("request", 1), ("transient", 1 + 3), ("rate_limit", 1 + 3 * RATE_LIMIT_PATIENCE)])
+@pytest.mark.parametrize(("kind", "tries"), [("request", 1), ("transient", 1 + 3), ("rate_limit", 1 + 3 * RATE_LIMIT_RETRIES)])
 def test_retries_are_finite_and_go_by_the_kind_of_failure(kind: str, tries: int) -> None:
     world = World(lambda number, attempt: (0.01, failure(kind) if number == 0 else ANSWER))
     engine, _ = world.run(2)
@@ -82,7 +87,7 @@ def test_waits_double_up_to_a_minute_and_what_the_endpoint_says_comes_first() ->
     world.run(1, retries=10)
     waits = [after - before for before, after in zip(world.starts[0], world.starts[0][1:])]
     for attempt, wait in enumerate(waits):
-        longest = min(LONGEST_BACKOFF, 0.5 * 2**attempt)
+        longest = min(60.0, 0.5 * 2**attempt)
         assert wait == pytest.approx(7.0) if attempt == 2 else longest / 2 - TICK <= wait <= longest + TICK
     assert len(waits) == 10
 
@@ -107,7 +112,10 @@ def test_what_is_wrong_with_the_run_stops_it_and_is_counted_against_no_request()
 
 def test_failures_without_any_answer_are_hopeless_and_with_one_they_are_not() -> None:
     engine, _ = World(lambda number, _: (0.01, failure("request"))).run(300, slots=4)
-    assert engine.stop.reason == "hopeless" and HOPELESS <= engine.tally.attempts <= HOPELESS + 3
+    assert (
+        engine.stop.reason == "hopeless"
+        and MAX_FAILURES_WITHOUT_SUCCESS <= engine.tally.attempts <= MAX_FAILURES_WITHOUT_SUCCESS + 3
+    )
     engine, _ = World(lambda number, _: (0.01, failure("request") if number else ANSWER)).run(300, slots=1)
     assert engine.stop.reason == "" and engine.tally.failed == {"reason_request": 299}
 
@@ -135,7 +143,7 @@ def test_a_budget_waits_for_what_is_in_flight_and_ends_the_run_when_nothing_is()
 
 def test_an_endpoint_that_is_away_gets_one_scout_at_a_time_and_is_given_up_after_the_patience() -> None:
     world = World(lambda number, _: (0.01, failure("unreachable")))
-    engine, seconds = world.run(20, slots=5, patience=60.0)
+    engine, seconds = world.run(20, slots=5, outage_timeout=60.0)
     assert engine.stop.reason == "unreachable" and 60 <= seconds < 60 + 16
     assert world.tries.total() <= 5 + 12 and not world.done_with and not world.reserved
 
@@ -150,12 +158,11 @@ def test_an_endpoint_that_is_away_gets_one_scout_at_a_time_and_is_given_up_after
 def test_a_stop_from_outside_is_seen_at_once_and_what_is_in_flight_is_finished() -> None:
     world = World(lambda number, _: (5.0, ANSWER))
 
-    async def work() -> tuple[Engine, float]:
+    async def work() -> tuple[Scheduler, float]:
         engine = world.engine(3)
         task = asyncio.create_task(engine.run(world.requests(100)))
         await asyncio.sleep(1.0)
         engine.stop("interrupted", "by hand")
-        engine.wake()
         await task
         return engine, asyncio.get_running_loop().time()
 
@@ -171,7 +178,6 @@ def test_a_retry_that_waits_does_not_hold_up_a_stop() -> None:
         task = asyncio.create_task(engine.run(world.requests(3)))
         await asyncio.sleep(1.0)
         engine.stop("interrupted", "by hand")
-        engine.wake()
         await task
         return asyncio.get_running_loop().time()
 

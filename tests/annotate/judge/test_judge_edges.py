@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from cases import asked, candidates, comparisons, environment, judged, mmpo, ratings
 
-from mmpo.annotate.client import Answer, answer_of
+from mmpo.annotate.client import Answer, Choice, answer_of
+from mmpo.annotate.judge import Reader, combined
+from mmpo.annotate.replies import Unparsable
+from mmpo.annotate.scales import PREFERENCE
 from mmpo.pipeline import BuildOptions, build, load_pairs
 from mmpo.pipeline.errors import UserError
 
@@ -169,15 +172,12 @@ def test_best_worst_counts_what_it_will_ask(openai_server: Any, tmp_path: Path) 
     assert json.loads(done.stdout)["requests"] == 8
 
 
-def test_half_of_the_drawn_replies_will_do(openai_server: Any, tmp_path: Path) -> None:
-    from mmpo.annotate.judge import Choice, read
-    from mmpo.annotate.replies import Unparsable
-    from mmpo.annotate.scales import PREFERENCE
-
+def test_half_of_the_drawn_replies_will_do() -> None:
     few = [Choice(text) for text in ("A", "B", "nothing to say", "C")]
-    assert read(few, "grade", PREFERENCE, ("grade",), direct=True, min_mass=0.5).grades["grade"].value == 2.0
+    reader = Reader("grade", PREFERENCE, ("grade",), True, 0.5)
+    assert combined(reader.each(few)).grades["grade"].value == 2.0
     with pytest.raises(Unparsable):
-        read([*few, Choice("x y"), Choice("x y"), Choice("x y")], "grade", PREFERENCE, ("grade",), direct=True, min_mass=0.5)
+        combined(reader.each([*few, Choice("x y"), Choice("x y"), Choice("x y")]))
 
 
 def test_judging_inside_a_running_event_loop(openai_server: Any, tmp_path: Path) -> None:

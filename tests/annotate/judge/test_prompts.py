@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,29 +11,38 @@ from hypothesis import strategies as st
 from mmpo.annotate.judge import (
     MODES,
     RUBRICS,
-    Asked,
-    Row,
+    Capabilities,
+    Judge,
+    JudgeOptions,
+    Question,
+    Questions,
     conversation_text,
     find_rubrics,
-    harmless,
     load_template,
-    messages_of,
+    neutralise_chat_tokens,
     nonce_of,
+    offered,
 )
+from mmpo.annotate.replies import REPLIES
+from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
 
 USER = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
-def row(*texts: str, prompt: list[dict[str, str]] | None = None, reference: str = "") -> Row:
-    return Row("0" * 32, prompt or USER, [f"id{i}" for i in range(len(texts))], texts, [None] * len(texts), reference)
+def row(*texts: str, prompt: list[dict[str, str]] | None = None, reference: str = "") -> FeedbackRow:
+    return FeedbackRow("0" * 32, prompt or USER, [f"id{i}" for i in range(len(texts))], texts, [None] * len(texts), reference)
 
 
-def shown(mode: str, one: Row, reasoning: bool = False, template: str | None = None) -> str:
-    asked = Asked(tuple(range(len(one.texts))), (RUBRICS["overall"],))
-    messages = messages_of(one, asked, load_template(template or mode), MODES[mode], reasoning=reasoning)
-    assert [message["role"] for message in messages] == ["system", "user"]
-    return messages[1]["content"]
+def messages(one: FeedbackRow, shown: tuple[int, ...], rubric: str = "overall", **options: Any) -> list[dict[str, str]]:
+    asker = Questions(Judge("m"), JudgeOptions(**options), Capabilities())
+    return asker.messages(one, Question(shown, (RUBRICS[rubric],)))
+
+
+def shown(mode: str, one: FeedbackRow, reasoning: bool = False) -> str:
+    system, user = messages(one, tuple(range(len(one.texts))), mode=mode, reasoning=reasoning)
+    assert [system["role"], user["role"]] == ["system", "user"]
+    return user["content"]
 
 
 def between(text: str, tag: str) -> list[str]:
@@ -74,7 +84,7 @@ def test_chat_control_is_defused_everywhere_and_other_text_is_untouched() -> Non
     text = shown("pairwise", one)
     assert not re.search(r"<\|[a-z_]+\|>|\[/?INST\]|<start_of_turn>", text)
     code = "let f x = x <| y |> z; a[INST] = <s>old</s> <b>|</b>"
-    assert harmless(code) == code.replace("[INST]", "[ INST]")
+    assert neutralise_chat_tokens(code) == code.replace("[INST]", "[ INST]")
 
 
 def test_the_conversation_and_the_reference_are_shown() -> None:
@@ -93,7 +103,7 @@ def test_the_conversation_and_the_reference_are_shown() -> None:
 @pytest.mark.parametrize("mode", ["pairwise", "pointwise", "listwise"])
 def test_every_grade_is_offered_and_the_form_of_the_reply_is_said(mode: str) -> None:
     one = row("a") if mode == "pointwise" else row("a", "b")
-    scale = MODES[mode].scale(RUBRICS["overall"])[1]
+    scale = offered(MODES[mode], Question((0,), (RUBRICS["overall"],)), REPLIES[MODES[mode].reply])[1]
     for reasoning in (False, True):
         text = shown(mode, one, reasoning)
         assert all(f"{label}: {meaning}" in text for label, meaning in scale)
@@ -105,8 +115,7 @@ def test_every_grade_is_offered_and_the_form_of_the_reply_is_said(mode: str) -> 
 
 
 def test_the_order_shown_is_the_order_asked() -> None:
-    asked = Asked((1, 0), (RUBRICS["overall"],))
-    [_, user] = messages_of(row("zero", "one"), asked, load_template("pairwise"), MODES["pairwise"], reasoning=False)
+    [_, user] = messages(row("zero", "one"), (1, 0))
     assert between(user["content"], "first") == ["one"] and between(user["content"], "second") == ["zero"]
 
 
@@ -117,10 +126,8 @@ def write(path: Path, text: str) -> str:
 
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
     source = "{% block user %}{{ rubric.name }}|{{ shown.replies | length }}|{{ shown.conversation }}{% endblock %}"
-    own = load_template(write(tmp_path / "mine.j2", source))
-    asked = Asked((0, 1), (RUBRICS["honesty"],))
-    messages = messages_of(row("a", "b"), asked, own, MODES["pairwise"], reasoning=False)
-    assert messages == [{"role": "user", "content": "honesty|2|What is 2 + 2?"}]
+    own = messages(row("a", "b"), (0, 1), "honesty", template=write(tmp_path / "mine.j2", source))
+    assert own == [{"role": "user", "content": "honesty|2|What is 2 + 2?"}]
 
 
 @pytest.mark.parametrize(
@@ -134,9 +141,8 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     ids=["dunder", "mutation", "unknown name", "path"],
 )
 def test_a_template_gets_at_nothing_else(source: str, tmp_path: Path) -> None:
-    own = load_template(write(tmp_path / "mine.j2", source))
     with pytest.raises(UserError, match=r"mine\.j2"):
-        messages_of(row("a", "b"), Asked((0, 1), (RUBRICS["overall"],)), own, MODES["pairwise"], reasoning=False)
+        messages(row("a", "b"), (0, 1), template=write(tmp_path / "mine.j2", source))
 
 
 @pytest.mark.parametrize("source", ["no blocks", "{% block user %}", "{% block system %}x{% endblock %}"])

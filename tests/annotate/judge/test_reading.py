@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.judge import Choice, Token, expected, read, trimmed
+from mmpo.annotate.client import Choice, Token
+from mmpo.annotate.judge import Reader, Reading, combined, expected
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.scales import PREFERENCE, Scale, numbers
 from mmpo.pipeline.errors import UserError
@@ -21,11 +22,13 @@ def reply(*parts: str | tuple[str, tuple[tuple[str, float], ...]], finish: str =
     return Choice("".join(token.text for token in tokens), finish, tokens)
 
 
-def one(
-    choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: object
-) -> tuple:
-    found = read([choice], form, scale, names, **{"direct": True, "min_mass": 0.5, **more})  # type: ignore[arg-type]
-    return tuple((grade.value, grade.spread, grade.mass) for grade in found.grades.values())
+def read(choices: list[Choice], form: str, scale: Scale, names: tuple[str, ...], direct: bool = True) -> Reading:
+    return combined(Reader(form, scale, names, direct, 0.5).each(choices))
+
+
+def one(choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: bool) -> tuple:
+    found = read([choice], form, scale, names, **more)
+    return tuple((grade.value, grade.std, grade.label_probability) for grade in found.grades.values())
 
 
 def test_the_expected_grade_by_hand() -> None:
@@ -37,7 +40,7 @@ def test_the_expected_grade_by_hand() -> None:
 def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
     tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
     grade = expected(tops, PREFERENCE)
-    assert (grade.value, grade.mass) == (1.0, 0.5)
+    assert (grade.value, grade.label_probability) == (1.0, 0.5)
 
 
 def test_a_grade_that_is_not_the_most_likely_one_counts_as_much_as_it_is_likely() -> None:
@@ -75,7 +78,12 @@ def test_thinking_moves_no_span() -> None:
 
 def test_every_label_of_a_list_reads_its_own_token() -> None:
     choice = reply('{"', "B", '": ', ("5", logs(**{"5": 0.5, "3": 0.5})), ', "', "A", '": ', ("1", logs(**{"1": 1.0})), "}")
-    found = read([choice], "labelled", numbers(1, 5), ("A", "B"), direct=True, min_mass=0.5)
+    found = read(
+        [choice],
+        "labelled",
+        numbers(1, 5),
+        ("A", "B"),
+    )
     assert (found.grades["A"].value, found.grades["B"].value) == (1.0, 4.0)
 
 
@@ -91,9 +99,9 @@ def test_tokens_that_do_not_spell_the_reply_are_not_believed() -> None:
 
 def test_several_replies_are_averaged_and_their_spread_is_that_of_one() -> None:
     choices = [Choice(letter) for letter in ("A", "A", "B", "D")]
-    found = read(choices, "grade", PREFERENCE, ("grade",), direct=True, min_mass=0.5)
+    found = read(choices, "grade", PREFERENCE, ("grade",))
     # 3, 3, 2, 0: mean 2, squared deviations 1 + 1 + 0 + 4 = 6 over 3.
-    assert found.grades["grade"].value == 2.0 and found.grades["grade"].spread == pytest.approx(math.sqrt(2))
+    assert found.grades["grade"].value == 2.0 and found.grades["grade"].std == pytest.approx(math.sqrt(2))
 
 
 def test_what_was_cut_off_may_have_held_another_verdict() -> None:
@@ -104,7 +112,7 @@ def test_what_was_cut_off_may_have_held_another_verdict() -> None:
 
 def test_ranks_become_shares() -> None:
     text = '[{"model": "A", "rank": 2}, {"model": "B", "rank": 1}, {"model": "C", "rank": 3}]'
-    found = read([Choice(text)], "ranking", numbers(1, 5), ("A", "B", "C"), direct=False, min_mass=0.5)
+    found = read([Choice(text)], "ranking", numbers(1, 5), ("A", "B", "C"), direct=False)
     assert {name: grade.value for name, grade in found.grades.items()} == {"A": 0.5, "B": 1.0, "C": 0.0}
 
 
@@ -114,13 +122,13 @@ def test_turning_the_distribution_around_turns_the_grade_around(weights: list[fl
     tops = [(label, math.log(weight / total)) for label, weight in zip("ABCDEFG", weights)]
     turned = [(label, logprob) for label, (_, logprob) in zip("GFEDCBA", tops)]
     here, there = expected(tops, PREFERENCE), expected(turned, PREFERENCE)
-    assert here.value == pytest.approx(-there.value, abs=1e-9) and here.spread == pytest.approx(there.spread, abs=1e-9)
-    assert here.mass == pytest.approx(1.0) and -3 <= here.value <= 3
+    assert here.value == pytest.approx(-there.value, abs=1e-9) and here.std == pytest.approx(there.std, abs=1e-9)
+    assert here.label_probability == pytest.approx(1.0) and -3 <= here.value <= 3
 
 
 def test_what_is_kept_of_the_tokens_reads_the_same() -> None:
     choice = reply(("I", logs(I=1.0)), (" prefer", logs(x=1.0)), "\nVerdict: ", ("C", logs(C=0.5, B=0.5)))
-    kept = Choice(choice.text, choice.finish, trimmed(choice.tokens, PREFERENCE))
+    kept = Choice(choice.text, choice.finish, Reader("grade", PREFERENCE, ("grade",), False, 0.5).trimmed(choice.tokens))
     assert one(kept, direct=False) == one(choice, direct=False)
     assert sum(bool(token.top) for token in kept.tokens) == 2
 

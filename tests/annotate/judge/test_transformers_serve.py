@@ -18,7 +18,8 @@ import pytest
 import torch
 from cases import candidates, comparisons, judged
 
-from mmpo.annotate.judge import MODES, RUBRICS, Asked, Row, load_template, messages_of
+from mmpo.annotate.judge import RUBRICS, Capabilities, Judge, JudgeOptions, Question, Questions
+from mmpo.annotate.rows import FeedbackRow
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 
 LETTERS = "BDF"
@@ -26,10 +27,10 @@ LETTERS = "BDF"
 
 def lesson(number: int) -> list[dict[str, str]]:
     """A judging prompt like those of the test."""
-    row = Row(
+    row = FeedbackRow(
         f"{number:032x}", [{"role": "user", "content": f"Question {number}?"}], ["a", "b"], ("Answer 0.", "Answer 1."), [None] * 2
     )
-    return messages_of(row, Asked((0, 1), (RUBRICS["overall"],)), load_template("pairwise"), MODES["pairwise"], reasoning=False)
+    return Questions(Judge("m"), JudgeOptions(), Capabilities()).messages(row, Question((0, 1), (RUBRICS["overall"],)))
 
 
 @pytest.fixture(scope="module")

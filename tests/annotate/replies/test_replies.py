@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from reply_cases import A_OR_B, FIVE, HALVES, SETTINGS, SIGNED, TEN, answer, graded
 
-from mmpo.annotate.replies import REPLIES, Found, parse_reply
+from mmpo.annotate.replies import REPLIES, ParsedReply, parse_reply
 from mmpo.annotate.scales import PREFERENCE, Scale, numbers
 from mmpo.pipeline.errors import UserError
 
@@ -98,7 +98,7 @@ def test_double_brackets(reply: str, expected: float | str) -> None:
 def test_thinking_is_no_verdict_and_no_rationale(block: str) -> None:
     reply = block.format("Verdict: A. [[A]]") + "It is brief.\n\nVerdict: E"
     found = parse_reply(reply, "grade", PREFERENCE)
-    assert found == Found({"grade": -1.0}, {"grade": (len(reply) - 1, len(reply))}, "It is brief.")
+    assert found == ParsedReply({"grade": -1.0}, {"grade": (len(reply) - 1, len(reply))}, "It is brief.")
     assert graded(block.format("Verdict: A")) == "empty"
     assert graded("Verdict: A\n<think>hm") == graded("<think>a</think><think>") == "unclosed_thinking"
 

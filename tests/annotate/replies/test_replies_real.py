@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from reply_cases import A_OR_B
 
-from mmpo.annotate.replies import Found, Unparsable, parse_reply
+from mmpo.annotate.replies import ParsedReply, Unparsable, parse_reply
 from mmpo.annotate.scales import Scale, numbers
 
 Row = dict[str, Any]
@@ -25,23 +25,23 @@ ASPECTS = ("helpfulness", "clarity", "factuality", "depth", "engagement")
 TEN, FIVE = numbers(1, 10), numbers(1, 5)
 
 
-def one(found: Found, row: Row) -> Any:
+def one(found: ParsedReply, row: Row) -> Any:
     return found.values["grade"]
 
 
-def letter(found: Found, row: Row) -> Any:
+def letter(found: ParsedReply, row: Row) -> Any:
     return "a" if found.values["grade"] == 1.0 else "b"
 
 
-def pair(found: Found, row: Row) -> Any:
+def pair(found: ParsedReply, row: Row) -> Any:
     return [found.values["first"], found.values["second"]]
 
 
-def every(found: Found, row: Row) -> Any:
+def every(found: ParsedReply, row: Row) -> Any:
     return {name: found.values.get(name) for name in (ASPECTS if row["format"] == "json_aspects" else ("safety",))}
 
 
-def preference(found: Found, row: Row) -> Any:
+def preference(found: ParsedReply, row: Row) -> Any:
     """1 or 2, of the outputs before AlpacaEval swapped some: by a coin whose seed is the instruction."""
     first, second = found.values.values()
     swapped = random.Random(f"is_switched_outputs{row['prompt']}0").choices([False, True])[0]
@@ -54,7 +54,7 @@ class How(NamedTuple):
     format: str
     scale: Scale
     names: tuple[str, ...]
-    convert: Callable[[Found, Row], Any]
+    convert: Callable[[ParsedReply, Row], Any]
 
 
 HOW = {
