@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmpo.annotate.replies.choice import output_choice
+from mmpo.annotate.replies.foreign import output_choice, ranking, two_scores
 from mmpo.annotate.replies.grade import double_bracket, grade
-from mmpo.annotate.replies.labelled import labelled
-from mmpo.annotate.replies.objects import aspects_json, ranking
-from mmpo.annotate.replies.scores import two_scores
+from mmpo.annotate.replies.labelled import aspects_json, labelled
 from mmpo.annotate.replies.text import ParsedReply, Unparsable, plain, readable
 from mmpo.annotate.scales import Scale
 from mmpo.pipeline.errors import unknown_name

@@ -1,17 +1,30 @@
-"""Replies with one grade: the formats `grade` and `double-bracket`."""
+"""How a grade is written, and replies with one grade: the formats `grade` and `double-bracket`."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from mmpo.annotate.replies.label import Label, ends_here, label_of, labels_pattern
-from mmpo.annotate.replies.literals import Literal, Literals, literals, texts
-from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, blanked
+from mmpo.annotate.replies.literals import Literal, Literals, literals, rationale
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, blanked, first_and_last_line
 from mmpo.annotate.scales import Scale
 
-__all__ = ["alone", "double_bracket", "grade"]
+__all__ = ["NUMBER", "Label", "alone", "double_bracket", "ends_here", "grade", "label_of", "labels_pattern", "number_of"]
 
+# "4", "+2", "7.5", "4/5", "4 out of 5"; no piece of a word, a date, a range, a percentage or a number with a decimal comma.
+NUMBER = (
+    r"[-+]?\d{1,9}(?:\.\d{1,9})?(?![\d_A-Za-z%])(?!\s{0,2}[.,]\d)(?!\s{0,3}(?:[-–~]|to\s)\s{0,3}\d)"
+    r"(?:\s{0,3}/\s{0,3}(?P<of>\d{1,9}(?:\.\d{1,3})?)(?![\d/])|\s{1,3}out\s{1,3}of\s{1,3}(?:a\s{1,3})?(?P<out>\d{1,9})(?!\d)"
+    r"|(?!\s{0,3}/\s{0,3}\d)(?!\s{1,3}out\s{1,3}of\b))"
+)
+# A letter is a grade where it stands by itself: not in "B+", "B-grade", "B>A", "A or B", "B's".
+_STANDS_ALONE = (
+    r"(?![A-Za-z0-9_+-])(?!['’][A-Za-z])"
+    r"(?!\s{0,3}(?:[<>=]{1,3}|/|or\b|to\b|and\b|vs\b\.?)\s{0,3}[\"'*(\[]{0,3}(?-i:[A-Z])(?![A-Za-z]))"
+)
+_FIGURES = re.compile(r"[-+]?\d{1,9}(?:\.\d{1,9})?", re.ASCII)
+_END = re.compile(r"[^\S\n]{0,9}(?:\n|\Z|[.,;:!?)\]}>\"'“”’*_`|<(\\$–—-]|because\b|since\b)")
 _KEYS = ("verdict", "grade", "score", "rating", *(f"final_{name}" for name in ("verdict", "grade", "score", "rating", "answer")))
 _CUE = r"(?:(?<![A-Za-z0-9_])(?:verdict|grade|rating|score|final\s{1,3}(?:answer|decision|choice))(?![A-Za-z])|评分|評価|评级|判定)"
 _OPENS = r"[\s*_`\"'“”‘’(\[{<$#>]{0,20}"
@@ -22,12 +35,35 @@ _NAMED = r"(?:(?:option|choice|label|grade|an?)\s{1,3}[*_`\"'(\[]{0,4})?"
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    """One statement of a grade. span: all of it; inside: the outermost object that holds it."""
+class Label:
+    """A grade as it was written. value: None where the scale does not offer it; span: of the label itself, without "/5".
 
-    label: Label
+    statement: the place of all that states it, "Verdict: 4/5". inside: the outermost object where one does.
+    """
+
+    value: float | None
     span: Span
+    statement: Span
     inside: Literal | None = None
+
+
+@lru_cache(maxsize=64)
+def _numbers(labels: tuple[str, ...]) -> dict[float, str]:
+    """The labels that are numbers, by number."""
+    numbers: dict[float, str] = {}
+    for label in labels:
+        with suppress(ValueError):
+            numbers[float(label)] = label
+    return numbers
+
+
+@lru_cache(maxsize=64)
+def labels_pattern(labels: tuple[str, ...]) -> str:
+    """A pattern (groups `label`, `of`, `out`) for any label of these, any number and any single letter, so that grades which were
+    not offered are seen too."""
+    numbers = _numbers(labels).values()
+    words = sorted((re.escape(label) for label in labels if label not in numbers), key=len, reverse=True)
+    return rf"(?P<label>(?:{'|'.join([*words, '[A-Za-z]'])}){_STANDS_ALONE}|{NUMBER})"
 
 
 @lru_cache(maxsize=64)
@@ -45,7 +81,36 @@ def _patterns(labels: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
             flags,
         ),
         "alone": re.compile(rf"{_OPENS}(?:[Oo]ption\s{{1,3}}|[Cc]hoice\s{{1,3}})?[*_`\"'(\[]{{0,4}}{label}{_CLOSES}", re.ASCII),
+        "leading": re.compile(label, re.ASCII),
     }
+
+
+def ends_here(text: str, at: int) -> bool:
+    """Whether a grade that stops at this place is followed by punctuation or the end of its line, not by more of a sentence."""
+    return _END.match(text, at) is not None
+
+
+def number_of(text: str, of: str | None, scale: Scale) -> float | None:
+    """What a number is worth: its label's value; itself between the ends of a scale with decimals; None where it isn't offered, or
+    is out of another maximum than the scale's ("8/10" on 1 to 5)."""
+    number = float(text)
+    if of is not None and float(of) != scale.high:
+        return None
+    label = _numbers(tuple(scale.labels)).get(number)
+    if label is not None:
+        return scale.labels[label]
+    return number if scale.decimals and scale.low <= number <= scale.high else None
+
+
+def label_of(match: re.Match[str], scale: Scale, *, any_case: bool) -> Label:
+    """The grade that a match of `labels_pattern` found. any_case: "c" counts as "C"."""
+    written, start = match["label"], match.start("label")
+    if written in scale.labels:
+        return Label(scale.labels[written], match.span("label"), match.span())
+    if number := _FIGURES.match(written):
+        return Label(number_of(number[0], match["of"] or match["out"], scale), (start, start + number.end()), match.span())
+    cased = (value for label, value in scale.labels.items() if any_case and label.lower() == written.lower())
+    return Label(next(cased, None), match.span("label"), match.span())
 
 
 def alone(text: str, start: int, end: int, scale: Scale, *, any_case: bool = False) -> Label | None:
@@ -62,23 +127,17 @@ def alone(text: str, start: int, end: int, scale: Scale, *, any_case: bool = Fal
     return None if label.value is None and lower else label
 
 
-def _bracketed(text: str, scale: Scale) -> list[_Verdict]:
-    matches = _patterns(tuple(scale.labels))["bracket"].finditer(text)
-    return [_Verdict(label_of(match, scale, any_case=True), match.span()) for match in matches]
+def _stated(form: str, text: str, scale: Scale) -> list[Label]:
+    """[[C]], \\boxed{C}: where a grade stands as that form has it."""
+    return [label_of(match, scale, any_case=True) for match in _patterns(tuple(scale.labels))[form].finditer(text)]
 
 
-def _boxed(text: str, scale: Scale) -> list[_Verdict]:
-    matches = _patterns(tuple(scale.labels))["boxed"].finditer(text)
-    return [_Verdict(label_of(match, scale, any_case=True), match.span()) for match in matches]
-
-
-def _cued(text: str, scale: Scale, broken_off: bool) -> list[_Verdict]:
+def _cued(text: str, scale: Scale, broken_off: bool) -> list[Label]:
     """ "Verdict: C" and its like. Where the grade could be a word of a sentence ("Verdict: A better ...", "the score is 3 points
     lower") it must end there; on a line below its cue it must be all of that line ("Score:", then "1. First, ...")."""
     found = []
     end = len(text.rstrip())
     for match in _patterns(tuple(scale.labels))["cue"].finditer(text):
-        label = label_of(match, scale, any_case=True)
         doubtful = match["sep"].lower() == "is" or match["label"].upper() in ("A", "I")
         below = "\n" in text[match.end("sep") : match.start("label")]
         if below and not _REST_OF_LINE.match(text, match.end()):
@@ -87,49 +146,35 @@ def _cued(text: str, scale: Scale, broken_off: bool) -> list[_Verdict]:
         member = broken_off and text[max(0, match.start() - 1)] in "\"'"
         cut = match.end() >= end and (member or _LEFT_OPEN.search(match["opens"]) is not None)
         if not cut and (not doubtful or ends_here(text, match.end())):
-            found.append(_Verdict(label, match.span()))
+            found.append(label_of(match, scale, any_case=True))
     return found
 
 
-def _in_objects(text: str, found: Literals, scale: Scale) -> list[_Verdict]:
+def _in_objects(text: str, found: Literals, scale: Scale) -> list[Label]:
     """{"verdict": "C", ...}: the whole object is the verdict, so that what its other members quote is none."""
-    verdicts = []
-    for outer in found.found:
-        graded = [(one, one.get(*_KEYS)) for one in outer.within() if one.members is not None]
-        values = [value for _, value in graded if value is not None and value.scalar]
-        for value in values:
-            label = alone(text, *value.span, scale, any_case=True) or _leading(text, value, scale)
-            verdicts.append(_Verdict(label, outer.span, outer))
-    return verdicts
+    values = [(outer, one.get(*_KEYS)) for outer in found.outermost for one in outer.within()]
+    return [
+        replace(alone(text, *value.span, scale, any_case=True) or _leading(text, value, scale), statement=outer.span, inside=outer)
+        for outer, value in values
+        if value is not None and value.scalar
+    ]
 
 
 def _leading(text: str, value: Literal, scale: Scale) -> Label:
     """The grade that a string begins with ("C: much better"), else one that no scale offers."""
-    match = re.compile(labels_pattern(tuple(scale.labels)), re.ASCII).match(text, value.start)
-    if match and match.end() <= value.end and ends_here(text, match.end()):
+    match = _patterns(tuple(scale.labels))["leading"].match(text, value.span[0])
+    if match and match.end() <= value.span[1] and ends_here(text, match.end()):
         return label_of(match, scale, any_case=True)
-    return Label(None, value.span)
+    return Label(None, value.span, value.span)
 
 
-def _line(text: str, scale: Scale, *, last: bool) -> list[_Verdict]:
-    """The last line (or the first) where it is a grade and nothing else."""
-    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-    if last:
-        start = max(start, text.rfind("\n", 0, end) + 1)
-    else:
-        end = end if (stop := text.find("\n", start, end)) < 0 else stop
-    label = alone(text, start, end, scale)
-    return [] if label is None else [_Verdict(label, (start, end))]
-
-
-def _chosen(text: str, verdicts: list[_Verdict], name: str) -> ParsedReply:
-    offered = [verdict for verdict in verdicts if verdict.label.value is not None]
+def _chosen(text: str, labels: list[Label], name: str) -> ParsedReply:
+    offered = [label for label in labels if label.value is not None]
     if not offered:
-        raise Unparsable("out_of_scale" if verdicts else "no_verdict")
-    last = max(offered, key=lambda verdict: verdict.label.span)
-    rest = texts(last.inside, [last.label.span]) if last.inside else []
-    rationale = "\n".join(part for part in (apart(text, [last.span]), *rest) if part)
-    return ParsedReply({name: float(last.label.value or 0.0)}, {name: last.label.span}, rationale)
+        raise Unparsable("out_of_scale" if labels else "no_verdict")
+    last = max(offered, key=lambda label: label.span)
+    words = rationale(text, [last.statement], last.inside.strings([last.span]) if last.inside else ())
+    return ParsedReply({name: float(last.value or 0.0)}, {name: last.span}, words)
 
 
 def grade(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
@@ -138,24 +183,25 @@ def grade(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
 
     Letters count in lower case only where stated. A label in a sentence is none. Verdicts outside the scale ("8/10" on 1 to 5, "4.5"
     without decimals) are passed over; Unparsable("out_of_scale") where there are no others. A label that is all of the first line
-    counts where nothing else does: judges told to answer with a letter go on to explain it.
+    counts where nothing else does: judges asked to answer with a letter go on to explain it.
     """
     found = literals(text)
     objects = _in_objects(text, found, scale)
-    rest = blanked(text, {verdict.span for verdict in objects})
-    verdicts = [
+    rest = blanked(text, {label.statement for label in objects})
+    first, last = (alone(rest, *line, scale) for line in first_and_last_line(rest))
+    labels = [
         *objects,
-        *_bracketed(rest, scale),
-        *_boxed(rest, scale),
+        *_stated("bracket", rest, scale),
+        *_stated("boxed", rest, scale),
         *_cued(rest, scale, found.broken_off),
-        *_line(rest, scale, last=True),
+        *([last] if last else []),
     ]
-    if not any(verdict.label.value is not None for verdict in verdicts):
-        verdicts += _line(rest, scale, last=False)
-    return _chosen(text, verdicts, names[0])
+    if first and not any(label.value is not None for label in labels):
+        labels.append(first)
+    return _chosen(text, labels, names[0])
 
 
 def double_bracket(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """[[8]], [[7.5]], [[rating: 2]], [[评分：2]]: the last that the scale offers, and nothing else, since a reply cut short
     holds numbers but no rating. Source: the judge prompts of MT-bench (Zheng et al. 2023, arXiv 2306.05685)."""
-    return _chosen(text, _bracketed(text, scale), names[0])
+    return _chosen(text, _stated("bracket", text, scale), names[0])

@@ -1,25 +1,24 @@
-"""Replies that grade several labelled texts at once: the format `labelled`."""
+"""Replies that grade several things at once: the formats `labelled` and `aspects-json`."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from mmpo.annotate.replies.grade import alone
-from mmpo.annotate.replies.label import Label, ends_here, label_of, labels_pattern
-from mmpo.annotate.replies.literals import Literal, Literals, literals, texts
-from mmpo.annotate.replies.objects import GRADE_KEYS
-from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, blanked
+from mmpo.annotate.replies.grade import Label, alone, ends_here, label_of, labels_pattern
+from mmpo.annotate.replies.literals import GRADE_KEYS, Literal, Literals, key_of, last_that_holds, literals, rationale
+from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, blanked
 from mmpo.annotate.scales import Scale
 
-__all__ = ["labelled"]
+__all__ = ["aspects_json", "labelled"]
 
 _NAME_KEYS = ("label", "name", "id", "response", "model", "candidate")
 _WHO = r"(?:response|answer|assistant|model|completion|candidate|option|output|text)s?"
+_NOT_APPLICABLE = re.compile(r"\s*(?:n\s?/\s?a|na|none|null|not[\s_]applicable)\.?\s*", re.IGNORECASE)
 
 
 @dataclass
-class _Verdict:
+class _Set:
     """The grades that one object, or one run of lines, gives. Two different grades of one label make it ambiguous."""
 
     start: int
@@ -60,68 +59,98 @@ def labelled(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     place. Without one: "ambiguous" (one label, two grades; this is final where such a set comes last), "out_of_scale" or "missing_label".
     """
     found = literals(text)
-    members = _from_literals(text, found, scale, names)
-    lines = _from_lines(blanked(text, {one.span for one in found.found if one.members or _is_list(one)}), scale, names)
-    verdicts = sorted([*members, *lines], key=lambda verdict: verdict.start)
-    for verdict in reversed(verdicts):
-        reason = verdict.refusal(names)
-        if reason == "ambiguous" and len(verdict.labels) == len(names):
-            raise Unparsable(reason)
-        if reason is None:
-            return _found(text, verdict, names)
-    if verdicts:
-        raise Unparsable(verdicts[-1].refusal(names) or "ambiguous")
-    raise Unparsable("truncated" if found.broken_off else "no_verdict")
+    graded = {outer.span for outer in found.outermost if any(outer.kind == "{" or item.kind == "{" for _, item in outer.members)}
+    sets = [*_from_literals(text, found, scale, names), *_from_lines(blanked(text, graded), scale, names)]
+    sets.sort(key=lambda one: one.start)
+    for one in reversed(sets):
+        refusal = one.refusal(names)
+        if refusal == "ambiguous" and len(one.labels) == len(names):
+            raise Unparsable(refusal)
+        if refusal is None:
+            spans = {name: one.labels[name].span for name in names}
+            values = {name: float(one.labels[name].value or 0.0) for name in names}
+            return ParsedReply(
+                values, spans, rationale(text, one.cut, one.inside.strings(list(spans.values())) if one.inside else ())
+            )
+    if sets:
+        raise Unparsable(sets[-1].refusal(names) or "ambiguous")
+    raise found.nothing()
 
 
-def _found(text: str, verdict: _Verdict, names: Sequence[str]) -> ParsedReply:
-    spans = {name: verdict.labels[name].span for name in names}
-    said = texts(verdict.inside, list(spans.values())) if verdict.inside else []
-    rationale = "\n".join(part for part in (apart(text, verdict.cut), *said) if part)
-    return ParsedReply({name: float(verdict.labels[name].value or 0.0) for name in names}, spans, rationale)
-
-
-def _is_list(value: Literal) -> bool:
-    return any(item.members is not None for item in value.items or ())
-
-
-def _from_literals(text: str, found: Literals, scale: Scale, names: Sequence[str]) -> list[_Verdict]:
+def _from_literals(text: str, found: Literals, scale: Scale, names: Sequence[str]) -> list[_Set]:
     known, _ = _patterns(tuple(names), tuple(scale.labels))
-    verdicts = []
-    for outer in found.found:
-        for value in outer.within():
-            if value.scalar:
-                continue
-            verdict = _Verdict(value.start, outer, cut=[outer.span])
-            for name, given in _graded(value):
-                match = known.fullmatch(name)
-                score = given if given.scalar else given.get(*GRADE_KEYS)
-                if match and score is not None and score.scalar:
-                    label = alone(text, *score.span, scale, any_case=True)
-                    verdict.add(match["name"], label or Label(None, score.span))
-            if verdict.labels:
-                verdicts.append(verdict)
-    return verdicts
+    sets = []
+    for outer, value in [(whole, part) for whole in found.outermost for part in whole.within() if not part.scalar]:
+        one = _Set(value.span[0], outer, cut=[outer.span])
+        for name, given in _members(value):
+            match = known.fullmatch(name)
+            score = given if given.scalar else given.get(*GRADE_KEYS)
+            if match and score is not None and score.scalar:
+                label = alone(text, *score.span, scale, any_case=True)
+                one.add(match["name"], label or Label(None, score.span, score.span))
+        if one.labels:
+            sets.append(one)
+    return sets
 
 
-def _graded(value: Literal) -> list[tuple[str, Literal]]:
+def _members(value: Literal) -> list[tuple[str, Literal]]:
     """What an object or a list of objects grades: names as they are written, and the values beside them."""
-    if value.members is not None:
+    if value.kind == "{":
         return list(value.members)
-    named = [(item.get(*_NAME_KEYS), item) for item in value.items or () if item.members is not None]
-    return [(name.text, item) for name, item in named if name is not None]
+    return [(name.text, item) for _, item in value.members if (name := item.get(*_NAME_KEYS)) is not None]
 
 
-def _from_lines(text: str, scale: Scale, names: Sequence[str]) -> list[_Verdict]:
+def _from_lines(text: str, scale: Scale, names: Sequence[str]) -> list[_Set]:
     """Runs of graded labels; a new run begins with a label that a complete one has already."""
-    verdicts: list[_Verdict] = []
+    sets: list[_Set] = []
     for match in _patterns(tuple(names), tuple(scale.labels))[1].finditer(text):
         if not ends_here(text, match.end()):
             continue
         name = match["name"]
-        complete = verdicts and len(verdicts[-1].labels) == len(names)
-        if not verdicts or (complete and name in verdicts[-1].labels):
-            verdicts.append(_Verdict(match.start("name")))
-        verdicts[-1].add(name, label_of(match, scale, any_case=True))
-        verdicts[-1].cut.append(match.span())
-    return verdicts
+        if not sets or (len(sets[-1].labels) == len(names) and name in sets[-1].labels):
+            sets.append(_Set(match.start("name")))
+        sets[-1].add(name, label_of(match, scale, any_case=True))
+        sets[-1].cut.append(match.span())
+    return sets
+
+
+def aspects_json(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
+    """{"helpfulness": {"reason": "...", "score": "4"}, "clarity": 5, "depth": "N/A"}: the last object that grades every aspect.
+
+    Fences, prose around it, trailing commas and either quotes are fine. "N/A" (or null) is a value of its own: such an aspect has
+    none here, and Unparsable("not_applicable") if all are. An aspect that isn't there: "missing_label"; a grade that isn't offered:
+    "out_of_scale"; two different ones: "ambiguous"; an object that breaks off: "truncated".
+    """
+    found = literals(text)
+    wanted = {key_of(name) for name in names}
+    keys = [(one, {key_of(key) for key, _ in one.members}) for one in found.all("{")]
+    result = last_that_holds([one for one, own in keys if wanted <= own], lambda one: _aspects(text, one, scale, names))
+    if result is None:
+        some = any(wanted & own for _, own in keys)
+        raise Unparsable("missing_label") if some and not found.broken_off else found.nothing()
+    return result
+
+
+def _aspects(text: str, graded: Literal, scale: Scale, names: Sequence[str]) -> ParsedReply:
+    values: dict[str, float] = {}
+    spans: dict[str, Span] = {}
+    reasons: list[str] = []
+    for name in names:
+        given = [value for key, value in graded.members if key_of(key) == key_of(name)]
+        scores = [one if one.scalar else one.get(*GRADE_KEYS) for one in given]
+        without = [score.span for score in scores if score]
+        reasons += [f"{name}: {reason}" for one in given if not one.scalar for reason in one.strings(without)]
+        if any(score is None or not score.scalar for score in scores):
+            raise Unparsable("missing_label")
+        if len({score.text for score in scores if score}) > 1:
+            raise Unparsable("ambiguous")
+        score = scores[-1]
+        if score is None or _NOT_APPLICABLE.fullmatch(score.text):
+            continue
+        label = alone(text, *score.span, scale, any_case=True)
+        if label is None or label.value is None:
+            raise Unparsable("out_of_scale")
+        values[name], spans[name] = label.value, label.span
+    if not values:
+        raise Unparsable("not_applicable")
+    return ParsedReply(values, spans, rationale(text, [graded.span], reasons))

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ParsedReply", "Span", "Unparsable", "apart", "blanked", "plain", "readable"]
+__all__ = ["ParsedReply", "Span", "Unparsable", "apart", "blanked", "first_and_last_line", "plain", "readable"]
 
 Span = tuple[int, int]
 
@@ -51,18 +51,17 @@ class _Readable(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
+        category = unicodedata.category(character)
         if 0xFF01 <= code <= 0xFF5E:
             made = chr(code - 0xFEE0)
         elif character in "\r\v\f\x85\u2028\u2029":
             made = "\n"
-        elif character == "−":
-            made = "-"
-        elif unicodedata.category(character) == "Cs":
+        elif category == "Cs":
             made = "\ufffd"
-        elif character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Zs"):
+        elif category in ("Cc", "Cf", "Zs") and character not in "\n\t":
             made = " "
         else:
-            made = character
+            made = "-" if character == "−" else character
         self[code] = made
         return made
 
@@ -130,3 +129,10 @@ def apart(text: str, spans: Iterable[Span]) -> str:
         done = max(end, done)
     rest = "".join([*kept, text[done:]]).replace(GONE, "")
     return re.sub(r"\n{3,}", "\n\n", _EMPTY_FENCE.sub("", rest)).strip()
+
+
+def first_and_last_line(text: str) -> tuple[Span, Span]:
+    """The places of the first and of the last line that hold anything, without the white space at the text's ends."""
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    stop = text.find("\n", start, end)
+    return (start, end if stop < 0 else stop), (max(start, text.rfind("\n", 0, end) + 1), end)
