@@ -1,0 +1,109 @@
+"""A reply is parsed once: writing and later runs take what was read from the journal, until the reader or the format is another one."""
+
+import dataclasses
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import asked, candidates, comparisons, judged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmpo.annotate.client import Answer, Choice, Journal, Token
+from mmpo.annotate.judge import Capabilities, Judge, JudgeOptions, Questions, Reading, reading
+from mmpo.annotate.judge.questions import KnownReplies, usable
+from mmpo.annotate.judge.reading import Grade, dumps, loads
+from mmpo.annotate.replies import REPLIES
+from mmpo.annotate.rows import FeedbackRow
+
+REQUESTS = 6 * 3 * 2
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many replies each format has parsed."""
+    counts: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., Any]:
+        parse = REPLIES[name].parse
+
+        def counted(*arguments: Any) -> Any:
+            counts[name] += 1
+            return parse(*arguments)
+
+        return counted
+
+    for name in list(REPLIES):
+        monkeypatch.setitem(REPLIES, name, dataclasses.replace(REPLIES[name], parse=counting(name)))
+    return counts
+
+
+def test_a_second_run_parses_nothing_and_another_reader_everything(
+    parsed: Counter[str], openai_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = openai_server({"faults": [{"kind": "unparsable", "contains": "Question 1?"}]})
+    feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
+    first = judged(feedback, out, server)
+    assert parsed == {"grade": REQUESTS} and sum(first["judges"][0]["failed"].values()) == 6
+    grades, before = comparisons(out), asked(server)
+    server.plan({"faults": [{"kind": "refusal"}]})  # of the six that are asked again there is nothing to parse
+    for version, expected in ((1, 0), (2, REQUESTS - 6), (2, 0)):
+        parsed.clear()
+        monkeypatch.setattr(reading, "VERSION", version)
+        again = judged(feedback, out, server)
+        assert parsed.total() == expected and comparisons(out) == grades
+        assert again["judges"][0]["answered"] == REQUESTS - 6
+    assert asked(server) - before <= 3 * 6
+
+
+def questions(**options: Any) -> Questions:
+    return Questions(Judge("m"), JudgeOptions(model="m", **options), Capabilities())
+
+
+def test_readings_are_kept_by_what_they_depend_on(parsed: Counter[str], tmp_path: Path) -> None:
+    row = FeedbackRow("p", [{"role": "user", "content": "?"}], ["a", "b"], ["x", "y"], [None, None])
+    asker, path = questions(), tmp_path / "journal.sqlite"
+    requests = [request for posed in asker.of(row) for request in posed.requests]
+    tokens = (Token("C", (("C", -0.1), ("D", -3.0))),)
+    outcomes = [asker.checked(one, Answer((Choice("C", "stop", tokens),), 1, 1, 0.0)) for one in requests]
+    outcomes[1] = asker.checked(requests[1], Answer((Choice("no grade"),), 1, 1, 0.0))
+
+    def read(how: Questions, expected: int, *, read_only: bool = False) -> KnownReplies:
+        parsed.clear()
+        with Journal(path, read_only=read_only) as journal:
+            found = how.known(requests, journal)
+        assert parsed.total() == expected
+        return found
+
+    with Journal(path) as journal:
+        journal.put_all([("m", (one.key, outcome, 0.0)) for one, outcome in zip(requests, outcomes)])
+    kept = read(asker, 0)
+    assert usable(kept.replies[requests[0].key]) and kept.failures[requests[1].key].reason == "no_verdict"
+    # A threshold, a format: the raw replies are read again, answers and failures, and that is kept.
+    for how in (questions(min_mass=0.99), questions(reply="double-bracket")):
+        for expected in (2, 0):
+            assert not usable(read(how, expected).replies[requests[0].key])
+    assert read(asker, 2).replies == kept.replies == read(asker, 0).replies
+    # A version without readings puts another reply there, or has made the whole journal: what was read before is not taken for it.
+    raw = Answer((Choice("A"),), 1, 1, 0.0).dumps()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("UPDATE answers SET reply = ?, at = at + 1 WHERE key = ?", (raw, requests[0].key))
+    assert read(asker, 1).replies[requests[0].key] == [Reading({"grade": Grade(3.0, None, None)}, "")]
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("DROP TABLE readings")
+    looked, again = read(asker, 2, read_only=True), read(asker, 2, read_only=True)
+    assert looked.replies == again.replies == read(asker, 2).replies == read(asker, 0).replies
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+grades = st.builds(Grade, numbers, st.none() | numbers, st.none() | numbers)
+words = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(words | st.builds(Reading, st.dictionaries(words, grades), words)))
+def test_what_was_read_comes_back_from_the_journal_as_it_was(replies: list[str | Reading]) -> None:
+    assert loads(dumps(replies)) == replies
