@@ -4,17 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from folders import write_rows
 
 from mmpo.annotate.agreement import agree
 from mmpo.cli.main import run
-
-
-def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def built(source: Path, out: Path, *more: str) -> Path:
@@ -39,7 +34,7 @@ def jury(root: Path, people: Path, tmp_path: Path) -> Path:
             grades.append(
                 {"prompt": row["prompt"], "first": row[first], "second": row[second], "gap": gap, "rater": "gpt", "kind": "ai"}
             )
-    judged = built(lines(tmp_path / "gpt.jsonl", grades), tmp_path / "judged", "--scale=-3:3")
+    judged = built(write_rows(tmp_path / "gpt.jsonl", grades), tmp_path / "judged", "--scale=-3:3")
     out = tmp_path / "all"
     assert run(["build", str(people), str(judged), "--format", "feedback", "--feedback-only", "--out", str(out)]) == 0
     return out

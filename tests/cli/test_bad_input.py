@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import write_rows
 
 from mmpo.cli.main import run
 
@@ -31,9 +31,7 @@ def lines(values: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    path = tmp_path / "grades.jsonl"
-    path.write_text(lines(rows()), encoding="utf-8")
-    return path
+    return write_rows(tmp_path / "grades.jsonl", rows())
 
 
 def refused(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str], *named: str) -> str:
@@ -75,8 +73,7 @@ def test_truncated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out = tmp_path / "out"
     packed = gzip.compress(lines(rows(400)).encode())
     refused(build(write(tmp_path, "cut.jsonl.gz", packed[: len(packed) // 2]), out), out, capsys, "cut.jsonl.gz")
-    table = tmp_path / "whole.parquet"
-    pq.write_table(pa.Table.from_pylist(rows(400)), table)
+    table = write_rows(tmp_path / "whole.parquet", rows(400))
     cut = write(tmp_path, "cut.parquet", table.read_bytes()[:-200])
     refused(build(cut, out, format="parquet"), out, capsys, "cut.parquet")
 
@@ -112,7 +109,7 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
 ) -> None:
     out = tmp_path / "out"
     values = rows(60)
-    many = write(tmp_path, "many.jsonl", lines([{**row, **change} if i % 2 else row for i, row in enumerate(values)]).encode())
+    many = write_rows(tmp_path / "many.jsonl", [{**row, **change} if i % 2 else row for i, row in enumerate(values)])
     refused(build(many, out, "--scale", "1:10"), out, capsys)
     assert run([*build(many, out, "--scale", "1:10", "--max-rejects", "0.6"), "--json"]) == 0
     assert sum(json.loads(capsys.readouterr().out)["rejected"].values()) >= 90
@@ -120,7 +117,7 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
 
 def test_a_line_separator_inside_a_string_is_no_line_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = [{**row, "completion": row["completion"] + "\u2028next"} for row in rows(20)]
-    path, out = write(tmp_path, "u2028.jsonl", lines(values).encode()), tmp_path / "out"
+    path, out = write_rows(tmp_path / "u2028.jsonl", values), tmp_path / "out"
     assert run([*build(path, out), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["rejected"] == {} and sum(summary["pairs"].values()) == 60
@@ -153,7 +150,7 @@ def test_unknown_option_values(flags: list[str], good: Path, tmp_path: Path, cap
 
 def test_a_build_without_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    refused(build(write(tmp_path, "single.jsonl", lines(rows(30, answers=1)).encode()), out), out, capsys, "pair")
+    refused(build(write_rows(tmp_path / "single.jsonl", rows(30, answers=1)), out), out, capsys, "pair")
     refused(build(write(tmp_path, "empty.jsonl", b""), out), out, capsys)
 
 
@@ -178,8 +175,7 @@ def test_gamma_below_zero_and_folders_that_are_no_dataset(good: Path, tmp_path: 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     # A limit on the size of a file stands for the full disk: writing fails with an OSError in the same places.
-    source, out = tmp_path / "many.jsonl", tmp_path / "out"
-    source.write_text(lines(rows(4_000)), encoding="utf-8")
+    source, out = write_rows(tmp_path / "many.jsonl", rows(4_000)), tmp_path / "out"
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mmpo.cli.main import main; main()"
@@ -193,8 +189,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
 
 
 def test_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
-    source, out = tmp_path / "many.jsonl", tmp_path / "out"
-    source.write_text(lines(rows(40_000, answers=4)), encoding="utf-8")
+    source, out = write_rows(tmp_path / "many.jsonl", rows(40_000, answers=4)), tmp_path / "out"
     code = "from mmpo.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *build(source, out)],

@@ -1,13 +1,12 @@
 """`mmpo judge` with wrong options, keys and inputs: exit status 2, one message, nothing asked and nothing written."""
 
-import json
 from pathlib import Path
 
 import pytest
+from folders import feedback_folder, made_up_prompts, pairs_folder
 
 from mmpo.cli.main import run
 from mmpo.cli.recipe.model import load_recipe
-from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.errors import UserError
 
 URL = "http://127.0.0.1:9/v1"  # the port `discard`: nobody listens; none of these may get so far
@@ -15,10 +14,7 @@ URL = "http://127.0.0.1:9/v1"  # the port `discard`: nobody listens; none of the
 
 @pytest.fixture
 def feedback(tmp_path: Path) -> Path:
-    source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps({"prompt": f"Q{i}", "completions": ["a", "b"]}) + "\n" for i in range(3)))
-    build(source, tmp_path / "candidates", options=BuildOptions(format="jsonl", feedback_only=True))
-    return tmp_path / "candidates"
+    return feedback_folder(tmp_path / "candidates", 3)
 
 
 def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *named: str) -> str:
@@ -94,12 +90,9 @@ def test_no_judge_and_no_key(
 def test_inputs_that_are_no_candidates(feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, common = str(tmp_path / "out"), ["--model", "m", "--base-url", URL]
     refused(["judge", str(tmp_path / "nowhere"), *common, "--out", out], tmp_path, capsys, "nowhere")
-    refused(["judge", str(tmp_path / "in.jsonl"), *common, "--out", out], tmp_path, capsys, "in.jsonl")
+    refused(["judge", str(tmp_path / "candidates.jsonl"), *common, "--out", out], tmp_path, capsys, "candidates.jsonl")
     refused(["judge", str(feedback), *common, "--out", str(feedback)], tmp_path, capsys, "is the input itself")
-    rated = tmp_path / "rated.jsonl"
-    rows = [{"prompt": f"Q{i}", "completions": ["a", "b"], "scores": [1, 2]} for i in range(40)]
-    rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build(rated, tmp_path / "pairs", options=BuildOptions(format="jsonl"))
+    pairs_folder(tmp_path / "pairs", made_up_prompts(40, scores=[1, 2]))
     refused(["judge", str(tmp_path / "pairs"), *common, "--out", out], tmp_path, capsys, "--feedback-only")
     thesis = tmp_path / "thesis"
     thesis.mkdir()
@@ -127,7 +120,7 @@ judge: {{base_url: "http://127.0.0.1:9/v1", {judge}}}
 )
 def test_recipes_say_what_is_wrong_with_their_judges(judge: str, named: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(out=tmp_path / "out", source=tmp_path / "in.jsonl", judge=judge))
+    recipe.write_text(RECIPE.format(out=tmp_path / "out", source=tmp_path / "candidates.jsonl", judge=judge))
     with pytest.raises(UserError, match=named):
         load_recipe(recipe)
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from folders import split_folder, write_rows
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.export import EXPORTS, export
@@ -40,16 +40,9 @@ def pair(number: int, margin: float, turns: int = 1) -> dict[str, Any]:
 
 def dataset(folder: Path, turns: int = 1) -> Path:
     """Five pairs in two train files, one of them tied, and two in test, one tied; no validation."""
-    files = {
-        "train/part-00000": [pair(0, 1.0), pair(1, 0.0), pair(2, 2.0)],
-        "train/part-00001": [pair(3, 3.0), pair(4, 4.0)],
-        "test/part-00000": [pair(5, 0.0), pair(6, 1.5, turns)],
-    }
-    for name, rows in files.items():
-        path = folder / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path)
-    return folder
+    write_rows(folder / "train/part-00001.parquet", [pair(3, 3.0), pair(4, 4.0)], PAIRS)
+    train, test = [pair(0, 1.0), pair(1, 0.0), pair(2, 2.0)], [pair(5, 0.0), pair(6, 1.5, turns)]
+    return split_folder(folder, train=train, test=test)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

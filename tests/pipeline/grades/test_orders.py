@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,19 +225,14 @@ def lines(seed: int = 0, prompts: int = 400) -> list[dict]:
     return result
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("merge", ["mean", "median", "rater-effects"])
 @pytest.mark.parametrize("one_order", ["drop", "keep"])
 def test_order_files_and_workers_change_nothing_and_python_agrees(tmp_path: Path, merge: str, one_order: str) -> None:
     given_rows = lines()
     options = {"merge_raters": merge, "one_order": one_order}
     shuffled = random.Random(1).sample(given_rows, len(given_rows))
-    whole = [write(tmp_path / "a.jsonl", given_rows)]
-    parts = [write(tmp_path / f"{i}.jsonl", shuffled[i::3]) for i in range(3)]
+    whole = [write_rows(tmp_path / "a.jsonl", given_rows)]
+    parts = [write_rows(tmp_path / f"{i}.jsonl", shuffled[i::3]) for i in range(3)]
     for name, paths, workers, size in (("one", whole, 1, 8 << 20), ("many", parts, 2, 50_000)):  # one partition, and about a dozen
         with_workers = BuildOptions(format="jsonl", scale=(-3, 3), workers=workers, **options)  # type: ignore[arg-type]
         build(paths, tmp_path / name, options=with_workers, partition_bytes=size)
@@ -263,7 +259,9 @@ def test_what_is_left_out_balances_and_is_told(tmp_path: Path) -> None:
         for rater, first, second, gap, kind in (("j", "a", "b", 2, "ai"), ("j", "b", "a", -1, "ai"), ("p", "a", "b", 1, "human"))
         if not (p < 3 and first == "b") and not (p in (0, 1, 5) and rater == "p")
     ]
-    summary = build(write(tmp_path / "c.jsonl", given_rows), tmp_path / "out", options=BuildOptions(format="jsonl", scale=(-3, 3)))
+    summary = build(
+        write_rows(tmp_path / "c.jsonl", given_rows), tmp_path / "out", options=BuildOptions(format="jsonl", scale=(-3, 3))
+    )
     assert summary["rejected"] == {"one_order": 3, "no_pair": 2, "one_order_pair": 2}
     assert sum(summary["pairs"].values()) == 38
     assert summary["position_bias"]["j/overall"] == {"bias": 0.5, "pairs": 37, "order_sd": 0.0}

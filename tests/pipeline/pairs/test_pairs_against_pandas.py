@@ -1,6 +1,5 @@
 """The pairs and margins of a build against a few lines of pandas that share no code with it, on data made here and on real data."""
 
-import json
 import os
 from itertools import combinations
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from folders import write_rows
 
 from mmpo.pipeline import BuildOptions, build, load_pairs
 
@@ -28,8 +28,7 @@ def ratings(seed: int = 3, prompts: int = 60) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records")), encoding="utf-8")
-    return path
+    return write_rows(path, frame.to_dict("records"))
 
 
 def built(paths: list[Path], out: Path, **options: object) -> pd.DataFrame:

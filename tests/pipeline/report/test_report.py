@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from folders import pairs_folder, split_folder
 
-from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.report import by_source, longer_wins, number, read_figures, write_comparison, write_report
 from mmpo.pipeline.tables import PAIRS
@@ -57,10 +54,7 @@ def dataset(folder: Path, margins: list[float], text: str = "text") -> Path:
         | {"chosen": messages(text * (i % 3 + 1)), "rejected": messages(text * 2), "kind": "ai", "quality_margin": margin}
         for i, margin in enumerate(margins)
     ]
-    for split, part in (("train", rows[: len(rows) // 2]), ("test", rows[len(rows) // 2 :])):
-        (folder / split).mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(part, schema=PAIRS), folder / split / "part-00000.parquet")
-    return folder
+    return split_folder(folder, train=rows[: len(rows) // 2], test=rows[len(rows) // 2 :])
 
 
 CHECKS = [{"name": "margin sign", "status": "fail", "count": 1, "message": EVIL}]
@@ -80,9 +74,7 @@ def test_report_of_nothing_but_ties(tmp_path: Path) -> None:
 
 def test_report_of_a_built_dataset_runs_the_checks_itself(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "completion": f"c{j}{EVIL}", "score": j} for i in range(12) for j in range(3)]
-    (tmp_path / "grades.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    options = BuildOptions(format="jsonl", scale=(0, 2), workers=1, split=(0.6, 0.2, 0.2))
-    build([str(tmp_path / "grades.jsonl")], tmp_path / "data", options=options)
+    pairs_folder(tmp_path / "data", rows, scale=(0, 2), workers=1, split=(0.6, 0.2, 0.2))
     text = harmless(write_report(tmp_path / "data", tmp_path / "page.html"))
     assert "No checks were run" not in text and "pass" in text and EVIL in text
 
