@@ -66,7 +66,7 @@ class TrainOptions:
     lora: int | None = _option(None, "train a LoRA adapter of this rank instead of all weights")
     reference: str | None = _option(None, "policy: reference model; default: the model as it is before training")
     reference_cache: str | None = _option(
-        None, "folder or .parquet file of the reference's log-probabilities; default: the user's cache folder"
+        None, "folder or .sqlite file of the reference's log-probabilities; default: the user's cache folder"
     )
     ties: Literal["keep", "drop"] = _option("keep", "drop: leave out pairs of margin 0 even if the loss can use them")
     eval_split: str | None = _option("validation", "split measured during training; null: none")

@@ -23,7 +23,7 @@ def evaluate(
     beta: Annotated[float | None, typer.Option(help="β of a policy's logit; as the model was trained.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model of a policy; as it was trained.")] = None,
     reference_cache: Annotated[
-        str | None, typer.Option(help="Folder or .parquet file of the reference's log-probabilities, as for training.")
+        str | None, typer.Option(help="Folder or .sqlite file of the reference's log-probabilities, as for training.")
     ] = None,
     votes: Annotated[
         Path | None,

@@ -2,5 +2,14 @@
 
 from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference import cached_logprobs, completion_logprobs, reference_logprobs, with_reference
+from mmpo.train.inference.reference_store import ReferenceStore, default_folder
 
-__all__ = ["cached_logprobs", "completion_logprobs", "predict_values", "reference_logprobs", "with_reference"]
+__all__ = [
+    "ReferenceStore",
+    "cached_logprobs",
+    "completion_logprobs",
+    "default_folder",
+    "predict_values",
+    "reference_logprobs",
+    "with_reference",
+]

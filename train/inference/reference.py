@@ -1,11 +1,12 @@
 """Log-probabilities of completions under one fixed model, the reference: each computed once, and kept in a cache.
 
-`cached_logprobs` is the entry of a run. It asks `mmpo.train.inference.reference_store` for what is known, computes what is missing, longest
-completions first, and saves as it goes. Several processes share the work; the first alone reads and writes the file.
+`cached_logprobs` is the entry of a run. It asks the store for what is known, computes what is missing, longest completions
+first, and saves as it goes. Several processes share the work; the first alone reads and writes the store.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -16,26 +17,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.progress import ProgressReporter, duration, say
 from mmpo.train.batches import token_runs
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import from_all, from_first, rank_and_world
 from mmpo.train.inference.predict import predict_values
-from mmpo.train.inference.reference_book import ReferenceBook, ReferenceProgress
-from mmpo.train.inference.reference_store import ReferenceCache
+from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.model import choose_plan, fingerprint_of
 
 __all__ = ["cached_logprobs", "completion_logprobs", "reference_logprobs", "with_reference"]
 
 SAVE_SECONDS = 60.0
-_CHUNK = 8
+BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""
 
 Compute = Callable[[Sequence[PromptPairs]], list[np.ndarray]]
 
 
 def completion_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[np.ndarray]:
-    """Summed log-probability of every completion, one array (completions,), float64, a prompt; options: `predict_values`'."""
+    """Summed log-probability of every completion, one array (completions,), float64, per prompt; options: `predict_values`'."""
     return predict_values(model, "policy", prompts, **options)
 
 
@@ -58,7 +59,7 @@ def cached_logprobs(
 ) -> list[PromptPairs]:
     """The prompts with `reference` filled in, from the cache where it has them, else computed and added to it.
 
-    cache: a folder (one file a fingerprint in it), a *.parquet file, or None for the user's cache folder. tokenizer: the
+    cache: as `ReferenceStore.open` takes it, None for the user's cache folder. tokenizer: the
     one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
     save_seconds: how much work a kill may cost. layout: as `choose_plan` takes it, which is asked where no plan is given and
     something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
@@ -68,8 +69,8 @@ def cached_logprobs(
     values are not finite, and where the memory runs out; what was computed until then is saved.
     """
 
-    def opened() -> ReferenceCache:
-        return ReferenceCache.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
+    def opened() -> ReferenceStore:
+        return ReferenceStore.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
 
     with _adapter_off(model):
         compute = _computing(model, prompts, layout, tokens=tokens, bf16=bf16, **options)
@@ -115,29 +116,78 @@ class _Work:
 def _filled(
     prompts: Sequence[PromptPairs],
     compute: Compute,
-    opened: Callable[[], ReferenceCache] | None,
+    opened: Callable[[], ReferenceStore] | None,
     tokens: int,
     save_seconds: float,
 ) -> list[PromptPairs]:
-    first: dict[bytes, tuple[int, str, int]] = {}
-    places = [np.array([_place(item, prompt, first) for item in prompt.completions]) for prompt in prompts]
-    _, prompt_ids, lengths = zip(*first.values(), strict=True) if first else ((), (), ())
-    book = ReferenceBook(list(first), prompt_ids, lengths, opened, save_seconds)
-    values = from_first(book.known)
+    numbers: dict[bytes, int] = {}
+    places = [np.array([numbers.setdefault(_key(item), len(numbers)) for item in prompt.completions]) for prompt in prompts]
+    saved = _SavedValues(list(numbers), opened, save_seconds)
+    values = from_first(saved.known)
     work = _missing(prompts, places, values)
     if work:
-        with book.keeping():
-            for done, found in _computed(list(token_runs(work, lambda item: item.tokens, _CHUNK * tokens)), compute):
+        try:
+            for done, found in _computed(list(token_runs(work, lambda item: item.tokens, BATCHES_PER_CHUNK * tokens)), compute):
                 values[done] = found
-                from_first(partial(book.note, done, found))  # the others must hear of a file that can't be written
-        values = from_first(lambda: book.settled(values))
+                from_first(partial(saved.note, done, found))  # the others must hear of a file that can't be written
+        except BaseException:
+            with suppress(MmpoError):
+                saved.save()
+            raise
+        values = from_first(lambda: saved.settled(values))
     return with_reference(prompts, [values[where] for where in places])
 
 
-def _place(item: Rendered, prompt: PromptPairs, first: dict[bytes, tuple[int, str, int]]) -> int:
-    """The number of a completion's key; a new key gets the next one."""
-    key = blake2b(np.array((item.start, *item.ids), dtype="<i8").tobytes(), digest_size=16).digest()
-    return first.setdefault(key, (len(first), prompt.prompt_id, len(item.ids) - item.start))[0]
+def _key(item: Rendered) -> bytes:
+    return blake2b(np.array((item.start, *item.ids), dtype="<i8").tobytes(), digest_size=16).digest()
+
+
+class _SavedValues:
+    """The store of a run's values, in the first process alone, and what is not saved yet.
+
+    keys: of all completions, each once. opened: opens the store; None for no store. save_seconds: how much work a kill may
+    cost.
+    """
+
+    def __init__(self, keys: Sequence[bytes], opened: Callable[[], ReferenceStore] | None, save_seconds: float) -> None:
+        self.keys, self.opened, self.save_seconds = keys, opened, save_seconds
+        self.store: ReferenceStore | None = None
+        self.unsaved: list[tuple[np.ndarray, np.ndarray]] = []
+        self.saved_at = time.monotonic()
+
+    def known(self) -> np.ndarray:
+        """Opens the store: what it has of every key, (keys,), NaN where it has none."""
+        if self.opened is None:
+            return np.full(len(self.keys), np.nan)
+        self.store = self.opened()
+        values = self.store.lookup(self.keys)
+        missing = int(np.isnan(values).sum())
+        say(f"reference: {len(values) - missing} of {len(values)} completions are in {self.store.path}, {missing} to compute")
+        if missing:
+            self.store.add([], [])  # before hours of work: can it be written?
+        return values
+
+    def note(self, places: np.ndarray, values: np.ndarray) -> None:
+        """Takes new values, (new,), of the keys at these places, and saves from time to time."""
+        self.unsaved.append((places, values))
+        if time.monotonic() - self.saved_at >= self.save_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Writes what is not saved yet."""
+        if self.store is not None and self.unsaved:
+            places, values = (np.concatenate(parts) for parts in zip(*self.unsaved, strict=True))
+            self.store.add([self.keys[place] for place in places], values)
+        self.unsaved = []
+        self.saved_at = time.monotonic()
+
+    def settled(self, values: np.ndarray) -> np.ndarray:
+        """Saves the rest; the values as the next run will find them, which another run may have been first to write."""
+        self.save()
+        if self.store is None:
+            return values
+        kept = self.store.lookup(self.keys)
+        return np.where(np.isnan(kept), values, kept)
 
 
 def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], values: np.ndarray) -> list[_Work]:
@@ -159,21 +209,24 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
 
 
 def _computed(chunks: Sequence[Sequence[_Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places and values of the missing completions as they are computed, a chunk a process at a time; all get all."""
+    """Places and values of the missing completions as they are computed, in every process one chunk at a time; all get all."""
     rank, world = rank_and_world()
-    work = [item for chunk in chunks for item in chunk]
-    shown = ReferenceProgress(sum(len(item.places) for item in work), sum(item.tokens for item in work)) if rank == 0 else None
-    try:
+    completions = sum(len(item.places) for chunk in chunks for item in chunk)
+    tokens = sum(item.tokens for chunk in chunks for item in chunk)
+    done = tokens_done = 0
+    began = time.monotonic()
+    with ProgressReporter("reference", "tokens") if rank == 0 else nullcontext() as report:
         for start in range(0, len(chunks), world):
             mine = chunks[start + rank] if start + rank < len(chunks) else []
             for values, chunk in zip(from_all(partial(_values, mine, compute)), chunks[start:]):
+                if report is not None:
+                    report("", tokens_done, tokens, f"{done} of {completions} completions")
                 places = np.concatenate([item.places for item in chunk])
-                if shown is not None:
-                    shown.advance(len(places), sum(item.tokens for item in chunk))
+                done, tokens_done = done + len(places), tokens_done + sum(item.tokens for item in chunk)
                 yield places, values
-    finally:
-        if shown is not None:
-            shown.close()
+    if rank == 0:
+        seconds = max(time.monotonic() - began, 1e-9)
+        say(f"reference: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")
 
 
 def _values(chunk: Sequence[_Work], compute: Compute) -> np.ndarray:

@@ -1,44 +1,44 @@
-"""The reference cache: log-probabilities of completions in a Parquet file, one row a completion.
+"""The reference cache: log-probabilities of completions in an SQLite file, as the judge's journal is kept in one.
 
-A file holds the values of one fingerprint (weights, configuration, tokenizer, template, precision), which its metadata
-names. Every save writes the whole file anew beside the old one and swaps them under a lock: a kill at any moment leaves
-the one or the other, and two runs at once lose nothing of each other. Of two values for one key the first one stays, so
-that a run that goes on finds the very values it began with.
+A file holds the values of one fingerprint (weights, configuration, tokenizer, template, precision), which it names. A save
+is whole and on the disk, or it is not there; several processes may read and write at once. Of two values for one key the
+first one stays, so that a run that goes on finds the very values it began with. What version 0.1.0 kept in a Parquet file
+is taken over from it once.
 """
 
-import fcntl
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
-from uuid import uuid4
+from typing import TypeVar
 
 import numpy as np
+import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.tables import metadata, with_metadata
+from mmpo.pipeline.progress import say
+from mmpo.pipeline.tables import metadata
 from mmpo.train.model import Fingerprint
 
-__all__ = ["CACHED", "ReferenceCache", "default_folder"]
+__all__ = ["ReferenceStore", "default_folder"]
 
-CACHED = pa.schema(
-    [
-        pa.field("key", pa.binary(16)),
-        pa.field("prompt_id", pa.string()),
-        pa.field("tokens", pa.int32()),
-        pa.field("logprob", pa.float64()),
-    ]
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS fingerprint (id INTEGER PRIMARY KEY CHECK (id = 1), parts TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS logprobs (key BLOB PRIMARY KEY, logprob REAL NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
 )
-"""One row a completion. key: blake2b-128 of its start and token ids; prompt_id: of the PAIRS it was first seen in;
-tokens: the completion's, ≥ 1; logprob: the sum over them, in nats, < 0."""
-_META = "reference_cache"
-_LEFTOVER_SECONDS = 3600.0
+"""One row per completion. key: blake2b-128 of its start and token ids; logprob: the sum over its tokens, in nats, < 0;
+checksum: CRC-32 of both, for SQLite has none of its own and a changed digit would train on."""
+KEYS_PER_QUERY = 500
+LOCK_SECONDS = 60.0
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NEXT = "name another place with --reference-cache"
+
+Value = TypeVar("Value")
 
 
 def default_folder() -> Path:
@@ -52,147 +52,170 @@ def default_folder() -> Path:
         raise UserError(f"no home folder to keep the reference cache in: set MMPO_CACHE or {_NEXT}") from error
 
 
-class ReferenceCache:
+class _Unusable(Exception):
+    """A file that is not this store's; the text says why."""
+
+
+class ReferenceStore:
     """The values of one fingerprint that are known, and the file that keeps them.
 
-    named: the file is the user's choice, and what does not belong there is refused; in a folder, where the file's name
-    is ours, it is set aside. optional: nobody asked for this place, so that a run goes on without it where it can't be
-    written.
+    older: a Parquet file of version 0.1.0 to begin with. named: the file is the user's choice, and what does not belong
+    there is refused; in a folder, where the file's name is ours, it is set aside. optional: nobody asked for this place, so
+    that a run goes on without it where it can't be written.
     """
 
-    def __init__(self, path: Path, fingerprint: Fingerprint, *, named: bool = False, optional: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: Fingerprint,
+        older: Path,
+        *,
+        named: bool = False,
+        optional: bool = False,
+        lock_seconds: float = LOCK_SECONDS,
+    ) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self.named, self.optional = named, optional
+        self.named, self.optional, self.lock_seconds = named, optional, lock_seconds
         self.writable = True
-        self.set_aside = 0
-        with _locked(path):
-            self._held = self._read()
+        self._older: dict[bytes, float] = {}
+        if not path.exists() and older.exists():
+            self._older = self._read_parquet(older)
+        self.lookup([])  # is it ours?
 
     @classmethod
-    def open(cls, place: str | Path | None, fingerprint: Fingerprint) -> "ReferenceCache":
-        """The cache at a place: a folder (one file a fingerprint), a *.parquet file, or None for `default_folder`.
+    def open(cls, place: str | Path | None, fingerprint: Fingerprint, *, lock_seconds: float = LOCK_SECONDS) -> "ReferenceStore":
+        """The store at a place: a folder (one file per fingerprint), a *.sqlite file, or None for `default_folder`.
 
-        Writes nothing. Raises UserError for a file of another fingerprint, naming the parts that differ, and for one
-        that can't be read.
+        A *.parquet file, as version 0.1.0 kept, stands for the *.sqlite file beside it, which goes on with its values.
+        lock_seconds: how long to wait for another process that writes. Writes nothing. Raises UserError for a file of
+        another fingerprint, naming the parts that differ, and for one that can't be read.
         """
         path = default_folder() if place is None else Path(place)
-        if path.suffix == ".parquet" and not path.is_dir():
-            return cls(path, fingerprint, named=True)
+        if path.suffix in (".sqlite", ".parquet") and not path.is_dir():
+            own, older = path.with_suffix(".sqlite"), path.with_suffix(".parquet")
+            return cls(own, fingerprint, older, named=True, lock_seconds=lock_seconds)
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file: a reference cache is a folder or a file whose name ends in .parquet")
-        return cls(path / f"{fingerprint.name}.parquet", fingerprint, optional=place is None)
+            raise UserError(f"{path} is a file: a reference cache is a folder or a file whose name ends in .sqlite")
+        name = path / fingerprint.name
+        own, older = name.with_suffix(".sqlite"), name.with_suffix(".parquet")
+        return cls(own, fingerprint, older, optional=place is None, lock_seconds=lock_seconds)
 
     def lookup(self, keys: Sequence[bytes]) -> np.ndarray:
         """The log-probabilities of these keys, float64, shape (keys,), NaN where none is known."""
-        index = pc.index_in(pa.array(keys, pa.binary(16)), value_set=self._held["key"].combine_chunks())
-        return self._held["logprob"].combine_chunks().take(index).to_numpy(zero_copy_only=False)
 
-    def add(self, rows: pa.Table) -> None:
-        """Keeps these rows (schema CACHED), durably, and learns what other runs have added meanwhile.
+        def read(db: sqlite3.Connection) -> dict[bytes, float]:
+            found: dict[bytes, float] = {}
+            if not self._is_ours(db):
+                return found
+            for start in range(0, len(keys), KEYS_PER_QUERY):
+                part = keys[start : start + KEYS_PER_QUERY]
+                query = f"SELECT key, logprob, checksum FROM logprobs WHERE key IN ({','.join('?' * len(part))})"
+                for key, logprob, checksum in db.execute(query, part):
+                    if checksum != _checksum(key, logprob):
+                        raise _Unusable("can't be read (a value in it has changed)")
+                    found[key] = logprob
+            return found
 
-        Raises UserError where the file can't be written; in the default place a warning says so, once, instead.
+        known = self._older | ((self._connected("rw", read) or {}) if self.path.exists() else {})
+        return np.array([known.get(key, np.nan) for key in keys], dtype=np.float64)
+
+    def add(self, keys: Iterable[bytes], logprobs: Iterable[float]) -> None:
+        """Keeps these values, durably; without any, shows that the file can be written.
+
+        Raises UserError where it can't; in the default place a warning says so, once, instead.
         """
-        try:
-            if self.writable:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self.path):
-                    self._held = _joined(self._read(), rows)
-                    self._write(self._held)
-                return
-        except OSError as error:
-            self._give_up(f"cannot write the reference cache {self.path}: {error.strerror or error}", error)
-        self._held = _joined(self._held, rows)
+        new = {**dict(zip(keys, map(float, logprobs), strict=True)), **self._older}
+        rows = [(key, logprob, _checksum(key, logprob)) for key, logprob in new.items()]
 
-    def _read(self) -> pa.Table:
-        """The file's rows; of a file that is not this cache's, none (set aside) or a UserError."""
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("BEGIN IMMEDIATE")
+            if not self._is_ours(db):
+                for statement in SCHEMA:
+                    db.execute(statement)
+                db.execute("INSERT INTO fingerprint VALUES (1, ?)", (orjson.dumps(self.fingerprint.as_dict()).decode(),))
+            db.executemany("INSERT OR IGNORE INTO logprobs VALUES (?, ?, ?)", rows)
+            db.execute("COMMIT")
+            self._older = {}
+
+        if not self.writable:
+            return
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-                stored = metadata(file.schema_arrow).get(_META)
-                table = file.read().select(CACHED.names).cast(CACHED) if stored else None
-        except (FileNotFoundError, NotADirectoryError):
-            return CACHED.empty_table()
-        except PermissionError as error:
-            self._give_up(f"cannot read the reference cache {self.path}: {error.strerror or error}", error)
-            return CACHED.empty_table()
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            return self._refused(f"can't be read ({str(error).splitlines()[0][:200]})")
-        if table is None:
-            return self._refused("is no reference cache of this version of mmpo")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return self._give_up(f"cannot write the reference cache {self.path}: {error.strerror or error}", error)
+        self._connected("rwc", write)
+
+    def _is_ours(self, db: sqlite3.Connection) -> bool:
+        """Whether the file has tables (a run may have been killed at its first save). _Unusable: those of something else."""
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            return False
+        stored = db.execute("SELECT parts FROM fingerprint").fetchone() if {"fingerprint", "logprobs"} <= tables else None
+        self._check_fingerprint(orjson.loads(stored[0]) if stored else None)
+        return True
+
+    def _check_fingerprint(self, stored: dict | None) -> None:
+        if not stored:
+            raise _Unusable("is no reference cache of this version of mmpo")
         differences = self.fingerprint.differences(stored)
         if differences:
-            return self._refused(f"holds the values of another reference: {'; '.join(differences)}")
-        return table
+            raise _Unusable(f"holds the values of another reference: {'; '.join(differences)}")
 
-    def _give_up(self, message: str, error: OSError) -> None:
+    def _connected(self, mode: str, work: Callable[[sqlite3.Connection], Value]) -> Value | None:
+        """What `work` gives on the open file; None where there is nothing to be had of it. Killed or failed in its midst, the
+        file is as it was. mode: of SQLite, rw or rwc.
+        """
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise _Unusable("can't be read (it is no file)")
+            address = f"{self.path.absolute().as_uri()}?mode={mode}"
+            with closing(sqlite3.connect(address, timeout=self.lock_seconds, isolation_level=None, uri=True)) as db:
+                return work(db)
+        except _Unusable as error:
+            self._set_aside(str(error))
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in DAMAGED:
+                self._give_up(f"cannot {'read' if mode == 'rw' else 'write'} the reference cache {self.path}: {error}", error)
+                return None
+            self._set_aside(f"can't be read ({error})")
+        return None if mode == "rw" else self._connected(mode, work)
+
+    def _give_up(self, message: str, error: Exception) -> None:
         """Ends the run; in the default place, goes on without a file."""
         if not self.optional:
             raise UserError(f"{message}. See to it, or {_NEXT}; what was saved before stays") from error
-        print(f"warning: {message}; this run keeps its values to itself (set MMPO_CACHE or {_NEXT})", file=sys.stderr)
+        say(f"warning: {message}; this run keeps its values to itself (set MMPO_CACHE or {_NEXT})")
         self.writable = False
 
-    def _refused(self, reason: str) -> pa.Table:
+    def _refuse_if_named(self, path: Path, reason: str) -> None:
         if self.named:
-            raise UserError(f"the reference cache {self.path} {reason}. Delete it to have its values computed again, or {_NEXT}")
+            raise UserError(f"the reference cache {path} {reason}. Delete it to have its values computed again, or {_NEXT}")
+
+    def _set_aside(self, reason: str) -> None:
+        self._refuse_if_named(self.path, reason)
         aside = self.path.with_suffix(".unreadable")
         try:
             self.path.replace(aside)
+            self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)  # it would be applied to the next file
         except OSError as error:
             raise UserError(f"the reference cache {self.path} {reason}, nor be set aside ({error.strerror}): {_NEXT}") from error
-        self.set_aside += 1
-        print(f"warning: the reference cache {self.path} {reason}; set aside as {aside.name}, computing anew", file=sys.stderr)
-        return CACHED.empty_table()
+        say(f"warning: the reference cache {self.path} {reason}; set aside as {aside.name}, computing anew")
 
-    def _write(self, table: pa.Table) -> None:
-        """Whole or not at all; on the disk before it takes the old file's name."""
-        for leftover in self.path.parent.glob(f".{self.path.name}.*.part"):  # of a run that was killed here
-            with suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                    leftover.unlink()
-        schema = with_metadata(CACHED, {_META: self.fingerprint.as_dict()})
-        sibling = self.path.with_name(f".{self.path.name}.{uuid4().hex}.part")
+    def _read_parquet(self, path: Path) -> dict[bytes, float]:
+        """The values in a file of version 0.1.0; none, with a warning, of one in a folder that is not this reference's."""
         try:
-            with open(sibling, "wb") as file:
-                pq.write_table(table.cast(schema), file, compression="zstd", write_page_checksum=True)
-                file.flush()
-                os.fsync(file.fileno())
-            sibling.replace(self.path)
-        except BaseException:
-            sibling.unlink(missing_ok=True)
-            raise
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                self._check_fingerprint(metadata(file.schema_arrow).get("reference_cache"))
+                table = file.read(columns=["key", "logprob"])
+            values = dict(zip(table["key"].to_pylist(), table["logprob"].to_pylist(), strict=True))
+        except (_Unusable, OSError, ValueError, KeyError, pa.ArrowException) as error:
+            reason = str(error) if isinstance(error, _Unusable) else f"can't be read ({str(error).splitlines()[0][:200]})"
+            self._refuse_if_named(path, reason)
+            say(f"warning: the reference cache {path} {reason}; it is left as it is, computing anew")
+            return {}
+        say(f"reference: {path}, of an earlier version, has {len(values)} values, which go on in {self.path}")
+        return values
 
 
-def _joined(held: pa.Table, rows: pa.Table) -> pa.Table:
-    """Both, without the rows whose key is held already."""
-    new = pc.is_null(pc.index_in(rows["key"], value_set=held["key"].combine_chunks()))
-    return pa.concat_tables([held.replace_schema_metadata(None), rows.filter(new)]).combine_chunks()
-
-
-@contextmanager
-def _locked(path: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Alone among the processes that use this file. The system lets go of the lock when its holder dies.
-
-    A folder that can't be written, or a file system without locks, is used without: files are still swapped whole.
-    """
-    try:
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        yield
-        return
-    try:
-        _wait_for(lock, path, seconds)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _wait_for(lock: int, path: Path, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UserError(f"another process has kept the reference cache {path} locked for {seconds:g} s: {_NEXT}") from None
-            time.sleep(0.05)
-        except OSError:
-            return None
+def _checksum(key: bytes, logprob: float) -> int:
+    return zlib.crc32(struct.pack("<d", logprob), zlib.crc32(key))

@@ -1,6 +1,8 @@
 """Evaluation: the documented keys, values recomputed by hand from the per-pair file, and measures that are undefined."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -183,9 +185,9 @@ def test_a_validation_split_without_targets_leaves_the_measures_alone(models, da
 
 
 def test_the_reference_cache_may_be_named(models, dataset, tmp_path):
-    found = evaluate("policy", models["policy"], dataset, reference_cache=str(tmp_path / "kept.parquet"))
-    rows = pq.ParquetFile(tmp_path / "kept.parquet").read()
-    assert rows.num_rows == (8 * 4 + 6 * 3)
+    found = evaluate("policy", models["policy"], dataset, reference_cache=str(tmp_path / "kept.sqlite"))
+    with closing(sqlite3.connect(tmp_path / "kept.sqlite")) as kept:
+        assert kept.execute("SELECT count(*) FROM logprobs").fetchone() == (8 * 4 + 6 * 3,)
     assert evaluate("policy", models["policy"], dataset) == found
 
 

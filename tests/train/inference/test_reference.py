@@ -1,12 +1,13 @@
 """The reference cache: what a value is kept under, what is computed and what is not, LoRA, and files that are not ours."""
 
 import pickle
+import sqlite3
 import struct
+from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -14,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.data import Renderer, prepare
-from mmpo.train.inference import cached_logprobs, reference_logprobs
-from mmpo.train.inference.reference_store import CACHED, default_folder
+from mmpo.train.inference import cached_logprobs, default_folder, reference_logprobs
 from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run import train_policy
@@ -55,6 +55,12 @@ def computed_tokens(model, run):
     finally:
         hook.remove()
     return sum(seen)
+
+
+def kept_in(path):
+    """Log-probabilities by key."""
+    with closing(sqlite3.connect(path)) as db:
+        return dict(db.execute("SELECT key, logprob FROM logprobs"))
 
 
 def with_weights(model, seed=0):
@@ -208,19 +214,19 @@ def test_an_interrupted_run_keeps_what_it_had(model, prompts, fill, tmp_path):
 
     hook = model.get_input_embeddings().register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        fill(prompts, tmp_path / "x.parquet", tokens=16)
+        fill(prompts, tmp_path / "x.sqlite", tokens=16)
     hook.remove()
-    saved = pq.read_table(tmp_path / "x.parquet").num_rows
+    saved = len(kept_in(tmp_path / "x.sqlite"))
     assert 0 < saved < sum(len(prompt.completions) for prompt in prompts)
-    assert fill(prompts, tmp_path / "x.parquet") == pytest.approx(fill(prompts, tmp_path / "y.parquet"), abs=1e-4)
+    assert fill(prompts, tmp_path / "x.sqlite") == pytest.approx(fill(prompts, tmp_path / "y.sqlite"), abs=1e-4)
 
 
 def test_values_that_are_not_finite_are_told_and_never_kept(model, prompts, fill, tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight[prompts[0].completions[0].ids[-2]] = float("nan")
     with pytest.raises(UserError, match=r"no finite log-probability \(prompt_id [0-9a-f]{32}"):
-        fill(prompts, tmp_path / "x.parquet")
-    assert pq.read_table(tmp_path / "x.parquet").num_rows == 0
+        fill(prompts, tmp_path / "x.sqlite")
+    assert len(kept_in(tmp_path / "x.sqlite")) == 0
 
 
 def test_out_of_memory_names_the_setting(model, prompts, fill, tmp_path):
@@ -232,13 +238,9 @@ def test_out_of_memory_names_the_setting(model, prompts, fill, tmp_path):
         fill(prompts, tmp_path)
 
 
-def test_what_a_row_says(model, prompts, fill, tmp_path):
-    values = fill(prompts, tmp_path / "x.parquet")
-    table = pq.read_table(tmp_path / "x.parquet")
-    assert table.schema.remove_metadata() == CACHED
-    assert sorted(table["logprob"].to_pylist()) == sorted(values)
-    assert set(table["prompt_id"].to_pylist()) == {prompt.prompt_id for prompt in prompts}
-    assert sum(table["tokens"].to_pylist()) == sum(len(c.ids) - c.start for prompt in prompts for c in prompt.completions)
+def test_all_values_and_nothing_else_are_kept(prompts, fill, tmp_path):
+    values = fill(prompts, tmp_path / "x.sqlite")
+    assert sorted(kept_in(tmp_path / "x.sqlite").values()) == sorted(values)
 
 
 def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):
@@ -246,25 +248,25 @@ def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):
     monkeypatch.setenv("MMPO_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fill(prompts, None)
-    assert [path.suffix for path in (tmp_path / "cache" / "mmpo" / "reference").glob("[!.]*")] == [".parquet"]
+    assert [path.suffix for path in (tmp_path / "cache" / "mmpo" / "reference").glob("[!.]*")] == [".sqlite"]
 
 
 def test_what_earlier_releases_kept_is_found_again(prompts, fill, tmp_path):
     """Both digests are part of the format: where this fails, raise VERSION in fingerprint.py."""
     assert Fingerprint("a", "b", "c", "d", "full", 1).name == "9eb35fa49106feaff2484e9363aac91a"
-    fill(prompts[:1], tmp_path / "x.parquet")
+    fill(prompts[:1], tmp_path / "x.sqlite")
     item = prompts[0].completions[0]
     key = blake2b(struct.pack(f"<{1 + len(item.ids)}q", item.start, *item.ids), digest_size=16).digest()
-    assert key in pq.read_table(tmp_path / "x.parquet")["key"].to_pylist()
+    assert key in kept_in(tmp_path / "x.sqlite")
 
 
 def test_two_completions_of_the_same_tokens_are_one_value(prompts, fill, tmp_path, capsys):
     """As those that were cut at the same place: counted, computed and kept once, and given to both."""
     twice = [replace(prompt, completions=[*prompt.completions, prompt.completions[0]]) for prompt in prompts]
     distinct = sum(len(prompt.completions) for prompt in prompts)
-    values = fill(twice, tmp_path / "kept.parquet")
+    values = fill(twice, tmp_path / "kept.sqlite")
     assert f"computed {distinct} of {distinct} completions" in capsys.readouterr().err
-    assert pq.read_metadata(tmp_path / "kept.parquet").num_rows == distinct
+    assert len(kept_in(tmp_path / "kept.sqlite")) == distinct
     place = 0
     for prompt in twice:
         assert values[place] == values[place + len(prompt.completions) - 1]

@@ -1,12 +1,13 @@
-"""The cache's files: what is refused or set aside, places that can't be written, kills, and several processes at once."""
+"""The cache's files: what is refused or set aside, what version 0.1.0 left, places that can't be written, kills, and several processes."""
 
-import fcntl
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -14,36 +15,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import mmpo.train.inference.reference_store as cache_module
 from mmpo.pipeline.errors import UserError
-from mmpo.train.inference.reference_store import CACHED, ReferenceCache
+from mmpo.pipeline.tables import with_metadata
+from mmpo.train.inference import ReferenceStore
 from mmpo.train.model import Fingerprint, tiny_model
 
 MINE = Fingerprint("1" * 32, "2" * 32, "3" * 32, "4" * 32, "full")
 
 
-def rows(numbers, value=-1.0):
-    columns = [[b"%016d" % n for n in numbers], ["p"] * len(numbers), [3] * len(numbers), [value * n for n in numbers]]
-    return pa.table(columns, schema=CACHED)
+def keys(numbers):
+    return [b"%016d" % n for n in numbers]
 
 
-def known(cache, numbers):
-    return cache.lookup([b"%016d" % n for n in numbers]).tolist()
+def add(store, numbers, value=-1.0):
+    store.add(keys(numbers), [value * n for n in numbers])
+
+
+def known(store, numbers):
+    return store.lookup(keys(numbers)).tolist()
+
+
+NOTHING = pytest.approx([float("nan")], nan_ok=True)
 
 
 @pytest.fixture
 def file(tmp_path):
     """A file with the values of 1 to 300."""
-    path = tmp_path / "x.parquet"
-    ReferenceCache.open(path, MINE).add(rows(range(1, 301)))
-    return path
+    add(ReferenceStore.open(tmp_path / "x.sqlite", MINE), range(1, 301))
+    return tmp_path / "x.sqlite"
 
 
-def flipped(path):
-    """One bit in the middle of the values."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
+def write_parquet(path, numbers, fingerprint=MINE):
+    """What version 0.1.0 wrote."""
+    columns = [keys(numbers), ["p"] * len(numbers), [3] * len(numbers), [-1.0 * n for n in numbers]]
+    fields = {"key": pa.binary(16), "prompt_id": pa.string(), "tokens": pa.int32(), "logprob": pa.float64()}
+    table = pa.table(columns, schema=pa.schema(fields))
+    schema = with_metadata(table.schema, {"reference_cache": fingerprint.as_dict()})
+    pq.write_table(table.cast(schema), path, compression="zstd", write_page_checksum=True)
 
 
 CHANGES = {
@@ -56,30 +64,46 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_a_stale_file_is_refused_with_the_part_that_differs(part, file):
+@pytest.mark.parametrize("suffix", [".sqlite", ".parquet"])
+def test_a_stale_file_is_refused_with_the_part_that_differs(part, suffix, tmp_path):
     value, said = CHANGES[part]
-    before = file.read_bytes()
+    path = tmp_path / f"x{suffix}"
+    write_parquet(path, [1]) if suffix == ".parquet" else add(ReferenceStore.open(path, MINE), [1])
+    before = path.read_bytes()
     with pytest.raises(UserError, match=said) as refused:
-        ReferenceCache.open(file, replace(MINE, **{part: value}))
+        ReferenceStore.open(path, replace(MINE, **{part: value}))
     assert "--reference-cache" in str(refused.value)
     assert "config" not in str(refused.value)
-    assert file.read_bytes() == before
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_in_a_folder_references_live_side_by_side(tmp_path):
-    caches = [ReferenceCache.open(tmp_path, replace(MINE, weights=digit * 32)) for digit in "89"]
-    for value, cache in zip((-1.0, -2.0), caches, strict=True):
-        cache.add(rows([1, 2], value))
-    assert [known(cache, [2]) for cache in caches] == [[-2.0], [-4.0]]
-    assert len(list(tmp_path.glob("[!.]*"))) == 2
+    stores = [ReferenceStore.open(tmp_path, replace(MINE, weights=digit * 32)) for digit in "89"]
+    for value, store in zip((-1.0, -2.0), stores, strict=True):
+        add(store, [1, 2], value)
+    assert [known(store, [2]) for store in stores] == [[-2.0], [-4.0]]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def flipped(path):
+    """One bit in the middle of the values."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+def another(path, statement="CREATE TABLE meta (name TEXT, value TEXT)"):
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(statement)
 
 
 DAMAGES = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5000]),
     "one bit": flipped,
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("no Parquet at all, but long enough to look for a footer in it"),
-    "another table": lambda path: pq.write_table(pa.table({"key": [b"a"], "logprob": [1.0]}), path),
+    "text": lambda path: path.write_text("no database at all, but long enough to look for a header of one in it" * 9),
+    "another database": another,
     "not a file": lambda path: (path.unlink(), path.symlink_to("/dev/null")),
 }
 
@@ -87,66 +111,118 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_file_that_is_no_cache_is_refused_or_in_a_folder_set_aside(damage, file, tmp_path, capsys):
     folder = tmp_path / "folder"
-    inside = folder / f"{MINE.name}.parquet"
+    inside = folder / f"{MINE.name}.sqlite"
     folder.mkdir()
     inside.write_bytes(file.read_bytes())
     for path in (file, inside):
         DAMAGES[damage](path)
     damaged = file.read_bytes()
-    with pytest.raises(UserError, match=r"x\.parquet (can't be read \(|is no reference cache).*Delete it"):
-        ReferenceCache.open(file, MINE)
+    with pytest.raises(UserError, match=r"x\.sqlite (can't be read \(|is no reference cache).*Delete it"):
+        known(ReferenceStore.open(file, MINE), range(1, 301))
     assert file.read_bytes() == damaged
-    cache = ReferenceCache.open(folder, MINE)
-    assert cache.set_aside == 1
+    store = ReferenceStore.open(folder, MINE)
+    assert np.isnan(known(store, range(1, 301))).all()
     assert inside.with_suffix(".unreadable").read_bytes() == damaged
-    assert "set aside" in capsys.readouterr().err
-    cache.add(rows([7]))
-    assert known(ReferenceCache.open(folder, MINE), [7, 8]) == [-7.0, pytest.approx(float("nan"), nan_ok=True)]
+    assert capsys.readouterr().err.count("set aside") == 1
+    add(store, [7])
+    assert known(ReferenceStore.open(folder, MINE), [7]) == [-7.0]
+    assert known(ReferenceStore.open(folder, MINE), [8]) == NOTHING
+
+
+def test_an_empty_file_is_what_a_kill_at_the_first_save_leaves(tmp_path):
+    (tmp_path / "x.sqlite").touch()
+    store = ReferenceStore.open(tmp_path / "x.sqlite", MINE)
+    assert known(store, [7]) == NOTHING
+    add(store, [7])
+    assert known(store, [7]) == [-7.0]
+
+
+# --- what version 0.1.0 left --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_values_of_a_parquet_file_go_on(named, tmp_path, capsys):
+    old = tmp_path / ("x.parquet" if named else f"{MINE.name}.parquet")
+    write_parquet(old, [1, 2])
+    before = old.read_bytes()
+    store = ReferenceStore.open(old if named else tmp_path, MINE)
+    assert known(store, [2]) == [-2.0]
+    assert [path.name for path in tmp_path.iterdir()] == [old.name]  # nothing is written until there is something to add
+    add(store, [2, 3], value=-5.0)
+    assert f"{old}, of an earlier version, has 2 values" in capsys.readouterr().err
+    again = ReferenceStore.open(old if named else tmp_path, MINE)
+    assert known(again, [1, 2, 3]) == [-1.0, -2.0, -15.0]
+    assert (again.path, old.read_bytes()) == (old.with_suffix(".sqlite"), before)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"no Parquet at all, but long enough to look for a footer in it", None])
+def test_a_parquet_file_that_is_no_cache_is_refused_or_in_a_folder_left(content, tmp_path, capsys):
+    for old in (tmp_path / "x.parquet", tmp_path / f"{MINE.name}.parquet"):
+        old.write_bytes(content) if content is not None else pq.write_table(pa.table({"key": [b"a"], "logprob": [1.0]}), old)
+    with pytest.raises(UserError, match=r"x\.parquet (can't be read \(|is no reference cache).*Delete it"):
+        ReferenceStore.open(tmp_path / "x.parquet", MINE)
+    assert known(ReferenceStore.open(tmp_path, MINE), [1]) == NOTHING
+    assert "left as it is" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_in_a_parquet_file_is_found(tmp_path):
+    write_parquet(tmp_path / "x.parquet", range(300))
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[len(content) // 3] ^= 4
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="can't be read"):
+        ReferenceStore.open(tmp_path / "x.parquet", MINE)
+
+
+# --- places -------------------------------------------------------------------------------------------------------------
 
 
 def test_places_that_are_no_cache(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is a file: a reference cache is a folder or a file whose name ends in \.parquet"):
-        ReferenceCache.open(tmp_path / "notes.txt", MINE)
+    with pytest.raises(UserError, match=r"is a file: a reference cache is a folder or a file whose name ends in \.sqlite"):
+        ReferenceStore.open(tmp_path / "notes.txt", MINE)
     (tmp_path / "odd.parquet").mkdir()
-    ReferenceCache.open(tmp_path / "odd.parquet", MINE).add(rows([1]))
-    assert (tmp_path / "odd.parquet" / f"{MINE.name}.parquet").is_file()
-    ReferenceCache.open(tmp_path / "nowhere", MINE)
+    add(ReferenceStore.open(tmp_path / "odd.parquet", MINE), [1])
+    assert (tmp_path / "odd.parquet" / f"{MINE.name}.sqlite").is_file()
+    ReferenceStore.open(tmp_path / "nowhere", MINE)
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_place_that_cant_be_written_stops_the_run_only_if_it_was_asked_for(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the reference cache .*See to it, or name another"):
-        ReferenceCache.open(tmp_path / "file" / "x.parquet", MINE).add(rows([1]))
+        add(ReferenceStore.open(tmp_path / "file" / "x.sqlite", MINE), [1])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.sqlite-journal").mkdir()  # SQLite can't begin a save
+    with pytest.raises(UserError, match=r"cannot write the reference cache .*See to it, or name another"):
+        add(ReferenceStore.open(tmp_path / "folder" / "x.sqlite", MINE), [1])
     monkeypatch.setenv("MMPO_CACHE", str(tmp_path / "file"))
-    cache = ReferenceCache.open(None, MINE)
+    store = ReferenceStore.open(None, MINE)
     for number in (1, 2):
-        cache.add(rows([number]))
-    assert known(cache, [1, 2]) == [-1.0, -2.0]
+        add(store, [number])
     assert capsys.readouterr().err.count("warning: cannot write") == 1
 
 
 def test_the_first_value_of_a_key_stays_and_both_runs_see_it(file):
-    one, two = ReferenceCache.open(file, MINE), ReferenceCache.open(file, MINE)
-    one.add(rows([301, 302]))
-    two.add(rows([302, 303], value=-5.0))
-    one.add(CACHED.empty_table())
-    for cache in (one, two, ReferenceCache.open(file, MINE)):
-        assert known(cache, [300, 301, 302, 303]) == [-300.0, -301.0, -302.0, -1515.0]
+    one, two = ReferenceStore.open(file, MINE), ReferenceStore.open(file, MINE)
+    add(one, [301, 302])
+    add(two, [302, 303], value=-5.0)
+    for store in (one, two, ReferenceStore.open(file, MINE)):
+        assert known(store, [300, 301, 302, 303]) == [-300.0, -301.0, -302.0, -1515.0]
 
 
-def test_a_run_waits_for_the_lock_and_not_for_ever(file, monkeypatch):
-    cache = ReferenceCache.open(file, MINE)
-    with open(file.with_name(".x.parquet.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"locked for 0\.1 s"), cache_module._locked(file, seconds=0.1):
-            pass
+def test_a_run_waits_for_the_lock_and_not_for_ever(file):
+    store = ReferenceStore.open(file, MINE)
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"cannot read the reference cache .*locked"):
+            ReferenceStore.open(file, MINE, lock_seconds=0.1)
         start = time.monotonic()
-        threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
-        cache.add(rows([500]))
+        threading.Timer(0.3, lambda: other.execute("ROLLBACK")).start()
+        add(store, [500])
         assert time.monotonic() - start > 0.2
-    assert known(ReferenceCache.open(file, MINE), [500]) == [-500.0]
+    assert known(ReferenceStore.open(file, MINE), [500]) == [-500.0]
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------
@@ -154,7 +230,9 @@ def test_a_run_waits_for_the_lock_and_not_for_ever(file, monkeypatch):
 DRIVER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import numpy as np, pyarrow.parquet as pq, torch
+import sqlite3
+from contextlib import closing
+import numpy as np, torch
 torch.set_num_threads(1)
 from mmpo.train.data import Renderer, prepare, read_pairs
 from mmpo.train.inference import cached_logprobs, reference_logprobs
@@ -165,7 +243,7 @@ model, tokenizer = load_pretrained("policy", str(folder / "model"))
 table = read_pairs(folder / "data", "train")
 prompts = prepare(table, np.full(table.num_rows, .5), Renderer(tokenizer, 512, 256)).prompts
 options = {"tokens": 16, "pad_token": 0, "device": "cpu", "plan": ExecutionPlan()}
-cache, timed = folder / "x.parquet", folder / "timed.parquet"
+cache, timed = folder / "x.sqlite", folder / "timed.sqlite"
 seen = []
 model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].numel()))
 
@@ -185,7 +263,9 @@ def child(work):
     return pid
 
 def held(place=cache):
-    return dict(zip(*(pq.read_table(place)[name].to_pylist() for name in ("key", "logprob")))) if place.exists() else {}
+    with closing(sqlite3.connect(place)) as db:
+        tables = db.execute("SELECT name FROM sqlite_master").fetchall()
+        return dict(db.execute("SELECT key, logprob FROM logprobs")) if tables else {}
 
 def fill_until(calls):
     seen.clear()
@@ -195,7 +275,7 @@ def fill_until(calls):
 
 def kill():
     start = time.monotonic()
-    fill(prompts, folder / "timing.parquet")
+    fill(prompts, folder / "timing.sqlite")
     whole, passes = time.monotonic() - start, len(seen)
     random.seed(0)
     known = {cache: {}, timed: {}}

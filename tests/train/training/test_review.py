@@ -166,16 +166,16 @@ print(len(reduced), len(passes))
 FULL = f"""
 from mmpo.pipeline.errors import UserError
 from mmpo.train.inference import reference
-from mmpo.train.inference.reference_store import ReferenceCache
+from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.options import TrainOptions
 from mmpo.train.training.run import train_policy
 
-add = ReferenceCache.add
-def full(self, table):
-    if len(table):
+add = ReferenceStore.add
+def full(self, keys, values):
+    if len(keys):
         raise UserError("disk full")
-    add(self, table)
-ReferenceCache.add, reference.SAVE_SECONDS, reference._CHUNK = full, 0.0, 1
+    add(self, keys, values)
+ReferenceStore.add, reference.SAVE_SECONDS, reference.BATCHES_PER_CHUNK = full, 0.0, 1
 reference.cached_logprobs.__kwdefaults__["save_seconds"] = 0.0
 try:
     train_policy(TrainOptions("policy", {OPTIONS}, reference_cache=sys.argv[3]))
@@ -210,12 +210,12 @@ import mmpo.train.model.probe as module
 from mmpo.train.model import ExecutionPlan, tiny_model, tiny_tokenizer
 
 module._candidates = lambda *_: [ExecutionPlan("tree", attention="mask"), ExecutionPlan("packed", attention="segments")]
-difference = module._difference
-def failing(plain, way, *rest):
-    if rank and way.attention == "mask":
+difference = module._Probe._difference
+def failing(self, plan, own):
+    if rank and plan.attention == "mask":
         raise RuntimeError("not here")
-    return difference(plain, way, *rest)
-module._difference = failing
+    return difference(self, plan, own)
+module._Probe._difference = failing
 model = tiny_model("policy", tiny_tokenizer(["a cat"], 300), size=32)
 print(module.choose_plan(model, "policy", 40, device="cuda", training=True).attention)
 """
