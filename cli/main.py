@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
     "evaluate": ("mmpo.cli.commands.evaluate:evaluate", "Accuracy and calibration of a trained model."),
+    "list": ("mmpo.cli.commands.lists:list_", "What can be chosen by name: formats, losses, metrics, ..., one line each."),
     "formats": ("mmpo.cli.commands.lists:formats", "The input formats, one line each."),
     "losses": ("mmpo.cli.commands.lists:losses", "The training objectives, one line each."),
     "rubrics": ("mmpo.cli.commands.lists:rubrics", "What judges can be asked to look at, one line each."),

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build import BuildOptions, check_build_options, merged_grades, resolve_build, with_learned
+from mmpo.pipeline.build import BuildOptions, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
@@ -80,7 +80,6 @@ def build_pairs(
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
         ties=ties, max_chars=max_chars, seed=seed,
     )  # fmt: skip
-    check_build_options(options)
     rows = large(feedback).combine_chunks()
     resolved = resolve_build(grade_statistics(rows), options)
     merged = merged_grades(rows, resolved, Ledger())

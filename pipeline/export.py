@@ -27,7 +27,6 @@ class Export:
     `write(parts, target, batches_of)` writes the file or folder `target`; `batches_of(split, columns)` gives the rows.
     """
 
-    name: str
     summary: str
     leaves_out_ties: bool
     splits: tuple[str, ...]
@@ -80,10 +79,10 @@ def _is_single(prompt: list[dict[str, str]]) -> bool:
 
 
 EXPORTS: dict[str, Export] = {
-    "trl-dpo": Export("trl-dpo", "folder for TRL's DPOTrainer, prompts explicit; no ties", True, SPLITS, _write_trl),
-    "trl-reward": Export("trl-reward", "folder for TRL's RewardTrainer; no ties", True, SPLITS, _write_trl),
-    "rewardbench": Export("rewardbench", "JSON lines for rewardbench, test split; no ties", True, ("test",), _write_rewardbench),
-    "jsonl": Export("jsonl", "JSON lines with every column and the split", False, SPLITS, _write_jsonl),
+    "trl-dpo": Export("folder for TRL's DPOTrainer, prompts explicit; no ties", True, SPLITS, _write_trl),
+    "trl-reward": Export("folder for TRL's RewardTrainer; no ties", True, SPLITS, _write_trl),
+    "rewardbench": Export("JSON lines for rewardbench, test split; no ties", True, ("test",), _write_rewardbench),
+    "jsonl": Export("JSON lines with every column and the split", False, SPLITS, _write_jsonl),
 }
 
 

@@ -1,6 +1,6 @@
 """`validate`: is a dataset folder what it says? Every rule of the PAIRS table, and what usually goes wrong with preference data.
 
-Adding a check: a function over the running `Totals` and a line in CHECKS. One pass over the files, a row group at a time.
+Adding a check: a function over the `Totals` of a pass and a line in CHECKS. One pass over the files, a row group at a time.
 """
 
 from collections.abc import Callable
@@ -148,42 +148,52 @@ def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, unti
 Outcome = tuple[str, int, str]
 
 
-def _rule(name: str, good: str, bad: str) -> Callable[[Totals], Outcome]:
-    def outcome(totals: Totals) -> Outcome:
+@dataclass(frozen=True)
+class Check:
+    """One thing that `validate` looks at. outcome: status (pass, warn or fail), count and message, from the name and the totals."""
+
+    outcome: Callable[[str, Totals], Outcome]
+    summary: str
+
+
+def _rule(good: str, bad: str) -> Check:
+    """A rule that no row may break; `Totals.broken` counts those that do, under the check's name."""
+
+    def outcome(name: str, totals: Totals) -> Outcome:
         count = totals.broken.get(name, 0)
         first = f"; first: {totals.first[name]}" if name in totals.first else ""
         return ("fail", count, bad + first) if count else ("pass", 0, good)
 
-    return outcome
+    return Check(outcome, good)
 
 
-def _leakage(totals: Totals) -> Outcome:
+def _leakage(name: str, totals: Totals) -> Outcome:
     count = sum(len(splits) > 1 for splits in (*totals.prompts.values(), *totals.conversations.values()))
     if count:
         return "fail", count, "prompts or conversations on more than one side of the split"
     return "pass", 0, "no prompt and no conversation is on two sides of the split"
 
 
-def _scales(totals: Totals) -> Outcome:
+def _scales(name: str, totals: Totals) -> Outcome:
     count = len(totals.scales)
     return (
         ("fail", count, f"files of different scales: {'; '.join(sorted(totals.scales))}") if count > 1 else ("pass", 0, "one scale")
     )
 
 
-def _ties(totals: Totals) -> Outcome:
+def _ties(name: str, totals: Totals) -> Outcome:
     share = totals.ties / max(totals.rows, 1)
     message = f"{share:.1%} of the pairs have margin 0; data for mmpo and rpo-*, left out by objectives that need a winner"
     return ("warn" if share > 0.5 else "pass"), totals.ties, message
 
 
-def _length(totals: Totals) -> Outcome:
+def _length(name: str, totals: Totals) -> Outcome:
     share = totals.longer / max(totals.untied, 1)
     biased = totals.untied >= 50 and not 0.35 <= share <= 0.65
     return ("warn" if biased else "pass"), totals.longer, f"the longer reply is chosen in {share:.1%} of the untied pairs"
 
 
-def _saturation(totals: Totals) -> Outcome:
+def _saturation(name: str, totals: Totals) -> Outcome:
     if totals.gamma is None:
         return "pass", 0, "not checked: name a gamma"
     share = totals.saturated / max(totals.untied, 1)
@@ -191,12 +201,12 @@ def _saturation(totals: Totals) -> Outcome:
     return ("warn" if share > 0.5 else "pass"), totals.saturated, message
 
 
-def _errors_known(totals: Totals) -> Outcome:
+def _errors_known(name: str, totals: Totals) -> Outcome:
     share = totals.unsure / max(totals.rows, 1)
     return "pass", totals.unsure, f"margin_se is unknown for {share:.1%} of the pairs"
 
 
-def _counts(totals: Totals) -> Outcome:
+def _counts(name: str, totals: Totals) -> Outcome:
     if totals.declared is not None and totals.declared != totals.rows:
         return (
             "fail",
@@ -206,27 +216,27 @@ def _counts(totals: Totals) -> Outcome:
     return "pass", totals.rows, f"{totals.rows:,} pairs, as the manifest says"
 
 
-CHECKS: dict[str, Callable[[Totals], Outcome]] = {
-    "schema": _rule("schema", "columns and types as in the data contract", "columns missing or of other types"),
-    "row counts": _counts,
-    "nulls": _rule("nulls", "no null where a value is needed", "nulls where a value is needed"),
-    "messages": _rule("messages", "one message a reply", "replies that are not one message"),
-    "prompt ids": _rule("prompt ids", "prompt ids are the digests of the prompts", "prompt ids that do not fit the prompt"),
-    "completion ids": _rule("completion ids", "completion ids are the digests of the texts", "completion ids that do not fit"),
-    "empty texts": _rule("empty texts", "no empty reply", "empty replies"),
-    "identical texts": _rule("identical texts", "no pair of equal texts", "pairs of equal texts"),
-    "duplicates": _rule("duplicates", "no pair twice", "pairs that occur more than once"),
-    "margin sign": _rule("margin sign", "margins are finite and 0 or more", "margins that are negative or not finite"),
-    "scores": _rule("scores", "margins are the differences of the scores", "scores that do not give the margin"),
-    "standard errors": _rule("standard errors", "standard errors are 0 or more", "standard errors below 0 or infinite"),
-    "known errors": _errors_known,
-    "votes": _rule("votes", "votes lie between 0 and the raters", "votes below 0 or above the raters"),
-    "kinds": _rule("kinds", "known kinds of raters", "unknown kinds of raters"),
-    "leakage": _leakage,
-    "scales": _scales,
-    "ties": _ties,
-    "length bias": _length,
-    "saturation": _saturation,
+CHECKS: dict[str, Check] = {
+    "schema": _rule("columns and types as in the data contract", "columns missing or of other types"),
+    "row counts": Check(_counts, "as many pairs as the manifest says"),
+    "nulls": _rule("no null where a value is needed", "nulls where a value is needed"),
+    "messages": _rule("one message a reply", "replies that are not one message"),
+    "prompt ids": _rule("prompt ids are the digests of the prompts", "prompt ids that do not fit the prompt"),
+    "completion ids": _rule("completion ids are the digests of the texts", "completion ids that do not fit"),
+    "empty texts": _rule("no empty reply", "empty replies"),
+    "identical texts": _rule("no pair of equal texts", "pairs of equal texts"),
+    "duplicates": _rule("no pair twice", "pairs that occur more than once"),
+    "margin sign": _rule("margins are finite and 0 or more", "margins that are negative or not finite"),
+    "scores": _rule("margins are the differences of the scores", "scores that do not give the margin"),
+    "standard errors": _rule("standard errors are 0 or more", "standard errors below 0 or infinite"),
+    "known errors": Check(_errors_known, "for how many pairs margin_se is known"),
+    "votes": _rule("votes lie between 0 and the raters", "votes below 0 or above the raters"),
+    "kinds": _rule("known kinds of raters", "unknown kinds of raters"),
+    "leakage": Check(_leakage, "no prompt and no conversation on two sides of the split"),
+    "scales": Check(_scales, "one scale in all files"),
+    "ties": Check(_ties, "not mostly pairs of margin 0"),
+    "length bias": Check(_length, "neither the longer nor the shorter reply is nearly always chosen"),
+    "saturation": Check(_saturation, "targets at --gamma that still tell margins apart"),
 }
 
 
@@ -250,7 +260,7 @@ def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = Fals
             _take_in(totals, split, path)
     checks = []
     for name, check in CHECKS.items():
-        status, count, message = check(totals)
+        status, count, message = check.outcome(name, totals)
         checks.append({"name": name, "status": status, "count": count, "message": message})
     bad = ("fail", "warn") if strict else ("fail",)
     return {"ok": not any(check["status"] in bad for check in checks), "checks": checks}

@@ -7,7 +7,7 @@ from mmpo.annotate.argilla.display import DISPLAYS, printable
 from mmpo.annotate.argilla.items import Item
 from mmpo.annotate.argilla.known_margins import Known
 from mmpo.annotate.argilla.merge import merge_answers
-from mmpo.annotate.argilla.options import PullOptions, PushOptions, check_push_options
+from mmpo.annotate.argilla.options import PullOptions, PushOptions
 from mmpo.annotate.argilla.priorities import SELECTIONS, select
 from mmpo.annotate.argilla.pull import pull
 from mmpo.annotate.argilla.push import push
@@ -38,7 +38,6 @@ __all__ = [
     "Raters",
     "api_url_of",
     "certainty",
-    "check_push_options",
     "connect",
     "fields_of",
     "grade_of",

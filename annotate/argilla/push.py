@@ -17,7 +17,7 @@ from mmpo.annotate.argilla.dataset import Asked, Shape, asked_of, display_of, en
 from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.items import Item, Read, read_items
 from mmpo.annotate.argilla.known_margins import Hints
-from mmpo.annotate.argilla.options import PushOptions, check_push_options
+from mmpo.annotate.argilla.options import PushOptions
 from mmpo.annotate.argilla.priorities import select
 from mmpo.annotate.argilla.records import (
     LETTERS,
@@ -73,7 +73,6 @@ def push(
     arrived are safe, and the same call sends the rest).
     """
     options = options or PushOptions()
-    check_push_options(options)
     if not 0 < len(dataset) <= LONGEST_NAME:
         raise UserError(f"--dataset: a name of 1 to {LONGEST_NAME} characters is needed, not {printable(dataset)!r}")
     with connect(options.api_url) as client:

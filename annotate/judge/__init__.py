@@ -3,7 +3,7 @@
 from mmpo.annotate.judge.capabilities import Capabilities
 from mmpo.annotate.judge.estimate import estimate
 from mmpo.annotate.judge.modes import MODES, Question, offered
-from mmpo.annotate.judge.options import Judge, JudgeOptions, check_judge_options, judges_of
+from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.prompts import conversation_text, load_template, neutralise_chat_tokens, nonce_of
 from mmpo.annotate.judge.questions import Questions
 from mmpo.annotate.judge.reading import Reader, Reading, combined, expected
@@ -20,7 +20,6 @@ __all__ = [
     "Questions",
     "Reader",
     "Reading",
-    "check_judge_options",
     "combined",
     "conversation_text",
     "estimate",

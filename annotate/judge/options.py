@@ -3,72 +3,109 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from mmpo.annotate.client import OPENAI, EndpointSettings, public_url
 from mmpo.annotate.judge.modes import MODES, reply_format
 from mmpo.annotate.judge.rubrics import find_rubrics
 from mmpo.annotate.pairings import parse_pairing
+from mmpo.annotate.replies import REPLIES
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.options import LISTED, NUMBER, AtLeastZero, Count, Flags, OneOf, Positive, Share, TextOrPath, options
 
-__all__ = ["Judge", "JudgeOptions", "check_judge_options", "judges_of", "parse_judge"]
-
-
-def _option(default: Any, text: str) -> Any:
-    if default is dict:
-        return field(default_factory=dict, metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+__all__ = ["Judge", "JudgeOptions", "judges_of", "parse_judge"]
 
 
-@dataclass(frozen=True)
+@options
 class JudgeOptions:
-    """What a judging run does; the field names are the recipe's keys. `mmpo judge --help` explains each."""
+    """What a judging run does. The field names are the recipe's keys, the line below each is its help."""
 
-    mode: str = _option("pairwise", "pairwise (how much better), pointwise (each reply by itself) or listwise (all at once).")
-    model: str | None = _option(None, "The judge's model, as its endpoint calls it; several judges: --judge.")
-    base_url: str = _option(OPENAI, "The endpoint: any server that speaks OpenAI's chat completions.")
-    api_key_env: str = _option("OPENAI_API_KEY", "The environment variable that holds the API key; never given as an option.")
-    rubrics: tuple[str, ...] = _option(("overall",), "What is judged: names of rubrics or .yaml files, separated by commas.")
-    pairs: str = _option(
-        "auto", "Which pairs: all, chain, best-worst, random:k; auto is all up to 4 completions, else chain + random:n."
-    )
-    orders: str = _option(
-        "auto", "both: every pair in both orders; one: in one, drawn by hash. auto: both for pairwise, one for listwise."
-    )
-    reasoning: bool = _option(False, "Let the judge think before its verdict: dearer, slower, and its certainty collapses.")
-    reference: str | None = _option(None, "Key of FEEDBACK's `extra` that holds a reference answer to show the judge.")
-    template: str | None = _option(None, "A prompt template of your own, a .j2 file.")
-    reply: str | None = _option(None, "How the reply is read, for templates of your own; `mmpo replies` lists the ways.")
-    logprobs: str = _option(
-        "auto", "auto: use token probabilities where one probe finds them; off: never; need: refuse to go on without."
-    )
-    samples: int = _option(5, "Replies drawn a request where the endpoint gives no token probabilities.")
-    min_mass: float = _option(0.5, "Least probability that must lie on the offered grades; below it the reply counts as failed.")
-    temperature: float | None = _option(None, "Sampling temperature. Default: 0, and 1 where several replies are drawn.")
-    max_tokens: int | None = _option(None, "Longest reply in tokens. Default: 8, listwise 16 a reply, 1024 more with reasoning.")
-    structured: str = _option("auto", "auto: ask for JSON by schema where the endpoint honours it (listwise); off: never.")
-    extra_body: str | None = _option(None, "JSON object sent along with every request, for settings of a particular server.")
-    limit: int | None = _option(None, "Judge so many prompts only, drawn by hash: a pilot.")
-    seed: int = _option(0, "Seed of everything drawn: pairs, orders, shuffles, pilot.")
-    concurrency: int = _option(64, "Most requests in flight at a judge; fewer for a while after a 429.")
-    requests_per_minute: float | None = _option(None, "The endpoint's limit of requests a minute.")
-    tokens_per_minute: float | None = _option(None, "The endpoint's limit of tokens a minute.")
-    timeout: float = _option(120.0, "Seconds until a request that got no reply counts as lost and is asked again.")
-    retries: int = _option(6, "How often a request is asked again after passing faults.")
-    patience: float = _option(300.0, "Seconds to wait for an endpoint that can't be reached at all.")
-    max_cost: float | None = _option(
-        None, "Budget in US dollars for all that the journal holds; stops cleanly before it is passed."
-    )
-    prices: str | None = _option(None, "A price table of your own, a .yaml file like annotate/client/prices.yaml.")
-    batch: bool = _option(False, "Use the endpoint's Batch API: half the price at OpenAI, up to a day.")
-    batch_poll: float = _option(30.0, "Seconds between looks at the batches.")
-    batch_requests: int = _option(50_000, "Most requests in one batch file.")
-    batch_bytes: int = _option(190_000_000, "Most bytes in one batch file.")
-    cache: bool = _option(True, "Use the answers that the journal holds; --no-cache asks everything anew.")
-    journal: str | None = _option(None, "The journal of answers, an SQLite file. Default: beside --out, OUT.judge.sqlite.")
+    mode: Annotated[str, OneOf(MODES)] = "pairwise"
+    """pairwise (how much better), pointwise (each reply by itself) or listwise (all at once)."""
+    model: str | None = None
+    """The judge's model, as its endpoint calls it; several judges: --judge."""
+    base_url: str = OPENAI
+    """The endpoint: any server that speaks OpenAI's chat completions."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; never given as an option."""
+    rubrics: Annotated[tuple[str, ...], LISTED, Flags("--rubric", "--rubrics")] = ("overall",)
+    """What is judged: names of rubrics or .yaml files, separated by commas."""
+    pairs: str = "auto"
+    """Which pairs: all, chain, best-worst, random:k; auto is all up to 4 completions, else chain + random:n."""
+    orders: Literal["auto", "both", "one"] = "auto"
+    """both: every pair in both orders; one: in one, drawn by hash. auto: both for pairwise, one for listwise."""
+    reasoning: bool = False
+    """Let the judge think before its verdict: dearer, slower, and its certainty collapses."""
+    reference: str | None = None
+    """Key of FEEDBACK's `extra` that holds a reference answer to show the judge."""
+    template: TextOrPath | None = None
+    """A prompt template of your own, a .j2 file."""
+    reply: Annotated[str | None, OneOf(REPLIES)] = None
+    """How the reply is read, for templates of your own; `mmpo replies` lists the ways."""
+    logprobs: Literal["auto", "off", "need"] = "auto"
+    """auto: use token probabilities where one probe finds them; off: never; need: refuse to go on without."""
+    samples: Count = 5
+    """Replies drawn a request where the endpoint gives no token probabilities."""
+    min_mass: Share = 0.5
+    """Least probability that must lie on the offered grades; below it the reply counts as failed."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    """Sampling temperature. Default: 0, and 1 where several replies are drawn."""
+    max_tokens: Count | None = None
+    """Longest reply in tokens. Default: 8, listwise 16 a reply, 1024 more with reasoning."""
+    structured: Literal["auto", "off"] = "auto"
+    """auto: ask for JSON by schema where the endpoint honours it (listwise); off: never."""
+    extra_body: str | None = None
+    """JSON object sent along with every request, for settings of a particular server."""
+    limit: Count | None = None
+    """Judge so many prompts only, drawn by hash: a pilot."""
+    seed: Annotated[int, NUMBER] = 0
+    """Seed of everything drawn: pairs, orders, shuffles, pilot."""
+    concurrency: Count = 64
+    """Most requests in flight at a judge; fewer for a while after a 429."""
+    requests_per_minute: Positive | None = None
+    """The endpoint's limit of requests a minute."""
+    tokens_per_minute: Positive | None = None
+    """The endpoint's limit of tokens a minute."""
+    timeout: Positive = 120.0
+    """Seconds until a request that got no reply counts as lost and is asked again."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """How often a request is asked again after passing faults."""
+    patience: AtLeastZero = 300.0
+    """Seconds to wait for an endpoint that can't be reached at all."""
+    max_cost: Positive | None = None
+    """Budget in US dollars for all that the journal holds; stops cleanly before it is passed."""
+    prices: TextOrPath | None = None
+    """A price table of your own, a .yaml file like annotate/client/prices.yaml."""
+    batch: bool = False
+    """Use the endpoint's Batch API: half the price at OpenAI, up to a day."""
+    batch_poll: Positive = 30.0
+    """Seconds between looks at the batches."""
+    batch_requests: Count = 50_000
+    """Most requests in one batch file."""
+    batch_bytes: Count = 190_000_000
+    """Most bytes in one batch file."""
+    cache: bool = True
+    """Use the answers that the journal holds; --no-cache asks everything anew."""
+    journal: TextOrPath | None = None
+    """The journal of answers, an SQLite file. Default: beside --out, OUT.judge.sqlite."""
+
+    def __post_init__(self) -> None:
+        parse_pairing(self.pairs)
+        json_object(self.extra_body)
+        rubrics = find_rubrics(self.rubrics)
+        if reply_format(self).grades == "aspects":
+            scales = {str((rubric.grades if MODES[self.mode].signed else rubric.scale).labels) for rubric in rubrics}
+            if len(scales) > 1:
+                raise UserError(
+                    "--reply aspects-json grades all rubrics in one reply, on one scale; those given have different ones"
+                )
+        if self.template is not None and not Path(self.template).is_file():
+            raise UserError(f"--template {self.template}: no such file")
 
 
 @dataclass(frozen=True)
@@ -117,7 +154,8 @@ def parse_judge(given: str | Mapping[str, Any]) -> dict[str, Any]:
                 values[key] = kind(values[key])
             except (TypeError, ValueError):
                 raise UserError(f"a judge's {key} must be a number, not {values[key]!r}") from None
-            _positive(f"a judge's {key}", values[key])
+            if not 0 < values[key] < math.inf:
+                raise UserError(f"a judge's {key} {values[key]}: must be a number above 0")
     return values
 
 
@@ -171,42 +209,3 @@ def json_object(text: str | None) -> dict[str, Any]:
     if clash:
         raise UserError(f"--extra-body: {', '.join(clash)} is set by the run itself")
     return value
-
-
-CHOICES = {
-    "mode": tuple(MODES),
-    "orders": ("auto", "both", "one"),
-    "logprobs": ("auto", "off", "need"),
-    "structured": ("auto", "off"),
-}
-
-
-def _positive(name: str, value: float | None, least: float = 0.0) -> None:
-    if value is not None and not (least < value < math.inf):
-        raise UserError(f"{name} {value}: must be a number above {least:g}")
-
-
-def check_judge_options(options: JudgeOptions) -> None:
-    """Refuse values and combinations that cannot work, before anything is read or asked. Raises UserError."""
-    for name, allowed in CHOICES.items():
-        if getattr(options, name) not in allowed:
-            raise unknown_name(f"--{name}", getattr(options, name), allowed)
-    for name in ("samples", "concurrency", "max_tokens", "limit", "batch_requests", "batch_bytes", "timeout", "batch_poll", "max_cost",
-                 "requests_per_minute", "tokens_per_minute"):  # fmt: skip
-        _positive("--" + name.replace("_", "-"), getattr(options, name))
-    for name in ("retries", "patience"):
-        if not 0 <= getattr(options, name) < math.inf:
-            raise UserError(f"--{name} {getattr(options, name)}: must be a number from 0 up")
-    if not 0 <= options.min_mass <= 1:
-        raise UserError(f"--min-mass {options.min_mass}: must be a probability from 0 to 1")
-    if options.temperature is not None and not 0 <= options.temperature <= 2:
-        raise UserError(f"--temperature {options.temperature}: must lie between 0 and 2")
-    parse_pairing(options.pairs)
-    json_object(options.extra_body)
-    rubrics = find_rubrics(options.rubrics)
-    if reply_format(options).grades == "aspects":
-        scales = {str((rubric.grades if MODES[options.mode].signed else rubric.scale).labels) for rubric in rubrics}
-        if len(scales) > 1:
-            raise UserError("--reply aspects-json grades all rubrics in one reply, on one scale; those given have different ones")
-    if options.template is not None and not Path(options.template).is_file():
-        raise UserError(f"--template {options.template}: no such file")

@@ -30,7 +30,7 @@ from mmpo.annotate.client import (
 )
 from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
 from mmpo.annotate.judge.one_judge import Counts, JudgeRun
-from mmpo.annotate.judge.options import Judge, JudgeOptions, check_judge_options, judges_of
+from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.output import finish, nothing_to_ask
 from mmpo.annotate.judge.questions import Questions
 from mmpo.annotate.rows import Feedback, FeedbackRow
@@ -65,7 +65,6 @@ def journal_path(out: str | Path, options: JudgeOptions) -> Path:
 
 def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judges: Sequence[Any] = ()) -> JudgePlan:
     """Check options, judges, prices, input and output. Raises UserError."""
-    check_judge_options(options)
     chosen = judges_of(options, list(judges))
     prices = load_prices(options.prices)
     if options.max_cost is not None:

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.flags import options_from, with_flags
+from mmpo.cli.flags import with_flags
 from mmpo.cli.output import print_json, print_table, say
 from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
 __all__ = ["build", "say_built"]

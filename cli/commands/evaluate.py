@@ -7,10 +7,9 @@ import typer
 
 from mmpo.cli.commands.train import Kind
 from mmpo.cli.output import print_json, print_table
+from mmpo.pipeline.metrics import METRICS
 
-__all__ = ["MEASURES", "evaluate"]
-
-MEASURES = ("pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy")
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -60,7 +59,7 @@ def evaluate(
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
-    print_table("", ("measure", "value"), [(name, summary[name]) for name in MEASURES if name in summary])
+    print_table("", ("measure", "value"), [(name, summary[name]) for name in ("pairs", "ties", *METRICS) if name in summary])
     bins = summary.get("by_margin") or []
     if bins:
         columns = list(bins[0])

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.annotate.judge import JudgeOptions
-from mmpo.cli.flags import options_from, with_flags
+from mmpo.cli.flags import with_flags
 from mmpo.cli.output import print_json, print_table, say
+from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter, duration
 
 __all__ = ["judge", "judge_progress", "say_judged"]

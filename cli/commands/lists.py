@@ -1,55 +1,126 @@
-"""`mmpo formats`, `mmpo losses`, ...: each family lists its members with one line each, on standard output."""
+"""`mmpo list FAMILY [NAME]`: the members of every family that can be chosen from by name, one line each, on standard output."""
 
-from typing import Annotated
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 from mmpo.cli.output import print_json
+from mmpo.pipeline.errors import unknown_name
 
-__all__ = ["formats", "losses", "pairings", "replies", "rubrics"]
+__all__ = ["FAMILIES", "formats", "list_", "losses", "members", "pairings", "replies", "rubrics"]
 
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One member, with all that is known of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print name and summary as JSON on standard output.")]
 
 
-def formats(as_json: AsJson = False) -> None:
-    """List the input formats that `mmpo build --format` takes."""
-    from mmpo.pipeline.sources import SOURCES
+@dataclass(frozen=True)
+class Family:
+    """A table of members by name, as `module:TABLE`, and where its names are used."""
 
-    _list({name: source.summary for name, source in SOURCES.items()}, as_json)
-
-
-def losses(as_json: AsJson = False) -> None:
-    """List the training objectives that `mmpo train --loss` takes."""
-    from mmpo.train.objective import LOSSES, SFT_SUMMARY
-
-    _list({**{name: f"{loss.summary} ({loss.source})" for name, loss in LOSSES.items()}, "sft": SFT_SUMMARY}, as_json)
+    table: str
+    summary: str
 
 
-def rubrics(as_json: AsJson = False) -> None:
-    """List the rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."""
-    from mmpo.annotate.judge import RUBRICS
-
-    _list({name: rubric.criterion for name, rubric in RUBRICS.items()}, as_json)
-
-
-def pairings(as_json: AsJson = False) -> None:
-    """List the ways to choose pairs that `mmpo judge --pairs` takes."""
-    from mmpo.annotate.pairings import PAIRINGS
-
-    _list({name + (":k" if way.takes_k else ""): way.summary for name, way in PAIRINGS.items()}, as_json)
-
-
-def replies(as_json: AsJson = False) -> None:
-    """List the ways to read a judge's reply that `mmpo judge --reply` takes."""
-    from mmpo.annotate.replies import REPLIES
-
-    _list({name: reply.summary for name, reply in REPLIES.items()}, as_json)
+FAMILIES: dict[str, Family] = {
+    "formats": Family("mmpo.pipeline.sources:SOURCES", "The input formats that `mmpo build --format` takes."),
+    "normalisations": Family("mmpo.pipeline.grades:NORMALISATIONS", "What `mmpo build --normalise` does to each grade."),
+    "strategies": Family("mmpo.pipeline.pairs:STRATEGIES", "The pairs of a prompt that `mmpo build --strategy` takes."),
+    "checks": Family("mmpo.pipeline.validate:CHECKS", "What `mmpo validate` looks at."),
+    "exports": Family("mmpo.pipeline.export:EXPORTS", "The formats that `mmpo export --to` writes."),
+    "metrics": Family("mmpo.pipeline.metrics:METRICS", "What `mmpo evaluate` and `mmpo run` measure."),
+    "modes": Family("mmpo.annotate.judge:MODES", "The ways to ask a judge that `mmpo judge --mode` takes."),
+    "rubrics": Family("mmpo.annotate.judge:RUBRICS", "The rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."),
+    "pairings": Family("mmpo.annotate.pairings:PAIRINGS", "The ways to choose pairs that `mmpo judge --pairs` takes."),
+    "replies": Family("mmpo.annotate.replies:REPLIES", "The ways to read a judge's reply that `mmpo judge --reply` takes."),
+    "selections": Family("mmpo.annotate.argilla:SELECTIONS", "What `mmpo argilla push --select` hands out first."),
+    "displays": Family("mmpo.annotate.argilla:DISPLAYS", "How `mmpo argilla push --display` shows texts."),
+    "losses": Family("mmpo.train.losses:TERMS", "The training objectives that `mmpo train --loss` takes."),
+    "targets": Family("mmpo.train.objective:TARGETS", "How `mmpo train --target` turns margins into probabilities."),
+}
+"""Every family: where its table is, and what it is for. The table is loaded when its members are asked for."""
 
 
-def _list(family: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        print_json(family)
+def members(family: str) -> Mapping[str, Any]:
+    """The table of a family. Raises UserError for a family that is not there."""
+    if family not in FAMILIES:
+        raise unknown_name("family", family, FAMILIES)
+    module, _, name = FAMILIES[family].table.partition(":")
+    table = getattr(import_module(module), name)
+    return table if isinstance(table, Mapping) else dict.fromkeys(table, "")
+
+
+def list_(
+    family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="The family; without it, all families.")] = None,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a family's members, one line each, or all that is known of one member; without a family, the families."""
+    if family is None:
+        _print({name: family.summary for name, family in FAMILIES.items()}, as_json)
         return
-    width = max(map(len, family))
-    for name, summary in family.items():
-        print(f"{name:<{width}}  {summary}")
+    known = members(family)
+    if name is None:
+        _print({_title(name, member): _line(member) for name, member in known.items()}, as_json)
+    elif name not in known:
+        raise unknown_name(family.removesuffix("s"), name, known)
+    else:
+        _print({name: _line(known[name]), **_facts(known[name])}, as_json)
+
+
+def _alias(family: str) -> Callable[..., None]:
+    def command(name: Name = None, as_json: AsJson = False) -> None:
+        list_(family, name, as_json)
+
+    command.__doc__ = FAMILIES[family].summary
+    return command
+
+
+formats, losses, pairings, replies, rubrics = map(_alias, ("formats", "losses", "pairings", "replies", "rubrics"))
+
+
+def _title(name: str, member: Any) -> str:
+    return f"{name}:k" if getattr(member, "takes_k", False) else name
+
+
+def _line(member: Any) -> str:
+    """A member's one line: itself, its summary (or criterion, and source), the first of a tuple, or its docstring's first line."""
+    if isinstance(member, tuple):
+        return str(member[0])
+    if isinstance(member, str):
+        return member
+    line = getattr(member, "summary", None) or getattr(member, "criterion", None) or (member.__doc__ or "").partition("\n")[0]
+    return f"{line} ({member.source})" if getattr(member, "source", None) else line
+
+
+def _facts(member: Any) -> dict[str, str]:
+    """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
+    if not is_dataclass(member):
+        return {}
+    known = {field.name: getattr(member, field.name) for field in fields(member)}
+    told = ("name", "summary", "criterion", "source")
+    plain = {name: value for name, value in known.items() if name not in told and isinstance(value, int | float | Collection)}
+    return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_words(item)}" for key, item in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        nested = any(isinstance(item, Collection) and not isinstance(item, str) for item in value)
+        items = [_words(item) for item in value]
+        return (" or ".join(items)) if nested else ", ".join(sorted(items) if isinstance(value, frozenset) else items)
+    return str(value)
+
+
+def _print(lines: Mapping[str, str], as_json: bool) -> None:
+    if as_json:
+        print_json(lines)
+        return
+    width = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"{name:<{width}}  {line}".rstrip())

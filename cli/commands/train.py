@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.flags import options_from, with_flags
+from mmpo.cli.flags import with_flags
 from mmpo.cli.output import print_json, say, shown
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import options_from
+from mmpo.train import TrainOptions
 from mmpo.train.messages import is_first_process
-from mmpo.train.options import TrainOptions
 
 __all__ = ["Kind", "train"]
 
@@ -44,8 +45,8 @@ def train(
             if not given.get(name):
                 raise UserError(f"--{name} is needed: the folder {'of the dataset' if name == 'data' else 'to write'}")
         options = options_from(TrainOptions, {"kind": kind.value, **given}, flags=True)
+        from mmpo.train import train_policy, train_reward
         from mmpo.train.distributed import leave_together
-        from mmpo.train.training.run import train_policy, train_reward
 
         summary = (train_policy if kind is Kind.policy else train_reward)(options)
         if is_first_process():

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from mmpo.annotate.judge import JudgeOptions, check_judge_options, judges_of
-from mmpo.cli.flags import explain, model_of, options_from
-from mmpo.pipeline.build import BuildOptions, check_build_options
+from mmpo.annotate.judge import JudgeOptions, judges_of
+from mmpo.cli.flags import model_of
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import explain, options_from
 from mmpo.train.options import TrainOptions
 
 __all__ = ["Recipe", "load_recipe", "recipe_model", "schema"]
@@ -106,10 +107,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     build = None
     if section is not None:
         build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
-        try:
-            check_build_options(build)
-        except UserError as error:
-            raise UserError(f"{where}build: {error}") from None
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
     judge, judges = _judge(where, given, build)
@@ -148,7 +145,6 @@ def _judge(where: str, given: Mapping[str, Any], build: BuildOptions | None) -> 
     options = _checked(f"{where}judge: ", JudgeOptions, {key: section[key] for key in section if key != "judges"})
     judges = list(section.get("judges") or [])
     try:
-        check_judge_options(options)
         judges_of(options, judges)
     except UserError as error:
         raise UserError(f"{where}judge: {error}") from None

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.commands.build import say_built
-from mmpo.cli.commands.evaluate import MEASURES
 from mmpo.cli.output import print_json, print_table, say
 from mmpo.cli.recipe.judging import judged
 from mmpo.cli.recipe.model import Recipe, load_recipe, schema
 from mmpo.cli.recipe.stages import Stages, write_json
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.objective import parse_terms
 
@@ -121,7 +121,7 @@ def _validate(recipe: Recipe, dataset: Path) -> None:
 
 
 def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: str) -> dict[str, Any]:
-    from mmpo.train.training.run import train_policy, train_reward
+    from mmpo.train import train_policy, train_reward
 
     folder = recipe.out / "models" / name
     options = dataclasses.replace(recipe.runs[name], data=str(dataset), out=str(folder))
@@ -155,10 +155,10 @@ def _compare(
 ) -> dict[str, Any]:
     from mmpo.pipeline.report import write_comparison, write_report
 
-    columns = ("run", "kind", "loss", "γ", "steps", *(name for name in MEASURES if name != "ece_vote"))
+    measures = ("pairs", "ties", *(name for name, metric in METRICS.items() if "raters" not in metric.needs))
     rows = []
     for name, options in recipe.runs.items():
-        values = [measured[name].get(column) for column in columns[5:]]
+        values = [measured[name].get(measure) for measure in measures]
         rows.append([name, options.kind, options.loss, trained[name]["gamma"], trained[name]["steps"], *values])
     write_report(dataset, recipe.out / "dataset.html")
     summary: dict[str, Any] = {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": measured}
@@ -168,6 +168,7 @@ def _compare(
             for name, options in recipe.runs.items()
         ]
         summary["page"] = str(write_comparison(runs, recipe.out / "comparison.html", recipe.title))
+        columns = ("run", "kind", "loss", "γ", "steps", *measures)
         print_table(f"{recipe.title}: held-out pairs ({recipe.measures.split})", columns, rows)
     write_json(recipe.out / "summary.json", {"build": built, "trained": trained, **summary})
     say(f"table:   {recipe.out / 'summary.json'}")

@@ -1,7 +1,7 @@
 """The run over all of it: `mmpo build`, chunk by chunk, partition by partition."""
 
-from mmpo.pipeline.build.options import BuildOptions, check_build_options
+from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import merged_grades, resolve_build, with_learned
 from mmpo.pipeline.build.run import build
 
-__all__ = ["BuildOptions", "build", "check_build_options", "merged_grades", "resolve_build", "with_learned"]
+__all__ = ["BuildOptions", "build", "merged_grades", "resolve_build", "with_learned"]

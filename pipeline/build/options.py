@@ -1,87 +1,90 @@
 """The options of a build and what each may be; read once at the edge, plain arguments below it."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from pydantic import Field
+
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.select import EVIDENCE
+from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Share, options
 from mmpo.pipeline.pairs.splits import check_shares
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import check_options
 
-__all__ = ["BuildOptions", "check_build_options", "source_options"]
-
-ONE_ORDER = ("drop", "keep")
-RATER_WEIGHTS = ("fitted", "equal")
-TIES = ("keep", "drop")
+__all__ = ["BuildOptions", "source_options"]
 
 
-@dataclass(frozen=True)
+@options
 class BuildOptions:
-    """What a build does; the field names are the recipe's keys. `mmpo build --help` explains each."""
+    """What a build does. The field names are the recipe's keys, the line below each is its help."""
 
     format: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-    scale: tuple[float, float] | None = None
+    """Input format; `mmpo formats` lists them, `module:function` brings your own."""
+    columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
+    """Names of the columns in generic files: field=column,field=column."""
+    scale: Annotated[tuple[float, float] | None, LISTED] = None
+    """The score scale of generic files, low:high."""
     fix_known_defects: bool = False
-    rater: str | None = None
-    kind: str | None = None
-    evidence: str = "auto"
-    kinds: tuple[str, ...] | None = None
-    raters: tuple[str, ...] | None = None
-    aspects: tuple[str, ...] | None = None
-    normalise: str = "none"
+    """Repair a format's known defects where possible, counted; without it such rows are rejected."""
+    rater: Annotated[str | None, Flags("--rater-name")] = None
+    """Rater name for files that name none (the file's own name)."""
+    kind: Annotated[str | None, Flags("--rater-kind")] = None
+    """Kind of rater for files that name none: human, ai or reward_model."""
+    evidence: Annotated[str, OneOf(EVIDENCE), Flags("--from", "--evidence")] = "auto"
+    """Which grades make the margins: auto (ratings if there are any), ratings or comparisons."""
+    kinds: Annotated[tuple[str, ...] | None, LISTED, Flags("--kind", "--kinds")] = None
+    """Keep the grades of these kinds of raters only: human,ai,reward_model."""
+    raters: Annotated[tuple[str, ...] | None, LISTED, Flags("--rater")] = None
+    """Keep the grades of these raters only, separated by commas."""
+    aspects: Annotated[tuple[str, ...] | None, LISTED, Flags("--aspect", "--aspects")] = None
+    """Keep the grades of these aspects only, separated by commas."""
+    normalise: Annotated[str, OneOf(NORMALISATIONS)] = "none"
+    """What is done to each grade: none, minmax, zscore, log or rank."""
     score: str = "overall"
-    merge_raters: str = "mean"
-    rater_weights: str = "fitted"
-    one_order: str = "drop"
-    strategy: str = "all"
-    max_per_prompt: int | None = None
-    min_margin: float = 0.0
-    ties: str = "keep"
-    max_chars: int | None = None
-    seed: int = 0
-    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    max_rejects: float = 0.01
+    """How aspects merge: overall, mean, one aspect's name, or weights a=0.65,b=0.8."""
+    merge_raters: Annotated[str, OneOf(RATER_MERGERS), Flags("--raters", "--merge-raters")] = "mean"
+    """How raters merge: mean, median, or rater-effects (their biases and scales taken out, weighted by precision)."""
+    rater_weights: Literal["fitted", "equal"] = "fitted"
+    """With --raters rater-effects, what a rater counts for: fitted (by its precision) or equal (without signal still 0)."""
+    one_order: Literal["drop", "keep"] = "drop"
+    """Pairs that a judge answered in one order, of others in both: drop, or keep with its mean position bias taken away."""
+    strategy: Annotated[str, OneOf(STRATEGIES)] = "all"
+    """Which pairs: all, best-worst, best-random, adjacent or stratified."""
+    max_per_prompt: Count | None = None
+    """Keep at most this many pairs of a prompt."""
+    min_margin: AtLeastZero = 0.0
+    """Drop pairs whose quality margin is smaller, in margin units."""
+    ties: Literal["keep", "drop"] = "keep"
+    """Pairs with margin 0: keep or drop."""
+    max_chars: Count | None = None
+    """Drop pairs with a longer text, in characters."""
+    seed: Annotated[int, NUMBER] = 0
+    """Seed of every random choice; results don't depend on the order of the input."""
+    split: Annotated[tuple[float, float, float], LISTED] = (0.9, 0.05, 0.05)
+    """Shares of train, validation and test, by the first user message."""
+    max_rejects: Share = 0.01
+    """Largest share of unreadable or invalid lines before the build is refused."""
     feedback_only: bool = False
-    workers: int | None = None
+    """Stop at the FEEDBACK table: candidates and their grades, no pairs."""
+    workers: Count | None = None
+    """Processes (all cores)."""
 
-
-def check_build_options(options: BuildOptions) -> None:
-    """Refuse values and combinations that cannot work, before anything is read. Raises UserError."""
-    for name, given, allowed in (
-        ("evidence (--from)", options.evidence, EVIDENCE),
-        ("normalisation (--normalise)", options.normalise, NORMALISATIONS),
-        ("way to merge raters (--raters)", options.merge_raters, RATER_MERGERS),
-        ("--rater-weights", options.rater_weights, RATER_WEIGHTS),
-        ("--one-order", options.one_order, ONE_ORDER),
-        ("strategy", options.strategy, STRATEGIES),
-        ("--ties", options.ties, TIES),
-    ):
-        if given not in allowed:
-            raise unknown_name(name, given, allowed)
-    if options.rater_weights != "fitted" and not RATER_MERGERS[options.merge_raters].effects:
-        raise UserError(
-            f"--rater-weights {options.rater_weights}: only --raters rater-effects weighs raters; with --raters {options.merge_raters} all "
-            "count the same anyway. Leave it out, or choose --raters rater-effects"
-        )
-    for name in ("max_per_prompt", "max_chars", "workers"):
-        number = getattr(options, name)
-        if number is not None and number < 1:
-            raise UserError(f"--{name.replace('_', '-')} {number}: must be 1 or more")
-    if not 0 <= options.min_margin < math.inf:
-        raise UserError(f"--min-margin {options.min_margin}: must be a number from 0 up")
-    if not 0 <= options.max_rejects <= 1:
-        raise UserError(f"--max-rejects {options.max_rejects}: must be a share from 0 to 1, such as 0.01 for 1%")
-    check_shares(options.split)
-    check_options(get_source(options.format), source_options(options))
+    def __post_init__(self) -> None:
+        if self.rater_weights != "fitted" and not RATER_MERGERS[self.merge_raters].effects:
+            raise UserError(
+                f"--rater-weights {self.rater_weights}: only --raters rater-effects weighs raters; with --raters {self.merge_raters} "
+                "all count the same anyway. Leave it out, or choose --raters rater-effects"
+            )
+        check_shares(self.split)
+        check_options(get_source(self.format), source_options(self))
 
 
 def source_options(options: BuildOptions) -> SourceOptions:
+    """What of the options concerns reading the source."""
     return SourceOptions(
         columns=dict(options.columns),
         scale=options.scale,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.accounting import Ledger
-from mmpo.pipeline.build.options import BuildOptions, check_build_options
+from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.pair_stage import Shard, ShardResult, collect_from, splits_of, write_shard
 from mmpo.pipeline.build.read_stage import Read, check_rejects, read_chunk
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
@@ -62,7 +62,6 @@ def build(
     "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
-    check_build_options(options)
     out = Path(out)
     check_out(out)
     files = resolve_inputs([sources] if isinstance(sources, (str, Path)) else list(sources), options.format)

@@ -5,13 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, write_whole
 
 __all__ = ["write_comparison"]
-
-HIGHER = {"accuracy"}
-LOWER = {"ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy"}
-MEASURES = ("accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy")
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
@@ -45,7 +42,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
 
 
 def _measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [name for name in MEASURES if any(run.get(name) is not None for run in runs)]
+    shown = [name for name in METRICS if any(run.get(name) is not None for run in runs)]
     rows = []
     for run in runs:
         row: dict[str, Any] = {name: run.get(name) for name in ("name", "kind", "loss", "gamma", "steps")}
@@ -60,7 +57,7 @@ def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]
     rivals = [other[name] for other in runs if other.get("kind") == run.get("kind") and other.get(name) is not None]
     if len(rivals) < 2 or run.get(name) is None:
         return False
-    return run[name] == (max(rivals) if name in HIGHER else min(rivals))
+    return run[name] == min(rivals, key=METRICS[name].distance)
 
 
 def _by_margin(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mmpo.cli.flags import flag_of, model_of, options_from
+from mmpo.cli.flags import model_of
 from mmpo.cli.main import run
 from mmpo.cli.recipe.model import load_recipe, schema
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import flags_of, options_from
 from mmpo.train.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +133,7 @@ def test_schema_is_json_schema_with_every_key(capsys: pytest.CaptureFixture[str]
 def test_flags_and_recipe_keys_are_the_fields(options: type) -> None:
     names = [field.name for field in dataclasses.fields(options)]
     assert list(model_of(options).model_fields) == names
-    flags = [flag for name in names for flag in flag_of(name)]
+    flags = [flag for name in names for flag in flags_of(options, name)]
     assert len(set(flags)) == len(flags)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import typer
 
-from mmpo.cli.flags import options_from
 from mmpo.cli.main import make_app
 from mmpo.cli.recipe.model import load_recipe
 from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.options import options_from
 from mmpo.train.options import TrainOptions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -8,10 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline import margins
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.logistic import sigmoid
-from mmpo.pipeline.metrics import by_source, pair_measures
+from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, temperature_fit
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import Split, pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
@@ -86,20 +84,20 @@ def evaluate(
         return {**rewardbench_measures(values, _sources(pairs)), "counts": counts}
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
     fit = rest[0][0] if fitted_on != split else values
-    temperature = margins.temperature_fit(fit["z"], fit["p"])
-    by_votes, with_votes = _vote_error(pairs, values["z"], cast)
+    temperature = temperature_fit(fit["z"], fit["p"])
+    judged, with_votes = _with_votes(pairs, values, cast)
     return {
         "pairs": len(values["z"]),
         "ties": int((values["margin"] == 0).sum()),
-        **pair_measures(values["z"], values["p"], values["margin"]),
-        "ece_vote": by_votes,
-        "by_margin": margins.by_margin(values["z"], values["margin"], values["p"]),
+        **dict.fromkeys(METRICS),
+        **pair_measures(judged),
+        "by_margin": by_margin(values["z"], values["margin"], values["p"]),
         "by_source": by_source(values, _sources(pairs)),
         "mean_logratio_chosen": _mean(values, "ratio/chosen"),
         "mean_logratio_rejected": _mean(values, "ratio/rejected"),
         "temperature": temperature,
         "temperature_from": fitted_on,
-        "scaled": pair_measures(values["z"] / (temperature or 1.0), values["p"], values["margin"]),
+        "scaled": pair_measures({**values, "z": values["z"] / (temperature or 1.0)}),
         "gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf",
         "target": options.target,
         "split": split,
@@ -155,12 +153,14 @@ def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Tabl
     return pairs
 
 
-def _vote_error(pairs: pa.Table, z: np.ndarray, votes: Votes | None) -> tuple[float | None, dict[str, int]]:
-    """ece_vote, and how many pairs have votes."""
+def _with_votes(
+    pairs: pa.Table, values: dict[str, np.ndarray], votes: Votes | None
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The values with the votes among them, where there are any, and how many pairs have votes."""
     if votes is None:
-        return None, {}
+        return values, {}
     preferring, raters = votes.of(pairs).T
-    return margins.ece_vote(sigmoid(z), preferring, raters), {"pairs_with_votes": int((raters > 0).sum())}
+    return {**values, "preferring": preferring, "raters": raters}, {"pairs_with_votes": int((raters > 0).sum())}
 
 
 def _sources(pairs: pa.Table) -> np.ndarray:

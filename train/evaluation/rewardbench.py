@@ -52,20 +52,17 @@ def rewardbench_pairs(data: str | Path) -> pa.Table | None:
 
 
 def rewardbench_measures(values: Mapping[str, np.ndarray], subsets: np.ndarray) -> dict[str, Any]:
-    """Accuracy, ece_label and brier over all rows; "subsets", the same of each; "sections" and their "average" over the
+    """The measures that need no targets over all rows; "subsets", the same of each; "sections" and their "average" over the
     published subsets that are there, None without any. values: of `pair_values`; subsets: (pairs,). Equal scores are wrong.
     """
     what = "score" if "score/chosen" in values else "ratio"
     accuracies = subset_accuracies(values[f"{what}/chosen"], values[f"{what}/rejected"], subsets.tolist())
     sections = rewardbench_sections({name: value for name, value in accuracies.items() if name in rewardbench_subsets()})
-    kept = ("accuracy", "ece_label", "brier")
-    whole = pair_measures(values["z"], values["p"], values["margin"])
-    parts = [
-        {"subset": row["source"], "pairs": row["pairs"], **{name: row[name] for name in kept}} for row in by_source(values, subsets)
-    ]
+    decided = {name: values[name] for name in ("z", "margin")}
+    parts = [{"subset": row.pop("source"), **row} for row in by_source(decided, subsets)]
     return {
         "pairs": len(subsets),
-        **{name: whole[name] for name in kept},
+        **pair_measures(decided),
         "subsets": parts,
         "sections": sections,
         "average": rewardbench_average(sections) if sections else None,

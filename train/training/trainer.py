@@ -265,7 +265,7 @@ class MarginTrainer(Guards):
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The measures of `mmpo.pipeline.metrics.measures` over all pairs of the evaluation prompts, logged under the prefix."""
+        """The measures of `mmpo.pipeline.metrics` over all pairs of the evaluation prompts, logged under the prefix."""
         prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else self.eval_prompts
         if not prompts:
             raise UserError("there are no pairs to evaluate on")

@@ -7,7 +7,7 @@ import pytest
 from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, unlocked
 from argilla_fixture import Argilla, ready_facts
 
-from mmpo.annotate.argilla import Known, PushOptions, api_url_of, check_push_options, suggestion_of
+from mmpo.annotate.argilla import Known, PushOptions, api_url_of, suggestion_of
 from mmpo.annotate.argilla_server.home import new_users
 from mmpo.annotate.argilla_server.serve import serve
 from mmpo.cli.commands.argilla import say_ready
@@ -127,12 +127,12 @@ def test_a_tiny_measure_of_much_better_is_the_outermost_grade(se: float | None) 
     [
         ({"scale": (0, 10)}, "--scale is for --questions ratings"),
         ({"much_better": 2.0}, "it needs --suggest"),
-        ({"seed": -1}, "--seed -1"),
+        ({"seed": -1}, "seed: -1 is not 0 or more"),
     ],
 )
 def test_options_that_do_nothing_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        check_push_options(PushOptions(**options))
+        PushOptions(**options)
 
 
 def test_a_tiny_measure_reaches_argilla(argilla: Argilla, tmp_path: Path) -> None:

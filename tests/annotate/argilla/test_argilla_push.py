@@ -186,8 +186,8 @@ def test_wiped_metadata_is_put_back_beside_what_others_added(argilla: Argilla, t
     ("options", "message"),
     [
         ({"questions": "pair"}, "did you mean 'pairs'"),
-        ({"select": "least"}, "unknown --select"),
-        ({"limit": 0}, "from 1 up"),
+        ({"select": "least"}, "select: 'least' is not 'random'"),
+        ({"limit": 0}, "limit: 0 is not 1 or more"),
         ({"scale": (5, 5)}, "LOW:HIGH"),
         ({"scale": (0, 11)}, "LOW:HIGH"),
         ({"aspects": ("Tone!",)}, "small letters"),

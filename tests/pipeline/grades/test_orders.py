@@ -205,7 +205,7 @@ def test_normalisations_take_the_bias_along() -> None:
     assert sorted(row["quality_margin"] for row in rows(table, normalise="zscore")) == pytest.approx([1 / 3.5**0.5, 2 / 3.5**0.5])
     with pytest.raises(UserError, match="rank is for scores"):
         build_pairs(table, normalise="rank")
-    with pytest.raises(UserError, match="one-order"):
+    with pytest.raises(UserError, match="one_order"):
         build_pairs(table, one_order="both")
 
 

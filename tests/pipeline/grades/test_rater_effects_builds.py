@@ -133,7 +133,7 @@ def test_weights_are_optional_and_a_silent_rater_is_counted_and_shown(jury: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"rater_weights": "equal"}, "only --raters rater-effects weighs raters"),
-     ({"merge_raters": "rater-effects", "rater_weights": "none"}, "fitted, equal")],
+     ({"merge_raters": "rater-effects", "rater_weights": "none"}, "'fitted' or 'equal'")],
 )  # fmt: skip
 def test_weights_without_a_use_for_them_are_refused(jury: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import ece_vote
+from mmpo.train.evaluation import pair_values as pair_values_module
 from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.evaluation.evaluate import pair_values as pair_values_module
 from mmpo.train.evaluation.votes import Votes
 from mmpo.train.model import load_pretrained
 from mmpo.train.options import TrainOptions
@@ -194,12 +194,12 @@ def test_the_reference_cache_may_be_named(models, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_length": -5}, "max_length must be a number above 0, not -5"),
-        ({"max_length": 0}, "max_length must be a number above 0, not 0"),
+        ({"max_length": -5}, "max_length: -5 is not 1 or more"),
+        ({"max_length": 0}, "max_length: 0 is not 1 or more"),
         ({"max_length": 20, "max_prompt_length": 5000}, "must be below max_length"),
-        ({"beta": float("nan")}, "beta must be a number above 0, not nan"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch must be a number above 0"),
-        ({"gamma": -1.0}, "gamma must be"),
+        ({"beta": float("nan")}, "beta: nan is not a finite number"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch: 0 is not 1 or more"),
+        ({"gamma": -1.0}, "gamma: -1.0 is not 0 or more"),
         ({"reference": "some/model"}, "a reward model has no reference"),
     ],
 )

@@ -224,7 +224,7 @@ def test_sources_that_are_not_there_are_named(pairs, tokenizer, tmp_path):
     assert "source-0, source-1" in str(refusal.value) and "'a + b'" in str(refusal.value)
     with pytest.raises(UserError, match="unknown source"):
         trainer_of(pairs, tokenizer, tmp_path, source_weights={"arena": 2.0})
-    with pytest.raises(UserError, match="at least 0, not -1"):
+    with pytest.raises(UserError, match="-1 is not 0 or more"):
         trainer_of(pairs, tokenizer, tmp_path, source_weights={"source-0": -1})
 
 

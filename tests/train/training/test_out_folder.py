@@ -50,7 +50,7 @@ def test_beside_something_else_that_beginning_proves_nothing(tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, None])
 def test_a_seed_that_numpy_does_not_take_is_refused(seed):
-    with pytest.raises(UserError, match=rf"seed must be a whole number from 0 to 4294967295, not {seed}"):
+    with pytest.raises(UserError, match=rf"seed: {seed} is not"):
         TrainOptions("reward", seed=seed)
 
 
@@ -58,4 +58,4 @@ def test_a_seed_that_numpy_does_not_take_is_refused(seed):
 def test_so_it_is_on_the_command_line(seed, tmp_path, capsys):
     command = ["train", "reward", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seed", str(seed)]
     assert run(command) == 2
-    assert f"error: seed must be a whole number from 0 to 4294967295, not {seed}" in capsys.readouterr().err
+    assert f"error: --seed: '{seed}' is not" in capsys.readouterr().err

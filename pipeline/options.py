@@ -1,0 +1,206 @@
+"""Options as typed data: frozen pydantic dataclasses whose ranges, choices, flags and help stand in their fields.
+
+Whoever makes one (Python, a command's flags, a recipe), what is wrong is a UserError: the option, what was given, what is allowed.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from mmpo.pipeline.errors import UserError
+
+__all__ = [
+    "LISTED",
+    "MAPPED",
+    "NUMBER",
+    "AtLeastZero",
+    "Count",
+    "Flags",
+    "OneOf",
+    "Positive",
+    "Share",
+    "TextOrPath",
+    "explain",
+    "fields_of",
+    "flags_of",
+    "options",
+    "options_from",
+]
+
+Kind = TypeVar("Kind")
+
+
+class OneOf:
+    """Annotates a text that must be a key of a family's table, so that a new member is allowed as soon as it stands in the table."""
+
+    def __init__(self, table: Iterable[str]) -> None:
+        self.names = list(table)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = core_schema.literal_schema(self.names)
+        return core_schema.nullable_schema(schema) if type(None) in get_args(source) else schema
+
+
+class Flags:
+    """Annotates a field whose flags on the command line are not its name; the first one is the one to write."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.replace(":", ",").split(",") if part.strip())
+
+
+def _mapped(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    parts = [part for part in value.split(",") if part.strip()]
+    wrong = next((part for part in parts if "=" not in part), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not of the form name=value")
+    return {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in parts)}
+
+
+LISTED = BeforeValidator(_listed)
+"""Several values may also be written as text: x,y,z or 1:10."""
+MAPPED = BeforeValidator(_mapped)
+"""A mapping may also be written as text: a=b,c=d."""
+NUMBER = BeforeValidator(_no_truth)
+"""True and False are no numbers."""
+Count = Annotated[int, Field(ge=1), NUMBER]
+"""A whole number from 1 up."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
+"""A finite number above 0."""
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
+"""A finite number from 0 up."""
+Share = Annotated[float, Field(ge=0, le=1), NUMBER]
+"""A number from 0 to 1."""
+TextOrPath = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
+"""A text, given as one or as a path."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def options(cls: type[Kind]) -> type[Kind]:
+    """Class decorator: a frozen pydantic dataclass that raises UserError; a field's help is the docstring below it.
+
+    >>> @options
+    ... class Sampling:
+    ...     draws: Count = 5
+    >>> Sampling("7")
+    Sampling(draws=7)
+    >>> Sampling(draws=0)
+    Traceback (most recent call last):
+    mmpo.pipeline.errors.UserError: draws: 0 is not 1 or more
+    """
+    made: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))(cls)
+    create: Callable[..., None] = made.__init__
+
+    @wraps(create)
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            create(self, *values, **named)
+        except ValidationError as error:
+            raise UserError(explain(error, made)) from None
+
+    made.__init__ = checked
+    return made
+
+
+def fields_of(options: type) -> dict[str, FieldInfo]:
+    """The fields of an options class or of a pydantic model, by name."""
+    return options.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def flags_of(options: type, name: str) -> list[str]:
+    """The flags of a field, the one to write first."""
+    own = [flags.names for flags in fields_of(options)[name].metadata if isinstance(flags, Flags)]
+    return list(own[0]) if own else ["--" + name.replace("_", "-")]
+
+
+def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = "", flags: bool = False) -> Kind:
+    """The options from text or YAML values. `where`: set before the message; `flags`: name fields by their flags. Raises UserError."""
+    try:
+        return TypeAdapter(options).validate_python(dict(given))
+    except ValidationError as error:
+        raise UserError(explain(error, options, where=where, flags=flags)) from None
+
+
+def explain(error: ValidationError, model: type, *, where: str = "", flags: bool = False) -> str:
+    """One message for all that is wrong: place, what was given, what is allowed, the closest valid name."""
+    places: dict[tuple[Any, ...], list[Any]] = {}
+    for item in error.errors():
+        # A union reports each of its members, as a last part of the place that is no key.
+        last = str(item["loc"][-1]) if item["loc"] else ""
+        union = last.removeprefix("constrained-") in ("float", "int", "str", "bool") or "[" in last
+        places.setdefault(item["loc"][:-1] if union else item["loc"], []).append(item)
+    return "; ".join(_explain_one(place, items, model, where, flags) for place, items in places.items())
+
+
+def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: str, flags: bool) -> str:
+    known = flags and place and place[0] in fields_of(model)
+    shown = flags_of(model, place[0])[0] if known else ".".join(str(part) for part in place)
+    start = f"{where}{shown}" if shown else where.rstrip(": ")
+    item = items[0]
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        allowed = _keys_at(model, place[:-1])
+        return f"{start}: unknown key{_closest(place[-1], allowed) or '.'} Known: {', '.join(allowed)}"
+    if item["type"] == "missing":
+        return f"{start}: missing"
+    messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
+    if not all(message.startswith("Input should be ") for message in messages):
+        return f"{start}: {messages[0]}"
+    names = [name for one in items if one["type"] == "literal_error" for name in re.findall("'([^']*)'", one["ctx"]["expected"])]
+    values = " or ".join(message.removeprefix("Input should be ") for message in messages)
+    for theirs, ours in WORDS.items():
+        values = re.sub(theirs, ours, values)
+    return f"{start}: {item['input']!r} is not {values}{_closest(item['input'], names)}"
+
+
+WORDS = {
+    "a valid number": "a number",
+    "a valid integer": "a whole number",
+    "a valid string": "text",
+    "a valid dictionary": "a mapping",
+    "greater than or equal to (\\S+)": r"\1 or more",
+    "less than or equal to (\\S+)": r"\1 or less",
+    "greater than": "above",
+    "less than": "below",
+}
+"""pydantic's words, as regular expressions → plainer ones."""
+
+
+def _closest(given: Any, allowed: Sequence[str]) -> str:
+    close = get_close_matches(str(given), allowed, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _keys_at(model: type, place: Sequence[Any]) -> list[str]:
+    """The keys allowed at a place inside the model; a mapping's own keys (run names) are skipped."""
+    for part in place:
+        field = {field.alias or name: field for name, field in fields_of(model).items()}.get(str(part))
+        models = (
+            [hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)] if field else []
+        )
+        model = models[0] if models else model
+    return [field.alias or name for name, field in fields_of(model).items()]
+
+
+def _flatten(hint: Any) -> list[Any]:
+    return [hint, *(inner for argument in get_args(hint) for inner in _flatten(argument))]

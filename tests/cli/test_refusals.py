@@ -1,0 +1,142 @@
+"""What every command refuses: exit status 2, one message that names what is wrong and what is allowed, nothing written."""
+
+import gzip
+import shlex
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import graded, lines, refused
+
+from mmpo.cli.main import run
+
+BUILD = "build grades.jsonl --format jsonl --out out"
+# The port `discard`: nobody listens; none of these may get so far as to ask.
+JUDGE = "judge candidates --base-url http://127.0.0.1:9/v1 --out out"
+AGREE = "agree people --json"
+REFUSALS: dict[str, list[tuple[str, ...]]] = {
+    BUILD: [
+        ("--strategy everything", "--strategy: 'everything'", "best-worst"),
+        ("--strategy adjacant", "did you mean 'adjacent'?"),
+        ("--normalise zscores", "--normalise: 'zscores'", "did you mean 'zscore'?"),
+        ("--ties maybe", "--ties: 'maybe'"),
+        ("--from votes", "--from: 'votes'"),
+        ("--raters mode", "--raters: 'mode'", "rater-effects"),
+        ("--rater-weights equal", "--raters rater-effects"),
+        ("--split 0.5,0.2,0.1", "--split 0.5,0.2,0.1"),
+        ("--scale 10:1", "--scale 10:1"),
+        ("--max-rejects 2", "--max-rejects: '2'"),
+        ("--min-margin -1", "--min-margin: '-1'"),
+        ("--max-per-prompt 0", "--max-per-prompt: '0' is not 1 or more"),
+        ("--seed x", "--seed: 'x' is not a whole number"),
+        ("--columns nonsense", "--columns: 'nonsense' is not of the form name=value"),
+        ("--columns grade=score", "--columns", "grade"),
+        ("--columns score=grade", "grade", "completion"),
+        ("--no-such-flag", "--no-such-flag"),
+    ],
+    f"{JUDGE} --model m": [
+        ("--mode pairs", "pairwise"),
+        ("--pairs some", "best-worst"),
+        ("--pairs random", "random:4"),
+        ("--orders three", "both"),
+        ("--rubric helpfullness", "helpfulness"),
+        ("--rubric mine.yaml", "mine.yaml"),
+        ("--template mine.j2", "mine.j2"),
+        ("--reply json", "aspects-json"),
+        ("--reply ranking --mode pointwise", "it is for pairwise and listwise"),
+        ("--logprobs yes", "need"),
+        ("--samples 0", "--samples: '0' is not 1 or more"),
+        ("--min-mass 1.5", "1 or less"),
+        ("--temperature 3", "2 or less"),
+        ("--concurrency -1", "1 or more"),
+        ("--timeout soon", "--timeout"),
+        ("--extra-body {x", "JSON"),
+        ("""--extra-body '{"n": 3}'""", "set by the run"),
+        ("--max-cost 1", "--prices"),
+        ("--prices nowhere.yaml", "nowhere.yaml"),
+        ("--base-url localhost:8000", "http://127.0.0.1:8000/v1"),
+        ("--base-url http://me:secret@127.0.0.1/v1", "environment variable"),
+        ("--judge m", "not both"),
+        ("--api-key sk-1234567890", "--api-key"),
+    ],
+    JUDGE: [
+        ("", "--model"),
+        ("--judge m --judge m", "rater="),
+        ("--judge m,base=x", "base_url"),
+        ("--judge m,base_url", "key=value"),
+        ("--judge ,rater=x", "needs a model"),
+        ("--judge m,concurrency=many", "number"),
+    ],
+    AGREE: [
+        ("--rater anotator-1", "did you mean 'annotator-1'"),
+        ("--against gpt", "unknown --against 'gpt'"),
+        ("--from ratings", "it has comparisons: use --from comparisons"),
+        ("--from both", "holds no ratings"),
+        ("--bootstrap=-5", "--bootstrap -5: must be a whole number from 0 up"),
+    ],
+    "": [
+        ("build nowhere.jsonl --format jsonl --out out", "nowhere.jsonl"),
+        ("build grades.jsonl --format jsnl --out out", "unknown format 'jsnl'", "did you mean 'jsonl'"),
+        *((f"build grades.jsonl --format {name} --out out", name)
+          for name in ("ultrafeedback", "shp", "alpaca-eval", "ultrafeedback-binarized")),
+        ("build cut.jsonl.gz --format jsonl --out out", "cut.jsonl.gz"),
+        ("build cut.parquet --format parquet --out out", "cut.parquet"),
+        ("build single.jsonl --format jsonl --out out", "pair"),
+        ("build empty.jsonl --format jsonl --out out",),
+        ("build grades.jsonl --format jsonl --out thesis", "thesis"),
+        ("judge nowhere --model m --out out", "nowhere"),
+        ("judge grades.jsonl --model m --out out", "grades.jsonl"),
+        ("judge candidates --model m --out candidates", "is the input itself"),
+        ("judge pairs --model m --out out", "--feedback-only"),
+        (f"{JUDGE} --model m --out thesis", "thesis"),
+        ("judge candidates --model gpt-4o-mini --out out", "OPENAI_API_KEY", "export"),
+        ("judge candidates --model m --api-key-env MINE --out out", "MINE"),
+        ("agree pairs", "holds pairs, no FEEDBACK"),
+        ("agree nowhere", "no such dataset folder"),
+        ("validate pairs --gamma -1", "gamma"),
+        ("validate nowhere", "nowhere"),
+        ("report nowhere", "nowhere"),
+        ("gamma nowhere", "nowhere"),
+        ("export nowhere --to jsonl --out x", "nowhere"),
+        ("export pairs --to trl --out x", "trl-dpo"),
+        ("train reward --out model", "--data is needed"),
+        ("train reward --data pairs --out model --gamma -1", "--gamma: '-1' is not 0 or more"),
+        ("train reward --data pairs --out model --loss mmop", "did you mean 'mmpo'"),
+        ("list formts", "did you mean 'formats'"),
+        ("formats shq", "unknown format 'shq'", "did you mean 'shp'"),
+    ],
+}  # fmt: skip
+"""The beginning of a command → its endings, each with the words that the message must hold."""
+CASES = [(f"{start} {end}".strip(), words) for start, ends in REFUSALS.items() for end, *words in ends]
+
+
+@pytest.fixture(scope="module")
+def here(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good input and bad; nothing in it may change."""
+    folder = tmp_path_factory.mktemp("refusals")
+    (folder / "grades.jsonl").write_text(lines(graded()), encoding="utf-8")
+    (folder / "single.jsonl").write_text(lines(graded(30, answers=1)), encoding="utf-8")
+    (folder / "empty.jsonl").touch()
+    packed = gzip.compress(lines(graded(400)).encode())
+    (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    pq.write_table(pa.Table.from_pylist(graded(400)), folder / "cut.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "cut.parquet").read_bytes()[:-200])
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter.txt").write_text("mine")
+    build = ["build", str(folder / "grades.jsonl"), "--format", "jsonl"]
+    assert run([*build, "--out", str(folder / "pairs")]) == 0
+    assert run([*build, "--out", str(folder / "candidates"), "--feedback-only"]) == 0
+    people = [str(root / "data" / "human_graded_pairs.jsonl"), "--format", "jsonl", "--scale=-2:2", "--rater-kind", "human"]
+    assert run(["build", *people, "--out", str(folder / "people"), "--feedback-only"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("command", "words"), CASES, ids=[command for command, _ in CASES])
+def test_refused(
+    command: str, words: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    for name in ("OPENAI_API_KEY", "MINE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "secret" not in refused(shlex.split(command), here, capsys, *words)
