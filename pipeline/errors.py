@@ -2,6 +2,7 @@
 
     MmpoError
     ├── UserError        the user's input, options or configuration are wrong      exit 2
+    │   └── InvalidValue     a number that a formula does not allow                exit 2
     └── PartialResult    finished in part; the same command resumes                exit 3
 
 A message names what was given, what is allowed and the next move; it is all that a user sees, never a traceback.
@@ -10,7 +11,7 @@ A message names what was given, what is allowed and the next move; it is all tha
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["MmpoError", "PartialResult", "UserError", "unknown_name"]
+__all__ = ["InvalidValue", "MmpoError", "PartialResult", "UserError", "unknown_name"]
 
 
 class MmpoError(Exception):
@@ -19,6 +20,10 @@ class MmpoError(Exception):
 
 class UserError(MmpoError):
     """The input, an option or the configuration is wrong: exit status 2."""
+
+
+class InvalidValue(UserError, ValueError):
+    """A number that a formula does not allow: a ValueError in Python, exit status 2 on the command line."""
 
 
 class PartialResult(MmpoError):

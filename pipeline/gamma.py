@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.margins import gamma_for_mean_target, target_probability
+from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.storage.dataset import part_files, read_columns
 
 __all__ = ["MEAN_TARGET", "PUBLISHED", "SATURATED", "gamma_table", "suggest_gamma"]

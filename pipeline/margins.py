@@ -1,67 +1,69 @@
 """The mathematics of margins that all stages share: targets, standard errors, the choice of γ. numpy only, float64.
 
-Measures of calibration (`mmpo.pipeline.metrics.calibration`) and RewardBench's arithmetic (`mmpo.pipeline.metrics.rewardbench`) are
-part of it and importable from here. Margins are in score units, γ in 1/score-unit, probabilities are those of the
-chosen completion being the better one.
+Margins are in score units, γ in 1/score-unit, probabilities are those of the chosen completion being the better one. The measures of
+`mmpo.pipeline.metrics` are importable from here too.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from mmpo.pipeline.logistic import Floats, InvalidValue, as_floats, sigmoid, softplus
-from mmpo.pipeline.metrics.calibration import (
-    accuracy,
-    brier,
-    by_margin,
-    cross_entropy,
-    ece_label,
-    ece_target,
-    ece_vote,
-    soft_brier,
-    temperature_fit,
-)
-from mmpo.pipeline.metrics.rewardbench import (
-    REWARDBENCH_COUNTS,
-    REWARDBENCH_SECTIONS,
-    rewardbench2_best_of,
-    rewardbench2_ties,
-    rewardbench_average,
-    rewardbench_sections,
-    subset_accuracies,
-)
+from mmpo.pipeline.errors import InvalidValue
 
 __all__ = [
-    "REWARDBENCH_COUNTS",
-    "REWARDBENCH_SECTIONS",
     "FilledErrors",
+    "Floats",
     "InvalidValue",
-    "accuracy",
-    "brier",
-    "by_margin",
+    "as_floats",
     "check_gamma",
-    "cross_entropy",
-    "ece_label",
-    "ece_target",
-    "ece_vote",
     "fill_standard_errors",
     "fit_gamma_to_votes",
     "gamma_for_mean_target",
     "margin_standard_error",
     "measured_probability",
-    "rewardbench2_best_of",
-    "rewardbench2_ties",
-    "rewardbench_average",
-    "rewardbench_sections",
     "sigmoid",
-    "soft_brier",
     "softplus",
-    "subset_accuracies",
     "target_probability",
-    "temperature_fit",
 ]
+
+Floats = NDArray[np.float64]
+
+
+def __getattr__(name: str) -> Any:
+    """The measures that stood here once, such as `ece_target`."""
+    for place in () if name.startswith("_") else ("calibration", "rewardbench"):
+        measures = import_module(f"mmpo.pipeline.metrics.{place}")
+        if name in measures.__all__:
+            return getattr(measures, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def as_floats(values: ArrayLike, name: str) -> Floats:
+    """The values as a float64 array of their own shape; InvalidValue, naming them, where they are not numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidValue(f"{name} must be numbers, not {type(values).__name__}") from None
+
+
+def sigmoid(z: ArrayLike) -> Floats:
+    """σ(z) = 1/(1 + e^−z) elementwise, without overflow: only e^−|z| is ever formed.
+
+    >>> sigmoid([-1e308, 0.0, 1e308]).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    z = np.asarray(z, dtype=np.float64)
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, small) / (1.0 + small)
+
+
+def softplus(z: ArrayLike) -> Floats:
+    """log(1 + e^z) elementwise = −log σ(−z), in nats, without overflow."""
+    z = np.asarray(z, dtype=np.float64)
+    return np.maximum(z, 0.0) + np.log1p(np.exp(-np.abs(z)))
 
 
 def check_gamma(gamma: float) -> float:

@@ -6,8 +6,7 @@ import numpy as np
 
 from mmpo.annotate.agreement.columns import HUMAN
 from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins
-from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.margins import fit_gamma_to_votes, target_probability
+from mmpo.pipeline.margins import Floats, fit_gamma_to_votes, target_probability
 from mmpo.pipeline.metrics import by_margin, cross_entropy, ece_vote
 
 __all__ = ["against_reference", "calibration_row", "choosing_row", "shared", "votes"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup, grade_statistics
-from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.sources import KINDS
 
 __all__ = ["EVIDENCE", "HUMAN", "Chosen", "Column", "choose_columns"]

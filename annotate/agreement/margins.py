@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mmpo.annotate.agreement.columns import Chosen, choose_columns
 from mmpo.pipeline.arrow import codes, flat, large, offsets_of, parents, to_numpy
 from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
-from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.pairs import all_pairs, own_gaps
 
 __all__ = ["RaterMargins", "RawGrades", "read_margins"]

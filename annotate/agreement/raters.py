@@ -10,7 +10,7 @@ import numpy as np
 
 from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
 from mmpo.annotate.agreement.statistics import rank_correlation, runs
-from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.margins import Floats
 
 __all__ = ["consistency_row", "length_row", "position_row", "rater_row", "severity_rows"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.grades import group_starts
-from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.margins import Floats
 
 __all__ = ["OF_TWO", "agreement_of_all", "agreement_of_two", "patterns", "rank_correlation", "runs", "signed_ranks"]
 

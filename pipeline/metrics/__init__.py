@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmpo.pipeline.logistic import sigmoid
+from mmpo.pipeline.margins import sigmoid
 from mmpo.pipeline.metrics.calibration import (
     accuracy,
     brier,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmpo.pipeline.logistic import Floats, InvalidValue, as_floats, sigmoid, softplus
+from mmpo.pipeline.margins import Floats, InvalidValue, as_floats, sigmoid, softplus
 
 __all__ = [
     "BINS",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmpo.pipeline.logistic import InvalidValue, as_floats
+from mmpo.pipeline.margins import InvalidValue, as_floats
 
 __all__ = [
     "REWARDBENCH_COUNTS",

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.logistic import Floats
+from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage.dataset import batches, part_files
 
 __all__ = ["PairFigures", "by_source", "dropped", "longer_wins", "read_figures", "samples"]

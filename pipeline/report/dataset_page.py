@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.gamma import gamma_table
-from mmpo.pipeline.logistic import Floats
-from mmpo.pipeline.margins import gamma_for_mean_target, target_probability
+from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.report.comparison_page import write_comparison
 from mmpo.pipeline.report.dataset_figures import PairFigures, by_source, dropped, longer_wins, read_figures, samples
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table
