@@ -1,7 +1,7 @@
 """Spill files: FEEDBACK rows cut by the hash of their prompt, so that all grades of a prompt meet in one partition.
 
-Every chunk of input writes one Arrow file with a record batch a partition; a partition is read back from all of them. Memory is then
-bounded by a chunk while writing and by a partition while reading, whatever the input's size.
+Every chunk of input writes one Arrow file with one record batch per partition that it has rows of; a partition is read back from all
+files. Memory is then bounded by a chunk while writing and by a partition while reading, whatever the input's size.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat
 
 __all__ = ["partition_of", "read_partition", "write_spill"]
 
+_HELD = b"partitions"
+"""Key of the file's metadata: the partitions of its batches, ascending, as int32."""
 _HEX = np.zeros(256, dtype=np.int64)
 _HEX[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
 
@@ -29,7 +31,7 @@ def partition_of(ids: pa.Array, partitions: int) -> np.ndarray:
 
 
 def write_spill(table: pa.Table, path: Path, partitions: int) -> None:
-    """Write a FEEDBACK table (64-bit text offsets) as one record batch a partition."""
+    """Write a FEEDBACK table (64-bit text offsets) as one record batch per partition that has rows."""
     if partitions > 1:
         partition = partition_of(flat(table["prompt_id"]), partitions)
         order = np.argsort(partition, kind="stable")
@@ -37,11 +39,11 @@ def write_spill(table: pa.Table, path: Path, partitions: int) -> None:
         bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
     else:
         bounds = np.array([0, table.num_rows])
+    held = np.flatnonzero(np.diff(bounds)).astype(np.int32)
     whole = table.combine_chunks().to_batches()
-    batch = whole[0] if whole else pa.RecordBatch.from_pylist([], schema=LARGE_FEEDBACK)
-    with ipc.new_file(str(path), LARGE_FEEDBACK) as writer:
-        for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            writer.write_batch(batch.slice(low, high - low))
+    with ipc.new_file(str(path), LARGE_FEEDBACK.with_metadata({_HELD: held.tobytes()})) as writer:
+        for low, high in zip(bounds[held].tolist(), bounds[held + 1].tolist(), strict=True):
+            writer.write_batch(whole[0].slice(low, high - low))
 
 
 def read_partition(paths: Sequence[Path], partition: int) -> pa.Table:
@@ -49,7 +51,7 @@ def read_partition(paths: Sequence[Path], partition: int) -> pa.Table:
     batches = []
     for path in paths:
         with pa.memory_map(str(path)) as source:
-            batch = ipc.open_file(source).get_batch(partition)
-            if batch.num_rows:
-                batches.append(batch)
+            reader = ipc.open_file(source)
+            held = np.frombuffer((reader.schema.metadata or {})[_HELD], dtype=np.int32)
+            batches += [reader.get_batch(int(place)) for place in np.flatnonzero(held == partition)]
     return pa.Table.from_batches(batches, schema=LARGE_FEEDBACK).combine_chunks()
