@@ -4,7 +4,7 @@ Inside the pipeline text has 64-bit offsets (large_string), so that a column may
 `mmpo.pipeline.tables`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "ranges",
     "structs",
     "to_numpy",
+    "with_fields",
 ]
 
 _LONG_TEXT = {"content", "text", "note", "extra"}
@@ -70,6 +71,13 @@ def lists(starts: np.ndarray, values: pa.Array) -> pa.ListArray:
     offsets[:-1] = starts
     offsets[-1] = len(values)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def with_fields(rows: pa.StructArray, new: Mapping[str, pa.Array]) -> pa.StructArray:
+    """The struct array with these fields replaced, each in its old type."""
+    fields = [rows.type.field(i) for i in range(rows.type.num_fields)]
+    arrays = [new[f.name].cast(f.type) if f.name in new else rows.field(f.name) for f in fields]
+    return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
 def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:

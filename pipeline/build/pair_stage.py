@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.accounting import Ledger
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of, with_fields
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.pairs.choose import choose_pairs
@@ -66,11 +66,9 @@ def _without_texts(rows: pa.Table) -> pa.Table:
     columns["prompt"] = lists(np.zeros(size, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
     columns["extra"] = pa.nulls(size, columns["extra"].type)
     for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
-        column = columns[name]
-        inner = column.flatten()
-        fields = [inner.type.field(i) for i in range(inner.type.num_fields)]
-        arrays = [pa.nulls(len(inner), f.type) if f.name == text else inner.field(f.name) for f in fields]
-        columns[name] = lists(offsets_of(column)[:-1], pa.StructArray.from_arrays(arrays, fields=fields))
+        inner = columns[name].flatten()
+        empty = with_fields(inner, {text: pa.nulls(len(inner))})
+        columns[name] = lists(offsets_of(columns[name])[:-1], empty)
     return pa.Table.from_arrays([columns[name] for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 

@@ -6,17 +6,16 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 __all__ = ["Runner", "running"]
 
-Result = TypeVar("Result")
-Runner = Callable[..., Iterable[Any]]
+Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 
 def _start_worker(parent: int) -> None:
@@ -44,10 +43,10 @@ def _interrupts_wait() -> Iterator[None]:
 
 
 @contextmanager
-def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[tuple[Any, ...]]], Iterator[Result]]]:
+def running(workers: int) -> Iterator[Runner]:
     """A function that calls `work(*arguments)` for each tuple of arguments and yields the results in order.
 
-    workers: processes; 1 runs everything here. At most two tasks a worker wait at any time. An error ends all workers.
+    workers: processes; 1 runs everything here. An error ends all workers.
     """
     if workers <= 1:
         yield lambda work, tasks: (work(*task) for task in tasks)
@@ -55,23 +54,11 @@ def running(workers: int) -> Iterator[Callable[[Callable[..., Result], Sequence[
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
 
-    def in_order(work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
-        waiting: dict[Future[Result], int] = {}
-        done: dict[int, Result] = {}
-        following, given = 0, 0
-        while following < len(tasks):
-            while given < len(tasks) and len(waiting) < 2 * workers:
-                with _interrupts_wait(), warnings.catch_warnings():
-                    # Python 3.12 warns of forking with threads; the threads are Arrow's, which are made for it.
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    waiting[pool.submit(work, *tasks[given])] = given
-                given += 1
-            if following not in done:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    done[waiting.pop(future)] = future.result()
-                continue
-            yield done.pop(following)
-            following += 1
+    def in_order(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        with _interrupts_wait(), warnings.catch_warnings():
+            # Python 3.12 warns of forking with threads; the threads are Arrow's, which are made for it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return pool.map(work, *zip(*tasks, strict=True))
 
     try:
         yield in_order

@@ -1,4 +1,4 @@
-"""Bringing together all that was said about one prompt: partial FEEDBACK rows in, one row a prompt out.
+"""Bringing together all that was said about one prompt: partial FEEDBACK rows in, one row per prompt out.
 
 The result has one order whatever the input's: prompts by id, completions by id, ratings by completion, rater, aspect and score. So sums
 and choices later on depend on the data, never on how it was cut into files.
@@ -7,13 +7,13 @@ and choices later on depend on the data, never on how it was cut into files.
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy, with_fields
 
 __all__ = ["merge_prompts"]
 
 
 def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """One row a prompt from rows that may share prompts.
+    """One row per prompt from rows that may share prompts.
 
     table: FEEDBACK with 64-bit text offsets. Returns the merged table and how many rows of each unit were merged into another:
     {"prompt", "completion"}; grades are never merged. Of a completion that several rows name, the smallest model name is kept.
@@ -32,8 +32,8 @@ def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
             pa.array(ids, pa.string()),
             lists(starts[:-1], messages.flatten().take(pa.array(kept))),
             lists(prompt_start[:-1], completions),
-            _ratings(table, prompt_of_row, len(ids), position, prompt_start),
-            _comparisons(table, prompt_of_row, len(ids), position, prompt_start),
+            _grades(table, "ratings", prompt_of_row, position, prompt_start, ("completion",), "score"),
+            _grades(table, "comparisons", prompt_of_row, position, prompt_start, ("first", "second"), "gap"),
             _sources(flat(table["source"]), prompt_of_row, first_row),
             _extras(flat(table["extra"]), prompt_of_row, first_row),
         ],
@@ -62,47 +62,21 @@ def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tu
     return old.take(pa.array(kept)), start, position
 
 
-def _moved(
-    column: pa.Array, names: tuple[str, ...], rows: np.ndarray, table: pa.Table, position: np.ndarray, start: np.ndarray
-) -> list[np.ndarray]:
-    """The indices of grades into their prompt's completions, after the merge."""
-    base = offsets_of(flat(table["completions"]))[rows]
-    prompt_start = start[np.searchsorted(start, position[base + np.asarray(column.field(names[0]))], side="right") - 1]
-    return [position[base + np.asarray(column.field(name))] - prompt_start for name in names]
-
-
-def _ratings(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
-    return _grades(table, "ratings", ("completion",), "score", prompt_of_row, prompts, position, start)
-
-
-def _comparisons(table: pa.Table, prompt_of_row: np.ndarray, prompts: int, position: np.ndarray, start: np.ndarray) -> pa.Array:
-    return _grades(table, "comparisons", ("first", "second"), "gap", prompt_of_row, prompts, position, start)
-
-
 def _grades(
-    table: pa.Table,
-    name: str,
-    indices: tuple[str, ...],
-    value: str,
-    prompt_of_row: np.ndarray,
-    prompts: int,
-    position: np.ndarray,
-    start: np.ndarray,
+    table: pa.Table, name: str, prompt_of_row: np.ndarray, position: np.ndarray, start: np.ndarray, at: tuple[str, ...], value: str
 ) -> pa.Array:
+    """The grades of each prompt in order. at: the fields that are indices into a row's completions, which become the prompt's."""
     column = flat(table[name])
-    grades = column.flatten()
+    grades, prompts = column.flatten(), len(start) - 1
     if not len(grades):
         return lists(np.zeros(prompts, dtype=np.int64), grades)
     rows = parents(offsets_of(column))
-    prompt = prompt_of_row[rows]
-    moved = _moved(grades, indices, rows, table, position, start)
+    prompt, base = prompt_of_row[rows], offsets_of(flat(table["completions"]))[rows]
+    moved = {field: position[base + np.asarray(grades.field(field))] - start[prompt] for field in at}
     names = [codes(grades.field(key))[0] for key in ("kind", "aspect", "rater")]
-    order = np.lexsort((to_numpy(grades.field(value)), *names, *reversed(moved), prompt))
+    order = np.lexsort((to_numpy(grades.field(value)), *names, *reversed(moved.values()), prompt))
     taken = grades.take(pa.array(order))
-    fields = [taken.type.field(i) for i in range(taken.type.num_fields)]
-    arrays = [pa.array(values[order].astype(np.int32)) for values in moved]
-    arrays += [taken.field(i) for i in range(len(indices), taken.type.num_fields)]
-    merged = pa.StructArray.from_arrays(arrays, fields=fields)
+    merged = with_fields(taken, {field: pa.array(index[order]) for field, index in moved.items()})
     return lists(np.searchsorted(prompt[order], np.arange(prompts)), merged)
 
 

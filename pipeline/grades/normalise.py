@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
+from mmpo.pipeline.arrow import flat, lists, offsets_of, to_numpy, with_fields
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.aggregate import averaged_aspects, group_starts
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
@@ -172,10 +172,7 @@ def normalise(table: pa.Table, evidence: str, name: str, groups: Sequence[GradeG
     if each is None or not len(grades):
         return table
     new = each(_Given(table, evidence, groups, statistics))
-    fields = [grades.type.field(i) for i in range(grades.type.num_fields)]
-    arrays = [pa.array(new[f.name], f.type, from_pandas=True) if f.name in new else grades.field(f.name) for f in fields]
-    rebuilt = pa.ListArray.from_arrays(
-        pa.array(offsets_of(column).astype(np.int32)), pa.StructArray.from_arrays(arrays, fields=fields)
-    )
+    moved = with_fields(grades, {name: pa.array(values, from_pandas=True) for name, values in new.items()})
+    rebuilt = lists(offsets_of(column)[:-1], moved)
     index = table.schema.get_field_index(evidence)
     return table.set_column(index, table.schema.field(index), rebuilt)
