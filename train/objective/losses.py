@@ -12,9 +12,11 @@ loss is first computed, and not for the table's names and summaries.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mmpo.pipeline.errors import unknown_name
@@ -29,8 +31,8 @@ __all__ = ["LOSSES", "Loss"]
 @dataclass(frozen=True)
 class Loss:
     """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `reads_target`: its value depends on
-    p or on γ·m. `average_logprobs`: the policy's log-probabilities are averaged per token before z is formed. `options`:
-    each option's default. `source`: where the formula is from (arXiv number or project)."""
+    p or on γ·m. `average_logprobs`: the policy's log-probabilities are averaged per token before z is formed. `source`: where
+    the formula is from (arXiv number or project)."""
 
     name: str
     summary: str
@@ -39,7 +41,12 @@ class Loss:
     needs_winner: bool = False
     reads_target: bool = False
     average_logprobs: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The formula's own options and their defaults."""
+        parameters = inspect.signature(self.formula).parameters.values()
+        return {item.name: item.default for item in parameters if item.default is not item.empty}
 
     def per_pair(self, z: Tensor, p: Tensor, margin: Tensor, *, gamma: float = 1.0, **options: Any) -> Tensor:
         """The loss of every pair, shape (pairs,), never reduced; differentiable in z.
@@ -128,35 +135,35 @@ def _dpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
     return softplus(-z)
 
 
-def _cdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float) -> Tensor:
+def _cdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float = 0.1) -> Tensor:
     return soft_cross_entropy(z, 1 - epsilon)
 
 
-def _robust(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float) -> Tensor:
+def _robust(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, epsilon: float = 0.1) -> Tensor:
     return ((1 - epsilon) * softplus(-z) - epsilon * softplus(z)) / (1 - 2 * epsilon)
 
 
-def _ipo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, beta: float) -> Tensor:
+def _ipo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, beta: float = 0.1) -> Tensor:
     # (h̄ − 1/(2β))² with h̄ = z/β, h̄ from log-probabilities averaged per token
     return (z / beta - 1 / (2 * beta)) ** 2
 
 
-def _rpo_bwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+def _rpo_bwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None = None) -> Tensor:
     p = p if eta is None else (eta * margin).sigmoid()
     return soft_cross_entropy(z, p) - entropy(p)
 
 
-def _rpo_fwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+def _rpo_fwd(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None = None) -> Tensor:
     t = target_logit(margin, eta, gamma)
     q = z.sigmoid()
     return q * (logsigmoid(z) - logsigmoid(t)) + (-z).sigmoid() * (logsigmoid(-z) - logsigmoid(-t))
 
 
-def _rpo_sq(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None) -> Tensor:
+def _rpo_sq(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, eta: float | None = None) -> Tensor:
     return (z - target_logit(margin, eta, gamma)) ** 2
 
 
-def _odpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, alpha: float, transform: str) -> Tensor:
+def _odpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float, alpha: float = 1.0, transform: str = "log") -> Tensor:
     if alpha == 0:  # 0·log 0 is not a number; an offset of nothing is plain DPO
         return softplus(-z)
     return softplus(-(z - alpha * (margin.log() if transform == "log" else margin)))
@@ -185,21 +192,13 @@ LOSSES: dict[str, Loss] = {
             reads_target=True,
         ),
         Loss("dpo", "hard labels: DPO, and Bradley–Terry for reward models", "arXiv 2305.18290", _dpo, needs_winner=True),
-        Loss(
-            "cdpo",
-            "every label right with probability 1 − ε",
-            "TRL ≤ 0.24",
-            _cdpo,
-            needs_winner=True,
-            options={"epsilon": 0.1},
-        ),
+        Loss("cdpo", "every label right with probability 1 − ε", "TRL ≤ 0.24", _cdpo, needs_winner=True),
         Loss(
             "robust",
             "unbiased DPO under labels flipped at rate ε",
             "arXiv 2403.00409",
             _robust,
             needs_winner=True,
-            options={"epsilon": 0.1},
         ),
         Loss(
             "ipo",
@@ -208,7 +207,6 @@ LOSSES: dict[str, Loss] = {
             _ipo,
             needs_winner=True,
             average_logprobs=True,
-            options={"beta": 0.1},
         ),
         Loss(
             "rpo-bwd",
@@ -216,7 +214,6 @@ LOSSES: dict[str, Loss] = {
             "NeMo-Aligner",
             _rpo_bwd,
             reads_target=True,
-            options={"eta": None},
         ),
         Loss(
             "rpo-fwd",
@@ -224,7 +221,6 @@ LOSSES: dict[str, Loss] = {
             "NeMo-Aligner",
             _rpo_fwd,
             reads_target=True,
-            options={"eta": None},
         ),
         Loss(
             "rpo-sq",
@@ -232,7 +228,6 @@ LOSSES: dict[str, Loss] = {
             "NeMo-Aligner; arXiv 2405.19316",
             _rpo_sq,
             reads_target=True,
-            options={"eta": None},
         ),
         Loss(
             "odpo",
@@ -240,23 +235,10 @@ LOSSES: dict[str, Loss] = {
             "arXiv 2402.10571",
             _odpo,
             needs_winner=True,
-            options={"alpha": 1.0, "transform": "log"},
         ),
-        Loss(
-            "margin",
-            "Bradley–Terry with the margin subtracted (Llama 2)",
-            "arXiv 2307.09288",
-            _margin,
-            needs_winner=True,
-        ),
+        Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, needs_winner=True),
         Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
-        Loss(
-            "gdpo",
-            "DPO with z scaled by 2p − 1; ties have no gradient",
-            "arXiv 2409.06691",
-            _gdpo,
-            reads_target=True,
-        ),
+        Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo, reads_target=True),
     )
 }
 """Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 from mmpo.train.objective.losses import LOSSES
-from mmpo.train.objective.terms import check_reward_terms, parse_terms, policies_only, write_terms
+from mmpo.train.objective.terms import check_reward_terms, options_by_term, parse_terms, policies_only, write_terms
 
 __all__ = ["Logits", "Objective", "Term", "Totals", "pair_totals"]
 
@@ -104,7 +104,7 @@ class Objective:
         weights = parse_terms(given)
         if beta is None:
             check_reward_terms(weights)
-        own = _options_by_term(weights, options or {})
+        own = options_by_term(weights, options or {})
         terms = tuple(_term(name, weight, own[name], beta) for name, weight in weights.items())
         objective = cls(terms, gamma)
         zero, one = torch.zeros(1), torch.ones(1)
@@ -160,44 +160,3 @@ def _term(name: str, weight: float, options: Mapping[str, Any], beta: float | No
             raise UserError(f"{name} works with the policy's beta ({beta}): set beta, not loss_options.beta")
         options = {**options, "beta": beta}  # z carries this one
     return Term(name, weight, loss.resolve(options), loss.needs_winner)
-
-
-def _options_by_term(terms: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Nested, dotted and flat options by the term they belong to; numbers written as text are read."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in terms}
-    for key, value in given.items():
-        term, dot, option = key.partition(".")
-        if isinstance(value, Mapping) or dot:
-            if term not in terms:
-                raise unknown_name("term in loss_options", term, terms)
-            parts = value if isinstance(value, Mapping) and not dot else {option: value}
-        else:
-            term, parts = _owner(key, terms), {key: value}
-        for name, one in parts.items():
-            if name in found[term]:
-                raise UserError(f"loss_options gives {name} of {term} twice")
-            if term == "sft":
-                raise unknown_name("option of loss sft (it takes: none)", name, ())
-            found[term][name] = _number(one)
-    return found
-
-
-def _owner(option: str, terms: Mapping[str, float]) -> str:
-    """The one term that takes the option."""
-    if len(terms) == 1:
-        return next(iter(terms))
-    owners = [name for name in terms if name in LOSSES and option in LOSSES[name].options]
-    if len(owners) == 1:
-        return owners[0]
-    if owners:
-        raise UserError(f"several terms take the option {option}: write {' or '.join(f'{name}.{option}' for name in owners)}")
-    known = [f"{name}.{key}" for name in terms if name in LOSSES for key in LOSSES[name].options]
-    raise unknown_name(f"option of the losses {', '.join(terms)}", option, known)
-
-
-def _number(value: Any) -> Any:
-    """A number written as text, as a command line gives it, becomes one; anything else stays."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

@@ -1,4 +1,4 @@
-"""The objective as it is written: a name, `mmpo`, or weighted terms, `mmpo=1,sft=0.1`. Imports no torch."""
+"""The objective as it is written: a name, `mmpo`, or weighted terms, `mmpo=1,sft=0.1`, and their options. Imports no torch."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ __all__ = [
     "SFT_SUMMARY",
     "TERM_NAMES",
     "check_reward_terms",
+    "options_by_term",
     "parse_terms",
     "policies_only",
     "reads_targets",
@@ -75,6 +76,51 @@ def write_terms(terms: Mapping[str, float]) -> str:
     if len(terms) == 1 and all(weight == 1 for weight in terms.values()):
         return next(iter(terms))
     return ",".join(f"{name}={repr(weight).removesuffix('.0')}" for name, weight in terms.items())
+
+
+def options_by_term(terms: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options by the term that they belong to; numbers written as text, as a command line gives them, are read.
+
+    given: {"cdpo": {"epsilon": 0.1}}, {"cdpo.epsilon": 0.1} or, where one term alone takes it, {"epsilon": 0.1}. Raises
+    UserError for an unknown term or option, and for one given twice.
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in terms}
+    for key, value in given.items():
+        term, dot, option = key.partition(".")
+        if isinstance(value, Mapping) or dot:
+            if term not in terms:
+                raise unknown_name("term in loss_options", term, terms)
+            parts = value if isinstance(value, Mapping) and not dot else {option: value}
+        else:
+            term, parts = _owner(key, terms), {key: value}
+        for name, one in parts.items():
+            if name in found[term]:
+                raise UserError(f"loss_options gives {name} of {term} twice")
+            if term == "sft":
+                raise unknown_name("option of loss sft (it takes: none)", name, ())
+            found[term][name] = _read_number(one)
+    return found
+
+
+def _owner(option: str, terms: Mapping[str, float]) -> str:
+    """The one term that takes the option."""
+    if len(terms) == 1:
+        return next(iter(terms))
+    owners = [name for name in terms if name in LOSSES and option in LOSSES[name].options]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        raise UserError(f"several terms take the option {option}: write {' or '.join(f'{name}.{option}' for name in owners)}")
+    known = [f"{name}.{key}" for name in terms if name in LOSSES for key in LOSSES[name].options]
+    raise unknown_name(f"option of the losses {', '.join(terms)}", option, known)
+
+
+def _read_number(value: Any) -> Any:
+    """A number written as text, as a command line gives it, becomes one; anything else stays."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _split(text: str) -> list[tuple[str, str, str]]:
