@@ -1,7 +1,8 @@
-"""Which chat template a tokenizer renders with: its own, a plain one, or one from a file. It is saved with the
-tokenizer, so that what is served is what was trained.
+"""Which chat template a tokenizer renders with: its own, a plain one, or one from a file; and what it makes of a conversation.
+It is saved with the tokenizer, so that what is served is what was trained.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,22 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.tables import Message
 
-__all__ = ["PINNED_DATE", "PLAIN_TEMPLATE", "check_template", "choose_template", "pad_token", "plain_template", "with_pinned_date"]
+__all__ = [
+    "PINNED_DATE",
+    "PLAIN_TEMPLATE",
+    "REFUSALS",
+    "ChatTemplate",
+    "choose_template",
+    "common_prefix",
+    "merge_system",
+    "pad_token",
+]
 
+REFUSALS = (TemplateError, TypeError)  # TypeError: what Jinja raises where a template adds text to a missing value
+_STAND_IN = "A stand-in reply."
+"""Put behind each prompt to see what the template makes of the prompt once a reply follows, and writes behind that."""
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token or sep_token }}{% endif %}{{ '\\n' }}{% endfor %}"
@@ -64,7 +78,7 @@ def check_template(tokenizer: Any) -> None:
         raise UserError(f"the chat template is no valid Jinja, line {error.lineno}: {error.message}") from error
     except ValueError as error:
         raise UserError(f"the chat template can't be used: {error} Give --chat-template FILE with one of them") from error
-    except (TemplateError, TypeError):
+    except REFUSALS:
         return
 
 
@@ -89,6 +103,91 @@ def with_pinned_date(template: str) -> str:
     # A macro hides the global function of that name; transformers lets no function of ours through. Of the line break
     # nothing is written (trim_blocks), and the template still begins a line (lstrip_blocks).
     return f"{{%- macro strftime_now(format) -%}}{{{{ format{known} }}}}{{%- endmacro %}}\n{template}"
+
+
+class ChatTemplate:
+    """Conversations as text, as a tokenizer's own template writes them, with `PINNED_DATE` for today.
+
+    `closes`: whether it wrote anything but white space behind the last reply that was looked at. Raises UserError where the
+    tokenizer has no template, or one that can't be used (`choose_template` gives one); its methods raise one of REFUSALS
+    where the template refuses a conversation.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        check_template(tokenizer)
+        self.tokenizer, self.closes = tokenizer, False
+        template = tokenizer.get_chat_template()
+        pinned = with_pinned_date(template)
+        self._options: dict[str, Any] = {} if pinned == template else {"chat_template": pinned}
+
+    def text(self, prompt: Sequence[Message], reply: Sequence[Message] = (), *, generation: bool = False) -> tuple[str, bool]:
+        """The text, with the generation prompt if asked for; and whether the template refused the system message, which then
+        stands in the first user turn.
+        """
+        messages = [{"role": m["role"], "content": m["content"]} for m in (*prompt, *reply)]
+        try:
+            return self._apply(messages, generation), False
+        except REFUSALS:
+            merged = merge_system(messages)
+            if merged is None:
+                raise
+            return self._apply(merged, generation), True
+
+    def changes(self, prompt: Sequence[Message], text: str) -> bool:
+        """Whether the template writes the prompt, whose `text` ends with the generation prompt, otherwise before a reply."""
+        try:
+            answered, _ = self.text(prompt, [{"role": "assistant", "content": _STAND_IN}])
+            _, found, behind = answered.rpartition(_STAND_IN)
+            self.closes = bool(found and behind.strip())
+            same = common_prefix(text, answered)
+            if same >= len(text.rstrip()):
+                return False
+            alone, _ = self.text(prompt)
+        except REFUSALS:
+            return False  # its replies are refused as well, one by one
+        # What both ways of ending the prompt share is the prompt itself. Behind its last words a template may put what
+        # depends on the turn being the last one.
+        shared = text[: common_prefix(text, alone)]
+        words = prompt[-1]["content"].strip()
+        place = shared.rfind(words) if words else -1
+        return same < (place + len(words) if place >= 0 else len(shared.rstrip()))
+
+    def moved(self, prompt: Sequence[Message]) -> str | None:
+        """The prompt with its system message in the first user turn, or None where there is none or that changes too."""
+        merged = merge_system(prompt)
+        if merged is None:
+            return None
+        try:
+            text, _ = self.text(merged, generation=True)
+        except REFUSALS:
+            return None
+        return None if self.changes(merged, text) else text
+
+    def _apply(self, messages: list[Message], generation: bool) -> str:
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self._options)
+        if not isinstance(text, str):
+            raise UserError("the chat template did not give one text; name a tokenizer with a single chat template")
+        return text
+
+
+def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many tokens, or characters, two sequences share from their beginning.
+
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    for position, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return position
+    return min(len(first), len(second))
+
+
+def merge_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The messages with a leading system message put before the first user turn; None where that cannot be done."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return None
+    content = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{"role": "user", "content": content}, *messages[2:]]
 
 
 def _from_file(path: Path) -> str:
