@@ -82,8 +82,9 @@ def segments_of(ends: np.ndarray) -> tuple[Segment, ...]:
 
 def _sorted_with_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[np.ndarray], list[int]]:
     """Sorted order, the sequences in it, and how many tokens each shares with the one before."""
-    order = sorted(range(len(sequences)), key=lambda place: tuple(sequences[place]))
-    arrays = [np.asarray(sequences[place], dtype=np.int64) for place in order]
+    given = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    order = sorted(range(len(given)), key=lambda place: given[place].tolist())
+    arrays = [given[place] for place in order]
     shared = [0, *(_common(a, b) for a, b in zip(arrays, arrays[1:], strict=False))]
     return order, arrays, shared
 

@@ -139,7 +139,7 @@ def _filled(
 
 
 def _key(item: Rendered) -> bytes:
-    return blake2b(np.array((item.start, *item.ids), dtype="<i8").tobytes(), digest_size=16).digest()
+    return blake2b(np.array([item.start, *item.ids], dtype="<i8").tobytes(), digest_size=16).digest()
 
 
 class _SavedValues:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
@@ -102,7 +103,8 @@ def _finite(value: Any) -> bool:
 def check_ids(prompts: Iterable[PromptPairs], model: Any, tokenizer: Any, name: str) -> None:
     """Raises UserError where a text has a token that the model has no embedding for."""
     size = model.get_input_embeddings().num_embeddings
-    beyond = [max(item.ids) for prompt in prompts for item in prompt.completions if max(item.ids) >= size]
+    largest = [int(np.max(item.ids)) for prompt in prompts for item in prompt.completions]
+    beyond = [token for token in largest if token >= size]
     if beyond:
         token = tokenizer.convert_ids_to_tokens(beyond[0])
         raise UserError(

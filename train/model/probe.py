@@ -84,7 +84,7 @@ def probe_group(vocabulary: int, length: int, seed: int = 0) -> list[Rendered]:
     draw[1, start], draw[2, fork] = (draw[0, start] + 1) % vocabulary, (draw[1, fork] + 1) % vocabulary
     rows = [draw[0, : max(start + 2, length - 2)], draw[1], draw[2]]
     rows[2][start] = rows[1][start]
-    return [Rendered(tuple(row.tolist()), start) for row in rows]
+    return [Rendered(row.int().numpy(), start) for row in rows]
 
 
 def _candidates(plain: nn.Module, on_cpu: bool, flex_first: bool) -> Iterator[ExecutionPlan]:

@@ -20,7 +20,7 @@ def prompts(pairs, tokenizer):
 
 
 def prefixes(prompt):
-    return {item.ids[: length + 1] for item in prompt.completions for length in range(len(item.ids))}
+    return {tuple(item.ids[: length + 1]) for item in prompt.completions for length in range(len(item.ids))}
 
 
 def test_a_packed_step_computes_each_distinct_prefix_once(prompts):

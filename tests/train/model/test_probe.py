@@ -47,7 +47,7 @@ def error_of(model, plan, length, kind="policy"):
     """Largest difference of a completion's value from that of a row of its own, in nats or points of the score."""
     model.eval()
     group = probe_group(VOCABULARY, length)
-    plain = [model(torch.tensor([item.ids])).logits for item in group]
+    plain = [model(torch.tensor(item.ids)[None]).logits for item in group]
     if kind == "policy":
         logs = [x[0].double().log_softmax(dim=-1) for x in plain]
         plain = [sum(x[i - 1, item.ids[i]] for i in range(item.start, len(item.ids))) for x, item in zip(logs, group)]

@@ -38,7 +38,7 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
     with torch.no_grad():
         found = completion_values(model, "reward", batch, ExecutionPlan())
         plain = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
-        expected = [model.score(model.model(torch.tensor([row.ids])).last_hidden_state[0, -1]) for row in rows]
+        expected = [model.score(model.model(torch.tensor(row.ids)[None]).last_hidden_state[0, -1]) for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
     assert not torch.allclose(plain, found, atol=1e-5)  # the defect is real in what we build on
 
@@ -83,7 +83,7 @@ def test_encoders_pool_their_own_way(pairs, tokenizer):
     with torch.no_grad():
         batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
         found = completion_values(model, "reward", batch, ExecutionPlan())
-        expected = [model(torch.tensor([row.ids])).logits[0] for row in rows]
+        expected = [model(torch.tensor(row.ids)[None]).logits[0] for row in rows]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
 
 
