@@ -25,7 +25,7 @@ ROOMS = [
     "annotate.judge", "annotate.agreement", "annotate", "annotate.argilla_server", "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
-    "train.launch", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train",
+    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train",
     # cli
     "cli.main", "cli.flags", "cli.output", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip
@@ -34,7 +34,6 @@ MAY_IMPORT = {"pipeline": {"pipeline"}, "annotate": {"annotate", "pipeline"}, "t
 APART = [{"annotate.agreement", "annotate.judge"}, {"train.training", "train.evaluation"}, {"pipeline.storage", "pipeline.grades"}]
 """Rooms side by side, none of which imports the other."""
 NOT_YET = {
-    ("train.evaluation", "train.training"),
 }  # fmt: skip
 WITHOUT_DOOR = {"mmpo.annotate.argilla_server.serve"}
 """The server's own process imports this room without its dependencies, so that its door stays empty."""

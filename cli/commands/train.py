@@ -65,8 +65,8 @@ def _one_voice() -> Iterator[None]:
     except (UserError, KeyboardInterrupt) as error:
         if is_first_process():
             raise
-        from mmpo.train.distributed import said_elsewhere
+        from mmpo.train.distributed import reported_elsewhere
 
-        if isinstance(error, UserError) and not said_elsewhere(error):
+        if isinstance(error, UserError) and not reported_elsewhere(error):
             raise
         raise typer.Exit(2 if isinstance(error, UserError) else 130) from None

@@ -113,6 +113,75 @@ def tokenizer(pairs: pa.Table) -> Any:
     return tiny_tokenizer(texts, 400)
 
 
+@pytest.fixture(scope="session")
+def tiny_options() -> Callable[..., Any]:
+    """Makes the options of a run of a second or two."""
+    from mmpo.train.options import TrainOptions
+
+    def make(kind: str, data: Any = "", out: Any = "", **changes: Any) -> TrainOptions:
+        sizes = {"pairs_per_step": 10, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
+        return TrainOptions(kind, data=str(data), out=str(out), **{**sizes, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny_options: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """Runs what `tiny_options` makes; `callbacks`: transformers'."""
+    from mmpo.train.training.run import train_policy, train_reward
+
+    def train(kind: str, data: Any, out: Any, callbacks: Any = (), **changes: Any) -> dict[str, Any]:
+        return {"policy": train_policy, "reward": train_reward}[kind](tiny_options(kind, data, out, **changes), callbacks)
+
+    return train
+
+
+@pytest.fixture
+def trainer_of(pairs: pa.Table, tokenizer: Any, tmp_path: Path, tiny_options: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a trainer of two steps on `pairs`. model: default a tiny one; run: what else `tiny_options` takes; the rest goes to
+    the trainer.
+    """
+    from mmpo.train.model import tiny_model
+    from mmpo.train.training.arguments import training_arguments
+    from mmpo.train.training.policy import PolicyTrainer
+    from mmpo.train.training.reward import RewardTrainer
+
+    def make(kind: str = "policy", model: Any = None, run: Any = None, **options: Any) -> Any:
+        model = tiny_model(kind, tokenizer, size=32, layers=1) if model is None else model
+        args = training_arguments(tiny_options(kind, out=tmp_path, **{"max_steps": 2, "learning_rate": 1e-2, **(run or {})}))
+        trainer = PolicyTrainer if kind == "policy" else RewardTrainer
+        return trainer(model, args, pairs, processing_class=tokenizer, **{"gamma": 1.0, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, train_tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a policy and of a reward model that were trained for a moment on `dataset`."""
+    out = tmp_path_factory.mktemp("trained")
+    for kind in ("policy", "reward"):
+        train_tiny(kind, dataset, out / kind, epochs=4, learning_rate=3e-3)
+    return {kind: out / kind for kind in ("policy", "reward")}
+
+
+@pytest.fixture(scope="session")
+def record_of() -> Callable[[Path], dict[str, Any]]:
+    """What `mmpo.json` in a folder holds."""
+    return lambda out: json.loads((out / "mmpo.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def same_weights() -> Callable[..., bool]:
+    """Whether the models of two folders are the same, bit for bit."""
+    from mmpo.train.model import load_pretrained
+
+    def same(kind: str, one: Any, other: Any) -> bool:
+        first, second = (load_pretrained(kind, str(folder))[0].state_dict() for folder in (one, other))
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    return same
+
+
 MEET = """
 import os, sys, torch
 torch.set_num_threads(1)

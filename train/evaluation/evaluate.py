@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, temperature_fit
+from mmpo.pipeline.storage import atomic_file
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import Split, pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
@@ -18,7 +19,7 @@ from mmpo.train.messages import warn
 from mmpo.train.model import missing_folder
 from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run_folder import read_record
+from mmpo.train.record import read_record
 
 __all__ = ["evaluate"]
 
@@ -172,10 +173,9 @@ def _mean(values: dict[str, np.ndarray], name: str) -> float | None:
 
 
 def _write(path: Path, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
-    """One row a pair: ids, source, margin, target, z, and both completions' scores or log-ratios."""
+    """One row per pair: ids, source, margin, target, z, and both completions' scores or log-ratios."""
     table = pairs.select(["prompt_id", "chosen_id", "rejected_id", "source"])
     for name in sorted(set(values) - {"rows"}):
         table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
-    sibling = path.with_name(path.name + ".part")
-    pq.write_table(table, sibling, compression="zstd")
-    sibling.replace(path)
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd")

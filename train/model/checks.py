@@ -12,8 +12,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import PromptPairs
-from mmpo.train.distributed import rank_and_world
-from mmpo.train.launch import uses_fsdp
+from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import warn
 from mmpo.train.model.forward import ExecutionPlan, plain_model
 from mmpo.train.options import TrainOptions

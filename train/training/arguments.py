@@ -1,18 +1,18 @@
-"""From our options to transformers' TrainingArguments, and the rhythm of a run: when it logs, measures and saves."""
+"""From our options to transformers' TrainingArguments, and how often a run logs, measures and saves."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import IntervalStrategy, TrainingArguments
+from transformers.integrations import integration_utils as known
 
-from mmpo.train.launch import trackers
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.train.options import TrainOptions
 
-if TYPE_CHECKING:
-    from mmpo.train.training.trainer import MarginTrainer
+__all__ = ["set_intervals", "trackers", "training_arguments"]
 
-__all__ = ["set_rhythm", "training_arguments"]
+MOST_LOGS, EVALUATIONS = 200, 5
+"""Of a run, unless its options say how often."""
 
 
 def training_arguments(options: TrainOptions) -> TrainingArguments:
@@ -30,7 +30,7 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         seed=options.seed,
         bf16=options.bf16,
         activation_checkpointing=options.gradient_checkpointing,
-        use_cpu=not torch.accelerator.is_available(),  # said aloud, or bf16 is refused on a CPU
+        use_cpu=not torch.accelerator.is_available(),  # said explicitly, or bf16 is refused on a CPU
         logging_strategy="steps",
         save_strategy="steps",
         save_steps=options.save_steps,
@@ -41,13 +41,31 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
     )
 
 
-def set_rhythm(trainer: "MarginTrainer", options: TrainOptions) -> None:
-    """How often to log (at most 200 times a run) and to measure (five times), unless told, now that the steps are known."""
-    args, steps = trainer.args, len(trainer.plan())
-    args.logging_steps = options.logging_steps or max(1, steps // 200)
-    if trainer.eval_prompts:
+def set_intervals(args: TrainingArguments, options: TrainOptions, steps: int, measured: bool) -> None:
+    """How often a run of so many steps logs (at most 200 times) and, where pairs are measured, evaluates (five times), unless the
+    options say so.
+    """
+    args.logging_steps = options.logging_steps or max(1, steps // MOST_LOGS)
+    if measured:
         args.eval_strategy = IntervalStrategy.STEPS
-        args.eval_steps = options.eval_steps or max(1, math.ceil(steps / 5))
+        args.eval_steps = options.eval_steps or max(1, math.ceil(steps / EVALUATIONS))
     if options.early_stopping:
         args.metric_for_best_model, args.greater_is_better = "loss", False
         args.load_best_model_at_end = True
+
+
+def trackers(names: str | None) -> list[str]:
+    """The trackers of transformers that are named, comma-separated; "none" and nothing are none.
+
+    Raises UserError for a name that transformers doesn't know and for one that isn't installed, listing those that are.
+    """
+    wanted = [name.strip() for name in (names or "none").split(",") if name.strip() and name.strip() != "none"]
+    installed = known.get_available_reporting_integrations() + (["flyte"] if known.is_flytekit_available() else [])
+    for name in wanted:
+        listed = f"; installed here: {', '.join(installed) or 'none'}"
+        if name not in known.INTEGRATION_TO_CALLBACK:
+            raise UserError(f"report_to: {unknown_name('tracker', name, known.INTEGRATION_TO_CALLBACK)}{listed}")
+        registered_here = not known.INTEGRATION_TO_CALLBACK[name].__module__.startswith("transformers.")
+        if name not in installed and not registered_here:
+            raise UserError(f"report_to: the tracker {name} is not installed (pip install {name.replace('_', '-')}){listed}")
+    return wanted

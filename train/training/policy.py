@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import Batch, MicroBatch, Step
 from mmpo.train.data import PromptPairs
-from mmpo.train.distributed import any_of_all, from_all
+from mmpo.train.distributed import any_process, from_all
 from mmpo.train.inference import cached_logprobs, reference_logprobs
 from mmpo.train.objective import Logits, Objective
 from mmpo.train.training.trainer import MarginTrainer
@@ -82,7 +82,7 @@ class PolicyTrainer(MarginTrainer):
             "nll/chosen": nll,
         }
 
-    def predict_pairs(self, prompts: Sequence[PromptPairs]) -> dict[str, np.ndarray]:
+    def predict_pairs(self, prompts: Sequence[PromptPairs], batches_at_once: int = 8) -> dict[str, np.ndarray]:
         """As the base. Raises UserError for prompts without the reference's log-probabilities: they are those of the model as it
         was before training, and its weights are gone.
         """
@@ -91,7 +91,7 @@ class PolicyTrainer(MarginTrainer):
                 "these pairs have no reference log-probabilities, which are computed when the trainer is made: give them to it as "
                 "eval_dataset, or save the model and measure it by mmpo.train.evaluate"
             )
-        return super().predict_pairs(prompts)
+        return super().predict_pairs(prompts, batches_at_once)
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
         """A step; before the very first, the policy must still equal its own reference."""
@@ -115,7 +115,7 @@ class PolicyTrainer(MarginTrainer):
         absolute, relative = (0.1, 5e-3) if self.args.bf16 else (1e-3, 1e-5)
         allowed = absolute * part.counts.to(off) ** 0.5 + relative * reference.abs()
         wrong = bool(step.batches) and not bool((off <= allowed).all())
-        if any_of_all(wrong, self.args.device):
+        if any_process(wrong, self.args.device):
             most = max(from_all(lambda: float(off.max()) if wrong else 0.0))
             without = ", try it without --bf16" if self.args.bf16 else ""
             raise UserError(

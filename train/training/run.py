@@ -1,72 +1,90 @@
 """Training runs from a dataset folder to a model folder: `mmpo train policy|reward`, and the same from Python.
 
-Several processes that a launcher started run this side by side: each step here is taken by all of them together, and
-only the first one writes files.
+`prepare_run` reads and checks everything that the options name and writes nothing; then the trainer is made, which computes the
+reference's values; only then the output folder is taken over and training starts. Several processes that a launcher started
+run this side by side: each step here is taken by all of them together, and only the first one writes files.
 """
 
 import math
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
-from transformers import PrinterCallback, TrainerState, TrainingArguments
+import transformers
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.pipeline.progress import say
 from mmpo.train.batches import pass_tokens
-from mmpo.train.data import PromptPairs, pad_token
+from mmpo.train.data import (
+    Prepared,
+    PromptPairs,
+    Renderer,
+    check_margins,
+    check_sources,
+    pad_token,
+    prepare,
+    read_pairs,
+    usable_pairs,
+)
 from mmpo.train.distributed import (
     LocalFailure,
     MemoryElsewhere,
     agreed,
+    check_launch,
     from_first,
     is_lost_process,
     known_to_all,
     leave_at_exit,
     rank_and_world,
+    uses_fsdp,
 )
 from mmpo.train.inference import cached_logprobs
-from mmpo.train.launch import check_launch, uses_fsdp
-from mmpo.train.messages import memory_advice, memory_error, out_of_memory
-from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, load_reference, weights_digest
+from mmpo.train.messages import memory_advice, memory_error, nothing_left, out_of_memory, rendering_warnings, target_warnings, warn
+from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
+from mmpo.train.objective import Objective, parse_terms, targets
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import set_rhythm, training_arguments
-from mmpo.train.training.displacement import Displacement
-from mmpo.train.training.history import history_of, summary_of
+from mmpo.train.training.arguments import set_intervals, training_arguments
+from mmpo.train.training.callbacks import Displacement, EarlyStop, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.preparation import Preparation, prepare_run, resolve_gamma
-from mmpo.train.training.progress import Progress, final_line
 from mmpo.train.training.reward import RewardTrainer, own_pad_token
-from mmpo.train.training.stopping import EarlyStop, StopSafely, early_end
+from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 
 __all__ = ["resolve_gamma", "train_policy", "train_reward"]
 
+_READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
+"""Columns that a run's targets and weights depend on, with the ids of the texts."""
 
-def train_policy(options: TrainOptions) -> dict[str, Any]:
+
+def train_policy(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Trains a policy; returns {"out", "steps", "train_loss", "gamma", "metrics", "displacement"}, with early stopping
-    also "best_step". Raises UserError, KeyboardInterrupt.
+    also "best_step". callbacks: of transformers, beside our own. Raises UserError, KeyboardInterrupt.
     """
-    if options.kind != "policy":
-        raise UserError(f"train_policy was given options of kind {options.kind!r}")
-    return _train(options)
+    return _train("policy", options, callbacks)
 
 
-def train_reward(options: TrainOptions) -> dict[str, Any]:
+def train_reward(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Trains a reward model; returns what `train_policy` does, without "displacement"."""
-    if options.kind != "reward":
-        raise UserError(f"train_reward was given options of kind {options.kind!r}")
-    return _train(options)
+    return _train("reward", options, callbacks)
 
 
-def _train(options: TrainOptions) -> dict[str, Any]:
+def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     """A run, with the errors named that may come from anywhere in it."""
+    if options.kind != kind:
+        raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
     try:
-        return _run(options)
+        return _run(options, callbacks)
     except Exception as error:
         if is_lost_process(error):
             raise UserError(
-                "another process of this run has ended; if it could, it said why. The same command goes on from the last checkpoint"
+                "another process of this run has ended; if it could, it gave the reason. The same command goes on from the last checkpoint"
             ) from error
         if not out_of_memory(error):
             raise
@@ -87,7 +105,7 @@ def _memory_message(error: Exception, options: TrainOptions) -> UserError:
     return found if known_to_all(error) else LocalFailure(str(found))
 
 
-def _run(options: TrainOptions) -> dict[str, Any]:
+def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     check_launch(options.bf16)
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
@@ -99,7 +117,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         return {**folder.record["summary"], "out": options.out}
     from_first(folder.claim)
     try:
-        trainer = agreed(lambda: _trainer(options, args, ready))
+        trainer = agreed(lambda: _trainer(options, args, ready, callbacks))
     except Exception as error:
         if not is_lost_process(error):
             from_first(folder.abandon)
@@ -115,7 +133,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
-    if stop.stopped and state.global_step < state.max_steps and not early_end(state.log_history, options.early_stopping):
+    if stop.stopped and state.global_step < state.max_steps and not ended_early(state.log_history, options.early_stopping):
         from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
         raise KeyboardInterrupt
     _save(trainer, options)
@@ -130,8 +148,117 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     )
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
-        print(final_line(trainer.pace), file=sys.stderr, flush=True)
+        say(str(trainer.throughput))
     return summary
+
+
+# --- preparation ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Preparation:
+    """A run that can begin. train, held_out: prompts, held_out None where nothing is measured; counts: what became of
+    every training pair. model is None where the folder holds the finished run.
+    """
+
+    folder: RunFolder
+    gamma: float = 0.0
+    counts: dict[str, int] | None = None
+    model: Any = None
+    tokenizer: Any = None
+    train: Sequence[PromptPairs] = ()
+    held_out: Sequence[PromptPairs] | None = None
+
+
+def resolve_gamma(gamma: float | str, margins: Any) -> float:
+    """The number itself, or for "auto" the γ at which the mean target of the non-tied margins is .75."""
+    if gamma != "auto":
+        return float(gamma)
+    decided = margins[margins > 0]
+    if not len(decided):
+        raise UserError("gamma auto needs pairs with a positive margin and there is none: give --gamma a number")
+    return float(gamma_for_mean_target(decided))
+
+
+def prepare_run(options: TrainOptions) -> Preparation:
+    """Everything that options name, read and checked. Raises UserError for whatever can't be trained on."""
+    pairs, measured = read_pairs(options.data, "train"), _measured(options)
+    folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured]))
+    if folder.finished:
+        if rank_and_world()[0] == 0:
+            say(f"{folder.path} already holds this run, finished; nothing to do")
+        return Preparation(folder)
+    check_sources(pairs, options.source_weights)
+    used, _ = usable_pairs(pairs, ties=True, source_weights=options.source_weights)
+    check_margins(used["quality_margin"].to_numpy(), parse_terms(options.loss), options.target)
+    gamma = resolve_gamma(options.gamma, used["quality_margin"].to_numpy())
+    beta = options.beta if options.kind == "policy" else None
+    objective = Objective.parse(options.loss, options.loss_options, gamma, beta=beta)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model, tokenizer = load_model(options, pairs)
+    folder.same_model(identity(model, tokenizer))
+    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    train, counts = _prompts(pairs, options, objective, renderer)
+    if not train.prompts:
+        raise nothing_left(renderer, f"{options.data} (train)", counts)
+    warn(_target_warnings(train, options, gamma) + rendering_warnings(renderer))
+    held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
+    check_ids([*train.prompts, *(held_out or [])], model, tokenizer, options.model)
+    return Preparation(folder, gamma, counts, model, tokenizer, train.prompts, held_out)
+
+
+def _prompts(pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer) -> tuple[Prepared, dict[str, int]]:
+    """Targets and rendering of one split; the counts say what became of every pair."""
+    counts = {"pairs_in": pairs.num_rows}
+    ties = options.ties == "keep" and not objective.needs_winner
+    pairs, dropped = usable_pairs(pairs, ties=ties, source_weights=options.source_weights)
+    p, about_targets = targets(options.target, pairs, objective.gamma)
+    prepared = prepare(pairs, p, renderer, options.weight, options.source_weights)
+    left_out = objective.count_ties(sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts))
+    return prepared, {**counts, **dropped, **about_targets, **prepared.counts, **left_out}
+
+
+def _measured(options: TrainOptions) -> pa.Table | None:
+    """The pairs measured during training; None where the dataset has no such split, which early stopping can't do with."""
+    if options.eval_split is None or not any((Path(options.data) / options.eval_split).glob("*.parquet")):
+        if options.early_stopping:
+            raise UserError(
+                f"early_stopping needs held-out pairs: {options.data} has no split {options.eval_split!r}; leave it out"
+            )
+        return None
+    return read_pairs(options.data, options.eval_split)
+
+
+def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
+    """The same rendered; None where nothing of them is left, which early stopping can't do with."""
+    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    prepared, counts = _prompts(pairs, options, objective, renderer)
+    if not prepared.prompts:
+        error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
+        if options.early_stopping:
+            raise error
+        warn([f"nothing is measured during training: {error}"])
+        return None
+    warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer))
+    return prepared.prompts
+
+
+def _target_warnings(train: Prepared, options: TrainOptions, gamma: float) -> list[str]:
+    p, margin = (np.concatenate([getattr(prompt, name) for prompt in train.prompts]) for name in ("p", "margin"))
+    return target_warnings(p, margin, gamma, parse_terms(options.loss), options.target)
+
+
+def _digest(splits: Sequence[pa.Table]) -> str:
+    """Digest of everything in the splits that a run reads, whatever the order of their rows; an id is that of a text."""
+    whole = blake2b(digest_size=16)
+    for pairs in splits:
+        rows = zip(*(pairs[name].to_pylist() for name in _READ), strict=True)
+        whole.update(blake2b("\n".join(sorted(map(repr, rows))).encode(), digest_size=16).digest())
+    return whole.hexdigest()
+
+
+# --- the trainer and its model ----------------------------------------------------------------------------------------------
 
 
 def _ended_at(checkpoint: str | None, patience: int | None) -> int | None:
@@ -139,13 +266,15 @@ def _ended_at(checkpoint: str | None, patience: int | None) -> int | None:
     if checkpoint is None or patience is None:
         return None
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state.global_step if early_end(state.log_history, patience) else None
+    return state.global_step if ended_early(state.log_history, patience) else None
 
 
-def _trainer(options: TrainOptions, args: TrainingArguments, ready: Preparation) -> MarginTrainer:
-    callbacks: list[Any] = [Progress(f"{options.kind} {options.loss}")]
-    callbacks += [Displacement(options.beta)] if options.kind == "policy" else []
-    callbacks += [EarlyStop(options.early_stopping)] if options.early_stopping else []
+def _trainer(
+    options: TrainOptions, args: TrainingArguments, ready: Preparation, callbacks: Sequence[TrainerCallback]
+) -> MarginTrainer:
+    watching: list[TrainerCallback] = [TrainingProgress(f"{options.kind} {options.loss}"), *callbacks]
+    watching += [Displacement(options.beta)] if options.kind == "policy" else []
+    watching += [EarlyStop(options.early_stopping)] if options.early_stopping else []
     shared: dict[str, Any] = {
         "processing_class": ready.tokenizer,
         "gamma": ready.gamma,
@@ -155,7 +284,7 @@ def _trainer(options: TrainOptions, args: TrainingArguments, ready: Preparation)
         "tokens_per_batch": options.tokens_per_batch,
         "layout": options.layout,
         "dropout": options.dropout,
-        "callbacks": callbacks,
+        "callbacks": watching,
     }
     model, train, held_out = ready.model, ready.train, ready.held_out
     if options.kind == "policy":
@@ -171,7 +300,7 @@ def _trainer(options: TrainOptions, args: TrainingArguments, ready: Preparation)
     trainer = kind(model, args, train, held_out, **shared)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to --json
     check_plan(trainer.execution_plan, trainer.model, options)
-    set_rhythm(trainer, options)
+    set_intervals(trainer.args, options, len(trainer.plan()), bool(trainer.eval_prompts))
     return trainer
 
 

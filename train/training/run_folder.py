@@ -1,4 +1,6 @@
-"""The output folder of a run: whose it is, where to go on from, and `mmpo.json`, which says how the model was made."""
+"""The output folder of a run: whose it is, where to go on from, and what `mmpo.json` keeps of the run: curves, evaluations, the
+summary. Those are read from the trainer's log, which its checkpoints carry over a resumption.
+"""
 
 import json
 import shutil
@@ -6,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import atomic_file
 from mmpo.train.options import TrainOptions
+from mmpo.train.record import RECORD, read_record
+from mmpo.train.training.callbacks import Log, displacement_of
 
-__all__ = ["RECORD", "RunFolder", "read_record"]
+__all__ = ["RunFolder", "history_of", "mean_loss", "summary_of"]
 
-RECORD = "mmpo.json"
-_PART = RECORD + ".part"
-_FREE = {
+_BEGINNINGS = (f"{RECORD}.part", f".{RECORD}.part-")
+"""Of the names that a killed process leaves where it wrote a record (0.1.0's, and `atomic_file`'s)."""
+_MAY_CHANGE = {
     "out",
     "resume",
     "save_steps",
@@ -23,9 +28,8 @@ _FREE = {
     "gradient_checkpointing",
 }
 """What may change between a run and its resumption without changing the result, but for rounding."""
-
-
-_NEW = "reference.new"
+_NEW_REFERENCE = "reference.new"
+_EVAL = "eval_"
 
 
 class RunFolder:
@@ -51,7 +55,11 @@ class RunFolder:
                 raise UserError(f"--out {self.path} is --{what} as well and would be overwritten: give another folder")
         self.record = read_record(self.path)
         # a run that was killed while it wrote the first record has left that one's beginning and nothing else
-        if self.record is None and self.path.exists() and any(file.name != _PART for file in self.path.iterdir()):
+        if (
+            self.record is None
+            and self.path.exists()
+            and any(not file.name.startswith(_BEGINNINGS) for file in self.path.iterdir())
+        ):
             raise UserError(f"{self.path} exists and holds something else than a training run; give another folder")
         has_work = self.record is not None and (bool(self.record.get("finished")) or bool(self._checkpoints()[0]))
         self.goes_on = options.resume and has_work
@@ -62,7 +70,7 @@ class RunFolder:
     def _same_run(self, record: dict[str, Any]) -> None:
         now = json.loads(json.dumps({**self.options.as_dict(), "data_digest": self.digest}))
         then = {**record.get("options", {}), "data_digest": record.get("data_digest")}
-        changed = [f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _FREE and then.get(k) != now[k]]
+        changed = [f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]]
         if changed:
             raise UserError(
                 f"{self.path} holds a run with other options ({'; '.join(changed)}): give another folder, the same "
@@ -77,10 +85,10 @@ class RunFolder:
         then = (self.record or {}).get("identity", {}) if self.goes_on else {}
         changed = [name for name in identity if name in then and then[name] != identity[name]]
         if changed:
-            said = "; ".join(f"{name} {_short(then[name])}, now {_short(identity[name])}" for name in changed)
+            message = "; ".join(f"{name} {_short(then[name])}, now {_short(identity[name])}" for name in changed)
             reference = f", --reference {self.options.reference}" if self.options.reference else ""
             raise UserError(
-                f"{self.path} holds a run of another model ({said}): --model {self.options.model}{reference} or its chat template has "
+                f"{self.path} holds a run of another model ({message}): --model {self.options.model}{reference} or its chat template has "
                 "changed since. "
                 "Give another --out, bring the model back, or --no-resume to start again"
             )
@@ -94,7 +102,7 @@ class RunFolder:
     def claim(self) -> None:
         """Makes the folder ours if it is new; what an earlier run left in it stays, until this one is known to work."""
         self.path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.path / _NEW, ignore_errors=True)
+        shutil.rmtree(self.path / _NEW_REFERENCE, ignore_errors=True)
         if self.record is None:
             self.write({"finished": False})
             self._claimed = True
@@ -107,19 +115,19 @@ class RunFolder:
         self._claimed = False
         if not self.goes_on:
             self.write({"finished": False})
-        if (self.path / _NEW).is_dir():
+        if (self.path / _NEW_REFERENCE).is_dir():
             shutil.rmtree(self.path / "reference", ignore_errors=True)
-            (self.path / _NEW).rename(self.path / "reference")
+            (self.path / _NEW_REFERENCE).rename(self.path / "reference")
 
     def new_reference(self) -> Path | None:
         """Where to save the model as it is before training, which `start` puts in its place; None where it is there."""
         if self.goes_on and (self.path / "reference" / "config.json").is_file():
             return None
-        return self.path / _NEW
+        return self.path / _NEW_REFERENCE
 
     def abandon(self) -> None:
         """Takes back what was made since `claim`."""
-        shutil.rmtree(self.path / _NEW, ignore_errors=True)
+        shutil.rmtree(self.path / _NEW_REFERENCE, ignore_errors=True)
         if self._claimed:
             self._clear()
             if not any(self.path.iterdir()):
@@ -166,9 +174,8 @@ class RunFolder:
     def write(self, values: dict[str, Any]) -> None:
         """`mmpo.json`, whole or not at all, with kind, options and the digest of the data."""
         head = {"kind": self.options.kind, "options": self.options.as_dict(), "data_digest": self.digest, "identity": self.identity}
-        sibling = self.path / _PART
-        sibling.write_text(json.dumps({**head, **values}, indent=1, allow_nan=False) + "\n")
-        sibling.replace(self.path / RECORD)
+        with atomic_file(self.path / RECORD) as file:
+            file.write_text(json.dumps({**head, **values}, indent=1, allow_nan=False) + "\n")
 
 
 def _short(value: Any) -> str:
@@ -176,10 +183,45 @@ def _short(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 32 else str(value)
 
 
-def read_record(path: str | Path) -> dict[str, Any] | None:
-    """`mmpo.json` of a model folder; None where there is none or it is not ours."""
-    try:
-        record = json.loads((Path(path) / RECORD).read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "kind" in record else None
+# --- what is kept of the trainer's log ---------------------------------------------------------------------------------------
+
+
+def history_of(log: Log) -> dict[str, Any]:
+    """{"history": {"steps": [...], "loss": [...], ...}, "evaluations": [{"step": n, "accuracy": ..., ...}, ...]}."""
+    losses = [entry for entry in log if "loss" in entry]
+    names = sorted({key for entry in losses for key in entry} - {"step", "epoch", "grad_norm", "learning_rate"})
+    curves = {name: [entry.get(name) for entry in losses] for name in names}
+    measured = [entry for entry in log if any(key.startswith(_EVAL) for key in entry)]
+    evaluations = [{k.removeprefix(_EVAL): v for k, v in entry.items() if k.startswith(_EVAL) or k == "step"} for entry in measured]
+    return {"history": {"steps": [entry["step"] for entry in losses], **curves}, "evaluations": evaluations}
+
+
+def mean_loss(log: Log, fallback: float) -> float:
+    """Mean loss over the whole run; the Trainer's own figure covers only what followed the last resumption."""
+    entries = [entry for entry in log if "loss" in entry]
+    if not entries:
+        return float(fallback)
+    steps = [entry["step"] - before for entry, before in zip(entries, [0, *(e["step"] for e in entries)], strict=False)]
+    return float(sum(entry["loss"] * n for entry, n in zip(entries, steps, strict=True)) / sum(steps))
+
+
+def summary_of(
+    log: Log, *, out: str, steps: int, train_loss: float, gamma: Any, beta: float | None, best: int | None
+) -> dict[str, Any]:
+    """What a run returns. gamma: as JSON has it. beta: a policy's; it has "displacement" (see `displacement_of`). best: the
+    step whose model was kept, where that is not the last: "metrics" are its, and it is given as "best_step".
+    """
+    evaluations = history_of(log)["evaluations"]
+    kept = [one for one in evaluations if best is None or one["step"] == best]
+    summary = {
+        "out": out,
+        "steps": steps,
+        "train_loss": mean_loss(log, train_loss),
+        "gamma": gamma,
+        "metrics": kept[-1] if kept else {},
+    }
+    if best is not None:
+        summary["best_step"] = best
+    if beta is not None:
+        summary["displacement"] = displacement_of(log, beta)
+    return summary

@@ -7,7 +7,7 @@ divide by the number of micro-batches, whatever they hold; for prompts with 1 to
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +20,18 @@ from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
-from mmpo.train.batches import Batch, MicroBatch, Step, make_step, pass_tokens, plan_steps
+from mmpo.train.batches import Batch, MicroBatch, Step, make_step, pass_tokens, plan_steps, token_runs
 from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare, usable_pairs
-from mmpo.train.distributed import rank_and_world, summed
-from mmpo.train.launch import check_launch
+from mmpo.train.distributed import check_launch, from_all, rank_and_world, summed
+from mmpo.train.messages import some_ids
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals, targets
-from mmpo.train.training.checkpoints import Guards
-from mmpo.train.training.figures import Figures
-from mmpo.train.training.measuring import predict_pairs
+from mmpo.train.training.callbacks import Resumption, Throughput
+from mmpo.train.training.checkpoints import GuardedTrainer
+from mmpo.train.training.guards import memory_guard
 from mmpo.train.training.passes import StepPasses
-from mmpo.train.training.progress import Pace
 
-__all__ = ["MarginTrainer"]
+__all__ = ["MarginTrainer", "MetricAccumulator"]
 
 
 class _Steps(Dataset):
@@ -48,7 +47,7 @@ class _Steps(Dataset):
         return self.trainer.make_step([self.trainer.prompts[i] for i in self.plan[index]])
 
 
-class MarginTrainer(Guards):
+class MarginTrainer(GuardedTrainer):
     """Base of `PolicyTrainer` and `RewardTrainer`, on one device or, started by a launcher, on several.
 
     train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
@@ -100,7 +99,7 @@ class MarginTrainer(Guards):
         if not self.prompts:
             raise UserError(f"no pair is left to train on; of the texts: {dict(self.renderer.counts)}")
         self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
-        self.figures, self.pace = Figures(), Pace()
+        self.metrics, self.throughput = MetricAccumulator(), Throughput()
         self.last_step: int | None = None  # a run that ends early ends here
         super().__init__(
             model=model,
@@ -108,7 +107,7 @@ class MarginTrainer(Guards):
             train_dataset=self.prompts,  # type: ignore[arg-type]
             eval_dataset=self.eval_prompts,  # type: ignore[arg-type]
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[Resumption(), self.throughput, *(callbacks or [])],
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
         self.execution_plan, self._probed, self._planned = ExecutionPlan(), 0, (1.0, 1)  # epochs, their steps
@@ -161,14 +160,6 @@ class MarginTrainer(Guards):
         """The steps of the whole run in order; the Trainer sees one epoch and skips into it on resuming."""
         return DataLoader(_Steps(self, self.plan()), batch_size=1, shuffle=False, collate_fn=_first)
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
-        """One pass over the loader is the run."""
-        steps = len(dataloader)
-        return 1, steps, len(self.prompts), len(self.prompts), 1, steps, steps
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
-        return None  # a step knows its own weight
-
     def floating_point_ops(self, inputs: Any) -> int:
         """6 operations a parameter and padded token (Kaplan et al. 2020)."""
         return 6 * sum(value.numel() for value in self.model.parameters()) * inputs.tokens
@@ -178,6 +169,15 @@ class MarginTrainer(Guards):
     def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """What the objective reads of every pair, and named values per pair, from the completions' (completions,)."""
         raise TypeError("use PolicyTrainer or RewardTrainer")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.args.device
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds a share of a step's loss to the gradients, of which several processes take the mean where a sum is wanted."""
+        self.accelerator.backward(loss * self.args.world_size)
 
     def values(self, model: nn.Module, part: Batch) -> Tensor:
         """One pass: the log-probability or the score of each completion, float32, (completions,)."""
@@ -211,39 +211,41 @@ class MarginTrainer(Guards):
         model.train()
         inputs = replace(inputs, batches=[batch.to(self.args.device) for batch in inputs.batches])
         total = torch.zeros((), device=self.args.device)
-        finite: list[tuple[MicroBatch, Tensor]] = []
-        with self.guarded(StepPasses(self, model, inputs)) as passes:
+        self.seen = seen = []
+        passes = StepPasses(self, model, inputs)
+        lora = hasattr(self.model, "peft_config")
+        with memory_guard(passes, self.state.global_step + 1, self.tokens_per_batch, self.args, lora):
             for batch, loss, outputs in passes:
                 total += loss
-                finite.append((batch, self._remember(batch, outputs)))
-            sums = summed(torch.stack([total, total.new_tensor(inputs.tokens)]))
-        self.check_finite("the loss", float(sums[0]), finite)
-        self.pace.add(int(sums[1]), inputs.pairs)
-        return sums[0]
+                seen.append((batch, self._note(batch, outputs)))
+            loss, tokens = summed(torch.stack([total, total.new_tensor(inputs.tokens)]))
+        self.check_finite("the loss", float(loss))
+        self.throughput.add(int(tokens), inputs.pairs)
+        return loss
 
-    def _remember(self, batch: MicroBatch, outputs: dict[str, Tensor]) -> Tensor:
-        """Notes a micro-batch's figures; which of its pairs have finite values, (pairs,)."""
+    def _note(self, batch: MicroBatch, outputs: dict[str, Tensor]) -> Tensor:
+        """Adds a micro-batch to the metrics; which of its pairs have finite values, (pairs,)."""
         z = outputs.pop("z").detach()
         finite = torch.isfinite(z)
-        self.figures.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
-        self.figures.add("rewards/margins", z, batch.weight)
+        self.metrics.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
+        self.metrics.add("rewards/margins", z, batch.weight)
         for term in self.objective.terms:
             value = outputs.pop(f"loss/{term.name}").detach()
             finite &= torch.isfinite(value)
             if len(self.objective.terms) > 1:
-                self.figures.add(f"loss/{term.name}", value, term.pair_weight(batch.weight, batch.margin))
+                self.metrics.add(f"loss/{term.name}", value, term.pair_weight(batch.weight, batch.margin))
         for name, value in outputs.items():
-            self.figures.add(name, value.detach(), batch.weight)
+            self.metrics.add(name, value.detach(), batch.weight)
         return finite
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the pairwise figures since the last log, each a weighted mean over pairs, and the true epoch. Callbacks also
+        """Adds the pairwise metrics since the last log, each a weighted mean over pairs, and the true epoch. Callbacks also
         get the speed, which the log that checkpoints carry leaves out: it is another one in every run.
         """
         rates: dict[str, float] = {}
         if "loss" in logs:
-            rates = self.pace.rates()
-            logs |= self.figures.drain() | rates
+            rates = self.throughput.rates()
+            logs |= self.metrics.pop() | rates
         if self.state.epoch is not None and self.state.max_steps:
             self.state.epoch = self.state.global_step * self._planned[0] / self._planned[1]
         super().log(logs, start_time)
@@ -252,15 +254,48 @@ class MarginTrainer(Guards):
 
     # --- measures ---------------------------------------------------------------------------------------------------
 
-    def predict_pairs(self, prompts: Sequence[PromptPairs]) -> dict[str, np.ndarray]:
-        """As `mmpo.train.training.measuring.predict_pairs`: every pair's values, of all processes."""
+    def predict_pairs(self, prompts: Sequence[PromptPairs], batches_at_once: int = 8) -> dict[str, np.ndarray]:
+        """Per-pair values in the order of `rows`: z, p, margin, weight, rows and `loss_of`'s outputs, each (pairs,), float64 (rows:
+        int64).
+
+        Every process calls this with the same prompts and gets all values. batches_at_once: how many micro-batches a process lays
+        out at a time, as those of a large set would fill the memory. Raises UserError, with prompt ids, where a value is not
+        finite.
+        """
         was_training = self.model.training
         self.model.eval()
         self._probe(prompts)
         try:
-            return predict_pairs(self, prompts)
+            own = list(self._predicted(prompts, batches_at_once))
         finally:
             self.model.train(was_training)
+        parts = [part for process in from_all(lambda: own) for part in process]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.argsort(joined["rows"], kind="stable")
+        values = {name: value[order] for name, value in joined.items()}
+        bad = set(values["rows"][~np.isfinite(values["z"])].tolist())
+        if bad:
+            ids = [prompt.prompt_id for prompt in prompts if not bad.isdisjoint(prompt.rows.tolist())]
+            raise UserError(
+                f"measuring at step {self.state.global_step}: {len(bad)} of {len(values['z'])} pairs have no finite value, of the prompts "
+                f"{some_ids(ids)}. Lower the learning rate, or try without bf16; the last good checkpoint stays"
+            )
+        return values
+
+    @torch.no_grad()
+    def _predicted(self, prompts: Sequence[PromptPairs], batches_at_once: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's share of the values, by micro-batch."""
+        longest_first = sorted(prompts, key=lambda prompt: (-prompt.length, prompt.prompt_id))  # those of like length together
+        tokens = batches_at_once * rank_and_world()[1] * self.tokens_per_batch
+        for chunk in token_runs(longest_first, lambda prompt: prompt.tokens, tokens):
+            step = self.make_step(chunk)
+            for batch in step.batches:
+                _, outputs = self.compute_loss(self.model_wrapped, batch, True)
+                outputs |= {"p": batch.p, "margin": batch.margin, "weight": batch.weight}
+                found = {name: value.cpu().numpy().astype(np.float64) for name, value in outputs.items()}
+                yield {**found, "rows": batch.pairs.cpu().numpy()}
+            for _ in range(step.idle_passes):
+                self.values(self.model_wrapped, step.idle)
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -275,8 +310,32 @@ class MarginTrainer(Guards):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.pace.start()
         return metrics
+
+
+class MetricAccumulator:
+    """Weighted means over pairs, added up from micro-batch to micro-batch and process to process until they are logged: sums of
+    value · weight and of weight by name. They stay on the device: reading each would hold it up.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
+        """Takes values of pairs with their weights, each (pairs,)."""
+        self._sums.setdefault(name, []).append(torch.stack([(value * weight).sum(), weight.sum()]))
+
+    def pop(self) -> dict[str, float]:
+        """The means of what all processes have added since the last time, in the order of the first process that has any; every
+        process calls this.
+        """
+        own = {name: torch.stack(parts).cpu().double().sum(dim=0) for name, parts in self._sums.items()}
+        self._sums = {}
+        whole: dict[str, Tensor] = {}
+        for sums in from_all(lambda: own):
+            for name, value in sums.items():
+                whole[name] = whole[name] + value if name in whole else value
+        return {name: total / weight for name, (total, weight) in ((n, v.tolist()) for n, v in whole.items()) if weight}
 
 
 def _first(items: list[Step]) -> Step:

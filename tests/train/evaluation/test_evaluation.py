@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import mmpo.train.evaluation.pair_values as pair_values_module
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import ece_vote
-from mmpo.train.evaluation import pair_values as pair_values_module
 from mmpo.train.evaluation.evaluate import evaluate
 from mmpo.train.evaluation.votes import Votes
 from mmpo.train.model import load_pretrained
@@ -64,7 +64,7 @@ def test_measures_follow_from_the_pairs_that_it_writes(kind, models, dataset, tm
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_it_agrees_with_the_last_measurement_of_training(kind, models, dataset):
-    from mmpo.train.training.run_folder import read_record
+    from mmpo.train.record import read_record
 
     record = read_record(models[kind])
     found = evaluate(kind, models[kind], dataset, split="validation")

@@ -26,7 +26,7 @@ LIMITED = """
 import resource
 from mmpo.cli.main import run
 import mmpo.train.training.run  # what loading the libraries takes is not limited
-import mmpo.train.training.checkpoints as guards
+import mmpo.train.training.trainer as guards
 import torch
 
 def limit(extra):
@@ -34,11 +34,11 @@ def limit(extra):
     resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))
 
 if sys.argv[1] == "step":
-    plain = guards.Guards.guarded
-    def guarded(self, passes):
+    plain = guards.memory_guard
+    def guarded(*arguments):
         limit(40 * 2**20)
-        return plain(self, passes)
-    guards.Guards.guarded = guarded
+        return plain(*arguments)
+    guards.memory_guard = guarded
 else:
     limit(120 * 2**20)
 sys.exit(run(sys.argv[2:]))

@@ -23,6 +23,7 @@ from mmpo.train.options import TrainOptions
         ({"beta": 0}, "beta: 0 is not above 0"),
         ({"epochs": "three"}, "epochs: 'three' is not a number"),
         ({"warmup_ratio": 1.0}, "1.0 is not below 1"),
+        *(({"seed": seed}, f"seed: {seed} is not") for seed in (-1, 2**32, 1.5, True, None)),
         ({"tiny_size": 40}, "multiple of 16"),
         ({"max_prompt_length": 1024}, "below max_length"),
         ({"kind": "reward", "loss": "mmpo=1,sft=0.1"}, "sft is a term on log-probabilities per token: it works for policies only"),

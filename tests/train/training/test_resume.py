@@ -12,36 +12,36 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, signal
 import mmpo.train.training.checkpoints as guards
-import mmpo.train.training.passes as passes
 import mmpo.train.training.run as module
+import mmpo.train.training.trainer as trainer
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.progress import Progress
+from mmpo.train.training.callbacks import TrainingProgress
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def between_steps():
-    class Mortal(Progress):
+    class Mortal(TrainingProgress):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 6:
                 die()
-    module.Progress = Mortal
+    module.TrainingProgress = Mortal
 
 def within_a_step():
-    plain = passes.StepPasses._backward
+    plain = trainer.MarginTrainer.backward
     def backward(self, loss):
         plain(self, loss)
-        if self.trainer.state.global_step == 6 and self.left > 0:
+        if self.state.global_step == 6:  # the first of several passes
             die()
-    passes.StepPasses._backward = backward
+    trainer.MarginTrainer.backward = backward
 
 def writing_a_checkpoint():
-    plain = guards.Guards._save_rng_state
+    plain = guards.GuardedTrainer._save_rng_state
     def save(self, folder):
         if self.state.global_step == 8:
             die()
         plain(self, folder)
-    guards.Guards._save_rng_state = save
+    guards.GuardedTrainer._save_rng_state = save
 
 def train(kind, options):
     (module.train_policy if kind == "policy" else module.train_reward)(TrainOptions(kind, **options))

@@ -151,7 +151,7 @@ from mmpo.train.training.run import train_policy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 reduced, passes = [], []
-step, backward = module.MarginTrainer.training_step, module.StepPasses._backward
+step, backward = module.MarginTrainer.training_step, module.MarginTrainer.backward
 def training_step(self, model, inputs, *rest):
     if not self.state.global_step:
         model.register_comm_hook(None, lambda state, bucket: reduced.append(1) or allreduce_hook(state, bucket))
@@ -159,7 +159,7 @@ def training_step(self, model, inputs, *rest):
 def counted(self, *arguments):
     passes.append(1)
     return backward(self, *arguments)
-module.MarginTrainer.training_step, module.StepPasses._backward = training_step, counted
+module.MarginTrainer.training_step, module.MarginTrainer.backward = training_step, counted
 train_policy(TrainOptions("policy", {OPTIONS}))
 print(len(reduced), len(passes))
 """

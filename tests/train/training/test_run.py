@@ -1,117 +1,86 @@
-"""Whole runs from a dataset folder: what they return and write, going on after a stop, and folders that are refused."""
+"""Whole runs from a dataset folder: what they return and write, how they may end early, what is shown, what is refused."""
 
-import json
 import os
 import signal
 
 import pytest
-import torch
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
-import mmpo.train.training.run as run_module
 from mmpo.pipeline.errors import UserError
-from mmpo.train.model import load_pretrained
-from mmpo.train.options import TrainOptions
-from mmpo.train.training.progress import Progress
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.training.callbacks import Displacement, Throughput, TrainingProgress, displacement_of, fallen
 
-RUN = {"policy": train_policy, "reward": train_reward}
-
-
-def options(kind, data, out, **changes):
-    defaults = {"epochs": 2, "pairs_per_step": 10, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400, "save_steps": 4}
-    return TrainOptions(kind, data=str(data), out=str(out), **{**defaults, **changes})
+OVERSHOOTING = {"learning_rate": 0.02, "epochs": 40, "eval_steps": 2, "schedule": "constant"}
+"""The eval loss falls, then grows."""
 
 
-def weights(kind, folder):
-    return load_pretrained(kind, str(folder))[0].state_dict()
+class AtStep(TrainerCallback):
+    """Does something in the middle of a step, counted from 0."""
+
+    def __init__(self, step, work):
+        self.step, self.work = step, work
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            self.work()
+
+
+def lights_out():
+    raise ConnectionError("the lights went out")
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_a_run_stopped_at_any_step_and_resumed_gives_the_very_same_model(kind, dataset, tmp_path, monkeypatch):
-    whole = RUN[kind](options(kind, dataset, tmp_path / "whole"))
-
-    class Crash(Progress):
-        """Dies in the middle of step 7; the last checkpoint is that of step 4."""
-
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 6:
-                raise ConnectionError("the lights went out")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "Progress", Crash)
-        with pytest.raises(ConnectionError):
-            RUN[kind](options(kind, dataset, tmp_path / "stopped"))
+def test_a_run_stopped_at_any_step_and_resumed_gives_the_very_same_model(
+    kind, train_tiny, record_of, same_weights, dataset, tmp_path
+):
+    """It dies in the middle of step 7; the last checkpoint is that of step 4."""
+    usual = {"epochs": 2, "save_steps": 4}
+    whole = train_tiny(kind, dataset, tmp_path / "whole", **usual)
+    with pytest.raises(ConnectionError):
+        train_tiny(kind, dataset, tmp_path / "stopped", [AtStep(6, lights_out)], **usual)
     assert (tmp_path / "stopped" / "checkpoint-4").is_dir()
     (tmp_path / "stopped" / "checkpoint-6").mkdir()  # a half-written one must not be trusted
-    resumed = RUN[kind](options(kind, dataset, tmp_path / "stopped"))
-    before, after = weights(kind, tmp_path / "whole"), weights(kind, tmp_path / "stopped")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    records = [json.loads((tmp_path / name / "mmpo.json").read_text()) for name in ("whole", "stopped")]
-    assert records[0]["history"] == records[1]["history"]
+    resumed = train_tiny(kind, dataset, tmp_path / "stopped", **usual)
+    assert same_weights(kind, tmp_path / "whole", tmp_path / "stopped")
+    assert record_of(tmp_path / "whole")["history"] == record_of(tmp_path / "stopped")["history"]
     assert {**whole, "out": ""} == {**resumed, "out": ""}
 
 
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(train_tiny, record_of, same_weights, dataset, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny("reward", dataset, tmp_path / "out", [AtStep(2, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    assert (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").is_file()
+    assert record_of(tmp_path / "out")["finished"] is False
+    for name in ("out", "whole"):
+        train_tiny("reward", dataset, tmp_path / name)
+    assert same_weights("reward", tmp_path / "whole", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_what_a_run_returns_and_writes(kind, dataset, tmp_path, capsys):
-    result = RUN[kind](options(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3))
+def test_what_a_run_returns_and_writes(kind, train_tiny, record_of, dataset, tmp_path, capsys):
+    result = train_tiny(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3)
     assert set(result) == {"out", "steps", "train_loss", "gamma", "metrics"} | ({"displacement"} if kind == "policy" else set())
     assert result["metrics"]["accuracy"] > 0.75
     assert capsys.readouterr().out == ""  # standard output belongs to --json
-    record = json.loads((tmp_path / "out" / "mmpo.json").read_text())
+    record = record_of(tmp_path / "out")
     assert record["finished"] is True
     assert record["gamma"] == result["gamma"] > 0
     assert record["options"]["loss"] == "mmpo"
-    assert record["way"] == {
-        "layout": "packed",
-        "attention": "segments",
-        "head": "linear" if kind == "policy" else "whole",
-        "reason": "",
-    }
+    head = "linear" if kind == "policy" else "whole"
+    assert record["way"] == {"layout": "packed", "attention": "segments", "head": head, "reason": ""}
     assert record["counts"]["pairs_in"] == record["counts"]["pairs"]
-    assert len(record["history"]["steps"]) == len(record["history"]["loss"]) == result["steps"]
-    assert record["history"]["loss"][-1] < record["history"]["loss"][0]
+    history = record["history"]
+    assert len(history["steps"]) == len(history["loss"]) == result["steps"]
+    assert history["loss"][-1] < history["loss"][0]
     assert record["evaluations"][-1]["step"] == result["steps"]
-    again = RUN[kind](options(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3))
-    assert again == result
+    assert train_tiny(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3) == result
     if kind == "policy":
-        assert {"logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracy"} <= set(record["history"])
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(dataset, tmp_path, monkeypatch):
-    class Interrupt(Progress):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "Progress", Interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train_reward(options("reward", dataset, tmp_path / "out"))
-    assert (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").is_file()
-    assert json.loads((tmp_path / "out" / "mmpo.json").read_text())["finished"] is False
-    train_reward(options("reward", dataset, tmp_path / "out"))
-    train_reward(options("reward", dataset, tmp_path / "whole"))
-    before, after = weights("reward", tmp_path / "whole"), weights("reward", tmp_path / "out")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_folders_that_are_not_this_run_are_refused(dataset, tmp_path):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
-        train_reward(options("reward", dataset, tmp_path / "taken", resume=False))
-    assert (tmp_path / "taken" / "thesis.tex").read_text() == "years of work"
-    train_reward(options("reward", dataset, tmp_path / "out", max_steps=2))
-    with pytest.raises(UserError, match=r"loss 'mmpo' -> 'dpo'"):
-        train_reward(options("reward", dataset, tmp_path / "out", max_steps=2, loss="dpo"))
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    result = train_reward(options("reward", dataset, tmp_path / "out", max_steps=3, loss="dpo", resume=False))
-    assert result["steps"] == 3
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+        assert {"logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracy"} <= set(history)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"data": "/no/such/place"}, "no dataset at"),
         ({"model": "/no/such/model"}, "cannot load"),
@@ -120,28 +89,32 @@ def test_folders_that_are_not_this_run_are_refused(dataset, tmp_path):
         ({"loss": "rpo-sq", "gamma": float("inf")}, "finite gamma"),
         ({"max_prompt_length": 2}, "prompt_too_long"),
         ({"out": ""}, "output folder"),
+        ({"report_to": "tensorbord"}, "did you mean 'tensorboard'.*; installed here: "),
+        ({"report_to": "dvclive"}, r"dvclive is not installed \(pip install dvclive\); installed here: "),
     ],
 )
-def test_bad_input_leaves_nothing_behind(changes, said, dataset, tmp_path):
-    values = {"data": str(dataset), "out": str(tmp_path / "out"), **changes}
-    with pytest.raises(UserError, match=said):
-        train_reward(options("reward", values.pop("data"), values.pop("out"), **values))
+def test_bad_input_leaves_nothing_behind(changes, message, train_tiny, dataset, tmp_path):
+    values = {"data": dataset, "out": tmp_path / "out", **changes}
+    with pytest.raises(UserError, match=message):
+        train_tiny("reward", **values)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dataset_without_that_split_says_what_it_has(pairs_of, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", validation=pairs_of(3, [3]))
+def test_splits_that_are_not_there(train_tiny, tiny_options, pairs_of, folder_of, tmp_path):
     with pytest.raises(UserError, match="it has: validation"):
-        train_reward(options("reward", folder, tmp_path / "out"))
+        train_tiny("reward", folder_of(tmp_path / "held-out", validation=pairs_of(3, [3])), tmp_path / "out")
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        train_tiny("reward", folder_of(tmp_path / "data", train=pairs_of(3, [3])), tmp_path / "out", early_stopping=2)
+    with pytest.raises(UserError, match="give eval_split"):
+        tiny_options("reward", early_stopping=2, eval_split=None)
 
 
-def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(pairs_of, folder_of, tmp_path):
-    table = pairs_of(6, [7])  # grades repeat after five completions: two ties a prompt
-    folder = folder_of(tmp_path / "data", train=table)
+def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(train_tiny, record_of, pairs_of, folder_of, tmp_path):
+    folder = folder_of(tmp_path / "data", train=pairs_of(6, [7]))  # grades repeat after five completions: two ties in each prompt
     counts = {}
     for name, changes in (("soft", {}), ("hard", {"loss": "dpo"}), ("dropped", {"ties": "drop"})):
-        train_reward(options("reward", folder, tmp_path / name, max_steps=1, **changes))
-        counts[name] = json.loads((tmp_path / name / "mmpo.json").read_text())["counts"]
+        train_tiny("reward", folder, tmp_path / name, max_steps=1, **changes)
+        counts[name] = record_of(tmp_path / name)["counts"]
     assert counts["soft"] == {"pairs_in": 126, "pairs": 126, "prompts": 6}
     assert counts["hard"] == counts["dropped"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
 
@@ -158,13 +131,166 @@ VARIANTS = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_variants_run(changes, dataset, tmp_path):
-    result = train_policy(options("policy", dataset, tmp_path / "out", max_steps=3, **changes))
-    assert result["steps"] == 3
+def test_variants_run(changes, train_tiny, dataset, tmp_path):
+    assert train_tiny("policy", dataset, tmp_path / "out", max_steps=3, **changes)["steps"] == 3
 
 
-def test_reference_values_are_computed_once_and_found_again(dataset, unfinished, tmp_path, monkeypatch):
-    train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))
-    monkeypatch.setattr("mmpo.train.inference.reference.completion_logprobs", lambda model, prompts, **_: [1 / 0 for _ in prompts])
-    unfinished(tmp_path / "out")
-    assert train_policy(options("policy", dataset, tmp_path / "out", max_steps=2))["steps"] == 2
+def test_early_stopping_keeps_the_best_model(train_tiny, record_of, same_weights, dataset, tmp_path):
+    out = tmp_path / "out"
+    result = train_tiny("reward", dataset, out, save_steps=3, early_stopping=3, **OVERSHOOTING)
+    losses = {one["step"]: one["loss"] for one in record_of(out)["evaluations"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert result["best_step"] == best < result["steps"] == best + 6  # three evaluations later
+    assert result["metrics"]["loss"] == losses[best]
+    assert same_weights("reward", out, out / f"checkpoint-{best}")
+    assert evaluate("reward", out, dataset, split="validation")["cross_entropy"] == pytest.approx(losses[best], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"max_steps": 5, "eval_steps": 2}, [2, 4, 5]),
+        ({"max_steps": 4, "eval_steps": 2}, [2, 4]),
+        ({"max_steps": 3, "eval_steps": 100, "save_steps": 100}, [3]),
+        ({**OVERSHOOTING, "early_stopping": 2}, None),
+    ],
+)
+def test_the_last_step_is_measured(changes, steps, train_tiny, record_of, dataset, unfinished, tmp_path):
+    """Also where a run was killed behind its last checkpoint and does nothing but write its model when it goes on."""
+    out = tmp_path / "out"
+    summary, record = train_tiny("reward", dataset, out, **changes), record_of(out)
+    measured = [one["step"] for one in record["evaluations"]]
+    assert measured[-1] == summary["steps"]
+    assert measured == steps if steps else summary["steps"] < 100  # it ended early
+    unfinished(out)
+    (out / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert train_tiny("reward", dataset, out, **changes) == summary
+    assert record_of(out)["evaluations"] == record["evaluations"]
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------------
+
+
+def test_trackers_get_the_metrics_and_the_speed(train_tiny, record_of, dataset, tmp_path, monkeypatch):
+    logs = []
+
+    class Notebook(TrainerCallback):
+        def on_log(self, args, state, control, logs=logs, **named):
+            seen.append(dict(logs))
+
+    seen = []
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook", Notebook)  # as transformers lets trackers be added
+    train_tiny("policy", dataset, tmp_path / "out", report_to="notebook", logging_steps=4, max_steps=8)
+    training = [entry for entry in seen if "loss" in entry]
+    assert len(training) > 1
+    wanted = {"logps/chosen", "logps/rejected", "rewards/accuracy", "rewards/margins", "grad_norm"}
+    assert all(wanted | {"tokens_per_second", "pairs_per_second"} <= entry.keys() for entry in training)
+    assert any({"eval_logps/chosen", "eval_logps/rejected", "eval_loss"} <= entry.keys() for entry in seen)
+    history = record_of(tmp_path / "out")["history"]
+    assert {4, 8} <= set(history["steps"]) < set(range(1, 9))
+    assert "tokens_per_second" not in history  # another one in every run
+
+
+def test_progress_shows_how_fast_and_how_long_on_standard_error(train_tiny, dataset, tmp_path, capsys):
+    train_tiny("policy", dataset, tmp_path / "out", [TrainingProgress("every step", seconds=0.0)], max_steps=6)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("every step: ") and ", loss " in line]
+    assert all(any(f"{step} of 6 steps" in line for line in lines) for step in range(1, 7))
+    for part in ("tokens/s", "pairs/s", "logps/chosen", "logps/rejected", "rewards/accuracy"):
+        assert all(part in line for line in lines), part
+    assert " left" in err
+    assert any("eval_logps/chosen" in line for line in lines)
+    assert err.splitlines()[-1].startswith("trained 6 steps, ")
+
+
+def test_throughput_counts_steps_and_not_what_lies_between():
+    throughput = Throughput()
+    throughput.add(tokens=1000, pairs=10)
+    throughput.add(tokens=500, pairs=5)
+    throughput.seconds = 3.0
+    assert throughput.rates() == {"tokens_per_second": 500.0, "pairs_per_second": 5.0}
+    assert throughput.rates() == {}  # nothing since
+
+
+# --- likelihood displacement -------------------------------------------------------------------------------------------------
+
+
+def means(chosen, rejected, before=-100.0, prefix=""):
+    """The logged metrics after falls of so many nats, at beta .1."""
+    falls = {"chosen": chosen, "rejected": rejected}
+    logps = {f"{prefix}logps/{side}": before - fall for side, fall in falls.items()}
+    return logps | {f"{prefix}rewards/{side}": -0.1 * fall for side, fall in falls.items()}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "before", "expected"),
+    [
+        (6, 20, -100, True), (4, 20, -100, False), (6, 4, -100, False), (-3, 20, -100, False), (0, 0, -100, False),  # 5%
+        (0.9, 5.0, -8, False), (1.1, 5.0, -8, True),  # and a nat at least
+    ],
+)  # fmt: skip
+def test_both_must_fall_by_a_clear_margin(chosen, rejected, before, expected):
+    assert fallen(means(chosen, rejected, before), beta=0.1) is expected
+
+
+def test_displacement_is_reported_once_and_kept_with_its_trend(train_tiny, dataset, tmp_path, capsys):
+    """gamma infinite and a large step: DPO drives both down."""
+    pushed = {"gamma": float("inf"), "learning_rate": 0.05, "epochs": 6, "schedule": "constant", "max_grad_norm": 0.0}
+    result = train_tiny("policy", dataset, tmp_path / "out", **pushed)
+    found = result["displacement"]
+    assert set(found) == {"training", "held_out"}
+    assert found["training"]["fallen"] is found["held_out"]["fallen"] is True
+    last, first = found["held_out"]["last"], found["held_out"]["first"]
+    assert last["logratio_chosen"] < -1
+    assert last["logratio_rejected"] < first["logratio_rejected"]
+    assert last["logps_chosen"] == result["metrics"]["logps/chosen"]
+    assert last["logratio_rejected"] == pytest.approx(result["metrics"]["rewards/rejected"] / 0.1)
+    err = capsys.readouterr().err
+    assert err.count("likelihood displacement") == 1
+    assert "--loss mmpo=1,sft=0.1" in err
+    calm = train_tiny("policy", dataset, tmp_path / "calm", epochs=2, learning_rate=1e-6)
+    assert not any(part["fallen"] for part in calm["displacement"].values())
+    assert "likelihood displacement" not in capsys.readouterr().err
+    assert displacement_of([{"step": 1, "loss": 0.7}], beta=0.1) == {}  # nothing was measured
+
+
+LOOKUPS = []
+
+
+class Entry(dict):
+    """A log entry that notes when something is looked up in it."""
+
+    def __contains__(self, key):
+        LOOKUPS.append(key)
+        return super().__contains__(key)
+
+
+def fall(nats, prefix=""):
+    return Entry(means(nats, nats, prefix=prefix))
+
+
+@pytest.mark.parametrize(
+    ("entries", "reported"),
+    [
+        # ½, 1½, 2½, ...: the mean of five passes 5 nats where they are 3½ to 7½, at 5½; one before it is 4½
+        ([fall(nats + 0.5) for nats in range(12)], [7]),
+        ([one for nats in range(12) for one in (fall(nats + 0.5), Entry({"eval_runtime": 1.0}))], [14]),  # no such metrics
+        ([fall(50)] * 4, []),  # too few
+        ([fall(0), fall(3, "eval_"), fall(6, "eval_"), fall(7, "eval_")], [2]),  # of held-out pairs one is enough
+        ([fall(0) for _ in range(400)], []),
+    ],
+)
+def test_displacement_is_reported_as_soon_as_the_newest_entries_show_it(entries, reported, capsys):
+    """And without reading the whole log at every entry."""
+    from transformers import TrainerControl, TrainerState
+
+    LOOKUPS.clear()
+    state, callback, places = TrainerState(log_history=[]), Displacement(0.1), []
+    for place, entry in enumerate(entries):
+        state.log_history.append(entry)
+        callback.on_log(None, state, TrainerControl())
+        places += [place] * capsys.readouterr().err.count("likelihood displacement")
+    assert places == reported
+    assert len(LOOKUPS) <= len(entries) * (1 + 5 * 4)

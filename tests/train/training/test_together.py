@@ -15,27 +15,27 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, resource, signal
 from mmpo.cli.main import run
-import mmpo.train.training.checkpoints as guards
+import mmpo.train.training.trainer as guards
 import mmpo.train.training.run as module
-from mmpo.train.training.progress import Progress
+from mmpo.train.training.callbacks import TrainingProgress
 
 def missing_data():
     sys.argv[sys.argv.index("--data") + 1] = "/no/such/place"
 
 def full_memory():
-    plain = guards.Guards.guarded
-    def guarded(self, passes):
+    plain = guards.memory_guard
+    def guarded(*arguments):
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2**20, resource.RLIM_INFINITY))
-        return plain(self, passes)
-    guards.Guards.guarded = guarded
+        return plain(*arguments)
+    guards.memory_guard = guarded
 
 def asked_to_stop():
-    class Asked(Progress):
+    class Asked(TrainingProgress):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-    module.Progress = Asked
+    module.TrainingProgress = Asked
 
 if rank == 1 and sys.argv[1]:
     globals()[sys.argv[1]]()

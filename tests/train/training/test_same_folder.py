@@ -1,0 +1,240 @@
+"""The output folder: whose it may be, what may be corrected the second time, what is refused, what stays."""
+
+import json
+import os
+import socket
+import subprocess
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from mmpo.pipeline.errors import UserError
+from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.model import load_pretrained, tiny_model
+from mmpo.train.record import RECORD, read_record
+from mmpo.train.training.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+SHORT = {"max_steps": 3, "save_steps": 2}
+
+
+class FullAt(TrainerCallback):
+    """The device's memory is full before a step, counted from 0."""
+
+    def __init__(self, step=0):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def saved(kind, tokenizer, folder, seed=0):
+    tiny_model(kind, tokenizer, size=16, layers=1, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- whose it may be --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "./tiny"])
+def test_the_model_that_is_built_is_no_folder(name, tiny_options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunFolder(tiny_options("reward", "pairs", name), "digest").claim()
+    assert read_record(tmp_path / "tiny") is not None
+    RunFolder(tiny_options("reward", "pairs", name), "digest")  # and once more, now that it is there
+
+
+@pytest.mark.parametrize(("what", "name"), [("data", "tiny"), ("reference", "tiny"), ("model", "owner/name")])
+def test_a_folder_that_is_read_is_refused(what, name, tiny_options, tmp_path, monkeypatch):
+    """A name of the Hub too: once there, the folder would be read in place of that model."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--out {name} is --{what} as well"):
+        RunFolder(tiny_options("policy", **{"data": "pairs", "out": name, what: name}), "digest")
+
+
+@pytest.mark.parametrize("left", ["of 0.1.0", "here"])
+def test_a_kill_while_the_first_record_is_written_leaves_a_folder_to_begin_in(left, tiny_options, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    name = f"{RECORD}.part" if left == "of 0.1.0" else f".{RECORD}.part-{socket.gethostname()}-{ended.pid}-0"
+    (tmp_path / name).write_text('{"kind": "rew')
+    own = RunFolder(tiny_options("reward", "pairs", tmp_path), "digest")
+    assert own.record is None
+    own.claim()
+    assert read_record(tmp_path) is not None
+    own.abandon()
+    assert not tmp_path.exists() or left == "of 0.1.0"
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "thesis.tex").write_text("...")  # beside something else that beginning proves nothing
+    with pytest.raises(UserError, match="holds something else than a training run"):
+        RunFolder(tiny_options("reward", "pairs", tmp_path), "digest")
+
+
+def test_folders_that_are_not_this_run_are_refused(train_tiny, dataset, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        train_tiny("reward", dataset, tmp_path / "taken", resume=False)
+    assert (tmp_path / "taken" / "thesis.tex").read_text() == "years of work"
+    train_tiny("reward", dataset, tmp_path / "out", max_steps=2)
+    with pytest.raises(UserError, match=r"loss 'mmpo' -> 'dpo'"):
+        train_tiny("reward", dataset, tmp_path / "out", max_steps=2, loss="dpo")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert train_tiny("reward", dataset, tmp_path / "out", max_steps=3, loss="dpo", resume=False)["steps"] == 3
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+# --- the second time ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokens_per_batch": 500}, {"bf16": True}, {"lora": 2}, {"gradient_checkpointing": True}], ids=str
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_advice_can_be_followed_in_the_same_folder(changes, train_tiny, record_of, dataset, tmp_path):
+    with pytest.raises(UserError, match=r"the memory ran out .*lower") as stopped:
+        train_tiny("reward", dataset, tmp_path / "out", [FullAt()], **SHORT)
+    assert "--no-resume" not in str(stopped.value)  # nothing is there to go on from
+    assert record_of(tmp_path / "out")["finished"] is False
+    assert train_tiny("reward", dataset, tmp_path / "out", **SHORT, **changes)["steps"] == 3
+
+
+def test_what_only_rounds_may_change_behind_a_checkpoint_and_the_rest_says_how(train_tiny, dataset, tmp_path):
+    whole = train_tiny("reward", dataset, tmp_path / "whole", **SHORT)
+    with pytest.raises(UserError) as stopped:
+        train_tiny("reward", dataset, tmp_path / "out", [FullAt(2)], **SHORT)
+    assert "(--bf16; then give another --out or --no-resume)" in str(stopped.value)
+    assert "(--gradient-checkpointing)" in str(stopped.value)
+    with pytest.raises(UserError, match=r"other options \(bf16 False -> True\)"):
+        train_tiny("reward", dataset, tmp_path / "out", bf16=True, **SHORT)
+    resumed = train_tiny("reward", dataset, tmp_path / "out", tokens_per_batch=150, **SHORT)
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-5)
+
+
+def test_logging_and_saving_are_free_to_change_on_resumption(train_tiny, dataset, unfinished, tmp_path):
+    out = tmp_path / "out"
+    train_tiny("reward", dataset, out, max_steps=4, logging_steps=1, save_steps=2)
+    unfinished(out)
+    (out / "checkpoint-4").rename(tmp_path / "away")
+    changes = {"logging_steps": 2, "save_steps": 3, "report_to": "none", "reference_cache": str(tmp_path)}
+    assert train_tiny("reward", dataset, out, max_steps=4, **changes)["steps"] == 4
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_memory_that_ran_out_before_training_leaves_nothing(train_tiny, dataset, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mmpo.train.training.run.cached_logprobs", full)
+    with pytest.raises(UserError, match="the memory ran out outside of the steps"):
+        train_tiny("policy", dataset, tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_reference_values_are_computed_once_and_found_again(train_tiny, dataset, unfinished, tmp_path, monkeypatch):
+    train_tiny("policy", dataset, tmp_path / "out", max_steps=2)
+    monkeypatch.setattr("mmpo.train.inference.reference.completion_logprobs", lambda model, prompts, **_: [1 / 0 for _ in prompts])
+    unfinished(tmp_path / "out")
+    assert train_tiny("policy", dataset, tmp_path / "out", max_steps=2)["steps"] == 2
+
+
+@pytest.mark.parametrize("what", ["model", "reference"])
+def test_other_weights_behind_the_same_name_are_refused(what, train_tiny, dataset, tokenizer, unfinished, tmp_path):
+    named = {name: str(saved("policy", tokenizer, tmp_path / name, seed)) for seed, name in enumerate(("model", "reference"))}
+    for _ in range(2):
+        train_tiny("policy", dataset, tmp_path / "out", **SHORT, **named)
+        unfinished(tmp_path / "out")
+    saved("policy", tokenizer, tmp_path / what, seed=9)
+    part = "weights" if what == "model" else "reference_weights"
+    with pytest.raises(UserError, match=rf"holds a run of another model \({part} \w{{8}}, now \w{{8}}\).*--no-resume"):
+        train_tiny("policy", dataset, tmp_path / "out", **SHORT, **named)
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
+def test_a_reward_model_may_start_with_a_new_score_layer_again(train_tiny, dataset, tokenizer, unfinished, tmp_path):
+    """Of a changed body a run is refused; the new layer, which is random, makes no part of what must be found again."""
+    base = saved("policy", tokenizer, tmp_path / "base")
+    for _ in range(2):
+        train_tiny("reward", dataset, tmp_path / "out", model=str(base), **SHORT)
+        unfinished(tmp_path / "out")
+    values = load_file(base / "model.safetensors")
+    save_file({**values, "model.norm.weight": values["model.norm.weight"] * 2}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"another model \(weights "):
+        train_tiny("reward", dataset, tmp_path / "out", model=str(base), **SHORT)
+
+
+def test_starting_again_keeps_the_old_model_until_the_new_one_can_be_trained(train_tiny, record_of, dataset, tmp_path):
+    """A cache that is a text file is found out only after data, model and options are fine."""
+    out = tmp_path / "out"
+    train_tiny("policy", dataset, out, **SHORT)
+    (tmp_path / "cache.txt").write_text("no cache")
+    kept = sorted(path.relative_to(out) for path in out.rglob("*"))
+    with pytest.raises(UserError):
+        train_tiny("policy", dataset, out, resume=False, reference_cache=str(tmp_path / "cache.txt"), **SHORT)
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == kept
+    assert record_of(out)["finished"] is True
+    train_tiny("policy", dataset, out, resume=False, tiny_size=32, **SHORT)
+    assert json.loads((out / "reference" / "config.json").read_text())["hidden_size"] == 32
+    assert not (out / "reference.new").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "column", "value"),
+    [("train", "preferring", 0), ("train", "raters", 7), ("train", "margin_se", 9.0), ("validation", "quality_margin", 0.25)],
+)
+def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, train_tiny, pairs_of, folder_of, tmp_path):
+    tables = {"train": pairs_of(6, [3], seed=1), "validation": pairs_of(3, [3], seed=2)}
+    folder = folder_of(tmp_path / "data", **tables)
+    train_tiny("reward", folder, tmp_path / "out", **SHORT)
+    table = tables[split]
+    place, field = table.column_names.index(column), table.schema.field(column)
+    values = [value, *table[column].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), folder / split / "part-00000.parquet")
+    with pytest.raises(UserError, match="data_digest"):
+        train_tiny("reward", folder, tmp_path / "out", **SHORT)
+
+
+def test_only_what_is_half_written_is_removed(train_tiny, dataset, unfinished, tmp_path):
+    """A folder in the state's place can't be read for a reason that says nothing of the checkpoint."""
+    out = tmp_path / "out"
+    train_tiny("reward", dataset, out, **SHORT)
+    unfinished(out)
+    (out / "checkpoint-notes").write_text("mine")
+    (out / "checkpoint-9").mkdir()
+    (out / "checkpoint-8" / "trainer_state.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"checkpoint-8/trainer_state\.json can't be read"):
+        train_tiny("reward", dataset, out, **SHORT)
+    (out / "checkpoint-8" / "trainer_state.json").rmdir()
+    train_tiny("reward", dataset, out, **SHORT)
+    assert (out / "checkpoint-notes").read_text() == "mine"
+    assert not os.path.exists(out / "checkpoint-9") and not (out / "checkpoint-8").exists()
+
+
+def test_an_adapter_on_an_adapters_model_is_read_again_as_it_was(train_tiny, record_of, dataset, tokenizer, tmp_path):
+    """Of three parts, base, first adapter and second, none may be lost: the folder is all that there is to read."""
+    base, one, two = saved("policy", tokenizer, tmp_path / "base"), tmp_path / "one", tmp_path / "two"
+    usual = {"lora": 2, "learning_rate": 0.05, "max_steps": 6, "save_steps": 2}
+    train_tiny("policy", dataset, one, model=str(base), **usual)
+    train_tiny("policy", dataset, two, model=str(one), **usual)
+    assert not json.loads((two / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ids = torch.randint(0, len(tokenizer), (3, 12), generator=torch.Generator().manual_seed(0))
+    first, second = (load_pretrained("policy", str(path))[0].eval() for path in (one, two))
+    stacked = PeftModel.from_pretrained(load_pretrained("policy", str(one))[0], str(two)).eval()
+    with torch.no_grad():
+        before, found, expected = (model(ids).logits.log_softmax(-1) for model in (first, second, stacked))
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert (found - before).abs().max() > 0.01
+    trained = record_of(two)["summary"]["metrics"]["cross_entropy"]
+    assert evaluate("policy", two, dataset, split="validation")["cross_entropy"] == pytest.approx(trained, abs=1e-5)
+    of_checkpoint = load_pretrained("policy", str(two / "checkpoint-6"))[0].state_dict()
+    assert all(torch.equal(of_checkpoint[name], value) for name, value in second.state_dict().items())
+    with pytest.raises(UserError, match="Leave out `reference` or `lora`, or merge first"):
+        train_tiny("policy", dataset, tmp_path / "three", model=str(one), lora=2, reference=str(base), **SHORT)
+    assert not (tmp_path / "three").exists()

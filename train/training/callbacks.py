@@ -1,0 +1,301 @@
+"""What watches a training run: progress on standard error, its end before the last step, displaced likelihoods, resumption."""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, say
+from mmpo.train.distributed import any_process, rank_and_world
+from mmpo.train.messages import warn
+
+__all__ = [
+    "Displacement",
+    "EarlyStop",
+    "Log",
+    "Resumption",
+    "StopSafely",
+    "Throughput",
+    "TrainingProgress",
+    "displacement_of",
+    "ended_early",
+    "fallen",
+]
+
+Log = Sequence[Mapping[str, Any]]
+"""Entries of transformers' TrainerState.log_history."""
+Means = Mapping[str, float]
+
+_SHOWN = (
+    "loss",
+    "rewards/accuracy",
+    "logps/chosen",
+    "logps/rejected",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_logps/chosen",
+    "eval_logps/rejected",
+)
+_SPEEDS = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s"}
+_SAME_PRESS_SECONDS = 2.0
+"""A terminal and a launcher both hand on the one Ctrl-C."""
+_CLEAR_NATS, _CLEAR_SHARE = 1.0, 0.05
+"""A clear margin: a completion's log-probability fell by more than a nat and more than 5% of what it was."""
+_RECENT_LOGS = 5
+"""Log entries of a training run that are averaged, each over other prompts."""
+_SIDES = ("chosen", "rejected")
+_LIKELIHOODS = tuple(f"{kind}/{side}" for kind in ("logps", "rewards") for side in _SIDES)
+
+
+class Resumption(TrainerCallback):
+    """Lets a resumed run log, evaluate and save as often as it is asked to now, not as its checkpoint was, and find the best
+    checkpoint although the state names it as seen from another working directory.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Corrects the state that was read from the checkpoint."""
+        state.compute_steps(args, state.max_steps)
+        best = os.path.join(args.output_dir or "", f"checkpoint-{state.best_global_step}")
+        if state.best_global_step and os.path.isdir(best):
+            state.best_model_checkpoint = best
+
+
+# --- progress -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Throughput(TrainerCallback):
+    """Steps, computed tokens (padding included) and pairs of all processes since the start of this session, and the
+    seconds they took. Time spent on measuring and saving is not theirs.
+
+    >>> print(Throughput(steps=120, tokens=1_500_000, pairs=7_800, seconds=100.0))
+    trained 120 steps, 7,800 pairs, 1,500,000 tokens in 1 min 40 s (15,000 tokens/s, 78.0 pairs/s)
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    _since: float = field(default_factory=time.monotonic)
+    _logged: tuple[int, int, float] = (0, 0, 0.0)
+
+    def _restart(self, *_: Any, **__: Any) -> None:
+        self._since = time.monotonic()
+
+    on_train_begin = on_evaluate = on_save = _restart
+
+    def add(self, tokens: int, pairs: int) -> None:
+        """A step has ended."""
+        self.steps, self.tokens, self.pairs = self.steps + 1, self.tokens + tokens, self.pairs + pairs
+        self.seconds += time.monotonic() - self._since
+        self._restart()
+
+    def rates(self) -> dict[str, float]:
+        """Tokens and pairs per second since the last call; nothing before a step has ended."""
+        tokens, pairs, seconds = self.tokens - self._logged[0], self.pairs - self._logged[1], self.seconds - self._logged[2]
+        self._logged = (self.tokens, self.pairs, self.seconds)
+        return {"tokens_per_second": tokens / seconds, "pairs_per_second": pairs / seconds} if seconds > 0 else {}
+
+    def __str__(self) -> str:
+        seconds = max(self.seconds, 1e-9)
+        return (
+            f"trained {self.steps:,} steps, {self.pairs:,} pairs, {self.tokens:,} tokens in {duration(self.seconds)} "
+            f"({self.tokens / seconds:,.0f} tokens/s, {self.pairs / seconds:,.1f} pairs/s)"
+        )
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows steps, the newest figures, speed and the time left; of several processes the first one only."""
+
+    def __init__(self, title: str, seconds: float = LINE_EVERY_SECONDS) -> None:
+        self.reporter = ProgressReporter(title, "steps", seconds=seconds)
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Shows where the run starts, or goes on."""
+        self._show(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Shows that a step is done."""
+        self._show(state)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        """Shows the figures of a step or of an evaluation."""
+        figures = {name: f"{logs[name]:.{1 if 'logps' in name else 4}f}" for name in _SHOWN if name in (logs or {})}
+        if figures:
+            self.shown |= figures | {unit: f"{logs[name]:,.0f}" for name, unit in _SPEEDS.items() if name in logs}
+            self._show(state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Takes the bar away."""
+        self.reporter.close()
+
+    def _show(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            detail = "  ".join(f"{name} {value}" for name, value in self.shown.items())
+            self.reporter("", state.global_step, state.max_steps, detail)
+
+
+# --- the end before the last step ----------------------------------------------------------------------------------------
+
+
+class StopSafely(TrainerCallback):
+    """Within `with`, the first SIGINT or SIGTERM ends the run after the step in progress, with a checkpoint.
+
+    Of several processes any may get the signal; all stop behind the same step. A second one, some time later, interrupts
+    at once. `stopped` says whether the run was ended. Outside the main thread signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.asked_at: float | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSafely":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        rank, world = rank_and_world()
+        now = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = now
+            if rank == 0:
+                say("stopping after this step; the same command goes on from there")
+        elif world == 1 or now - self.asked_at > _SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Asks the trainer to save and stop. Before a checkpoint the figures are logged, which else it would not hold."""
+        self.stopped = self.stopped or any_process(self.asked_at is not None, args.device)
+        if self.stopped:
+            control.should_save = True
+            control.should_training_stop = True
+        if control.should_save or control.should_evaluate:  # a better model is saved too
+            control.should_log = True
+
+
+class EarlyStop(TrainerCallback):
+    """Ends the run after so many evaluations without a better eval loss, and has every better model saved.
+
+    What it knows is the trainer's log, which checkpoints carry: a resumed run counts on.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Looks at the newest evaluation."""
+        worse = _worse_since(state.log_history)
+        if worse == 0:
+            control.should_save = True
+        if worse is not None and worse >= self.patience:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+def ended_early(log: Log, patience: int | None) -> bool:
+    """Whether a run with this log (entries of a TrainerState) had ended early already."""
+    worse = _worse_since(log)
+    return patience is not None and worse is not None and worse >= patience
+
+
+def _worse_since(log: Log) -> int | None:
+    """How many evaluations came after the best one; None before the first."""
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    losses = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else None
+
+
+# --- likelihood displacement --------------------------------------------------------------------------------------------
+# Both completions of a pair become less likely while their difference still grows: the loss of a pair sees only the difference
+# of two log-ratios. Both can fall, and probability then goes to texts that nobody compared. Chosen and rejected log-probabilities
+# are logged side by side; here their trend is taken and reported.
+
+
+class Displacement(TrainerCallback):
+    """Warns, once in a process, when the chosen and the rejected completions' log-probabilities have both fallen clearly
+    below their reference's: a resumed run reports it again where it still holds. beta: the policy's.
+    """
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self.warned = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Looks at the newest figures, of training or of held-out pairs."""
+        if self.warned or not state.log_history:
+            return
+        held_out = "eval_logps/chosen" in state.log_history[-1]
+        prefix, count = ("eval_", 1) if held_out else ("", _RECENT_LOGS)
+        entries = _series(state.log_history, prefix, newest=count)
+        if len(entries) == count and fallen(means := _mean(entries), self.beta):
+            self.warned = True
+            warn([_displacement_warning(means, self.beta, "held-out" if held_out else "training", state.global_step)])
+
+
+def fallen(means: Means, beta: float) -> bool:
+    """Whether both log-probabilities are below the reference's by a clear margin.
+
+    means: of logps/chosen, logps/rejected (nats a completion, ≤ 0), rewards/chosen and rewards/rejected (β · log-ratio).
+
+    >>> fallen({"logps/chosen": -120, "logps/rejected": -130, "rewards/chosen": -2, "rewards/rejected": -3}, beta=0.1)
+    True
+    """
+    ratios = _ratios(means, beta)
+    before = {side: means[f"logps/{side}"] - ratio for side, ratio in ratios.items()}
+    return all(-ratio > max(_CLEAR_NATS, -_CLEAR_SHARE * before[side]) for side, ratio in ratios.items())
+
+
+def displacement_of(log: Log, beta: float) -> dict[str, Any]:
+    """The trend over a run: for "training" and "held_out" pairs the mean log-probability of chosen and rejected ones and
+    the mean log-ratio to their reference, in nats a completion, at the first and the last measurement; "fallen" says
+    whether both ended clearly below the reference. A part that was never measured is left out.
+    """
+    found: dict[str, Any] = {}
+    for part, prefix, count in (("training", "", _RECENT_LOGS), ("held_out", "eval_", 1)):
+        entries = _series(log, prefix)
+        if entries:
+            first, last = _mean(entries[:count]), _mean(entries[-count:])
+            found[part] = {"fallen": fallen(last, beta)}
+            for name, means in (("first", first), ("last", last)):
+                ratios = {f"logratio_{side}": ratio for side, ratio in _ratios(means, beta).items()}
+                found[part][name] = {f"logps_{side}": means[f"logps/{side}"] for side in _SIDES} | ratios
+    return found
+
+
+def _series(log: Log, prefix: str, newest: int | None = None) -> list[dict[str, float]]:
+    """The entries, or so many of the newest, that have all figures of a part, without the prefix."""
+    whole = (entry for entry in reversed(log) if all(prefix + name in entry for name in _LIKELIHOODS))
+    return [{name: entry[prefix + name] for name in _LIKELIHOODS} for entry in islice(whole, newest)][::-1]
+
+
+def _mean(entries: Sequence[Means]) -> dict[str, float]:
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in _LIKELIHOODS}
+
+
+def _ratios(means: Means, beta: float) -> dict[str, float]:
+    return {side: means[f"rewards/{side}"] / beta for side in _SIDES}
+
+
+def _displacement_warning(means: Means, beta: float, part: str, step: int) -> str:
+    ratios = _ratios(means, beta)
+    return (
+        f"likelihood displacement at step {step}: on {part} pairs both log-probabilities fell below the reference's, the chosen one's by "
+        f"{-ratios['chosen']:.1f} to {means['logps/chosen']:.1f} nats, the rejected one's by {-ratios['rejected']:.1f} to "
+        f"{means['logps/rejected']:.1f}. The difference still grows, but the model makes even the better completions less likely. If that "
+        "is not wanted: add --loss mmpo=1,sft=0.1, or lower --learning-rate"
+    )
