@@ -33,8 +33,7 @@ ROOMS = [
 MAY_IMPORT = {"pipeline": {"pipeline"}, "annotate": {"annotate", "pipeline"}, "train": {"train", "pipeline"}, "cli": set(FOLDERS)}
 APART = [{"annotate.agreement", "annotate.judge"}, {"train.training", "train.evaluation"}, {"pipeline.storage", "pipeline.grades"}]
 """Rooms side by side, none of which imports the other."""
-NOT_YET = {
-}  # fmt: skip
+NOT_YET: set[tuple[str, str]] = set()
 WITHOUT_DOOR = {"mmpo.annotate.argilla_server.serve"}
 """The server's own process imports this room without its dependencies, so that its door stays empty."""
 MOST_MODULES, MOST_LINES = 16, 500
