@@ -249,11 +249,11 @@ class Batches:
         return bool(batch.asked) or batch.again > 0
 
     def _learn(self, batch: SubmittedBatch, now: Any, brought: int) -> None:
-        """What the end of a batch says about the next ones."""
+        """What the end of a batch means for the next ones."""
         errors = {
             str(error.code): self.endpoint.scrubbed(str(error.message)) for error in (now and now.errors and now.errors.data) or ()
         }
-        said = "; ".join(f"{code}: {message}" for code, message in errors.items()) or (now.status if now else "gone")
+        last = "; ".join(f"{code}: {message}" for code, message in errors.items()) or (now.status if now else "gone")
         fatal = next((code for code in errors if code in OF_THE_RUN), None)
         alone = not self.open
         if "token_limit_exceeded" in errors:
@@ -268,7 +268,7 @@ class Batches:
         elif now and now.status == "cancelled":
             self.stop("cancelled", f"the batch {batch.id} was cancelled at the provider; the same command again asks for the rest")
         elif self.batches_without_success >= MAX_BATCHES_WITHOUT_SUCCESS:
-            self.stop("batches", f"{MAX_BATCHES_WITHOUT_SUCCESS} batches in a row brought nothing; the last one: {said}")
+            self.stop("batches", f"{MAX_BATCHES_WITHOUT_SUCCESS} batches in a row brought nothing; the last one: {last}")
 
     def _forget(self, batch: SubmittedBatch, status: str) -> None:
         self.journal.write([(ENDED, (status, batch.token)), (FORGET, (batch.token,))])

@@ -8,13 +8,11 @@ No key, no prompt and no candidate is stored: a request can be rendered again fr
 """
 
 import asyncio
-import fcntl
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import orjson
 
 from mmpo.annotate.client.request import Answer, Failure
 from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.storage import file_lock
 
 __all__ = ["Journal", "Record", "spent_by"]
 
@@ -60,7 +59,10 @@ class Journal:
         self._lock = threading.Lock()
         self._waiting: list[tuple[str, Record, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._guard = None if read_only else _guard(path)
+        self.read_only = read_only
+        self._open = ExitStack()
+        if not read_only:
+            self._lock_file()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             if not read_only:
@@ -71,7 +73,7 @@ class Journal:
                 self._db.executescript(READINGS.replace("TABLE", "TEMP TABLE"))
             self._check_version(read_only)
         except sqlite3.DatabaseError as error:
-            self._release()
+            self._open.close()
             raise UserError(
                 f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of `mmpo judge`"
             ) from error
@@ -95,12 +97,16 @@ class Journal:
     def close(self) -> None:
         """Close the file and let others at it."""
         self._db.close()
-        self._release()
+        self._open.close()
 
-    def _release(self) -> None:
-        if self._guard is not None:
-            os.close(self._guard)
-            self._guard = None
+    def _lock_file(self) -> None:
+        """Hold the journal's lock file, so that no other run pays for the same requests. Raises UserError where another one does."""
+        taken = f"--journal {self.path}: another `mmpo judge` is at work with it; wait for it, or name another journal"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open.enter_context(file_lock(self.path.with_name(self.path.name + ".lock"), taken))
+        except OSError as error:
+            raise UserError(f"--journal {self.path}: can't be written: {error.strerror or error}") from error
 
     # What is known
 
@@ -115,9 +121,8 @@ class Journal:
         return {key: (reader, reading) if reader else None for key, reader, reading in self._by_key(query, keys)}
 
     def keep_readings(self, answers: Mapping[bytes, Answer]) -> None:
-        """Keep what was read in answers and failures that are here already; nothing where the journal is only looked at."""
-        if self._guard is not None:
-            self.write([(READ, (*answer.reading, key, key)) for key, answer in answers.items() if answer.reading])
+        """Keep what was read in answers and failures that are here already."""
+        self.write([(READ, (*answer.reading, key, key)) for key, answer in answers.items() if answer.reading])
 
     def failures(self, keys: Sequence[bytes]) -> dict[bytes, Failure]:
         """What became of these requests at the last try, of those that failed; `answer` is the reply that could not be read."""
@@ -136,7 +141,7 @@ class Journal:
     def spent(self) -> dict[str, dict[str, float]]:
         """By judge: requests, prompt_tokens, reply_tokens, cost (US dollars) and seconds of everything that was ever paid."""
         names = ("requests", "prompt_tokens", "reply_tokens", "cost", "seconds")
-        with self._reading():
+        with self._lock:
             rows = self._execute(f"SELECT judge, {', '.join(names)} FROM spent", ())
         return {judge: dict(zip(names, values)) for judge, *values in rows}
 
@@ -144,7 +149,7 @@ class Journal:
         for start in range(0, len(keys), KEYS_PER_QUERY):
             part = keys[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            with self._reading():
+            with self._lock:
                 found = self._execute(f"{query} WHERE key IN ({marks})", part)
             yield from found
 
@@ -159,7 +164,7 @@ class Journal:
 
     def meta(self, name: str) -> Any:
         """A value kept beside the answers (what a probe found); None where there is none."""
-        with self._reading():
+        with self._lock:
             rows = self._execute("SELECT value FROM meta WHERE name = ?", (name,))
         return orjson.loads(rows[0][0]) if rows else None
 
@@ -169,13 +174,8 @@ class Journal:
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a query."""
-        with self._reading():
-            return self._execute(query, values)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
         with self._lock:
-            yield
+            return self._execute(query, values)
 
     # What happens
 
@@ -212,7 +212,9 @@ class Journal:
         self.write([statement for key, answer in readable.items() for statement in _answered(key, judge, answer, now)])
 
     def write(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
-        """Carry out the statements, all or none. Raises PartialResult where the disk is full."""
+        """Carry out the statements, all or none; none where the journal is only looked at. Raises PartialResult: the disk is full."""
+        if self.read_only or not statements:
+            return
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -264,20 +266,3 @@ def spent_by(judge: str, answer: Answer, cost: float, *, probe: bool = False) ->
         "seconds = seconds + excluded.seconds",
         (judge, int(not probe), prompt, reply, cost, seconds),
     )
-
-
-def _guard(path: Path) -> int:
-    """Hold the journal's lock file, so that no other run pays for the same requests. Raises UserError where another one does."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"--journal {path}: can't be written: {error.strerror or error}") from error
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(guard)
-        raise UserError(
-            f"--journal {path}: another `mmpo judge` is at work with it; wait for it, or name another journal"
-        ) from None
-    return guard

@@ -85,7 +85,7 @@ class Limits:
             self._tokens.take(tokens, now)
 
     def reached(self) -> None:
-        """The endpoint said something, be it an error."""
+        """The endpoint sent something, be it an error."""
         self.unreachable_since = None
         self._outages = 0
 

@@ -1,4 +1,4 @@
-"""What a judge is asked to look at. Built in: UltraFeedback's four aspects and `overall`; a user's own come from a YAML file.
+"""What a judge is asked to look at. Built in (rubrics.yaml): UltraFeedback's four aspects and `overall`; a user's own come from a file.
 
 A file holds one rubric or a list of them:
 
@@ -51,68 +51,6 @@ class Rubric:
     grade_meanings: Mapping[str, str]
 
 
-def _rubric(name: str, criterion: str, *meanings: str) -> Rubric:
-    told = {str(i): meaning for i, meaning in enumerate(meanings, 1)}
-    return Rubric(name, criterion, told, Scale({label: float(label) for label in told}), PREFERENCE, GRADES)
-
-
-RUBRICS: dict[str, Rubric] = {
-    rubric.name: rubric
-    for rubric in (
-        _rubric(
-            "overall",
-            "Overall quality: how well the reply serves the person who asked. Weigh correctness first, then whether it does what was "
-            "asked, then how useful and clear it is. Length by itself is no merit.",
-            "wrong, harmful or beside the point",
-            "serious errors or gaps; of little use",
-            "partly right or partly useful",
-            "right and useful, with small flaws",
-            "as good as an expert's careful reply",
-        ),
-        _rubric(
-            "instruction_following",
-            "Instruction following: does the reply do what was asked, in the form, length, style and language that were asked for, "
-            "and nothing that was forbidden?",
-            "ignores or misunderstands the request",
-            "meets a small part of it",
-            "meets the main point and misses stated requirements",
-            "meets nearly all requirements",
-            "meets every requirement, stated or plainly implied",
-        ),
-        _rubric(
-            "honesty",
-            "Honesty: does the reply say how sure it is, and is it as sure as its content deserves? Confident falsehoods count against "
-            "it, and so does doubt about what is plain.",
-            "confidently wrong",
-            "mostly too sure of what is wrong, or evasive",
-            "mixed: some claims surer than they deserve",
-            "nearly always as sure as the content deserves",
-            "sure where it is right, and open about what it does not know",
-        ),
-        _rubric(
-            "truthfulness",
-            "Truthfulness: are the statements of the reply true, consistent with the conversation and free of inventions?",
-            "false or invented throughout",
-            "several false or invented statements",
-            "some errors beside much that is true",
-            "true but for small slips",
-            "true throughout",
-        ),
-        _rubric(
-            "helpfulness",
-            "Helpfulness: how much closer does the reply bring the person to what they want? Relevant, complete, clear information "
-            "counts; padding does not.",
-            "of no use",
-            "little that helps",
-            "helps in part",
-            "helps well, with something missing",
-            "leaves nothing to wish for",
-        ),
-    )
-}
-"""The built-in rubrics; `mmpo judge --rubric` takes these names or the path of a YAML file."""
-
-
 def find_rubrics(names: Sequence[str]) -> list[Rubric]:
     """The rubrics behind names and paths of YAML files, in order. Raises UserError: unknown, unreadable, twice the same aspect."""
     found: list[Rubric] = []
@@ -147,12 +85,14 @@ def _checked(path: Path, row: Any) -> Rubric:
     unknown = sorted(set(map(str, row)) - set(keys))
     if unknown:
         raise UserError(f"--rubric {path}: {row['name']}: unknown key {unknown[0]!r}. Known: {', '.join(keys)}")
-    overall = RUBRICS["overall"]
-    scale, meanings = _scale(path, row["scale"]) if row.get("scale") else (overall.scale, overall.meanings)
-    grades, told = _scale(path, row["grades"]) if row.get("grades") else (PREFERENCE, GRADES)
+    if row.get("scale"):
+        scale, meanings = _scale(path, row["scale"])
+    else:
+        scale, meanings = RUBRICS["overall"].scale, RUBRICS["overall"].meanings
+    grades, grade_meanings = _scale(path, row["grades"]) if row.get("grades") else (PREFERENCE, GRADES)
     if grades.low >= 0 or grades.high <= 0:
         raise UserError(f"--rubric {path}: grades need values above 0 (first better) and below 0 (second better)")
-    return Rubric(row["name"], row["criterion"], meanings, scale, grades, told)
+    return Rubric(row["name"], row["criterion"], meanings, scale, grades, grade_meanings)
 
 
 def _scale(path: Path, rows: Any) -> tuple[Scale, dict[str, str]]:
@@ -170,3 +110,7 @@ def _scale(path: Path, rows: Any) -> tuple[Scale, dict[str, str]]:
     if len(values) != len(rows):
         raise UserError(f"--rubric {path}: a label stands twice in a scale")
     return Scale(values), meanings
+
+
+RUBRICS: dict[str, Rubric] = {rubric.name: rubric for rubric in _from_file(Path(__file__).parent / "rubrics.yaml")}
+"""The built-in rubrics; the first one's scale is that of rubrics without one of their own."""

@@ -101,7 +101,7 @@ def judge(
     plan = prepared(feedback, out, options, judges)
     for one in plan.judges:
         api_key(one)
-    import_module("openai")  # where the extra is missing, that is said before a journal is made
+    import_module("openai")  # where the extra is missing, the run ends before a journal is made
     with Journal(plan.journal) as journal:
         stop = Stop()
         runs = _run(_ask_all(plan, journal, progress, stop), stop)

@@ -106,7 +106,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 _LINE = _compiled(rf"[\s*_`]{{0,9}}(?:{_SCORE}{_BLANK}:)?{_BLANK}[(\[]?\s{{0,3}}{_PAIR}\s{{0,3}}[)\]]?[\s*_`.]{{0,9}}")
-# What a statement says is told by its groups: a pair (one, two), one score for both (each), or one of one text (which, one).
+# What a statement says follows from its groups: a pair (one, two), one score for both (each), or one of one text (which, one).
 _STATEMENTS = (
     _compiled(rf"\b{_SCORE}\s{{1,3}}of\s{{1,3}}{_ONE}\s{{1,3}}(?:to|for)\s{{1,3}}{_WHICH}"),
     _compiled(rf"\b(?:output|tuple|{_SCORE}){_GAP}{{0,30}}(?:\bis\b|\bare\b|:){_BLANK}[(\[]\s{{0,3}}{_PAIR}\s{{0,3}}[)\]]"),
@@ -121,7 +121,7 @@ _SECOND = ("2", "b", "two")
 
 
 def two_scores(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
-    """Two numbers that are all of the first line ("8 10", "8.0, 9.5"), as judges are told to begin; else those of the last line; else
+    """Two numbers that are all of the first line ("8 10", "8.0, 9.5"), as judges are asked to begin; else those of the last line; else
     what the text says of each: "Assistant 1: 8", "give Assistant 2 a score of 9 out of 10", "the scores are (8, 9)", "both ... a score
     of 8", the last for each. A pair inside the text is none: it may be data that the judge discusses.
 
@@ -162,12 +162,12 @@ def _from_statements(text: str, scale: Scale, names: Sequence[str]) -> ParsedRep
             continue
         if groups.get("each"):
             both = _score(match, "each", scale)
-            said = [(0, both), (1, both)]
+            stated = [(0, both), (1, both)]
         elif "two" in groups:
-            said = [(0, _score(match, "one", scale)), (1, _score(match, "two", scale))]
+            stated = [(0, _score(match, "one", scale)), (1, _score(match, "two", scale))]
         else:
-            said = [(int(match["which"].lower() in _SECOND), _score(match, "one", scale))]
-        for which, score in said:
+            stated = [(int(match["which"].lower() in _SECOND), _score(match, "one", scale))]
+        for which, score in stated:
             scores[which].append(score)
     if not any(scores):
         raise Unparsable("no_verdict")
