@@ -1,18 +1,15 @@
 """What the tests of judging by batches share: what was sent and answered at the emulator, and runs as processes that can be killed."""
 
 import asyncio
-import contextlib
 import json
-import sqlite3
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from cases import environment
+from cases import words
+from command import wait_for
 from openai import AsyncOpenAI
 from openai_server import Server
 
@@ -21,14 +18,11 @@ __all__ = [
     "FAST",
     "REQUESTS",
     "answered",
+    "batch_words",
     "calls",
-    "command",
-    "ended",
-    "of",
     "paid_once",
     "reached",
     "sent",
-    "started",
     "uploads",
     "using",
 ]
@@ -81,19 +75,9 @@ def paid_once(server: Server, requests: int = REQUESTS) -> bool:
     return len(counts) == requests and set(counts.values()) == {1}
 
 
-def of(path: str | Path, query: str) -> list[tuple[Any, ...]]:
-    with contextlib.closing(sqlite3.connect(path)) as journal:
-        return journal.execute(query).fetchall()
-
-
-def command(feedback: Path, out: Path, server: Server, *more: str) -> list[str]:
-    return ["judge", str(feedback), "--model", "judge-a", "--base-url", server.base_url, "--out", str(out), "--batch",
-            "--batch-poll", "0.1", *more]  # fmt: skip
-
-
-def started(*arguments: str) -> "subprocess.Popen[str]":
-    code = "from mmpo.cli.main import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, env=environment())
+def batch_words(feedback: Path, out: Path, server: Server, *more: object) -> list[object]:
+    """`mmpo judge --batch` with frequent looks."""
+    return words(feedback, out, server, "--batch", "--batch-poll", "0.1", *more)
 
 
 def calls(server: Server, *routes: str) -> int:
@@ -104,14 +88,4 @@ def calls(server: Server, *routes: str) -> int:
 
 def reached(server: Server, process: "subprocess.Popen[str]", *routes: str, times: int = 1) -> bool:
     """Wait until so many calls of these routes have come; False where the process ended before."""
-    until = time.monotonic() + 30
-    while calls(server, *routes) < times:
-        if process.poll() is not None or time.monotonic() > until:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def ended(process: "subprocess.Popen[str]") -> str:
-    """Its standard error, once it has ended."""
-    return process.communicate(timeout=60)[1]
+    return wait_for(lambda: calls(server, *routes) >= times, process, 30)

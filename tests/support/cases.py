@@ -1,29 +1,36 @@
-"""What the tests of judging share: a folder of candidates, and looking at what came out."""
+"""What the tests of judging share: a folder of candidates, runs against a server, and looking at what came out."""
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
+import sqlite3
 from pathlib import Path
 from typing import Any
+
+from command import environment, mmpo
 
 from mmpo.annotate.judge import JudgeOptions, judge
 from mmpo.pipeline import BuildOptions, build, load_feedback
 
-__all__ = ["asked", "candidates", "comparisons", "environment", "judged", "mmpo", "ratings"]
+__all__ = ["asked", "built", "candidates", "comparisons", "environment", "judged", "mmpo", "of", "ratings", "words"]
 
 
-def candidates(folder: Path, prompts: int = 6, completions: int = 3, *, start: int = 0, **more: Any) -> Path:
+def candidates(folder: Path, prompts: int = 6, completions: int = 3, *, start: int = 0) -> Path:
     """A FEEDBACK folder of made-up candidates without grades."""
-    lines = [
-        {"prompt": f"Question {i}?", "completions": [f"Answer {j} to question {i}." for j in range(completions)], **more}
-        for i in range(start, start + prompts)
-    ]
+    return built(
+        folder,
+        [
+            {"prompt": f"Question {i}?", "completions": [f"Answer {j} to question {i}." for j in range(completions)]}
+            for i in range(start, start + prompts)
+        ],
+    )
+
+
+def built(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
+    """A FEEDBACK folder of these rows, which lie beside it as JSON lines."""
     source = folder.with_suffix(".jsonl")
     source.parent.mkdir(parents=True, exist_ok=True)
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    build(source, folder, options=BuildOptions(format="jsonl", feedback_only=True))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    build(source, folder, options=BuildOptions(format="jsonl", feedback_only=True, **options))
     return folder
 
 
@@ -32,6 +39,11 @@ def judged(feedback: Path, out: Path, server: Any, judges: Any = (), **options: 
     if not judges:
         options.setdefault("model", "judge-a")
     return judge(feedback, out, options=JudgeOptions(base_url=server.base_url, **options), judges=judges)
+
+
+def words(feedback: Path, out: Path, server: Any, *more: object) -> list[object]:
+    """The same as a command, for `command.mmpo` and `command.started`."""
+    return ["judge", feedback, "--model", "judge-a", "--base-url", server.base_url, "--out", out, *more]
 
 
 def comparisons(folder: Path) -> list[dict[str, Any]]:
@@ -58,13 +70,7 @@ def asked(server: Any) -> int:
     return int(server.counts()["answered"])
 
 
-def environment(**more: str) -> dict[str, str]:
-    """For a command as a process of its own."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-test-of-the-run", **more}
-
-
-def mmpo(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
-    """The command as a process of its own."""
-    code = "from mmpo.cli.main import main; main()"
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env or environment(), check=False)
+def of(journal: str | Path, query: str) -> list[tuple[Any, ...]]:
+    """The rows of a query to a journal."""
+    with contextlib.closing(sqlite3.connect(journal)) as opened:
+        return opened.execute(query).fetchall()

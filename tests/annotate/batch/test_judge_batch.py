@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_cases import FAST, REQUESTS, answered, of, paid_once, sent, uploads, using
-from cases import candidates, comparisons, judged, mmpo, ratings
+from batch_cases import FAST, REQUESTS, answered, paid_once, sent, uploads, using
+from cases import built, candidates, comparisons, judged, of, ratings
 
 from mmpo.annotate.batch import Queue
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -46,13 +46,9 @@ def test_files_are_split_at_the_limits(limits: dict[str, int], files: int | None
 
 
 def test_a_request_that_no_file_can_hold_is_a_failure_of_its_own(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({})
-    feedback = candidates(tmp_path / "in", 2, 2)
-    lines = (tmp_path / "in.jsonl").read_text().replace("Answer 0 to question 1.", "word " * 4000)
-    (tmp_path / "long.jsonl").write_text(lines)
-    built = mmpo("build", str(tmp_path / "long.jsonl"), "--format", "jsonl", "--feedback-only", "--out", str(tmp_path / "long"))
-    assert built.returncode == 0 and feedback.is_dir()
-    summary = judged(tmp_path / "long", tmp_path / "out", server, batch_bytes=10_000, **FAST)
+    rows = [{"prompt": f"Question {i}?", "completions": ["a", text]} for i, text in enumerate(("b", "word " * 4000))]
+    server, feedback = openai_server({}), built(tmp_path / "in", rows)
+    summary = judged(feedback, tmp_path / "out", server, batch_bytes=10_000, **FAST)
     assert summary["judges"][0]["failed"] == {"too_long_for_a_batch": 2} and summary["judges"][0]["answered"] == 2
     assert max(uploads(server)) <= 10_000
 
@@ -67,14 +63,6 @@ def test_what_expired_is_sent_again_and_what_was_answered_is_not(openai_server: 
     assert of(summary["journal"], "SELECT count(*) FROM answers") == [(REQUESTS,)]
     assert of(summary["journal"], "SELECT requests FROM spent") == [(REQUESTS,)]
     assert of(summary["journal"], "SELECT status FROM batches") == [("read",), ("read",)]
-
-
-def test_batches_that_expire_without_an_answer_end_the_run(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"batch_expire": {"share": 0.0, "times": 99}})
-    with pytest.raises(PartialResult, match="3 batches in a row brought nothing; the last one: expired"):
-        judged(candidates(tmp_path / "in"), tmp_path / "out", server, **FAST)
-    server.plan({"batch_expire": None})
-    assert judged(tmp_path / "in", tmp_path / "out", server, **FAST)["finished"] and paid_once(server)
 
 
 def test_lines_that_fail_by_a_passing_fault_are_sent_again_and_the_others_given_up(openai_server: Any, tmp_path: Path) -> None:
@@ -123,11 +111,20 @@ def test_a_batch_that_fails_at_validation_is_sent_again(openai_server: Any, tmp_
     assert judged(candidates(tmp_path / "in"), tmp_path / "out", server, **FAST)["finished"] and paid_once(server)
 
 
-def test_batches_that_always_fail_end_the_run(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"batch_fail": {"code": "invalid_json_line", "message": "This line is bad.", "times": 99}})
-    with pytest.raises(PartialResult, match=r"3 batches in a row brought nothing.*This line is bad"):
+@pytest.mark.parametrize(
+    ("plan", "last"),
+    [
+        ({"batch_fail": {"code": "invalid_json_line", "message": "This line is bad.", "times": 99}}, "This line is bad"),
+        ({"batch_expire": {"share": 0.0, "times": 99}}, "expired"),
+    ],
+)
+def test_batches_that_bring_nothing_end_the_run(plan: dict[str, Any], last: str, openai_server: Any, tmp_path: Path) -> None:
+    server = openai_server(plan)
+    with pytest.raises(PartialResult, match=f"3 batches in a row brought nothing; the last one: .*{last}"):
         judged(candidates(tmp_path / "in"), tmp_path / "out", server, **FAST)
     assert server.counts()["batches"] == 3 and not (tmp_path / "out").exists()
+    server.plan(dict.fromkeys(plan))
+    assert judged(tmp_path / "in", tmp_path / "out", server, **FAST)["finished"] and paid_once(server)
 
 
 @pytest.mark.parametrize("code", ["billing_hard_limit_reached", "model_not_found"])

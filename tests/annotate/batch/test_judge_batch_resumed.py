@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import sqlite3
 import time
@@ -11,8 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from batch_cases import CALLS, FAST, REQUESTS, answered, calls, command, ended, of, paid_once, reached, started, using
-from cases import candidates, comparisons, judged, mmpo
+from batch_cases import CALLS, FAST, REQUESTS, answered, batch_words, calls, paid_once, reached, using
+from cases import candidates, comparisons, judged, mmpo, of
+from command import ended, environment, started
 from openai_server import serving
 
 from mmpo.pipeline.errors import PartialResult
@@ -23,7 +23,7 @@ def test_killed_at_any_moment_it_is_resumed_and_nothing_is_paid_twice(openai_ser
     slow = [{"kind": "slow", "route": route, "seconds": 0.03} for route in CALLS]
     server = openai_server({"batch_seconds": 0.4, "faults": slow})
     feedback, out = candidates(tmp_path / "in", 90), tmp_path / "out"
-    arguments = command(feedback, out, server, "--batch-requests", "6")
+    arguments = batch_words(feedback, out, server, "--batch-requests", "6")
     moments = Random(11)
     for _ in range(12):
         process = started(*arguments)
@@ -51,7 +51,7 @@ def test_a_batch_whose_creation_was_not_heard_of_is_found_and_not_made_again(kin
 def test_a_run_that_died_before_it_knew_its_batch_finds_it_by_its_token(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"faults": [{"kind": "hang", "route": "batches.create"}]})
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    process = started(*command(feedback, out, server))
+    process = started(*batch_words(feedback, out, server))
     assert reached(server, process, "batches.create")
     process.kill()
     ended(process)
@@ -59,19 +59,19 @@ def test_a_run_that_died_before_it_knew_its_batch_finds_it_by_its_token(openai_s
         of(f"{out}.judge.sqlite", "SELECT batch, status FROM batches") == [(None, "submitting")] and server.counts()["batches"] == 1
     )
     server.plan({"faults": []})
-    assert mmpo(*command(feedback, out, server)).returncode == 0
+    assert mmpo(*batch_words(feedback, out, server)).returncode == 0
     assert server.counts()["batches"] == 1 and paid_once(server) and len(comparisons(out)) == REQUESTS
 
 
 def test_a_run_that_died_before_its_batch_was_made_makes_it_again(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"faults": [{"kind": "hang", "route": "files.create"}]})
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    process = started(*command(feedback, out, server))
+    process = started(*batch_words(feedback, out, server))
     assert reached(server, process, "files.create")
     process.kill()
     ended(process)
     server.plan({"faults": []})
-    assert mmpo(*command(feedback, out, server)).returncode == 0
+    assert mmpo(*batch_words(feedback, out, server)).returncode == 0
     assert server.counts()["batches"] == 1 and paid_once(server)
     assert of(f"{out}.judge.sqlite", "SELECT status FROM batches ORDER BY at") == [("lost",), ("read",)]
 
@@ -79,7 +79,7 @@ def test_a_run_that_died_before_its_batch_was_made_makes_it_again(openai_server:
 def test_ctrl_c_leaves_the_batches_running_and_the_same_command_takes_them_in(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"batch_seconds": 60})
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    arguments = command(feedback, out, server, "--batch-requests", "12")
+    arguments = batch_words(feedback, out, server, "--batch-requests", "12")
     process = started(*arguments)
     assert reached(server, process, "batches.get", times=4)
     process.send_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_the_batches_running_and_the_same_command_takes_them_in(op
     alone = mmpo(*[word for word in arguments if word != "--batch"])
     assert alone.returncode == 2 and "run with --batch" in alone.stderr
     with serving({"batch_seconds": 0}) as other:  # another address does not know these batches: they are not taken for lost
-        elsewhere = mmpo(*[word.replace(server.base_url, other.base_url) for word in arguments])
+        elsewhere = mmpo(*[str(word).replace(server.base_url, other.base_url) for word in arguments])
     assert elsewhere.returncode == 3 and "not known there" in elsewhere.stderr
     assert using(server, _cancelled) == 3
     last = mmpo(*arguments)
@@ -115,12 +115,12 @@ async def _cancelled(client: Any) -> int:
 def test_ctrl_c_and_then_all_is_there(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"batch_seconds": 4})
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    process = started(*command(feedback, out, server))
+    process = started(*batch_words(feedback, out, server))
     assert reached(server, process, "batches.get")
     process.send_signal(signal.SIGINT)
     ended(process)
     assert process.returncode == 3
-    last = mmpo(*command(feedback, out, server))
+    last = mmpo(*batch_words(feedback, out, server))
     assert last.returncode == 0 and server.counts()["batches"] == 1 and paid_once(server)
 
 
@@ -147,7 +147,7 @@ def test_a_budget_counts_what_a_killed_run_left_at_the_provider(openai_server: A
     (tmp_path / "prices.yaml").write_text(PRICES)
     server, feedback, out = openai_server({"batch_seconds": 2}), candidates(tmp_path / "in"), tmp_path / "out"
     cost = judged(feedback, tmp_path / "alone", server, prices=str(tmp_path / "prices.yaml"))["cost"] / 2
-    arguments = command(feedback, out, server, "--prices", str(tmp_path / "prices.yaml"), "--max-cost", str(cost * 0.7))
+    arguments = batch_words(feedback, out, server, "--prices", str(tmp_path / "prices.yaml"), "--max-cost", str(cost * 0.7))
     process = started(*arguments)
     assert reached(server, process, "batches.get")
     process.kill()
@@ -164,7 +164,7 @@ def test_a_wrong_key_stops_with_one_message(openai_server: Any, tmp_path: Path) 
     others = candidates(tmp_path / "others", 1, start=500)
     judged(others, tmp_path / "first", server, journal=str(tmp_path / "j.sqlite"))  # what the probe found is known
     server.plan({"api_keys": ["sk-another-key-0001"]})
-    done = mmpo(*command(feedback, out, server, "--journal", str(tmp_path / "j.sqlite")))
+    done = mmpo(*batch_words(feedback, out, server, "--journal", str(tmp_path / "j.sqlite")))
     assert done.returncode == 2 and "key" in done.stderr and "Traceback" not in done.stderr
     assert server.counts()["batches"] == 0 and "sk-test-of-the-run" not in done.stderr
 
@@ -192,12 +192,12 @@ def test_an_endpoint_that_stays_away_leaves_the_batches(openai_server: Any, tmp_
 def test_batches_that_the_provider_has_forgotten_are_asked_again(openai_server: Any, tmp_path: Path) -> None:
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
     with serving({"batch_seconds": 60}) as server:
-        process = started(*command(feedback, out, server))
+        process = started(*batch_words(feedback, out, server))
         assert reached(server, process, "batches.get")
         process.kill()
         ended(process)
     after = openai_server({})
-    arguments = command(feedback, out, after)
+    arguments = batch_words(feedback, out, after)
     assert mmpo(*arguments).returncode == 3 and after.counts()["batches"] == 0
     with contextlib.closing(sqlite3.connect(f"{out}.judge.sqlite", isolation_level=None)) as journal:
         journal.execute("UPDATE batches SET at = at - 31 * 86400")
@@ -207,7 +207,7 @@ def test_batches_that_the_provider_has_forgotten_are_asked_again(openai_server: 
 def test_answers_that_a_smaller_run_has_no_use_for_are_kept(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"batch_seconds": 2})
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    process = started(*command(feedback, out, server))
+    process = started(*batch_words(feedback, out, server))
     assert reached(server, process, "batches.get")
     process.kill()
     ended(process)
@@ -224,8 +224,8 @@ def test_the_key_stands_in_no_file_and_in_no_message(openai_server: Any, tmp_pat
         {"kind": "status", "status": 400, "message": f"no batch for {key}", "route": "batches.create", "at": [2]},
     ]
     server = openai_server({"api_keys": [key], "faults": faults})
-    arguments = command(candidates(tmp_path / "in"), tmp_path / "out", server, "--batch-requests", "18", "--json")
-    done = mmpo(*arguments, env={**os.environ, "OPENAI_API_KEY": key})
+    arguments = batch_words(candidates(tmp_path / "in"), tmp_path / "out", server, "--batch-requests", "18", "--json")
+    done = mmpo(*arguments, env=environment(OPENAI_API_KEY=key))
     assert done.returncode == 3 and "no batch for [key]" in done.stderr
     texts = [done.stderr, done.stdout, *(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())]
     for text in texts:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import asked, candidates, comparisons, environment, judged, mmpo, ratings
+from cases import asked, built, candidates, comparisons, environment, judged, mmpo, ratings, words
 
 from mmpo.annotate.client import Answer, Choice, answer_of
 from mmpo.annotate.judge import Reader, combined
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.scales import PREFERENCE
-from mmpo.pipeline import BuildOptions, build, load_pairs
+from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
 
 
@@ -117,8 +117,7 @@ def test_a_judge_that_never_answers_one_order_is_called_out(openai_server: Any, 
     judged(feedback, tmp_path / "first", server, orders="one")
     server.plan({"faults": [{"kind": "refusal"}]})
     # The journal has one order of each pair; the other one is refused throughout.
-    done = mmpo("judge", str(feedback), "--model", "judge-a", "--base-url", server.base_url, "--out", str(tmp_path / "both"),
-                "--journal", str(tmp_path / "first.judge.sqlite"))  # fmt: skip
+    done = mmpo(*words(feedback, tmp_path / "both", server, "--journal", tmp_path / "first.judge.sqlite"))
     assert done.returncode == 3 and "answered no pair in both orders" in done.stderr
 
 
@@ -126,8 +125,7 @@ def test_a_judge_that_never_answers_one_order_is_called_out(openai_server: Any, 
 def test_a_key_that_can_be_none_is_not_shown(key: str, openai_server: Any, tmp_path: Path) -> None:
     server = openai_server()
     feedback = candidates(tmp_path / "in", 2, 2)
-    done = mmpo("judge", str(feedback), "--model", "m", "--base-url", server.base_url, "--out", str(tmp_path / "out"),
-                env=environment(OPENAI_API_KEY=key))  # fmt: skip
+    done = mmpo(*words(feedback, tmp_path / "out", server), env=environment(OPENAI_API_KEY=key))
     assert done.returncode == 2 and "OPENAI_API_KEY" in done.stderr and "secret" not in done.stderr and "ключ" not in done.stderr
 
 
@@ -142,8 +140,7 @@ def test_templates_that_fail_are_the_users_to_mend(block: str, openai_server: An
 def test_a_journal_that_was_killed_in_its_first_moment_is_an_empty_one(openai_server: Any, tmp_path: Path) -> None:
     server, feedback = openai_server(), candidates(tmp_path / "in", 2, 2)
     (tmp_path / "out.judge.sqlite").touch()
-    command = ("judge", str(feedback), "--model", "m", "--base-url", server.base_url, "--out", str(tmp_path / "out"))
-    done = mmpo(*command, "--status", "--json")
+    done = mmpo(*words(feedback, tmp_path / "out", server, "--status", "--json"))
     assert done.returncode == 0 and json.loads(done.stdout)["left"] == 4
 
 
@@ -163,12 +160,9 @@ def test_a_budget_that_judges_share_is_used_up(openai_server: Any, tmp_path: Pat
 
 
 def test_best_worst_counts_what_it_will_ask(openai_server: Any, tmp_path: Path) -> None:
-    source, half = tmp_path / "half.jsonl", tmp_path / "in"
     rows = [{"prompt": f"Q{i}?", "completions": ["a", "b", "c"], **({"scores": [1, 2, 3]} if i % 2 else {})} for i in range(8)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build(source, half, options=BuildOptions(format="jsonl", feedback_only=True))
-    command = ("judge", str(half), "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--out", str(tmp_path / "out"))
-    done = mmpo(*command, "--pairs", "best-worst", "--dry-run", "--json")
+    half = built(tmp_path / "in", rows)
+    done = mmpo(*words(half, tmp_path / "out", openai_server(), "--pairs", "best-worst", "--dry-run", "--json"))
     assert json.loads(done.stdout)["requests"] == 8
 
 

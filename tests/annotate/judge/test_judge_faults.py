@@ -1,18 +1,14 @@
 """Bad days, against a real server: every planned fault, what is asked again, what is given up, and what is never taken for an answer."""
 
 import json
-import os
-import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import asked, candidates, comparisons, judged, mmpo
+from cases import asked, candidates, comparisons, environment, judged, mmpo, of, words
 
-from mmpo.annotate.client import Journal, retry_after, scrub
+from mmpo.annotate.client import retry_after, scrub
 from mmpo.pipeline.errors import PartialResult, UserError
 
 REQUESTS = 6 * 3 * 2
@@ -88,9 +84,8 @@ def test_what_can_not_be_answered_is_counted_kept_and_never_an_answer(name: str,
     assert len(comparisons(out)) == REQUESTS - 6
     counts = json.loads((out / "manifest.json").read_text())["counts"]["judge"]["request"]
     assert counts["created"] == counts["out"] + sum(counts["dropped"].values()) == REQUESTS
-    with sqlite3.connect(summary["journal"]) as journal:
-        assert journal.execute("SELECT count(*) FROM answers").fetchone() == (REQUESTS - 6,)
-        assert journal.execute("SELECT count(*) FROM failures").fetchone() == (6,)
+    assert of(summary["journal"], "SELECT count(*) FROM answers") == [(REQUESTS - 6,)]
+    assert of(summary["journal"], "SELECT count(*) FROM failures") == [(6,)]
     # The same command asks for these six only, and takes them when they come.
     server.plan({"faults": []})
     before = asked(server)
@@ -171,33 +166,24 @@ def test_a_run_that_gets_nothing_but_refusals_stops_itself(openai_server: Any, t
     assert server.counts()["requests"] < 100
 
 
-def test_an_endpoint_that_is_away_for_a_while_costs_nothing_but_time(openai_server: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_an_endpoint_that_is_away_for_a_while_costs_nothing_but_time(seconds: int, openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"latency": 0.01})
     feedback, out = candidates(tmp_path / "in", 40, 3), tmp_path / "out"
     judged(feedback, tmp_path / "first", server, limit=1, journal=str(tmp_path / "j.sqlite"))
-    server.plan({"faults": [{"kind": "down", "seconds": 6, "contains": "Question 30?", "times": 1}]})
+    server.plan({"faults": [{"kind": "down", "seconds": seconds, "contains": "Question 30?", "times": 1}]})
     started = time.monotonic()
     # Fewer retries than the outage has seconds: waiting for the endpoint is not counted against a request.
     summary = judged(feedback, out, server, retries=1, journal=str(tmp_path / "j.sqlite"))
-    assert summary["finished"] and time.monotonic() - started >= 6
+    assert summary["finished"] and time.monotonic() - started >= seconds
     assert len(comparisons(out)) == 240 and server.counts()["answered_again"] == 0
-
-
-@pytest.mark.slow
-def test_an_endpoint_that_is_away_for_a_minute(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"latency": 0.01})
-    feedback, out = candidates(tmp_path / "in", 40, 3), tmp_path / "out"
-    judged(feedback, tmp_path / "first", server, limit=1, journal=str(tmp_path / "j.sqlite"))
-    server.plan({"faults": [{"kind": "down", "seconds": 60, "contains": "Question 30?", "times": 1}]})
-    summary = judged(feedback, out, server, journal=str(tmp_path / "j.sqlite"))
-    assert summary["finished"] and len(comparisons(out)) == 240 and server.counts()["answered_again"] == 0
 
 
 def test_an_endpoint_that_is_not_there(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server()
     server.stop()
     feedback = candidates(tmp_path / "in", 2, 2)
-    done = mmpo("judge", str(feedback), "--model", "m", "--base-url", server.base_url, "--out", str(tmp_path / "out"))
+    done = mmpo(*words(feedback, tmp_path / "out", server))
     assert done.returncode == 3 and "does not answer" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -226,11 +212,10 @@ def test_the_key_stands_in_no_file_and_in_no_message(openai_server: Any, tmp_pat
         }
     )
     feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    arguments = ("judge", str(feedback), "--model", "m", "--base-url", server.base_url, "--out", str(out))
-    env = {**os.environ, "OPENAI_API_KEY": key}
-    done = mmpo(*arguments, "--json", env=env)
+    arguments = words(feedback, out, server)
+    done = mmpo(*arguments, "--json", env=environment(OPENAI_API_KEY=key))
     assert done.returncode == 3, done.stderr
-    wrong = mmpo(*arguments[:-1], str(tmp_path / "wrong"), "--no-cache", env={**os.environ, "OPENAI_API_KEY": key + "x"})
+    wrong = mmpo(*arguments[:-1], tmp_path / "wrong", "--no-cache", env=environment(OPENAI_API_KEY=key + "x"))
     assert wrong.returncode == 2 and "key" in wrong.stderr
     texts = [
         done.stderr,
@@ -246,16 +231,11 @@ def test_the_key_stands_in_no_file_and_in_no_message(openai_server: Any, tmp_pat
 def test_a_full_disk_loses_no_answer(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"latency": 0.01})
     feedback, out = candidates(tmp_path / "in", 60, 4), tmp_path / "out"
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); from mmpo.cli.main import main; main()"
-    )
-    arguments = ["judge", str(feedback), "--model", "m", "--base-url", server.base_url, "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    arguments = words(feedback, out, server)
+    done = mmpo(*arguments, disk=150_000)
     assert done.returncode == 3, done.stderr
     assert "are safe" in done.stderr and "Traceback" not in done.stderr and not out.exists()
-    with Journal(tmp_path / "out.judge.sqlite") as journal:
-        kept = journal.rows("SELECT count(*) FROM answers")[0][0]
+    [(kept,)] = of(tmp_path / "out.judge.sqlite", "SELECT count(*) FROM answers")
     assert kept > 0
     before = asked(server)
     assert mmpo(*arguments).returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cases import asked, candidates, comparisons, judged, ratings
+from cases import asked, built, candidates, comparisons, judged, ratings
 
 from mmpo.annotate.scales import PREFERENCE
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
@@ -170,10 +170,8 @@ def test_a_jury_writes_every_judges_grades_and_the_build_takes_their_effects_out
 
 def test_other_grades_stay_and_a_judges_own_are_replaced(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server(EXACT)
-    source = tmp_path / "rated.jsonl"
     rows = [{"prompt": f"Q{i}?", "completions": ["a", "b"], "scores": [1, 5], "rater": "ann", "kind": "human"} for i in range(4)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build(source, tmp_path / "in", options=BuildOptions(format="jsonl", scale=(1, 5), feedback_only=True))
+    built(tmp_path / "in", rows, scale=(1, 5))
     judged(tmp_path / "in", tmp_path / "one", server, mode="pointwise")
     again = judged(tmp_path / "one", tmp_path / "two", server, mode="pointwise", rubrics=("overall", "honesty"))
     assert again["replaced"] == 8
@@ -214,11 +212,9 @@ def test_added_prompts_and_completions_cost_only_themselves_and_changes_are_aske
 
 def test_prompts_without_a_question_are_counted(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server()
-    source, mixed = tmp_path / "mixed.jsonl", tmp_path / "in"
     sizes = [1, 2, 3, 27]
     rows = [{"prompt": f"Q{i}?", "completions": [f"a{j}" for j in range(size)]} for i, size in enumerate(sizes)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build(source, mixed, options=BuildOptions(format="jsonl", feedback_only=True))
+    mixed = built(tmp_path / "in", rows)
     assert judged(mixed, tmp_path / "lists", server, mode="listwise")["not_asked"] == {
         "single_completion": 1,
         "too_many_completions": 1,

@@ -4,43 +4,23 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import asked, candidates, comparisons, environment, judged, mmpo
+from cases import asked, candidates, comparisons, judged, mmpo, of, words
+from command import ended, started, wait_for
 
 from mmpo.annotate.client import Budget, load_prices
 from mmpo.pipeline.errors import UserError
 
-CODE = "from mmpo.cli.main import main; main()"
 
-
-def arguments(feedback: Path, out: Path, server: Any, *more: str) -> list[str]:
-    return ["judge", str(feedback), "--model", "judge-a", "--base-url", server.base_url, "--out", str(out), *more]
-
-
-def started(command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def wait_for(server: Any, requests: int, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
-    while server.counts()["requests"] < requests and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+def reached(server: Any, requests: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until so many requests have come, or the process has ended."""
+    wait_for(lambda: server.counts()["requests"] >= requests, process)
 
 
 @pytest.mark.slow
@@ -48,16 +28,16 @@ def test_killed_at_twenty_random_moments_every_request_is_answered_once(openai_s
     in_flight, moments = 8, random.Random(4)
     server = openai_server({"latency": {"median": 0.05, "p99": 0.4}})
     feedback, out = candidates(tmp_path / "in", 130, 3), tmp_path / "out"
-    command = arguments(feedback, out, server, "--concurrency", str(in_flight))
+    command = words(feedback, out, server, "--concurrency", str(in_flight))
     kills = 0
     for _ in range(20):
-        process = started(command)
-        wait_for(server, server.counts()["requests"] + 1, process)
+        process = started(*command)
+        reached(server, server.counts()["requests"] + 1, process)
         time.sleep(moments.uniform(0.0, 0.6))
         if process.poll() is None:
             kills += 1
         process.kill()
-        process.communicate()
+        ended(process)
     done = mmpo(*command)
     assert done.returncode == 0, done.stderr
     assert kills >= 15
@@ -76,35 +56,35 @@ def test_killed_at_twenty_random_moments_every_request_is_answered_once(openai_s
 def test_the_first_interrupt_finishes_what_is_in_flight_and_writes_what_there_is(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"latency": 0.3})
     feedback, out = candidates(tmp_path / "in", 60, 3), tmp_path / "out"
-    process = started(arguments(feedback, out, server, "--concurrency", "10"))
-    wait_for(server, 35, process)
+    process = started(*words(feedback, out, server, "--concurrency", "10"))
+    reached(server, 35, process)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    messages = ended(process)
     assert process.returncode == 3, messages
     assert "Ctrl-C again leaves at once" in messages and "same command again" in messages and "Traceback" not in messages
     log = server.log()
     assert all(record["sent"] for record in log)
     assert len(comparisons(out)) == len(log) - 1  # all that was sent, the probe apart, was waited for
-    assert mmpo(*arguments(feedback, out, server)).returncode == 0
+    assert mmpo(*words(feedback, out, server)).returncode == 0
     assert len(comparisons(out)) == 360 and server.counts()["answered_again"] == 0
 
 
 def test_the_second_interrupt_leaves_at_once_and_loses_only_what_was_in_flight(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"latency": 0.05})
     feedback, out = candidates(tmp_path / "in", 60, 3), tmp_path / "out"
-    process = started(arguments(feedback, out, server, "--concurrency", "4"))
-    wait_for(server, 40, process)
+    process = started(*words(feedback, out, server, "--concurrency", "4"))
+    reached(server, 40, process)
     server.plan({"faults": [{"kind": "hang"}]})
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=20)
+    messages = ended(process)
     assert process.returncode == 130 and messages.endswith("interrupted\n") and "Traceback" not in messages
     assert not out.exists()
     server.plan({"faults": []})
-    assert mmpo(*arguments(feedback, out, server)).returncode == 0
+    assert mmpo(*words(feedback, out, server)).returncode == 0
     assert len(comparisons(out)) == 360 and server.counts()["answered_again"] == 0
 
 
@@ -113,10 +93,10 @@ def test_interrupted_before_the_first_answer(openai_server: Any, tmp_path: Path)
     feedback, out = candidates(tmp_path / "in", 5, 3), tmp_path / "out"
     judged(feedback, tmp_path / "first", server, limit=1, journal=str(tmp_path / "out.judge.sqlite"), rubrics=("honesty",))
     server.plan({"latency": 2.0})
-    process = started(arguments(feedback, out, server, "--timeout", "1", "--retries", "50"))
-    wait_for(server, 10, process)
+    process = started(*words(feedback, out, server, "--timeout", "1", "--retries", "50"))
+    reached(server, 10, process)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    messages = ended(process)
     assert process.returncode == 3 and "before the first answer" in messages and not out.exists()
 
 
@@ -164,7 +144,7 @@ def test_the_budget_sets_aside_what_is_in_flight() -> None:
 def test_a_dry_run_asks_nothing_and_is_about_right(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server()
     feedback, out, prices = candidates(tmp_path / "in", 30, 3), tmp_path / "out", write_prices(tmp_path / "prices.yaml")
-    command = arguments(feedback, out, server, "--prices", prices)
+    command = words(feedback, out, server, "--prices", prices)
     done = mmpo(*command, "--dry-run", "--json")
     assert done.returncode == 0 and done.stderr.startswith("180 requests over 30 prompts")
     told = json.loads(done.stdout)
@@ -179,9 +159,9 @@ def test_a_dry_run_asks_nothing_and_is_about_right(openai_server: Any, tmp_path:
 def test_the_status_tells_what_is_done_and_what_failed(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"faults": [{"kind": "content_filter", "contains": "Question 1?"}]})
     feedback, out = candidates(tmp_path / "in", 4, 3), tmp_path / "out"
-    assert mmpo(*arguments(feedback, out, server)).returncode == 3
+    assert mmpo(*words(feedback, out, server)).returncode == 3
     before = server.counts()["requests"]
-    done = mmpo(*arguments(feedback, out, server), "--status", "--json")
+    done = mmpo(*words(feedback, out, server), "--status", "--json")
     told = json.loads(done.stdout)
     assert (told["requests"], told["answered"], told["left"]) == (24, 18, 6) and server.counts()["requests"] == before
     assert "content_filter 6" in done.stderr and told["judges"][0]["spent_tokens"] > 0
@@ -190,15 +170,15 @@ def test_the_status_tells_what_is_done_and_what_failed(openai_server: Any, tmp_p
 def test_two_runs_at_once_are_refused_and_so_is_what_is_no_journal(openai_server: Any, tmp_path: Path) -> None:
     server = openai_server({"latency": 0.2})
     feedback, out = candidates(tmp_path / "in", 30, 3), tmp_path / "out"
-    process = started(arguments(feedback, out, server, "--concurrency", "4"))
-    wait_for(server, 4, process)
-    second = mmpo(*arguments(feedback, out, server))
+    process = started(*words(feedback, out, server, "--concurrency", "4"))
+    reached(server, 4, process)
+    second = mmpo(*words(feedback, out, server))
     process.kill()
-    process.communicate()
+    ended(process)
     assert second.returncode == 2 and "another `mmpo judge` is at work" in second.stderr
     other = tmp_path / "thesis.txt"
     other.write_text("not a database, but more than a hundred bytes of text: " + "x" * 100)
-    wrong = mmpo(*arguments(feedback, out, server, "--journal", str(other)))
+    wrong = mmpo(*words(feedback, out, server, "--journal", str(other)))
     assert wrong.returncode == 2 and "thesis.txt" in wrong.stderr and other.read_text().startswith("not a")
 
 
@@ -207,7 +187,6 @@ def test_the_journal_holds_no_prompt_and_no_candidate(openai_server: Any, tmp_pa
     judged(candidates(tmp_path / "in", 3, 2), tmp_path / "out", server)
     raw = (tmp_path / "out.judge.sqlite").read_bytes()
     assert b"Question" not in raw and b"Answer 1" not in raw
-    with closing(sqlite3.connect(tmp_path / "out.judge.sqlite")) as journal:
-        assert journal.execute("SELECT count(*) FROM answers").fetchone() == (6,)
+    assert of(tmp_path / "out.judge.sqlite", "SELECT count(*) FROM answers") == [(6,)]
     assert not [name for name in os.listdir(tmp_path) if name.endswith(("-wal", "-shm"))]
     assert asked(server) == 7
