@@ -160,7 +160,7 @@ class Questions:
         readable = {key: read[key] for key in again if isinstance(outcomes[key], Answer)}
         journal.keep_readings({key: answer for key, answer in read.items() if key not in readable})
         journal.promote(self.judge.name, readable)
-        replies |= {key: loads(read[key].reading[1]) for key in (*unread, *readable)}
+        replies |= {key: loads(answer.reading[1]) for key in (*unread, *readable) if (answer := read[key]) and answer.reading}
         return KnownReplies(replies, {key: failure for key, failure in failures.items() if key not in readable})
 
     def grades(self, posed: PosedQuestion, replies: Sequence[ReadReply]) -> tuple[list[NewGrade], str, float | None]:

@@ -34,23 +34,6 @@ def test_a_part_judged_again_takes_nothing_from_the_rest(openai_server: Any, tmp
     assert sorted(map(str, comparisons(tmp_path / "part"))) == sorted(map(str, comparisons(tmp_path / "all")))
 
 
-@pytest.mark.parametrize(
-    ("mode", "reply"),
-    [
-        ("listwise", "aspects-json"),
-        ("listwise", "grade"),
-        ("listwise", "two-scores"),
-        ("pointwise", "ranking"),
-        ("pointwise", "two-scores"),
-    ],
-)
-def test_ways_to_read_that_do_not_fit_the_mode_are_refused(mode: str, reply: str, openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server()
-    with pytest.raises(UserError, match="does not fit"):
-        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server, mode=mode, reply=reply)
-    assert server.counts()["requests"] == 0
-
-
 def test_two_scores_of_a_pair_are_on_the_rubrics_own_scale(openai_server: Any, tmp_path: Path) -> None:
     template = tmp_path / "two.j2"
     marked = (
