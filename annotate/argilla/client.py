@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.client import public_url
+from mmpo.annotate.client import public_url, retry_after
 from mmpo.pipeline.errors import UserError
 
 __all__ = ["Client", "Refused", "Unreachable", "api_url_of", "connect"]
@@ -154,7 +154,7 @@ class Client:
                 if response.status_code not in PASSING:
                     return self._read(response, method, path)
                 failure = f"status {response.status_code}: {response.text[:200]}"
-                wait = max(wait, _retry_after(response.headers.get("retry-after")))
+                wait = max(wait, min(retry_after(response.headers) or 0.0, LONGEST_PAUSE))
             if pause is not None:
                 time.sleep(wait)
         raise Unreachable(f"Argilla at {self.url} did not answer {len(PAUSES) + 1} times in a row: {printable(failure)}")
@@ -176,10 +176,6 @@ class Client:
             return orjson.loads(response.content) if response.content else {}
         except orjson.JSONDecodeError:
             raise UserError(f"{self.url} answers, but not as Argilla does: {printable(response.text[:100])}") from None
-
-
-def _retry_after(text: str | None) -> float:
-    return min(float(text), LONGEST_PAUSE) if text and text.isdigit() else 0.0
 
 
 def _detail(content: bytes) -> str:

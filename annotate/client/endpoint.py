@@ -15,6 +15,7 @@ import orjson
 from mmpo.annotate.client.failures import failure_of, scrub, without_key
 from mmpo.annotate.client.request import Answer, Choice, Failure, Token, estimated_tokens
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import Count, Positive
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -55,9 +56,9 @@ class EndpointSettings:
     model: str
     base_url: str = OPENAI
     api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int | None = None
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
+    concurrency: Count | None = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     @property

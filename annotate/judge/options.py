@@ -1,9 +1,8 @@
 """The options of `mmpo judge`, one dataclass for flags, recipes and Python; and the judges that it asks."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,9 +15,22 @@ from mmpo.annotate.judge.rubrics import find_rubrics
 from mmpo.annotate.pairings import parse_pairing
 from mmpo.annotate.replies import REPLIES
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import LISTED, NUMBER, AtLeastZero, Count, Flags, OneOf, Positive, Share, TextOrPath, options
+from mmpo.pipeline.options import (
+    LISTED,
+    NUMBER,
+    AtLeastZero,
+    Count,
+    Flags,
+    OneOf,
+    Positive,
+    Share,
+    TextOrPath,
+    fields_of,
+    options,
+    options_from,
+)
 
-__all__ = ["Judge", "JudgeOptions", "judges_of", "parse_judge"]
+__all__ = ["Judge", "JudgeOptions", "judges_of"]
 
 
 @options
@@ -108,7 +120,7 @@ class JudgeOptions:
             raise UserError(f"--template {self.template}: no such file")
 
 
-@dataclass(frozen=True)
+@options
 class Judge(EndpointSettings):
     """One judge: a model at an endpoint. rater: its name in FEEDBACK (its model's, unless given).
 
@@ -124,38 +136,24 @@ class Judge(EndpointSettings):
         return self.rater or self.model
 
 
-NUMBERS = {"concurrency": int, "requests_per_minute": float, "tokens_per_minute": float}
 SHARED = ("base_url", "api_key_env", "requests_per_minute", "tokens_per_minute")
 
 
-def parse_judge(given: str | Mapping[str, Any]) -> dict[str, Any]:
+def _keys_of(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """The keys of one judge: "MODEL" or "MODEL,base_url=...,rater=...", or a mapping. Raises UserError."""
-    known = [name for name in Judge.__dataclass_fields__ if name != "same_model"]
+    known = [name for name in fields_of(Judge) if name != "same_model"]
     if isinstance(given, str):
         model, *rest = given.split(",")
         pairs = [part.partition("=") for part in rest]
         if any(not equals for _, equals, _ in pairs):
             raise UserError(f"--judge {given}: write MODEL,key=value,...; keys: {', '.join(known[1:])}")
-        values: dict[str, Any] = {"model": model.strip(), **{key.strip(): value.strip() for key, _, value in pairs}}
-    else:
-        values = dict(given)
+        given = {"model": model, **{key.strip(): value for key, _, value in pairs}}
+    values = {key: value.strip() if isinstance(value, str) else value for key, value in given.items()}
     for key in values:
         if key not in known:
             raise unknown_name("key of a judge", key, known)
     if not values.get("model"):
         raise UserError(f"a judge needs a model; given: {given!r}")
-    if not isinstance(values.get("extra_body", {}), Mapping):
-        raise UserError(
-            f"a judge's extra_body must be a mapping (in a recipe), not {values['extra_body']!r}; for all judges: --extra-body"
-        )
-    for key, kind in NUMBERS.items():
-        if values.get(key) is not None:
-            try:
-                values[key] = kind(values[key])
-            except (TypeError, ValueError):
-                raise UserError(f"a judge's {key} must be a number, not {values[key]!r}") from None
-            if not 0 < values[key] < math.inf:
-                raise UserError(f"a judge's {key} {values[key]}: must be a number above 0")
     return values
 
 
@@ -170,8 +168,9 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
         )
     extra = json_object(options.extra_body)
     shared = {name: getattr(options, name) for name in SHARED}
-    asked = [parse_judge(one) for one in given] or [{"model": options.model}]
-    judges = [Judge(**{**shared, **values, "extra_body": {**extra, **values.get("extra_body", {})}}) for values in asked]
+    asked = [_keys_of(one) for one in given] or [{"model": options.model}]
+    judges = [options_from(Judge, {**shared, "extra_body": {}, **values}, where="a judge's ") for values in asked]
+    judges = [replace(judge, extra_body={**extra, **judge.extra_body}) for judge in judges]
     alike = [(judge.model, json.dumps(judge.extra_body, sort_keys=True)) for judge in judges]
     judges = [replace(judge, same_model=alike.count(own) > 1) for judge, own in zip(judges, alike)]
     names = [judge.name for judge in judges]
