@@ -2,7 +2,6 @@
 
 from mmpo.annotate.client.cost import Budget, Price, Prices, load_prices
 from mmpo.annotate.client.endpoint import (
-    LOCAL_KEY,
     OPENAI,
     REQUESTS_PER_POOL,
     Endpoint,
@@ -11,14 +10,13 @@ from mmpo.annotate.client.endpoint import (
     api_key,
     public_url,
 )
-from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of, failure_of_status, retry_after, scrub
+from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of_status, retry_after, scrub
 from mmpo.annotate.client.journal import Journal, spent_by
 from mmpo.annotate.client.rate_limits import Bucket, Limits
 from mmpo.annotate.client.request import Answer, Choice, Failure, Request, Token, estimated_tokens, key_of
 from mmpo.annotate.client.scheduler import MAX_FAILURES_WITHOUT_SUCCESS, RATE_LIMIT_RETRIES, Scheduler, Stop
 
 __all__ = [
-    "LOCAL_KEY",
     "MAX_FAILURES_WITHOUT_SUCCESS",
     "OF_THE_RUN",
     "OPENAI",
@@ -43,7 +41,6 @@ __all__ = [
     "api_key",
     "backoff",
     "estimated_tokens",
-    "failure_of",
     "failure_of_status",
     "key_of",
     "load_prices",

@@ -1,13 +1,13 @@
-"""The engine by itself: places in flight, retries, reasons to stop, errors and cancellation, by a clock that jumps (engine_world.py)."""
+"""The scheduler by itself: places in flight, retries, reasons to stop, errors and cancellation, by a clock that jumps (scheduler_world.py)."""
 
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from engine_world import ANSWER, TICK, World, failure, request, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduler_world import ANSWER, TICK, World, failure, request, running
 
 from mmpo.annotate.client import (
     MAX_FAILURES_WITHOUT_SUCCESS,
@@ -35,11 +35,11 @@ milliseconds = st.integers(1, 50).map(lambda value: value / 1000)
 def test_no_place_is_ever_idle_and_none_too_many_is_taken(latencies: list[float], slots: int, writing: float) -> None:
     """No barrier: the run takes exactly as long as list scheduling, and writing an answer holds no place however long it takes."""
     world = World(lambda number, _: (latencies[number], ANSWER), writing=writing)
-    engine, seconds = world.run(len(latencies), slots)
+    scheduler, seconds = world.run(len(latencies), slots)
     # The answer that is written last is the one that came last.
     assert seconds == pytest.approx(makespan(latencies, slots) + writing, abs=2 * TICK * (len(latencies) + 1))
-    assert world.most == min(slots, len(latencies)) == engine.limits.high_water
-    assert world.done_with == {number: [ANSWER] for number in range(len(latencies))} and engine.tally.answered == len(latencies)
+    assert world.most == min(slots, len(latencies)) == scheduler.limits.high_water
+    assert world.done_with == {number: [ANSWER] for number in range(len(latencies))} and scheduler.tally.answered == len(latencies)
 
 
 def test_one_slow_request_delays_nobody() -> None:
@@ -64,22 +64,22 @@ def test_every_request_ends_once_and_what_was_set_aside_for_it_is_given_back(
 ) -> None:
     """Whatever happens: one outcome a request, the last one that came; a reservation a try (`World` refuses two); none left."""
     world = World(lambda number, attempt: (0.01, plans[number][min(attempt, len(plans[number])) - 1]))
-    engine, _ = world.run(len(plans), slots, retries=retries)
+    scheduler, _ = world.run(len(plans), slots, retries=retries)
     assert set(world.done_with) == set(range(len(plans))) and world.most <= slots
     for number, plan in enumerate(plans):
         assert world.done_with[number] == [plan[min(world.tries[number], len(plan)) - 1]]
         assert world.tries[number] <= 1 + retries + RATE_LIMIT_RETRIES * retries
-    assert world.affords == engine.tally.attempts == world.tries.total() == len(plans) + engine.tally.retried
-    assert not world.reserved and world.closed and engine.tally.in_flight == 0
-    assert engine.tally.answered + sum(engine.tally.failed.values()) == len(plans)
+    assert world.affords == scheduler.tally.attempts == world.tries.total() == len(plans) + scheduler.tally.retried
+    assert not world.reserved and world.closed and scheduler.tally.in_flight == 0
+    assert scheduler.tally.answered + sum(scheduler.tally.failed.values()) == len(plans)
 
 
 @pytest.mark.parametrize(("kind", "tries"), [("request", 1), ("transient", 1 + 3), ("rate_limit", 1 + 3 * RATE_LIMIT_RETRIES)])
 def test_retries_are_finite_and_go_by_the_kind_of_failure(kind: str, tries: int) -> None:
     world = World(lambda number, attempt: (0.01, failure(kind) if number == 0 else ANSWER))
-    engine, _ = world.run(2)
+    scheduler, _ = world.run(2)
     assert world.tries == {0: tries, 1: 1} and world.done_with[0] == [failure(kind)]
-    assert engine.tally.failed == {f"reason_{kind}": 1} and engine.stop.reason == ""
+    assert scheduler.tally.failed == {f"reason_{kind}": 1} and scheduler.stop.reason == ""
 
 
 def test_waits_double_up_to_a_minute_and_what_the_endpoint_says_comes_first() -> None:
@@ -104,20 +104,20 @@ def test_a_request_that_waits_for_its_retry_holds_no_place() -> None:
 
 def test_what_is_wrong_with_the_run_stops_it_and_is_counted_against_no_request() -> None:
     world = World(lambda number, _: (0.01, failure("run") if number == 5 else ANSWER))
-    engine, _ = world.run(100, slots=2)
-    assert (engine.stop.reason, engine.stop.message) == ("reason_run", "message of run")
-    assert world.tries.total() <= 5 + 2 and 5 not in world.done_with and not engine.tally.failed
+    scheduler, _ = world.run(100, slots=2)
+    assert (scheduler.stop.reason, scheduler.stop.message) == ("reason_run", "message of run")
+    assert world.tries.total() <= 5 + 2 and 5 not in world.done_with and not scheduler.tally.failed
     assert not world.reserved and world.in_flight == 0 and world.closed
 
 
 def test_failures_without_any_answer_are_hopeless_and_with_one_they_are_not() -> None:
-    engine, _ = World(lambda number, _: (0.01, failure("request"))).run(300, slots=4)
+    scheduler, _ = World(lambda number, _: (0.01, failure("request"))).run(300, slots=4)
     assert (
-        engine.stop.reason == "hopeless"
-        and MAX_FAILURES_WITHOUT_SUCCESS <= engine.tally.attempts <= MAX_FAILURES_WITHOUT_SUCCESS + 3
+        scheduler.stop.reason == "hopeless"
+        and MAX_FAILURES_WITHOUT_SUCCESS <= scheduler.tally.attempts <= MAX_FAILURES_WITHOUT_SUCCESS + 3
     )
-    engine, _ = World(lambda number, _: (0.01, failure("request") if number else ANSWER)).run(300, slots=1)
-    assert engine.stop.reason == "" and engine.tally.failed == {"reason_request": 299}
+    scheduler, _ = World(lambda number, _: (0.01, failure("request") if number else ANSWER)).run(300, slots=1)
+    assert scheduler.stop.reason == "" and scheduler.tally.failed == {"reason_request": 299}
 
 
 def test_a_budget_waits_for_what_is_in_flight_and_ends_the_run_when_nothing_is() -> None:
@@ -136,48 +136,48 @@ def test_a_budget_waits_for_what_is_in_flight_and_ends_the_run_when_nothing_is()
         spent += 1
 
     world = World(lambda number, _: (0.01, ANSWER))
-    engine, _ = world.run(100, slots=8, afford=afford, release=lambda request: held.remove(request.key), done=done)
-    assert engine.stop.reason == "budget" and world.most == 3
-    assert engine.tally.answered == 21 == spent and not held
+    scheduler, _ = world.run(100, slots=8, afford=afford, release=lambda request: held.remove(request.key), done=done)
+    assert scheduler.stop.reason == "budget" and world.most == 3
+    assert scheduler.tally.answered == 21 == spent and not held
 
 
 def test_an_endpoint_that_is_away_gets_one_scout_at_a_time_and_is_given_up_after_the_patience() -> None:
     world = World(lambda number, _: (0.01, failure("unreachable")))
-    engine, seconds = world.run(20, slots=5, outage_timeout=60.0)
-    assert engine.stop.reason == "unreachable" and 60 <= seconds < 60 + 16
+    scheduler, seconds = world.run(20, slots=5, outage_timeout=60.0)
+    assert scheduler.stop.reason == "unreachable" and 60 <= seconds < 60 + 16
     assert world.tries.total() <= 5 + 12 and not world.done_with and not world.reserved
 
     def back_after_30(number: int, _: int) -> tuple[float, Answer | Failure]:
         return 0.01, ANSWER if asyncio.get_running_loop().time() >= 30 else failure("unreachable")
 
     world = World(back_after_30)
-    engine, seconds = world.run(20, slots=5, retries=0)
-    assert engine.stop.reason == "" and engine.tally.answered == 20 and 30 <= seconds < 30 + 16
+    scheduler, seconds = world.run(20, slots=5, retries=0)
+    assert scheduler.stop.reason == "" and scheduler.tally.answered == 20 and 30 <= seconds < 30 + 16
 
 
 def test_a_stop_from_outside_is_seen_at_once_and_what_is_in_flight_is_finished() -> None:
     world = World(lambda number, _: (5.0, ANSWER))
 
     async def work() -> tuple[Scheduler, float]:
-        engine = world.engine(3)
-        task = asyncio.create_task(engine.run(world.requests(100)))
+        scheduler = world.scheduler(3)
+        task = asyncio.create_task(scheduler.run(world.requests(100)))
         await asyncio.sleep(1.0)
-        engine.stop("interrupted", "by hand")
+        scheduler.stop("interrupted", "by hand")
         await task
-        return engine, asyncio.get_running_loop().time()
+        return scheduler, asyncio.get_running_loop().time()
 
-    engine, seconds = running(work)
-    assert seconds == pytest.approx(5.0, abs=1e-4) and len(world.done_with) == 3 == engine.tally.attempts and world.closed
+    scheduler, seconds = running(work)
+    assert seconds == pytest.approx(5.0, abs=1e-4) and len(world.done_with) == 3 == scheduler.tally.attempts and world.closed
 
 
 def test_a_retry_that_waits_does_not_hold_up_a_stop() -> None:
     world = World(lambda number, _: (0.1, failure("transient", 500.0)))
 
     async def work() -> float:
-        engine = world.engine(3)
-        task = asyncio.create_task(engine.run(world.requests(3)))
+        scheduler = world.scheduler(3)
+        task = asyncio.create_task(scheduler.run(world.requests(3)))
         await asyncio.sleep(1.0)
-        engine.stop("interrupted", "by hand")
+        scheduler.stop("interrupted", "by hand")
         await task
         return asyncio.get_running_loop().time()
 
@@ -200,9 +200,9 @@ def test_an_error_of_ours_stops_the_run_and_comes_out_when_what_was_in_flight_ha
             yield one
 
     async def work() -> float:
-        engine = world.engine(4, done=done)
+        scheduler = world.scheduler(4, done=done)
         with pytest.raises(OSError) as raised:
-            await engine.run(requests())
+            await scheduler.run(requests())
         assert raised.value is error
         assert len(asyncio.all_tasks()) == 1
         return asyncio.get_running_loop().time()
@@ -216,7 +216,7 @@ def test_cancelling_the_run_cancels_what_is_in_flight() -> None:
     world = World(lambda number, _: (100.0, ANSWER))
 
     async def work() -> float:
-        task = asyncio.create_task(world.engine(7).run(world.requests(100)))
+        task = asyncio.create_task(world.scheduler(7).run(world.requests(100)))
         await asyncio.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

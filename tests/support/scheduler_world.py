@@ -1,4 +1,4 @@
-"""What the tests of the engine share: coroutines for `send` and `done` that remember what happened, and a clock that jumps.
+"""What the tests of the scheduler share: coroutines for `send` and `done` that remember what happened, and a clock that jumps.
 
 Times are exact to the timers' resolution, seconds take no time, and a run that would hang raises at once.
 """
@@ -114,8 +114,8 @@ class World:
         finally:
             self.closed = True
 
-    def engine(self, slots: int, **options: Any) -> Scheduler:
-        """The engine that asks this world; options replace what it is given."""
+    def scheduler(self, slots: int, **options: Any) -> Scheduler:
+        """The scheduler that asks this world; options replace what it is given."""
         given = {
             "done": self.done,
             "stop": Stop(),
@@ -127,12 +127,12 @@ class World:
         return Scheduler(self.send, limits=Limits(slots), **{**given, **options})
 
     def run(self, count: int, slots: int = 4, **options: Any) -> tuple[Scheduler, float]:
-        """All of it; the engine and the seconds that it took."""
+        """All of it; the scheduler and the seconds that it took."""
 
         async def work() -> tuple[Scheduler, float]:
-            engine, requests = self.engine(slots, **options), self.requests(count)
-            await engine.run(requests)
-            assert self.closed  # by the engine: `requests` is still held here
-            return engine, asyncio.get_running_loop().time()
+            scheduler, requests = self.scheduler(slots, **options), self.requests(count)
+            await scheduler.run(requests)
+            assert self.closed  # by the scheduler: `requests` is still held here
+            return scheduler, asyncio.get_running_loop().time()
 
         return running(work)
