@@ -1,4 +1,4 @@
-"""The scheduler by itself: places in flight, retries, reasons to stop, errors and cancellation, by a clock that jumps (scheduler_world.py)."""
+"""The scheduler: places in flight, retries, reasons to stop, errors and cancellation, by a clock that jumps (scheduler_world.py)."""
 
 import asyncio
 import heapq
