@@ -1,6 +1,6 @@
-"""People's answers, read out of the records of a dataset: one grade a submitted answer and question, everything else counted by reason."""
+"""People's answers, read out of the records of a dataset: one grade a submitted answer and question, everything else counted by
+reason."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from mmpo.annotate.argilla.dataset import GRADES, RATIONALE, Asked
+from mmpo.annotate.argilla.dataset import GRADES, RATIONALE, AskedQuestion
 from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.argilla.records import LETTERS, Found, NotOurs, read_record
+from mmpo.annotate.argilla.records import LETTERS, NotOurs, ShownRecord, read_record
+from mmpo.pipeline.storage import text_digest
 
-__all__ = ["ANSWERS", "Answer", "Answers", "Raters", "read_answers"]
+__all__ = ["ANSWERS", "HumanGrade", "PulledAnswers", "Raters", "read_answers"]
 
 NOT_SUBMITTED = ("draft", "discarded")
 
@@ -24,11 +25,12 @@ ANSWERS = pa.schema(
         *(pa.field(name, pa.string()) for name in ("note", "answered")),
     ]
 )
-"""One row a grade that came from Argilla, kept beside the FEEDBACK: by it the next pull knows what is new. second_id: null for a rating."""
+"""One row a grade that came from Argilla, kept beside the FEEDBACK: by it the next pull knows what is new. second_id: null for a
+rating."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class HumanGrade:
     """One grade by a person. value: the gap toward `first_id`, shown as A, or the rating of `first_id` where second_id is None."""
 
     record: str
@@ -65,7 +67,7 @@ class Raters:
         """The rater's name; a user who is gone has a pseudonym in any case."""
         if self._real and user in self._users:
             return printable(self._users[user])
-        return f"rater-{hashlib.blake2b(user.encode(), digest_size=5).hexdigest()}"
+        return f"rater-{text_digest(user, size=5)}"
 
     def alike(self) -> dict[str, str]:
         """Both names that a user may have in FEEDBACK, each with the pseudonym."""
@@ -81,17 +83,17 @@ class Raters:
 
 
 @dataclass
-class Answers:
+class PulledAnswers:
     """What the records say. answers: by key; found: the records by id; withdrawn: (record, rater) of drafts and discards.
 
-    submitted: (record, rater) of submitted answers in records that can be read, read: of those that gave a grade at least; unread: by
-    key, why what was submitted there gives none. aspects: all that the dataset asks about.
+    submitted: (record, rater) of submitted answers in records that can be read, read: of those that gave a grade at least; unread:
+    by key, why what was submitted there gives none. aspects: all that the dataset asks about.
 
     records, responses: counts by what became of them ("used" or a reason); rejects: rows for rejects.parquet.
     """
 
-    answers: dict[tuple[str, str, str, str], Answer] = field(default_factory=dict)
-    found: dict[str, Found] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str, str], HumanGrade] = field(default_factory=dict)
+    found: dict[str, ShownRecord] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     withdrawn: set[tuple[str, str]] = field(default_factory=set)
     submitted: set[tuple[str, str]] = field(default_factory=set)
@@ -115,14 +117,15 @@ class Answers:
 
 
 def read_answers(
-    records: Sequence[Mapping[str, Any]], asked: Mapping[str, Asked], raters: Raters, *, trust_labels: bool
-) -> Answers:
+    records: Sequence[Mapping[str, Any]], asked: Mapping[str, AskedQuestion], raters: Raters, *, trust_labels: bool
+) -> PulledAnswers:
     """The answers in records, as Argilla lists them with their responses; asked: the dataset's questions by name.
 
-    A submitted answer is left out where its record's texts are not those that were pushed (record_edited, foreign_record), where its
-    question was reworded (question_edited, unless `trust_labels`), or where it holds no grade that the question offers (no_grade).
+    A submitted answer is left out where its record's texts are not those that were pushed (record_edited, foreign_record), where
+    its question was reworded (question_edited, unless `trust_labels`), or where it holds no grade that the question offers
+    (no_grade).
     """
-    result = Answers(aspects={one.aspect for one in asked.values()})
+    result = PulledAnswers(aspects={one.aspect for one in asked.values()})
     for record in records:
         responses = record.get("responses") or ()
         external = str(record.get("external_id") or record["id"])
@@ -144,7 +147,7 @@ def read_answers(
 
 
 def _count(
-    response: Mapping[str, Any], record: str, raters: Raters, result: Answers, *, prompt: str | None = None, reason: str = ""
+    response: Mapping[str, Any], record: str, raters: Raters, result: PulledAnswers, *, prompt: str | None = None, reason: str = ""
 ) -> bool:
     """Whether a response is to be read: drafts, discards, and those of unusable records are counted here."""
     rater = raters.of(response["user_id"])
@@ -159,10 +162,10 @@ def _count(
 
 def _read(
     response: Mapping[str, Any],
-    found: Found,
-    asked: Mapping[str, Asked],
+    found: ShownRecord,
+    asked: Mapping[str, AskedQuestion],
     raters: Raters,
-    result: Answers,
+    result: PulledAnswers,
     trust_labels: bool,
 ) -> None:
     """The grades of one submitted response; it counts as used where it gives one at least."""
@@ -184,7 +187,7 @@ def _read(
                 result.unread[found.record, rater, question.aspect, found.ids[place] if question.letter else ""] = reason
             continue
         second = None if question.letter else found.ids[1]
-        answer = Answer(
+        answer = HumanGrade(
             found.record, rater, question.aspect, found.prompt_id, found.ids[place], second, number, float(question.low),
             float(question.high), note if isinstance(note, str) and note else None, str(response.get("updated_at") or ""),
         )  # fmt: skip
@@ -199,7 +202,7 @@ def _read(
         result.reject(reason, found.prompt_id, evidence)
 
 
-def _number(value: Any, question: Asked) -> float | None:
+def _number(value: Any, question: AskedQuestion) -> float | None:
     """The grade as a number, None where it is none of those offered."""
     if question.letter:
         fits = isinstance(value, int) and not isinstance(value, bool) and question.low <= value <= question.high

@@ -2,40 +2,66 @@
 
     UserError            address, key, rights, names, or a server that never answered       exit 2
     └── Unreachable      no answer in spite of retries; push and pull make it PartialResult where something is done already
-    └── Refused          the server understood and said no (422); .detail is its reason
+    └── RequestRefused   the server understood and said no (422); .detail is its reason
 
-The `argilla` package connects and checks the key; records travel through its HTTP client as plain JSON, because its own classes spend more
-time on a record than the network does. What Argilla answers is data of others: it reaches messages through `printable` only.
+Behind the client stands what push and pull ask for: workspaces, datasets, users, all records of a dataset, and records in batches.
+Ids are Argilla's own, as text. Nothing here keeps a state: killed at any moment, the same call again finds out where things stand.
+
+The `argilla` package connects and checks the key; records travel through its HTTP client as plain JSON, because its own classes
+spend more time on a record than the network does. What Argilla answers is data of others: it reaches messages through `printable`
+only.
 """
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.client import public_url, retry_after
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.progress import Progress
 
-__all__ = ["Client", "Refused", "Unreachable", "api_url_of", "connect"]
+__all__ = [
+    "Client",
+    "RequestRefused",
+    "Unreachable",
+    "api_url_of",
+    "connect",
+    "dataset_of",
+    "datasets_of",
+    "records_of",
+    "settings_of",
+    "upsert",
+    "users_of",
+    "workspace_of",
+]
 
 DEFAULT_URL = "http://127.0.0.1:6900"
 KEY = "ARGILLA_API_KEY"
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between tries of a request that a fault of the network or the server cut short."""
 CONNECT_PAUSES = (0.5, 1.0)
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_PAUSE = 60.0
-TIMEOUT = 120
+TIMEOUT_SECONDS = 120
+MAX_RECORDS_PER_REQUEST = 500
+"""What Argilla takes in one request."""
+MAX_BYTES_PER_REQUEST = 8 << 20
+RECORDS_PER_PAGE = 1000
+FULL_READS = 3
+"""How often a list of records is read when its pages do not add up."""
+
+UpsertedBatch = tuple[int, list[tuple[Mapping[str, Any], str]]]
 
 
 class Unreachable(UserError):
     """Argilla did not answer, however often it was asked."""
 
 
-class Refused(UserError):
+class RequestRefused(UserError):
     """Argilla refused what was sent."""
 
     def __init__(self, detail: str) -> None:
@@ -78,34 +104,46 @@ def connect(api_url: str | None = None) -> "Client":
 
     Raises UserError: no server, no Argilla there, wrong key.
     """
+    url, key = api_url_of(api_url), _key()
+    return _with_retries(lambda: _connected(url, key), CONNECT_PAUSES)
+
+
+def _connected(url: str, key: str) -> "Client":
     import httpx
     from argilla import Argilla
 
-    url, key = api_url_of(api_url), _key()
-    for pause in (*CONNECT_PAUSES, None):
+    try:
+        return Client(Argilla(api_url=url, api_key=key, timeout=TIMEOUT_SECONDS, retries=0), url)
+    except httpx.TransportError as error:
+        raise _TemporaryFault(
+            f"no Argilla answers at {url} ({_first_line(error)}). Is it running? `mmpo argilla serve --home DIR` starts one on this "
+            "machine; --api-url or ARGILLA_API_URL names another"
+        ) from None
+    except Exception as error:
+        _raise_known(error, url)
+        if getattr(error, "status_code", None) in TEMPORARY_STATUS:
+            raise _TemporaryFault(f"Argilla at {url} is not ready: {_first_line(error)}. Try again in a moment") from None
+        raise UserError(f"{url} answers, but not as Argilla does: {_first_line(error)}") from None
+
+
+class _TemporaryFault(Exception):
+    """A fault that may be gone at the next try; wait: seconds that the server asks for."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+def _with_retries(attempt: Callable[[], Any], pauses: Sequence[float]) -> Any:
+    """What an attempt returns, tried again after each pause while its fault is temporary. Raises Unreachable after the last one."""
+    for pause in (*pauses, None):
         try:
-            return Client(Argilla(api_url=url, api_key=key, timeout=TIMEOUT, retries=0), url)
-        except httpx.TransportError as error:
+            return attempt()
+        except _TemporaryFault as fault:
             if pause is None:
-                raise Unreachable(_nobody(url, error)) from None
-        except Exception as error:
-            _raise_known(error, url)
-            passing = getattr(error, "status_code", None) in PASSING
-            if passing and pause is None:
-                raise Unreachable(
-                    f"Argilla at {url} is not ready: {printable(_first_line(error))}. Try again in a moment"
-                ) from None
-            if not passing:
-                raise UserError(f"{url} answers, but not as Argilla does: {printable(_first_line(error))}") from None
-        time.sleep(pause)
+                raise Unreachable(str(fault)) from None
+            time.sleep(max(pause, fault.wait))
     raise AssertionError("the loop returns or raises")
-
-
-def _nobody(url: str, error: Exception) -> str:
-    return (
-        f"no Argilla answers at {url} ({printable(_first_line(error) or type(error).__name__)}). Is it running? "
-        "`mmpo argilla serve --home DIR` starts one on this machine; --api-url or ARGILLA_API_URL names another"
-    )
 
 
 def _raise_known(error: Exception, url: str) -> None:
@@ -120,7 +158,7 @@ def _raise_known(error: Exception, url: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
 class Client:
@@ -138,26 +176,23 @@ class Client:
         self._http.close()
 
     def request(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that Argilla answers. Raises Unreachable, Refused or UserError; 404 gives None, 409 raises Refused."""
+        """The JSON that Argilla answers. Raises Unreachable, RequestRefused or UserError; 404 gives None, 409 raises
+        RequestRefused."""
+        sent = {} if body is None else {"content": orjson.dumps(body), "headers": {"Content-Type": "application/json"}}
+        return _with_retries(lambda: self._request_once(method, path, {**sent, "params": params}), PAUSES)
+
+    def _request_once(self, method: str, path: str, sent: Mapping[str, Any]) -> Any:
         import httpx
 
-        content = None if body is None else orjson.dumps(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        failure = ""
-        for pause in (*PAUSES, None):
-            wait = pause or 0.0
-            try:
-                response = self._http.request(method, f"/api/v1/{path}", content=content, params=params, headers=headers)
-            except httpx.TransportError as error:
-                failure = _first_line(error) or type(error).__name__
-            else:
-                if response.status_code not in PASSING:
-                    return self._read(response, method, path)
-                failure = f"status {response.status_code}: {response.text[:200]}"
-                wait = max(wait, min(retry_after(response.headers) or 0.0, LONGEST_PAUSE))
-            if pause is not None:
-                time.sleep(wait)
-        raise Unreachable(f"Argilla at {self.url} did not answer {len(PAUSES) + 1} times in a row: {printable(failure)}")
+        failed = f"Argilla at {self.url} did not answer {len(PAUSES) + 1} times in a row: "
+        try:
+            response = self._http.request(method, f"/api/v1/{path}", **sent)
+        except httpx.TransportError as error:
+            raise _TemporaryFault(failed + _first_line(error)) from None
+        if response.status_code in TEMPORARY_STATUS:
+            wait = min(retry_after(response.headers) or 0.0, LONGEST_PAUSE)
+            raise _TemporaryFault(f"{failed}status {response.status_code}: {printable(response.text[:200])}", wait)
+        return self._read(response, method, path)
 
     def _read(self, response: Any, method: str, path: str) -> Any:
         status = response.status_code
@@ -169,7 +204,7 @@ class Client:
                 f"({method} {path.partition('?')[0].split('/')[-1]}): use the key of an owner or of an admin of the workspace"
             )
         if status in (400, 409, 422):
-            raise Refused(printable(_detail(response.content), 400))
+            raise RequestRefused(printable(_detail(response.content), 400))
         if status >= 300:
             raise UserError(f"Argilla at {self.url} answers with status {status}: {printable(response.text[:200])}")
         try:
@@ -184,12 +219,136 @@ def _detail(content: bytes) -> str:
         detail = orjson.loads(content)["detail"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return content[:200].decode(errors="replace")
-    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
-        return f"{'.'.join(map(str, detail[0].get('loc', ())))}: {detail[0].get('msg', '')}"
-    if isinstance(detail, dict):
-        params = detail.get("params") or {}
-        errors = params.get("errors") if isinstance(params, dict) else None
-        if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-            return f"{'.'.join(map(str, errors[0].get('loc', ())))}: {errors[0].get('msg', '')}"
-        return str(params.get("detail") or detail.get("code") or detail) if isinstance(params, dict) else str(detail)
-    return str(detail)
+    params = detail.get("params") if isinstance(detail, dict) else None
+    errors = params.get("errors") if isinstance(params, dict) else detail
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        return f"{'.'.join(map(str, errors[0].get('loc', ())))}: {errors[0].get('msg', '')}"
+    said = params.get("detail") if isinstance(params, dict) else None
+    return str(said or (detail.get("code") if isinstance(detail, dict) else None) or detail)
+
+
+def workspace_of(client: Client, name: str | None) -> dict[str, Any]:
+    """The workspace of a name, or the only one. Raises UserError naming those that are there."""
+    found = client.request("GET", "me/workspaces")["items"]
+    names = ", ".join(sorted(printable(one["name"]) for one in found)) or "none"
+    if name is None:
+        if len(found) != 1:
+            raise UserError(f"name a workspace by --workspace; {printable(client.me['username'])!r} sees: {names}")
+        return found[0]
+    chosen = next((one for one in found if one["name"] == name), None)
+    if chosen is None:
+        raise UserError(
+            f"no workspace {printable(name)!r} at {client.url} for {printable(client.me['username'])!r}; there are: {names}. Make it "
+            "on Argilla's page (an owner can), or name another by --workspace"
+        )
+    return chosen
+
+
+def datasets_of(client: Client, workspace: str) -> list[dict[str, Any]]:
+    """The datasets of a workspace."""
+    return [one for one in client.request("GET", "me/datasets")["items"] if one["workspace_id"] == workspace]
+
+
+def dataset_of(client: Client, workspace: str, name: str) -> dict[str, Any] | None:
+    """The dataset of a name, None where there is none."""
+    return next((one for one in datasets_of(client, workspace) if one["name"] == name), None)
+
+
+def settings_of(client: Client, dataset: str) -> dict[str, list[dict[str, Any]]]:
+    """{"fields", "questions", "metadata-properties"} of a dataset. Raises UserError where it is gone."""
+    result = {}
+    for what in ("fields", "questions", "metadata-properties"):
+        path = f"me/datasets/{dataset}/{what}" if what == "metadata-properties" else f"datasets/{dataset}/{what}"
+        found = client.request("GET", path)
+        if found is None:
+            raise UserError("the dataset was deleted from Argilla a moment ago; push it again")
+        result[what] = found["items"]
+    return result
+
+
+def users_of(client: Client, workspace: str) -> dict[str, str]:
+    """User name by user id, of all users that the key may see."""
+    path = "users" if client.me["role"] == "owner" else f"workspaces/{workspace}/users"
+    # Argilla sends every user's API key along: only the names are kept.
+    found = {one["id"]: one["username"] for one in client.request("GET", path)["items"]}
+    return {**found, client.me["id"]: client.me["username"]}
+
+
+def records_of(
+    client: Client, dataset: str, include: Sequence[str], progress: Progress | None = None, stage: str = "reading"
+) -> list[dict[str, Any]]:
+    """All records of a dataset, as JSON; include: "responses", "suggestions". Raises UserError, Unreachable, PartialResult.
+
+    The list is complete before anybody looks at it: Argilla pages by offset, in the order of time stamps that may be equal, so
+    pages read while others work can repeat or skip records. Repeats are merged by id; where the total says that some were skipped,
+    all is read again.
+    """
+    for _ in range(FULL_READS):
+        found, total, shrunk = _pages(client, dataset, include, progress, stage)
+        if len(found) >= total and not shrunk:
+            return list(found.values())
+    raise PartialResult(
+        f"Argilla lists {len(found):,} of {total:,} records, {FULL_READS} times in a row: somebody changes the dataset right now. Nothing "
+        "was changed here; run the same command again"
+    )
+
+
+def _pages(
+    client: Client, dataset: str, include: Sequence[str], progress: Progress | None, stage: str
+) -> tuple[dict[str, dict[str, Any]], int, bool]:
+    """The records by id, how many there are by the last page, and whether that became fewer: a deletion shifts what follows."""
+    found: dict[str, dict[str, Any]] = {}
+    offset, total, shrunk = 0, 0, False
+    while True:
+        params = {"offset": offset, "limit": RECORDS_PER_PAGE, **({"include": list(include)} if include else {})}
+        page = client.request("GET", f"datasets/{dataset}/records", params=params)
+        if page is None:
+            raise UserError("the dataset was deleted from Argilla while it was read; nothing was changed here")
+        shrunk |= page["total"] < total
+        items, total = page["items"], page["total"]
+        found.update((one["id"], one) for one in items)
+        offset += len(items)
+        if progress is not None:
+            progress(stage, min(offset, total), total)
+        if not items or offset >= total:
+            return found, total, shrunk
+
+
+def upsert(client: Client, dataset: str, records: Iterable[Mapping[str, Any]]) -> Iterator[UpsertedBatch]:
+    """Send records in batches; after each: how many were taken, and those refused with the reason. Raises UserError, Unreachable.
+
+    One record that Argilla refuses makes it refuse the batch: the batch is halved until that record stands alone.
+    """
+    for batch in _batches(records):
+        refused: list[tuple[Mapping[str, Any], str]] = []
+        _send(client, dataset, batch, refused)
+        yield len(batch) - len(refused), refused
+
+
+def _send(client: Client, dataset: str, batch: Sequence[Mapping[str, Any]], refused: list[tuple[Mapping[str, Any], str]]) -> None:
+    try:
+        if client.request("PUT", f"datasets/{dataset}/records/bulk", body={"items": batch}) is None:
+            raise UserError(
+                "the dataset was deleted from Argilla while records were sent; run the same command again to make it anew"
+            )
+    except RequestRefused as error:
+        if len(batch) == 1:
+            refused.append((batch[0], error.detail))
+            return
+        middle = len(batch) // 2
+        _send(client, dataset, batch[:middle], refused)
+        _send(client, dataset, batch[middle:], refused)
+
+
+def _batches(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    batch: list[Mapping[str, Any]] = []
+    size = 0
+    for record in records:
+        own = len(orjson.dumps(record))
+        if batch and (len(batch) == MAX_RECORDS_PER_REQUEST or size + own > MAX_BYTES_PER_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += own
+    if batch:
+        yield batch

@@ -12,13 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmpo.annotate.argilla.client import Client, Refused
+from mmpo.annotate.argilla.client import Client, RequestRefused, dataset_of, settings_of
 from mmpo.annotate.argilla.display import DISPLAYS, printable
 from mmpo.annotate.argilla.records import LETTERS
-from mmpo.annotate.argilla.team import dataset_of, settings_of
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["GRADES", "Asked", "Shape", "asked_of", "display_of", "ensure_dataset", "guidelines_of", "question_name"]
+__all__ = ["GRADES", "AskedQuestion", "DatasetDesign", "asked_of", "display_of", "ensure_dataset", "guidelines_of", "question_name"]
 
 GRADES = {
     "3": "A much better",
@@ -37,7 +36,7 @@ NAMES = re.compile(r"(grade|rating_([a-j]))(?:_(.+))?")
 
 
 @dataclass(frozen=True)
-class Shape:
+class DatasetDesign:
     """What a dataset must ask. replies: fields for so many; required: how many of them must be rated."""
 
     questions: str
@@ -50,7 +49,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """One question of a dataset as Argilla has it now. letter: of the reply that is rated, "" for a comparison.
 
     low, high: the scale, of a comparison −3 and 3; reworded: its title or labels are no longer those that were pushed.
@@ -80,50 +79,50 @@ def _title(aspect: str, letter: str) -> str:
     return f"{about}Reply {letter.upper()}" if letter else f"{about}Which reply is better, and by how much?"
 
 
-def _fields(shape: Shape) -> list[dict[str, Any]]:
-    markdown = DISPLAYS[shape.display].markdown
+def _fields(design: DatasetDesign) -> list[dict[str, Any]]:
+    markdown = DISPLAYS[design.display].markdown
     chat = {"name": "prompt", "title": "Conversation", "required": True, "settings": {"type": "chat", "use_markdown": markdown}}
     return [chat] + [
-        {"name": f"reply_{letter}", "title": f"Reply {letter.upper()}", "required": place < shape.required,
+        {"name": f"reply_{letter}", "title": f"Reply {letter.upper()}", "required": place < design.required,
          "settings": {"type": "text", "use_markdown": markdown}}
-        for place, letter in enumerate(LETTERS[: shape.replies])
+        for place, letter in enumerate(LETTERS[: design.replies])
     ]  # fmt: skip
 
 
-def _questions(shape: Shape) -> list[dict[str, Any]]:
-    if shape.questions == "pairs":
+def _questions(design: DatasetDesign) -> list[dict[str, Any]]:
+    if design.questions == "pairs":
         options = [{"value": value, "text": text} for value, text in GRADES.items()]
         settings: dict[str, Any] = {"type": "label_selection", "options": options, "visible_options": len(options)}
-        asked = [("", aspect, True) for aspect in shape.aspects]
+        asked = [("", aspect, True) for aspect in design.aspects]
     else:
-        settings = {"type": "rating", "options": [{"value": value} for value in range(shape.scale[0], shape.scale[1] + 1)]}
-        letters = LETTERS[: shape.replies]
-        asked = [(letter, aspect, place < shape.required) for place, letter in enumerate(letters) for aspect in shape.aspects]
+        settings = {"type": "rating", "options": [{"value": value} for value in range(design.scale[0], design.scale[1] + 1)]}
+        letters = LETTERS[: design.replies]
+        asked = [(letter, aspect, place < design.required) for place, letter in enumerate(letters) for aspect in design.aspects]
     found = [
         {"name": question_name(aspect, letter), "title": _title(aspect, letter), "required": required, "settings": settings}
         for letter, aspect, required in asked
     ]
-    if shape.rationale:
+    if design.rationale:
         found.append(
             {"name": RATIONALE, "title": "Why? (optional)", "required": False, "settings": {"type": "text", "use_markdown": False}}
         )
     return found
 
 
-def _properties(shape: Shape) -> list[dict[str, Any]]:
-    kinds = {"source": "terms", **{f"model_{letter}": "terms" for letter in LETTERS[: shape.replies]}}
-    kinds |= {"margin": "float", "margin_se": "float"} if shape.questions == "pairs" else {}
+def _properties(design: DatasetDesign) -> list[dict[str, Any]]:
+    kinds = {"source": "terms", **{f"model_{letter}": "terms" for letter in LETTERS[: design.replies]}}
+    kinds |= {"margin": "float", "margin_se": "float"} if design.questions == "pairs" else {}
     return [
         {"name": name, "title": name, "visible_for_annotators": False, "settings": {"type": kind}} for name, kind in kinds.items()
     ]
 
 
-def guidelines_of(shape: Shape, file: str | None, *, suggest: bool) -> str:
+def guidelines_of(design: DatasetDesign, file: str | None, *, suggest: bool) -> str:
     """The guidelines: a file's text, else ours. Raises UserError: no such file, longer than Argilla takes."""
     if file is None:
         loader = FileSystemLoader(Path(__file__).parent / "templates")
         environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.get_template("guidelines.j2").render(shape=shape, suggest=suggest, grades=list(GRADES.values()))
+        return environment.get_template("guidelines.j2").render(design=design, suggest=suggest, grades=list(GRADES.values()))
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -133,9 +132,9 @@ def guidelines_of(shape: Shape, file: str | None, *, suggest: bool) -> str:
     return text
 
 
-def asked_of(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Asked]:
+def asked_of(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, AskedQuestion]:
     """The grading questions of a dataset by name; those that are none of ours are left out."""
-    found: dict[str, Asked] = {}
+    found: dict[str, AskedQuestion] = {}
     for question in settings["questions"]:
         match = NAMES.fullmatch(question["name"])
         kind = question["settings"]["type"]
@@ -150,7 +149,7 @@ def asked_of(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
         else:
             reworded |= {option["value"]: option["text"] for option in options} != GRADES
             low, high = -3, 3
-        found[question["name"]] = Asked(question["id"], question["name"], aspect, letter, low, high, reworded)
+        found[question["name"]] = AskedQuestion(question["id"], question["name"], aspect, letter, low, high, reworded)
     return found
 
 
@@ -162,7 +161,14 @@ def display_of(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def ensure_dataset(
-    client: Client, workspace: Mapping[str, Any], name: str, shape: Shape, guidelines: str, raters: int | None, *, own: bool
+    client: Client,
+    workspace: Mapping[str, Any],
+    name: str,
+    design: DatasetDesign,
+    guidelines: str,
+    raters: int | None,
+    *,
+    own: bool,
 ) -> tuple[dict[str, Any], bool]:
     """The dataset, made or completed where need be, and whether it is new. own: the guidelines are the user's and replace the old.
 
@@ -173,9 +179,9 @@ def ensure_dataset(
     if found is None:
         found = _made(client, workspace, name, guidelines, raters or 1)
     if found["status"] != "ready":
-        _complete(client, found, shape, name)
+        _complete(client, found, design, name)
         return dataset_of(client, workspace["id"], name) or found, True
-    _check(settings_of(client, found["id"]), shape, name)
+    _check(settings_of(client, found["id"]), design, name)
     change: dict[str, Any] = {"guidelines": guidelines} if own and found["guidelines"] != guidelines else {}
     if raters is not None and found["distribution"]["min_submitted"] != raters:
         change["distribution"] = {"strategy": "overlap", "min_submitted": raters}
@@ -191,7 +197,7 @@ def _made(client: Client, workspace: Mapping[str, Any], name: str, guidelines: s
     }  # fmt: skip
     try:
         return client.request("POST", "datasets", body=body)
-    except Refused:
+    except RequestRefused:
         # Asked again after a reply that was lost, or by two people at once: it may be there already.
         found = dataset_of(client, workspace["id"], name)
         if found is None:
@@ -199,21 +205,21 @@ def _made(client: Client, workspace: Mapping[str, Any], name: str, guidelines: s
         return found
 
 
-def _complete(client: Client, dataset: Mapping[str, Any], shape: Shape, name: str) -> None:
+def _complete(client: Client, dataset: Mapping[str, Any], design: DatasetDesign, name: str) -> None:
     """Add the fields and questions that a draft lacks, and publish it."""
     there = settings_of(client, dataset["id"])
-    parts = {"fields": _fields(shape), "questions": _questions(shape), "metadata-properties": _properties(shape)}
+    parts = {"fields": _fields(design), "questions": _questions(design), "metadata-properties": _properties(design)}
     for what, wanted in parts.items():
         have = {one["name"] for one in there[what]}
         foreign = sorted(have - {one["name"] for one in wanted})
         if foreign:
-            raise _other(name, f"an unfinished one with {what} {', '.join(map(printable, foreign))}", shape)
+            raise _other(name, f"an unfinished one with {what} {', '.join(map(printable, foreign))}", design)
         for one in wanted:
             if one["name"] not in have:
                 _add(client, f"datasets/{dataset['id']}/{what}", one)
     try:
         client.request("PUT", f"datasets/{dataset['id']}/publish")
-    except Refused as error:
+    except RequestRefused as error:
         if "already been published" not in error.detail:
             raise
 
@@ -221,28 +227,28 @@ def _complete(client: Client, dataset: Mapping[str, Any], shape: Shape, name: st
 def _add(client: Client, path: str, one: Mapping[str, Any]) -> None:
     try:
         client.request("POST", path, body=one)
-    except Refused as error:
+    except RequestRefused as error:
         if "already exists" not in error.detail:
             raise
 
 
-def _check(settings: Mapping[str, Sequence[Mapping[str, Any]]], shape: Shape, name: str) -> None:
+def _check(settings: Mapping[str, Sequence[Mapping[str, Any]]], design: DatasetDesign, name: str) -> None:
     """Refuse a dataset that does not ask what is to be pushed."""
     fields = {field["name"] for field in settings["fields"]}
     asked = asked_of(settings)
-    wanted = {question["name"] for question in _questions(shape)} - {RATIONALE}
+    wanted = {question["name"] for question in _questions(design)} - {RATIONALE}
     own = {"prompt", "reply_a"} <= fields
-    same_kind = {question_name(aspect, "a" if shape.questions == "ratings" else "") for aspect in shape.aspects} <= set(asked)
-    same_scale = shape.questions == "pairs" or all((one.low, one.high) == shape.scale for one in asked.values())
-    extra = {one.aspect for one in asked.values()} - set(shape.aspects)
-    if not own or not same_kind or not same_scale or extra or (shape.questions == "pairs" and not wanted <= set(asked)):
+    same_kind = {question_name(aspect, "a" if design.questions == "ratings" else "") for aspect in design.aspects} <= set(asked)
+    same_scale = design.questions == "pairs" or all((one.low, one.high) == design.scale for one in asked.values())
+    extra = {one.aspect for one in asked.values()} - set(design.aspects)
+    if not own or not same_kind or not same_scale or extra or (design.questions == "pairs" and not wanted <= set(asked)):
         told = ", ".join(f"{one.name} ({one.low} to {one.high})" for one in asked.values()) or "nothing that mmpo asks"
-        raise _other(name, f"one that asks {told}", shape)
+        raise _other(name, f"one that asks {told}", design)
 
 
-def _other(name: str, told: str, shape: Shape) -> UserError:
-    wanted = f"{shape.questions} about {', '.join(shape.aspects)}" + (
-        f" on {shape.scale[0]} to {shape.scale[1]}" if shape.questions == "ratings" else ""
+def _other(name: str, told: str, design: DatasetDesign) -> UserError:
+    wanted = f"{design.questions} about {', '.join(design.aspects)}" + (
+        f" on {design.scale[0]} to {design.scale[1]}" if design.questions == "ratings" else ""
     )
     return UserError(
         f"the dataset {printable(name)!r} is there already, {told}; to be pushed are {wanted}. What a published dataset asks cannot be "

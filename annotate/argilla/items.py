@@ -1,7 +1,12 @@
-"""What can be shown to people: pairs of completions, or all completions of a prompt, and what is known of their margins already."""
+"""What can be shown to people: pairs of completions, or all completions of a prompt; and what deserves human eyes first
+(`--select`).
+
+Records are pushed in the order of a selection. `--limit` makes it count, since Argilla shuffles what is pending for each person.
+Ties, and what nobody graded yet, follow in an order drawn by hash.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +15,16 @@ import pyarrow as pa
 
 from mmpo.annotate.argilla.known_margins import (
     AI,
-    Hints,
-    Known,
-    Margins,
+    KnownMargin,
+    KnownMargins,
+    SuggestionMargins,
     feedback_hints,
     feedback_margins,
     full_of_pairs,
     known_of,
     without_texts,
 )
-from mmpo.annotate.pairings import Candidates, parse_pairing
+from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
 from mmpo.annotate.rows import rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
 from mmpo.pipeline.arrow import flat, offsets_of
@@ -28,14 +33,14 @@ from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
-__all__ = ["Item", "Read", "read_items"]
+__all__ = ["SELECTIONS", "ItemsRead", "RecordItem", "Selection", "read_items", "select"]
 
 MOST_REPLIES = 10
 BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Item:
+class RecordItem:
     """What one record asks about. margins: by pair of completion ids; those of pairs that nobody graded are missing."""
 
     prompt_id: str
@@ -44,16 +49,16 @@ class Item:
     texts: tuple[str, ...]
     models: tuple[str | None, ...]
     source: str | None
-    margins: Margins = field(default_factory=dict)
+    margins: KnownMargins = field(default_factory=dict)
 
 
 @dataclass
-class Read:
+class ItemsRead:
     """items; dropped: why others are none, by reason; hints: by aspect, empty where no suggestion was asked for."""
 
-    items: list[Item]
+    items: list[RecordItem]
     dropped: Counter[str]
-    hints: dict[str, Hints]
+    hints: dict[str, SuggestionMargins]
 
 
 def read_items(
@@ -66,7 +71,7 @@ def read_items(
     suggest: bool,
     select: str,
     seed: int,
-) -> Read:
+) -> ItemsRead:
     """The items of a PAIRS or FEEDBACK folder; the margins of a FEEDBACK are worked out where `select` goes by them.
 
     Raises UserError: no such folder, a judge that it does not know, nothing to show.
@@ -90,9 +95,9 @@ def read_items(
     return read
 
 
-def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> Read:
-    read = Read([], Counter(), {})
-    hints: dict[tuple[str, frozenset[str]], Known] = {}
+def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> ItemsRead:
+    read = ItemsRead([], Counter(), {})
+    hints: dict[tuple[str, frozenset[str]], KnownMargin] = {}
     for batch in table.to_batches(max_chunksize=BLOCK):
         for row in batch.to_pylist():
             ids = (row["chosen_id"], row["rejected_id"])
@@ -104,7 +109,7 @@ def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> Read:
                 read.dropped["id_of_other_text"] += 1
                 continue
             known = known_of(row)
-            item = Item(
+            item = RecordItem(
                 row["prompt_id"], row["prompt"], ids, texts, (row["chosen_model"], row["rejected_model"]), row["source"],
                 {frozenset(ids): known},
             )  # fmt: skip
@@ -122,7 +127,7 @@ def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> Read:
             )
         kinds = Counter(known.kind for known in hints.values())
         full = full_of_pairs(table)
-        read.hints = {aspects[0]: Hints(hints, {}, full, full, kinds.most_common(1)[0][0])}
+        read.hints = {aspects[0]: SuggestionMargins(hints, {}, full, full, kinds.most_common(1)[0][0])}
     return read
 
 
@@ -133,7 +138,7 @@ def _true_ids(own: str, prompt: Sequence[Message], ids: Sequence[str], texts: Se
 
 def _of_feedback(
     table: pa.Table, questions: str, pairs: str, aspects: Sequence[str], judge: str | None, suggest: bool, select: str, seed: int
-) -> Read:
+) -> ItemsRead:
     names = without_texts(table)
     groups = list(grade_statistics(names).groups)
     if judge is not None and judge not in {group.rater for group in groups}:
@@ -141,7 +146,7 @@ def _of_feedback(
     kinds = [kind for kind in ("ai", "reward_model") if any(group.kind == kind for group in groups)]
     raters = None if judge is None else [judge]
     known = {} if select == "random" else feedback_margins(names, groups, None, raters, None)[0]
-    read = Read([], Counter(), {})
+    read = ItemsRead([], Counter(), {})
     if suggest:
         read.hints = {aspect: feedback_hints(names, groups, kinds, raters, aspect, alone=len(aspects) == 1) for aspect in aspects}
     pairing, k = parse_pairing(pairs)
@@ -162,12 +167,14 @@ def _of_feedback(
     return read
 
 
-def _item(row: Any, places: Sequence[int], models: Sequence[str | None], source: str | None, known: Mapping[Any, Known]) -> Item:
+def _item(
+    row: Any, places: Sequence[int], models: Sequence[str | None], source: str | None, known: Mapping[Any, KnownMargin]
+) -> RecordItem:
     ids = tuple(row.ids[i] for i in places)
     couples = [frozenset((a, b)) for n, a in enumerate(ids) for b in ids[:n]]
     margins = {couple: known[row.prompt_id, couple] for couple in couples if (row.prompt_id, couple) in known}
     texts = tuple(row.texts[i] for i in places)
-    return Item(row.prompt_id, row.prompt, ids, texts, tuple(models[i] for i in places), source, margins)
+    return RecordItem(row.prompt_id, row.prompt, ids, texts, tuple(models[i] for i in places), source, margins)
 
 
 def _blocks(table: pa.Table) -> Iterator[pa.Table]:
@@ -182,3 +189,49 @@ def _rows(table: pa.Table) -> Iterator[tuple[Any, list[str | None], str | None]]
     sources = table["source"].to_pylist()
     for i, row in enumerate(rows_of(table, scores=True, reference=None)):
         yield row, models[ends[i] : ends[i + 1]], sources[i]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """urgency: of what is known of a pair, the larger the sooner; None where that says nothing. needs: what is missing then."""
+
+    urgency: Callable[[KnownMargin], float | None]
+    needs: str
+    summary: str
+
+
+def _disagreement(known: KnownMargin) -> float | None:
+    """The share of raters on the losing side; of equal ones the larger spread between raters first."""
+    if known.raters < 2:
+        return None
+    spread = (known.se or 0.0) * known.raters**0.5
+    return known.minority + 1e-3 * spread / (1 + spread)
+
+
+SELECTIONS: dict[str, Selection] = {
+    "random": Selection(lambda known: None, "", "in an order drawn by hash"),
+    "uncertain": Selection(
+        lambda known: known.se, "margins with a standard error", "the largest standard error of the margin first"
+    ),
+    "small-margin": Selection(lambda known: -abs(known.margin), "margins", "the smallest margin first"),
+    "disagreement": Selection(_disagreement, "pairs that two raters graded", "those on which raters disagree most first"),
+}
+"""The family of `--select`."""
+
+
+def select(items: Iterable[RecordItem], name: str, limit: int | None, seed: int) -> list[RecordItem]:
+    """The items in the order of a selection, the first `limit` of them. Raises UserError where no item has what it goes by."""
+    way = SELECTIONS[name]
+    urgent: list[tuple[float, bytes, RecordItem]] = []
+    known = 0
+    for item in items:
+        values = [value for one in item.margins.values() if (value := way.urgency(one)) is not None]
+        known += bool(values)
+        draw = digest_of(seed, "select", *sorted(item.ids))
+        urgent.append((-max(values) if values else float("inf"), draw, item))
+    if way.needs and not known:
+        raise UserError(
+            f"--select {name} needs {way.needs}, and there are none here; judge the candidates first, or use --select random"
+        )
+    urgent.sort(key=lambda one: one[:2])
+    return [item for *_, item in urgent[:limit]]

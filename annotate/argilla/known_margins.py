@@ -13,13 +13,23 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
-__all__ = ["AI", "Hints", "Known", "Margins", "feedback_hints", "feedback_margins", "full_of_pairs", "known_of", "without_texts"]
+__all__ = [
+    "AI",
+    "KnownMargin",
+    "KnownMargins",
+    "SuggestionMargins",
+    "feedback_hints",
+    "feedback_margins",
+    "full_of_pairs",
+    "known_of",
+    "without_texts",
+]
 
 AI = ("ai", "reward_model", "mixed")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownMargin:
     """What is known of a pair: its margin toward the completion `better`, in score points; se: its standard error.
 
     minority: the share of raters on the other side, ties half; kind: of the evidence.
@@ -37,17 +47,17 @@ class Known:
         return self.margin if first == self.better else -self.margin if self.margin else 0.0
 
 
-Margins = Mapping[frozenset[str], Known]
+KnownMargins = Mapping[frozenset[str], KnownMargin]
 
 
 @dataclass(frozen=True)
-class Hints:
+class SuggestionMargins:
     """AI margins of one aspect, for suggestions. scores: mean and standard deviation of AI ratings as shares of their scale.
 
     full: the widest possible margin, None where the scale has no end; width: the same in the units in which the grades were given.
     """
 
-    margins: Mapping[tuple[str, frozenset[str]], Known]
+    margins: Mapping[tuple[str, frozenset[str]], KnownMargin]
     scores: Mapping[tuple[str, str], tuple[float, float | None]]
     full: float | None
     width: float | None
@@ -60,11 +70,11 @@ class Hints:
         return None if self.width is None else given * self.full / self.width
 
 
-def known_of(row: Mapping[str, Any]) -> Known:
+def known_of(row: Mapping[str, Any]) -> KnownMargin:
     """What a row of PAIRS says of its pair."""
     raters = max(row["raters"] or 1, 1)
     minority = min(max(raters - (row["preferring"] or 0), 0) / raters, 0.5)
-    return Known(row["chosen_id"], row["quality_margin"], row["margin_se"], minority, raters, row["kind"] or "")
+    return KnownMargin(row["chosen_id"], row["quality_margin"], row["margin_se"], minority, raters, row["kind"] or "")
 
 
 def full_of_pairs(table: pa.Table) -> float | None:
@@ -98,7 +108,7 @@ def feedback_margins(
     kinds: Sequence[str] | None,
     raters: Sequence[str] | None,
     aspects: Sequence[str] | None,
-) -> tuple[dict[tuple[str, frozenset[str]], Known], list[GradeGroup], bool]:
+) -> tuple[dict[tuple[str, frozenset[str]], KnownMargin], list[GradeGroup], bool]:
     """What the chosen grades say of each pair, the groups of grades behind it, and whether margins are shares of bounded scales.
 
     Comparisons, where there are any, else differences of ratings: the first are margins already.
@@ -129,7 +139,7 @@ def feedback_margins(
 
 def feedback_hints(
     names: pa.Table, groups: Sequence[GradeGroup], kinds: Sequence[str], raters: Sequence[str] | None, aspect: str, *, alone: bool
-) -> Hints:
+) -> SuggestionMargins:
     """AI margins of an aspect; of all aspects where it is the only one asked and no AI graded it by that name."""
     own = [group for group in groups if group.kind in kinds and (raters is None or group.rater in raters)]
     if not own:
@@ -145,13 +155,14 @@ def feedback_hints(
     # A comparison's scale is named by ±limit, and the limit is its widest margin.
     width = widths.pop() / (2 if used[0].table == "comparisons" else 1) if bounded and len(widths) == 1 else None
     agent = " ".join(sorted({group.rater for group in used}))
-    return Hints(margins, _scores(names, kinds, raters, aspects), 1.0 if bounded else None, width, agent)
+    return SuggestionMargins(margins, _scores(names, kinds, raters, aspects), 1.0 if bounded else None, width, agent)
 
 
 def _scores(
     names: pa.Table, kinds: Sequence[str], raters: Sequence[str] | None, aspects: Sequence[str] | None
 ) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """The mean AI rating of each completion as a share of its scale, and the standard deviation of those ratings (None: one only)."""
+    """The mean AI rating of each completion as a share of its scale, and the standard deviation of those ratings (None: one
+    only)."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in names.select(["prompt_id", "completions", "ratings"]).to_pylist():
         for grade in row["ratings"] or ():

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mmpo.annotate.argilla.display import DISPLAYS
-from mmpo.annotate.argilla.priorities import SELECTIONS
+from mmpo.annotate.argilla.items import SELECTIONS
 from mmpo.annotate.pairings import parse_pairing
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import LISTED, Count, Flags, OneOf, Positive, TextOrPath, options

@@ -1,11 +1,12 @@
 """`mmpo argilla pull`: people's answers from a dataset of Argilla into a FEEDBACK folder, one grade a submitted answer.
 
-The folder is written whole or not at all. A second pull into it adds what is new, takes changed answers as they are now, drops those that
-their rater took back (discarded, or a draft again), and keeps those that are gone from Argilla (a deleted user, record or dataset).
+The folder is written whole or not at all. A second pull into it adds what is new, takes changed answers as they are now, drops
+those that their rater took back (discarded, or a draft again), and keeps those that are gone from Argilla (a deleted user, record
+or dataset).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.annotate.agreement import agree
-from mmpo.annotate.argilla.answers import ANSWERS, Answer, Answers, Raters, read_answers
-from mmpo.annotate.argilla.client import Client, Unreachable, connect
-from mmpo.annotate.argilla.dataset import Asked, asked_of
+from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, PulledAnswers, Raters, read_answers
+from mmpo.annotate.argilla.client import (
+    Client,
+    Unreachable,
+    connect,
+    dataset_of,
+    datasets_of,
+    records_of,
+    settings_of,
+    users_of,
+    workspace_of,
+)
+from mmpo.annotate.argilla.dataset import AskedQuestion, asked_of
 from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
-from mmpo.annotate.argilla.team import dataset_of, datasets_of, records_of, settings_of, users_of, workspace_of
 from mmpo.annotate.client import public_url
 from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage import PartWriter, card, check_out, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS
 
@@ -34,7 +45,6 @@ FILE = ".answers.parquet"
 """Hidden, so that a folder of FEEDBACK is read without it."""
 SLICE = 4096
 
-Progress = Callable[[str, int, int], None]
 Key = tuple[str, str, str, str]
 
 
@@ -48,12 +58,12 @@ def pull(
 ) -> dict[str, Any]:
     """Write the answers of a dataset as FEEDBACK; the key comes from the environment variable ARGILLA_API_KEY.
 
-    Returns counts: "grades", "new", "changed", "unchanged", "withdrawn", "kept" (gone from Argilla, by why), "responses" and "records" by
-    what became of them, "raters" with their grades, "left_out" by reason, "agreement" (what `agree` returns, or None and why in
-    "agreement_note"), "finished": whether every submitted answer is in.
+    Returns counts: "grades", "new", "changed", "unchanged", "withdrawn", "kept" (gone from Argilla, by why), "responses" and
+    "records" by what became of them, "raters" with their grades, "left_out" by reason, "agreement" (what `agree` returns, or None
+    and why in "agreement_note"), "finished": whether every submitted answer is in.
 
-    Raises UserError (no server, wrong key, no such workspace or dataset, a folder that holds something else) and PartialResult (Argilla
-    went away while it was read; nothing was written).
+    Raises UserError (no server, wrong key, no such workspace or dataset, a folder that holds something else) and PartialResult
+    (Argilla went away while it was read; nothing was written).
     """
     options, folder = options or PullOptions(), Path(out)
     check_out(folder)
@@ -99,7 +109,7 @@ def _dataset(client: Client, space: Mapping[str, Any], name: str, folder: Path, 
     )
 
 
-def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -> tuple[dict[Key, Answer], pa.Table] | None:
+def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -> tuple[dict[Key, HumanGrade], pa.Table] | None:
     """The answers and the FEEDBACK of an earlier pull into the same folder, None where there was none. Raises UserError."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -122,11 +132,11 @@ def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -
             told = "without" if not before else f"with {flag}" + (f" {before}" if isinstance(before, str) else "")
             raise UserError(f"--out {folder} was pulled {told} {'' if before else flag}: do so again, or name another folder")
     rows = pq.read_table(folder / FILE, schema=ANSWERS).to_pylist()
-    answers = [Answer(**row) for row in rows]
+    answers = [HumanGrade(**row) for row in rows]
     return {one.key: one for one in answers}, load_feedback(folder)
 
 
-def _ledger(answers: Answers, merged: Merged) -> Ledger:
+def _ledger(answers: PulledAnswers, merged: Merged) -> Ledger:
     ledger = Ledger()
     homeless = {"not_in_feedback": len(merged.homeless)} if merged.homeless else {}
     ledger.count("pull", "grade", created=len(merged.answers) + len(merged.homeless), out=len(merged.answers), dropped=homeless)
@@ -137,7 +147,7 @@ def _ledger(answers: Answers, merged: Merged) -> Ledger:
     return ledger
 
 
-def _write(folder: Path, merged: Merged, answers: Answers, about: Mapping[str, Any]) -> None:
+def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[str, Any]) -> None:
     metadata = {"recipe": {"argilla": dict(about)}, "inputs": []}
     table, counts = merged.table, _ledger(answers, merged).as_json()
     rejects = answers.rejects + [_homeless(one) for one in merged.homeless]
@@ -165,7 +175,7 @@ def _write(folder: Path, merged: Merged, answers: Answers, about: Mapping[str, A
         )
 
 
-def _homeless(one: Answer) -> dict[str, Any]:
+def _homeless(one: HumanGrade) -> dict[str, Any]:
     evidence = {"record": one.record, "rater": one.rater, "first_id": one.first_id, "second_id": one.second_id, "value": one.value}
     return {
         "unit": "grade", "stage": "pull", "reason": "not_in_feedback", "file": None, "row": None, "prompt_id": one.prompt_id,
@@ -173,7 +183,7 @@ def _homeless(one: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _nothing(dataset: str, client: Client, answers: Answers, merged: Merged) -> str:
+def _nothing(dataset: str, client: Client, answers: PulledAnswers, merged: Merged) -> str:
     told = {**answers.responses, "used": 0, "not_in_feedback": len(merged.homeless)}
     counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(told.items()) if count)
     why = f"no answer gives a grade ({counts})" if counts else "nobody has submitted an answer yet"
@@ -181,7 +191,7 @@ def _nothing(dataset: str, client: Client, answers: Answers, merged: Merged) -> 
 
 
 def _summary(
-    folder: Path, merged: Merged, answers: Answers, raters: Raters, asked: Mapping[str, Asked], *, compared: bool
+    folder: Path, merged: Merged, answers: PulledAnswers, raters: Raters, asked: Mapping[str, AskedQuestion], *, compared: bool
 ) -> dict[str, Any]:
     left_out = {
         reason: count for reason, count in answers.responses.items() if reason not in ("used", "draft", "discarded") and count

@@ -7,22 +7,29 @@ rest, and answers never change their meaning, because the order of replies on th
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmpo.annotate.argilla.client import Client, Unreachable, connect
-from mmpo.annotate.argilla.dataset import Asked, Shape, asked_of, display_of, ensure_dataset, guidelines_of, question_name
+from mmpo.annotate.argilla.client import Client, Unreachable, connect, records_of, settings_of, upsert, workspace_of
+from mmpo.annotate.argilla.dataset import (
+    AskedQuestion,
+    DatasetDesign,
+    asked_of,
+    display_of,
+    ensure_dataset,
+    guidelines_of,
+    question_name,
+)
 from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.argilla.items import Item, Read, read_items
-from mmpo.annotate.argilla.known_margins import Hints
+from mmpo.annotate.argilla.items import ItemsRead, RecordItem, read_items, select
+from mmpo.annotate.argilla.known_margins import SuggestionMargins
 from mmpo.annotate.argilla.options import PushOptions
-from mmpo.annotate.argilla.priorities import select
 from mmpo.annotate.argilla.records import (
     LETTERS,
-    Found,
     NotOurs,
+    ShownRecord,
     fields_of,
     metadata_of,
     order_of,
@@ -31,16 +38,14 @@ from mmpo.annotate.argilla.records import (
     suggestion_of,
     too_many_messages,
 )
-from mmpo.annotate.argilla.team import records_of, settings_of, upsert, workspace_of
 from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.progress import Progress
 
 __all__ = ["push"]
 
 LONGEST_NAME = 200
 NO_AGENT = re.compile(r"[^A-Za-z0-9_:./\s-]")
 """What Argilla does not take in the name of a suggestion's agent."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -66,11 +71,12 @@ def push(
 ) -> dict[str, Any]:
     """Push the pairs of a PAIRS folder, or pairs or prompts of a FEEDBACK folder, into a dataset; made where it is not there.
 
-    The key comes from the environment variable ARGILLA_API_KEY. workspace: None takes the only one. Returns counts: "records" (chosen),
-    "sent", "updated", "unchanged", "suggested", "left_out" by reason with "examples"; "finished" says whether nothing was left out.
+    The key comes from the environment variable ARGILLA_API_KEY. workspace: None takes the only one. Returns counts: "records"
+    (chosen), "sent", "updated", "unchanged", "suggested", "left_out" by reason with "examples"; "finished" says whether nothing was
+    left out.
 
-    Raises UserError (wrong input, no such workspace, no server) and PartialResult (Argilla went away while records were sent: those that
-    arrived are safe, and the same call sends the rest).
+    Raises UserError (wrong input, no such workspace, no server) and PartialResult (Argilla went away while records were sent: those
+    that arrived are safe, and the same call sends the rest).
     """
     options = options or PushOptions()
     if not 0 < len(dataset) <= LONGEST_NAME:
@@ -84,12 +90,12 @@ def push(
         every = list(_once(read, options.questions))
         items = select(every, options.select, options.limit, options.seed)
         _check_hints(read.hints, options)
-        shape = _shape(every, options)
-        guidelines = guidelines_of(shape, options.guidelines, suggest=options.suggest)
+        design = _design(every, options)
+        guidelines = guidelines_of(design, options.guidelines, suggest=options.suggest)
         counts, started = _Counts(left_out=read.dropped), time.monotonic()
         try:
             target, new = ensure_dataset(
-                client, space, dataset, shape, guidelines, options.raters, own=options.guidelines is not None
+                client, space, dataset, design, guidelines, options.raters, own=options.guidelines is not None
             )
             _send_all(client, target["id"], items, read.hints, options, counts, new, progress)
         except Unreachable as error:
@@ -106,7 +112,7 @@ def push(
     }  # fmt: skip
 
 
-def _once(read: Read, questions: str) -> Iterator[Item]:
+def _once(read: ItemsRead, questions: str) -> Iterator[RecordItem]:
     """Each record once: pairs that several rows have are one."""
     seen: set[str] = set()
     for item in read.items:
@@ -116,15 +122,16 @@ def _once(read: Read, questions: str) -> Iterator[Item]:
             yield item
 
 
-def _shape(items: Sequence[Item], options: PushOptions) -> Shape:
-    """What to ask, by all that may ever be pushed of the folder; only two replies must be there, so that smaller prompts fit later."""
+def _design(items: Sequence[RecordItem], options: PushOptions) -> DatasetDesign:
+    """What to ask, by all that may ever be pushed of the folder; only two replies must be there, so that smaller prompts fit
+    later."""
     sizes = [len(item.ids) for item in items]
     most, least = (2, 2) if options.questions == "pairs" else (max(sizes), min(2, *sizes))
     low, high = options.scale
-    return Shape(options.questions, options.aspects, most, least, (low, high), options.rationale, options.display)
+    return DatasetDesign(options.questions, options.aspects, most, least, (low, high), options.rationale, options.display)
 
 
-def _check_hints(hints: Mapping[str, Hints], options: PushOptions) -> None:
+def _check_hints(hints: Mapping[str, SuggestionMargins], options: PushOptions) -> None:
     for aspect, one in hints.items():
         if options.questions == "ratings" and not one.scores:
             raise UserError(
@@ -142,8 +149,8 @@ def _check_hints(hints: Mapping[str, Hints], options: PushOptions) -> None:
 def _send_all(
     client: Client,
     dataset: str,
-    items: Sequence[Item],
-    hints: Mapping[str, Hints],
+    items: Sequence[RecordItem],
+    hints: Mapping[str, SuggestionMargins],
     options: PushOptions,
     counts: _Counts,
     new: bool,
@@ -179,7 +186,7 @@ def _send_all(
         progress("pushing", len(items), len(items))
 
 
-def _settle(waiting: dict[str, str], counts: _Counts, items: Sequence[Item], progress: Progress | None) -> None:
+def _settle(waiting: dict[str, str], counts: _Counts, items: Sequence[RecordItem], progress: Progress | None) -> None:
     """Count a batch that Argilla has."""
     found = Counter(waiting.values())
     counts.sent += found["sent"]
@@ -191,10 +198,10 @@ def _settle(waiting: dict[str, str], counts: _Counts, items: Sequence[Item], pro
 
 
 def _record(
-    item: Item,
+    item: RecordItem,
     there: Mapping[str, Mapping[str, Any]],
-    asked: Mapping[str, Asked],
-    hints: Mapping[str, Hints],
+    asked: Mapping[str, AskedQuestion],
+    hints: Mapping[str, SuggestionMargins],
     options: PushOptions,
     display: str,
     replies: int,
@@ -212,7 +219,7 @@ def _record(
         suggestions = _suggestions(item, order, asked, hints, options)
         return "", {**record, "suggestions": suggestions} if suggestions else record, False
     try:
-        found: Found = read_record(old, display)
+        found: ShownRecord = read_record(old, display)
     except NotOurs:
         return "edited_in_argilla", None, False
     metadata = {**(old.get("metadata") or {}), **metadata_of(item, found.ids, found.display)}
@@ -225,7 +232,11 @@ def _record(
 
 
 def _suggestions(
-    item: Item, order: Sequence[str], asked: Mapping[str, Asked], hints: Mapping[str, Hints], options: PushOptions
+    item: RecordItem,
+    order: Sequence[str],
+    asked: Mapping[str, AskedQuestion],
+    hints: Mapping[str, SuggestionMargins],
+    options: PushOptions,
 ) -> list[dict[str, Any]]:
     """AI margins and ratings as suggestions, in the order shown."""
     found = []

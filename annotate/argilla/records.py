@@ -1,27 +1,28 @@
 """What a record of Argilla looks like: its id, fields, metadata and suggestions, and back from a record to the texts that it shows.
 
-A record's id is a digest of the ids of its prompt and completions, in any order: pushing twice changes nothing, and whoever reads a record
-can prove that its texts are those that were pushed. The order in which replies are shown is drawn once, by hash; afterwards the fields of
-the record have it. Metadata is for filtering, out of sight of annotators, and nothing depends on it but models and sources.
+A record's id is a digest of the ids of its prompt and completions, in any order: pushing twice changes nothing, and whoever reads a
+record can prove that its texts are those that were pushed. The order in which replies are shown is drawn once, by hash; afterwards
+the fields of the record have it. Metadata is for filtering, out of sight of annotators, and nothing depends on it but models and
+sources.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import copysign, erf, floor, inf, sqrt
 from string import ascii_lowercase
 from typing import Any
 
 from mmpo.annotate.argilla.display import DISPLAYS, Display
-from mmpo.annotate.argilla.items import Item
-from mmpo.annotate.argilla.known_margins import Known
+from mmpo.annotate.argilla.items import RecordItem
+from mmpo.annotate.argilla.known_margins import KnownMargin
 from mmpo.annotate.pairings import digest_of
+from mmpo.pipeline.storage import text_digest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
 __all__ = [
     "LETTERS",
-    "Found",
     "NotOurs",
+    "ShownRecord",
     "certainty",
     "fields_of",
     "grade_of",
@@ -49,7 +50,7 @@ class NotOurs(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class ShownRecord:
     """What a record shows. ids, texts, models: in the order shown, A first; display: how its texts are written down."""
 
     record: str
@@ -69,10 +70,10 @@ def record_id(questions: str, prompt: str, ids: Sequence[str]) -> str:
     >>> record_id("pairs", "p", ["a", "b"]) == record_id("pairs", "p", ["b", "a"])
     True
     """
-    return f"{questions}-{blake2b(chr(0).join([prompt, *sorted(ids)]).encode(), digest_size=16).hexdigest()}"
+    return f"{questions}-{text_digest(chr(0).join([prompt, *sorted(ids)]))}"
 
 
-def order_of(item: Item, questions: str, seed: int) -> tuple[str, ...]:
+def order_of(item: RecordItem, questions: str, seed: int) -> tuple[str, ...]:
     """The completions' ids in the order shown, by hash of the seed and the ids."""
     if questions == "ratings":
         return tuple(sorted(item.ids, key=lambda one: digest_of(seed, "shuffle", one)))
@@ -80,7 +81,7 @@ def order_of(item: Item, questions: str, seed: int) -> tuple[str, ...]:
     return (b, a) if digest_of(seed, "order", a, b)[0] % 2 else (a, b)
 
 
-def fields_of(item: Item, order: Sequence[str], display: str) -> dict[str, Any]:
+def fields_of(item: RecordItem, order: Sequence[str], display: str) -> dict[str, Any]:
     """The fields of a record, replies in the given order."""
     way = DISPLAYS[display]
     texts = dict(zip(item.ids, item.texts))
@@ -111,7 +112,7 @@ def _fits(prompt: Sequence[Message]) -> bool:
     return all(0 < len(message["role"]) <= LONGEST_ROLE and message["content"] for message in prompt)
 
 
-def metadata_of(item: Item, order: Sequence[str], display: str) -> dict[str, Any]:
+def metadata_of(item: RecordItem, order: Sequence[str], display: str) -> dict[str, Any]:
     """The metadata of a record: the order shown; source, models and margins for filters. Null values are left out."""
     models = dict(zip(item.ids, item.models))
     values: dict[str, Any] = {"prompt_id": item.prompt_id, "ids": list(order), "display": display, "source": item.source}
@@ -126,7 +127,7 @@ def metadata_of(item: Item, order: Sequence[str], display: str) -> dict[str, Any
     return {name: value for name, value in values.items() if value is not None}
 
 
-def too_many_messages(item: Item, display: str) -> bool:
+def too_many_messages(item: RecordItem, display: str) -> bool:
     """Whether the conversation has more messages than Argilla's chat field takes."""
     return len(_chat(item.prompt, DISPLAYS[display])) > MOST_MESSAGES
 
@@ -161,7 +162,7 @@ def _below(z: float) -> float:
     return 0.5 * (1 + erf(z / sqrt(2)))
 
 
-def suggestion_of(known: Known, order: Sequence[str], full: float) -> tuple[str, float | None]:
+def suggestion_of(known: KnownMargin, order: Sequence[str], full: float) -> tuple[str, float | None]:
     """A margin as a value of the seven grades, in the order shown, and its certainty. full: the margin worth "much better"."""
     # A measure too small for numbers to divide by means the same as a very small one.
     full = max(full, 1e-150 * max(abs(known.margin), known.se or 0.0))
@@ -170,7 +171,7 @@ def suggestion_of(known: Known, order: Sequence[str], full: float) -> tuple[str,
     return str(grade), certainty(share, None if known.se is None else known.se / full, grade)
 
 
-def read_record(record: Mapping[str, Any], display: str = "markdown") -> Found:
+def read_record(record: Mapping[str, Any], display: str = "markdown") -> ShownRecord:
     """What a record of Argilla shows, proved by its id; display: what to try first where its metadata does not say.
 
     Raises NotOurs: "foreign_record" (an id that is not of ours), "record_edited" (texts that are not those that were pushed).
@@ -194,7 +195,7 @@ def read_record(record: Mapping[str, Any], display: str = "markdown") -> Found:
 
 def _proved(
     questions: str, external: str, shown: list[Any], replies: Sequence[str], metadata: Mapping[str, Any], display: str
-) -> Found | None:
+) -> ShownRecord | None:
     """The record read in one way of display, None where its id says something else."""
     way = DISPLAYS[display]
     try:
@@ -210,7 +211,9 @@ def _proved(
     if record_id(questions, own, ids) != external:
         return None
     models = tuple(_text(metadata.get(f"model_{letter}")) for letter in LETTERS[: len(ids)])
-    return Found(external, own, prompt, ids, texts, models, _text(metadata.get("source")), display, "prompt_id" not in metadata)
+    return ShownRecord(
+        external, own, prompt, ids, texts, models, _text(metadata.get("source")), display, "prompt_id" not in metadata
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The private environment of Argilla's server: its pins clash with ours, so it gets one of its own, made on first use and kept.
 
-It lies in the user's cache folder, or where MMPO_ARGILLA_ENV says. Its name holds a digest of the pins: other pins, another environment.
+It lies in the user's cache folder, or where MMPO_ARGILLA_ENV says. Its name holds a digest of the pins: other pins, another
+environment.
 """
 
 import fcntl
@@ -82,7 +83,8 @@ def _check_ours(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
-    """Waits for whoever makes the same environment; the lock's descriptor. The system lets go of it when all who hold it are gone."""
+    """Waits for whoever makes the same environment; the lock's descriptor. The system lets go of it when all who hold it are
+    gone."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,15 +1,23 @@
-"""The filters and sorts of Argilla's search, as conditions and values in SQLAlchemy over the server's own tables; values are always bound.
+"""The filters and sorts of Argilla's search, as conditions and values in SQLAlchemy over the server's own tables; values are always
+bound.
 
-Runs inside the server's environment (see `argilla_search`). Stored JSON is read by SQLite's json_each, which gives a row for
-a plain value and one for each member of a list: so "one of the values" means the same for both.
+Runs inside the server's environment, the only one where Argilla's server can be imported. Stored JSON is read by SQLite's
+json_each, which gives a row for a plain value and one for each member of a list: so "one of the values" means the same for both.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportPossiblyUnbound=false
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 from uuid import UUID
+
+if find_spec("argilla_server") is not None:
+    from argilla_server.errors.future import UnprocessableEntityError
+    from argilla_server.models import Question, Record, Response, Suggestion
+    from argilla_server.search_engine import base
+    from sqlalchemy import Text, and_, func, or_, select, true, type_coerce
 
 __all__ = ["condition_of", "each_of", "moment", "path_to", "refused", "sort_value"]
 
@@ -20,8 +28,6 @@ DATES = ("inserted_at", "updated_at")
 
 def refused(message: str) -> Exception:
     """The error that the server answers as 422 with our words."""
-    from argilla_server.errors.future import UnprocessableEntityError
-
     return UnprocessableEntityError(message)
 
 
@@ -36,16 +42,11 @@ def path_to(*names: str) -> str:
 
 def each_of(column: Any, path: str) -> Any:
     """The values that stand at a path of a JSON column, one a row, with their JSON type; none where nothing stands there."""
-    from sqlalchemy import func
-
     return func.json_each(column, path).table_valued("value", "type")
 
 
 def condition_of(filter: Any) -> Any:
     """A filter of `argilla_server.search_engine.base` as a condition on a record."""
-    from argilla_server.search_engine import base
-    from sqlalchemy import and_
-
     if isinstance(filter, base.AndFilter):
         return and_(*(condition_of(one) for one in filter.filters))
     scope = filter.scope
@@ -59,17 +60,11 @@ def condition_of(filter: Any) -> Any:
 
 
 def _metadata_condition(filter: Any) -> Any:
-    from argilla_server.models import Record
-    from sqlalchemy import select
-
     each = each_of(Record.metadata_, path_to(filter.scope.metadata_property))
     return select(1).select_from(each).where(_holds(each, filter)).correlate(Record).exists()
 
 
 def _suggestion_condition(filter: Any) -> Any:
-    from argilla_server.models import Record, Suggestion
-    from sqlalchemy import true
-
     found, name = _suggestions(filter.scope).correlate(Record), filter.scope.property
     if name in ("value", "score"):
         each = each_of(getattr(Suggestion, name), path_to())
@@ -81,9 +76,6 @@ def _suggestion_condition(filter: Any) -> Any:
 
 def _suggestions(scope: Any) -> Any:
     """The suggestions that a record has for the question."""
-    from argilla_server.models import Question, Record, Suggestion
-    from sqlalchemy import select
-
     if scope.property not in SUGGESTED:
         raise refused(f"suggestions have no {scope.property}; take one of {', '.join(SUGGESTED)}")
     found = select(Suggestion.id).join(Question, Question.id == Suggestion.question_id)
@@ -92,27 +84,18 @@ def _suggestions(scope: Any) -> Any:
 
 def _responses(scope: Any) -> Any:
     """The responses that a record has, of the user where one is given."""
-    from argilla_server.models import Record, Response
-    from sqlalchemy import select
-
     found = select(Response.id).where(Response.record_id == Record.id)
     return found if scope.user is None else found.where(Response.user_id == scope.user.id)
 
 
 def _answer_condition(filter: Any) -> Any:
     """One response answers the question with one of the values or within the range."""
-    from argilla_server.models import Record, Response
-    from sqlalchemy import true
-
     each = each_of(Response.values, path_to(filter.scope.question, "value"))
     return _responses(filter.scope).join(each, true()).where(_holds(each, filter)).correlate(Record).exists()
 
 
 def _status_condition(filter: Any) -> Any:
     """By status of the user's response, or of anybody's where no user is given; pending: there is none."""
-    from argilla_server.models import Record, Response
-    from sqlalchemy import or_
-
     if filter.scope.property != "status" or not hasattr(filter, "values"):
         raise refused("responses can be filtered by status (pending, draft, submitted, discarded), or by a question's values")
     statuses = {str(value) for value in filter.values}
@@ -122,9 +105,6 @@ def _status_condition(filter: Any) -> Any:
 
 
 def _record_condition(filter: Any) -> Any:
-    from argilla_server.models import Record
-    from sqlalchemy import and_
-
     name = str(filter.scope.property)
     column = _as_text(Record.status) if name == "status" else getattr(Record, name)
     if hasattr(filter, "values"):
@@ -139,8 +119,6 @@ def _record_condition(filter: Any) -> Any:
 
 def _holds(each: Any, filter: Any) -> Any:
     """One value is among the wanted ones (which always come as text), or a number within the range."""
-    from sqlalchemy import and_, or_
-
     numeric = each.c.type.in_(NUMBERS)
     if hasattr(filter, "values"):
         numbers = _known(filter.values, float)
@@ -150,11 +128,8 @@ def _holds(each: Any, filter: Any) -> Any:
 
 
 def sort_value(scope: Any, descending: bool) -> Any:
-    """What a record is sorted by: of several values the smallest, or the largest where descending; of several responses the mean."""
-    from argilla_server.models import Record, Response, Suggestion
-    from argilla_server.search_engine import base
-    from sqlalchemy import func, select, true
-
+    """What a record is sorted by: of several values the smallest, or the largest where descending; of several responses the
+    mean."""
     of_several = func.max if descending else func.min
     if isinstance(scope, base.RecordFilterScope):
         return _as_text(Record.status) if scope.property == "status" else getattr(Record, str(scope.property))
@@ -219,6 +194,4 @@ def _known(values: Sequence[str], kind: Any) -> list[Any]:
 
 def _as_text(column: Any) -> Any:
     """A column of an enumeration as the text it holds: a value outside of it then matches nothing instead of failing."""
-    from sqlalchemy import Text, type_coerce
-
     return type_coerce(column, Text)

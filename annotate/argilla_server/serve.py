@@ -55,7 +55,7 @@ def serve(
 ) -> None:
     """Serve the Argilla of the folder `home` until it is interrupted (Ctrl-C or SIGTERM), then return.
 
-    agree: see `argilla_environment.ensure`. ready: called once, when the server answers, with url, host, home, workspace, version,
+    agree: see `environment.ensure`. ready: called once, when the server answers, with url, host, home, workspace, version,
     pid, log and users: a list of {name, role, created} with, for those that this start made or gave a new password, password
     (only where it was generated) and api_key. port 0 is any free one. owner, annotators: made where they are missing. renewed:
     users who get a new password. Raises UserError: a busy port, another server on the same folder, a host that others reach

@@ -1,7 +1,8 @@
-"""What a text query means in the embedded Argilla: which words a record's fields must and must not hold. Pure; no imports of the server.
+"""What a text query means in the embedded Argilla: which words a record's fields must and must not hold. Pure; no imports of the
+server.
 
-Words must all occur, in any of the fields, in upper or lower case; "in quotes" the words in a row; a minus before a word: must not occur;
-`|` between: either side will do.
+Words must all occur, in any of the fields, in upper or lower case; "in quotes" the words in a row; a minus before a word: must not
+occur; `|` between: either side will do.
 """
 
 import json

@@ -7,7 +7,7 @@ import pytest
 from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, unlocked
 from argilla_fixture import Argilla, ready_facts
 
-from mmpo.annotate.argilla import Known, PushOptions, api_url_of, suggestion_of
+from mmpo.annotate.argilla import KnownMargin, PushOptions, api_url_of, suggestion_of
 from mmpo.annotate.argilla_server.home import new_users
 from mmpo.annotate.argilla_server.serve import serve
 from mmpo.cli.commands.argilla import say_ready
@@ -117,7 +117,7 @@ def test_names_in_printed_commands_are_quoted(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("se", [None, 0.0, 0.5])
 def test_a_tiny_measure_of_much_better_is_the_outermost_grade(se: float | None) -> None:
-    known = Known("a", 2.0, se, 0.0, 1, "ai")
+    known = KnownMargin("a", 2.0, se, 0.0, 1, "ai")
     grade, score = suggestion_of(known, ("b", "a"), 1e-320)
     assert grade == "-3" and (score is None if se is None else score == pytest.approx(1.0, abs=1e-3))
 

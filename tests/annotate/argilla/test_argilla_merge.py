@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpo.annotate.argilla import Answer, Answers, Found, Raters, merge_answers
+from mmpo.annotate.argilla import HumanGrade, PulledAnswers, Raters, ShownRecord, merge_answers
 from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
 
 PROMPT = [{"role": "user", "content": "Hi"}]
@@ -16,15 +16,15 @@ RECORDS = {f"pairs-{i}": tuple(IDS[j] for j in range(3) if j != i) for i in rang
 STATES = st.dictionaries(st.tuples(st.sampled_from(sorted(RECORDS)), st.sampled_from(["u1", "u2"])), st.integers(-3, 3))
 
 
-def state(grades: dict[tuple[str, str], int], raters: Raters, gone: frozenset[tuple[str, str]] = frozenset()) -> Answers:
+def state(grades: dict[tuple[str, str], int], raters: Raters, gone: frozenset[tuple[str, str]] = frozenset()) -> PulledAnswers:
     """What a server says that holds these answers; `gone`: those that their rater discarded."""
-    now = Answers(present=set(RECORDS))
+    now = PulledAnswers(present=set(RECORDS))
     for own, ids in RECORDS.items():
         texts = tuple("abc"[IDS.index(one)] for one in ids)
-        now.found[own] = Found(own, OWN, PROMPT, ids, texts, (None, None), "s", "plain", False)
+        now.found[own] = ShownRecord(own, OWN, PROMPT, ids, texts, (None, None), "s", "plain", False)
     for (record, user), grade in grades.items():
         ids = RECORDS[record]
-        one = Answer(record, raters.name(user), "overall", OWN, ids[0], ids[1], float(grade), -3.0, 3.0, None, "now")
+        one = HumanGrade(record, raters.name(user), "overall", OWN, ids[0], ids[1], float(grade), -3.0, 3.0, None, "now")
         now.answers[one.key] = one
     now.withdrawn = {(record, raters.name(user)) for record, user in gone}
     return now

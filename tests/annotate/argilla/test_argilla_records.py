@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mmpo.annotate.argilla import (
     DISPLAYS,
     SELECTIONS,
-    Item,
-    Known,
+    KnownMargin,
+    RecordItem,
     certainty,
     fields_of,
     grade_of,
@@ -29,9 +29,9 @@ from mmpo.pipeline.tables import completion_id, prompt_id
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("<&$![a:;\u2060 ltgmpdjvscriptxb", max_size=40)
 
 
-def item(prompt: list[dict[str, str]], texts: tuple[str, ...], **more: Any) -> Item:
+def item(prompt: list[dict[str, str]], texts: tuple[str, ...], **more: Any) -> RecordItem:
     own = prompt_id(prompt)
-    return Item(own, prompt, tuple(completion_id(own, text) for text in texts), texts, (None,) * len(texts), "s", **more)
+    return RecordItem(own, prompt, tuple(completion_id(own, text) for text in texts), texts, (None,) * len(texts), "s", **more)
 
 
 @given(TEXTS, st.sampled_from(sorted(DISPLAYS)))
@@ -88,13 +88,13 @@ def test_grades_and_their_certainty_by_hand() -> None:
     assert certainty(1.0, 1 / 3, 3) == pytest.approx(0.6915, abs=1e-4)  # P(z > −½)
 
 
-def known(margin: float, se: float | None, minority: float = 0.0, raters: int = 1) -> dict[frozenset[str], Known]:
-    return {frozenset("ab"): Known("a", margin, se, minority, raters, "ai")}
+def known(margin: float, se: float | None, minority: float = 0.0, raters: int = 1) -> dict[frozenset[str], KnownMargin]:
+    return {frozenset("ab"): KnownMargin("a", margin, se, minority, raters, "ai")}
 
 
 def test_selections_by_hand() -> None:
     items = [
-        Item("p", [], ("a", "b"), ("", ""), (None, None), text, margins)
+        RecordItem("p", [], ("a", "b"), ("", ""), (None, None), text, margins)
         for text, margins in (
             ("sure", known(3.0, 0.1, 0.0, 3)),
             ("unsure", known(-2.0, 1.5, 0.2, 5)),
