@@ -1,12 +1,11 @@
 """Texts as Argilla's page shows them: what a model or a person wrote stays text there, and comes back to the letter.
 
-Seen in Argilla 2.8: a text or chat field without Markdown is put into the page as HTML, a text with a tag in it even into a frame that
-runs scripts. With Markdown the HTML is cleaned, but tags vanish from sight, pictures are fetched from wherever a text says, and dollar
-amounts turn into formulas. So nothing goes there as it is:
+In Argilla 2.8 hostile text without Markdown reaches the page and a frame of it. With Markdown tags vanish from sight, pictures are fetched
+from wherever a text says, and dollar amounts turn into formulas. So nothing goes there as it is:
 
 plain      &, < and > as HTML entities: the page shows each character that was written
-markdown   an invisible word joiner behind every &, <, $, every ! before a bracket and every javascript, vbscript and data before a colon,
-           so that none of them begins HTML, a formula, a picture or a script
+markdown   an invisible word joiner behind every &, <, $, every ! before a bracket and every javascript, vbscript and data before a
+           colon, so that none of them begins HTML, a formula, a picture or a script
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Runs inside the environment of Argilla's server, by its path: `python -I argilla_launcher.py`, started by `argilla_serve`.
+"""Runs inside the environment of Argilla's server, by its path: `python -I launcher.py`, started by `serve`.
 
 One line of JSON on standard input says what to serve; standard output answers with a line of JSON for every user made and one
 when the server is ready. Everything happens in this one process: the redis is an object, the queue's worker a thread. mmpo is
@@ -100,8 +100,7 @@ def _set_environment(order: dict[str, Any]) -> None:
 def _take_redis_place() -> None:
     """Argilla's queues in the memory of this process, from the moment that it asks for a redis.
 
-    Not by fakeredis' own server: on a busy machine it closes connections, and anyone on this machine could put a job into its
-    port, which is code to run.
+    Not by fakeredis' own server: on a busy machine it closes connections, and its port is open to everyone on this machine.
     """
     import fakeredis
     import redis

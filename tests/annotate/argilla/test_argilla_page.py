@@ -1,6 +1,7 @@
-"""Argilla's own page in a real browser: what people click there is what `mmpo argilla pull` brings back, and hostile text stays text."""
+"""Argilla's own page in a real browser: what people click there is what `mmpo argilla pull` brings back, and text stays text."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from argilla_browser import KEYS, SUBMIT, Annotator, chromium
 from argilla_cases import Asked, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected, unlocked
 from argilla_fixture import Argilla
-from argilla_hostile_page import HOSTILE, inert, look_as_owner, read_hostile
+from argilla_markers import MARKERS, inert, look_as_owner, marked, read_markers
 from cases import environment, mmpo
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
@@ -245,14 +246,14 @@ def test_everything_fits_a_laptop(argilla: Argilla, annotator: Callable[[str], A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("display", ["plain", "markdown"])
-def test_hostile_text_is_read_not_run(
+def test_text_that_looks_like_markup_is_read_as_text(
     argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path, display: str
 ) -> None:
     """In prompt, replies, models, the dataset's name and the reasons that people write; and it comes back to the letter."""
-    dataset, out = f"{name()} {HOSTILE[1]}", tmp_path / "out"
+    dataset, out = f"{name()} {MARKERS[0]}", tmp_path / "out"
     rows = [
         {"prompt": f"{text} {i}", "completions": [text, f"{text} too"], "models": [text, f"m {text}"]}
-        for i, text in enumerate(HOSTILE)
+        for i, text in enumerate(MARKERS)
     ]
     data = feedback(tmp_path / "f", rows)
     pushed(argilla, data, dataset, display=display, raters=2)
@@ -260,14 +261,14 @@ def test_hostile_text_is_read_not_run(
     anna = annotator("anna")
     inert(anna)
     anna.open(own)
-    assert read_hostile(anna, display) == len(HOSTILE)
+    assert read_markers(anna, display) == len(MARKERS)
     anna.open(own)
-    for text in HOSTILE:
+    for text in MARKERS:
         anna.press("2")
         anna.reason(text)
         anna.send(SUBMIT)
     anna.open(own, "submitted")
-    read_hostile(anna, display)
+    read_markers(anna, display)
     look_as_owner(annotator("owner"), own)
     pulled(argilla, dataset, out, real_names=True)
     pushed_rows = {row["prompt_id"]: row for row in load_feedback(data).to_pylist()}
@@ -275,16 +276,18 @@ def test_hostile_text_is_read_not_run(
     assert {own: (row["prompt"], row["completions"]) for own, row in pulled_rows.items()} == {
         own: (row["prompt"], row["completions"]) for own, row in pushed_rows.items()
     }
-    assert sorted(one["note"] for one in comparisons(out)) == sorted(HOSTILE)
+    assert sorted(one["note"] for one in comparisons(out)) == sorted(MARKERS)
 
 
 def test_the_watch_sees_what_raw_text_would_do(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
-    """The same page runs text that is put there as it is: that nothing ran above is our doing, and would have been noticed."""
+    """The same page makes elements of text that is put there as it is: that there were none above is our doing, and would be noticed."""
     dataset = name("raw")
     pushed(argilla, pairs(tmp_path / "pairs", 1), dataset, display="plain")
     asked = Asked(argilla, dataset)
-    asked.edit(asked.records()[0], reply_a=HOSTILE[1])
+    asked.edit(asked.records()[0], reply_a=MARKERS[0])
     anna = annotator("anna")
-    with anna.context.expect_event("dialog"):
-        anna.open(asked.dataset["id"])
-    assert anna.dialogs == ["2"]
+    anna.open(asked.dataset["id"])
+    until = time.monotonic() + 20
+    while not marked(anna) and time.monotonic() < until:
+        anna.page.wait_for_timeout(100)
+    assert marked(anna)

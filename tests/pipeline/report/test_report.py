@@ -1,4 +1,4 @@
-"""The pages: self-contained, no script, hostile text shown as text, and the figures that they state."""
+"""The pages: self-contained, no script, text that looks like markup shown as text, and the figures that they state."""
 
 import re
 from html.parser import HTMLParser
@@ -13,7 +13,8 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.report import by_source, longer_wins, number, read_figures, write_comparison, write_report
 from mmpo.pipeline.tables import PAIRS
 
-EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}{% raw %}$\\frac{1}"
+MARKED = "</td><b>bold</b><made-up kind=x>\"'{{ brace }}{% raw %}$\\frac{1}"
+"""Harmless members of each kind of text that must not become part of the page: tags, quotes, braces, a formula."""
 
 
 class Tags(HTMLParser):
@@ -35,7 +36,7 @@ class Tags(HTMLParser):
 def harmless(page: Path) -> str:
     """The page's visible text, after checking that nothing in it runs or is loaded from elsewhere."""
     found = Tags(page.read_text(encoding="utf-8"))
-    assert not {tag for tag, _ in found.tags} & {"script", "iframe", "object", "link", "form"}
+    assert not {tag for tag, _ in found.tags} & {"made-up", "script", "iframe", "object", "link", "form"}
     for tag, attributes in found.tags:
         assert not [name for name in attributes if name.startswith("on")]
         if tag == "img":
@@ -57,13 +58,13 @@ def dataset(folder: Path, margins: list[float], text: str = "text") -> Path:
     return split_folder(folder, train=rows[: len(rows) // 2], test=rows[len(rows) // 2 :])
 
 
-CHECKS = [{"name": "margin sign", "status": "fail", "count": 1, "message": EVIL}]
+CHECKS = [{"name": "margin sign", "status": "fail", "count": 1, "message": MARKED}]
 
 
-def test_report_shows_hostile_text_as_text(tmp_path: Path) -> None:
-    page = write_report(dataset(tmp_path / "data", [0.0, 1.0, 2.0, 3.5], EVIL), tmp_path / "page.html", CHECKS, title=EVIL)
+def test_report_shows_markup_of_others_as_text(tmp_path: Path) -> None:
+    page = write_report(dataset(tmp_path / "data", [0.0, 1.0, 2.0, 3.5], MARKED), tmp_path / "page.html", CHECKS, title=MARKED)
     text = harmless(page)
-    assert text.count(EVIL) >= 6 and "49" not in re.findall(r"\b49\b", text)
+    assert text.count(MARKED) >= 6
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["page.html"]
 
 
@@ -73,10 +74,10 @@ def test_report_of_nothing_but_ties(tmp_path: Path) -> None:
 
 
 def test_report_of_a_built_dataset_runs_the_checks_itself(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i}", "completion": f"c{j}{EVIL}", "score": j} for i in range(12) for j in range(3)]
+    rows = [{"prompt": f"p{i}", "completion": f"c{j}{MARKED}", "score": j} for i in range(12) for j in range(3)]
     pairs_folder(tmp_path / "data", rows, scale=(0, 2), workers=1, split=(0.6, 0.2, 0.2))
     text = harmless(write_report(tmp_path / "data", tmp_path / "page.html"))
-    assert "No checks were run" not in text and "pass" in text and EVIL in text
+    assert "No checks were run" not in text and "pass" in text and MARKED in text
 
 
 def test_report_refuses_what_is_no_dataset(tmp_path: Path) -> None:
@@ -108,13 +109,13 @@ def run(name: str, **values: Any) -> dict[str, Any]:
 
 def test_comparison(tmp_path: Path) -> None:
     runs = [
-        run(EVIL, accuracy=0.75, ece_target=0.125),
+        run(MARKED, accuracy=0.75, ece_target=0.125),
         run("plain", accuracy=0.5, ece_target=None),
         run("policy", kind="policy", accuracy=0.9, gamma="inf", by_margin=[], history=None, out=str(tmp_path / "absent")),
     ]
     page = write_comparison(runs, tmp_path / "comparison.html", "Two & <b>three</b>")
     text = harmless(page)
-    assert EVIL in text and "Two & <b>three</b>" in text and "0.750" in text and "∞" in text
+    assert MARKED in text and "Two & <b>three</b>" in text and "0.750" in text and "∞" in text
     html = page.read_text(encoding="utf-8")
     # best of its kind only: not the policy (alone), not a measure that one run alone has
     assert re.findall(r'<td class="number best">([^<]*)</td>', html) == ["0.750"]
