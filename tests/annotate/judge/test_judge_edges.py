@@ -49,18 +49,35 @@ def test_two_scores_of_a_pair_are_on_the_rubrics_own_scale(openai_server: Any, t
     assert all(one["gap"] == pytest.approx(-first[one["second_id"] + one["first_id"]], abs=1e-3) for one in found)
 
 
-def test_aspects_of_different_scales_need_requests_of_their_own(openai_server: Any, tmp_path: Path) -> None:
-    rubrics = tmp_path / "mine.yaml"
-    rubrics.write_text("- {name: a, criterion: x, scale: {1: l, 5: h}}\n- {name: b, criterion: y, scale: {1: l, 3: h}}\n")
-    with pytest.raises(UserError, match="one scale"):
-        judged(
-            candidates(tmp_path / "in", 2, 2),
-            tmp_path / "out",
-            openai_server(),
-            mode="pointwise",
-            reply="aspects-json",
-            rubrics=(str(rubrics),),
-        )
+OWN = {
+    "two.yaml": "- {name: a, criterion: x, scale: {1: l, 5: h}}\n- {name: b, criterion: y, scale: {1: l, 3: h}}\n",
+    "divides.j2": "{% block user %}{{ 1 / 0 }}{% endblock %}",
+    "adds.j2": "{% block user %}{{ rubric.criterion + 1 }}{% endblock %}",
+    "blank.j2": "{% block user %}  {% endblock %}",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "pointwise", "reply": "aspects-json", "rubrics": ("two.yaml",)}, "one scale"),
+        ({"template": "divides.j2"}, r"divides\.j2"),
+        ({"template": "adds.j2"}, r"adds\.j2"),
+        ({"template": "blank.j2"}, r"blank\.j2"),
+        ({"reference": "nope"}, "--reference nope"),
+        ({"max_cost": 1.0}, "--prices"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_is_asked(
+    options: dict[str, Any], message: str, openai_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in OWN.items():
+        Path(name).write_text(text)
+    server = openai_server()
+    with pytest.raises(UserError, match=message):
+        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server, **options)
+    assert server.counts()["requests"] == 0 and not (tmp_path / "out").exists()
 
 
 def test_words_that_look_like_a_key_stay_words() -> None:
@@ -112,24 +129,11 @@ def test_a_key_that_can_be_none_is_not_shown(key: str, openai_server: Any, tmp_p
     assert done.returncode == 2 and "OPENAI_API_KEY" in done.stderr and "secret" not in done.stderr and "ключ" not in done.stderr
 
 
-@pytest.mark.parametrize("block", ["{{ 1 / 0 }}", "{{ rubric.criterion + 1 }}", "  "])
-def test_templates_that_fail_are_the_users_to_mend(block: str, openai_server: Any, tmp_path: Path) -> None:
-    template = tmp_path / "mine.j2"
-    template.write_text("{% block user %}" + block + "{% endblock %}")
-    with pytest.raises(UserError, match=r"mine\.j2"):
-        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", openai_server(), template=str(template))
-
-
 def test_a_journal_that_was_killed_in_its_first_moment_is_an_empty_one(openai_server: Any, tmp_path: Path) -> None:
     server, feedback = openai_server(), candidates(tmp_path / "in", 2, 2)
     (tmp_path / "out.judge.sqlite").touch()
     done = mmpo(*words(feedback, tmp_path / "out", server, "--status", "--json"))
     assert done.returncode == 0 and json.loads(done.stdout)["left"] == 4
-
-
-def test_a_reference_that_nobody_has_is_said(openai_server: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--reference nope"):
-        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", openai_server(), reference="nope")
 
 
 def test_a_budget_that_judges_share_is_used_up(openai_server: Any, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from cases import asked, candidates, comparisons, judged, mmpo, of, words
 from command import ended, started, wait_for
 
 from mmpo.annotate.client import Budget, load_prices
-from mmpo.pipeline.errors import UserError
 
 
 def reached(server: Any, requests: int, process: "subprocess.Popen[str]") -> None:
@@ -122,10 +121,7 @@ def test_a_budget_is_never_passed_and_counts_what_was_paid_before(openai_server:
     assert done["finished"] and server.counts()["answered_again"] == 0
 
 
-def test_a_budget_needs_a_price(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server()
-    with pytest.raises(UserError, match="--prices"):
-        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server, max_cost=1.0)
+def test_prices_are_found_by_a_dated_release_and_halved_for_batches() -> None:
     prices = load_prices()
     assert prices.of("gpt-4o-mini-2024-07-18") == prices.of("gpt-4o-mini") and prices.of("my-own") is None
     batch, plain = prices.of("gpt-4o", batch=True), prices.of("gpt-4o")
