@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat, large, narrow
 from mmpo.pipeline.build import BuildOptions, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.chunks import plan, resolve_inputs
 from mmpo.pipeline.storage.dataset import PartWriter, card, read_manifest, replacing, split_files, write_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
@@ -82,7 +82,7 @@ def build_pairs(
     )  # fmt: skip
     rows = large(feedback).combine_chunks()
     resolved = resolve_build(grade_statistics(rows), options)
-    merged = merged_grades(rows, resolved, Ledger())
+    merged = merged_grades(rows, resolved, RowAccounting())
     resolved = with_learned(resolved, lambda build, function: [function(merged, build.rules)])
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
     return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled}))

@@ -32,11 +32,10 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
 from mmpo.annotate.client import public_url
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import PartWriter, card, check_out, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import PartWriter, RowAccounting, card, check_out, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS
 
 __all__ = ["pull"]
@@ -136,20 +135,20 @@ def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -
     return {one.key: one for one in answers}, load_feedback(folder)
 
 
-def _ledger(answers: PulledAnswers, merged: Merged) -> Ledger:
-    ledger = Ledger()
+def _accounted(answers: PulledAnswers, merged: Merged) -> RowAccounting:
+    accounting = RowAccounting()
     homeless = {"not_in_feedback": len(merged.homeless)} if merged.homeless else {}
-    ledger.count("pull", "grade", created=len(merged.answers) + len(merged.homeless), out=len(merged.answers), dropped=homeless)
+    accounting.count("pull", "grade", created=len(merged.answers) + len(merged.homeless), out=len(merged.answers), dropped=homeless)
     for unit, counts in (("record", answers.records), ("response", answers.responses)):
         dropped = {reason: count for reason, count in counts.items() if reason != "used" and count}
-        ledger.count("pull", unit, into=sum(counts.values()), out=counts["used"], dropped=dropped)
-    ledger.check()
-    return ledger
+        accounting.count("pull", unit, into=sum(counts.values()), out=counts["used"], dropped=dropped)
+    accounting.check()
+    return accounting
 
 
 def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[str, Any]) -> None:
     metadata = {"recipe": {"argilla": dict(about)}, "inputs": []}
-    table, counts = merged.table, _ledger(answers, merged).as_json()
+    table, counts = merged.table, _accounted(answers, merged).as_json()
     rejects = answers.rejects + [_homeless(one) for one in merged.homeless]
     with replacing(folder) as temporary:
         writer = PartWriter(temporary / "feedback", "part", metadata)

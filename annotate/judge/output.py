@@ -23,10 +23,9 @@ from mmpo.annotate.judge.questions import PosedQuestion, Questions
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import PartWriter, card, digest, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import PartWriter, RowAccounting, card, digest, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
 __all__ = ["finish", "nothing_to_ask"]
@@ -103,13 +102,13 @@ def finish(
         totals = _write(feedback, [run.questions for run in runs], journal, folder, metadata)
         if not any(one.grades for one in totals.judges):
             _refuse(options, stop, totals, journal)
-        ledger = _ledger(totals)
+        accounting = _accounted(totals)
         rows = {"feedback": totals.prompts}
         (folder / "README.md").write_text(card(["feedback"], rows, recipe, feedback=True), encoding="utf-8")
         spent = journal.spent()
         judges = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals.judges)]
         values = {
-            "kind": "feedback", **metadata, "prompts": totals.prompts, "rows": rows, "counts": ledger.as_json(), "judges": judges,
+            "kind": "feedback", **metadata, "prompts": totals.prompts, "rows": rows, "counts": accounting.as_json(), "judges": judges,
         }  # fmt: skip
         write_manifest(folder, values)
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in judges)
@@ -142,15 +141,15 @@ def _refuse(options: JudgeOptions, stop: Stop, totals: OutputTotals, journal: Jo
     raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
 
 
-def _ledger(totals: OutputTotals) -> Ledger:
-    ledger = Ledger()
+def _accounted(totals: OutputTotals) -> RowAccounting:
+    accounting = RowAccounting()
     for one in totals.judges:
         dropped = {**one.failed, **({"not_asked_yet": one.left} if one.left else {})}
-        ledger.count("judge", "request", created=one.requests, out=one.answered, dropped=dropped)
+        accounting.count("judge", "request", created=one.requests, out=one.answered, dropped=dropped)
     not_asked = dict(+totals.not_asked)
-    ledger.count("judge", "prompt", into=totals.prompts, out=totals.prompts - sum(not_asked.values()), dropped=not_asked)
-    ledger.check()
-    return ledger
+    accounting.count("judge", "prompt", into=totals.prompts, out=totals.prompts - sum(not_asked.values()), dropped=not_asked)
+    accounting.check()
+    return accounting
 
 
 def _described(run: JudgeRun) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of, with_fields
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.grades.rules import PairRules
@@ -18,6 +17,7 @@ from mmpo.pipeline.pairs.choose import choose_pairs
 from mmpo.pipeline.pairs.splits import split_of_prompts
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter
 from mmpo.pipeline.storage.spill import read_partition
 from mmpo.pipeline.tables import FEEDBACK, REJECTS, SPLITS
@@ -44,7 +44,7 @@ class ShardResult:
     files: dict[str, list[Path]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     prompts: int = 0
-    ledger: Ledger = field(default_factory=Ledger)
+    accounting: RowAccounting = field(default_factory=RowAccounting)
     rejects: Path | None = None
 
 
@@ -56,7 +56,7 @@ def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
 def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Table, PairRules], Any]) -> list[Any]:
     """What the function returns for the merged grades (without texts) of each partition of the shard."""
     tables = (_without_texts(read_partition(shard.spills, partition)) for partition in shard.partitions)
-    return [function(merged_grades(rows, build, Ledger()), build.rules) for rows in tables]
+    return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
 
 
 def _without_texts(rows: pa.Table) -> pa.Table:
@@ -90,7 +90,7 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
             waiting[name], held[name] = [], 0
 
     for partition in shard.partitions:
-        merged = merged_grades(read_partition(shard.spills, partition), build, result.ledger)
+        merged = merged_grades(read_partition(shard.spills, partition), build, result.accounting)
         side = split_of_prompts(merged, build.options.split) if len(names) > 1 else np.zeros(merged.num_rows, dtype=np.int64)
         for index, name in enumerate(names):
             part = merged.filter(pa.array(side == index)).combine_chunks()
@@ -141,7 +141,7 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     """The PAIRS rows of a batch; what it drops is counted and kept as rejects."""
     pairs = choose_pairs(batch, build.rules, build.pooled)
     grades = len(flat(batch[build.rules.evidence]).flatten())
-    count = result.ledger.count
+    count = result.accounting.count
     merged = grades - pairs.used_grades - sum(pairs.dropped_grades.values())
     count("score", "grade", into=grades, out=pairs.used_grades, merged=merged, dropped=pairs.dropped_grades)
     count("pair", "pair", created=pairs.created, out=pairs.created)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.collect import collect_parts
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.chunks import Chunk, InputFile
 from mmpo.pipeline.storage.spill import write_spill
 
@@ -28,7 +28,7 @@ class Read:
     lines: int = 0
     limited: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
+    accounting: RowAccounting = field(default_factory=RowAccounting)
 
 
 def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, partitions: int) -> Read:
@@ -56,7 +56,7 @@ def _count(part: Collected, result: Read) -> None:
         reasons = by_unit.setdefault(unit, {})
         reasons[reason] = reasons.get(reason, 0) + 1
         result.reasons[reason] = result.reasons.get(reason, 0) + 1
-    count, counts = result.ledger.count, part.counts
+    count, counts = result.accounting.count, part.counts
     count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit.get("line"))
     count("source", "prompt", created=counts["prompt"], out=counts["prompt"])
     lost = by_unit.get("completion", {})

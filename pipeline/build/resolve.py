@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError
@@ -26,6 +25,7 @@ from mmpo.pipeline.grades.select import choose_evidence, select_grades
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
 from mmpo.pipeline.pairs.choose import within_pair_variance
 from mmpo.pipeline.pairs.strategies import STRATEGIES
+from mmpo.pipeline.storage.accounting import RowAccounting
 
 __all__ = ["Collect", "ResolvedBuild", "merged_grades", "resolve_build", "with_learned"]
 
@@ -69,7 +69,7 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     return ResolvedBuild(options, PairRules(**{**of_options, "evidence": evidence, "score": score}), tuple(groups), statistics)
 
 
-def merged_grades(rows: pa.Table, build: ResolvedBuild, ledger: Ledger) -> pa.Table:
+def merged_grades(rows: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> pa.Table:
     """FEEDBACK rows of whole prompts, narrowed to the chosen grades, normalised, and merged to one row per prompt; all is counted."""
     options, evidence = build.options, build.rules.evidence
     if not options.feedback_only:
@@ -78,12 +78,12 @@ def merged_grades(rows: pa.Table, build: ResolvedBuild, ledger: Ledger) -> pa.Ta
         used = given[evidence] - left_out
         total = sum(given.values())
         not_chosen = {"grade_not_chosen": total - used} if total > used else {}
-        ledger.count("evidence", "grade", into=total, out=used, dropped=not_chosen)
+        accounting.count("evidence", "grade", into=total, out=used, dropped=not_chosen)
         rows = normalise(rows, evidence, options.normalise, build.groups, build.statistics)
     merged, counts = merge_prompts(rows)
     completions = len(flat(merged["completions"]).flatten())
-    ledger.count("merge", "prompt", into=rows.num_rows, out=merged.num_rows, merged=counts["prompt"])
-    ledger.count("merge", "completion", into=completions + counts["completion"], out=completions, merged=counts["completion"])
+    accounting.count("merge", "prompt", into=rows.num_rows, out=merged.num_rows, merged=counts["prompt"])
+    accounting.count("merge", "completion", into=completions + counts["completion"], out=completions, merged=counts["completion"])
     return merged
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.pair_stage import Shard, ShardResult, collect_from, splits_of, write_shard
 from mmpo.pipeline.build.read_stage import Read, check_rejects, read_chunk
@@ -24,6 +23,7 @@ from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.progress import Progress
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.chunks import InputFile, input_bytes, plan, resolve_inputs
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest
@@ -120,14 +120,14 @@ def _finish(
 ) -> dict[str, Any]:
     """Number the files, join the rejects, write manifest and card; the summary."""
     feedback_only, names = resolved.options.feedback_only, splits_of(resolved)
-    ledger = Ledger()
+    accounting = RowAccounting()
     for part in (*reads, *results):
-        ledger.add(part.ledger)
+        accounting.add(part.accounting)
     rows = {name: sum(result.rows.get(name, 0) for result in results) for name in names}
     if not feedback_only:
-        ledger.count("split", "pair", into=sum(rows.values()), out=sum(rows.values()))
-    ledger.check()
-    dropped = ledger.dropped()
+        accounting.count("split", "pair", into=sum(rows.values()), out=sum(rows.values()))
+    accounting.check()
+    dropped = accounting.dropped()
     if not sum(rows.values()):
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in list(dropped.items())[:4]) or "no grades"
         unit = "prompt" if feedback_only else "pair"
@@ -143,7 +143,7 @@ def _finish(
     (folder / "README.md").write_text(card(held, rows, metadata["recipe"], feedback=feedback_only), encoding="utf-8")
     prompts = sum(result.prompts for result in results)
     variances = {"pooled_variance": resolved.pooled} if resolved.pooled else {}
-    counts = {"prompts": prompts, "rows": rows, "counts": ledger.as_json()}
+    counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json()}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts})
     return {
         "out": str(out),

@@ -1,5 +1,6 @@
 """Files in, folders out: reading whatever holds rows, and dataset folders that are whole or not there."""
 
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.chunks import input_bytes, plan, resolve_inputs, rows, table
 from mmpo.pipeline.storage.dataset import (
     MANIFEST,
@@ -20,6 +21,7 @@ __all__ = [
     "MANIFEST",
     "InputFile",
     "PartWriter",
+    "RowAccounting",
     "atomic_file",
     "atomic_folder",
     "batches",

@@ -1,32 +1,33 @@
 """Counting what every stage does with every unit, so that nothing vanishes: in + created = out + merged + dropped by reason."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["RowAccounting", "UnitCounts"]
 
 
 @dataclass
-class Entry:
+class UnitCounts:
     """The counts of one unit (line, grade, completion, prompt or pair) at one stage."""
 
     into: int = 0
     created: int = 0
     out: int = 0
     merged: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     @property
     def balanced(self) -> bool:
         """Whether everything that came in or was made is accounted for."""
-        return self.into + self.created == self.out + self.merged + sum(self.dropped.values())
+        return self.into + self.created == self.out + self.merged + self.dropped.total()
 
 
-class Ledger:
-    """The entries of a build by stage and unit; ledgers of parallel parts add up."""
+class RowAccounting:
+    """The counts of a build by stage and unit; those of parallel parts add up."""
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], Entry] = {}
+        self.entries: dict[tuple[str, str], UnitCounts] = {}
 
     def count(
         self,
@@ -40,20 +41,17 @@ class Ledger:
         dropped: Mapping[str, int] | None = None,
     ) -> None:
         """Add to the counts of a unit at a stage."""
-        entry = self.entries.setdefault((stage, unit), Entry())
+        entry = self.entries.setdefault((stage, unit), UnitCounts())
         entry.into += int(into)
         entry.created += int(created)
         entry.out += int(out)
         entry.merged += int(merged)
-        for reason, n in (dropped or {}).items():
-            entry.dropped[reason] = entry.dropped.get(reason, 0) + int(n)
+        entry.dropped.update({reason: int(n) for reason, n in (dropped or {}).items()})
 
-    def add(self, other: "Ledger") -> None:
-        """Take in the counts of another ledger."""
+    def add(self, other: "RowAccounting") -> None:
+        """Add the counts of another part."""
         for (stage, unit), entry in other.entries.items():
-            self.count(
-                stage, unit, into=entry.into, created=entry.created, out=entry.out, merged=entry.merged, dropped=entry.dropped
-            )
+            self.count(stage, unit, **vars(entry))
 
     def check(self) -> None:
         """Raise RuntimeError (a bug of ours, never the user's) where an entry does not balance."""
@@ -63,11 +61,8 @@ class Ledger:
 
     def dropped(self) -> dict[str, int]:
         """How much was dropped for each reason, over all stages and units, most first."""
-        total: dict[str, int] = {}
-        for entry in self.entries.values():
-            for reason, n in entry.dropped.items():
-                total[reason] = total.get(reason, 0) + n
-        return dict(sorted(((reason, n) for reason, n in total.items() if n), key=lambda item: (-item[1], item[0])))
+        total = sum((entry.dropped for entry in self.entries.values()), Counter())
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
     def as_json(self) -> dict[str, dict[str, dict[str, object]]]:
         """{stage: {unit: {"in", "created", "out", "merged", "dropped"}}}, as the manifest keeps it."""

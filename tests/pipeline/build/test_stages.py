@@ -5,10 +5,10 @@ import math
 import pytest
 
 from mmpo.pipeline import UserError, build_pairs, write_dataset
-from mmpo.pipeline.accounting import Ledger
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.pairs import split_position
 from mmpo.pipeline.sources import BadRow, FeedbackBuilder
+from mmpo.pipeline.storage import RowAccounting
 from mmpo.pipeline.tables import FEEDBACK
 
 
@@ -142,9 +142,9 @@ def test_bad_scores_have_their_reason(score: object, reason: str) -> None:
 
 
 def test_an_imbalance_stops_the_build() -> None:
-    ledger = Ledger()
-    ledger.count("source", "line", into=3, out=2, dropped={"malformed_json": 1})
-    ledger.check()
-    ledger.count("source", "line", into=1)
+    accounting = RowAccounting()
+    accounting.count("source", "line", into=3, out=2, dropped={"malformed_json": 1})
+    accounting.check()
+    accounting.count("source", "line", into=1)
     with pytest.raises(RuntimeError, match="do not balance"):
-        ledger.check()
+        accounting.check()
