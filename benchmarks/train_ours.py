@@ -15,8 +15,7 @@ from transformers import TrainingArguments
 
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import load_pretrained
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
+from mmpo.train.training import PolicyTrainer, RewardTrainer
 
 __all__ = ["main"]
 

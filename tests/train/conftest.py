@@ -128,7 +128,7 @@ def tiny_options() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def train_tiny(tiny_options: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """Runs what `tiny_options` makes; `callbacks`: transformers'."""
-    from mmpo.train.training.run import train_policy, train_reward
+    from mmpo.train.training import train_policy, train_reward
 
     def train(kind: str, data: Any, out: Any, callbacks: Any = (), **changes: Any) -> dict[str, Any]:
         return {"policy": train_policy, "reward": train_reward}[kind](tiny_options(kind, data, out, **changes), callbacks)
@@ -142,9 +142,7 @@ def trainer_of(pairs: pa.Table, tokenizer: Any, tmp_path: Path, tiny_options: Ca
     the trainer.
     """
     from mmpo.train.model import tiny_model
-    from mmpo.train.training.arguments import training_arguments
-    from mmpo.train.training.policy import PolicyTrainer
-    from mmpo.train.training.reward import RewardTrainer
+    from mmpo.train.training import PolicyTrainer, RewardTrainer, training_arguments
 
     def make(kind: str = "policy", model: Any = None, run: Any = None, **options: Any) -> Any:
         model = tiny_model(kind, tokenizer, size=32, layers=1) if model is None else model

@@ -1,3 +1,7 @@
 """A trained model measured on pairs, votes and RewardBench."""
 
-__all__: list[str] = []
+from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation.rewardbench import rewardbench_pairs
+from mmpo.train.evaluation.votes import Votes
+
+__all__ = ["Votes", "evaluate", "rewardbench_pairs"]

@@ -11,16 +11,19 @@ from itertools import islice
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, say
-from mmpo.train.distributed import any_process, rank_and_world
+from mmpo.train.distributed import any_process, from_all, rank_and_world
 from mmpo.train.messages import warn
 
 __all__ = [
     "Displacement",
     "EarlyStop",
     "Log",
+    "MetricAccumulator",
     "Resumption",
     "StopSafely",
     "Throughput",
@@ -69,6 +72,31 @@ class Resumption(TrainerCallback):
 
 
 # --- progress -----------------------------------------------------------------------------------------------------------
+
+
+class MetricAccumulator:
+    """Weighted means over pairs, added up from micro-batch to micro-batch and process to process until they are logged: sums of
+    value · weight and of weight by name. They stay on the device: reading each would hold it up.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
+        """Takes values of pairs with their weights, each (pairs,)."""
+        self._sums.setdefault(name, []).append(torch.stack([(value * weight).sum(), weight.sum()]))
+
+    def pop(self) -> dict[str, float]:
+        """The means of what all processes have added since the last time, in the order of the first process that has any; every
+        process calls this.
+        """
+        own = {name: torch.stack(parts).cpu().double().sum(dim=0) for name, parts in self._sums.items()}
+        self._sums = {}
+        whole: dict[str, Tensor] = {}
+        for sums in from_all(lambda: own):
+            for name, value in sums.items():
+                whole[name] = whole[name] + value if name in whole else value
+        return {name: total / weight for name, (total, weight) in ((n, v.tolist()) for n, v in whole.items()) if weight}
 
 
 @dataclass

@@ -26,12 +26,12 @@ from mmpo.train.distributed import check_launch, from_all, rank_and_world, summe
 from mmpo.train.messages import some_ids
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals, targets
-from mmpo.train.training.callbacks import Resumption, Throughput
+from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
 from mmpo.train.training.checkpoints import GuardedTrainer
 from mmpo.train.training.guards import memory_guard
 from mmpo.train.training.passes import StepPasses
 
-__all__ = ["MarginTrainer", "MetricAccumulator"]
+__all__ = ["MarginTrainer"]
 
 
 class _Steps(Dataset):
@@ -311,31 +311,6 @@ class MarginTrainer(GuardedTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class MetricAccumulator:
-    """Weighted means over pairs, added up from micro-batch to micro-batch and process to process until they are logged: sums of
-    value · weight and of weight by name. They stay on the device: reading each would hold it up.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[Tensor]] = {}
-
-    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
-        """Takes values of pairs with their weights, each (pairs,)."""
-        self._sums.setdefault(name, []).append(torch.stack([(value * weight).sum(), weight.sum()]))
-
-    def pop(self) -> dict[str, float]:
-        """The means of what all processes have added since the last time, in the order of the first process that has any; every
-        process calls this.
-        """
-        own = {name: torch.stack(parts).cpu().double().sum(dim=0) for name, parts in self._sums.items()}
-        self._sums = {}
-        whole: dict[str, Tensor] = {}
-        for sums in from_all(lambda: own):
-            for name, value in sums.items():
-                whole[name] = whole[name] + value if name in whole else value
-        return {name: total / weight for name, (total, weight) in ((n, v.tolist()) for n, v in whole.items()) if weight}
 
 
 def _first(items: list[Step]) -> Step:

@@ -13,8 +13,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES, group_prompts, micro_batch, plan_steps
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
+from mmpo.train.training import PolicyTrainer, RewardTrainer
 
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.model import ExecutionPlan, add_lora, choose_plan
 from mmpo.train.model import logprobs as head_module
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
+from mmpo.train.training import PolicyTrainer, RewardTrainer
 
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
 BETA, WINDOW = 0.1, 8

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from mmpo.pipeline.tables import completion_id, prompt_id
 from mmpo.train.model import choose_plan, tiny_model
-from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training import PolicyTrainer
 
 TEMPLATE = (
     "{% for m in messages %}{{ 'User: ' if m['role'] == 'user' else 'Assistant: ' }}{{ m['content'] }}"

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from mmpo.train.batches import BATCHES, group_prompts, make_step, trie_size
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import tiny_model
-from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training import PolicyTrainer
 
 LAYOUTS = list(BATCHES)
 

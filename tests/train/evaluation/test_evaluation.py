@@ -14,11 +14,10 @@ from transformers import AutoModelForSequenceClassification
 import mmpo.train.evaluation.pair_values as pair_values_module
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import ece_vote
-from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.evaluation.votes import Votes
+from mmpo.train.evaluation import Votes, evaluate
 from mmpo.train.model import load_pretrained
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.training import train_policy, train_reward
 
 KEYS = {
     "pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy", "by_margin",

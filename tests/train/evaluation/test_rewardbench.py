@@ -10,10 +10,9 @@ import pytest
 from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import REWARDBENCH_COUNTS
-from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.evaluation.rewardbench import rewardbench_pairs
+from mmpo.train.evaluation import evaluate, rewardbench_pairs
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.training import train_policy, train_reward
 
 SUBSETS = ("hep-go", "math-prm", "shp", "my-own")
 

@@ -18,7 +18,7 @@ from mmpo.train.data import Renderer, prepare
 from mmpo.train.inference import cached_logprobs, default_folder, reference_logprobs
 from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run import train_policy
+from mmpo.train.training import train_policy
 
 
 def prompts_of(table, tokenizer, p=0.5):

@@ -19,7 +19,7 @@ from transformers.models.llama import modeling_llama
 from mmpo.pipeline.errors import UserError
 from mmpo.train.model import SEGMENTS, ExecutionPlan, choose_plan, completion_values, probe_group, segment_attention
 from mmpo.train.model import masks as attention
-from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training import PolicyTrainer
 
 VOCABULARY, WINDOW = 120, 16
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmpo.train.model import SEGMENTS, ExecutionPlan, attach, completion_values, probe_group
-from mmpo.train.training.policy import PolicyTrainer
+from mmpo.train.training import PolicyTrainer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

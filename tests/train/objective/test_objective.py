@@ -13,10 +13,7 @@ from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
 from mmpo.train.model import tiny_model
 from mmpo.train.objective import LOSSES, TERM_NAMES, Logits, Objective, pair_totals
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward, training_arguments
 
 LOG3 = math.log(3)
 MARGIN = torch.tensor([2.0, 0.0, 1.0, 0.0], dtype=torch.float64)

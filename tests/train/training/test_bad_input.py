@@ -18,7 +18,7 @@ from transformers import (
 
 from mmpo.cli.main import run
 from mmpo.train.data import PLAIN_TEMPLATE
-from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation import evaluate
 from mmpo.train.model import load_pretrained, tiny_model
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")

@@ -10,7 +10,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ import json
 import mmpo.train.training.trainer as module
 from mmpo.train.options import TrainOptions
 from mmpo.train.distributed import from_all
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.training import train_policy, train_reward
 
 seen = {}
 plain = module.make_step

@@ -10,9 +10,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.run import train_policy, train_reward
+from mmpo.train.training import PolicyTrainer, train_policy, train_reward, training_arguments
 
 RUN = {"policy": train_policy, "reward": train_reward}
 

@@ -10,9 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.model import add_lora, tiny_model
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.run import train_policy
+from mmpo.train.training import PolicyTrainer, train_policy, training_arguments
 
 
 def trainer_of(pairs, tokenizer, path, model=None, **options):
@@ -74,7 +72,7 @@ def test_lora_trains_the_adapter_only_and_is_read_back(dataset, pairs, tokenizer
     assert result["steps"] == 4
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    from mmpo.train.evaluation.evaluate import evaluate
+    from mmpo.train.evaluation import evaluate
 
     measured = evaluate("policy", tmp_path / "out", dataset, split="validation")
     assert measured["cross_entropy"] == pytest.approx(result["metrics"]["cross_entropy"], abs=1e-5)

@@ -15,7 +15,7 @@ import mmpo.train.training.checkpoints as guards
 import mmpo.train.training.run as module
 import mmpo.train.training.trainer as trainer
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.callbacks import TrainingProgress
+from mmpo.train.training import TrainingProgress
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -22,10 +22,7 @@ from mmpo.train.model import (
     tiny_model,
 )
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.passes import StepPasses
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import own_pad_token
+from mmpo.train.training import PolicyTrainer, StepPasses, own_pad_token, training_arguments
 
 
 def test_the_second_pass_of_a_part_has_the_dropout_of_its_look(pairs, tokenizer, tmp_path, monkeypatch):
@@ -147,7 +144,7 @@ OPTIONS = "tiny_size=32, tiny_vocab=400, pairs_per_step=10, tokens_per_batch=60,
 REDUCED = f"""
 import mmpo.train.training.trainer as module
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run import train_policy
+from mmpo.train.training import train_policy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 reduced, passes = [], []
@@ -168,7 +165,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.inference import reference
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.run import train_policy
+from mmpo.train.training import train_policy
 
 add = ReferenceStore.add
 def full(self, keys, values):

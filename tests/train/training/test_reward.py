@@ -9,12 +9,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.data import Renderer, prepare
-from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation import evaluate
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.reward import RewardTrainer, own_pad_token
-from mmpo.train.training.run import train_reward
+from mmpo.train.training import RewardTrainer, own_pad_token, train_reward, training_arguments
 
 
 def rows_of(pairs, tokenizer, count=4):

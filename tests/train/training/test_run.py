@@ -8,8 +8,8 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.evaluation.evaluate import evaluate
-from mmpo.train.training.callbacks import Displacement, Throughput, TrainingProgress, displacement_of, fallen
+from mmpo.train.evaluation import evaluate
+from mmpo.train.training import Displacement, Throughput, TrainingProgress, displacement_of, fallen
 
 OVERSHOOTING = {"learning_rate": 0.02, "epochs": 40, "eval_steps": 2, "schedule": "constant"}
 """The eval loss falls, then grows."""

@@ -9,10 +9,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.distributed import check_launch, check_splittable
 from mmpo.train.model import add_lora, tiny_model
 from mmpo.train.options import TrainOptions
-from mmpo.train.training.arguments import training_arguments
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
-from mmpo.train.training.run import train_reward
+from mmpo.train.training import PolicyTrainer, RewardTrainer, train_reward, training_arguments
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}

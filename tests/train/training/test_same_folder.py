@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.evaluation.evaluate import evaluate
+from mmpo.train.evaluation import evaluate
 from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.record import RECORD, read_record
-from mmpo.train.training.run_folder import RunFolder
+from mmpo.train.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 SHORT = {"max_steps": 3, "save_steps": 2}

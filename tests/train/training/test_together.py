@@ -17,7 +17,7 @@ import json, resource, signal
 from mmpo.cli.main import run
 import mmpo.train.training.trainer as guards
 import mmpo.train.training.run as module
-from mmpo.train.training.callbacks import TrainingProgress
+from mmpo.train.training import TrainingProgress
 
 def missing_data():
     sys.argv[sys.argv.index("--data") + 1] = "/no/such/place"

@@ -7,9 +7,8 @@ import pytest
 from transformers import Trainer
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.training import PolicyTrainer, RewardTrainer
 from mmpo.train.training.checkpoints import OVERRIDDEN, GuardedTrainer
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer
 from mmpo.train.training.versions import KNOWN_TRANSFORMERS, check_transformers
 
 
