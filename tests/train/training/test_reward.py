@@ -41,7 +41,7 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
     assert not torch.allclose(plain, found, atol=1e-5)  # the defect is real in what we build on
 
 
-def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(pairs, tokenizer, tmp_path):
+def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(trainer_of, pairs, tokenizer, tmp_path):
     tokenizer = pad_is_eos(tokenizer)
     model = tiny_model("reward", tokenizer, size=32, layers=1)
     arguments = training_arguments(TrainOptions("reward", out=str(tmp_path), max_steps=2, learning_rate=1e-2))
@@ -95,3 +95,13 @@ def test_a_lora_reward_model_is_saved_whole(dataset, pairs, tokenizer, tmp_path)
     assert saved.config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id
     measured = evaluate("reward", tmp_path / "out", dataset, split="validation")
     assert measured["cross_entropy"] == pytest.approx(result["metrics"]["cross_entropy"], abs=1e-5)
+
+
+def test_the_pad_token_is_set_in_the_text_configuration_too(tokenizer):
+    tokenizer, model = copy.deepcopy(tokenizer), tiny_model("reward", tokenizer, size=16, layers=1)
+    inner = copy.deepcopy(model.config)
+    inner.pad_token_id = None
+    tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config = lambda *_, **__: inner
+    own_pad_token(model, tokenizer)
+    assert inner.pad_token_id == model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
