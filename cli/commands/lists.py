@@ -27,7 +27,9 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "formats": Family("mmpo.pipeline.sources:SOURCES", "The input formats that `mmpo build --format` takes."),
     "normalisations": Family("mmpo.pipeline.grades:NORMALISATIONS", "What `mmpo build --normalise` does to each grade."),
+    "mergers": Family("mmpo.pipeline.grades:RATER_MERGERS", "How `mmpo build --raters` makes one value of several raters'."),
     "strategies": Family("mmpo.pipeline.pairs:STRATEGIES", "The pairs of a prompt that `mmpo build --strategy` takes."),
+    "filters": Family("mmpo.pipeline.pairs:FILTERS", "The reasons for which `mmpo build` leaves pairs out, in their order."),
     "checks": Family("mmpo.pipeline.validate:CHECKS", "What `mmpo validate` looks at."),
     "exports": Family("mmpo.pipeline.export:EXPORTS", "The formats that `mmpo export --to` writes."),
     "metrics": Family("mmpo.pipeline.metrics:METRICS", "What `mmpo evaluate` and `mmpo run` measure."),
@@ -48,8 +50,7 @@ def members(family: str) -> Mapping[str, Any]:
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
     module, _, name = FAMILIES[family].table.partition(":")
-    table = getattr(import_module(module), name)
-    return table if isinstance(table, Mapping) else dict.fromkeys(table, "")
+    return getattr(import_module(module), name)
 
 
 def list_(
@@ -86,20 +87,18 @@ def _title(name: str, member: Any) -> str:
 
 
 def _line(member: Any) -> str:
-    """A member's one line: itself, its summary (or criterion, and source), the first of a tuple, or its docstring's first line."""
-    if isinstance(member, tuple):
-        return str(member[0])
+    """A member's one line: itself, its summary or criterion, and source, or its docstring's first line."""
     if isinstance(member, str):
         return member
-    line = getattr(member, "summary", None) or getattr(member, "criterion", None) or (member.__doc__ or "").partition("\n")[0]
+    line = getattr(member, "summary", None) or getattr(member, "criterion", None)
+    line = line or (member.__doc__ or "").partition("\n")[0].rstrip(".")
     return f"{line} ({member.source})" if getattr(member, "source", None) else line
 
 
 def _facts(member: Any) -> dict[str, str]:
     """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
-    if not is_dataclass(member):
-        return {}
-    known = {field.name: getattr(member, field.name) for field in fields(member)}
+    names = [field.name for field in fields(member)] if is_dataclass(member) else getattr(member, "_fields", ())
+    known = {name: getattr(member, name) for name in names}
     told = ("name", "summary", "criterion", "source")
     plain = {name: value for name, value in known.items() if name not in told and isinstance(value, int | float | Collection)}
     return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}

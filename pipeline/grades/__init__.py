@@ -1,6 +1,6 @@
 """FEEDBACK to one value per rater and completion: which grades, normalised, merged, with rater and position effects."""
 
-from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters, merge_repeats
+from mmpo.pipeline.grades.aggregate import RATER_MERGERS, Grades, group_starts, merge_raters, merge_repeats
 from mmpo.pipeline.grades.flatten import in_sample
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
@@ -11,6 +11,7 @@ from mmpo.pipeline.grades.statistics import GradeGroup, grade_statistics
 
 __all__ = [
     "NORMALISATIONS",
+    "RATER_MERGERS",
     "GradeGroup",
     "Grades",
     "OrderTotals",

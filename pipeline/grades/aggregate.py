@@ -186,7 +186,7 @@ def _median(grades: Grades, starts: np.ndarray) -> np.ndarray:
 class RaterMerger(NamedTuple):
     """merge: (grades sorted by item, first position of each item) → one value per item; effects: whether effects are fitted before."""
 
-    help: str
+    summary: str
     merge: Callable[[Grades, np.ndarray], np.ndarray]
     effects: bool = False
 

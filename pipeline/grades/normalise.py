@@ -104,7 +104,7 @@ class Normalisation(NamedTuple):
     scale afterwards, whatever theirs was.
     """
 
-    help: str
+    summary: str
     each: Callable[[_Given], dict[str, np.ndarray]] | None = None
     within_prompt: Callable[..., np.ndarray] | None = None
     refuse: Callable[[Sequence[GradeGroup], GradeStatistics], str | None] | None = None

@@ -15,11 +15,12 @@ __all__ = ["FILTERS", "filtered"]
 
 
 def _tie(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs of margin 0, where ties are to be dropped."""
     return (pairs.quality_margin == 0) & (rules.ties == "drop")
 
 
 def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """More characters than allowed in the prompt (all its messages) or in a completion."""
+    """Pairs with more characters than allowed in the prompt (all its messages) or in a completion."""
     if rules.max_chars is None:
         return np.zeros(len(pairs.prompt), dtype=bool)
     prompts = flat(table["prompt"])
@@ -31,10 +32,12 @@ def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndar
 
 
 def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs of a margin below the least that is wanted."""
     return pairs.quality_margin < rules.min_margin
 
 
 def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs beyond the largest number of pairs that a prompt may have."""
     strategy, out = STRATEGIES[rules.strategy], np.zeros(len(pairs.prompt), dtype=bool)
     most = rules.max_per_prompt or strategy.most
     if most is None:

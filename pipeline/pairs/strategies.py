@@ -102,7 +102,7 @@ class Strategy(NamedTuple):
     none is given. All arrays of shape (pairs,).
     """
 
-    help: str
+    summary: str
     pairs: Callable[[np.ndarray, np.ndarray, pa.Array, int], tuple[np.ndarray, np.ndarray]]
     capped: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray] = _by_hash
     most: int | None = None

@@ -96,32 +96,6 @@ def test_one_rater_has_tables_of_its_own(jury: Path, capsys: pytest.CaptureFixtu
     assert "verdict flips" in said.err and "prefers longer" in said.err and "two by two" not in said.err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rater", "anotator-1"], "did you mean 'annotator-1'"),
-        (["--against", "gpt"], "unknown --against 'gpt'"),
-        (["--from", "ratings"], "it has comparisons: use --from comparisons"),
-        (["--from", "both"], "holds no ratings"),
-        (["--bootstrap=-5"], "--bootstrap -5: must be a whole number from 0 up"),
-    ],
-)
-def test_wrong_options(options: list[str], message: str, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert run(["agree", str(people), *options, "--json"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and message in said.err and "Traceback" not in said.err
-
-
-def test_a_folder_of_pairs_and_no_folder_are_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = root / "data" / "human_graded_pairs.jsonl", tmp_path / "pairs"
-    assert run(["build", str(source), "--format", "jsonl", "--scale=-2:2", "--out", str(out)]) == 0
-    assert run(["agree", str(out)]) == 2
-    assert "holds pairs, no FEEDBACK" in capsys.readouterr().err
-    assert run(["agree", str(tmp_path / "nowhere")]) == 2
-    assert "no such dataset folder" in capsys.readouterr().err
-
-
 def test_it_needs_no_extra(people: Path) -> None:
     """The package krippendorff is what the tests compare with; the command does without it, and without torch."""
     code = "import sys; from mmpo.cli.main import run; status = run(sys.argv[1:]); print(status, *sys.modules)"

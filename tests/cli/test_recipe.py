@@ -143,3 +143,35 @@ def test_text_and_yaml_values_mean_the_same() -> None:
         BuildOptions, {"format": "csv", "columns": {"prompt": "q", "score": "s"}, "scale": [1, 10], "kinds": ["ai", "human"]}
     )
     assert text == values
+
+
+JUDGED = """
+out: {out}
+build: {{inputs: ["{source}"], format: jsonl}}
+judge: {{base_url: "http://127.0.0.1:9/v1", {judge}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("judge", "named"),
+    [
+        ("model: m, mode: pairs", "pairwise"),
+        ("model: m, modes: pairwise", "mode"),
+        ("model: m, judges: [a]", "not both"),
+        ("judges: [a, {model: a}]", "two judges"),
+        ("judges: [{model: a, url: x}]", "base_url"),
+        ("samples: 3", "name a judge"),
+    ],
+)
+def test_recipes_say_what_is_wrong_with_their_judges(judge: str, named: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(JUDGED.format(out=tmp_path / "out", source=tmp_path / "candidates.jsonl", judge=judge))
+    with pytest.raises(UserError, match=named):
+        load_recipe(recipe)
+
+
+def test_a_recipe_with_judges_but_without_candidates(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"out: {tmp_path / 'out'}\ndata: {tmp_path}\njudge: {{model: m}}\n")
+    with pytest.raises(UserError, match="candidates come from `build`"):
+        load_recipe(recipe)

@@ -4,10 +4,9 @@ import gzip
 import shlex
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from commands import graded, lines, refused
+from folders import write_rows
 
 from mmpo.cli.main import run
 
@@ -115,13 +114,13 @@ CASES = [(f"{start} {end}".strip(), words) for start, ends in REFUSALS.items() f
 def here(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of good input and bad; nothing in it may change."""
     folder = tmp_path_factory.mktemp("refusals")
-    (folder / "grades.jsonl").write_text(lines(graded()), encoding="utf-8")
-    (folder / "single.jsonl").write_text(lines(graded(30, answers=1)), encoding="utf-8")
-    (folder / "empty.jsonl").touch()
+    write_rows(folder / "grades.jsonl", graded())
+    write_rows(folder / "single.jsonl", graded(30, answers=1))
+    write_rows(folder / "empty.jsonl", [])
     packed = gzip.compress(lines(graded(400)).encode())
     (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    pq.write_table(pa.Table.from_pylist(graded(400)), folder / "cut.parquet")
-    (folder / "cut.parquet").write_bytes((folder / "cut.parquet").read_bytes()[:-200])
+    whole = write_rows(folder / "cut.parquet", graded(400)).read_bytes()
+    (folder / "cut.parquet").write_bytes(whole[:-200])
     (folder / "thesis").mkdir()
     (folder / "thesis" / "chapter.txt").write_text("mine")
     build = ["build", str(folder / "grades.jsonl"), "--format", "jsonl"]
