@@ -81,7 +81,8 @@ ADDITIONS: dict[str, Addition] = {
         use="validate pairs --json", shows="said the dummy",
     ),
     "exports": Addition(
-        "pipeline/export.py", '"dummy": Export("a dummy", False, SPLITS, lambda parts, target, rows: target.write_text("x") and None),',
+        "pipeline/storage/export.py",
+        '"dummy": Export("a dummy", False, SPLITS, lambda parts, target, rows: target.write_text("x") and None),',
         use="export pairs --to dummy --out out/dummy --json", shows='"to":"dummy"',
     ),
     "metrics": Addition(
@@ -94,7 +95,7 @@ ADDITIONS: dict[str, Addition] = {
         '        needs="pairs", summary="a dummy", signed=True),',
         use=JUDGE + " --mode dummy", shows='"requests":',
     ),
-    "rubrics": Addition("annotate/judge/rubrics.py", '_rubric("dummy", "a dummy", "bad", "good"),',
+    "rubrics": Addition("annotate/judge/rubrics.yaml", "{name: dummy, criterion: a dummy, scale: {1: bad, 2: good}}",
                         use=JUDGE + " --rubric dummy", shows='"requests":'),
     "pairings": Addition("annotate/pairings.py", '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),',
                          use=JUDGE + " --pairs dummy", shows='"requests":'),
@@ -135,6 +136,9 @@ def add(copy: Path, addition: Addition) -> int:
     """Put a member into the copy of the folders; returns how many files that touched."""
     path = copy / addition.module
     text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        path.write_text(f"{text}- {addition.line}\n", encoding="utf-8")
+        return 1
     table = FAMILY_OF[addition.module]
     begin = re.search(rf"^{table}\b.*\{{\n(?:.*\n    for \w+ in \(\n)?", text, flags=re.M)
     assert begin, f"{addition.module} has no table {table}"

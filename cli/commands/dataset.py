@@ -32,7 +32,7 @@ def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
 
     The suggestion is a convention (the γ at which the mean target over the non-tied training pairs is .75), not a fit.
     """
-    from mmpo.pipeline.gamma import suggest_gamma
+    from mmpo.pipeline.report import suggest_gamma
 
     summary = suggest_gamma(dataset)
     _print_gamma(summary)
@@ -56,7 +56,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another tool's format; ties are left out where the target has no place for them, counted."""
-    from mmpo.pipeline.export import export as write
+    from mmpo.pipeline.storage import export as write
 
     summary = write(dataset, to, out)
     left = summary["ties_left_out"]

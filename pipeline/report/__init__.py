@@ -1,7 +1,9 @@
-"""Self-contained HTML pages of a dataset and of compared models."""
+"""What is told of a finished dataset and of compared models: self-contained HTML pages, and what each γ makes of the margins."""
 
-from mmpo.pipeline.report.dataset_figures import by_source, longer_wins, read_figures
-from mmpo.pipeline.report.dataset_page import write_comparison, write_report
+from mmpo.pipeline.report.comparison_page import write_comparison
+from mmpo.pipeline.report.dataset_figures import longer_wins, read_figures, source_rows
+from mmpo.pipeline.report.dataset_page import write_report
+from mmpo.pipeline.report.gamma import suggest_gamma
 from mmpo.pipeline.report.page import number
 
-__all__ = ["by_source", "longer_wins", "number", "read_figures", "write_comparison", "write_report"]
+__all__ = ["longer_wins", "number", "read_figures", "source_rows", "suggest_gamma", "write_comparison", "write_report"]

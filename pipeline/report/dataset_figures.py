@@ -14,7 +14,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage.dataset import batches, part_files
 
-__all__ = ["PairFigures", "by_source", "dropped", "longer_wins", "read_figures", "samples"]
+__all__ = ["PairFigures", "dropped", "longer_wins", "read_figures", "samples", "source_rows"]
 
 _COLUMNS = ("prompt_id", "chosen", "rejected", "quality_margin", "margin_se", "source", "kind")
 
@@ -82,7 +82,7 @@ def longer_wins(figures: PairFigures, kept: np.ndarray | None = None) -> float |
     return float((difference[used] > 0).mean()) if used.any() else None
 
 
-def by_source(figures: PairFigures) -> list[dict[str, Any]]:
+def source_rows(figures: PairFigures) -> list[dict[str, Any]]:
     """A row per source, largest first: pairs, ties, mean and median margin, mean standard error, longer wins."""
     rows = []
     for source, count in Counter(figures.source.tolist()).most_common():

@@ -1,6 +1,4 @@
-"""`mmpo report`: a self-contained HTML page about a dataset. The page that `mmpo run` ends with is
-`write_comparison`.
-"""
+"""`mmpo report`: a self-contained HTML page about a dataset."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.gamma import gamma_table
 from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
-from mmpo.pipeline.report.comparison_page import write_comparison
-from mmpo.pipeline.report.dataset_figures import PairFigures, by_source, dropped, longer_wins, read_figures, samples
+from mmpo.pipeline.report.dataset_figures import PairFigures, dropped, longer_wins, read_figures, samples, source_rows
+from mmpo.pipeline.report.gamma import gamma_table
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table
+from mmpo.pipeline.validate import SATURATED
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -95,7 +93,7 @@ def _saturation(margins: Floats, suggested: float) -> Picture:
     def plot(axes: Any) -> None:
         axes.fill_between(gammas, quantiles[:, 0], quantiles[:, 2], color=COLOURS[0], alpha=0.15, linewidth=0)
         axes.plot(gammas, quantiles[:, 1], color=COLOURS[0], label="median target (band: 10% to 90%)")
-        axes.plot(gammas, [(p > 0.95).mean() for p in targets], color=COLOURS[1], label="share above .95")
+        axes.plot(gammas, [(p > SATURATED).mean() for p in targets], color=COLOURS[1], label="share above .95")
         axes.axvline(suggested, color="#5b6675", linestyle="--", linewidth=1, label=f"suggested γ = {suggested:.3g}")
         axes.set(xscale="log", xlabel="γ", ylim=(0, 1.02))
         axes.set_xticks(suggested * np.array([0.1, 0.3, 1, 3, 10]), labels=[f"{suggested * f:.2g}" for f in (0.1, 0.3, 1, 3, 10)])
@@ -132,11 +130,8 @@ def _length_plots(figures: PairFigures) -> dict[str, Picture]:
     edges = np.unique(np.quantile(figures.margin[decided], np.linspace(0, 1, 7)))
     which = np.searchsorted(edges[1:-1], figures.margin, side="right")
     groups = [(decided & (which == i)) for i in range(max(1, len(edges) - 1))]
-    points = [
-        (float(figures.margin[group].mean()), longer_wins(figures, group))
-        for group in groups
-        if longer_wins(figures, group) is not None
-    ]
+    shares = [(group, longer_wins(figures, group)) for group in groups]
+    points = [(float(figures.margin[group].mean()), share) for group, share in shares if share is not None]
 
     def histogram(axes: Any) -> None:
         axes.hist(np.clip(ratio, -4, 4), bins=41, color=COLOURS[0], edgecolor="white", linewidth=0.4)
@@ -157,7 +152,7 @@ def _length_plots(figures: PairFigures) -> dict[str, Picture]:
 
 
 def _sources(figures: PairFigures) -> dict[str, Any]:
-    rows = [{**row, "ties": f"{row['ties']:.1%}", "longer_wins": number(row["longer_wins"])} for row in by_source(figures)]
+    rows = [{**row, "ties": f"{row['ties']:.1%}", "longer_wins": number(row["longer_wins"])} for row in source_rows(figures)]
     columns = ("source", "kind", "pairs", "ties", "mean_margin", "median_margin", "mean_se", "longer_wins")
     return table(columns, rows, text=("source", "kind"))
 

@@ -1,4 +1,4 @@
-"""Files in, folders out: reading whatever holds rows, and dataset folders that are whole or not there."""
+"""Files in, folders out: reading whatever holds rows, dataset folders that are whole or not there, and other tools' formats."""
 
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.chunks import input_bytes, plan, resolve_inputs, rows, table
@@ -14,10 +14,12 @@ from mmpo.pipeline.storage.dataset import (
     write_manifest,
 )
 from mmpo.pipeline.storage.decompress import split_lines
+from mmpo.pipeline.storage.export import EXPORTS, export
 from mmpo.pipeline.storage.files import atomic_file, atomic_folder, digest, file_lock, is_leftover, text_digest
 from mmpo.pipeline.storage.inputs import InputFile
 
 __all__ = [
+    "EXPORTS",
     "MANIFEST",
     "InputFile",
     "PartWriter",
@@ -28,6 +30,7 @@ __all__ = [
     "card",
     "check_out",
     "digest",
+    "export",
     "file_lock",
     "input_bytes",
     "is_leftover",

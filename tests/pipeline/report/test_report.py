@@ -10,7 +10,7 @@ import pytest
 from folders import pairs_folder, split_folder
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.report import by_source, longer_wins, number, read_figures, write_comparison, write_report
+from mmpo.pipeline.report import longer_wins, number, read_figures, source_rows, write_comparison, write_report
 from mmpo.pipeline.tables import PAIRS
 
 MARKED = "</td><b>bold</b><made-up kind=x>\"'{{ brace }}{% raw %}$\\frac{1}"
@@ -94,7 +94,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert figures.prompts == 3 and figures.splits == {"train": 3, "validation": 0, "test": 3}
     assert figures.chosen_length.tolist() == [4, 8, 12, 4, 8, 12]
     assert longer_wins(figures) == pytest.approx(1 / 3)
-    first = by_source(figures)[0]
+    first = source_rows(figures)[0]
     assert (first["source"], first["pairs"], first["ties"]) == ("text0", 3, pytest.approx(2 / 3))
     assert first["mean_margin"] == pytest.approx(1 / 3) and first["mean_se"] is None
     assert np.isnan(figures.margin_se).all()

@@ -1,5 +1,6 @@
 """Exports: the right columns, ties counted, whole or nothing; and what `mmpo gamma` says of the same folder."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from datasets import load_dataset
 from folders import split_folder, write_rows
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.export import EXPORTS, export
-from mmpo.pipeline.gamma import suggest_gamma
 from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.report import suggest_gamma
+from mmpo.pipeline.storage import EXPORTS, export
 from mmpo.pipeline.tables import PAIRS
 
 
@@ -95,11 +96,12 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bytes:
+    def write(parts: object, target: Path, rows: object) -> None:
+        target.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mmpo.pipeline.export.orjson.dumps", fail)
-    with pytest.raises(UserError, match="the disk is full"):
+    monkeypatch.setitem(EXPORTS, "jsonl", dataclasses.replace(EXPORTS["jsonl"], write=write))
+    with pytest.raises(UserError, match="No space left"):
         export(dataset(tmp_path / "data"), "jsonl", tmp_path / "x.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
