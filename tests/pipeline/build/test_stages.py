@@ -2,6 +2,7 @@
 
 import math
 
+import pyarrow as pa
 import pytest
 
 from mmpo.pipeline import UserError, build_pairs, write_dataset
@@ -11,8 +12,10 @@ from mmpo.pipeline.sources import BadRow, FeedbackBuilder
 from mmpo.pipeline.storage import RowAccounting
 from mmpo.pipeline.tables import FEEDBACK
 
+Grade = tuple[str, str, str, float]
 
-def feedback(*grades: tuple[str, str, str, float], low: float | None = 0, high: float | None = 10, spread: float | None = None):
+
+def feedback(*grades: Grade, low: float | None = 0, high: float | None = 10, spread: float | None = None) -> pa.Table:
     """FEEDBACK of one prompt from (completion, rater, aspect, score)."""
     out = FeedbackBuilder("made")
     out.prompt("question")
@@ -21,11 +24,18 @@ def feedback(*grades: tuple[str, str, str, float], low: float | None = 0, high: 
     return narrow(out.finish(), FEEDBACK)
 
 
-def compared(*gaps: tuple[str, str, float, str], limit: float | None = 3):
+def scored(**scores: float | tuple[float, ...]) -> pa.Table:
+    """FEEDBACK of one prompt: overall scores of each completion by rater r, or by raters r0, r1, ..."""
+    several = {text: score if isinstance(score, tuple) else (score,) for text, score in scores.items()}
+    return feedback(*((text, f"r{i}", "overall", score) for text, values in several.items() for i, score in enumerate(values)))
+
+
+def compared(*gaps: tuple[str, str, float, str]) -> pa.Table:
+    """FEEDBACK of one prompt from (shown first, shown second, gap, rater)."""
     out = FeedbackBuilder("made")
     out.prompt("question")
     for first, second, gap, rater in gaps:
-        out.comparison(out.completion(first), out.completion(second), gap, rater=rater, limit=limit)
+        out.comparison(out.completion(first), out.completion(second), gap, rater=rater, limit=3)
     return narrow(out.finish(), FEEDBACK)
 
 
@@ -57,25 +67,26 @@ def test_repeats_average_before_raters_do() -> None:
 
 
 def test_median_over_raters() -> None:
-    scores = {"a": (1, 9, 8), "b": (0, 0, 6)}
-    table = feedback(*((text, f"r{i}", "overall", s) for text, values in scores.items() for i, s in enumerate(values)))
+    table = scored(a=(1, 9, 8), b=(0, 0, 6))
     assert margins(table, merge_raters="median") == {("a", "b"): 8}
     assert margins(table) == {("a", "b"): pytest.approx(4)}
 
 
-def test_normalisations_by_hand() -> None:
-    table = feedback(("a", "r", "overall", 10), ("b", "r", "overall", 5), low=0, high=10)
-    assert margins(table, normalise="minmax") == {("a", "b"): 0.5}
-    assert margins(table, normalise="log") == {("a", "b"): pytest.approx(math.log(2))}
-    # mean 7.5, standard deviation 2.5: z-scores 1 and -1
-    assert margins(table, normalise="zscore") == {("a", "b"): pytest.approx(2)}
-    three = feedback(("a", "r", "overall", 9), ("b", "r", "overall", 5), ("c", "r", "overall", 5))
+@pytest.mark.parametrize(
+    ("normalise", "expected"),
+    [("minmax", 0.5), ("log", math.log(2)), ("zscore", 2)],  # mean 7.5, standard deviation 2.5: z-scores 1 and -1
+)
+def test_normalisations_by_hand(normalise: str, expected: float) -> None:
+    assert margins(scored(a=10, b=5), normalise=normalise) == {("a", "b"): pytest.approx(expected)}
+
+
+def test_ranks_by_hand_and_normalisations_that_grades_do_not_allow() -> None:
     # ranks from below: b and c share 1.5 -> .25, a has 3 -> 1
-    assert sorted(margins(three, normalise="rank").values()) == [0, 0.75, 0.75]
+    assert sorted(margins(scored(a=9, b=5, c=5), normalise="rank").values()) == [0, 0.75, 0.75]
     with pytest.raises(UserError, match="needs a declared scale"):
         build_pairs(feedback(("a", "r", "overall", 1), ("b", "r", "overall", 2), low=None, high=None), normalise="minmax")
     with pytest.raises(UserError, match="needs scores > 0"):
-        build_pairs(feedback(("a", "r", "overall", 0), ("b", "r", "overall", 2)), normalise="log")
+        build_pairs(scored(a=0, b=2), normalise="log")
 
 
 def test_a_single_judges_spread_follows_the_delta_method() -> None:

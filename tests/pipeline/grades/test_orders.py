@@ -24,24 +24,13 @@ from mmpo.pipeline.tables import FEEDBACK, metadata
 Answer = tuple[str, str, str, float]
 
 
-def answered(
-    prompts: list[list[Answer]], kind: str = "ai", spread: float | None = None, limit: float | None = None, aspect: str = "overall"
-) -> pa.Table:
+def answered(prompts: list[list[Answer]], kind: str = "ai", aspect: str = "overall", **more: float | None) -> pa.Table:
     """FEEDBACK with, for each prompt, answers (rater, shown first, shown second, gap towards the first)."""
     out = FeedbackBuilder("made")
     for number, answers in enumerate(prompts):
         out.prompt(f"question {number}")
         for rater, first, second, gap in answers:
-            out.comparison(
-                out.completion(first),
-                out.completion(second),
-                gap,
-                rater=rater,
-                kind=kind,
-                spread=spread,
-                limit=limit,
-                aspect=aspect,
-            )
+            out.comparison(out.completion(first), out.completion(second), gap, rater=rater, kind=kind, aspect=aspect, **more)
     return narrow(out.finish(), FEEDBACK)
 
 
@@ -58,18 +47,14 @@ def biases(table: pa.Table, **options: object) -> dict:
     return metadata(build_pairs(table, **options).schema)["position_bias"]  # type: ignore[arg-type]
 
 
-def test_bias_and_standard_error_by_hand() -> None:
-    """h = 1 and 3: b = 2, v0 = ((1 - 2)² + (3 - 2)²)/(2 - 1) = 2. Each pair's (h - b)² = 1: variance (4·2 + 1)/5 = 1.8."""
-    table = answered([both("j", 2, 1), both("j", 5, 3)])
+@pytest.mark.parametrize(("spread", "variance"), [(None, 1.8), (0.6, 1.98)])
+def test_bias_and_standard_error_by_hand(spread: float | None, variance: float) -> None:
+    """h = 1 and 3: b = 2, v0 = ((1 - 2)² + (3 - 2)²)/(2 - 1) = 2. Each pair's (h - b)² = 1: variance (4·2 + 1)/5 = 1.8; two answers of
+    spread .6 add (.36 + .36)/4 = .18."""
+    table = answered([both("j", 2, 1), both("j", 5, 3)], spread=spread)
     found = {row["quality_margin"]: row["margin_se"] for row in rows(table)}
-    assert found == {2: pytest.approx(math.sqrt(1.8)), 5: pytest.approx(math.sqrt(1.8))}
+    assert found == {2: pytest.approx(math.sqrt(variance)), 5: pytest.approx(math.sqrt(variance))}
     assert biases(table) == {"j/overall": {"bias": 2.0, "pairs": 2, "order_sd": pytest.approx(math.sqrt(2))}}
-
-
-def test_the_answers_own_spreads_add_to_the_orders() -> None:
-    """Two answers of spread .6: (.36 + .36)/4 = .18, beside the 1.8 of the orders."""
-    table = answered([both("j", 2, 1), both("j", 5, 3)], spread=0.6)
-    assert [row["margin_se"] for row in rows(table)] == [pytest.approx(math.sqrt(1.98))] * 2
 
 
 def test_one_pair_has_a_bias_but_says_nothing_of_the_order_noise() -> None:

@@ -1,12 +1,12 @@
 """Rater effects in whole builds: margins that become comparable, intervals that cover, what is counted and shown, real severe raters."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from folders import write_rows
 from panels import PANELS, covered, panel
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs
@@ -80,8 +80,7 @@ def written(path: Path, answers: Iterable[tuple[int, str, str, str, float]], kin
         {"prompt": f"q{p}", "first": first, "second": second, "gap": float(gap), "rater": rater, "kind": kind}
         for p, rater, first, second, gap in answers
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_rows(path, rows)
 
 
 def test_a_pair_that_two_reasons_leave_bare_is_lost_once(tmp_path: Path) -> None:

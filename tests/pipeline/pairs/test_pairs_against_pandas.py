@@ -1,6 +1,6 @@
 """The pairs and margins of a build against a few lines of pandas that share no code with it, on data made here and on real data."""
 
-import os
+from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 
@@ -48,16 +48,12 @@ def by_text(rows: pd.DataFrame) -> dict[tuple[str, frozenset[str]], tuple[str | 
     }
 
 
-def expected(frame: pd.DataFrame, strategy: str) -> dict[tuple[str, frozenset[str]], tuple[str | None, float]]:
-    scores = frame.groupby(["prompt", "completion"])["score"].mean()
+def expected(frame: pd.DataFrame) -> dict[tuple[str, frozenset[str]], tuple[str | None, float]]:
+    """All pairs of each prompt by the mean over raters."""
     result = {}
-    for prompt, of_prompt in scores.groupby(level=0):
+    for prompt, of_prompt in frame.groupby(["prompt", "completion"])["score"].mean().groupby(level=0):
         ranked = of_prompt.droplevel(0)
-        if strategy == "all":
-            pairs = list(combinations(ranked.index, 2))
-        else:
-            raise ValueError(strategy)
-        for a, b in pairs:
+        for a, b in combinations(ranked.index, 2):
             gap = ranked[a] - ranked[b]
             result[prompt, frozenset((a, b))] = ((a if gap > 0 else b) if gap else None, abs(gap))
     return result
@@ -73,7 +69,7 @@ def same(found: dict, wanted: dict) -> None:
 
 def test_all_pairs_and_margins(tmp_path: Path) -> None:
     frame = ratings()
-    same(by_text(built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out")), expected(frame, "all"))
+    same(by_text(built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out")), expected(frame))
 
 
 def test_best_against_worst_and_adjacent_follow_the_scores(tmp_path: Path) -> None:
@@ -92,8 +88,6 @@ def test_best_against_worst_and_adjacent_follow_the_scores(tmp_path: Path) -> No
 
 
 def test_a_cap_takes_the_smallest_hashes_after_ties_are_dropped(tmp_path: Path) -> None:
-    from hashlib import blake2b
-
     path = write(ratings(seed=5), tmp_path / "r.jsonl")
     whole = built([path], tmp_path / "whole", strategy="adjacent", ties="drop", seed=7)
     capped = built([path], tmp_path / "capped", strategy="adjacent", ties="drop", seed=7, max_per_prompt=2)
@@ -133,14 +127,11 @@ def test_standard_errors_by_hand(tmp_path: Path) -> None:
     assert found["preferring"].to_dict() == {"x": 2, "y": 2, "z": 1}
 
 
-def test_real_grades(tmp_path: Path) -> None:
+def test_real_grades(tmp_path: Path, real_data: Path) -> None:
     """GPT-4's grades of sixteen models' answers, all pairs, against pandas."""
-    folder = os.environ.get("MMPO_REAL_DATA")
-    if not folder:
-        pytest.skip("MMPO_REAL_DATA names no folder of real data")
-    frame = pd.read_parquet(Path(folder) / "arena_bench_gpt4_scores.parquet", columns=["prompt", "response", "score"]).dropna()
+    frame = pd.read_parquet(real_data / "arena_bench_gpt4_scores.parquet", columns=["prompt", "response", "score"]).dropna()
     frame = frame.rename(columns={"response": "completion"}).assign(rater="gpt-4")
     frame = frame[frame.completion.str.strip() != ""]
     found = built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out")
     assert len(found) > 20_000
-    same(by_text(found), expected(frame, "all"))
+    same(by_text(found), expected(frame))
