@@ -23,7 +23,7 @@ __all__ = ["build_pairs", "load_feedback", "load_pairs", "read_feedback", "write
 
 
 def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
-    """FEEDBACK from files, folders, globs or Hub datasets, one row a prompt, in the order of the prompts' ids.
+    """FEEDBACK from files, folders, globs or Hub datasets, one row per prompt, in the order of the prompts' ids.
 
     options: the fields of `sources.SourceOptions` (columns, scale, fix_known_defects, rater, kind, need_scores).
     Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid.

@@ -9,7 +9,7 @@ from mmpo.pipeline.sources.base import RowParser, Source, SourceOptions, check_o
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
-from mmpo.pipeline.sources.generic import FIELDS, SHAPES, prepare_csv, prepare_generic
+from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, prepare_csv, prepare_generic
 from mmpo.pipeline.sources.pair_rows import split_pair
 from mmpo.pipeline.sources.shp import parse_shp
 from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
@@ -43,7 +43,7 @@ def _columns(*sets: str) -> tuple[frozenset[str], ...]:
 SOURCES: dict[str, Source] = {
     "ultrafeedback": Source(
         "ultrafeedback",
-        "UltraFeedback as published: four completions a prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
+        "UltraFeedback as published: four completions per prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
         parse=parse_ultrafeedback,
         requires=_columns("instruction completions"),
         named=False,
@@ -81,21 +81,21 @@ SOURCES: dict[str, Source] = {
     ),
     "jsonl": Source(
         "jsonl",
-        "JSON lines or a JSON array with named columns: a row a rating, a prompt, a pair or a comparison",
+        "JSON lines or a JSON array with named columns: one row per rating, prompt, pair or comparison",
         prepare=prepare_generic,
         fields=FIELDS,
         scaled=True,
     ),
     "csv": Source(
         "csv",
-        "CSV or TSV with named columns: a row a rating, a prompt, a pair or a comparison",
+        "CSV or TSV with named columns: one row per rating, prompt, pair or comparison",
         prepare=prepare_csv,
         fields=FIELDS,
         scaled=True,
     ),
     "parquet": Source(
         "parquet",
-        "Parquet or Arrow with named columns: a row a rating, a prompt, a pair or a comparison",
+        "Parquet or Arrow with named columns: one row per rating, prompt, pair or comparison",
         prepare=prepare_generic,
         fields=FIELDS,
         scaled=True,
@@ -132,4 +132,4 @@ def fitting(columns: Collection[str]) -> list[str]:
     """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
     present = set(columns)
     names = [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]
-    return names + ["jsonl"] * any(present.issuperset(shape.texts + shape.grades) for shape in SHAPES)
+    return names + ["jsonl"] * any(present.issuperset(layout.texts + layout.grades) for layout in LAYOUTS)

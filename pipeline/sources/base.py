@@ -40,7 +40,7 @@ class Source:
     """A format that feedback comes in; one entry of `sources.SOURCES`.
 
     parse(row, out, options) adds one row. prepare(columns, options, file), where given, replaces it: it looks at the
-    columns once a file and returns the parser of its rows. requires: sets of columns of which one must be there.
+    columns once per file and returns the parser of its rows. requires: sets of columns of which one must be there.
     fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
     name rater and kind. table: reads a whole table into FEEDBACK at once instead.
     """
@@ -91,7 +91,7 @@ def missing_columns(file: str, needs: str, missing: Collection[str], present: Co
 def check_options(source: Source, options: SourceOptions) -> None:
     """Refuse options that the source has no use for or whose values are wrong. Raises UserError."""
     if options.columns and not source.fields:
-        raise UserError(f"format {source.name!r} has fixed columns; --columns is for jsonl, csv, parquet and trl")
+        raise UserError(f"format {source.name!r} has fixed columns; --columns is for {_formats(lambda other: bool(other.fields))}")
     for name in options.columns:
         if source.fields and name not in source.fields:
             raise unknown_name("field in --columns", name, source.fields)
@@ -108,7 +108,13 @@ def check_options(source: Source, options: SourceOptions) -> None:
     if not low < high or high - low == float("inf"):
         raise UserError(f"--scale {low:g}:{high:g}: the first number must be the smaller, both finite, such as 1:10")
     if not source.scaled:
-        raise UserError(f"format {source.name!r} has a scale of its own; --scale is for jsonl, csv, parquet and trl")
+        raise UserError(f"format {source.name!r} has a scale of its own; --scale is for {_formats(lambda other: other.scaled)}")
+
+
+def _formats(wanted: Callable[[Source], bool]) -> str:
+    from mmpo.pipeline.sources import SOURCES
+
+    return ", ".join(name for name, source in SOURCES.items() if wanted(source))
 
 
 @lru_cache(maxsize=64)

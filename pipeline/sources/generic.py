@@ -1,11 +1,12 @@
-"""Files of any columns (jsonl, csv, parquet): a row a rating, a row a prompt, a row a pair, or a row a comparison.
+"""Files of any columns (jsonl, csv, parquet): one row per rating, per prompt, per pair or per comparison.
 
-Which one a file holds follows from its columns, once a file; `--columns field=column` names columns that are called
-otherwise.
+Which one a file holds follows from its columns, once per file; `--columns field=column` names columns that are called otherwise. Another
+layout of rows is a function that makes its parser and one line in LAYOUTS.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,41 +16,13 @@ from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.pair_rows import split_pair
 
-__all__ = ["FIELDS", "SHAPES", "Row", "Shape", "prepare_csv", "prepare_generic", "prepare_shape"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A way to lay out feedback. texts and grades: the fields that it needs; others: those that it also takes."""
-
-    name: str
-    texts: tuple[str, ...]
-    grades: tuple[str, ...]
-    others: tuple[str, ...]
+__all__ = ["FIELDS", "LAYOUTS", "RowFields", "RowLayout", "pair_parser", "prepare_csv", "prepare_generic"]
 
 
 GRADE = ("rater", "aspect", "kind")
-SHAPES = (
-    Shape("a row a rating", ("prompt", "completion"), ("score",), ("model", *GRADE)),
-    Shape("a row a prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE)),
-    Shape(
-        "a row a pair",
-        ("prompt", "chosen", "rejected"),
-        ("score_chosen", "score_rejected"),
-        ("chosen_model", "rejected_model", *GRADE),
-    ),
-    Shape(
-        "a row a pair with its margin",
-        ("prompt", "chosen", "rejected"),
-        ("margin",),
-        ("chosen_model", "rejected_model", *GRADE),
-    ),
-    Shape("a row a comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE)),
-)
-FIELDS = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.texts, *shape.grades, *shape.others)))
 
 
-class Row:
+class RowFields:
     """Reads the fields of one file's rows by the names of its columns. text: all cells are text (CSV)."""
 
     def __init__(self, columns: Collection[str], options: SourceOptions, file: str, text: bool) -> None:
@@ -98,57 +71,7 @@ class Row:
         return value
 
 
-def prepare_generic(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
-    """The parser of a file of typed rows (JSON, Parquet). Raises UserError where no row shape fits the columns."""
-    return prepare_shape(columns, options, file, text=False)
-
-
-def prepare_csv(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
-    """The parser of a file whose cells are all text; lists are JSON in a cell."""
-    return prepare_shape(columns, options, file, text=True)
-
-
-def prepare_shape(columns: Collection[str], options: SourceOptions, file: str, *, text: bool) -> RowParser:
-    """The parser for the row shape that the columns make. Raises UserError."""
-    shape = _shape(columns, options, file)
-    fields = Row(columns, options, file, text)
-    if not all(name in fields.column for name in shape.grades):
-        fields.column = {name: column for name, column in fields.column.items() if name not in shape.grades}
-    if shape.texts[1] == "completion":
-        return _rating_parser(fields)
-    if shape.texts[1] == "completions":
-        return _prompt_parser(fields)
-    if shape.texts[1] == "chosen":
-        return pair_parser(fields, by_margin="margin" in shape.grades)
-    return _comparison_parser(fields, options)
-
-
-def _shape(columns: Collection[str], options: SourceOptions, file: str) -> Shape:
-    """The shape whose fields are there; of several, the one with most fields named in --columns, then the first."""
-    absent = [f"{column} (for {name})" for name, column in options.columns.items() if column not in columns]
-    if absent:
-        raise missing_columns(file, "what --columns names", absent, columns)
-    there = {name for name in FIELDS if options.columns.get(name, name) in columns}
-
-    def missing(shape: Shape) -> list[str]:
-        needed = shape.texts + (shape.grades if options.need_scores else ())
-        return [name for name in needed if name not in there]
-
-    def rank(shape: Shape) -> tuple[int, int]:
-        graded = sum(name not in there for name in shape.grades)
-        return -sum(name in options.columns for name in (*shape.texts, *shape.grades)), graded
-
-    fits = [shape for shape in SHAPES if not missing(shape)]
-    if fits:
-        return min(fits, key=rank)
-    close = min(SHAPES, key=lambda shape: (len(missing(shape)), rank(shape)))
-    hint = "Name columns that are called otherwise by --columns field=column,..."
-    if set(close.texts) <= there:
-        hint += " Without grades only --feedback-only reads the file."
-    raise missing_columns(file, f"{close.name} ({', '.join(close.texts + close.grades)})", missing(close), columns, hint)
-
-
-def _rating_parser(fields: Row) -> RowParser:
+def _rating_parser(fields: RowFields) -> RowParser:
     prompt_column, completion_column = fields.column["prompt"], fields.column["completion"]
     low, high = fields.low, fields.high
 
@@ -167,7 +90,7 @@ def _rating_parser(fields: Row) -> RowParser:
     return parse
 
 
-def _prompt_parser(fields: Row) -> RowParser:
+def _prompt_parser(fields: RowFields) -> RowParser:
     def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
         texts = fields.list_of(row.get(fields.column["completions"]))
         if not isinstance(texts, list):
@@ -194,7 +117,7 @@ def _prompt_parser(fields: Row) -> RowParser:
     return parse
 
 
-def pair_parser(fields: Row, by_margin: bool) -> RowParser:
+def pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all."""
     # Scores low..high can be at most high - low apart.
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
@@ -219,9 +142,9 @@ def pair_parser(fields: Row, by_margin: bool) -> RowParser:
     return parse
 
 
-def _comparison_parser(fields: Row, options: SourceOptions) -> RowParser:
-    if options.scale and options.scale[0] != -options.scale[1]:
-        low, high = options.scale
+def _comparison_parser(fields: RowFields) -> RowParser:
+    low, high = fields.low, fields.high
+    if low is not None and high is not None and low != -high:
         raise UserError(f"--scale {low:g}:{high:g}: the scale of a gap must be symmetric, such as -3:3")
 
     def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
@@ -236,6 +159,74 @@ def _comparison_parser(fields: Row, options: SourceOptions) -> RowParser:
             out.comparison(first, second, gap, rater=rater, kind=kind, aspect=aspect, limit=fields.high)
 
     return parse
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """A way to lay out feedback in rows. texts and grades: the fields that it needs; others: those that it also takes."""
+
+    name: str
+    texts: tuple[str, ...]
+    grades: tuple[str, ...]
+    others: tuple[str, ...]
+    parser: Callable[[RowFields], RowParser]
+
+
+_PAIR = ("prompt", "chosen", "rejected")
+_MODELS = ("chosen_model", "rejected_model")
+LAYOUTS = (
+    RowLayout("one row per rating", ("prompt", "completion"), ("score",), ("model", *GRADE), _rating_parser),
+    RowLayout("one row per prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE), _prompt_parser),
+    RowLayout("one row per pair", _PAIR, ("score_chosen", "score_rejected"), (*_MODELS, *GRADE), pair_parser),
+    RowLayout("one row per pair with its margin", _PAIR, ("margin",), (*_MODELS, *GRADE), partial(pair_parser, by_margin=True)),
+    RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE),
+              _comparison_parser),
+)  # fmt: skip
+FIELDS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in (*layout.texts, *layout.grades, *layout.others)))
+
+
+def prepare_generic(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
+    """The parser of a file of typed rows (JSON, Parquet). Raises UserError where no layout of rows fits the columns."""
+    return _prepare(columns, options, file, text=False)
+
+
+def prepare_csv(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
+    """The parser of a file whose cells are all text; lists are JSON in a cell."""
+    return _prepare(columns, options, file, text=True)
+
+
+def _prepare(columns: Collection[str], options: SourceOptions, file: str, *, text: bool) -> RowParser:
+    """The parser of the rows whose layout the columns make. Raises UserError."""
+    layout = _layout(columns, options, file)
+    fields = RowFields(columns, options, file, text)
+    if not all(name in fields.column for name in layout.grades):
+        fields.column = {name: column for name, column in fields.column.items() if name not in layout.grades}
+    return layout.parser(fields)
+
+
+def _layout(columns: Collection[str], options: SourceOptions, file: str) -> RowLayout:
+    """The layout whose fields are there; of several, the one with most fields named in --columns, then the first."""
+    absent = [f"{column} (for {name})" for name, column in options.columns.items() if column not in columns]
+    if absent:
+        raise missing_columns(file, "what --columns names", absent, columns)
+    there = {name for name in FIELDS if options.columns.get(name, name) in columns}
+
+    def missing(layout: RowLayout) -> list[str]:
+        needed = layout.texts + (layout.grades if options.need_scores else ())
+        return [name for name in needed if name not in there]
+
+    def rank(layout: RowLayout) -> tuple[int, int]:
+        graded = sum(name not in there for name in layout.grades)
+        return -sum(name in options.columns for name in (*layout.texts, *layout.grades)), graded
+
+    fits = [layout for layout in LAYOUTS if not missing(layout)]
+    if fits:
+        return min(fits, key=rank)
+    close = min(LAYOUTS, key=lambda layout: (len(missing(layout)), rank(layout)))
+    hint = "Name columns that are called otherwise by --columns field=column,..."
+    if set(close.texts) <= there:
+        hint += " Without grades only --feedback-only reads the file."
+    raise missing_columns(file, f"{close.name} ({', '.join(close.texts + close.grades)})", missing(close), columns, hint)
 
 
 def _as_long(values: Any, texts: list[Any], name: str) -> list[Any]:

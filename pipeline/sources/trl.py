@@ -7,11 +7,11 @@ from collections.abc import Collection
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns
-from mmpo.pipeline.sources.generic import FIELDS, SHAPES, Row, pair_parser
+from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, RowFields, pair_parser
 
 __all__ = ["TRL_FIELDS", "prepare_trl"]
 
-_PAIR = next(shape for shape in SHAPES if "score_chosen" in shape.grades)
+_PAIR = next(layout for layout in LAYOUTS if "score_chosen" in layout.grades)
 TRL_FIELDS = tuple(name for name in FIELDS if name in (*_PAIR.texts, *_PAIR.grades, *_PAIR.others, "margin"))
 
 
@@ -22,7 +22,7 @@ def prepare_trl(columns: Collection[str], options: SourceOptions, file: str) -> 
     absent += [column for column in needed if column not in columns and column not in options.columns.values()]
     if absent:
         raise missing_columns(file, "format 'trl'", absent, columns)
-    fields = Row(columns, options, file, text=False)
+    fields = RowFields(columns, options, file, text=False)
     if options.need_scores and "margin" not in fields.column and not set(_PAIR.grades) <= set(fields.column):
         told = ", ".join(map(repr, sorted(columns)))
         raise UserError(

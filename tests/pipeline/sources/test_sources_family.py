@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import Counter
+from collections.abc import Mapping
 from math import log
 from pathlib import Path
 from typing import Any
@@ -10,36 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import pairs_folder, write_rows
+from source_cases import DATA, collected, reasons, ultrafeedback
 
+from mmpo.cli.main import run
+from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import SOURCES, Collected, SourceOptions, collect, get_source
-from mmpo.pipeline.storage import plan, resolve_inputs
+from mmpo.pipeline.sources import SOURCES, FeedbackBuilder, Source, SourceOptions, get_source
 from mmpo.pipeline.tables import FEEDBACK
 
-DATA = Path(__file__).parents[3] / "data"
 REAL = os.environ.get("MMPO_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no folder with the larger real files")
-
-
-def collected(path: Path, format: str, **options: Any) -> Collected:
-    """A file of one chunk."""
-    (chunk,) = plan(resolve_inputs([path], format))
-    return collect(chunk, get_source(format), SourceOptions(**options))
-
-
-def reasons(result: Collected) -> dict[str, int]:
-    return dict(Counter(result.rejects["reason"].to_pylist()))
-
-
-def ultrafeedback(**completion: Any) -> dict[str, Any]:
-    annotations = {
-        "helpfulness": {"Type": ["1"], "Rationale": "why type", "Rating": "2", "Rationale For Rating": "why 2"},
-        "honesty": {"Rating": "N/A", "Rationale": "creative"},
-        "truthfulness": [{"Rating": "4"}, {"Rating": "3.5"}],
-        "instruction_following": {"Rating": 5, "Rationale": None},
-    }
-    full = {"model": "m", "response": "reply", "critique": "fine", "overall_score": 7.5, "annotations": annotations}
-    return {"source": "sharegpt", "instruction": "Ask", "completions": [{**full, **completion}]}
 
 
 # Real files, as they were published
@@ -121,6 +102,22 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path, format: str, opti
     path.write_text("{}\n")
     with pytest.raises(UserError, match=told):
         collected(path, format, **options)
+
+
+def test_one_line_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def parse(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
+        out.prompt(row["q"])
+        out.rating(out.completion(row["a"]), row["grade"], rater="me")
+
+    monkeypatch.setitem(
+        SOURCES, "mine", Source("mine", "A format of one's own.", parse, requires=(frozenset(["q", "a", "grade"]),))
+    )
+    rows = [{"q": "Ask", "a": f"reply {i}", "grade": i} for i in range(3)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="They fit --format mine"):
+        collected(path, "shp")
+    assert load_pairs(pairs_folder(tmp_path / "pairs", rows, format="mine")).num_rows == 3
+    assert run(["formats"]) == 0 and "A format of one's own." in "".join(capsys.readouterr())
 
 
 def test_names_of_formats() -> None:

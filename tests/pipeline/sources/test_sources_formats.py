@@ -2,31 +2,19 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from math import log
-from pathlib import Path
 from typing import Any
 
 import pytest
+from source_cases import DATA, add, collected, reasons, ultrafeedback
+from source_cases import ratings as grades
 
-from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, get_source, log_odds
-from mmpo.pipeline.storage import plan, resolve_inputs
+from mmpo.pipeline.sources import BadRow, FeedbackBuilder, SourceOptions, get_source, log_odds
 from mmpo.pipeline.tables import prompt_id
 
-DATA = Path(__file__).parents[3] / "data"
 REAL = os.environ.get("MMPO_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no folder with the larger real files")
-
-
-def add(format: str, row: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], list[str]]:
-    """One row of a format as a FEEDBACK row, and the reasons of what was dropped of it."""
-    out = FeedbackBuilder(format)
-    out.at("folder/file.jsonl", 1)
-    get_source(format).parser(row.keys(), SourceOptions(**options), "folder/file.jsonl")(row, out)
-    rows = out.finish().to_pylist()
-    assert len(rows) == 1
-    return rows[0], [reject[2] for reject in out.rejects]
 
 
 def dropped(format: str, row: Mapping[str, Any], **options: Any) -> BadRow:
@@ -36,34 +24,7 @@ def dropped(format: str, row: Mapping[str, Any], **options: Any) -> BadRow:
     return caught.value
 
 
-def grades(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Completion, rater, kind, aspect, score, low and high of the ratings."""
-    names = ("completion", "rater", "kind", "aspect", "score", "low", "high")
-    return [tuple(rating[name] for name in names) for rating in row["ratings"]]
-
-
-def collected(path: Path, format: str, **options: Any) -> Collected:
-    """A file of one chunk."""
-    (chunk,) = plan(resolve_inputs([path], format))
-    return collect(chunk, get_source(format), SourceOptions(**options))
-
-
-def reasons(result: Collected) -> dict[str, int]:
-    return dict(Counter(result.rejects["reason"].to_pylist()))
-
-
 # UltraFeedback
-
-
-def ultrafeedback(**completion: Any) -> dict[str, Any]:
-    annotations = {
-        "helpfulness": {"Type": ["1"], "Rationale": "why type", "Rating": "2", "Rationale For Rating": "why 2"},
-        "honesty": {"Rating": "N/A", "Rationale": "creative"},
-        "truthfulness": [{"Rating": "4"}, {"Rating": "3.5"}],
-        "instruction_following": {"Rating": 5, "Rationale": None},
-    }
-    full = {"model": "m", "response": "reply", "critique": "fine", "overall_score": 7.5, "annotations": annotations}
-    return {"source": "sharegpt", "instruction": "Ask", "completions": [{**full, **completion}]}
 
 
 def test_ultrafeedback_grades_overall_and_aspects_on_their_scales() -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from source_cases import DATA, collected, ratings
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, collect_parts, get_source, split_pair
+from mmpo.pipeline.sources import BadRow, FeedbackBuilder, SourceOptions, collect, collect_parts, get_source, split_pair
 from mmpo.pipeline.storage import plan, resolve_inputs
-
-DATA = Path(__file__).parents[3] / "data"
 
 
 def add(row: dict[str, Any], format: str = "jsonl", **options: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -30,20 +29,10 @@ def reason(row: dict[str, Any], format: str = "jsonl", **options: Any) -> tuple[
     return caught.value.reason, caught.value.limited
 
 
-def collected(path: Path, format: str, **options: Any) -> Collected:
-    (chunk,) = plan(resolve_inputs([path], format))
-    return collect(chunk, get_source(format), SourceOptions(**options))
-
-
-def ratings(row: dict[str, Any]) -> list[tuple[Any, ...]]:
-    names = ("completion", "rater", "kind", "aspect", "score", "low", "high")
-    return [tuple(rating[name] for name in names) for rating in row["ratings"]]
-
-
 RATING = {"prompt": "Ask", "completion": "reply", "score": 4}
 
 
-def test_a_row_a_rating() -> None:
+def test_one_row_per_rating() -> None:
     row, rejects = add(RATING, scale=(1.0, 5.0))
     assert ratings(row) == [(0, "people", "human", "overall", 4.0, 1.0, 5.0)] and rejects == []
     named = {**RATING, "model": "m", "rater": 7, "aspect": "style", "kind": "ai"}
@@ -101,7 +90,7 @@ def test_a_column_missing_in_one_row_costs_that_row(tmp_path: Path) -> None:
     assert (result.lines, result.dropped, result.limited, result.feedback.num_rows) == (3, 2, 2, 1)
 
 
-def test_a_row_a_prompt() -> None:
+def test_one_row_per_prompt() -> None:
     row = {"prompt": "Ask", "completions": ["a", "b", "a", ""], "scores": [1, None, 3, 2], "models": [*"mnop"]}
     feedback, rejects = add(row)
     assert [(c["text"], c["model"]) for c in feedback["completions"]] == [("a", "m"), ("b", "n")]
@@ -116,14 +105,14 @@ def test_a_row_a_prompt() -> None:
 PAIR = {"prompt": "Ask", "chosen": "good", "rejected": "bad"}
 
 
-def test_a_row_a_pair_by_scores() -> None:
+def test_one_row_per_pair_by_scores() -> None:
     row, _ = add({**PAIR, "score_chosen": 2, "score_rejected": 3, "chosen_model": "m", "margin": 9})
     assert [grade[4] for grade in ratings(row)] == [2.0, 3.0] and row["comparisons"] == []
     assert row["completions"][0]["model"] == "m"
     assert reason({**PAIR, "rejected": "good", "score_chosen": 2, "score_rejected": 3}) == ("identical_texts", False)
 
 
-def test_a_row_a_pair_by_its_margin() -> None:
+def test_one_row_per_pair_by_its_margin() -> None:
     row, _ = add({**PAIR, "margin": 1.5}, scale=(1.0, 5.0), kind="ai")
     (comparison,) = row["comparisons"]
     assert (comparison["first"], comparison["second"], comparison["gap"], comparison["limit"]) == (0, 1, 1.5, 4.0)
@@ -136,7 +125,7 @@ def test_a_row_a_pair_by_its_margin() -> None:
 COMPARISON = {"prompt": "Ask", "first": "a", "second": "b", "gap": -2}
 
 
-def test_a_row_a_comparison() -> None:
+def test_one_row_per_comparison() -> None:
     row, _ = add({**COMPARISON, "rater": "r", "first_model": "m"}, scale=(-3.0, 3.0))
     (comparison,) = row["comparisons"]
     assert (comparison["first"], comparison["second"], comparison["gap"], comparison["limit"]) == (0, 1, -2.0, 3.0)
@@ -164,7 +153,12 @@ def test_candidates_without_scores() -> None:
 def test_missing_columns_name_those_present() -> None:
     with pytest.raises(UserError) as caught:
         add({"question": "Ask", "completion": "b", "score": 1})
-    for told in ("people.jsonl", "a row a rating (prompt, completion, score) needs the column 'prompt'", "'question'", "--columns"):
+    for told in (
+        "people.jsonl",
+        "one row per rating (prompt, completion, score) needs the column 'prompt'",
+        "'question'",
+        "--columns",
+    ):
         assert told in str(caught.value)
     with pytest.raises(UserError, match=r"'grade \(for score\)'.*Columns present: 'completion', 'prompt', 'score'"):
         add(RATING, columns={"score": "grade"})
