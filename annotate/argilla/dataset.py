@@ -242,15 +242,15 @@ def _check(settings: Mapping[str, Sequence[Mapping[str, Any]]], design: DatasetD
     same_scale = design.questions == "pairs" or all((one.low, one.high) == design.scale for one in asked.values())
     extra = {one.aspect for one in asked.values()} - set(design.aspects)
     if not own or not same_kind or not same_scale or extra or (design.questions == "pairs" and not wanted <= set(asked)):
-        told = ", ".join(f"{one.name} ({one.low} to {one.high})" for one in asked.values()) or "nothing that mmpo asks"
-        raise _other(name, f"one that asks {told}", design)
+        described = ", ".join(f"{one.name} ({one.low} to {one.high})" for one in asked.values()) or "nothing that mmpo asks"
+        raise _other(name, f"one that asks {described}", design)
 
 
-def _other(name: str, told: str, design: DatasetDesign) -> UserError:
+def _other(name: str, described: str, design: DatasetDesign) -> UserError:
     wanted = f"{design.questions} about {', '.join(design.aspects)}" + (
         f" on {design.scale[0]} to {design.scale[1]}" if design.questions == "ratings" else ""
     )
     return UserError(
-        f"the dataset {printable(name)!r} is there already, {told}; to be pushed are {wanted}. What a published dataset asks cannot be "
+        f"the dataset {printable(name)!r} is there already, {described}; to be pushed are {wanted}. What a published dataset asks cannot be "
         "changed: name another by --dataset, or push what it asks (--questions, --aspects, --scale)"
     )

@@ -79,11 +79,11 @@ def known_of(row: Mapping[str, Any]) -> KnownMargin:
 
 def full_of_pairs(table: pa.Table) -> float | None:
     """The widest possible margin of a PAIRS table by what stands beside it, None where that does not say."""
-    told = metadata(table.schema)
-    if told.get("normalisation") in ("minmax", "rank"):
+    about = metadata(table.schema)
+    if about.get("normalisation") in ("minmax", "rank"):
         return 1.0
-    scales = told.get("scales") or []
-    if told.get("normalisation") != "none" or len(scales) != 1 or None in scales[0]:
+    scales = about.get("scales") or []
+    if about.get("normalisation") != "none" or len(scales) != 1 or None in scales[0]:
         return None
     low, high = scales[0]
     return float(high) if table["score_chosen"].null_count == table.num_rows else float(high - low)

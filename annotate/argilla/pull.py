@@ -128,8 +128,8 @@ def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -
         ("--feedback", about["feedback"], None if options.feedback is None else Path(options.feedback).name),
     ):
         if before != now:
-            told = "without" if not before else f"with {flag}" + (f" {before}" if isinstance(before, str) else "")
-            raise UserError(f"--out {folder} was pulled {told} {'' if before else flag}: do so again, or name another folder")
+            how = "without" if not before else f"with {flag}" + (f" {before}" if isinstance(before, str) else "")
+            raise UserError(f"--out {folder} was pulled {how} {'' if before else flag}: do so again, or name another folder")
     rows = pq.read_table(folder / FILE, schema=ANSWERS).to_pylist()
     answers = [HumanGrade(**row) for row in rows]
     return {one.key: one for one in answers}, load_feedback(folder)
@@ -183,8 +183,8 @@ def _homeless(one: HumanGrade) -> dict[str, Any]:
 
 
 def _nothing(dataset: str, client: Client, answers: PulledAnswers, merged: Merged) -> str:
-    told = {**answers.responses, "used": 0, "not_in_feedback": len(merged.homeless)}
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(told.items()) if count)
+    reasons = {**answers.responses, "used": 0, "not_in_feedback": len(merged.homeless)}
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count)
     why = f"no answer gives a grade ({counts})" if counts else "nobody has submitted an answer yet"
     return f"{printable(dataset)!r} at {client.url}: {why}; nothing was written"
 

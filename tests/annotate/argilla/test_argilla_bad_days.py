@@ -13,20 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, unlocked
+from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed
 from argilla_fixture import Argilla
 from argilla_proxy import proxy_to
 from cases import environment, mmpo
 
 from mmpo.annotate.agreement import agree
-from mmpo.annotate.argilla import PullOptions, PushOptions, connect, pull, push, upsert
+from mmpo.annotate.argilla import PullOptions, PushOptions, api_url_of, connect, pull, push, upsert
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 from mmpo.pipeline.errors import PartialResult, UserError
-
-
-@pytest.fixture(autouse=True)
-def _key(argilla: Argilla, monkeypatch: pytest.MonkeyPatch) -> None:
-    unlocked(argilla, monkeypatch)
 
 
 def closed_port() -> int:
@@ -264,3 +259,10 @@ def test_folders_that_hold_something_else(argilla: Argilla, tmp_path: Path) -> N
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         pulled(argilla, one, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://me:secret@host:port"])
+def test_an_address_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        api_url_of(url)
+    assert url not in str(caught.value) and "secret" not in str(caught.value)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmpo.annotate.argilla_server.environment import PINS, digest_of_pins, ensure, environment_folder, is_complete, python_of
 from mmpo.annotate.argilla_server.home import holding, known_users, new_users, prepare, secret_key
-from mmpo.annotate.argilla_server.serve import is_loopback
+from mmpo.annotate.argilla_server.serve import is_loopback, serve
 from mmpo.annotate.argilla_server.text_query import matches, pack, terms_of
 from mmpo.pipeline.errors import UserError
 
@@ -162,3 +162,17 @@ def test_words_of_a_text_find_it_and_their_negation_does_not(words: list[str]) -
     assert matches(fields, pack(" ".join(words), ["text"]))
     assert not matches(fields, pack(f"-{words[0]}", ["text"]))
     assert not matches(fields, pack(words[0], ["other"]))
+
+
+def test_nobody_has_two_roles(tmp_path: Path) -> None:
+    for known, owner, annotators in (
+        ({}, None, ["owner"]),
+        ({}, "kim", ["kim"]),
+        ({"kim": "owner"}, None, ["kim"]),
+        ({"kim": "owner", "anna": "annotator"}, "anna", []),
+    ):
+        with pytest.raises(UserError, match=r"as owner|as annotator"):
+            new_users(known, owner, annotators, [], {})
+    with pytest.raises(UserError, match="--workspace: the name is empty"):
+        serve(tmp_path / "home", agree=lambda question: False, ready=lambda facts: None, workspace="")
+    assert not (tmp_path / "home").exists()

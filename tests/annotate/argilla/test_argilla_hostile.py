@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, answer, comparisons, feedback, name, pulled, pushed, unlocked
+from argilla_cases import Asked, answer, comparisons, feedback, name, pulled, pushed
 from argilla_fixture import Argilla
 from argilla_markers import CONTROL, MARKERS
 from cases import environment, mmpo
@@ -22,11 +22,6 @@ TEXTS = (
 BEGINS_MARKUP = re.compile(r"<[A-Za-z/!?]|&[#A-Za-z]|!\[|(?i:javascript|vbscript|data):")
 """What would begin a tag, an entity, a picture or a link of its own, were it not broken."""
 NOTE = f"because {MARKERS[0]} {MARKERS[4]}"
-
-
-@pytest.fixture(autouse=True)
-def _key(argilla: Argilla, monkeypatch: pytest.MonkeyPatch) -> None:
-    unlocked(argilla, monkeypatch)
 
 
 def marked(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from argilla_browser import KEYS, SUBMIT, Annotator, chromium
-from argilla_cases import Asked, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected, unlocked
+from argilla_cases import Asked, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected
 from argilla_fixture import Argilla
 from argilla_markers import MARKERS, inert, look_as_owner, marked, read_markers
 from cases import environment, mmpo
@@ -26,9 +26,8 @@ def browser(argilla_environment: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def annotator(browser: Any, argilla: Argilla, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Annotator]]:
+def annotator(browser: Any, argilla: Argilla) -> Iterator[Callable[[str], Annotator]]:
     """Logs users in; their windows are closed after the test."""
-    unlocked(argilla, monkeypatch)
     windows: list[Annotator] = []
 
     def log_in(user: str) -> Annotator:

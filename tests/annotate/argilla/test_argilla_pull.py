@@ -5,19 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected, unlocked
+from argilla_cases import Asked, answer, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected
 from argilla_fixture import Argilla
 from cases import environment, mmpo
 
 from mmpo.annotate.agreement import agree
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 from mmpo.pipeline.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def _key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "argilla" in request.fixturenames:
-        unlocked(request.getfixturevalue("argilla"), monkeypatch)
 
 
 def toward(record: dict[str, Any], better: str, size: int) -> str:
@@ -287,3 +281,53 @@ def test_margins_of_people_reach_a_dataset(argilla: Argilla, tmp_path: Path) -> 
         assert (row["quality_margin"], row["raters"], row["kind"]) == (2.0, 2, "human")
         assert row["margin_se"] == pytest.approx(1.0)  # s² = s0² = 2, n = 2: √(2/2)
         assert (row["chosen_model"], row["rejected_model"]) == ("m0", "m1")
+
+
+@pytest.mark.parametrize("real_names", [False, True])
+def test_a_folder_that_has_the_same_answers_counts_them_once(argilla: Argilla, tmp_path: Path, real_names: bool) -> None:
+    """Two of four as before, one changed, one taken back: three stay, whichever names the first pull wrote."""
+    dataset = name()
+    pushed(argilla, feedback(tmp_path / "f", 4), dataset)
+    records = Asked(argilla, dataset).records()
+    for record in records:
+        answer(argilla, "anna", record, grade="2")
+    pulled(argilla, dataset, tmp_path / "p0", real_names=real_names)
+    same = pulled(argilla, dataset, tmp_path / "same", feedback=str(tmp_path / "p0"))
+    assert (same["grades"], same["replaced"]) == (4, 4)
+    assert [one["gap"] for one in comparisons(tmp_path / "same")] == [2.0] * 4
+    answer(argilla, "anna", records[0], grade="-3")
+    answer(argilla, "anna", records[1], "discarded")
+    then = pulled(argilla, dataset, tmp_path / "then", feedback=str(tmp_path / "p0"))
+    assert (then["grades"], then["replaced"]) == (3, 4)
+    assert sorted(one["gap"] for one in comparisons(tmp_path / "then")) == [-3.0, 2.0, 2.0]
+    again = pulled(argilla, dataset, tmp_path / "then", feedback=str(tmp_path / "p0"))
+    assert (again["unchanged"], again["replaced"]) == (3, 4) and len(comparisons(tmp_path / "then")) == 3
+
+
+def test_a_rating_left_out_of_a_new_answer_is_taken_back(argilla: Argilla, tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completions": [f"reply {j}" for j in range(3)]}]
+    dataset, out = name(), tmp_path / "out"
+    pushed(argilla, feedback(tmp_path / "f", rows), dataset, questions="ratings")
+    [record] = Asked(argilla, dataset).records()
+    answer(argilla, "anna", record, rating_a=1, rating_b=5, rating_c=4)
+    assert pulled(argilla, dataset, out)["grades"] == 3
+    pulled(argilla, dataset, tmp_path / "p0")
+    answer(argilla, "anna", record, rating_a=1, rating_b=5)
+    summary = pulled(argilla, dataset, out)
+    assert (summary["grades"], summary["withdrawn"], summary["kept"]) == (2, 1, {})
+    assert sorted(one["score"] for one in ratings(out)) == [1.0, 5.0]
+    assert pulled(argilla, dataset, tmp_path / "pd", feedback=str(tmp_path / "p0"))["replaced"] == 3
+    assert sorted(one["score"] for one in ratings(tmp_path / "pd")) == [1.0, 5.0]
+
+
+def test_answers_to_a_question_that_was_reworded_later_are_kept_for_that(argilla: Argilla, tmp_path: Path) -> None:
+    dataset, out = name(), tmp_path / "out"
+    pushed(argilla, feedback(tmp_path / "f", 2), dataset)
+    asked = Asked(argilla, dataset)
+    for record in asked.records():
+        answer(argilla, "anna", record, grade="3")
+    pulled(argilla, dataset, out)
+    question = asked.get(f"{asked.path}/questions")["items"][0]
+    asked.change("PATCH", f"/api/v1/questions/{question['id']}", title="Which is worse?")
+    summary = pulled(argilla, dataset, out)
+    assert (summary["kept"], summary["withdrawn"], summary["grades"]) == ({"question_edited": 2}, 0, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, answer, feedback, name, pairs, pushed, unlocked
+from argilla_cases import Asked, answer, feedback, name, pairs, pushed
 from argilla_fixture import Argilla
 from cases import environment, mmpo
 
@@ -15,12 +15,6 @@ from mmpo.annotate.argilla import GRADES, grade_of, read_record
 from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id
-
-
-@pytest.fixture(autouse=True)
-def _key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "argilla" in request.fixturenames:
-        unlocked(request.getfixturevalue("argilla"), monkeypatch)
 
 
 def test_what_annotators_see(argilla: Argilla, tmp_path: Path) -> None:
@@ -190,6 +184,9 @@ def test_wiped_metadata_is_put_back_beside_what_others_added(argilla: Argilla, t
         ({"limit": 0}, "limit: 0 is not 1 or more"),
         ({"scale": (5, 5)}, "LOW:HIGH"),
         ({"scale": (0, 11)}, "LOW:HIGH"),
+        ({"scale": (0, 10)}, "--scale is for --questions ratings"),
+        ({"much_better": 2.0}, "it needs --suggest"),
+        ({"seed": -1}, "seed: -1 is not 0 or more"),
         ({"aspects": ("Tone!",)}, "small letters"),
         ({"pairs": "random"}, "random:k"),
         ({"suggest": True}, "no judge or reward model graded"),
@@ -239,3 +236,27 @@ def test_the_command(argilla: Argilla, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["sent"] == 6 and "6 new records" in done.stderr
     assert argilla.owner_key not in done.stdout + done.stderr
     assert Asked(argilla, dataset).dataset["distribution"]["min_submitted"] == 3
+
+
+def test_a_limit_does_not_narrow_what_the_dataset_can_hold(argilla: Argilla, tmp_path: Path) -> None:
+    """Prompts of 2 to 5 replies, one pushed first: all others fit in afterwards, and only two replies are asked for in any case."""
+    rows = [{"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(i)]} for i in (2, 3, 4, 5)]
+    dataset, data = name(), feedback(tmp_path / "f", rows)
+    assert pushed(argilla, data, dataset, questions="ratings", limit=1)["sent"] == 1
+    assert pushed(argilla, data, dataset, questions="ratings")["sent"] == 3
+    asked = Asked(argilla, dataset)
+    required = [one["name"] for one in asked.get(f"{asked.path}/fields")["items"] if one["required"]]
+    assert required == ["prompt", "reply_a", "reply_b"]
+    answer(argilla, "anna", asked.record("Q2"), rating_a=1, rating_b=5)
+
+
+def test_suggested_ratings_need_ratings(argilla: Argilla, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}", "first": "x", "second": "y", "gap": 1} for i in range(3)]
+    judged = feedback(tmp_path / "judged", rows, kind="ai", rater="judge-a", scale=(-3, 3))
+    with pytest.raises(UserError, match="needs AI ratings"):
+        pushed(argilla, judged, name(), questions="ratings", suggest=True)
+
+
+def test_a_tiny_measure_reaches_argilla(argilla: Argilla, tmp_path: Path) -> None:
+    summary = pushed(argilla, pairs(tmp_path / "p", 2), name(), suggest=True, much_better=1e-320)
+    assert summary["suggested"] == 2

@@ -22,6 +22,7 @@ from mmpo.annotate.argilla import (
     read_record,
     record_id,
     select,
+    suggestion_of,
 )
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id, prompt_id
@@ -125,3 +126,10 @@ def test_a_random_choice_is_stable_when_data_is_added() -> None:
 def test_printable_spells_out_what_moves_a_terminal() -> None:
     assert printable("a\x1b[2J\u202eb\x9b\nc") == "a\\x1b[2J\\u202eb\\x9b\\nc"
     assert printable("x" * 300).endswith("…") and len(printable("x" * 300)) == 200
+
+
+@pytest.mark.parametrize("se", [None, 0.0, 0.5])
+def test_a_tiny_measure_of_much_better_is_the_outermost_grade(se: float | None) -> None:
+    known = KnownMargin("a", 2.0, se, 0.0, 1, "ai")
+    grade, score = suggestion_of(known, ("b", "a"), 1e-320)
+    assert grade == "-3" and (score is None if se is None else score == pytest.approx(1.0, abs=1e-3))

@@ -274,3 +274,8 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "argilla.db").write_text("no database at all")
     assert "argilla.db" in refused("--home", str(tmp_path / "home"), "--port", "0", "--yes")
+
+
+def test_names_in_printed_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    say_ready(ready_facts(workspace="our team; ls"), only_here=True)
+    assert capsys.readouterr().err.count("--workspace 'our team; ls'") == 2

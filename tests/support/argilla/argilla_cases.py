@@ -2,18 +2,19 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 from argilla_fixture import Argilla
+from folders import Row, feedback_folder, made_up_prompts, pairs_folder
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
-from mmpo.pipeline import BuildOptions, build, load_feedback
+from mmpo.pipeline import load_feedback
 
-__all__ = ["Asked", "answer", "comparisons", "feedback", "name", "pairs", "pulled", "pushed", "ratings", "rejected", "unlocked"]
+__all__ = ["Asked", "answer", "comparisons", "feedback", "name", "pairs", "pulled", "pushed", "ratings", "rejected"]
 
 
 def name(start: str = "data") -> str:
@@ -21,39 +22,20 @@ def name(start: str = "data") -> str:
     return f"{start}-{uuid.uuid4().hex[:10]}"
 
 
-def lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A JSON lines file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def feedback(folder: Path, rows: Iterable[Row] | int = 6, **options: Any) -> Path:
+    """A FEEDBACK folder of rows of the format jsonl, or of so many made-up prompts with a reply of a small and one of a large model."""
+    rows = made_up_prompts(rows, models=["small", "large"]) if isinstance(rows, int) else rows
+    return feedback_folder(folder, rows, **options)
 
 
-def feedback(folder: Path, rows: Sequence[Mapping[str, Any]] | int = 6, **options: Any) -> Path:
-    """A FEEDBACK folder of rows in the format jsonl, or of so many made-up prompts with two replies each."""
-    if isinstance(rows, int):
-        rows = [
-            {
-                "prompt": f"Question {i}?",
-                "completions": [f"Answer {j} to question {i}." for j in range(2)],
-                "models": ["small", "large"],
-            }
-            for i in range(rows)
-        ]
-    source = lines(folder.with_suffix(".jsonl"), rows)
-    build(source, folder, options=BuildOptions(format="jsonl", feedback_only=True, **options))
-    return folder
-
-
-def pairs(folder: Path, rows: int = 6, **options: Any) -> Path:
+def pairs(folder: Path, rows: int = 6) -> Path:
     """A PAIRS folder of made-up pairs whose margins an AI gave on 1 to 10: pair i has i % 9 + 1."""
     made = [
         {"prompt": f"Question {i}?", "completion": f"Answer {j} to question {i}.", "score": 1 + (i % 9 + 1) * j, "model": f"m{j}"}
         for i in range(rows)
         for j in range(2)
     ]
-    source = lines(folder.with_suffix(".jsonl"), made)
-    build(source, folder, options=BuildOptions(format="jsonl", scale=(1, 10), kind="ai", rater="judge-a", **options))
-    return folder
+    return pairs_folder(folder, made, scale=(1, 10), kind="ai", rater="judge-a")
 
 
 def pushed(argilla: Argilla, data: Path, dataset: str, **options: Any) -> dict[str, Any]:
@@ -144,8 +126,3 @@ def rejected(folder: Path) -> dict[str, int]:
     for reason in pq.read_table(folder / "rejects.parquet")["reason"].to_pylist():
         counts[reason] = counts.get(reason, 0) + 1
     return counts
-
-
-def unlocked(argilla: Argilla, patch: Any) -> None:
-    """Put the owner's key into the environment, as a user does."""
-    patch.setenv("ARGILLA_API_KEY", argilla.owner_key)

@@ -35,7 +35,7 @@ __all__ = [
 
 GRADES = ["A better", "tie", "B better"]
 TOPICS = ["math", "code", "law"]
-WORDS = ["Über", "river", "RIVERBED", "50%_sure", "don't", "'; DROP TABLE records; --", "naïve", "日本語"]
+WORDS = ["Über", "river", "RIVERBED", "50%_sure", "don't", "'; SELECT note; --", "naïve", "日本語"]
 RATERS = ("anna", "ben")
 RECORDS = 60
 OURS = ("record-3", "record-44")
@@ -148,7 +148,7 @@ COMPLETE: Rule = lambda record: sum(status == "submitted" for status, _, _ in re
 FILTERS: dict[str, tuple[Body, Rule]] = {
     "one topic": (terms(metadata("topic"), "math"), lambda r: "math" in r.topic),
     "two topics": (terms(metadata("topic"), "math", "law"), lambda r: bool({"math", "law"} & set(r.topic))),
-    "no such topic": (terms(metadata("topic"), "' OR 1=1 --"), lambda r: False),
+    "no such topic": (terms(metadata("topic"), "'quoted' --"), lambda r: False),
     "a length as text": (terms(metadata("length"), "5", 7, "x"), lambda r: r.length in (5, 7)),
     "lengths": (between(metadata("length"), -1, 6), lambda r: within(r.length, -1, 6)),
     "margins from": (between(metadata("margin"), ge=0.75), lambda r: within(r.margin, 0.75, 99)),
@@ -188,7 +188,7 @@ TEXTS: dict[str, tuple[Body, Rule]] = {
     "roles are no text": ({"q": "user"}, lambda r: False),
     "not": ({"q": "naïve -river"}, lambda r: has(r, "naïve") and not has(r, "river")),
     "either": ({"q": "日本 | don't"}, lambda r: has(r, "日本") or has(r, "don't")),
-    "a phrase": ({"q": '"drop  table records"'}, lambda r: has(r, "drop table records")),
+    "a phrase": ({"q": '"select  note"'}, lambda r: has(r, "select note")),
     "no wild cards": ({"q": "50%_s"}, lambda r: has(r, "50%_sure")),
     "quotes and a semicolon": ({"q": "';"}, lambda r: has(r, "';")),
     "blank": ({"q": "  "}, lambda r: True),
