@@ -14,7 +14,7 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.records import LETTERS, NotOurs, ShownRecord, read_record
 from mmpo.pipeline.storage import text_digest
 
-__all__ = ["ANSWERS", "HumanGrade", "PulledAnswers", "Raters", "read_answers"]
+__all__ = ["ANSWERS", "HumanGrade", "PulledAnswers", "Raters", "read_answers", "reject_row"]
 
 NOT_SUBMITTED = ("draft", "discarded")
 
@@ -108,12 +108,13 @@ class PulledAnswers:
     def reject(self, reason: str, prompt: str | None, evidence: Mapping[str, Any]) -> None:
         """Count a response that gives no grade, with what it said."""
         self.responses[reason] += 1
-        self.rejects.append(
-            {
-                "unit": "response", "stage": "pull", "reason": reason, "file": None, "row": None, "prompt_id": prompt,
-                "evidence": orjson.dumps(evidence).decode(),
-            }
-        )  # fmt: skip
+        self.rejects.append(reject_row("response", reason, prompt, evidence))
+
+
+def reject_row(unit: str, reason: str, prompt: str | None, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of rejects.parquet: a response or a grade that was left out, and what it said."""
+    about = {"unit": unit, "stage": "pull", "reason": reason, "file": None, "row": None, "prompt_id": prompt}
+    return {**about, "evidence": orjson.dumps(evidence).decode()}
 
 
 def read_answers(

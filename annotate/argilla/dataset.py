@@ -246,11 +246,11 @@ def _check(settings: Mapping[str, Sequence[Mapping[str, Any]]], design: DatasetD
         raise _other(name, f"one that asks {described}", design)
 
 
-def _other(name: str, described: str, design: DatasetDesign) -> UserError:
+def _other(name: str, what: str, design: DatasetDesign) -> UserError:
     wanted = f"{design.questions} about {', '.join(design.aspects)}" + (
         f" on {design.scale[0]} to {design.scale[1]}" if design.questions == "ratings" else ""
     )
     return UserError(
-        f"the dataset {printable(name)!r} is there already, {described}; to be pushed are {wanted}. What a published dataset asks cannot be "
+        f"the dataset {printable(name)!r} is there already, {what}; to be pushed are {wanted}. What a published dataset asks cannot be "
         "changed: name another by --dataset, or push what it asks (--questions, --aspects, --scale)"
     )

@@ -90,9 +90,8 @@ def read_items(
         read = _of_feedback(load_feedback(folder), questions, pairs, aspects, judge, suggest, select, seed)
     if not read.items:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in read.dropped.most_common(4))
-        more = (
-            f"; a record shows {MOST_REPLIES} replies at most, --questions pairs takes any number" if "too_many" in reasons else ""
-        )
+        too_many = f"; a record shows {MOST_REPLIES} replies at most, --questions pairs takes any number"
+        more = too_many if "too_many" in reasons else ""
         raise UserError(f"{folder} holds nothing to show to people" + (f" ({reasons})" if reasons else "") + more)
     return read
 

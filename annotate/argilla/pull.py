@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.annotate.agreement import agree
-from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, PulledAnswers, Raters, read_answers
+from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, PulledAnswers, Raters, read_answers, reject_row
 from mmpo.annotate.argilla.client import (
     Client,
     Unreachable,
@@ -176,10 +175,7 @@ def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[
 
 def _homeless(one: HumanGrade) -> dict[str, Any]:
     evidence = {"record": one.record, "rater": one.rater, "first_id": one.first_id, "second_id": one.second_id, "value": one.value}
-    return {
-        "unit": "grade", "stage": "pull", "reason": "not_in_feedback", "file": None, "row": None, "prompt_id": one.prompt_id,
-        "evidence": orjson.dumps(evidence).decode(),
-    }  # fmt: skip
+    return reject_row("grade", "not_in_feedback", one.prompt_id, evidence)
 
 
 def _nothing(dataset: str, client: Client, answers: PulledAnswers, merged: Merged) -> str:

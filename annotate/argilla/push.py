@@ -29,7 +29,6 @@ from mmpo.annotate.argilla.options import PushOptions
 from mmpo.annotate.argilla.records import (
     LETTERS,
     NotOurs,
-    ShownRecord,
     fields_of,
     metadata_of,
     order_of,
@@ -46,19 +45,24 @@ __all__ = ["push"]
 LONGEST_NAME = 200
 NO_AGENT = re.compile(r"[^A-Za-z0-9_:./\s-]")
 """What Argilla does not take in the name of a suggestion's agent."""
+LONGEST_AGENT = 200
 
 
 @dataclass
 class _Counts:
     """sent: new records; updated: metadata or suggestions of records that were there; left_out: by reason."""
 
-    done: int = 0
     sent: int = 0
     updated: int = 0
     unchanged: int = 0
     suggested: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Records that Argilla has as they are here."""
+        return self.sent + self.updated + self.unchanged
 
 
 def push(
@@ -94,18 +98,19 @@ def push(
         guidelines = guidelines_of(design, options.guidelines, suggest=options.suggest)
         counts, started = _Counts(left_out=read.dropped), time.monotonic()
         try:
-            target, new = ensure_dataset(
+            found, new = ensure_dataset(
                 client, space, dataset, design, guidelines, options.raters, own=options.guidelines is not None
             )
-            _send_all(client, target["id"], items, read.hints, options, counts, new, progress)
+            target = _target(client, found["id"], read.hints, options, new, progress)
+            _send_all(client, found["id"], items, target, counts, progress)
         except Unreachable as error:
             raise PartialResult(
                 f"{error}. {counts.done:,} of {len(items):,} records are safe in {printable(dataset)!r}; the same command again sends "
                 "the rest"
             ) from None
     return {
-        "dataset": dataset, "workspace": space["name"], "dataset_id": target["id"], "new": new,
-        "url": f"{client.url}/dataset/{target['id']}/annotation-mode", "questions": options.questions, "records": len(items),
+        "dataset": dataset, "workspace": space["name"], "dataset_id": found["id"], "new": new,
+        "url": f"{client.url}/dataset/{found['id']}/annotation-mode", "questions": options.questions, "records": len(items),
         "sent": counts.sent, "updated": counts.updated, "unchanged": counts.unchanged, "suggested": counts.suggested,
         "left_out": dict(counts.left_out), "examples": counts.examples, "seconds": time.monotonic() - started,
         "finished": not counts.left_out,
@@ -146,113 +151,106 @@ def _check_hints(hints: Mapping[str, SuggestionMargins], options: PushOptions) -
             )
 
 
-def _send_all(
-    client: Client,
-    dataset: str,
-    items: Sequence[RecordItem],
-    hints: Mapping[str, SuggestionMargins],
-    options: PushOptions,
-    counts: _Counts,
-    new: bool,
-    progress: Progress | None,
-) -> None:
+@dataclass(frozen=True)
+class _Target:
+    """The dataset as it stands in Argilla, and what is to be suggested. there: its records by id; replies: fields for so many."""
+
+    asked: Mapping[str, AskedQuestion]
+    display: str
+    replies: int
+    there: Mapping[str, Mapping[str, Any]]
+    hints: Mapping[str, SuggestionMargins]
+    options: PushOptions
+
+    def record(self, item: RecordItem) -> tuple[str, dict[str, Any] | None]:
+        """Why it can't be sent or "", and the record to send or to update; ("", None): Argilla has it as it is."""
+        own = record_id(self.options.questions, item.prompt_id, item.ids)
+        if own in self.there:
+            return self._update(item, own, self.there[own])
+        if len(item.ids) > self.replies:
+            return "too_many_completions", None
+        if too_many_messages(item, self.display):
+            return "too_many_messages", None
+        order = order_of(item, self.options.questions, self.options.seed)
+        record = {
+            "external_id": own,
+            "fields": fields_of(item, order, self.display),
+            "metadata": metadata_of(item, order, self.display),
+        }
+        suggestions = self._suggestions(item, order)
+        return "", {**record, "suggestions": suggestions} if suggestions else record
+
+    def _update(self, item: RecordItem, own: str, old: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+        try:
+            found = read_record(old, self.display)
+        except NotOurs:
+            return "edited_in_argilla", None
+        before = old.get("metadata") or {}
+        metadata = {**before, **metadata_of(item, found.ids, found.display)}
+        have = {one["question_id"]: (one["value"], one["score"], one["agent"]) for one in old.get("suggestions") or ()}
+        suggestions = self._suggestions(item, found.ids)
+        fresh = [one for one in suggestions if have.get(one["question_id"]) != (one["value"], one["score"], one["agent"])]
+        if metadata == before and not fresh:
+            return "", None
+        return "", {"external_id": own, "metadata": metadata, **({"suggestions": fresh} if fresh else {})}
+
+    def _suggestions(self, item: RecordItem, order: Sequence[str]) -> list[dict[str, Any]]:
+        """AI margins and ratings as suggestions, in the order shown."""
+        found: list[dict[str, Any]] = []
+        for aspect, hints in self.hints.items():
+            agent = NO_AGENT.sub("-", hints.agent).strip()[:LONGEST_AGENT]
+            shared = {"agent": agent if re.search("[A-Za-z0-9]", agent) else "ai", "type": "model"}
+            if self.options.questions == "pairs":
+                question, known = self.asked.get(question_name(aspect)), hints.margins.get((item.prompt_id, frozenset(order)))
+                full = hints.much_better(self.options.much_better)
+                if question is not None and known is not None and full:
+                    value, score = suggestion_of(known, order, full)
+                    found.append({"question_id": question.id, "value": value, "score": score, **shared})
+                continue
+            for letter, completion in zip(LETTERS, order):
+                question, graded = self.asked.get(question_name(aspect, letter)), hints.scores.get((item.prompt_id, completion))
+                if question is not None and graded is not None:
+                    rating = int(question.low + graded[0] * (question.high - question.low) + 0.5)
+                    found.append({"question_id": question.id, "value": rating, "score": None, **shared})
+        return found
+
+
+def _target(
+    client: Client, dataset: str, hints: Mapping[str, SuggestionMargins], options: PushOptions, new: bool, progress: Progress | None
+) -> _Target:
     settings = settings_of(client, dataset)
-    asked, display = asked_of(settings), display_of(settings)
     replies = sum(one["name"].startswith("reply_") for one in settings["fields"])
     include = ["suggestions"] if hints else []
     there = {} if new else {one["external_id"]: one for one in records_of(client, dataset, include, progress)}
-    waiting: dict[str, str] = {}
+    return _Target(asked_of(settings), display_of(settings), replies, there, hints, options)
+
+
+def _send_all(
+    client: Client, dataset: str, items: Sequence[RecordItem], target: _Target, counts: _Counts, progress: Progress | None
+) -> None:
+    waiting: set[str] = set()
 
     def records() -> Iterator[dict[str, Any]]:
         for item in items:
-            reason, record, update = _record(item, there, asked, hints, options, display, replies)
+            reason, record = target.record(item)
             if record is not None:
-                waiting[record["external_id"]] = "updated" if update else "sent"
+                waiting.add(record["external_id"])
                 counts.suggested += bool(record.get("suggestions"))
                 yield record
-                continue
-            counts.done += not reason
-            counts.unchanged += not reason
-            if reason:
+            elif reason:
                 counts.left_out[reason] += 1
+            else:
+                counts.unchanged += 1
 
     for _, refused in upsert(client, dataset, records()):
         for record, detail in refused:
             counts.left_out["refused_by_argilla"] += 1
             counts.examples.setdefault("refused_by_argilla", detail)
-            waiting.pop(record["external_id"], None)
-        _settle(waiting, counts, items, progress)
+            waiting.discard(record["external_id"])
+        counts.updated += len(waiting & target.there.keys())
+        counts.sent += len(waiting - target.there.keys())
+        waiting.clear()
+        if progress is not None:
+            progress("pushing", counts.done, len(items))
     if progress is not None:
         progress("pushing", len(items), len(items))
-
-
-def _settle(waiting: dict[str, str], counts: _Counts, items: Sequence[RecordItem], progress: Progress | None) -> None:
-    """Count a batch that Argilla has."""
-    found = Counter(waiting.values())
-    counts.sent += found["sent"]
-    counts.updated += found["updated"]
-    counts.done += len(waiting)
-    waiting.clear()
-    if progress is not None:
-        progress("pushing", counts.done, len(items))
-
-
-def _record(
-    item: RecordItem,
-    there: Mapping[str, Mapping[str, Any]],
-    asked: Mapping[str, AskedQuestion],
-    hints: Mapping[str, SuggestionMargins],
-    options: PushOptions,
-    display: str,
-    replies: int,
-) -> tuple[str, dict[str, Any] | None, bool]:
-    """Why it can't be sent or "", the record to send, and whether it updates one; ("", None, False): Argilla has it as it is."""
-    own = record_id(options.questions, item.prompt_id, item.ids)
-    old = there.get(own)
-    if old is None:
-        if len(item.ids) > replies:
-            return "too_many_completions", None, False
-        if too_many_messages(item, display):
-            return "too_many_messages", None, False
-        order = order_of(item, options.questions, options.seed)
-        record = {"external_id": own, "fields": fields_of(item, order, display), "metadata": metadata_of(item, order, display)}
-        suggestions = _suggestions(item, order, asked, hints, options)
-        return "", {**record, "suggestions": suggestions} if suggestions else record, False
-    try:
-        found: ShownRecord = read_record(old, display)
-    except NotOurs:
-        return "edited_in_argilla", None, False
-    metadata = {**(old.get("metadata") or {}), **metadata_of(item, found.ids, found.display)}
-    suggestions = _suggestions(item, found.ids, asked, hints, options)
-    have = {one["question_id"]: (one["value"], one["score"], one["agent"]) for one in old.get("suggestions") or ()}
-    fresh = [one for one in suggestions if have.get(one["question_id"]) != (one["value"], one["score"], one["agent"])]
-    if metadata == (old.get("metadata") or {}) and not fresh:
-        return "", None, False
-    return "", {"external_id": own, "metadata": metadata, **({"suggestions": fresh} if fresh else {})}, True
-
-
-def _suggestions(
-    item: RecordItem,
-    order: Sequence[str],
-    asked: Mapping[str, AskedQuestion],
-    hints: Mapping[str, SuggestionMargins],
-    options: PushOptions,
-) -> list[dict[str, Any]]:
-    """AI margins and ratings as suggestions, in the order shown."""
-    found = []
-    for aspect, one in hints.items():
-        agent = NO_AGENT.sub("-", one.agent).strip()[:200]
-        agent = agent if re.search("[A-Za-z0-9]", agent) else "ai"
-        if options.questions == "pairs":
-            question, known = asked.get(question_name(aspect)), one.margins.get((item.prompt_id, frozenset(order)))
-            full = one.much_better(options.much_better)
-            if question is not None and known is not None and full:
-                value, score = suggestion_of(known, order, full)
-                found.append({"question_id": question.id, "value": value, "score": score, "agent": agent, "type": "model"})
-            continue
-        for letter, completion in zip(LETTERS, order):
-            question, graded = asked.get(question_name(aspect, letter)), one.scores.get((item.prompt_id, completion))
-            if question is not None and graded is not None:
-                value = int(question.low + graded[0] * (question.high - question.low) + 0.5)
-                found.append({"question_id": question.id, "value": value, "score": None, "agent": agent, "type": "model"})
-    return found

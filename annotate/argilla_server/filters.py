@@ -5,7 +5,7 @@ Runs inside the server's environment, the only one where Argilla's server can be
 json_each, which gives a row for a plain value and one for each member of a list: so "one of the values" means the same for both.
 """
 
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false
+# pyright: reportMissingImports=false
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

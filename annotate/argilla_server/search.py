@@ -6,7 +6,7 @@ anywhere, also inside longer words (there: whole words); the roles of a chat are
 pushing (there: by relevance); no vectors. Values are always bound.
 """
 
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false
+# pyright: reportMissingImports=false
 
 import hashlib
 from collections import Counter
