@@ -2,7 +2,7 @@
 
 from mmpo.train.batches.layouts import BATCHES, Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.batches.steps import Step, group_parts, group_prompts, make_step, pass_tokens, plan_steps, token_runs
-from mmpo.train.batches.trie import Segment, Trie, segments_of, trie_of, trie_size
+from mmpo.train.batches.trie import Segment
 
 __all__ = [
     "BATCHES",
@@ -11,15 +11,11 @@ __all__ = [
     "MicroBatch",
     "Segment",
     "Step",
-    "Trie",
     "group_parts",
     "group_prompts",
     "make_step",
     "micro_batch",
     "pass_tokens",
     "plan_steps",
-    "segments_of",
     "token_runs",
-    "trie_of",
-    "trie_size",
 ]

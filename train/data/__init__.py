@@ -1,14 +1,12 @@
 """PAIRS to rendered prompts."""
 
-from mmpo.train.data.chat_template import PINNED_DATE, PLAIN_TEMPLATE, choose_template, common_prefix, pad_token
-from mmpo.train.data.pairs import Counts, check_margins, check_rows, check_sources, read_pairs, usable_pairs
+from mmpo.train.data.chat_template import PLAIN_TEMPLATE, choose_template, pad_token
+from mmpo.train.data.pairs import check_margins, check_rows, check_sources, read_pairs, usable_pairs
 from mmpo.train.data.prompts import Prepared, PromptPairs, prepare
 from mmpo.train.data.render import Rendered, Renderer
 
 __all__ = [
-    "PINNED_DATE",
     "PLAIN_TEMPLATE",
-    "Counts",
     "Prepared",
     "PromptPairs",
     "Rendered",
@@ -17,7 +15,6 @@ __all__ = [
     "check_rows",
     "check_sources",
     "choose_template",
-    "common_prefix",
     "pad_token",
     "prepare",
     "read_pairs",

@@ -1,13 +1,12 @@
 """Values of given completions without gradients, and the reference's log-probabilities."""
 
 from mmpo.train.inference.predict import predict_values
-from mmpo.train.inference.reference import cached_logprobs, completion_logprobs, reference_logprobs, with_reference
+from mmpo.train.inference.reference import cached_logprobs, reference_logprobs, with_reference
 from mmpo.train.inference.reference_store import ReferenceStore, default_folder
 
 __all__ = [
     "ReferenceStore",
     "cached_logprobs",
-    "completion_logprobs",
     "default_folder",
     "predict_values",
     "reference_logprobs",

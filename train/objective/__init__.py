@@ -4,17 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmpo.train.objective.losses import LOSSES, Loss
 from mmpo.train.objective.targets import TARGETS, targets
-from mmpo.train.objective.terms import (
-    SFT_SUMMARY,
-    TERM_NAMES,
-    check_reward_terms,
-    parse_terms,
-    reads_targets,
-    write_terms,
-)
+from mmpo.train.objective.terms import SFT_SUMMARY, TERM_NAMES, check_reward_terms, parse_terms, reads_targets, write_terms
 
 if TYPE_CHECKING:
-    from mmpo.train.objective.objective import Logits, Objective, Term, Totals, pair_totals
+    from mmpo.train.objective.objective import Logits, Objective, Totals, pair_totals
 
 __all__ = [
     "LOSSES",
@@ -24,7 +17,6 @@ __all__ = [
     "Logits",
     "Loss",
     "Objective",
-    "Term",
     "Totals",
     "check_reward_terms",
     "pair_totals",

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers.utils import chat_template_utils
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.data import PINNED_DATE, PLAIN_TEMPLATE, Renderer, choose_template, common_prefix
+from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template
+from mmpo.train.data.chat_template import PINNED_DATE, common_prefix
 from mmpo.train.messages import nothing_left, rendering_warnings
 
 USER = [{"role": "user", "content": "Where is the cat?"}]

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.data import Rendered
-from mmpo.train.model import ATTENTION_TYPES, ATTENTIONS, FLEX, ExecutionPlan, choose_plan, completion_values, inputs_of, tree_masks
-from mmpo.train.model.flex import BLOCK, block_mask, flex_inputs
+from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, inputs_of
+from mmpo.train.model.flex import BLOCK, FLEX, block_mask, flex_inputs
+from mmpo.train.model.forward import ATTENTIONS
+from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
 
 WINDOW, VOCABULARY = 40, 90
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

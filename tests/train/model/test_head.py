@@ -7,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mmpo.train.batches import BATCHES
-from mmpo.train.model import HEADS, ExecutionPlan, completion_values, linear_logprobs, model_logprobs, probe_group
+from mmpo.train.model import ExecutionPlan, completion_values, probe_group
 from mmpo.train.model import logprobs as head_module
+from mmpo.train.model.logprobs import HEADS, linear_logprobs, model_logprobs
 
 VOCABULARY, SIZE, COUNT = 61, 16, 23
 COMMON = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0, "hidden_size": SIZE}

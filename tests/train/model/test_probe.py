@@ -17,8 +17,9 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.models.llama import modeling_llama
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.model import SEGMENTS, ExecutionPlan, choose_plan, completion_values, probe_group, segment_attention
+from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, probe_group
 from mmpo.train.model import masks as attention
+from mmpo.train.model.segments import SEGMENTS, segment_attention
 from mmpo.train.training import PolicyTrainer
 
 VOCABULARY, WINDOW = 120, 16

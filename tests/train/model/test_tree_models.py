@@ -17,7 +17,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from mmpo.train.model import SEGMENTS, ExecutionPlan, attach, completion_values, probe_group
+from mmpo.train.model import ExecutionPlan, attach, completion_values, probe_group
+from mmpo.train.model.segments import SEGMENTS
 from mmpo.train.training import PolicyTrainer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
