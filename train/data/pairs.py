@@ -83,7 +83,7 @@ def _as_pairs(file: Path) -> pa.Table:
 
 def _feedback(path: Path) -> str:
     return (
-        "holds FEEDBACK (a row a prompt, with its grades), and training reads PAIRS: make them with "
+        "holds FEEDBACK (one row per prompt, with its grades), and training reads PAIRS: make them with "
         f"`mmpo build {path} --format feedback --out PAIRS`"
     )
 

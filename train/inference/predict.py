@@ -25,7 +25,7 @@ def predict_values(
     bf16: bool = False,
     plan: ExecutionPlan | None = None,
 ) -> list[np.ndarray]:
-    """The value of every completion, each computed once: one array (completions,), float64, a prompt.
+    """The value of every completion, each computed once: one array (completions,), float64, per prompt.
 
     kind: "policy" (summed log-probability, in nats) or "reward" (score). tokens: computed in one pass at most. plan: how the
     model is run (default: what `choose_plan` finds for the longest row).

@@ -26,18 +26,13 @@ from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.model import choose_plan, fingerprint_of
 
-__all__ = ["cached_logprobs", "completion_logprobs", "reference_logprobs", "with_reference"]
+__all__ = ["cached_logprobs", "reference_logprobs", "with_reference"]
 
 SAVE_SECONDS = 60.0
 BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""
 
 Compute = Callable[[Sequence[PromptPairs]], list[np.ndarray]]
-
-
-def completion_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[np.ndarray]:
-    """Summed log-probability of every completion, one array (completions,), float64, per prompt; options: `predict_values`'."""
-    return predict_values(model, "policy", prompts, **options)
 
 
 def with_reference(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray]) -> list[PromptPairs]:
@@ -86,13 +81,13 @@ def reference_logprobs(
 
 
 def _computing(model: nn.Module, prompts: Sequence[PromptPairs], layout: str, **options: Any) -> Compute:
-    """`completion_logprobs` of this model; one plan serves for all, and is looked for only when it is needed."""
+    """The log-probabilities under this model; one plan serves for all, and is looked for only when it is needed."""
 
     def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
         if options.get("plan") is None:
             model.to(options["device"])
             options["plan"] = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
-        return completion_logprobs(model, some, **options)
+        return predict_values(model, "policy", some, **options)
 
     return compute
 

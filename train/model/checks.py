@@ -132,7 +132,7 @@ def check_plan(plan: ExecutionPlan, model: Any, options: TrainOptions) -> None:
     if options.layout == "auto" and plan.layout == "rows" and causal:
         warn(
             [
-                f"tree batches are not exact for this model ({plan.reason}): it trains on rows, a prompt computed with each completion"
+                f"tree batches are not exact for this model ({plan.reason}): it trains on rows, each prompt computed with every completion"
             ]
         )
     if options.kind == "policy" and uses_fsdp() and plan.head == "whole":

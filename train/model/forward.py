@@ -1,4 +1,4 @@
-"""One forward pass of a model over a `Batch`: log-probabilities or scores, one value a completion.
+"""One forward pass of a model over a `Batch`: log-probabilities or scores, one value per completion.
 
 A `ExecutionPlan` says how: which layout, by which attention, and how hidden states become log-probabilities.
 `mmpo.train.model.probe` finds the best one that is exact. The pass runs inside the model's own `forward` (`attach`), because
@@ -58,12 +58,14 @@ ATTENTIONS: dict[str, Attention] = {
 class ExecutionPlan:
     """How a model is run. layout: a key of BATCHES. head: a key of HEADS, or "whole": the model's own logits of all
     positions. reason: why it is this one. attention: a key of ATTENTIONS, "" for rows; left out, the layout's first.
+    logit_bytes: as the heads take it.
     """
 
     layout: str = "rows"
     head: str = "whole"
     reason: str = ""
     attention: str = ""
+    logit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.attention:
@@ -136,7 +138,7 @@ def _logprobs(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
         values = whole_logprobs(model(**inputs_of(model, batch, plan)).logits, batch)
     else:
         hidden = _hidden(model, batch, plan).flatten(0, 1)[batch.parents]
-        values = HEADS[plan.head](model, hidden, batch.tokens)
+        values = HEADS[plan.head](model, hidden, batch.tokens, plan.logit_bytes)
     # Unsafe leaves the check of the lengths out, for which the host would wait for the GPU twice a pass.
     return torch.segment_reduce(values[batch.spans], "sum", lengths=batch.counts, unsafe=True)
 

@@ -13,12 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpo.train.batches import Batch
 
-__all__ = ["CHUNK_BYTES", "HEADS", "OTHER_CHUNK_BYTES", "linear_logprobs", "model_logprobs", "whole_logprobs"]
+__all__ = ["HEADS", "linear_logprobs", "model_logprobs", "whole_logprobs"]
 
-CHUNK_BYTES = {"cpu": 32 * 2**20}
-"""Most bytes of float32 logits at once, by kind of device; elsewhere OTHER_CHUNK_BYTES."""
-OTHER_CHUNK_BYTES = 256 * 2**20
-"""A GPU reads the whole output layer anew for each chunk: few large ones."""
+LOGIT_BYTES_ON_CPU, LOGIT_BYTES_ELSEWHERE = 32 * 2**20, 256 * 2**20
+"""Most bytes of float32 logits at once. A GPU reads the whole output layer anew for each chunk: few large ones."""
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -65,8 +63,11 @@ class _LinearLogprobs(torch.autograd.Function):
         return d_hidden, _as(d_weight, weight), _as(d_bias, bias), None, None
 
 
-def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of `tokens` (n,) after hidden states (n, size), float32, where the output layer is a plain linear one."""
+def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_bytes: int | None = None) -> Tensor:
+    """Log-probabilities of `tokens` (n,) after hidden states (n, size), float32, where the output layer is a plain linear one.
+
+    logit_bytes: most bytes of float32 logits at once (default: 32 MiB on a CPU, 256 MiB elsewhere).
+    """
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
     weight, bias = layer.weight, layer.bias
     kind = hidden.device.type
@@ -74,16 +75,16 @@ def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
         lower = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
     with torch.autocast(kind, enabled=False):
-        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, _chunk(weight.shape[0], hidden))  # type: ignore[return-value]
+        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, _chunk(weight.shape[0], hidden, logit_bytes))  # type: ignore[return-value]
 
 
-def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
+def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_bytes: int | None = None) -> Tensor:
     """As `linear_logprobs`, through the model's own forward pass with its body left out.
 
     So whatever a model does to its logits (scaling, soft caps) is done here too; each chunk is recomputed in the
     backward pass.
     """
-    chunk = _chunk(model.get_output_embeddings().weight.shape[0], hidden)  # type: ignore[operator]
+    chunk = _chunk(model.get_output_embeddings().weight.shape[0], hidden, logit_bytes)  # type: ignore[operator]
 
     def part(states: Tensor, wanted: Tensor) -> Tensor:
         logits = _from_hidden(model, states).float()
@@ -102,7 +103,7 @@ def whole_logprobs(logits: Tensor, batch: Batch) -> Tensor:
     return logits.gather(1, batch.tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
-HEADS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {"linear": linear_logprobs, "model": model_logprobs}
+HEADS: dict[str, Callable[[nn.Module, Tensor, Tensor, int | None], Tensor]] = {"linear": linear_logprobs, "model": model_logprobs}
 """Ways from hidden states to log-probabilities, the fastest first. The probe takes `model` where it gives what the model's own
 logits give, and `linear` in its place where that gives the same even of large logits.
 """
@@ -141,8 +142,10 @@ def _from_hidden(model: nn.Module, states: Tensor) -> Tensor:
         model._modules[name] = body
 
 
-def _chunk(vocabulary: int, hidden: Tensor) -> int:
-    return max(1, CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES) // (4 * vocabulary))
+def _chunk(vocabulary: int, hidden: Tensor, logit_bytes: int | None) -> int:
+    """Tokens of a chunk."""
+    default = LOGIT_BYTES_ON_CPU if hidden.device.type == "cpu" else LOGIT_BYTES_ELSEWHERE
+    return max(1, (logit_bytes or default) // (4 * vocabulary))
 
 
 def _as(value: Tensor | None, like: Tensor | None) -> Tensor | None:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.model import ExecutionPlan, add_lora, choose_plan
-from mmpo.train.model import logprobs as head_module
 from mmpo.train.training import PolicyTrainer, RewardTrainer
 
 TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
@@ -202,13 +201,12 @@ def test_values_and_gradients_are_those_of_padded_pairs(name, kind, layout, toke
 
 @pytest.mark.parametrize("layout", BUDGETS)
 @pytest.mark.parametrize("head", ["linear", "model", "whole"])
-def test_every_head_in_every_layout(head, layout, tokenizer, tmp_path, monkeypatch):
+def test_every_head_in_every_layout(head, layout, tokenizer, tmp_path):
     """With tied weights and five tokens a chunk."""
     vocabulary = len(tokenizer)
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 5 * 4 * vocabulary})
     prompts = prompts_of(vocabulary)
     trainer = trainer_of(model_of("Llama", "policy", vocabulary), "policy", prompts, tokenizer, tmp_path, layout)
-    trainer.execution_plan = ExecutionPlan(layout, head)
+    trainer.execution_plan = ExecutionPlan(layout, head, logit_bytes=5 * 4 * vocabulary)
     check_equal(trainer, "policy", prompts, model_of("Llama", "policy", vocabulary), BUDGETS[layout])
 
 

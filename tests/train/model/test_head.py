@@ -8,7 +8,6 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import ExecutionPlan, completion_values, probe_group
-from mmpo.train.model import logprobs as head_module
 from mmpo.train.model.logprobs import HEADS, linear_logprobs, model_logprobs
 
 VOCABULARY, SIZE, COUNT = 61, 16, 23
@@ -48,10 +47,9 @@ def close(found, expected, tolerance):
 
 
 @pytest.fixture(params=[1, 5, COUNT - 1, COUNT, 10 * COUNT], ids=lambda count: f"chunks of {count}")
-def chunk(request, monkeypatch):
-    """So many tokens a chunk: one, a part left over, a single one left over, exactly all, more than all."""
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": request.param * 4 * VOCABULARY})
-    return request.param
+def chunk(request):
+    """Bytes of logits for so many tokens in a chunk: one, a part left over, a single one left over, exactly all, more than all."""
+    return request.param * 4 * VOCABULARY
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -59,7 +57,7 @@ def test_the_linear_head_is_exact_with_all_gradients(bias, chunk):
     model, (hidden, tokens, pull) = Bare(bias), drawn()
     layer = model.lm_head
     values, gradients = exact(hidden, layer.weight, layer.bias, tokens, pull)
-    found = linear_logprobs(model, hidden, tokens)
+    found = linear_logprobs(model, hidden, tokens, chunk)
     (found * pull).sum().backward()
     assert found.dtype == torch.float32
     assert close(found.detach(), values, 1e-6)
@@ -74,7 +72,7 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen, chunk):
     _, gradients = exact(*parts.values(), tokens, pull)
     for name in frozen.split(" and "):
         parts[name].requires_grad_(False)
-    (linear_logprobs(model, hidden, tokens) * pull).sum().backward()
+    (linear_logprobs(model, hidden, tokens, chunk) * pull).sum().backward()
     for name, value in parts.items():
         assert value.grad is None if name in frozen.split(" and ") else close(value.grad, gradients[name], 1e-6), name
 
@@ -101,14 +99,14 @@ def test_the_models_own_head_is_exact_with_all_gradients_and_what_it_does_to_log
     weight = model.get_output_embeddings().weight
     values, gradients = exact(hidden, weight, None, tokens, pull, logits)
     body = model.model
-    found = model_logprobs(model, hidden, tokens)
+    found = model_logprobs(model, hidden, tokens, chunk)
     (found * pull).sum().backward()
     assert model.model is body  # also after the backward pass, which computes each chunk again
     assert close(found.detach(), values, 1e-6)
     assert close(hidden.grad, gradients["hidden"], 1e-6)
     assert close(weight.grad, gradients["weight"], 1e-6)
     if name != "Llama":  # a plain linear layer would be wrong, visibly
-        assert not close(linear_logprobs(model, hidden, tokens).detach(), values, 0.05)
+        assert not close(linear_logprobs(model, hidden, tokens, chunk).detach(), values, 0.05)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -134,7 +132,7 @@ def test_in_bfloat16_only_the_logits_are_rounded(name, chunk):
     values = logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
     _, gradients = exact(hidden, weight, None, tokens, pull)
     with torch.autocast("cpu", torch.bfloat16):
-        found = HEADS[name](model, hidden, tokens)
+        found = HEADS[name](model, hidden, tokens, chunk)
     assert found.dtype == torch.float32
     assert (found.double() - values).abs().max() <= 1e-4
     (found * pull).sum().backward()
@@ -171,16 +169,15 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("layout", ["rows", "tree"])
 @pytest.mark.parametrize("name", [*HEADS, "whole"])
-def test_logits_of_a_whole_batch_never_exist(name, layout, monkeypatch):
+def test_logits_of_a_whole_batch_never_exist(name, layout):
     """Neither forward nor backward; only the head "whole" makes them, so that the measurement is known to see them."""
     vocabulary, length = 4001, 96
     config = LlamaConfig(vocab_size=vocabulary, **COMMON)
     model = LlamaForCausalLM(config)
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 10 * 4 * vocabulary})
     batch = BATCHES[layout].build([probe_group(vocabulary, length)], 0)
     assert len(batch.tokens) >= 90
     with Largest() as largest:
-        completion_values(model, "policy", batch, ExecutionPlan(layout, name)).sum().backward()
+        completion_values(model, "policy", batch, ExecutionPlan(layout, name, logit_bytes=10 * 4 * vocabulary)).sum().backward()
     if name == "whole":
         assert largest.elements >= batch.input_ids.numel() * vocabulary
     else:  # the weights and their gradients, or a chunk

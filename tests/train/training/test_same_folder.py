@@ -140,7 +140,7 @@ def test_memory_that_ran_out_before_training_leaves_nothing(train_tiny, dataset,
 
 def test_reference_values_are_computed_once_and_found_again(train_tiny, dataset, unfinished, tmp_path, monkeypatch):
     train_tiny("policy", dataset, tmp_path / "out", max_steps=2)
-    monkeypatch.setattr("mmpo.train.inference.reference.completion_logprobs", lambda model, prompts, **_: [1 / 0 for _ in prompts])
+    monkeypatch.setattr("mmpo.train.inference.reference.predict_values", lambda model, kind, prompts, **_: [1 / 0 for _ in prompts])
     unfinished(tmp_path / "out")
     assert train_tiny("policy", dataset, tmp_path / "out", max_steps=2)["steps"] == 2
 
