@@ -17,7 +17,7 @@ from mmpo.pipeline.metrics import ece_vote
 from mmpo.train.evaluation import Votes, evaluate
 from mmpo.train.model import load_pretrained
 from mmpo.train.options import TrainOptions
-from mmpo.train.training import train_policy, train_reward
+from mmpo.train.training import train_policy
 
 KEYS = {
     "pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy", "by_margin",
@@ -25,21 +25,9 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def models(dataset, tmp_path_factory):
-    """A policy and a reward model trained for a moment."""
-    folder = tmp_path_factory.mktemp("models")
-    found = {}
-    for kind, train in (("policy", train_policy), ("reward", train_reward)):
-        options = {"data": str(dataset), "out": str(folder / kind), "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
-        train(TrainOptions(kind, pairs_per_step=10, epochs=4, learning_rate=3e-3, **options))
-        found[kind] = folder / kind
-    return found
-
-
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_measures_follow_from_the_pairs_that_it_writes(kind, models, dataset, tmp_path):
-    found = evaluate(kind, models[kind], dataset, split="test", per_pair=tmp_path / "pairs.parquet")
+def test_measures_follow_from_the_pairs_that_it_writes(kind, trained, dataset, tmp_path):
+    found = evaluate(kind, trained[kind], dataset, split="test", per_pair=tmp_path / "pairs.parquet")
     assert set(found) >= KEYS
     rows = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
     q, decided = 1 / (1 + np.exp(-rows.z)), rows.margin > 0
@@ -62,33 +50,33 @@ def test_measures_follow_from_the_pairs_that_it_writes(kind, models, dataset, tm
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_it_agrees_with_the_last_measurement_of_training(kind, models, dataset):
+def test_it_agrees_with_the_last_measurement_of_training(kind, trained, dataset):
     from mmpo.train.record import read_record
 
-    record = read_record(models[kind])
-    found = evaluate(kind, models[kind], dataset, split="validation")
+    record = read_record(trained[kind])
+    found = evaluate(kind, trained[kind], dataset, split="validation")
     for name in ("accuracy", "ece_target", "ece_label", "soft_brier", "cross_entropy"):
         assert found[name] == pytest.approx(record["summary"]["metrics"][name], abs=1e-5), name
 
 
-def test_what_is_undefined_is_none(models, pairs_of, tmp_path):
+def test_what_is_undefined_is_none(trained, pairs_of, tmp_path):
     table = pairs_of(4, [7], seed=9)
     ties = table.filter(pa.compute.equal(table["quality_margin"], 0.0))
     pq.write_table(ties, tmp_path / "ties.parquet")
-    found = evaluate("reward", models["reward"], tmp_path / "ties.parquet")
+    found = evaluate("reward", trained["reward"], tmp_path / "ties.parquet")
     assert found["pairs"] == found["ties"] == len(ties)
     assert [found[name] for name in ("accuracy", "ece_label", "brier", "ece_vote")] == [None] * 4
     assert found["soft_brier"] is not None
 
 
-def test_votes_of_other_raters_give_ece_vote_either_way_round(models, dataset, tmp_path):
+def test_votes_of_other_raters_give_ece_vote_either_way_round(trained, dataset, tmp_path):
     table = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read()
     errors = []
     for chosen, rejected, preferring in (("chosen_id", "rejected_id", 7), ("rejected_id", "chosen_id", 3)):
         counts = {"preferring": [preferring] * len(table), "raters": [10] * len(table)}
         votes = pa.table({"chosen_id": table[chosen], "rejected_id": table[rejected], **counts})
         pq.write_table(votes, tmp_path / "votes.parquet")
-        errors.append(evaluate("reward", models["reward"], dataset, votes=tmp_path / "votes.parquet")["ece_vote"])
+        errors.append(evaluate("reward", trained["reward"], dataset, votes=tmp_path / "votes.parquet")["ece_vote"])
     assert 0 < errors[0] < 1
     assert errors[0] == errors[1]
 
@@ -107,11 +95,11 @@ def test_rows_of_one_pair_are_added_up_whichever_way_round_they_stand(tmp_path):
     assert votes.of(pairs).tolist() == [[2, 3], [1, 5], [1, 3], [0, 0]]
 
 
-def test_it_says_how_many_pairs_have_votes_and_measures_on_those(models, dataset, tmp_path):
+def test_it_says_how_many_pairs_have_votes_and_measures_on_those(trained, dataset, tmp_path):
     pairs = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read().slice(0, 10).to_pylist()
     rows = [(row["chosen_id"], row["rejected_id"], vote, 1) for row in pairs for vote in (1, 1, 0)]
     votes = votes_file(tmp_path / "votes.parquet", rows)
-    found = evaluate("reward", models["reward"], dataset, votes=votes, per_pair=tmp_path / "pairs.parquet")
+    found = evaluate("reward", trained["reward"], dataset, votes=votes, per_pair=tmp_path / "pairs.parquet")
     assert found["counts"]["pairs_with_votes"] == 10
     z = pq.ParquetFile(tmp_path / "pairs.parquet").read()["z"].to_numpy()[:10]
     assert found["ece_vote"] == pytest.approx(ece_vote(1 / (1 + np.exp(-z)), np.full(10, 2.0), np.full(10, 3.0)))
@@ -144,8 +132,8 @@ def policy_from(base, dataset, out):
     return train_policy(TrainOptions("policy", pairs_per_step=10, **options))
 
 
-def test_a_reference_that_has_changed_is_refused_unless_it_is_named(models, dataset, tmp_path):
-    shutil.copytree(models["policy"] / "reference", tmp_path / "base")
+def test_a_reference_that_has_changed_is_refused_unless_it_is_named(trained, dataset, tmp_path):
+    shutil.copytree(trained["policy"] / "reference", tmp_path / "base")
     policy_from(tmp_path / "base", dataset, tmp_path / "out")
     before = evaluate("policy", tmp_path / "out", dataset)
     model, _ = load_pretrained("policy", str(tmp_path / "base"))
@@ -158,36 +146,36 @@ def test_a_reference_that_has_changed_is_refused_unless_it_is_named(models, data
     assert now["mean_logratio_chosen"] != pytest.approx(before["mean_logratio_chosen"], abs=1e-3)
 
 
-def test_both_splits_are_measured_with_each_model_loaded_once(models, dataset, monkeypatch):
+def test_both_splits_are_measured_with_each_model_loaded_once(trained, dataset, monkeypatch):
     loaded = []
     for name in ("load_pretrained", "load_reference"):
         real = getattr(pair_values_module, name)
         monkeypatch.setattr(
             pair_values_module, name, lambda *args, _real=real, _name=name, **more: (loaded.append(_name), _real(*args, **more))[1]
         )
-    assert evaluate("policy", models["policy"], dataset)["temperature_from"] == "validation"
+    assert evaluate("policy", trained["policy"], dataset)["temperature_from"] == "validation"
     assert loaded == ["load_pretrained", "load_reference"]
 
 
-def test_a_validation_split_without_targets_leaves_the_measures_alone(models, dataset, folder_of, pairs_of, tmp_path, capsys):
+def test_a_validation_split_without_targets_leaves_the_measures_alone(trained, dataset, folder_of, pairs_of, tmp_path, capsys):
     test, validation = pairs_of(8, [4], seed=3), pairs_of(6, [3], seed=2)
     place = validation.schema.get_field_index("margin_se")
     validation = validation.set_column(place, validation.schema.field(place), pa.nulls(len(validation), pa.float64()))
     folder_of(tmp_path / "data", test=test, validation=validation)
-    found = evaluate("reward", models["reward"], tmp_path / "data", target="noise-aware")
+    found = evaluate("reward", trained["reward"], tmp_path / "data", target="noise-aware")
     assert found["temperature_from"] == "test"
     assert "the validation split is of no use: " in capsys.readouterr().err
     folder_of(tmp_path / "alone", test=test)
-    alone = evaluate("reward", models["reward"], tmp_path / "alone", target="noise-aware")
+    alone = evaluate("reward", trained["reward"], tmp_path / "alone", target="noise-aware")
     assert found["cross_entropy"] == alone["cross_entropy"]
     assert found["temperature"] == alone["temperature"]
 
 
-def test_the_reference_cache_may_be_named(models, dataset, tmp_path):
-    found = evaluate("policy", models["policy"], dataset, reference_cache=str(tmp_path / "kept.sqlite"))
+def test_the_reference_cache_may_be_named(trained, dataset, tmp_path):
+    found = evaluate("policy", trained["policy"], dataset, reference_cache=str(tmp_path / "kept.sqlite"))
     with closing(sqlite3.connect(tmp_path / "kept.sqlite")) as kept:
         assert kept.execute("SELECT count(*) FROM logprobs").fetchone() == (8 * 4 + 6 * 3,)
-    assert evaluate("policy", models["policy"], dataset) == found
+    assert evaluate("policy", trained["policy"], dataset) == found
 
 
 @pytest.mark.parametrize(
@@ -202,18 +190,18 @@ def test_the_reference_cache_may_be_named(models, dataset, tmp_path):
         ({"reference": "some/model"}, "a reward model has no reference"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(given, said, models, dataset):
+def test_numbers_that_make_no_sense_are_refused(given, said, trained, dataset):
     with pytest.raises(UserError, match=said):
-        evaluate("reward", models["reward"], dataset, **given)
+        evaluate("reward", trained["reward"], dataset, **given)
 
 
-def test_a_shorter_max_length_alone_is_enough(models, dataset):
-    found = evaluate("reward", models["reward"], dataset, max_length=25)
-    assert found == evaluate("reward", models["reward"], dataset, max_length=25, max_prompt_length=24)
+def test_a_shorter_max_length_alone_is_enough(trained, dataset):
+    found = evaluate("reward", trained["reward"], dataset, max_length=25)
+    assert found == evaluate("reward", trained["reward"], dataset, max_length=25, max_prompt_length=24)
     assert found["counts"]["completion_truncated"] > 0
 
 
-def test_memory_that_runs_out_is_named_with_what_to_set(models, dataset, monkeypatch):
+def test_memory_that_runs_out_is_named_with_what_to_set(trained, dataset, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -221,11 +209,11 @@ def test_memory_that_runs_out_is_named_with_what_to_set(models, dataset, monkeyp
     with pytest.raises(
         UserError, match=r"memory ran out while measuring: set tokens_per_batch lower \(--tokens-per-batch, now 4096\)"
     ):
-        evaluate("reward", models["reward"], dataset)
+        evaluate("reward", trained["reward"], dataset)
 
 
-def test_values_that_are_not_finite_are_named_with_their_prompts(models, dataset, tmp_path):
-    shutil.copytree(models["reward"], tmp_path / "model")
+def test_values_that_are_not_finite_are_named_with_their_prompts(trained, dataset, tmp_path):
+    shutil.copytree(trained["reward"], tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     with torch.no_grad():
         model.score.weight.fill_(3e38)
@@ -234,9 +222,9 @@ def test_values_that_are_not_finite_are_named_with_their_prompts(models, dataset
         evaluate("reward", tmp_path / "model", dataset)
 
 
-def test_mistakes_are_named(models, dataset, tmp_path):
+def test_mistakes_are_named(trained, dataset, tmp_path):
     with pytest.raises(UserError, match="is a reward model"):
-        evaluate("policy", models["reward"], dataset)
+        evaluate("policy", trained["reward"], dataset)
     with pytest.raises(UserError, match="give --gamma"):
         evaluate("reward", tmp_path, dataset)
     with pytest.raises(UserError, match="cannot load"):
@@ -246,6 +234,6 @@ def test_mistakes_are_named(models, dataset, tmp_path):
     with pytest.raises(UserError, match=r"some/typo is no folder here, .*give --gamma"):
         evaluate("reward", "some/typo", dataset)
     with pytest.raises(UserError, match="is a folder: name the Parquet file to write"):
-        evaluate("reward", models["reward"], dataset, per_pair=tmp_path)
+        evaluate("reward", trained["reward"], dataset, per_pair=tmp_path)
     with pytest.raises(UserError, match="no dataset"):
-        evaluate("reward", models["reward"], tmp_path / "nowhere")
+        evaluate("reward", trained["reward"], tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""RewardBench's rows: accuracy by subset and section follows from the values of every row, for both kinds of models."""
+"""RewardBench's rows: accuracy by subset and section follows from the values of every row, for both kinds of trained."""
 
 from pathlib import Path
 
@@ -11,31 +11,19 @@ from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import REWARDBENCH_COUNTS
 from mmpo.train.evaluation import evaluate, rewardbench_pairs
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import train_policy, train_reward
 
 SUBSETS = ("hep-go", "math-prm", "shp", "my-own")
 
 
-@pytest.fixture(scope="module")
-def models(dataset, tmp_path_factory):
-    """A policy and a reward model trained for a moment."""
-    folder = tmp_path_factory.mktemp("models")
-    options = {"data": str(dataset), "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400, "pairs_per_step": 10}
-    train_policy(TrainOptions("policy", out=str(folder / "policy"), **options))
-    train_reward(TrainOptions("reward", out=str(folder / "reward"), **options))
-    return {kind: folder / kind for kind in ("policy", "reward")}
-
-
 def benchmark_rows(count=40):
-    """Rows with texts; the better one says "good"."""
+    """Rows with texts; the better one says "good", or in every fifth the worse one."""
     replies = [("a good reply", "a bad reply"), ("good", "rain fell on the hills"), ("trees", "birds and cats")]
     return [
         {
             "prompt": f"Question {n}?",
             "subset": SUBSETS[n % 4],
             "id": n,
-            **dict(zip(("chosen", "rejected"), replies[n % 3], strict=True)),
+            **dict(zip(("chosen", "rejected"), replies[n % 3][:: 1 if n % 5 else -1], strict=True)),
         }
         for n in range(count)
     ]
@@ -47,9 +35,9 @@ def write(path: Path, rows) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_sections_follow_from_the_values_of_every_row(kind, models, tmp_path):
+def test_sections_follow_from_the_values_of_every_row(kind, trained, tmp_path):
     data = write(tmp_path / "bench.jsonl", benchmark_rows())
-    found = evaluate(kind, models[kind], data, per_pair=tmp_path / "pairs.parquet")
+    found = evaluate(kind, trained[kind], data, per_pair=tmp_path / "pairs.parquet")
     values = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
     what = "score" if kind == "reward" else "ratio"
     right = values[f"{what}_chosen"] > values[f"{what}_rejected"]
@@ -102,18 +90,18 @@ def test_a_row_that_is_no_pair_is_named(row, said, tmp_path):
         rewardbench_pairs(write(tmp_path / "bench.jsonl", rows))
 
 
-def test_the_command_prints_the_sections(models, tmp_path, capsys):
+def test_the_command_prints_the_sections(trained, tmp_path, capsys):
     data = write(tmp_path / "bench.jsonl", benchmark_rows())
-    assert run(["evaluate", "reward", "--model", str(models["reward"]), "--data", str(data), "--json"]) == 0
+    assert run(["evaluate", "reward", "--model", str(trained["reward"]), "--data", str(data), "--json"]) == 0
     shown = capsys.readouterr()
     assert "average of these" in shown.err
     assert list(orjson.loads(shown.out)["sections"]) == ["Reasoning", "Prior Sets"]
 
 
-def test_real_rows_balance(models, real_data):
+def test_real_rows_balance(trained, real_data):
     """LLMBar's rows; those under RewardBench's own names are all of its section Chat Hard that is there."""
     data = real_data / "llmbar_pairs_rewardbench_format.parquet"
-    found = evaluate("reward", models["reward"], data, max_length=2048, max_prompt_length=1024)
+    found = evaluate("reward", trained["reward"], data, max_length=2048, max_prompt_length=1024)
     counts = found["counts"]
     assert counts["pairs_in"] == 953 == found["pairs"] + counts["prompt_not_rendered"]
     assert found["pairs"] > 700

@@ -1,6 +1,5 @@
 """Runs that can't go on: memory that really runs out, models that really overflow; what is said, and what stays."""
 
-import json
 import resource
 
 import pytest
@@ -9,16 +8,6 @@ import torch
 from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model import load_pretrained, tiny_model
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import PolicyTrainer, train_policy, train_reward, training_arguments
-
-RUN = {"policy": train_policy, "reward": train_reward}
-
-
-def options(kind, data, out, **changes):
-    defaults = {"epochs": 2, "pairs_per_step": 10, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
-    return TrainOptions(kind, data=str(data), out=str(out), **{**defaults, **changes})
-
 
 LIMITED = """
 import resource
@@ -50,12 +39,7 @@ def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, d
     sizes = [
         "--tiny-size",
         "512" if where == "step" else "2048",
-        "--tiny-layers",
-        "2",
-        "--tiny-vocab",
-        "400",
-        "--pairs-per-step",
-        "200",
+        *["--tiny-layers", "2", "--tiny-vocab", "400", "--pairs-per-step", "200"],
     ]
     command = ["train", "reward", "--data", str(dataset), "--out", str(tmp_path / "out"), "--bf16", *sizes]
     (done,) = processes(LIMITED, where, *command, world=1)
@@ -121,17 +105,8 @@ def test_what_fails_in_one_process_before_training_is_said_once_with_advice(wher
     sizes = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--max-steps", "2"]
     command = ["train", "policy", "--data", str(dataset), "--out", str(tmp_path / "out"), *sizes]
     if where == "load_reference":
-        (made,) = processes(
-            ONE_OF_TWO,
-            "rank=0",
-            "train",
-            "policy",
-            *command[2:5],
-            str(tmp_path / "model"),
-            *sizes,
-            world=1,
-            MMPO_CACHE=str(tmp_path),
-        )
+        own = ["train", "policy", *command[2:5], str(tmp_path / "model"), *sizes]
+        (made,) = processes(ONE_OF_TWO, "rank=0", *own, world=1, MMPO_CACHE=str(tmp_path))
         assert made.returncode == 0, made.stderr
         command += ["--reference", str(tmp_path / "model")]
     done = processes(ONE_OF_TWO, f"{where}={what}", *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
@@ -177,17 +152,15 @@ def test_advice_names_only_what_is_not_set_yet():
     assert "now 100" in str(memory_error("here", nothing))
 
 
-def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(pairs, tokenizer, tmp_path):
-    """A completion is never cut, so that fewer tokens a batch do not help."""
-    model = tiny_model("policy", tokenizer, size=16, layers=1)
-    args = training_arguments(TrainOptions("policy", out=str(tmp_path), max_steps=1))
-    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0, tokens_per_batch=8)
+def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(trainer_of):
+    """A completion is never cut, so that fewer tokens in a batch do not help."""
+    trainer = trainer_of(tokens_per_batch=8)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     trainer.own_reference = False
-    model.get_input_embeddings().register_forward_hook(full)
+    trainer.model.get_input_embeddings().register_forward_hook(full)
     with pytest.raises(
         UserError, match=r"set max_length lower \(--max-length\): one completion alone has \d+ tokens, or recompute"
     ):
@@ -195,19 +168,12 @@ def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(pairs,
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(kind, dataset, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(kind, train_tiny, record_of, dataset, tmp_path):
     """A learning rate that throws the weights out of float32's range within a few steps."""
-    wild = {
-        "learning_rate": 1e18,
-        "schedule": "constant",
-        "warmup_ratio": 0.0,
-        "save_steps": 1,
-        "eval_split": None,
-        "max_grad_norm": 0.0,
-    }
+    wild = {"learning_rate": 1e18, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     out = tmp_path / "out"
     with pytest.raises(UserError) as stopped:
-        RUN[kind](options(kind, dataset, out, epochs=20, **wild))
+        train_tiny(kind, dataset, out, epochs=20, save_steps=1, eval_split=None, **wild)
     message = str(stopped.value)
     assert any(what in message for what in ("the loss is", "the norm of the gradients is", "the weights are not finite"))
     assert " at step " in message or " after step " in message
@@ -218,15 +184,15 @@ def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(
     for checkpoint in checkpoints:
         model, _ = load_pretrained(kind, str(checkpoint))
         assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-    assert json.loads((out / "mmpo.json").read_text())["finished"] is False
+    assert record_of(out)["finished"] is False
 
 
-def overflowing(pairs, tokenizer, path):
-    """A policy with one token whose embedding is infinite: the pairs of the prompts that have it are not finite."""
+@pytest.fixture
+def overflowing(trainer_of, tokenizer):
+    """A policy with one token whose embedding is infinite, and the prompt that has it, whose pairs are not finite."""
     model = tiny_model("policy", tokenizer, size=16, layers=1)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as an output the token is everywhere
-    args = training_arguments(TrainOptions("policy", out=str(path), max_steps=2, save_steps=1))
-    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0, tokens_per_batch=60)
+    trainer = trainer_of(model=model, run={"save_steps": 1}, tokens_per_batch=60)
     counts: dict[int, list[str]] = {}
     for prompt in trainer.prompts:
         for token in {token for item in prompt.completions for token in item.ids}:
@@ -239,8 +205,8 @@ def overflowing(pairs, tokenizer, path):
     return trainer, counts[token][0]
 
 
-def test_the_prompts_whose_values_are_not_finite_are_named_first(pairs, tokenizer, tmp_path):
-    trainer, culprit = overflowing(pairs, tokenizer, tmp_path)
+def test_the_prompts_whose_values_are_not_finite_are_named_first(overflowing, tmp_path):
+    trainer, culprit = overflowing
     trainer.pairs_per_step = 10**6
     with pytest.raises(
         UserError, match=rf"the loss is nan at step 1; prompts with pairs whose values are not finite: {culprit}; all prompts"
@@ -249,17 +215,16 @@ def test_the_prompts_whose_values_are_not_finite_are_named_first(pairs, tokenize
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_measuring_names_them_too(pairs, tokenizer, tmp_path):
-    trainer, culprit = overflowing(pairs, tokenizer, tmp_path)
+def test_measuring_names_them_too(overflowing):
+    trainer, culprit = overflowing
     with pytest.raises(UserError, match=rf"\d+ of \d+ pairs have no finite value, of the prompts {culprit}\. Lower"):
         trainer.predict_pairs(trainer.prompts)
 
 
-def test_gradients_that_are_not_finite_change_nothing(pairs, tokenizer, tmp_path):
+def test_gradients_that_are_not_finite_change_nothing(trainer_of):
     """The loss may be finite and its gradient not."""
-    model = tiny_model("policy", tokenizer, size=16, layers=1)
-    args = training_arguments(TrainOptions("policy", out=str(tmp_path), max_steps=2, save_steps=1))
-    trainer = PolicyTrainer(model, args, pairs, processing_class=tokenizer, gamma=1.0)
+    trainer = trainer_of(run={"save_steps": 1})
+    model = trainer.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.get_input_embeddings().weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(UserError, match="the norm of the gradients is nan at step 1; all prompts of the step"):
