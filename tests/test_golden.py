@@ -7,11 +7,10 @@ expected.json are what that version itself made of them when it went on.
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import mmpo
 from openai_server import serving
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
@@ -24,12 +23,6 @@ EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 def v1(tmp_path: Path) -> Path:
     """A copy of the golden files to work in."""
     return Path(shutil.copytree(GOLDEN, tmp_path / "v1"))
-
-
-def mmpo(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    code = "from mmpo.cli.main import main; main()"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, check=False)
 
 
 def training() -> list[str]:
@@ -58,7 +51,7 @@ def test_grades_build_the_feedback_of_v1(v1: Path) -> None:
 
 @pytest.mark.parametrize("words", [("validate", "pairs"), ("gamma", "pairs"), ("report", "pairs", "--out", "page.html")])
 def test_commands_read_the_pairs_of_v1(v1: Path, words: tuple[str, ...]) -> None:
-    done = mmpo(v1, *words)
+    done = mmpo(*words, cwd=v1)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,7 +60,7 @@ def test_a_judges_journal_of_v1_holds_every_answer(v1: Path) -> None:
     shutil.rmtree(v1 / "judged")
     with serving() as server:
         words = ["--mode", "pairwise", "--model", "judge-a", "--base-url", server.base_url, "--out", "judged"]
-        done = mmpo(v1, "judge", "feedback", *words)
+        done = mmpo("judge", "feedback", *words, cwd=v1)
         assert done.returncode == 0, done.stderr
         assert server.counts()["answered"] <= 1, "what was paid for is not asked again; a new address may be probed"
     again = load_feedback(v1 / "judged").to_pylist()
@@ -77,7 +70,7 @@ def test_a_judges_journal_of_v1_holds_every_answer(v1: Path) -> None:
 
 def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> None:
     words = ["train", "policy", "--data", "pairs", "--out", "policy", "--reference-cache", "cache", "--beta", "0.1", *training()]
-    done = mmpo(v1, *words, "--json")
+    done = mmpo(*words, "--json", cwd=v1)
     assert done.returncode == 0, done.stderr
     assert "trained 16 steps" in done.stderr, "4 of the 20 steps were done by version 0.1.0"
     summary, expected = json.loads(done.stdout), EXPECTED["policy"]
@@ -88,7 +81,7 @@ def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> No
 
 
 def test_a_reward_model_of_v1_gives_the_same_scores(v1: Path) -> None:
-    done = mmpo(v1, "evaluate", "reward", "--model", "reward", "--data", "pairs", "--split", "validation", "--json")
+    done = mmpo("evaluate", "reward", "--model", "reward", "--data", "pairs", "--split", "validation", "--json", cwd=v1)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     for name, value in EXPECTED["reward"].items():

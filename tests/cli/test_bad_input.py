@@ -1,16 +1,13 @@
 """Bad input to `mmpo build`: bad rows are counted, and limited; nothing half-written is left by a full disk or Ctrl-C."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command import mmpo, stopped
 from commands import graded, lines, refused
 from folders import write_rows
 
@@ -65,13 +62,7 @@ def test_a_line_separator_inside_a_string_is_no_line_end(tmp_path: Path, capsys:
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     # A limit on the size of a file stands for the full disk: writing fails with an OSError in the same places.
     source, out = write_rows(tmp_path / "many.jsonl", graded(4_000)), tmp_path / "out"
-    code = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from mmpo.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *build(source, out)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = mmpo(*build(source, out), disk=20_000)
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
@@ -79,19 +70,6 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
 
 def test_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
     source, out = write_rows(tmp_path / "many.jsonl", graded(40_000, answers=4)), tmp_path / "out"
-    code = "from mmpo.cli.main import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *build(source, out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    deadline = time.monotonic() + 60
-    while process.poll() is None and len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 130, messages
-    assert messages == "interrupted\n"
+    done = stopped(*build(source, out), when=lambda: len(list(tmp_path.iterdir())) > 1, by=signal.SIGINT)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.jsonl"]

@@ -1,13 +1,12 @@
 """The quickstart recipe end to end with reduced sizes: table, page, dataset; a second run has nothing left to do."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import mmpo
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -25,9 +24,7 @@ SMALL = (
 
 def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
     overrides = [part for value in (*SMALL, f"out={out}", *more) for part in ("--set", value)]
-    code = "import torch; torch.set_num_threads(1); from mmpo.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "run", "recipes/quickstart.yaml", "--json", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    done = mmpo("run", "recipes/quickstart.yaml", "--json", *overrides, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 

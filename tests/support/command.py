@@ -1,13 +1,14 @@
 """The command as a process of its own: run to its end, or started, watched and ended."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ended", "environment", "mmpo", "started", "wait_for"]
+__all__ = ["ended", "environment", "mmpo", "started", "stopped", "wait_for"]
 
 MAIN = "from mmpo.cli.main import main; main()"
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
@@ -40,11 +41,26 @@ def ended(process: "subprocess.Popen[str]") -> str:
     return process.communicate(timeout=60)[1]
 
 
+def stopped(
+    *words: object, when: Callable[[], object], by: int = signal.SIGKILL, after: float = 0.0, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Start `mmpo WORDS`, signal it `after` seconds after `when` holds, and wait for its end."""
+    with started(*words, **options) as process:
+        try:
+            assert wait_for(when, process), f"it ended before, with {process.poll()}"
+            time.sleep(after)
+            process.send_signal(by)
+            said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
 def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> bool:
     """Wait until it holds; False where it does not in so many seconds, or when the process ends before."""
     until = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > until or (process is not None and process.poll() is not None):
             return False
-        time.sleep(0.01)
+        time.sleep(0.005)
     return True

@@ -81,7 +81,7 @@ def test_faults_of_the_wire_are_on_the_wire(shared: Server) -> None:
     for head, body, end in (cut, bad):
         assert f"content-length: {len(body)}" in head and isinstance(body, str) and end == "open"
     assert slow[1]["choices"] and shared.log()[-1]["latency"] == 0.2
-    wait_for(lambda: shared.counts()["in_flight"] == 0)  # the server sees that the hanging request's client has gone
+    assert wait_for(lambda: shared.counts()["in_flight"] == 0)  # the server sees that the hanging request's client has gone
     log = shared.log()[-6:]
     assert [record["sent"] for record in log] == [False, False, False, True, True, True]
     assert [record["status"] for record in log] == [200, None, None, 200, 200, 200]
@@ -93,7 +93,7 @@ def test_an_outage_resets_who_waits_and_refuses_who_comes_and_ends() -> None:
         ThreadPoolExecutor() as pool,
     ):
         waiting = pool.submit(ask, server, "red 1", timeout=9)
-        wait_for(lambda: server.counts()["requests"] == 1)
+        assert wait_for(lambda: server.counts()["requests"] == 1)
         assert ask(server, "red 7")[2] == "reset" and waiting.result()[2] == "reset"
         with pytest.raises(ConnectionRefusedError):
             ask(server)
@@ -158,4 +158,4 @@ def test_it_ends_when_whoever_started_it_is_gone() -> None:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", int(done.stdout))) != 0
 
-    wait_for(refused)
+    assert wait_for(refused)

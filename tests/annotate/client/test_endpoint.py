@@ -1,10 +1,10 @@
 """The endpoint's client: the body goes out as it was keyed, the key goes along, and many requests at once share few pools."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
+from command import wait_for
 
 from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Endpoint, EndpointSettings, Failure
 
@@ -44,10 +44,8 @@ def test_many_requests_at_once_are_all_in_flight_and_later_ones_open_no_more_poo
     server = openai_server({"latency": 0.3})
     answers, pools = asked_at_once(server, 3 * REQUESTS_PER_POOL + 1)
     assert all(isinstance(answer, Answer) for answer in answers) and pools == 4
-    until = time.monotonic() + 10
-    while (counts := server.counts())["connections"] > 1 and time.monotonic() < until:  # it has to see that they were closed
-        time.sleep(0.01)
-    assert counts["most_in_flight"] == 3 * REQUESTS_PER_POOL + 1 and counts["connections"] == 1  # the one that asks for the counts
+    assert wait_for(lambda: server.counts()["connections"] == 1)  # the one that asks: it has seen that the others were closed
+    assert server.counts()["most_in_flight"] == 3 * REQUESTS_PER_POOL + 1
 
 
 def test_a_request_that_fails_leaves_its_place_in_the_pool(openai_server: Any) -> None:
