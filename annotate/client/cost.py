@@ -80,7 +80,9 @@ class Budget:
 
     def release(self, key: bytes) -> None:
         """Give back what was set aside."""
-        self.held = max(0.0, self.held - self.reserved.pop(key, 0.0))
+        self.held -= self.reserved.pop(key, 0.0)
+        if not self.reserved:  # exactly: a rest of rounding would read as something that may still come back, and be waited for
+            self.held = 0.0
 
     def settle(self, key: bytes, cost: float) -> None:
         """What it cost in the end."""
