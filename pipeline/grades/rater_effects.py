@@ -25,9 +25,16 @@ ROUNDS = 5
 """How often biases and scales are fitted in turn; of ratings, whose scales do not depend on biases, the second round changes nothing."""
 
 MOST_STEPS = 200
+"""Of conjugate gradients."""
+
 LEAST_SCALE = 0.1
+"""Of the others' scale: at or below it a rater gives no signal."""
+
 NOISE_PRIOR = 20.0
+"""How many items the pooled noise counts for beside a rater's own."""
+
 LARGEST_WEIGHT = 4.0
+"""Times that of the median rater."""
 
 
 class RaterEffect(NamedTuple):
@@ -239,8 +246,8 @@ def _weights(noise: np.ndarray, items: np.ndarray) -> np.ndarray:
     if not (v > 0).any():
         return weight
     pooled = float((n * v).sum() / n.sum())
-    shrunk = np.maximum((NOISE_PRIOR * pooled + n * v) / (NOISE_PRIOR + n), float(np.median(v)) / LARGEST_WEIGHT)
-    weight[known] = pooled / shrunk
+    drawn_to_pooled = (NOISE_PRIOR * pooled + n * v) / (NOISE_PRIOR + n)
+    weight[known] = pooled / np.maximum(drawn_to_pooled, float(np.median(v)) / LARGEST_WEIGHT)
     return weight
 
 

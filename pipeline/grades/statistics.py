@@ -87,8 +87,8 @@ def grade_statistics(table: pa.Table) -> GradeStatistics:
         least = np.full(len(counts), np.inf)
         np.minimum.at(least, group, scores)
         moments = zip(*(column.tolist() for column in (counts, means, squares, least)), strict=True)
-        for (*names, bound), one in zip(combinations, moments, strict=True):
-            # a comparison has one bound, its limit: gaps lie between it and its negative
-            low = names.pop() if evidence == "ratings" else None if bound is None else -bound
-            result.groups[GradeGroup(evidence, *names, low, bound)] = Moments(*one)
+        for (source, rater, kind, aspect, *found), one in zip(combinations, moments, strict=True):
+            if evidence == "comparisons":  # one bound, the limit: gaps lie between it and its negative
+                found = [None if found[0] is None else -found[0], found[0]]
+            result.groups[GradeGroup(evidence, source, rater, kind, aspect, *found)] = Moments(*one)
     return result

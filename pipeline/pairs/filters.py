@@ -1,4 +1,4 @@
-"""Leaving pairs out: ties, over-long texts, small margins and the cap, each counted and kept as evidence. Adding one: a line in FILTERS."""
+"""Leaving pairs out: ties, over-long texts, small margins and the cap, each counted and kept by reason. Adding one: a line in FILTERS."""
 
 from collections.abc import Callable
 
