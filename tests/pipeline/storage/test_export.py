@@ -101,7 +101,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(EXPORTS, "jsonl", dataclasses.replace(EXPORTS["jsonl"], write=write))
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         export(dataset(tmp_path / "data"), "jsonl", tmp_path / "x.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

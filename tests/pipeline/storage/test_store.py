@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import write_rows
 
 from mmpo.pipeline import PAIRS, BuildOptions, UserError, build, load_pairs, validate
 from mmpo.pipeline.tables import REJECTS, metadata
@@ -22,12 +23,15 @@ OPTIONS = BuildOptions(format="jsonl", kind="human", scale=(1, 5))
 
 
 def ratings(path: Path, prompts: int, mark: str = "") -> Path:
-    with path.open("w", encoding="utf-8") as file:
-        for p in range(prompts):
-            for c in range(4):
-                row = {"prompt": f"question {p}", "completion": f"answer {c}{mark} " * 40, "score": 1 + (p + c) % 5}
-                file.write(json.dumps(row) + "\n")
-    return path
+    answers = [f"answer {c}{mark} " * 40 for c in range(4)]
+    return write_rows(
+        path,
+        (
+            {"prompt": f"question {p}", "completion": answer, "score": 1 + (p + c) % 5}
+            for p in range(prompts)
+            for c, answer in enumerate(answers)
+        ),
+    )
 
 
 def test_a_dataset_opens_with_datasets_and_holds_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,33 +89,29 @@ def test_too_many_bad_lines_refuse_the_build_and_name_the_reason(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
-        build(ratings(tmp_path / "r.jsonl", 5), tmp_path / "out", options=OPTIONS)
-    assert (tmp_path / "out/thesis.tex").read_text() == "mine"
-
-
-def test_a_note_beside_our_files_stops_the_replacement(tmp_path: Path) -> None:
-    path = ratings(tmp_path / "r.jsonl", 5)
-    build(path, tmp_path / "out", options=OPTIONS)
-    (tmp_path / "out/note.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"note\.txt"):
-        build(path, tmp_path / "out", options=OPTIONS)
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path: Path, ours: bool) -> None:
+    path, out = ratings(tmp_path / "r.jsonl", 5), tmp_path / "out"
+    if ours:
+        build(path, out, options=OPTIONS)
+    out.mkdir(exist_ok=True)
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds thesis\.tex" if ours else "holds something else"):
+        build(path, out, options=OPTIONS)
+    assert (out / "thesis.tex").read_text() == "mine"
 
 
 def test_no_pair_is_an_error_that_says_why(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"prompt": "p", "completion": "c", "score": 3}\n')
+    path = write_rows(tmp_path / "r.jsonl", [{"prompt": "p", "completion": "c", "score": 3}])
     with pytest.raises(UserError, match=r"no pair.*single_completion 1"):
         build(path, tmp_path / "out", options=OPTIONS)
     assert not (tmp_path / "out").exists()
 
 
 def test_mixed_scales_are_listed(tmp_path: Path) -> None:
-    build(ratings(tmp_path / "a.jsonl", 5), tmp_path / "a", options=BuildOptions(format="jsonl", scale=(1, 5), feedback_only=True))
-    build(ratings(tmp_path / "b.jsonl", 5), tmp_path / "b", options=BuildOptions(format="jsonl", scale=(1, 10), feedback_only=True))
+    for name, high in (("a", 5), ("b", 10)):
+        options = BuildOptions(format="jsonl", scale=(1, high), feedback_only=True)
+        build(ratings(tmp_path / f"{name}.jsonl", 5), tmp_path / name, options=options)
     both = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(UserError, match=r"mix 2 scales: 1..5 .*rater a.*; 1..10 .*rater b"):
         build(both, tmp_path / "out", options=BuildOptions(format="feedback"))
@@ -121,14 +121,11 @@ def test_mixed_scales_are_listed(tmp_path: Path) -> None:
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     path = ratings(tmp_path / "r.jsonl", 6000)
-    build(path, tmp_path / "one", options=BuildOptions(format="jsonl", workers=1))
-    build(path, tmp_path / "two", options=BuildOptions(format="jsonl", workers=2))
-    assert (
-        load_pairs(tmp_path / "one")
-        .replace_schema_metadata(None)
-        .equals(load_pairs(tmp_path / "two").replace_schema_metadata(None))
-    )
-    names = [sorted(str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*")) for run in ("one", "two")]
+    for workers in (1, 2):
+        build(path, tmp_path / str(workers), options=BuildOptions(format="jsonl", workers=workers))
+    one, two = (load_pairs(tmp_path / name).replace_schema_metadata(None) for name in "12")
+    assert one.equals(two)
+    names = [sorted(str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*")) for run in "12"]
     assert names[0] == names[1]
 
 
@@ -166,7 +163,7 @@ def test_killed_at_twenty_random_moments_the_old_or_the_new_folder_stands(tmp_pa
             build(old, out, options=BuildOptions(format="jsonl"))
     assert True in outcomes
     build(old, out, options=BuildOptions(format="jsonl"))
-    assert [path.name for path in tmp_path.glob(".out.building*")] == []
+    assert [path.name for path in tmp_path.glob(".out.part-*")] == []
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
