@@ -244,7 +244,7 @@ CHECKS: dict[str, Check] = {
 def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = False) -> dict[str, Any]:
     """Check a dataset folder.
 
-    gamma: in 1/margin-unit; where given, the share of saturated targets is told. strict: warnings count as failures.
+    gamma: in 1/margin-unit; where given, the share of saturated targets is a check of its own. strict: warnings count as failures.
     Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail", "count", "message"}]}.
     Raises UserError where the folder is no dataset of mmpo or holds FEEDBACK.
     """

@@ -59,9 +59,9 @@ def _say_raters(summary: dict[str, Any]) -> None:
         print_table("position bias", ("rater/aspect", "towards the first", "order noise", "pairs"), rows)
     effects = summary.get("rater_effects") or {}
     if effects:
-        told = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
+        notes = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
         rows = [
-            (name, e["bias"], e["scale"], e["noise"], e["weight"], e["items"], told[e["signal"], e["connected"]])
+            (name, e["bias"], e["scale"], e["noise"], e["weight"], e["items"], notes[e["signal"], e["connected"]])
             for name, e in effects.items()
         ]
         print_table("raters", ("rater", "bias", "scale", "noise", "weight", "items", ""), rows)

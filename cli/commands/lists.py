@@ -99,8 +99,8 @@ def _facts(member: Any) -> dict[str, str]:
     """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
     names = [field.name for field in fields(member)] if is_dataclass(member) else getattr(member, "_fields", ())
     known = {name: getattr(member, name) for name in names}
-    told = ("name", "summary", "criterion", "source")
-    plain = {name: value for name, value in known.items() if name not in told and isinstance(value, int | float | Collection)}
+    shown = ("name", "summary", "criterion", "source")
+    plain = {name: value for name, value in known.items() if name not in shown and isinstance(value, int | float | Collection)}
     return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}
 
 

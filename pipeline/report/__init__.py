@@ -1,4 +1,4 @@
-"""What is told of a finished dataset and of compared models: self-contained HTML pages, and what each γ makes of the margins."""
+"""A finished dataset and compared models, shown: self-contained HTML pages, and what each γ makes of the margins."""
 
 from mmpo.pipeline.report.comparison_page import write_comparison
 from mmpo.pipeline.report.dataset_figures import longer_wins, read_figures, source_rows
