@@ -25,17 +25,17 @@ JUDGE = "judge candidates --model m --base-url http://127.0.0.1:9/v1 --out judge
 
 @dataclass(frozen=True)
 class Addition:
-    """A line for the table in a module, and the code above the table that it needs. file: a new module's name and text.
+    """A line for the family's table, and the code above the table that it needs. file: a new module's name and text.
 
-    use: a command that uses the member; shows: what it says then.
+    use: a command that uses the member; shows: what it says then. beside: a file beside the table's that takes the line instead.
     """
 
-    module: str
     line: str
     code: str = ""
     file: tuple[str, str] = ("", "")
     use: str = ""
     shows: str = ""
+    beside: str = ""
 
 
 PARSE = '''"""A dummy format."""
@@ -55,60 +55,62 @@ IMPORT = "from mmpo.pipeline.sources.dummy import parse_dummy\n"
 BUILD = "build grades.jsonl --out out/{} --json --format jsonl"
 ADDITIONS: dict[str, Addition] = {
     "formats": Addition(
-        "pipeline/sources/__init__.py", '"dummy": Source("dummy", "a dummy", parse=parse_dummy),', IMPORT,
+        '"dummy": Source("dummy", "a dummy", parse=parse_dummy),', IMPORT,
         ("pipeline/sources/dummy.py", PARSE), "build grades.jsonl --out out/formats --json --format dummy", '"pairs":{"train":',
     ),
     "normalisations": Addition(
-        "pipeline/grades/normalise.py", '"dummy": Normalisation("a dummy", lambda given: {"score": given.field("score") / 2}),',
+        '"dummy": Normalisation("a dummy", lambda given: {"score": given.field("score") / 2}),',
         use=BUILD + " --normalise dummy", shows='"pairs":{"train":',
     ),
     "mergers": Addition(
-        "pipeline/grades/aggregate.py", '"dummy": RaterMerger("a dummy", lambda grades, starts: grades.value[starts]),',
+        '"dummy": RaterMerger("a dummy", lambda grades, starts: grades.value[starts]),',
         use=BUILD + " --raters dummy", shows='"pairs":{"train":',
     ),
     "strategies": Addition(
-        "pipeline/pairs/strategies.py", '"dummy": Strategy("a dummy", _best_worst),',
+        '"dummy": Strategy("a dummy", _best_worst),',
         # the dummy filter takes one of the 60 pairs
         use=BUILD + " --strategy dummy --split 1,0,0", shows='"pairs":{"train":59',
     ),
     "filters": Addition(
-        "pipeline/pairs/filters.py", '"dummy": _dummy,',
+        '"dummy": _dummy,',
         'def _dummy(table, pairs, rules):\n    """A dummy"""\n    return np.arange(len(pairs.prompt)) == 0\n\n\n',
         use=BUILD + " --seed 1", shows='"dummy":',
     ),
     "checks": Addition(
-        "pipeline/validate.py", '"dummy": Check(lambda name, totals: ("pass", 0, "said the dummy"), "a dummy"),',
+        '"dummy": Check(lambda name, totals: ("pass", 0, "said the dummy"), "a dummy"),',
         use="validate pairs --json", shows="said the dummy",
     ),
     "exports": Addition(
-        "pipeline/storage/export.py",
         '"dummy": Export("a dummy", False, SPLITS, lambda parts, target, rows: target.write_text("x") and None),',
         use="export pairs --to dummy --out out/dummy --json", shows='"to":"dummy"',
     ),
     "metrics": Addition(
-        "pipeline/metrics/__init__.py", '"dummy": Metric(lambda z: 0.5, ("z",), 0.5, "a dummy"),',
+        '"dummy": Metric(lambda z: 0.5, ("z",), 0.5, "a dummy"),',
         use="measure", shows='"dummy": 0.5',
     ),
     "modes": Addition(
-        "annotate/judge/modes.py",
         '"dummy": Mode(_pairwise, _pair_count, _gaps, template="pairwise", reply="grade", takes=("one",), reply_tokens=lambda n: 8,\n'
         '        needs="pairs", summary="a dummy", signed=True),',
         use=JUDGE + " --mode dummy", shows='"requests":',
     ),
-    "rubrics": Addition("annotate/judge/rubrics.yaml", "{name: dummy, criterion: a dummy, scale: {1: bad, 2: good}}",
+    "rubrics": Addition("{name: dummy, criterion: a dummy, scale: {1: bad, 2: good}}", beside="rubrics.yaml",
                         use=JUDGE + " --rubric dummy", shows='"requests":'),
-    "pairings": Addition("annotate/pairings.py", '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),',
+    "pairings": Addition(
+        '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),',
                          use=JUDGE + " --pairs dummy", shows='"requests":'),
-    "replies": Addition("annotate/replies/__init__.py", '"dummy": ReplyFormat(grade, "a dummy", "one"),',
+    "replies": Addition(
+        '"dummy": ReplyFormat(grade, "a dummy", "one"),',
                         use=JUDGE + " --reply dummy", shows='"requests":'),
-    "selections": Addition("annotate/argilla/priorities.py", '"dummy": Selection(lambda known: None, "", "a dummy"),'),
-    "displays": Addition("annotate/argilla/display.py", '"dummy": Display(str, str, False, "a dummy"),'),
+    "selections": Addition(
+        '"dummy": Selection(lambda known: None, "", "a dummy"),'),
+    "displays": Addition(
+        '"dummy": Display(str, str, False, "a dummy"),'),
     "losses": Addition(
-        "train/objective/losses.py", 'Loss("dummy", "a dummy", "nowhere", lambda z, p, margin, gamma: z),',
+        'Loss("dummy", "a dummy", "nowhere", lambda z, p, margin, gamma: z),',
         use="train reward --data nowhere --out out/model --loss dummy=2", shows="nowhere",
     ),
     "targets": Addition(
-        "train/objective/targets.py", '"dummy": _dummy,',
+        '"dummy": _dummy,',
         'def _dummy(column, gamma):\n    """a dummy"""\n    return column("quality_margin") * 0 + 0.5, {}\n\n\n',
         use="train reward --data nowhere --out out/model --target dummy", shows="nowhere",
     ),
@@ -132,16 +134,19 @@ print(json.dumps(answers))
 """
 
 
-def add(copy: Path, addition: Addition) -> int:
+def add(copy: Path, family: str, addition: Addition) -> int:
     """Put a member into the copy of the folders; returns how many files that touched."""
-    path = copy / addition.module
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".yaml":
-        path.write_text(f"{text}- {addition.line}\n", encoding="utf-8")
+    module, _, table = FAMILIES[family].table.partition(":")
+    table = "LOSSES" if family == "losses" else table  # the list has `sft` too, which is no loss of pairs
+    opening = re.compile(rf"^{table}\b.*= {{.*\n(?:.*\n    for \w+ in \(\n)?", flags=re.M)
+    modules = {path: path.read_text(encoding="utf-8") for path in (copy / module.split(".")[1]).rglob("*.py")}
+    [(path, text)] = [(path, text) for path, text in modules.items() if opening.search(text)]
+    if addition.beside:
+        with (path.parent / addition.beside).open("a", encoding="utf-8") as file:
+            file.write(f"- {addition.line}\n")
         return 1
-    table = FAMILY_OF[addition.module]
-    begin = re.search(rf"^{table}\b.*\{{\n(?:.*\n    for \w+ in \(\n)?", text, flags=re.M)
-    assert begin, f"{addition.module} has no table {table}"
+    begin = opening.search(text)
+    assert begin
     # An import at the very beginning of the code would do as well; above the table everything is defined that a member may need.
     text = text[: begin.start()] + addition.code + begin.group() + f"    {addition.line}\n" + text[begin.end() :]
     path.write_text(text, encoding="utf-8")
@@ -151,19 +156,13 @@ def add(copy: Path, addition: Addition) -> int:
     return 1 + bool(name)
 
 
-FAMILY_OF = {
-    addition.module: "LOSSES" if name == "losses" else FAMILIES[name].table.partition(":")[2]
-    for name, addition in ADDITIONS.items()
-}
-
-
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the copy with a dummy in every family says: the family's list, the dummy's own page, and a command that uses it."""
     work = tmp_path_factory.mktemp("families")
     for folder in ("pipeline", "annotate", "train", "cli"):
         shutil.copytree(ROOT / folder, work / "mmpo" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    touched = {name: add(work / "mmpo", addition) for name, addition in ADDITIONS.items()}
+    touched = {name: add(work / "mmpo", name, addition) for name, addition in ADDITIONS.items()}
     assert not {name: count for name, count in touched.items() if count > MOST_FILES}
     write_rows(work / "grades.jsonl", graded())
     (work / "out").mkdir()
