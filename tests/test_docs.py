@@ -36,3 +36,20 @@ def test_commands_in_the_documents_have_flags_that_exist() -> None:
             if line.startswith("    mmpo "):
                 for flag in re.findall(r"(?<=\s)--[a-z][a-z-]+", line):
                     assert flag in reference, f"{page.name}: {line.strip()}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "LOG.md"], ids=lambda page: page.name)
+def test_files_that_the_documents_name_are_there(page: Path) -> None:
+    named = re.findall(
+        r"(?<![\w/])((?:pipeline|annotate|train|cli|tests|benchmarks|recipes)/[\w/]+\.\w+)", page.read_text(encoding="utf-8")
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_tree_of_the_house_is_the_one_that_stands() -> None:
+    from mmpo.cli.docs import house
+
+    written = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert written == house(written, ROOT), "docs/architecture.md is out of date: make docs"
+    for path in (path for folder in ("pipeline", "annotate", "train", "cli") for path in (ROOT / folder).rglob("*.py")):
+        assert path.stem.startswith("__") or f"{path.name} " in written
