@@ -10,8 +10,6 @@ from hashlib import blake2b
 
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["PAIRINGS", "Candidates", "Pairing", "digest_of", "parse_pairing"]
-
 ALL_UP_TO = 4
 """`auto` compares all pairs of up to so many completions."""
 

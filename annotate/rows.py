@@ -15,8 +15,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, read_manifest, split_files
 from mmpo.pipeline.tables import FEEDBACK, Message
 
-__all__ = ["Feedback", "FeedbackRow", "rows_of"]
-
 ROWS_AT_ONCE = 256
 
 

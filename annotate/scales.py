@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["PREFERENCE", "RANKS", "Scale", "numbers"]
-
 
 @dataclass(frozen=True)
 class Scale:

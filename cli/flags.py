@@ -14,8 +14,6 @@ from pydantic.fields import FieldInfo
 
 from mmpo.pipeline.options import fields_of, flags_of
 
-__all__ = ["model_of", "with_flags"]
-
 
 def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the command gets one flag for every field of `options`; its `given` holds those that were used.

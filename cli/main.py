@@ -15,8 +15,6 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-__all__ = ["COMMANDS", "EXTRAS", "all_commands", "main", "make_app", "run"]
-
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.commands.build:build", "Feedback files into a dataset of pairs with quality margins."),

@@ -11,8 +11,6 @@ from rich.table import Table
 
 from mmpo.pipeline.progress import say
 
-__all__ = ["console", "plain", "print_json", "print_table", "say", "shown"]
-
 
 def console() -> Console:
     """Standard error: colours and bars on a terminal, plain lines elsewhere."""

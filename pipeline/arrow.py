@@ -13,23 +13,6 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = [
-    "LARGE_FEEDBACK",
-    "codes",
-    "differing_messages",
-    "flat",
-    "gather_lists",
-    "large",
-    "lists",
-    "narrow",
-    "offsets_of",
-    "parents",
-    "ranges",
-    "structs",
-    "to_numpy",
-    "with_fields",
-]
-
 _LONG_TEXT = {"content", "text", "note", "extra"}
 
 

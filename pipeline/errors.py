@@ -11,8 +11,6 @@ A message names what was given, what is allowed and the next move; it is all tha
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["InvalidValue", "MmpoError", "PartialResult", "UserError", "unknown_name"]
-
 
 class MmpoError(Exception):
     """Base of every error that mmpo raises on purpose."""

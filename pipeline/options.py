@@ -17,24 +17,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = [
-    "LISTED",
-    "MAPPED",
-    "NUMBER",
-    "AtLeastZero",
-    "Count",
-    "Flags",
-    "OneOf",
-    "Positive",
-    "Share",
-    "TextOrPath",
-    "explain",
-    "fields_of",
-    "flags_of",
-    "options",
-    "options_from",
-]
-
 Kind = TypeVar("Kind")
 
 

@@ -10,8 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-__all__ = ["LINE_EVERY_SECONDS", "Progress", "ProgressReporter", "duration", "say"]
-
 Progress = Callable[[str, int, int], None]
 """What a long step calls from time to time with (stage, done, all)."""
 

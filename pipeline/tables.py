@@ -11,25 +11,6 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-__all__ = [
-    "COMPARISON",
-    "COMPLETION",
-    "FEEDBACK",
-    "MESSAGE",
-    "MESSAGES",
-    "PAIRS",
-    "RATING",
-    "REJECTS",
-    "SCHEMA_VERSION",
-    "SPLITS",
-    "Message",
-    "completion_id",
-    "metadata",
-    "prompt_bytes",
-    "prompt_id",
-    "with_metadata",
-]
-
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
 METADATA_KEY = b"mmpo"

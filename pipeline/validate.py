@@ -20,8 +20,6 @@ from mmpo.pipeline.pairs.splits import first_user_messages, split_position
 from mmpo.pipeline.storage.dataset import read_manifest, split_files
 from mmpo.pipeline.tables import PAIRS, SPLITS, completion_id, metadata, prompt_id
 
-__all__ = ["CHECKS", "SATURATED", "validate"]
-
 SATURATED = 0.95
 """A target above this pulls like a certain label: the margin behind it no longer matters."""
 

@@ -22,26 +22,6 @@ from torch import Tensor
 from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import is_first_process, out_of_memory
 
-__all__ = [
-    "LocalFailure",
-    "MemoryElsewhere",
-    "agreed",
-    "any_process",
-    "check_launch",
-    "check_splittable",
-    "from_all",
-    "from_first",
-    "is_lost_process",
-    "known_to_all",
-    "leave_at_exit",
-    "leave_together",
-    "rank_and_world",
-    "reported_elsewhere",
-    "set_up_fsdp",
-    "summed",
-    "uses_fsdp",
-]
-
 Value = TypeVar("Value")
 _RECIPE = "see recipes/accelerate/fsdp.yaml"
 _KNOWN_TO_ALL = "_mmpo_known_to_all"

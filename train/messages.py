@@ -14,20 +14,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 from mmpo.train.objective import reads_targets
 
-__all__ = [
-    "START_AGAIN",
-    "is_first_process",
-    "memory_advice",
-    "memory_error",
-    "not_finite",
-    "nothing_left",
-    "out_of_memory",
-    "rendering_warnings",
-    "some_ids",
-    "target_warnings",
-    "warn",
-]
-
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks: the first of those that a launcher started, or the only one.

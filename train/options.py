@@ -11,8 +11,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, OneOf, Positive, TextOrPath, options, options_from
 from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write_terms
 
-__all__ = ["TrainOptions", "check_source_weights"]
-
 MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECORD", "read_record"]
-
 RECORD = "mmpo.json"
 
 

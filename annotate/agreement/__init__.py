@@ -32,18 +32,6 @@ from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = [
-    "OF_TWO",
-    "agree",
-    "agreement_of_all",
-    "agreement_of_two",
-    "patterns",
-    "rank_correlation",
-    "read_margins",
-    "signed_ranks",
-    "votes",
-]
-
 Progress = Callable[[str, int, int], None]
 
 

@@ -9,8 +9,6 @@ from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins
 from mmpo.pipeline.margins import Floats, fit_gamma_to_votes, target_probability
 from mmpo.pipeline.metrics import by_margin, cross_entropy, ece_vote
 
-__all__ = ["against_reference", "calibration_row", "choosing_row", "shared", "votes"]
-
 
 def shared(margins: RaterMargins, one: int, other: int) -> tuple[Floats, Floats, np.ndarray]:
     """The scaled margins of two columns on the units that both have, and those units, shape (units,) each."""

@@ -12,8 +12,6 @@ from mmpo.pipeline.grades import GradeGroup, grade_statistics
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.sources import KINDS
 
-__all__ = ["EVIDENCE", "HUMAN", "Chosen", "Column", "choose_columns"]
-
 EVIDENCE = ("auto", "comparisons", "ratings", "both")
 HUMAN = "human"
 """The reference rater that is the mean of all people."""

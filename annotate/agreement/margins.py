@@ -17,8 +17,6 @@ from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.pairs import all_pairs, own_gaps
 
-__all__ = ["RaterMargins", "RawGrades", "read_margins"]
-
 DECIMALS = 12
 """RaterMargins are rounded to this many decimals of their scale: 0.3 − 0.2 and 0.2 − 0.1 are one grade apart, and equal."""
 

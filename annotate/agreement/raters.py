@@ -12,8 +12,6 @@ from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
 from mmpo.annotate.agreement.statistics import rank_correlation, runs
 from mmpo.pipeline.margins import Floats
 
-__all__ = ["consistency_row", "length_row", "position_row", "rater_row", "severity_rows"]
-
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None

@@ -19,8 +19,6 @@ import numpy as np
 from mmpo.pipeline.grades import group_starts
 from mmpo.pipeline.margins import Floats
 
-__all__ = ["OF_TWO", "agreement_of_all", "agreement_of_two", "patterns", "rank_correlation", "runs", "signed_ranks"]
-
 INTERVAL = (0.025, 0.975)
 """The quantiles of the draws that bound a 95% interval."""
 CHUNK_NUMBERS = 2_000_000

@@ -14,8 +14,6 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.records import LETTERS, NotOurs, ShownRecord, read_record
 from mmpo.pipeline.storage import text_digest
 
-__all__ = ["ANSWERS", "HumanGrade", "PulledAnswers", "Raters", "read_answers", "reject_row"]
-
 NOT_SUBMITTED = ("draft", "discarded")
 
 ANSWERS = pa.schema(

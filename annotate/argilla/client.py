@@ -24,21 +24,6 @@ from mmpo.annotate.client import public_url, retry_after
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import Progress
 
-__all__ = [
-    "Client",
-    "RequestRefused",
-    "Unreachable",
-    "api_url_of",
-    "connect",
-    "dataset_of",
-    "datasets_of",
-    "records_of",
-    "settings_of",
-    "upsert",
-    "users_of",
-    "workspace_of",
-]
-
 DEFAULT_URL = "http://127.0.0.1:6900"
 KEY = "ARGILLA_API_KEY"
 PAUSES = (0.5, 1.0, 2.0, 4.0)

@@ -17,8 +17,6 @@ from mmpo.annotate.argilla.display import DISPLAYS, printable
 from mmpo.annotate.argilla.records import LETTERS
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["GRADES", "AskedQuestion", "DatasetDesign", "asked_of", "display_of", "ensure_dataset", "guidelines_of", "question_name"]
-
 GRADES = {
     "3": "A much better",
     "2": "A better",

@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["DISPLAYS", "Display", "printable"]
-
 JOINER = "\u2060"
 SCHEMES = ("javascript", "vbscript", "data")
 BEGINS = re.compile(rf"[&<$]|!(?=\[|{JOINER})|(?i:{'|'.join(SCHEMES)})(?=:|{JOINER})")

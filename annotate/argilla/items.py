@@ -33,8 +33,6 @@ from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
-__all__ = ["SELECTIONS", "ItemsRead", "RecordItem", "Selection", "read_items", "select"]
-
 MOST_REPLIES = 10
 BLOCK = 4096
 

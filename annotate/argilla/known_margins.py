@@ -13,18 +13,6 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup
 from mmpo.pipeline.tables import FEEDBACK, metadata
 
-__all__ = [
-    "AI",
-    "KnownMargin",
-    "KnownMargins",
-    "SuggestionMargins",
-    "feedback_hints",
-    "feedback_margins",
-    "full_of_pairs",
-    "known_of",
-    "without_texts",
-]
-
 AI = ("ai", "reward_model", "mixed")
 
 

@@ -13,8 +13,6 @@ from mmpo.pipeline.arrow import large, narrow
 from mmpo.pipeline.grades import merge_prompts
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = ["Merged", "merge_answers"]
-
 Key = tuple[str, str, str, str]
 
 

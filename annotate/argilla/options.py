@@ -11,8 +11,6 @@ from mmpo.annotate.pairings import parse_pairing
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import LISTED, Count, Flags, OneOf, Positive, TextOrPath, options
 
-__all__ = ["QUESTIONS", "PullOptions", "PushOptions"]
-
 QUESTIONS = {
     "pairs": "two replies side by side, seven signed grades",
     "ratings": "all replies of a prompt, a rating each",

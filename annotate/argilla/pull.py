@@ -37,8 +37,6 @@ from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage import PartWriter, RowAccounting, card, check_out, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import REJECTS
 
-__all__ = ["pull"]
-
 FILE = ".answers.parquet"
 """Hidden, so that a folder of FEEDBACK is read without it."""
 SLICE = 4096

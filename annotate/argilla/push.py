@@ -40,8 +40,6 @@ from mmpo.annotate.argilla.records import (
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import Progress
 
-__all__ = ["push"]
-
 LONGEST_NAME = 200
 NO_AGENT = re.compile(r"[^A-Za-z0-9_:./\s-]")
 """What Argilla does not take in the name of a suggestion's agent."""

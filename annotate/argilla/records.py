@@ -19,19 +19,6 @@ from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.storage import text_digest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
 
-__all__ = [
-    "LETTERS",
-    "NotOurs",
-    "ShownRecord",
-    "certainty",
-    "fields_of",
-    "grade_of",
-    "metadata_of",
-    "order_of",
-    "read_record",
-    "record_id",
-]
-
 LETTERS = ascii_lowercase[:10]
 """Replies of a record at most: Argilla's page shows no more side by side that anyone could compare."""
 LONGEST_MESSAGE = 20_000

@@ -1,3 +1,1 @@
 """An Argilla of one's own on this machine. The server process imports this room without the rest of mmpo."""
-
-__all__: list[str] = []

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["PINS", "SERVER_VERSION", "digest_of_pins", "ensure", "environment_folder", "is_complete", "python_of"]
-
 SERVER_VERSION = "2.8.0"
 REQUIREMENTS = (f"argilla-server=={SERVER_VERSION}", "requests", "fakeredis")
 PINS = Path(__file__).with_name("constraints.txt")

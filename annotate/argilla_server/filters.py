@@ -19,8 +19,6 @@ if find_spec("argilla_server") is not None:
     from argilla_server.search_engine import base
     from sqlalchemy import Text, and_, func, or_, select, true, type_coerce
 
-__all__ = ["condition_of", "each_of", "moment", "path_to", "refused", "sort_value"]
-
 NUMBERS = ("integer", "real")
 SUGGESTED = ("value", "score", "agent", "type")
 DATES = ("inserted_at", "updated_at")

@@ -21,19 +21,6 @@ from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = [
-    "DATABASE",
-    "LOG",
-    "SCRATCH",
-    "NewUser",
-    "holding",
-    "known_users",
-    "new_users",
-    "password_variable",
-    "prepare",
-    "secret_key",
-]
-
 DATABASE, SECRET, LOG, LOCK, SCRATCH = "argilla.db", "secret.key", "server.log", "lock", "scratch"
 PREFIX = "MMPO_ARGILLA_PASSWORD_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")

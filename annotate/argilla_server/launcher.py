@@ -19,8 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-__all__ = ["main"]
-
 ENGINE = "mmpo"
 BUSY_SECONDS = 30
 QUEUE_EVERY_SECONDS = 0.5

@@ -30,8 +30,6 @@ if find_spec("argilla_server") is not None:
     )
     from sqlalchemy import Text, func, literal_column, select, true, type_coerce
 
-__all__ = ["TablesEngine", "add_functions", "shuffled"]
-
 SHUFFLED, MATCHES = "mmpo_shuffled", "mmpo_matches"
 MOST_TERMS = 2**14
 

@@ -30,8 +30,6 @@ from mmpo.annotate.argilla_server.home import (
 )
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["DEFAULT_PORT", "DEFAULT_WORKSPACE", "is_loopback", "listen", "serve"]
-
 DEFAULT_PORT = 6900
 DEFAULT_WORKSPACE = "team"
 LAUNCHER = Path(__file__).with_name("launcher.py")

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["matches", "pack", "terms_of"]
-
 TERM = re.compile(r'(-?)"([^"]*)"?|(\S+)')
 
 

@@ -3,5 +3,3 @@
 from mmpo.annotate.batch.api import BatchSettings
 from mmpo.annotate.batch.queue import Queue
 from mmpo.annotate.batch.run import Batches, open_batches
-
-__all__ = ["BatchSettings", "Batches", "Queue", "open_batches"]

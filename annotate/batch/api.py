@@ -12,8 +12,6 @@ import orjson
 
 from mmpo.annotate.client import Endpoint, Failure, Request, Stop, backoff
 
-__all__ = ["BatchApi", "BatchSettings", "CallRefused", "Halted", "line_of"]
-
 CHAT = "/v1/chat/completions"
 TOKEN = "mmpo"
 """The name in a batch's metadata of the token by which a batch is found whose id was lost."""

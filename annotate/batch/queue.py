@@ -7,8 +7,6 @@ from math import inf
 
 from mmpo.annotate.client import backoff
 
-__all__ = ["Queue"]
-
 MAX_OPEN_BATCHES = 10
 MAX_POLLS_HELD = 20
 """Looks at the batches between two tries, at most, while the queue is full and none of ours is in it."""

@@ -14,8 +14,6 @@ import orjson
 from mmpo.annotate.batch.api import BatchSettings
 from mmpo.annotate.client import Answer, Endpoint, Failure, Request, Stop, failure_of_status
 
-__all__ = ["Results", "SubmittedBatch", "light", "outcome_of"]
-
 UNDONE = ("batch_expired", "batch_cancelled")
 NO_TEXTS: dict[str, Any] = {"messages": []}
 

@@ -18,8 +18,6 @@ from mmpo.annotate.batch.results import Results, SubmittedBatch, light
 from mmpo.annotate.client import OF_THE_RUN, Answer, Endpoint, Failure, Journal, Request, Stop
 from mmpo.pipeline.errors import PartialResult
 
-__all__ = ["Batches", "open_batches"]
-
 FINAL = ("completed", "expired", "failed", "cancelled")
 MAX_BATCHES_WITHOUT_SUCCESS = 3
 """So many batches in a row without an outcome for any of their requests end a run."""

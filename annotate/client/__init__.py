@@ -15,37 +15,3 @@ from mmpo.annotate.client.journal import Journal, spent_by
 from mmpo.annotate.client.rate_limits import Bucket, Limits
 from mmpo.annotate.client.request import Answer, Choice, Failure, Request, Token, estimated_tokens, key_of
 from mmpo.annotate.client.scheduler import MAX_FAILURES_WITHOUT_SUCCESS, RATE_LIMIT_RETRIES, Scheduler, Stop
-
-__all__ = [
-    "MAX_FAILURES_WITHOUT_SUCCESS",
-    "OF_THE_RUN",
-    "OPENAI",
-    "RATE_LIMIT_RETRIES",
-    "REQUESTS_PER_POOL",
-    "Answer",
-    "Bucket",
-    "Budget",
-    "Choice",
-    "Endpoint",
-    "EndpointSettings",
-    "Failure",
-    "Journal",
-    "Limits",
-    "Price",
-    "Prices",
-    "Request",
-    "Scheduler",
-    "Stop",
-    "Token",
-    "answer_of",
-    "api_key",
-    "backoff",
-    "estimated_tokens",
-    "failure_of_status",
-    "key_of",
-    "load_prices",
-    "public_url",
-    "retry_after",
-    "scrub",
-    "spent_by",
-]

@@ -9,8 +9,6 @@ import yaml
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["Budget", "Price", "Prices", "load_prices"]
-
 TABLE = Path(__file__).parent / "prices.yaml"
 DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$|-\d{4}$")
 

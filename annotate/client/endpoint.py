@@ -20,8 +20,6 @@ from mmpo.pipeline.options import Count, Positive
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["OPENAI", "Endpoint", "EndpointSettings", "answer_of", "api_key", "public_url"]
-
 OPENAI = "https://api.openai.com/v1"
 
 LOCAL_KEY = "none"

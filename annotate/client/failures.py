@@ -12,8 +12,6 @@ from email.utils import parsedate_to_datetime
 
 from mmpo.annotate.client.request import Failure
 
-__all__ = ["OF_THE_RUN", "backoff", "failure_of", "failure_of_status", "retry_after", "scrub", "without_key"]
-
 MAX_RETRY_AFTER = 600.0
 MAX_BACKOFF = 60.0
 OF_THE_RUN = {

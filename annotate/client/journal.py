@@ -23,8 +23,6 @@ from mmpo.annotate.client.request import Answer, Failure
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import file_lock
 
-__all__ = ["Journal", "Record", "spent_by"]
-
 SCHEMA_VERSION = 1
 READINGS = """
 CREATE TABLE IF NOT EXISTS readings (key BLOB PRIMARY KEY, at REAL NOT NULL, reader BLOB NOT NULL,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from mmpo.annotate.client.failures import backoff
 
-__all__ = ["Bucket", "Limits"]
-
 MAX_OUTAGE_WAIT = 15.0
 BURST = 0.05
 """Share of a minute's allowance that may be used at once; the refill is what is left of it, so that no minute exceeds the limit."""

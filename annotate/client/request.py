@@ -7,8 +7,6 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Answer", "Choice", "Failure", "Request", "Token", "estimated_tokens", "key_of"]
-
 
 @dataclass(frozen=True)
 class Request:

@@ -15,8 +15,6 @@ from mmpo.annotate.client.failures import backoff
 from mmpo.annotate.client.rate_limits import Limits
 from mmpo.annotate.client.request import Answer, Failure, Request
 
-__all__ = ["Scheduler", "Stop", "Tally"]
-
 RATE_LIMIT_RETRIES = 5
 """A 429 is asked again so many times as often as another passing fault: it says that the endpoint is well."""
 MAX_UNWRITTEN = 2_000

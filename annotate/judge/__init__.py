@@ -9,27 +9,3 @@ from mmpo.annotate.judge.questions import Questions
 from mmpo.annotate.judge.reading import Reader, Reading, combined, expected
 from mmpo.annotate.judge.rubrics import RUBRICS, find_rubrics
 from mmpo.annotate.judge.run import judge, prepared
-
-__all__ = [
-    "MODES",
-    "RUBRICS",
-    "Capabilities",
-    "Judge",
-    "JudgeOptions",
-    "Question",
-    "Questions",
-    "Reader",
-    "Reading",
-    "combined",
-    "conversation_text",
-    "estimate",
-    "expected",
-    "find_rubrics",
-    "judge",
-    "judges_of",
-    "load_template",
-    "neutralise_chat_tokens",
-    "nonce_of",
-    "offered",
-    "prepared",
-]

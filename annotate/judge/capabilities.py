@@ -13,8 +13,6 @@ from mmpo.annotate.client import Answer, Failure
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.tables import Message
 
-__all__ = ["PLAIN", "Capabilities", "Probe", "folded", "parameters", "probe", "schema_of"]
-
 PLAIN = ("What is 2 + 2?", ("2 + 2 is 4.", "2 + 2 is 5."))
 """The conversation and the replies that a probe asks about."""
 MAX_TRIES = 10

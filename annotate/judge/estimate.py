@@ -16,8 +16,6 @@ from mmpo.annotate.judge.questions import Questions, usable
 from mmpo.annotate.judge.run import JudgePlan, capabilities_key
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["estimate"]
-
 SAMPLED_PROMPTS = 2_000
 """Prompts whose requests a dry run renders; what the others take follows from them."""
 SHORT_REPLY_SECONDS = 1.0

@@ -22,8 +22,6 @@ from mmpo.pipeline.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from mmpo.annotate.judge.options import JudgeOptions
 
-__all__ = ["MODES", "Mode", "NewGrade", "Question", "names_of", "offered", "reply_format", "scale_of"]
-
 MOST_LISTED = len(ascii_uppercase)
 
 Meanings = Sequence[tuple[str, str]]

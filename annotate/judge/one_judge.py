@@ -12,8 +12,6 @@ from mmpo.annotate.judge.questions import Questions, usable
 from mmpo.annotate.rows import Feedback
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["Counts", "JudgeRun"]
-
 ROWS_AT_ONCE = 32
 TOKEN_SAFETY_FACTOR = 1.3
 """How much longer prompts may be in tokens than estimated, until the endpoint has said how long they are."""

@@ -30,8 +30,6 @@ from mmpo.pipeline.options import (
     options_from,
 )
 
-__all__ = ["Judge", "JudgeOptions", "judges_of"]
-
 
 @options
 class JudgeOptions:

@@ -28,8 +28,6 @@ from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import PartWriter, RowAccounting, card, digest, read_manifest, replacing, write_manifest
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
-__all__ = ["finish", "nothing_to_ask"]
-
 MAX_PART_BYTES = 64 << 20
 MAX_REJECT_REPLY = 2_000
 """Characters of a reply that can't be read that go into rejects.parquet; the journal has all of it."""

@@ -27,8 +27,6 @@ from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import Message
 
-__all__ = ["Shown", "Template", "conversation_text", "load_template", "neutralise_chat_tokens", "nonce_of", "shown_of"]
-
 FOLDER = Path(__file__).parent / "templates"
 CHAT_TOKENS = re.compile(r"<(?=\|[A-Za-z0-9_]{1,40}\|>|/?(?:start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
 """The first character of what chat templates take for turns: a server that tokenises them would let a candidate end its turn."""

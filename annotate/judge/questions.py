@@ -15,8 +15,6 @@ from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import FeedbackRow
 
-__all__ = ["KnownReplies", "PosedQuestion", "Questions", "usable"]
-
 REASONING_TOKENS = 1024
 """Allowed for reasoning, unless --max-tokens says otherwise."""
 MESSAGE_TOKENS = 8

@@ -18,8 +18,6 @@ from mmpo.annotate.client import Choice, Token
 from mmpo.annotate.replies import REPLIES, ParsedReply, Unparsable, parse_reply
 from mmpo.annotate.scales import Scale
 
-__all__ = ["Grade", "ReadReply", "Reader", "Reading", "combined", "dumps", "expected", "loads"]
-
 VERSION = 1
 """Of all that turns a raw reply into grades, here and in replies/: with another one, replies that were read before are read again."""
 

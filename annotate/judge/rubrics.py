@@ -22,8 +22,6 @@ import yaml
 from mmpo.annotate.scales import PREFERENCE, Scale
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["GRADES", "RUBRICS", "Rubric", "find_rubrics"]
-
 GRADES: dict[str, str] = {
     "A": "the first reply is much better",
     "B": "the first reply is better",

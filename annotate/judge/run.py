@@ -37,8 +37,6 @@ from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import check_out
 
-__all__ = ["JudgePlan", "Progress", "capabilities_key", "journal_path", "judge", "prepared"]
-
 PROGRESS_SECONDS = 0.5
 PROBE_RETRIES = 4
 INTERRUPTED = "interrupted; what was in flight has been finished"

@@ -15,8 +15,6 @@ from mmpo.annotate.replies.text import ParsedReply, Unparsable, plain, readable
 from mmpo.annotate.scales import Scale
 from mmpo.pipeline.errors import unknown_name
 
-__all__ = ["REPLIES", "ParsedReply", "ReplyFormat", "Unparsable", "parse_reply", "plain"]
-
 
 @dataclass(frozen=True)
 class ReplyFormat:

@@ -9,8 +9,6 @@ from mmpo.annotate.replies.literals import Literal, Literals, last_that_holds, l
 from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, first_and_last_line
 from mmpo.annotate.scales import Scale
 
-__all__ = ["output_choice", "ranking", "two_scores"]
-
 # A choice of two texts called Output (a) and Output (b)
 
 # The same sentence speaks of somebody else's opinion, or leaves the matter open.

@@ -10,8 +10,6 @@ from mmpo.annotate.replies.literals import Literal, Literals, literals, rational
 from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, blanked, first_and_last_line
 from mmpo.annotate.scales import Scale
 
-__all__ = ["NUMBER", "Label", "alone", "double_bracket", "ends_here", "grade", "label_of", "labels_pattern", "number_of"]
-
 # "4", "+2", "7.5", "4/5", "4 out of 5"; no piece of a word, a date, a range, a percentage or a number with a decimal comma.
 NUMBER = (
     r"[-+]?\d{1,9}(?:\.\d{1,9})?(?![\d_A-Za-z%])(?!\s{0,2}[.,]\d)(?!\s{0,3}(?:[-–~]|to\s)\s{0,3}\d)"

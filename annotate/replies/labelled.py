@@ -10,8 +10,6 @@ from mmpo.annotate.replies.literals import GRADE_KEYS, Literal, Literals, key_of
 from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, blanked
 from mmpo.annotate.scales import Scale
 
-__all__ = ["aspects_json", "labelled"]
-
 _NAME_KEYS = ("label", "name", "id", "response", "model", "candidate")
 _WHO = r"(?:response|answer|assistant|model|completion|candidate|option|output|text)s?"
 _NOT_APPLICABLE = re.compile(r"\s*(?:n\s?/\s?a|na|none|null|not[\s_]applicable)\.?\s*", re.IGNORECASE)

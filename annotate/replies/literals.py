@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from mmpo.annotate.replies.text import ParsedReply, Span, Unparsable, apart, plain
 
-__all__ = ["GRADE_KEYS", "Literal", "Literals", "key_of", "last_that_holds", "literals", "rationale"]
-
 GRADE_KEYS = ("grade", "score", "rating", "verdict", "value")
 _TOKEN = re.compile(
     r"""\s*+(?:(?P<mark>[{}\[\]:,])|"(?P<double>(?:[^"\\]++|\\.)*+)"|'(?P<single>(?:[^'\\]++|\\.)*+)'"""

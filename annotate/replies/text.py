@@ -5,8 +5,6 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ParsedReply", "Span", "Unparsable", "apart", "blanked", "first_and_last_line", "plain", "readable"]
-
 Span = tuple[int, int]
 
 # Form feeds stand for what was taken out: white space to every pattern, and droppable later, since none survives from the reply itself.

@@ -1,3 +1,1 @@
 """One command per file; each says what it needs and calls the package that does it."""
-
-__all__: list[str] = []

@@ -9,8 +9,6 @@ import typer
 from mmpo.cli.output import print_json, print_table, say
 from mmpo.pipeline.progress import ProgressReporter
 
-__all__ = ["agree"]
-
 MOST = 40
 """Rows of a table that are printed; --json has all."""
 

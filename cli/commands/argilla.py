@@ -14,8 +14,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
-__all__ = ["COMMANDS", "pull", "push", "serve"]
-
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("mmpo.cli.commands.argilla:serve", "A real Argilla on this machine in one command: SQLite, nothing else to run."),
     "push": ("mmpo.cli.commands.argilla:push", "Pairs or candidates into an Argilla dataset, for people to grade."),

@@ -11,8 +11,6 @@ from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
-__all__ = ["build", "say_built"]
-
 
 @with_flags(BuildOptions)
 def build(

@@ -7,8 +7,6 @@ import typer
 
 from mmpo.cli.output import print_json, print_table, say, shown
 
-__all__ = ["export", "gamma", "report"]
-
 Dataset = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 

@@ -9,8 +9,6 @@ from mmpo.cli.commands.train import Kind
 from mmpo.cli.output import print_json, print_table
 from mmpo.pipeline.metrics import METRICS
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     kind: Annotated[Kind, typer.Argument(help="policy or reward.")],

@@ -13,8 +13,6 @@ from mmpo.cli.output import print_json, print_table, say
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter, duration
 
-__all__ = ["judge", "judge_progress", "say_judged"]
-
 
 @with_flags(JudgeOptions)
 def judge(

@@ -10,8 +10,6 @@ import typer
 from mmpo.cli.output import print_json
 from mmpo.pipeline.errors import unknown_name
 
-__all__ = ["FAMILIES", "formats", "list_", "losses", "members", "pairings", "replies", "rubrics"]
-
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One member, with all that is known of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print name and summary as JSON on standard output.")]
 

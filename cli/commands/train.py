@@ -15,8 +15,6 @@ from mmpo.pipeline.options import options_from
 from mmpo.train import TrainOptions
 from mmpo.train.messages import is_first_process
 
-__all__ = ["Kind", "train"]
-
 
 class Kind(StrEnum):
     """What is trained."""

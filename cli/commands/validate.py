@@ -7,8 +7,6 @@ import typer
 
 from mmpo.cli.output import print_json, print_table, say
 
-__all__ = ["validate"]
-
 
 def validate(
     dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")],

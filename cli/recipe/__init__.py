@@ -1,3 +1,1 @@
 """Recipes: the model of the YAML file, and running its stages."""
-
-__all__: list[str] = []

@@ -13,8 +13,6 @@ from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult
 from mmpo.pipeline.progress import ProgressReporter
 
-__all__ = ["judged"]
-
 OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", "max_rejects", "workers")
 """Build options that say how files are read; the others say what is made of the grades."""
 

@@ -17,8 +17,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import explain, options_from
 from mmpo.train.options import TrainOptions
 
-__all__ = ["Recipe", "load_recipe", "recipe_model", "schema"]
-
 SET_BY_THE_RUN = ("data", "out")
 """Training options that a recipe can't give: they follow from its own folder."""
 

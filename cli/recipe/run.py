@@ -19,8 +19,6 @@ from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.objective import parse_terms
 
-__all__ = ["run", "run_recipe"]
-
 
 def run(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")] = None,

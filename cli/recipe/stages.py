@@ -16,8 +16,6 @@ from mmpo.cli.output import plain, say
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file, text_digest
 
-__all__ = ["Stages", "key_of", "write_json"]
-
 MARKER = "recipe.json"
 
 

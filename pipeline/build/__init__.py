@@ -3,5 +3,3 @@
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import merged_grades, resolve_build, with_learned
 from mmpo.pipeline.build.run import build
-
-__all__ = ["BuildOptions", "build", "merged_grades", "resolve_build", "with_learned"]

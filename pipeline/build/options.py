@@ -15,8 +15,6 @@ from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import check_options
 
-__all__ = ["BuildOptions", "source_options"]
-
 
 @options
 class BuildOptions:

@@ -22,8 +22,6 @@ from mmpo.pipeline.storage.dataset import PartWriter
 from mmpo.pipeline.storage.spill import read_partition
 from mmpo.pipeline.tables import FEEDBACK, REJECTS, SPLITS
 
-__all__ = ["Shard", "ShardResult", "collect_from", "splits_of", "write_shard"]
-
 BATCH_BYTES = 64 << 20
 """Output text of a batch, before dictionaries and compression: it becomes one row group."""
 

@@ -12,10 +12,9 @@ from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.collect import collect_parts
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.chunks import Chunk, InputFile
+from mmpo.pipeline.storage.chunks import Chunk
+from mmpo.pipeline.storage.inputs import InputFile
 from mmpo.pipeline.storage.spill import write_spill
-
-__all__ = ["Read", "check_rejects", "read_chunk"]
 
 
 @dataclass

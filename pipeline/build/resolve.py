@@ -27,8 +27,6 @@ from mmpo.pipeline.pairs.choose import within_pair_variance
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.storage.accounting import RowAccounting
 
-__all__ = ["Collect", "ResolvedBuild", "merged_grades", "resolve_build", "with_learned"]
-
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
 """Calls a function with the merged grades of each part of the input and the rules; yields what it returns, in order."""
 

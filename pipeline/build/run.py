@@ -24,12 +24,11 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.chunks import InputFile, input_bytes, plan, resolve_inputs
+from mmpo.pipeline.storage.chunks import plan
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest
+from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
 from mmpo.pipeline.tables import REJECTS
-
-__all__ = ["build"]
 
 CHUNK_BYTES = 8 << 20
 PARTITION_BYTES = 8 << 20

@@ -8,25 +8,3 @@ from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_
 from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects, shrunk
 from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
 from mmpo.pipeline.grades.statistics import GradeGroup, grade_statistics
-
-__all__ = [
-    "NORMALISATIONS",
-    "RATER_MERGERS",
-    "GradeGroup",
-    "Grades",
-    "OrderTotals",
-    "RaterEffect",
-    "RaterSample",
-    "exact_sum",
-    "fit_rater_effects",
-    "grade_statistics",
-    "group_starts",
-    "in_sample",
-    "merge_prompts",
-    "merge_raters",
-    "merge_repeats",
-    "position_biases",
-    "remove_effects",
-    "shrunk",
-    "without_signal",
-]

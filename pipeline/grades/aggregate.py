@@ -12,20 +12,6 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = [
-    "ASPECT_MERGERS",
-    "RATER_MERGERS",
-    "FlatGrades",
-    "Grades",
-    "RaterMerger",
-    "averaged_aspects",
-    "group_starts",
-    "merge_aspects",
-    "merge_raters",
-    "merge_repeats",
-    "parse_score",
-]
-
 
 @dataclass(frozen=True)
 class Grades:

@@ -15,8 +15,6 @@ from mmpo.pipeline.grades.rater_sample import RaterSample
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
 
-__all__ = ["RaterValues", "flatten", "in_sample", "orders_of", "rater_sample", "rater_values", "sample_share", "wants_orders"]
-
 SAMPLED_GRADES = 2_000_000
 """About how many grades raters are compared by, at most."""
 

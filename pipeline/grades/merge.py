@@ -9,8 +9,6 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy, with_fields
 
-__all__ = ["merge_prompts"]
-
 
 def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """One row per prompt from rows that may share prompts.

@@ -15,8 +15,6 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.aggregate import averaged_aspects, group_starts
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
 
-__all__ = ["NORMALISATIONS", "Normalisation", "check_normalisation", "check_scales", "normalise", "ranks"]
-
 
 @dataclass(frozen=True)
 class _Given:

@@ -20,8 +20,6 @@ import numpy as np
 
 from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, group_starts, merge_repeats
 
-__all__ = ["OrderTotals", "PositionBias", "exact_sum", "merge_orders", "order_totals", "position_biases"]
-
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom the group's variance of h counts for beside a pair's own; margin_se shrinks by as many."""
 

@@ -19,8 +19,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import Grades
 from mmpo.pipeline.grades.rater_sample import LEAST_SHARED, RaterSample, without_signal
 
-__all__ = ["RaterEffect", "fit_rater_effects", "remove_effects", "shrunk"]
-
 ROUNDS = 5
 """How often biases and scales are fitted in turn; of ratings, whose scales do not depend on biases, the second round changes nothing."""
 

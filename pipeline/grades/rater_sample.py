@@ -8,8 +8,6 @@ import numpy as np
 LEAST_SHARED = 20
 """Items shared with other raters from which on a rater gets a scale of its own, and can be found to give no signal."""
 
-__all__ = ["RaterSample", "without_signal"]
-
 LEAST_CORRELATION = 0.1
 """With the others' consensus: a rater surely below it, and not surely above 0, gives no signal even among raters of its like."""
 

@@ -7,8 +7,6 @@ from typing import Any
 from mmpo.pipeline.grades.position_bias import PositionBias
 from mmpo.pipeline.grades.rater_effects import RaterEffect
 
-__all__ = ["PairRules"]
-
 
 @dataclass(frozen=True)
 class PairRules:

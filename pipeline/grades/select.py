@@ -10,8 +10,6 @@ from mmpo.pipeline.arrow import flat, lists, offsets_of, parents
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
 
-__all__ = ["EVIDENCE", "choose_evidence", "select_grades"]
-
 EVIDENCE = {
     "auto": "ratings if there are any, else comparisons",
     "ratings": "scores of completions",

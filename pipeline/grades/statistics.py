@@ -13,8 +13,6 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
 
-__all__ = ["COLUMNS", "GradeGroup", "GradeStatistics", "Moments", "grade_statistics", "grouped"]
-
 COLUMNS = {"ratings": ("score", ("low", "high")), "comparisons": ("gap", ("limit",))}
 """Of each kind of evidence: where its value stands, and the bounds of that."""
 

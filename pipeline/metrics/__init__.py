@@ -30,23 +30,6 @@ from mmpo.pipeline.metrics.rewardbench import (
     subset_accuracies,
 )
 
-__all__ = [
-    "METRICS",
-    "REWARDBENCH_COUNTS",
-    "Metric",
-    "by_margin",
-    "by_source",
-    "cross_entropy",
-    "ece_vote",
-    "pair_measures",
-    "rewardbench_average",
-    "rewardbench_sections",
-    "rewardbench_subsets",
-    "subset_accuracies",
-    "temperature_fit",
-    "training_metrics",
-]
-
 Values = Mapping[str, np.ndarray]
 
 

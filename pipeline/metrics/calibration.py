@@ -13,19 +13,6 @@ from numpy.typing import ArrayLike
 
 from mmpo.pipeline.margins import Floats, InvalidValue, as_floats, sigmoid, softplus
 
-__all__ = [
-    "BINS",
-    "accuracy",
-    "brier",
-    "by_margin",
-    "cross_entropy",
-    "ece_label",
-    "ece_target",
-    "ece_vote",
-    "soft_brier",
-    "temperature_fit",
-]
-
 BINS = 15
 
 

@@ -12,17 +12,6 @@ from numpy.typing import ArrayLike
 
 from mmpo.pipeline.margins import InvalidValue, as_floats
 
-__all__ = [
-    "REWARDBENCH_COUNTS",
-    "REWARDBENCH_SECTIONS",
-    "rewardbench2_best_of",
-    "rewardbench2_ties",
-    "rewardbench_average",
-    "rewardbench_sections",
-    "rewardbench_subsets",
-    "subset_accuracies",
-]
-
 REWARDBENCH_COUNTS: dict[str, int] = {
     "alpacaeval-easy": 100,
     "alpacaeval-length": 95,

@@ -5,17 +5,3 @@ from mmpo.pipeline.pairs.filters import FILTERS
 from mmpo.pipeline.pairs.splits import check_shares, first_user_messages, split_of_prompts, split_position
 from mmpo.pipeline.pairs.strategies import STRATEGIES, all_pairs
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
-
-__all__ = [
-    "FILTERS",
-    "STRATEGIES",
-    "ChosenPairs",
-    "all_pairs",
-    "check_shares",
-    "choose_pairs",
-    "first_user_messages",
-    "own_gaps",
-    "pairs_table",
-    "split_of_prompts",
-    "split_position",
-]

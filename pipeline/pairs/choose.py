@@ -21,8 +21,6 @@ from mmpo.pipeline.pairs.filters import filtered
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs
 
-__all__ = ["OwnGaps", "choose_pairs", "own_gaps", "within_pair_variance"]
-
 
 class OwnGaps(NamedTuple):
     """Raters' own gaps for pairs, shape (gaps,), sorted by pair; variance of the gap, NaN: unknown; weight 1 unless raters differ."""

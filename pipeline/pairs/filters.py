@@ -11,8 +11,6 @@ from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.pairs.strategies import STRATEGIES, pair_hash
 from mmpo.pipeline.pairs.table import ChosenPairs
 
-__all__ = ["FILTERS", "filtered"]
-
 
 def _tie(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
     """Pairs of margin 0, where ties are to be dropped."""

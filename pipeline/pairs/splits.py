@@ -14,8 +14,6 @@ import pyarrow.compute as pc
 from mmpo.pipeline.arrow import flat, offsets_of
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["check_shares", "first_user_messages", "split_of_prompts", "split_position"]
-
 
 def split_position(text: str) -> float:
     """Where a first user message falls in [0, 1): its blake2b-64 as a fraction."""

@@ -14,8 +14,6 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import ranges
 from mmpo.pipeline.grades.aggregate import group_starts
 
-__all__ = ["STRATEGIES", "Strategy", "all_pairs", "pair_hash"]
-
 
 def pair_hash(seed: int, chosen: str, rejected: str) -> bytes:
     """The number that a seeded choice among pairs goes by: the smallest is taken first."""

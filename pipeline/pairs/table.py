@@ -8,8 +8,6 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import flat, gather_lists, offsets_of
 from mmpo.pipeline.tables import MESSAGE, PAIRS
 
-__all__ = ["ChosenPairs", "LeftOut", "pairs_table"]
-
 LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 """A reason, and prompt, chosen and rejected of the pairs that it left out."""
 

@@ -5,5 +5,3 @@ from mmpo.pipeline.report.dataset_figures import longer_wins, read_figures, sour
 from mmpo.pipeline.report.dataset_page import write_report
 from mmpo.pipeline.report.gamma import suggest_gamma
 from mmpo.pipeline.report.page import number
-
-__all__ = ["longer_wins", "number", "read_figures", "source_rows", "suggest_gamma", "write_comparison", "write_report"]

@@ -8,8 +8,6 @@ from typing import Any
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, write_whole
 
-__all__ = ["write_comparison"]
-
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
     """Write the page to the file `out` (PNGs of its plots beside it, OUT.NAME.png) and return it.

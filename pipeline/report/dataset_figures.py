@@ -14,8 +14,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage.dataset import batches, part_files
 
-__all__ = ["PairFigures", "dropped", "longer_wins", "read_figures", "samples", "source_rows"]
-
 _COLUMNS = ("prompt_id", "chosen", "rejected", "quality_margin", "margin_se", "source", "kind")
 
 

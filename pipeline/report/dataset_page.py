@@ -12,8 +12,6 @@ from mmpo.pipeline.report.gamma import gamma_table
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table
 from mmpo.pipeline.validate import SATURATED
 
-__all__ = ["write_report"]
-
 
 def write_report(
     dataset: str | Path, out: str | Path, checks: Sequence[Mapping[str, Any]] | None = None, title: str | None = None

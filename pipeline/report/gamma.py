@@ -11,8 +11,6 @@ from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probabil
 from mmpo.pipeline.storage.dataset import part_files, read_columns
 from mmpo.pipeline.validate import SATURATED
 
-__all__ = ["MEAN_TARGET", "PUBLISHED", "gamma_table", "suggest_gamma"]
-
 MEAN_TARGET = 0.75
 PUBLISHED = (0.3, 1.1, 2.2)
 """The paper's γ; they hold for margins between grades from 1 to 10, not normalised."""

@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 
 from mmpo.pipeline.storage import atomic_file
 
-__all__ = ["COLOURS", "Picture", "draw", "number", "render", "table"]
-
 COLOURS = ("#24598f", "#c8622d", "#3f8f6b", "#8a5a9e", "#8c8c3a", "#5b6675")
 """Told apart in print and by colour-blind readers, in this order."""
 

@@ -17,24 +17,6 @@ from mmpo.pipeline.sources.ultrafeedback import parse_ultrafeedback
 from mmpo.pipeline.sources.ultrafeedback_binarized import parse_ultrafeedback_binarized
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = [
-    "KINDS",
-    "SOURCES",
-    "BadRow",
-    "Collected",
-    "FeedbackBuilder",
-    "RowParser",
-    "Source",
-    "SourceOptions",
-    "check_options",
-    "collect",
-    "collect_parts",
-    "fitting",
-    "get_source",
-    "log_odds",
-    "split_pair",
-]
-
 
 def _columns(*sets: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(names.split()) for names in sets)

@@ -12,8 +12,6 @@ from typing import Any
 from mmpo.pipeline.sources.base import SourceOptions, stem
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
-__all__ = ["log_odds", "parse_alpaca_eval"]
-
 CLIP = 6.0
 
 

@@ -11,8 +11,6 @@ import pyarrow as pa
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.builder import KINDS, FeedbackBuilder
 
-__all__ = ["RowParser", "Source", "SourceOptions", "check_options", "missing_columns", "stem"]
-
 RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
 

@@ -15,8 +15,6 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
 from mmpo.pipeline.tables import COMPARISON, COMPLETION, MESSAGE, RATING, REJECTS, prompt_bytes
 
-__all__ = ["KINDS", "BadRow", "FeedbackBuilder"]
-
 KINDS = ("human", "ai", "reward_model")
 
 

@@ -12,8 +12,6 @@ from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.storage.chunks import Chunk, rows, table
 from mmpo.pipeline.tables import REJECTS
 
-__all__ = ["Collected", "collect", "collect_parts"]
-
 HEAD_ROWS = 20
 PART_CHARS = 32 << 20
 # The size of one row in so many stands for all of them.

@@ -7,8 +7,6 @@ from mmpo.pipeline.arrow import large
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.builder import KINDS
 
-__all__ = ["feedback_table"]
-
 
 def feedback_table(table: pa.Table, file: str) -> pa.Table:
     """The table with 64-bit text offsets, after a check of what later stages rely on.

@@ -16,9 +16,6 @@ from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.pair_rows import split_pair
 
-__all__ = ["FIELDS", "LAYOUTS", "RowFields", "RowLayout", "pair_parser", "prepare_csv", "prepare_generic"]
-
-
 GRADE = ("rater", "aspect", "kind")
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 from mmpo.pipeline.sources.builder import BadRow
 
-__all__ = ["split_pair"]
-
 Prompt = str | Sequence[Mapping[str, Any]]
 
 

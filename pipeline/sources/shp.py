@@ -10,8 +10,6 @@ from typing import Any
 from mmpo.pipeline.sources.base import SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
-__all__ = ["parse_shp"]
-
 RATER = "votes"
 DELETED = {"[deleted]", "[removed]"}
 

@@ -9,8 +9,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns
 from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, RowFields, pair_parser
 
-__all__ = ["TRL_FIELDS", "prepare_trl"]
-
 _PAIR = next(layout for layout in LAYOUTS if "score_chosen" in layout.grades)
 TRL_FIELDS = tuple(name for name in FIELDS if name in (*_PAIR.texts, *_PAIR.grades, *_PAIR.others, "margin"))
 

@@ -11,8 +11,6 @@ from typing import Any
 from mmpo.pipeline.sources.base import SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
-__all__ = ["parse_ultrafeedback"]
-
 RATER = "gpt-4"
 OVERALL, FINE = (1.0, 10.0), (1.0, 5.0)
 NOT_APPLICABLE = {"n/a", "na", "none", "not applicable", ""}

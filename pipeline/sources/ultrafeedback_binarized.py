@@ -7,8 +7,6 @@ from mmpo.pipeline.sources.base import SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.pair_rows import split_pair
 
-__all__ = ["parse_ultrafeedback_binarized"]
-
 RATER = "gpt-4"
 # Columns of the two scores and their scale: overall scores 1-10, but Argilla's are means of the aspects, 1-5.
 LAYOUTS = (

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["RowAccounting", "UnitCounts"]
-
 
 @dataclass
 class UnitCounts:

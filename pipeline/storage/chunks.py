@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.csv_rows import csv_rows
 from mmpo.pipeline.storage.decompress import BOM, COMPRESSIONS, lines
-from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
+from mmpo.pipeline.storage.inputs import InputFile
 from mmpo.pipeline.storage.json_rows import OnReject, array_rows, holds_array, line_rows
-
-__all__ = ["Chunk", "InputFile", "OnReject", "input_bytes", "plan", "resolve_inputs", "rows", "table"]
 
 BATCH_ROWS = 1024
 

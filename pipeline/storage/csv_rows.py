@@ -9,8 +9,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.decompress import COMPRESSIONS, lines
 from mmpo.pipeline.storage.json_rows import OnReject
 
-__all__ = ["csv_rows"]
-
 # The module's own limit of 128 KiB is less than a long completion.
 FIELD_BYTES = 1 << 28
 

@@ -13,20 +13,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import atomic_folder
 from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS
 
-__all__ = [
-    "MANIFEST",
-    "PartWriter",
-    "batches",
-    "card",
-    "check_out",
-    "part_files",
-    "read_columns",
-    "read_manifest",
-    "replacing",
-    "split_files",
-    "write_manifest",
-]
-
 MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
 STATISTICS = ["prompt_id", "quality_margin", "margin_se", "score_chosen", "score_rejected", "preferring", "raters"]

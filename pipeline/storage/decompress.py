@@ -9,8 +9,6 @@ import zstandard
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["BOM", "COMPRESSIONS", "blocks", "lines", "split_lines"]
-
 BOM = b"\xef\xbb\xbf"
 BLOCK_BYTES = 1 << 18
 

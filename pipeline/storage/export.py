@@ -15,8 +15,6 @@ from mmpo.pipeline.storage.dataset import batches, part_files
 from mmpo.pipeline.storage.files import atomic_file
 from mmpo.pipeline.tables import PAIRS, SPLITS
 
-__all__ = ["EXPORTS", "Export", "export"]
-
 Parts = dict[str, list[Path]]
 
 

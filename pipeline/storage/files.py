@@ -17,8 +17,6 @@ from filelock import lock_descriptor
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["atomic_file", "atomic_folder", "digest", "file_lock", "is_leftover", "text_digest"]
-
 LEFTOVER_SECONDS = 3600.0
 LOCK_POLL_SECONDS = 0.05
 _numbers = count()

@@ -9,8 +9,6 @@ from pathlib import Path
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.decompress import BOM, COMPRESSIONS, blocks
 
-__all__ = ["InputFile", "input_bytes", "resolve_inputs"]
-
 KINDS = {
     ".jsonl": "json",
     ".ndjson": "json",

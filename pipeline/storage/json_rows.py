@@ -9,8 +9,6 @@ import orjson
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.decompress import BOM, blocks, lines
 
-__all__ = ["OnReject", "array_rows", "holds_array", "line_rows", "parse_line"]
-
 OnReject = Callable[[int, str, Mapping[str, Any]], None]
 """Called with the row's number, the reason and the evidence of a row that can't be read."""
 

@@ -13,8 +13,6 @@ import pyarrow.ipc as ipc
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat
 
-__all__ = ["partition_of", "read_partition", "write_spill"]
-
 _HELD = b"partitions"
 """Key of the file's metadata: the partitions of its batches, ascending, as int32."""
 _HEX = np.zeros(256, dtype=np.int64)

@@ -2,10 +2,10 @@
 
     python row_path.py FOLDER ROWS OUT.json
 
-builds pairs from ROWS lines of UltraFeedback, trains a reward model on them for one step, and writes for every function of ours that was
-called how often, the sizes of what it was given and returned, and which classes of ours that was. A function handles the row where one
-row more changes how often it is called, or the size of something that it is given or returns: set-up (options, loading, checks of the model) is the same
-for one row and for two. `row_path` compares the two runs.
+builds pairs from ROWS lines of UltraFeedback, trains a reward model on them for one step, and writes for every function of ours how
+often it was called, the sizes of what it was given and returned, and which classes of ours that was. A function handles the row where
+one row more changes how often it is called, or the size of something that it is given or returns: set-up (options, loading, checks
+of the model) is the same for one row and for two. `row_path` compares the two runs.
 """
 
 import json
@@ -31,7 +31,9 @@ def row(number: int) -> dict[str, Any]:
     for colour, score in COLOURS:
         grades = {aspect: {"Rating": str(score // 2), "Rationale": "So it is."} for aspect in ASPECTS}
         reply = {"model": colour, "response": f"It is {colour} {number}.", "overall_score": float(score), "annotations": grades}
-        completions.append({**reply, "principle": "helpfulness", "custom_system_prompt": "", "critique": "", "fine-grained_score": score / 2})
+        completions.append(
+            {**reply, "principle": "helpfulness", "custom_system_prompt": "", "critique": "", "fine-grained_score": score / 2}
+        )
     return {
         "source": "evol_instruct", "instruction": f"Name colour {number}.", "models": [colour for colour, _ in COLOURS],
         "completions": completions, "correct_answers": ["None"], "incorrect_answers": ["None"],

@@ -3,19 +3,3 @@
 from mmpo.train.batches.layouts import BATCHES, Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.batches.steps import Step, group_parts, group_prompts, make_step, pass_tokens, plan_steps, token_runs
 from mmpo.train.batches.trie import Segment
-
-__all__ = [
-    "BATCHES",
-    "Batch",
-    "Layout",
-    "MicroBatch",
-    "Segment",
-    "Step",
-    "group_parts",
-    "group_prompts",
-    "make_step",
-    "micro_batch",
-    "pass_tokens",
-    "plan_steps",
-    "token_runs",
-]

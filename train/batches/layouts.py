@@ -16,8 +16,6 @@ from torch import Tensor
 from mmpo.train.batches.trie import Segment, Trie, segments_of, trie_of, trie_size
 from mmpo.train.data import PromptPairs, Rendered
 
-__all__ = ["BATCHES", "Batch", "Layout", "MicroBatch", "micro_batch"]
-
 Group = Sequence[Rendered]
 """Completions behind one prompt."""
 

@@ -14,8 +14,6 @@ import torch
 from mmpo.train.batches.layouts import Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.data import PromptPairs, Rendered
 
-__all__ = ["Step", "group_parts", "group_prompts", "make_step", "pass_tokens", "plan_steps", "share_prompts", "token_runs"]
-
 _PASS_TOKENS = {"cpu": 4096}
 _PASS_TOKENS_ELSEWHERE = 16384
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Segment", "Trie", "segments_of", "trie_of", "trie_size"]
-
 Segment = tuple[int, tuple[int, ...]]
 """Tokens of a stretch, and the numbers of the stretches before it on its path, from the root on."""
 

@@ -12,17 +12,6 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import Message
 
-__all__ = [
-    "PINNED_DATE",
-    "PLAIN_TEMPLATE",
-    "REFUSALS",
-    "ChatTemplate",
-    "choose_template",
-    "common_prefix",
-    "merge_system",
-    "pad_token",
-]
-
 REFUSALS = (TemplateError, TypeError)  # TypeError: what Jinja raises where a template adds text to a missing value
 _STAND_IN = "A stand-in reply."
 """Put behind each prompt to see what the template makes of the prompt once a reply follows, and writes behind that."""

@@ -15,18 +15,6 @@ from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
 from mmpo.train.objective import reads_targets
 from mmpo.train.options import check_source_weights
 
-__all__ = [
-    "Counts",
-    "check_completions",
-    "check_margins",
-    "check_prompts",
-    "check_rows",
-    "check_sources",
-    "float_column",
-    "read_pairs",
-    "usable_pairs",
-]
-
 Counts = dict[str, int]
 
 _FILLED = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin")

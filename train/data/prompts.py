@@ -13,8 +13,6 @@ import pyarrow as pa
 from mmpo.train.data.pairs import Counts, check_completions, check_prompts, float_column
 from mmpo.train.data.render import Rendered, Renderer
 
-__all__ = ["Prepared", "PromptPairs", "prepare"]
-
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:

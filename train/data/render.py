@@ -15,8 +15,6 @@ import numpy as np
 from mmpo.pipeline.tables import Message
 from mmpo.train.data.chat_template import REFUSALS, ChatTemplate, common_prefix, merge_system
 
-__all__ = ["Rendered", "Renderer"]
-
 
 @dataclass(frozen=True, eq=False)
 class Rendered:

@@ -3,5 +3,3 @@
 from mmpo.train.evaluation.evaluate import evaluate
 from mmpo.train.evaluation.rewardbench import rewardbench_pairs
 from mmpo.train.evaluation.votes import Votes
-
-__all__ = ["Votes", "evaluate", "rewardbench_pairs"]

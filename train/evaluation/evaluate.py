@@ -21,8 +21,6 @@ from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     kind: Literal["policy", "reward"],

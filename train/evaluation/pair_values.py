@@ -17,8 +17,6 @@ from mmpo.train.model import check_ids, check_model, load_pretrained, load_refer
 from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
 
-__all__ = ["Split", "pair_values"]
-
 Values = dict[str, np.ndarray]
 
 

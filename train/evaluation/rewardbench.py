@@ -24,8 +24,6 @@ from mmpo.pipeline.storage import plan, resolve_inputs, rows
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
 from mmpo.train.data import check_rows
 
-__all__ = ["rewardbench_measures", "rewardbench_pairs"]
-
 _COLUMNS = {"subset", "chosen", "rejected"}
 
 

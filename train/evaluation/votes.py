@@ -10,8 +10,6 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
 
-__all__ = ["Votes"]
-
 _COLUMNS = ("chosen_id", "rejected_id", "preferring", "raters")
 
 

@@ -3,12 +3,3 @@
 from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference import cached_logprobs, reference_logprobs, with_reference
 from mmpo.train.inference.reference_store import ReferenceStore, default_folder
-
-__all__ = [
-    "ReferenceStore",
-    "cached_logprobs",
-    "default_folder",
-    "predict_values",
-    "reference_logprobs",
-    "with_reference",
-]

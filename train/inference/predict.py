@@ -10,8 +10,6 @@ from mmpo.train.batches import group_parts, group_prompts
 from mmpo.train.data import PromptPairs
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values
 
-__all__ = ["predict_values"]
-
 
 @torch.no_grad()
 def predict_values(

@@ -26,8 +26,6 @@ from mmpo.train.inference.predict import predict_values
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.model import choose_plan, fingerprint_of
 
-__all__ = ["cached_logprobs", "reference_logprobs", "with_reference"]
-
 SAVE_SECONDS = 60.0
 BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""

@@ -25,8 +25,6 @@ from mmpo.pipeline.progress import say
 from mmpo.pipeline.tables import metadata
 from mmpo.train.model import Fingerprint
 
-__all__ = ["ReferenceStore", "default_folder"]
-
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS fingerprint (id INTEGER PRIMARY KEY CHECK (id = 1), parts TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS logprobs (key BLOB PRIMARY KEY, logprob REAL NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",

@@ -7,32 +7,3 @@ from mmpo.train.model.load import add_lora, disable_dropout, load_model, load_pr
 from mmpo.train.model.probe import choose_plan, probe_group
 from mmpo.train.model.recompute import recomputes, recomputing_exactly
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
-
-__all__ = [
-    "ExecutionPlan",
-    "Fingerprint",
-    "add_lora",
-    "attach",
-    "body_of",
-    "check_checkpoint",
-    "check_ids",
-    "check_model",
-    "check_plan",
-    "choose_plan",
-    "completion_values",
-    "disable_dropout",
-    "fingerprint_of",
-    "identity",
-    "inputs_of",
-    "load_model",
-    "load_pretrained",
-    "load_reference",
-    "missing_folder",
-    "plain_model",
-    "probe_group",
-    "recomputes",
-    "recomputing_exactly",
-    "tiny_model",
-    "tiny_tokenizer",
-    "weights_digest",
-]

@@ -17,16 +17,6 @@ from mmpo.train.messages import warn
 from mmpo.train.model.forward import ExecutionPlan, plain_model
 from mmpo.train.options import TrainOptions
 
-__all__ = [
-    "check_checkpoint",
-    "check_ids",
-    "check_loaded",
-    "check_model",
-    "check_plan",
-    "check_same_vocabulary",
-    "idle_parameters",
-]
-
 
 def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, new_head: bool) -> None:
     """Raises UserError unless the model's weights all came from what was loaded.

@@ -13,8 +13,6 @@ from mmpo.pipeline.errors import MmpoError
 from mmpo.pipeline.storage import text_digest
 from mmpo.train.model.forward import plain_model
 
-__all__ = ["Fingerprint", "fingerprint_of", "identity", "weights_digest"]
-
 VERSION = 1
 """Of the cache's format and of how completions are scored; a change that alters values must raise it."""
 

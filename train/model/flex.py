@@ -16,8 +16,6 @@ from torch.nn.functional import pad
 from mmpo.train.batches import Batch
 from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
 
-__all__ = ["BLOCK", "FLEX", "allow_recompilation", "block_mask", "flex_inputs"]
-
 FLEX = "flex_attention"
 """The name by which transformers' models find FlexAttention."""
 

@@ -20,8 +20,6 @@ from mmpo.train.model.logprobs import HEADS, whole_logprobs
 from mmpo.train.model.masks import attention_types, tree_masks
 from mmpo.train.model.segments import SEGMENTS
 
-__all__ = ["ATTENTIONS", "Attention", "ExecutionPlan", "attach", "body_of", "completion_values", "inputs_of", "plain_model"]
-
 
 @dataclass(frozen=True)
 class Attention:

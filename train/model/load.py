@@ -21,8 +21,6 @@ from mmpo.train.model.checks import check_loaded, check_model, check_same_vocabu
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
-__all__ = ["add_lora", "disable_dropout", "load_model", "load_pretrained", "load_reference", "missing_folder"]
-
 _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 _ADAPTER = "adapter_config.json"
 

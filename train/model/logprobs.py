@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpo.train.batches import Batch
 
-__all__ = ["HEADS", "linear_logprobs", "model_logprobs", "whole_logprobs"]
-
 LOGIT_BYTES_ON_CPU, LOGIT_BYTES_ELSEWHERE = 32 * 2**20, 256 * 2**20
 """Most bytes of float32 logits at once. A GPU reads the whole output layer anew for each chunk: few large ones."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mmpo.train.batches import Batch
 
-__all__ = ["ATTENTION_TYPES", "AttentionType", "attention_types", "tree_masks"]
-
 
 @dataclass(frozen=True)
 class AttentionType:

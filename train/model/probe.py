@@ -26,8 +26,6 @@ from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
 from mmpo.train.model.recompute import recomputing, recomputing_exactly
 from mmpo.train.model.segments import SEGMENTS
 
-__all__ = ["choose_plan", "probe_group"]
-
 ROUNDING_TOLERANCE = 1e-4
 """Relative difference of a token's hidden state that float32 may explain; a wrong mask makes a thousand times as much."""
 RANDOM_DRAWS = 3

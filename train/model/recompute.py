@@ -8,8 +8,6 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["recomputes", "recomputing", "recomputing_exactly"]
-
 _SWITCH, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
 _MISSING = object()
 

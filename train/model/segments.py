@@ -17,8 +17,6 @@ from transformers.masking_utils import sdpa_mask
 
 from mmpo.train.batches import Segment
 
-__all__ = ["SEGMENTS", "segment_attention"]
-
 SEGMENTS = "mmpo_segments"
 """The name by which transformers' models find `segment_attention`."""
 

@@ -9,26 +9,9 @@ from mmpo.train.objective.terms import SFT_SUMMARY, TERM_NAMES, check_reward_ter
 if TYPE_CHECKING:
     from mmpo.train.objective.objective import Logits, Objective, Totals, pair_totals
 
-__all__ = [
-    "LOSSES",
-    "SFT_SUMMARY",
-    "TARGETS",
-    "TERM_NAMES",
-    "Logits",
-    "Loss",
-    "Objective",
-    "Totals",
-    "check_reward_terms",
-    "pair_totals",
-    "parse_terms",
-    "reads_targets",
-    "targets",
-    "write_terms",
-]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in ("Logits", "Objective", "Totals", "pair_totals"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mmpo.train.objective import objective
 

@@ -25,8 +25,6 @@ from mmpo.pipeline.margins import InvalidValue, check_gamma
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LOSSES", "Loss"]
-
 
 @dataclass(frozen=True)
 class Loss:

@@ -24,8 +24,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.objective.losses import LOSSES
 from mmpo.train.objective.terms import check_reward_terms, options_by_term, parse_terms, policies_only, write_terms
 
-__all__ = ["Logits", "Objective", "Term", "Totals", "pair_totals"]
-
 Totals = tuple[float, float]
 """The weight of all pairs of a step, and of those with a winner (margin > 0)."""
 

@@ -8,8 +8,6 @@ import pyarrow as pa
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import fill_standard_errors, measured_probability, target_probability
 
-__all__ = ["TARGETS", "targets"]
-
 Columns = Callable[[str], np.ndarray]
 Targets = tuple[np.ndarray, dict[str, int]]
 

@@ -7,17 +7,6 @@ from typing import Any
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.train.objective.losses import LOSSES
 
-__all__ = [
-    "SFT_SUMMARY",
-    "TERM_NAMES",
-    "check_reward_terms",
-    "options_by_term",
-    "parse_terms",
-    "policies_only",
-    "reads_targets",
-    "write_terms",
-]
-
 TERM_NAMES = (*LOSSES, "sft")
 """What an objective is made of: the losses of pairs, and `sft`, which sees the chosen completion only."""
 SFT_SUMMARY = "mean negative log-probability per token of the chosen completion; policies only (plain fine-tuning)"

@@ -16,22 +16,3 @@ from mmpo.train.training.reward import RewardTrainer, own_pad_token
 from mmpo.train.training.run import resolve_gamma, train_policy, train_reward
 from mmpo.train.training.run_folder import RunFolder
 from mmpo.train.training.trainer import MarginTrainer
-
-__all__ = [
-    "Displacement",
-    "MarginTrainer",
-    "PolicyTrainer",
-    "RewardTrainer",
-    "RunFolder",
-    "StepPasses",
-    "Throughput",
-    "TrainingProgress",
-    "check_transformers",
-    "displacement_of",
-    "fallen",
-    "own_pad_token",
-    "resolve_gamma",
-    "train_policy",
-    "train_reward",
-    "training_arguments",
-]

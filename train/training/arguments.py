@@ -9,8 +9,6 @@ from transformers.integrations import integration_utils as known
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.train.options import TrainOptions
 
-__all__ = ["set_intervals", "trackers", "training_arguments"]
-
 MOST_LOGS, EVALUATIONS = 200, 5
 """Of a run, unless its options say how often."""
 

@@ -19,20 +19,6 @@ from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duratio
 from mmpo.train.distributed import any_process, from_all, rank_and_world
 from mmpo.train.messages import warn
 
-__all__ = [
-    "Displacement",
-    "EarlyStop",
-    "Log",
-    "MetricAccumulator",
-    "Resumption",
-    "StopSafely",
-    "Throughput",
-    "TrainingProgress",
-    "displacement_of",
-    "ended_early",
-    "fallen",
-]
-
 Log = Sequence[Mapping[str, Any]]
 """Entries of transformers' TrainerState.log_history."""
 Means = Mapping[str, float]

@@ -17,8 +17,6 @@ from mmpo.train.distributed import check_splittable, set_up_fsdp, uses_fsdp
 from mmpo.train.model import plain_model
 from mmpo.train.training.guards import Finite, check_finite, check_weights
 
-__all__ = ["OVERRIDDEN", "GuardedTrainer"]
-
 OVERRIDDEN = {
     "_get_grad_norm": ("model", "grad_norm"),
     "_get_num_items_in_batch": ("batch_samples", "device"),

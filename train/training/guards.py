@@ -20,8 +20,6 @@ from mmpo.train.messages import START_AGAIN, memory_advice, memory_error, not_fi
 from mmpo.train.model import recomputes
 from mmpo.train.training.passes import StepPasses
 
-__all__ = ["Finite", "check_finite", "check_weights", "memory_guard"]
-
 Finite = Sequence[tuple[MicroBatch, Tensor]]
 """A step's micro-batches in this process, each with which of its pairs have finite values, (pairs,)."""
 

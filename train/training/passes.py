@@ -18,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mmpo.train.batches import Batch, MicroBatch, Step
 from mmpo.train.objective import Totals
 
-__all__ = ["PassRunner", "StepPasses"]
-
 Done = tuple[MicroBatch, Tensor, dict[str, Tensor]]
 """A micro-batch, its share of the step's loss, and its pairs' values."""
 RandomState = tuple[Tensor, Tensor | None]

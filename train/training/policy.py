@@ -17,8 +17,6 @@ from mmpo.train.inference import cached_logprobs, reference_logprobs
 from mmpo.train.objective import Logits, Objective
 from mmpo.train.training.trainer import MarginTrainer
 
-__all__ = ["PolicyTrainer"]
-
 
 class PolicyTrainer(MarginTrainer):
     """Trains a causal language model on quality margins; the other arguments are `MarginTrainer`'s.

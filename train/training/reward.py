@@ -8,8 +8,6 @@ from mmpo.train.batches import MicroBatch
 from mmpo.train.objective import Logits
 from mmpo.train.training.trainer import MarginTrainer
 
-__all__ = ["RewardTrainer", "own_pad_token"]
-
 _KNOWN_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 
 

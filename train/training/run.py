@@ -57,8 +57,6 @@ from mmpo.train.training.reward import RewardTrainer, own_pad_token
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 
-__all__ = ["resolve_gamma", "train_policy", "train_reward"]
-
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
 """Columns that a run's targets and weights depend on, with the ids of the texts."""
 

@@ -13,8 +13,6 @@ from mmpo.train.options import TrainOptions
 from mmpo.train.record import RECORD, read_record
 from mmpo.train.training.callbacks import Log, displacement_of
 
-__all__ = ["RunFolder", "history_of", "mean_loss", "summary_of"]
-
 _BEGINNINGS = (f"{RECORD}.part", f".{RECORD}.part-")
 """Of the names that a killed process leaves where it wrote a record (0.1.0's, and `atomic_file`'s)."""
 _MAY_CHANGE = {

@@ -31,8 +31,6 @@ from mmpo.train.training.checkpoints import GuardedTrainer
 from mmpo.train.training.guards import memory_guard
 from mmpo.train.training.passes import StepPasses
 
-__all__ = ["MarginTrainer"]
-
 
 class _Steps(Dataset):
     """The steps of a whole run, made when asked for."""

@@ -8,8 +8,6 @@ from packaging.specifiers import SpecifierSet
 
 from mmpo.pipeline.errors import UserError
 
-__all__ = ["KNOWN_TRANSFORMERS", "check_transformers"]
-
 KNOWN_TRANSFORMERS = ">=5.23,<6"
 """As in pyproject.toml (a test holds them equal)."""
 
