@@ -15,9 +15,9 @@ from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.chunks import plan
 from mmpo.pipeline.storage.dataset import PartWriter, card, read_manifest, replacing, split_files, write_manifest
 from mmpo.pipeline.storage.inputs import resolve_inputs
+from mmpo.pipeline.storage.rows import plan
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
 
 

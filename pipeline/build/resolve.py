@@ -14,17 +14,13 @@ from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
-from mmpo.pipeline.grades.flatten import orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise
 from mmpo.pipeline.grades.position_bias import position_biases
-from mmpo.pipeline.grades.rater_effects import fit_rater_effects
-from mmpo.pipeline.grades.rater_sample import RaterSample
-from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.select import choose_evidence, select_grades
-from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
-from mmpo.pipeline.pairs.choose import within_pair_variance
-from mmpo.pipeline.pairs.strategies import STRATEGIES
+from mmpo.pipeline.grades.rater_effects import RaterSample, fit_rater_effects
+from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
+from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
+from mmpo.pipeline.pairs.choose import STRATEGIES, within_pair_variance
 from mmpo.pipeline.storage.accounting import RowAccounting
 
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]

@@ -16,18 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.build.options import BuildOptions
-from mmpo.pipeline.build.pair_stage import Shard, ShardResult, collect_from, splits_of, write_shard
-from mmpo.pipeline.build.read_stage import Read, check_rejects, read_chunk
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
+from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.chunks import plan
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest
 from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
+from mmpo.pipeline.storage.rows import plan
 from mmpo.pipeline.tables import REJECTS
 
 CHUNK_BYTES = 8 << 20

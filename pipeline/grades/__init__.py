@@ -1,10 +1,9 @@
 """FEEDBACK to one value per rater and completion: which grades, normalised, merged, with rater and position effects."""
 
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, Grades, group_starts, merge_raters, merge_repeats
-from mmpo.pipeline.grades.flatten import in_sample
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
-from mmpo.pipeline.grades.rater_effects import RaterEffect, fit_rater_effects, remove_effects, shrunk
-from mmpo.pipeline.grades.rater_sample import RaterSample, without_signal
+from mmpo.pipeline.grades.rater_effects import RaterEffect, RaterSample, fit_rater_effects, remove_effects, shrunk, without_signal
+from mmpo.pipeline.grades.rules import in_sample
 from mmpo.pipeline.grades.statistics import GradeGroup, grade_statistics

@@ -1,4 +1,4 @@
-"""From grades to one value per rater and completion: repeats averaged, aspects merged; and then raters. Ratings and comparisons alike.
+"""From a batch of FEEDBACK to flat grades: repeats averaged, aspects merged; and then raters. Ratings and comparisons alike.
 
 An *item* is what is graded: a completion, or an unordered pair of completions. Everything is grouped by sorting, so it costs the same
 for one rater and for a thousand.
@@ -9,8 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.grades.statistics import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ class FlatGrades:
     aspects: list[str]
     first: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     second: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def flatten(table: pa.Table, evidence: str) -> FlatGrades:
+    """The grades of a batch as they were given. Items are positions among the batch's completions, or compared pairs first < second."""
+    column = flat(table[evidence])
+    rows, prompt = column.flatten(), parents(offsets_of(column))
+    (rater, raters), (aspect, aspects), (kind, kinds) = (codes(rows.field(name)) for name in ("rater", "aspect", "kind"))
+    value, variance = to_numpy(rows.field(COLUMNS[evidence][0])), to_numpy(rows.field("spread")) ** 2
+    base = offsets_of(flat(table["completions"]))[prompt]
+
+    def place(name: str) -> np.ndarray:
+        return base + np.asarray(rows.field(name)).astype(np.int64)
+
+    if evidence == "ratings":
+        return FlatGrades(Grades(prompt, place("completion"), rater, aspect, kind, value, variance), raters, kinds, aspects)
+    first, second = place("first"), place("second")
+    pairs, item = np.unique(np.stack([np.minimum(first, second), np.maximum(first, second)]), axis=1, return_inverse=True)
+    shown = (first < second).astype(np.int64)
+    value = np.where(shown == 1, value, -value)
+    grades = Grades(prompt, item.reshape(-1), rater, aspect, kind, value, variance, shown)
+    return FlatGrades(grades, raters, kinds, aspects, pairs[0], pairs[1])
 
 
 def group_starts(*keys: np.ndarray) -> np.ndarray:

@@ -1,11 +1,21 @@
-"""What is done to grades and pairs, as one record that the stages share."""
+"""What is done to grades and pairs, as one record that the stages share; and doing it: one value per rater and item of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmpo.pipeline.grades.position_bias import PositionBias
-from mmpo.pipeline.grades.rater_effects import RaterEffect
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, flatten, merge_aspects, merge_repeats
+from mmpo.pipeline.grades.position_bias import OrderTotals, PositionBias, merge_orders, order_totals
+from mmpo.pipeline.grades.rater_effects import RaterEffect, RaterSample, remove_effects
+from mmpo.pipeline.grades.statistics import GradeGroup, GradeStatistics
+
+SAMPLED_GRADES = 2_000_000
+"""About how many grades raters are compared by, at most."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +45,69 @@ class PairRules:
         position = {f"{rater}/{aspect}": bias.as_json() for (rater, aspect), bias in self.position.items()}
         effects = {name: effect.as_json() for name, effect in self.effects.items()}
         return {name: value for name, value in (("position_bias", position), ("rater_effects", effects)) if value}
+
+
+@dataclass
+class RaterValues:
+    """One value per rater and item: grades, sorted by item and rater; given: the grades before anything was merged.
+
+    dropped: grades without a part, by reason; lost: items that have no grade left because of it, by reason.
+    """
+
+    grades: Grades
+    given: FlatGrades
+    dropped: dict[str, int]
+    lost: dict[str, np.ndarray]
+
+
+def rater_values(table: pa.Table, rules: PairRules) -> RaterValues:
+    """Repeats, orders and aspects of each rater merged, its effects taken out where the rules have any."""
+    given = flatten(table, rules.evidence)
+    if rules.evidence == "ratings":
+        grades, in_one_order = merge_repeats(given.grades), given.grades.item[:0]
+    else:
+        grades, in_one_order = merge_orders(given, rules.position, rules.one_order)
+    grades, dropped = merge_aspects(grades, rules.score, given.aspects)
+    left_out = {"one_order": in_one_order}
+    if rules.effects:
+        grades, left_out["no_signal"] = remove_effects(grades, given.raters, rules.effects)
+    left_out = {reason: items for reason, items in left_out.items() if len(items)}
+    dropped |= {reason: len(items) for reason, items in left_out.items()}
+    lost, known = {}, grades.item
+    for reason, items in left_out.items():
+        lost[reason] = np.setdiff1d(items, known)
+        known = np.union1d(known, lost[reason])
+    return RaterValues(grades, given, dropped, lost)
+
+
+def wants_orders(rules: PairRules, groups: Sequence[GradeGroup]) -> bool:
+    """Whether a pass for position biases is needed: only machines are asked in both orders on purpose."""
+    return rules.evidence == "comparisons" and any(group.kind != "human" for group in groups)
+
+
+def orders_of(table: pa.Table, rules: PairRules) -> dict[tuple[str, str], OrderTotals]:
+    """By rater and aspect: what the batch's comparisons in both orders add to the position bias."""
+    return order_totals(flatten(table, rules.evidence))
+
+
+def sample_share(groups: Sequence[GradeGroup], statistics: GradeStatistics) -> float:
+    """The share of prompts that raters are compared by: all, unless the input holds more than about two million grades."""
+    return min(1.0, SAMPLED_GRADES / max(1, sum(statistics.groups[group].count for group in groups)))
+
+
+def in_sample(ids: pa.Array, share: float) -> pa.Array:
+    """Which prompts are in the sample: the last 32 bits of the id, which is a digest, are below the share."""
+    if share >= 1:
+        return pa.repeat(pa.scalar(True), len(ids))
+    return pc.less(pc.utf8_slice_codeunits(ids, 24, 32), f"{int(share * 2**32):08x}")
+
+
+def rater_sample(table: pa.Table, rules: PairRules, share: float = 1.0) -> RaterSample:
+    """The batch's part of what raters are compared by: the grades of items that two raters or more graded, in the sampled prompts."""
+    chosen = table.filter(in_sample(flat(table["prompt_id"]), share)).combine_chunks()
+    values = rater_values(chosen, rules)
+    grades = values.grades
+    coefficient = np.ones(len(grades.value)) if grades.coefficient is None else grades.coefficient
+    prompt = grades.prompt if rules.evidence == "ratings" else None
+    sample = RaterSample(grades.item, grades.rater, grades.value, coefficient, values.given.raters, prompt)
+    return sample.take(np.arange(len(grades.value)))

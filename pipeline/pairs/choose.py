@@ -1,25 +1,133 @@
-"""From FEEDBACK to PAIRS: a pure function of a batch of whole prompts.
+"""From FEEDBACK to PAIRS: which pairs (strategies), their margins, and which are left out (filters); pure functions of whole prompts.
 
-Ratings give every completion a score, and pairs are chosen among the scored completions; comparisons give the compared pairs
-themselves. Margins, their standard errors and the raters' votes come out beside them.
+Adding one: a function and a line in STRATEGIES or in FILTERS. Completions come ordered by score, best first, equal scores by the smaller
+id; a candidate pair is (better, worse) in that order. Every random choice is the smallest blake2b-128 of "seed NUL chosen id NUL rejected
+id": it does not depend on the order of anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges
-from mmpo.pipeline.grades.aggregate import Grades, merge_raters
-from mmpo.pipeline.grades.flatten import RaterValues, rater_values
+from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
-from mmpo.pipeline.grades.rules import PairRules
+from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
 from mmpo.pipeline.margins import margin_standard_error
-from mmpo.pipeline.pairs.filters import filtered
-from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs
+
+
+def pair_hash(seed: int, chosen: str, rejected: str) -> bytes:
+    """The number that a seeded choice among pairs goes by: the smallest is taken first."""
+    return blake2b(f"{seed}\0{chosen}\0{rejected}".encode(), digest_size=16).digest()
+
+
+def all_pairs(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of a prompt's completions, sorted: positions of the better and of the worse one, shape (pairs,) each.
+
+    starts, sizes: first position and number of each prompt's completions, shape (prompts,).
+    """
+    better, worse = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for size in np.unique(sizes[sizes > 1]):
+        i, j = np.triu_indices(int(size), 1)
+        base = starts[sizes == size][:, None]
+        better.append((base + i).ravel())
+        worse.append((base + j).ravel())
+    first, second = np.concatenate(better), np.concatenate(worse)
+    order = np.lexsort((second, first))
+    return first[order], second[order]
+
+
+def _best_worst(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    many = sizes > 1
+    return starts[many], (starts + sizes - 1)[many]
+
+
+def _best_random(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    many, names = sizes > 1, ids.to_pylist()
+    others = [
+        min(range(start + 1, start + size), key=lambda j, best=start: pair_hash(seed, names[best], names[j]))
+        for start, size in zip(starts[many].tolist(), sizes[many].tolist(), strict=True)
+    ]
+    return starts[many], np.array(others, dtype=np.int64)
+
+
+def _adjacent(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    better = ranges(starts, np.maximum(sizes - 1, 0))
+    return better, better + 1
+
+
+def _places(*keys: np.ndarray) -> np.ndarray:
+    """Of values sorted by keys: each one's place in its run of equal keys."""
+    starts, size = group_starts(*keys), len(keys[0])
+    return np.arange(size) - np.repeat(starts, np.diff(np.append(starts, size)))
+
+
+def _first(prompt: np.ndarray, most: int, *keys: np.ndarray) -> np.ndarray:
+    """A mask that keeps, of each prompt, the `most` pairs that come first by the keys (the first key decides)."""
+    order = np.lexsort((*reversed(keys), prompt))
+    keep = np.zeros(len(order), dtype=bool)
+    keep[order[_places(prompt[order]) < most]] = True
+    return keep
+
+
+def _by_hash(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` pairs per prompt, those of the smallest hashes."""
+    return _first(prompt, most, rank)
+
+
+def _stratify(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` pairs per prompt, spread evenly over its margins.
+
+    The prompt's margins, from its smallest to its largest, fall into `most` bins of equal width; bins give their pairs in turn, each
+    by the smallest hash, larger margins first. Source: Kim et al. 2024 sample SHP's pairs uniformly over margins; their code then
+    keeps the first five in file order, which undoes it.
+    """
+    least = np.full(int(prompt.max(initial=0)) + 1, np.inf)
+    largest = np.full(len(least), -np.inf)
+    np.minimum.at(least, prompt, margin)
+    np.maximum.at(largest, prompt, margin)
+    width = (largest - least)[prompt]
+    bins = np.minimum((most * (margin - least[prompt]) / np.where(width > 0, width, 1)).astype(np.int64), most - 1)
+    order = np.lexsort((rank, bins, prompt))
+    turn = np.empty(len(order), dtype=np.int64)
+    turn[order] = _places(prompt[order], bins[order])
+    return _first(prompt, most, turn, -bins, rank)
+
+
+class Strategy(NamedTuple):
+    """pairs: (first positions, numbers, ids of completions, seed) → positions of better and worse, as in `all_pairs`.
+
+    capped: (prompt, margin, rank of the hash, most) → mask of the pairs to keep where a prompt has more than `most`; most: the cap where
+    none is given. All arrays of shape (pairs,).
+    """
+
+    summary: str
+    pairs: Callable[[np.ndarray, np.ndarray, pa.Array, int], tuple[np.ndarray, np.ndarray]]
+    capped: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray] = _by_hash
+    most: int | None = None
+
+    @property
+    def every_pair(self) -> bool:
+        """Whether all pairs are candidates: then no score is needed, and the pairs may as well be given, as comparisons are."""
+        return self.pairs is all_pairs
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "all": Strategy("every pair of a prompt's completions", all_pairs),
+    "best-worst": Strategy("the best against the worst", _best_worst),
+    "best-random": Strategy("the best against a random other, as the binarised UltraFeedback does", _best_random),
+    "adjacent": Strategy("each completion against the next worse one", _adjacent),
+    "stratified": Strategy(
+        "a sample spread evenly over the prompt's margins (needs a cap, 5 unless given)", all_pairs, _stratify, 5
+    ),
+}
+"""What `--strategy` may be."""
 
 
 class OwnGaps(NamedTuple):
@@ -189,3 +297,57 @@ def _kinds(gaps: OwnGaps, kinds: Sequence[str], size: int) -> tuple[np.ndarray, 
     np.minimum.at(least, gaps.pair, gaps.kind)
     np.maximum.at(largest, gaps.pair, gaps.kind)
     return np.where(least == largest, least, len(kinds)), names
+
+
+def _tie(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs of margin 0, where ties are to be dropped."""
+    return (pairs.quality_margin == 0) & (rules.ties == "drop")
+
+
+def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs with more characters than allowed in the prompt (all its messages) or in a completion."""
+    if rules.max_chars is None:
+        return np.zeros(len(pairs.prompt), dtype=bool)
+    prompts = flat(table["prompt"])
+    ends = np.concatenate([[0], np.cumsum(np.asarray(pc.utf8_length(prompts.flatten().field("content"))))])
+    of_prompt = np.diff(ends[offsets_of(prompts)])
+    of_text = np.asarray(pc.utf8_length(flat(table["completions"]).flatten().field("text")))
+    longest = np.maximum.reduce([of_prompt[pairs.prompt], of_text[pairs.chosen], of_text[pairs.rejected]])
+    return longest > rules.max_chars
+
+
+def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs of a margin below the least that is wanted."""
+    return pairs.quality_margin < rules.min_margin
+
+
+def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs beyond the largest number of pairs that a prompt may have."""
+    strategy, out = STRATEGIES[rules.strategy], np.zeros(len(pairs.prompt), dtype=bool)
+    most = rules.max_per_prompt or strategy.most
+    if most is None:
+        return out
+    crowded = np.flatnonzero(np.bincount(pairs.prompt, minlength=1)[pairs.prompt] > most)
+    ids = flat(table["completions"]).flatten().field("id")
+    names = (ids.take(pa.array(side[crowded])).to_pylist() for side in (pairs.chosen, pairs.rejected))
+    hashes = np.array([pair_hash(rules.seed, *pair) for pair in zip(*names, strict=True)], dtype="S16")
+    # numpy strips trailing NULs of bytes when it compares; two hashes that differ in nothing else do not occur
+    rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
+    out[crowded] = ~strategy.capped(pairs.prompt[crowded], pairs.quality_margin[crowded], rank, most)
+    return out
+
+
+FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
+    "tie": _tie,
+    "over_long": _over_long,
+    "min_margin": _small_margin,
+    "max_per_prompt": _over_the_cap,
+}
+"""By reason: (FEEDBACK batch, pairs left so far, rules) → mask of the pairs to leave out, shape (pairs,). They run in this order."""
+
+
+def filtered(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> ChosenPairs:
+    """The pairs that the rules keep; `dropped` and `left_out` of the result say what was left out and why."""
+    for reason, out_of in FILTERS.items():
+        pairs = pairs.without(reason, out_of(table, pairs, rules))
+    return pairs

@@ -5,9 +5,8 @@ from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.alpaca_eval import log_odds, parse_alpaca_eval
-from mmpo.pipeline.sources.base import RowParser, Source, SourceOptions, check_options
+from mmpo.pipeline.sources.base import Collected, RowParser, Source, SourceOptions, check_options, collect, collect_parts
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, prepare_csv, prepare_generic
 from mmpo.pipeline.sources.pair_rows import split_pair

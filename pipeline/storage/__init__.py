@@ -1,7 +1,6 @@
 """Files in, folders out: reading whatever holds rows, dataset folders that are whole or not there, and other tools' formats."""
 
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.chunks import plan, rows, table
 from mmpo.pipeline.storage.dataset import (
     MANIFEST,
     PartWriter,
@@ -13,7 +12,7 @@ from mmpo.pipeline.storage.dataset import (
     split_files,
     write_manifest,
 )
-from mmpo.pipeline.storage.decompress import split_lines
 from mmpo.pipeline.storage.export import EXPORTS, export
 from mmpo.pipeline.storage.files import atomic_file, atomic_folder, digest, file_lock, is_leftover, text_digest
 from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
+from mmpo.pipeline.storage.rows import plan, rows, split_lines, table

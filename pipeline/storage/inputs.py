@@ -3,11 +3,10 @@
 import glob
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.decompress import BOM, COMPRESSIONS, blocks
+from mmpo.pipeline.storage.rows import BOM, COMPRESSIONS, InputFile, blocks
 
 KINDS = {
     ".jsonl": "json",
@@ -30,15 +29,6 @@ BESIDE_DATA = {
     "state.json",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow."""
-
-    path: str
-    kind: str
-    name: str
 
 
 def resolve_inputs(paths: Sequence[str | Path], format: str) -> list[InputFile]:
