@@ -7,7 +7,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from mmpo.train.batches import BATCHES, group_prompts, make_step
-from mmpo.train.batches.trie import trie_size
+from mmpo.train.batches.layouts import trie_size
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import tiny_model
 from mmpo.train.training import PolicyTrainer
