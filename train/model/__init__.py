@@ -1,9 +1,21 @@
 """Loading a model, and running it over a batch."""
 
-from mmpo.train.model.checks import check_checkpoint, check_ids, check_model, check_plan
 from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of, identity, weights_digest
 from mmpo.train.model.forward import ExecutionPlan, attach, body_of, completion_values, inputs_of, plain_model
-from mmpo.train.model.load import add_lora, disable_dropout, load_model, load_pretrained, load_reference, missing_folder
+from mmpo.train.model.load import (
+    add_lora,
+    check_checkpoint,
+    check_ids,
+    check_model,
+    check_plan,
+    check_same_vocabulary,
+    disable_dropout,
+    idle_parameters,
+    load_model,
+    load_pretrained,
+    load_reference,
+    missing_folder,
+)
 from mmpo.train.model.probe import choose_plan, probe_group
 from mmpo.train.model.recompute import recomputes, recomputing_exactly
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer

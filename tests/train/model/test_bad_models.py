@@ -22,8 +22,16 @@ from transformers import (
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Rendered
-from mmpo.train.model import add_lora, check_ids, check_model, load_pretrained, load_reference, tiny_model, tiny_tokenizer
-from mmpo.train.model.checks import check_same_vocabulary
+from mmpo.train.model import (
+    add_lora,
+    check_ids,
+    check_model,
+    check_same_vocabulary,
+    load_pretrained,
+    load_reference,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Gemma3Config, Gemma3ForConditionalGeneration
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.model import ExecutionPlan, check_plan, choose_plan, tiny_model
-from mmpo.train.model.checks import idle_parameters
+from mmpo.train.model import ExecutionPlan, check_plan, choose_plan, idle_parameters, tiny_model
 from mmpo.train.options import TrainOptions
 
 
