@@ -27,8 +27,7 @@ from mmpo.train.messages import some_ids
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals, targets
 from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
-from mmpo.train.training.checkpoints import GuardedTrainer
-from mmpo.train.training.guards import memory_guard
+from mmpo.train.training.checkpoints import GuardedTrainer, memory_guard
 from mmpo.train.training.passes import StepPasses
 
 

@@ -7,9 +7,8 @@ import pytest
 from transformers import Trainer
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.training import PolicyTrainer, RewardTrainer
+from mmpo.train.training import KNOWN_TRANSFORMERS, PolicyTrainer, RewardTrainer, check_transformers
 from mmpo.train.training.checkpoints import OVERRIDDEN, GuardedTrainer
-from mmpo.train.training.versions import KNOWN_TRANSFORMERS, check_transformers
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
