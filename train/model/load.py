@@ -313,7 +313,7 @@ def check_plan(plan: ExecutionPlan, model: Any, options: TrainOptions) -> None:
     if idle:
         raise UserError(
             f"{len(idle)} trainable parameters of {type(plain).__name__} are not for text ({some_ids(idle, 3)}) and get no gradients, "
-            "which several processes with --gradient-checkpointing can't do with: leave it out, or take one process or a model for text only"
+            "which several processes with --gradient-checkpointing can't do with: leave it out, take one process, or a model for text only"
         )
 
 
