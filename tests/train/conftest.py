@@ -9,55 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from folders import split_folder
+from training_cases import make_pairs, prompts_of
 
-from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
 from mmpo.train.model import tiny_tokenizer
 
 torch.set_num_threads(1)
-
-TEXT = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town"
-WORDS = TEXT.split()
-
-
-def make_pairs(prompts: int, completions: list[int], seed: int = 0, ties: int = 0) -> pa.Table:
-    """Prompts with so many completions each (cycled) and all their pairs; the grade counts the word "good"."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for number in range(prompts):
-        prompt = [{"role": "user", "content": f"Question {seed} {number}: " + " ".join(random.choice(WORDS, 6))}]
-        identity = prompt_id(prompt)
-        replies = []
-        for place in range(completions[number % len(completions)]):
-            good = place % 5
-            words = [*random.choice(WORDS, int(random.integers(3, 14))), *["good"] * good, *["bad"] * (4 - good)]
-            text = f"{place} " + " ".join(random.permutation(words))
-            replies.append((completion_id(identity, text), [{"role": "assistant", "content": text}], float(good)))
-        for i in range(len(replies)):
-            for j in range(i):
-                high, low = sorted((replies[i], replies[j]), key=lambda item: (-item[2], item[0]))
-                rows.append(
-                    {
-                        "prompt_id": identity, "chosen_id": high[0], "rejected_id": low[0],
-                        "prompt": prompt, "chosen": high[1], "rejected": low[1],
-                        "score_chosen": high[2], "score_rejected": low[2], "quality_margin": high[2] - low[2],
-                        "margin_se": 0.5 if (i + j) % 2 else None, "preferring": int(high[2] > low[2]), "raters": 1,
-                        "kind": "ai", "chosen_model": "a", "rejected_model": "b", "source": f"source-{number % 2}",
-                    }
-                )  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=with_metadata(PAIRS, {}))
-
-
-def write_folder(path: Path, **splits: pa.Table) -> Path:
-    """A dataset folder with one part a split."""
-    for name, table in splits.items():
-        (path / name).mkdir(parents=True)
-        pq.write_table(table, path / name / "part-00000.parquet")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -69,24 +29,12 @@ def pairs() -> pa.Table:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder with 20 training, 6 validation and 8 test prompts."""
-    return write_folder(
+    return split_folder(
         tmp_path_factory.mktemp("data") / "pairs",
         train=make_pairs(20, [2, 6, 3], seed=1),
         validation=make_pairs(6, [3], seed=2),
         test=make_pairs(8, [4], seed=3),
     )
-
-
-@pytest.fixture(scope="session")
-def pairs_of() -> Callable[..., pa.Table]:
-    """`make_pairs`, for tests that want tables of their own."""
-    return make_pairs
-
-
-@pytest.fixture(scope="session")
-def folder_of() -> Callable[..., Path]:
-    """`write_folder`, for tests that want folders of their own."""
-    return write_folder
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +62,12 @@ def tokenizer(pairs: pa.Table) -> Any:
 
 
 @pytest.fixture(scope="session")
+def prompts(pairs: pa.Table, tokenizer: Any) -> list[Any]:
+    """Those of `pairs`, rendered."""
+    return prompts_of(pairs, tokenizer)
+
+
+@pytest.fixture(scope="session")
 def tiny_options() -> Callable[..., Any]:
     """Makes the options of a run of a second or two."""
     from mmpo.train.options import TrainOptions
@@ -138,17 +92,17 @@ def train_tiny(tiny_options: Callable[..., Any]) -> Callable[..., dict[str, Any]
 
 @pytest.fixture
 def trainer_of(pairs: pa.Table, tokenizer: Any, tmp_path: Path, tiny_options: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a trainer of two steps on `pairs`. model: default a tiny one; run: what else `tiny_options` takes; the rest goes to
-    the trainer.
+    """Makes a trainer of two steps. model: default a tiny one; data: default `pairs`; run: what else `tiny_options` takes; the rest
+    goes to the trainer.
     """
     from mmpo.train.model import tiny_model
     from mmpo.train.training import PolicyTrainer, RewardTrainer, training_arguments
 
-    def make(kind: str = "policy", model: Any = None, run: Any = None, **options: Any) -> Any:
+    def make(kind: str = "policy", model: Any = None, run: Any = None, data: Any = pairs, **options: Any) -> Any:
         model = tiny_model(kind, tokenizer, size=32, layers=1) if model is None else model
         args = training_arguments(tiny_options(kind, out=tmp_path, **{"max_steps": 2, "learning_rate": 1e-2, **(run or {})}))
         trainer = PolicyTrainer if kind == "policy" else RewardTrainer
-        return trainer(model, args, pairs, processing_class=tokenizer, **{"gamma": 1.0, **options})
+        return trainer(model, args, data, **{"processing_class": tokenizer, "gamma": 1.0, **options})
 
     return make
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import split_folder
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
@@ -32,16 +33,16 @@ def test_a_file_of_another_schema_version_is_refused_naming_both(pairs, tmp_path
         assert read_pairs(tmp_path / "a.parquet", "train").num_rows == pairs.num_rows
 
 
-def test_one_part_of_another_version_is_found_among_others(pairs, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", train=pairs)
+def test_one_part_of_another_version_is_found_among_others(pairs, tmp_path):
+    folder = split_folder(tmp_path / "data", train=pairs)
     newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 2}'})
     pq.write_table(newer, folder / "train" / "part-00001.parquet")
     with pytest.raises(UserError, match=r"part-00001\.parquet: schema version 2"):
         read_pairs(folder, "train")
 
 
-def test_a_folder_whose_manifest_is_of_another_version(pairs, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", train=pairs)
+def test_a_folder_whose_manifest_is_of_another_version(pairs, tmp_path):
+    folder = split_folder(tmp_path / "data", train=pairs)
     (folder / "manifest.json").write_text(json.dumps({"schema_version": 0, "kind": "pairs"}))
     with pytest.raises(UserError, match=r"schema version 0; this mmpo reads 1"):
         read_pairs(folder, "train")
@@ -57,8 +58,8 @@ def test_feedback_is_named_as_such(tmp_path):
         read_pairs(tmp_path / "judged", "train")
 
 
-def test_splits_that_are_empty_or_missing(pairs, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", train=pairs, test=pairs.slice(0, 0))
+def test_splits_that_are_empty_or_missing(pairs, tmp_path):
+    folder = split_folder(tmp_path / "data", train=pairs, test=pairs.slice(0, 0))
     with pytest.raises(UserError, match=r"test holds no pairs \(0 rows\)"):
         read_pairs(folder, "test")
     with pytest.raises(UserError, match=r"no split 'validation'; it has: test, train"):

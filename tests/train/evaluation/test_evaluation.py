@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folders import split_folder
+from training_cases import make_pairs
 from transformers import AutoModelForSequenceClassification
 
 import mmpo.train.evaluation.pair_values as pair_values_module
@@ -59,8 +61,8 @@ def test_it_agrees_with_the_last_measurement_of_training(kind, trained, dataset)
         assert found[name] == pytest.approx(record["summary"]["metrics"][name], abs=1e-5), name
 
 
-def test_what_is_undefined_is_none(trained, pairs_of, tmp_path):
-    table = pairs_of(4, [7], seed=9)
+def test_what_is_undefined_is_none(trained, tmp_path):
+    table = make_pairs(4, [7], seed=9)
     ties = table.filter(pa.compute.equal(table["quality_margin"], 0.0))
     pq.write_table(ties, tmp_path / "ties.parquet")
     found = evaluate("reward", trained["reward"], tmp_path / "ties.parquet")
@@ -157,15 +159,15 @@ def test_both_splits_are_measured_with_each_model_loaded_once(trained, dataset, 
     assert loaded == ["load_pretrained", "load_reference"]
 
 
-def test_a_validation_split_without_targets_leaves_the_measures_alone(trained, dataset, folder_of, pairs_of, tmp_path, capsys):
-    test, validation = pairs_of(8, [4], seed=3), pairs_of(6, [3], seed=2)
+def test_a_validation_split_without_targets_leaves_the_measures_alone(trained, dataset, tmp_path, capsys):
+    test, validation = make_pairs(8, [4], seed=3), make_pairs(6, [3], seed=2)
     place = validation.schema.get_field_index("margin_se")
     validation = validation.set_column(place, validation.schema.field(place), pa.nulls(len(validation), pa.float64()))
-    folder_of(tmp_path / "data", test=test, validation=validation)
+    split_folder(tmp_path / "data", test=test, validation=validation)
     found = evaluate("reward", trained["reward"], tmp_path / "data", target="noise-aware")
     assert found["temperature_from"] == "test"
     assert "the validation split is of no use: " in capsys.readouterr().err
-    folder_of(tmp_path / "alone", test=test)
+    split_folder(tmp_path / "alone", test=test)
     alone = evaluate("reward", trained["reward"], tmp_path / "alone", target="noise-aware")
     assert found["cross_entropy"] == alone["cross_entropy"]
     assert found["temperature"] == alone["temperature"]

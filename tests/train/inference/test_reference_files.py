@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import split_folder
+from training_cases import make_pairs
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import with_metadata
@@ -324,9 +326,9 @@ print(json.dumps(result))
 
 
 @pytest.fixture
-def drive(tmp_path, pairs_of, folder_of, tokenizer):
+def drive(tmp_path, tokenizer):
     """Runs the driver in a fresh interpreter that forks its children before anything else has started threads."""
-    folder_of(tmp_path / "data", train=pairs_of(60, [3]))
+    split_folder(tmp_path / "data", train=make_pairs(60, [3]))
     tiny_model("policy", tokenizer, size=32, layers=1).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
 

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from folders import split_folder
+from training_cases import make_pairs
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import group_prompts
@@ -225,8 +227,8 @@ def test_sources_that_are_not_there_are_named(pairs, tokenizer, tmp_path):
         trainer_of(pairs, tokenizer, tmp_path, source_weights={"source-0": -1})
 
 
-def test_the_record_counts_what_each_term_leaves_out(pairs_of, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", train=pairs_of(6, [7]), validation=pairs_of(2, [3], seed=4))  # two ties a prompt
+def test_the_record_counts_what_each_term_leaves_out(tmp_path):
+    folder = split_folder(tmp_path / "data", train=make_pairs(6, [7]), validation=make_pairs(2, [3], seed=4))  # two ties a prompt
     shared = {"data": str(folder), "max_steps": 1, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
     counts = {}
     for name, loss, weights in (

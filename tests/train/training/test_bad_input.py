@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folders import split_folder
+from training_cases import make_pairs
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -162,10 +164,10 @@ def test_more_tokens_than_the_model_has_positions(dataset, gpt2, tmp_path, capsy
 
 
 @pytest.mark.parametrize("gamma", ["auto", "1"])
-def test_margins_that_are_all_zero(gamma, pairs_of, folder_of, tmp_path, capsys):
-    table = pairs_of(4, [3])
+def test_margins_that_are_all_zero(gamma, tmp_path, capsys):
+    table = make_pairs(4, [3])
     place = table.column_names.index("quality_margin")
-    folder = folder_of(tmp_path / "data", train=table.set_column(place, table.field(place), pa.array([0.0] * len(table))))
+    folder = split_folder(tmp_path / "data", train=table.set_column(place, table.field(place), pa.array([0.0] * len(table))))
     message = refused(capsys, train("reward", folder, tmp_path / "out", "--gamma", gamma), tmp_path / "out")
     assert "all 12 pairs are ties: their quality_margin is 0, so that every target is .5 at any gamma" in message
 

@@ -7,7 +7,9 @@ import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from folders import split_folder
 from safetensors.torch import load_file
+from training_cases import make_pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from mmpo.train.evaluation import evaluate
@@ -72,9 +74,9 @@ def fsdp_environment(root):
 
 
 @pytest.fixture(scope="module")
-def data(pairs_of, folder_of, tmp_path_factory):
-    splits = {"train": pairs_of(10, [2, 8, 3, 5], seed=1), "validation": pairs_of(5, [3], seed=2)}
-    return folder_of(tmp_path_factory.mktemp("distributed") / "pairs", **splits)
+def data(tmp_path_factory):
+    splits = {"train": make_pairs(10, [2, 8, 3, 5], seed=1), "validation": make_pairs(5, [3], seed=2)}
+    return split_folder(tmp_path_factory.mktemp("distributed") / "pairs", **splits)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Several processes: what launchers may ask for, how gradients are added up, and a cache that can't be written."""
 
 import pytest
+from folders import split_folder
+from training_cases import make_pairs
 from transformers import BertConfig, BertForSequenceClassification
 
 from mmpo.pipeline.errors import UserError
@@ -89,8 +91,8 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def data(pairs_of, folder_of, tmp_path_factory):
-    return folder_of(tmp_path_factory.mktemp("review") / "pairs", train=pairs_of(10, [2, 8, 3, 5], seed=1))
+def data(tmp_path_factory):
+    return split_folder(tmp_path_factory.mktemp("review") / "pairs", train=make_pairs(10, [2, 8, 3, 5], seed=1))
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import os
 import signal
 
 import pytest
+from folders import split_folder
+from training_cases import make_pairs
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -100,17 +102,19 @@ def test_bad_input_leaves_nothing_behind(changes, message, train_tiny, dataset, 
     assert not (tmp_path / "out").exists()
 
 
-def test_splits_that_are_not_there(train_tiny, tiny_options, pairs_of, folder_of, tmp_path):
+def test_splits_that_are_not_there(train_tiny, tiny_options, tmp_path):
     with pytest.raises(UserError, match="it has: validation"):
-        train_tiny("reward", folder_of(tmp_path / "held-out", validation=pairs_of(3, [3])), tmp_path / "out")
+        train_tiny("reward", split_folder(tmp_path / "held-out", validation=make_pairs(3, [3])), tmp_path / "out")
     with pytest.raises(UserError, match="has no split 'validation'"):
-        train_tiny("reward", folder_of(tmp_path / "data", train=pairs_of(3, [3])), tmp_path / "out", early_stopping=2)
+        train_tiny("reward", split_folder(tmp_path / "data", train=make_pairs(3, [3])), tmp_path / "out", early_stopping=2)
     with pytest.raises(UserError, match="give eval_split"):
         tiny_options("reward", early_stopping=2, eval_split=None)
 
 
-def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(train_tiny, record_of, pairs_of, folder_of, tmp_path):
-    folder = folder_of(tmp_path / "data", train=pairs_of(6, [7]))  # grades repeat after five completions: two ties in each prompt
+def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(train_tiny, record_of, tmp_path):
+    folder = split_folder(
+        tmp_path / "data", train=make_pairs(6, [7])
+    )  # grades repeat after five completions: two ties in each prompt
     counts = {}
     for name, changes in (("soft", {}), ("hard", {"loss": "dpo"}), ("dropped", {"ties": "drop"})):
         train_tiny("reward", folder, tmp_path / name, max_steps=1, **changes)

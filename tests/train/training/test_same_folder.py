@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folders import split_folder
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from training_cases import make_pairs
 from transformers import TrainerCallback
 
 from mmpo.pipeline.errors import UserError
@@ -189,9 +191,9 @@ def test_starting_again_keeps_the_old_model_until_the_new_one_can_be_trained(tra
     ("split", "column", "value"),
     [("train", "preferring", 0), ("train", "raters", 7), ("train", "margin_se", 9.0), ("validation", "quality_margin", 0.25)],
 )
-def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, train_tiny, pairs_of, folder_of, tmp_path):
-    tables = {"train": pairs_of(6, [3], seed=1), "validation": pairs_of(3, [3], seed=2)}
-    folder = folder_of(tmp_path / "data", **tables)
+def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, train_tiny, tmp_path):
+    tables = {"train": make_pairs(6, [3], seed=1), "validation": make_pairs(3, [3], seed=2)}
+    folder = split_folder(tmp_path / "data", **tables)
     train_tiny("reward", folder, tmp_path / "out", **SHORT)
     table = tables[split]
     place, field = table.column_names.index(column), table.schema.field(column)

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from training_cases import make_pairs
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from mmpo.pipeline.errors import MmpoError, UserError
@@ -120,13 +121,13 @@ def test_dropout_is_off_unless_asked_for(trainer_of, gpt2):
     assert trainer.train().global_step == 2
 
 
-def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reason(trainer_of, pairs_of):
-    trainer = trainer_of(eval_dataset=pairs_of(4, [3], seed=5))
+def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reason(trainer_of):
+    trainer = trainer_of(eval_dataset=make_pairs(4, [3], seed=5))
     assert trainer.evaluate()["eval_cross_entropy"] > 0
     with pytest.raises(
         UserError, match=r"no reference log-probabilities, which are computed when the trainer is made: .*eval_dataset"
     ):
-        trainer.evaluate(pairs_of(4, [3], seed=6))
+        trainer.evaluate(make_pairs(4, [3], seed=6))
 
 
 # --- adapters and recomputing ---------------------------------------------------------------------------------------------------
