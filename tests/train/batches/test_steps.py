@@ -7,27 +7,27 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from training_cases import prompts_of
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES, group_prompts, micro_batch, plan_steps
-from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
-from mmpo.train.training import PolicyTrainer, RewardTrainer
-
-TRAINERS = {"policy": PolicyTrainer, "reward": RewardTrainer}
+from mmpo.train.training import PolicyTrainer
 
 
-def arguments(path, **options):
-    defaults = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-    return TrainingArguments(output_dir=str(path), **{**defaults, **options})
+@pytest.fixture
+def step_trainer(trainer_of):
+    """Makes a trainer whose step holds all prompts, in passes of so many tokens."""
 
+    def make(kind="policy", tokens=10**6, **options):
+        run = {"max_grad_norm": 0.0, "max_steps": 1, "schedule": "constant", "warmup_ratio": 0.0}
+        trainer = trainer_of(kind, run=run, gamma=0.8, tokens_per_batch=tokens, pairs_per_step=10**6, **options)
+        trainer.args.optim = OptimizerNames.SGD  # Adam would blow up what rounding does to tiny gradients
+        return trainer
 
-def trainer_of(kind, pairs, tokenizer, path, *, tokens=10**6, loss="mmpo", weight="pair", args=None, **options):
-    model = tiny_model(kind, tokenizer, size=32, layers=1)
-    options = {"gamma": 0.8, "loss": loss, "weight": weight, "tokens_per_batch": tokens, **options}
-    args = args or arguments(path, max_grad_norm=0.0, max_steps=1, learning_rate=1e-2, optim="sgd")
-    return TRAINERS[kind](model, args, pairs, processing_class=tokenizer, pairs_per_step=10**6, **options)
+    return make
 
 
 def gradients(trainer, prompts):
@@ -40,15 +40,15 @@ def gradients(trainer, prompts):
 
 @pytest.mark.parametrize("weight", ["pair", "prompt"])
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_four_micro_batches_give_the_gradients_of_one(kind, weight, pairs, tokenizer, tmp_path):
+def test_four_micro_batches_give_the_gradients_of_one(kind, weight, step_trainer):
     """Prompts of 1 to 28 pairs; transformers' own scaling by the number of micro-batches was 62% off here."""
-    whole = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight)
+    whole = step_trainer(kind, weight=weight)
     counts = [len(prompt.rows) for prompt in whole.prompts]
     assert (min(counts), max(counts)) == (1, 28)
     quarter = next(
         t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.execution_plan.batches))) == 4
     )
-    split = trainer_of(kind, pairs, tokenizer, tmp_path, weight=weight, tokens=quarter)
+    split = step_trainer(kind, quarter, weight=weight)
     assert len(whole.make_step(whole.prompts).batches) == 1
     assert len(split.make_step(split.prompts).batches) == 4
     one_loss, one = gradients(whole, whole.prompts)
@@ -60,10 +60,10 @@ def test_four_micro_batches_give_the_gradients_of_one(kind, weight, pairs, token
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_four_micro_batches_give_the_update_of_one_through_the_trainer(kind, pairs, tokenizer, tmp_path):
+def test_four_micro_batches_give_the_update_of_one_through_the_trainer(kind, step_trainer, tokenizer):
     weights = []
     for tokens in (10**6, 1200):
-        trainer = trainer_of(kind, pairs, tokenizer, tmp_path, tokens=tokens)
+        trainer = step_trainer(kind, tokens)
         trainer.train()
         weights.append(trainer.model.state_dict())
     before = tiny_model(kind, tokenizer, size=32, layers=1).state_dict()
@@ -72,9 +72,9 @@ def test_four_micro_batches_give_the_update_of_one_through_the_trainer(kind, pai
 
 
 @pytest.mark.parametrize("weight", ["pair", "prompt"])
-def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, pairs, tokenizer, tmp_path):
+def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, step_trainer):
     """Reference defect 1: a reward loss that broadcasts (B, 1) against (B,) trains every pair on the batch's mean target."""
-    trainer = trainer_of("reward", pairs, tokenizer, tmp_path, weight=weight, tokens=1500)
+    trainer = step_trainer("reward", 1500, weight=weight)
     loss, _ = gradients(trainer, trainer.prompts)
     values, weights = [], []
     for prompt in trainer.prompts:
@@ -87,8 +87,7 @@ def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, pairs, tokeni
     assert loss == pytest.approx(np.average(values, weights=weights), abs=1e-6)
 
 
-def test_each_completion_is_computed_once(pairs, tokenizer):
-    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
+def test_each_completion_is_computed_once(pairs, prompts):
     batch = micro_batch(prompts, (BATCHES["rows"].build([prompt.completions for prompt in prompts], 0),))
     texts = {i for name in ("chosen_id", "rejected_id") for i in pairs[name].to_pylist()}
     assert len(batch.parts[0].input_ids) == len(batch.counts) == len(texts)
@@ -109,8 +108,7 @@ def test_a_plan_visits_every_prompt_once_an_epoch_in_steps_large_enough():
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_passes_hold_so_many_tokens_or_a_single_completion(name, pairs, tokenizer):
-    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
+def test_passes_hold_so_many_tokens_or_a_single_completion(name, prompts):
     layout = BATCHES[name]
     for tokens in (1, 100, 300, 900, 3000):
         seen = []
@@ -129,24 +127,26 @@ def test_passes_hold_so_many_tokens_or_a_single_completion(name, pairs, tokenize
 
 
 @pytest.mark.parametrize("loss", ["mmpo", "dpo", "cdpo"])
-def test_a_policy_equal_to_its_reference_starts_at_ln_2(loss, pairs, tokenizer, tmp_path):
-    trainer = trainer_of("policy", pairs, tokenizer, tmp_path, loss=loss)
+def test_a_policy_equal_to_its_reference_starts_at_ln_2(loss, step_trainer):
+    trainer = step_trainer(loss=loss)
     value, _ = gradients(trainer, trainer.prompts)  # the first-step check runs as well
     assert value == pytest.approx(math.log(2), abs=1e-6)
     assert np.abs(trainer.predict_pairs(trainer.prompts)["z"]).max() < 1e-5
 
 
-def test_the_options_that_would_change_a_step_are_refused(pairs, tokenizer, tmp_path):
-    with pytest.raises(UserError, match="tokens_per_batch"):
-        trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, gradient_accumulation_steps=2))
-    with pytest.raises(UserError, match="epoch"):
-        trainer_of("policy", pairs, tokenizer, tmp_path, args=arguments(tmp_path, save_strategy="epoch"))
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"gradient_accumulation_steps": 2}, "tokens_per_batch"), ({"save_strategy": "epoch"}, "epoch")]
+)
+def test_the_options_that_would_change_a_step_are_refused(changes, said, pairs, tokenizer, tmp_path):
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **changes)
+    with pytest.raises(UserError, match=said):
+        PolicyTrainer(tiny_model("policy", tokenizer, size=32, layers=1), arguments, pairs, processing_class=tokenizer, gamma=0.8)
 
 
-def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
+def test_log_probabilities_are_those_of_one_row_at_a_time(prompts, tokenizer):
     """Padding, the cut to completion positions and the batch's make-up change nothing."""
     model = tiny_model("policy", tokenizer, size=32, layers=1).eval()
-    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:4]
+    prompts = prompts[:4]
     with torch.no_grad():
         batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
         found = completion_values(model, "policy", batch, ExecutionPlan())
@@ -157,18 +157,18 @@ def test_log_probabilities_are_those_of_one_row_at_a_time(pairs, tokenizer):
             assert float(value) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_hugging_face_dataset_is_as_good_as_a_table(pairs, tokenizer, tmp_path):
+def test_a_hugging_face_dataset_is_as_good_as_a_table(pairs, step_trainer):
     trainers = [
-        trainer_of("reward", data, tokenizer, tmp_path)
+        step_trainer("reward", data=data)
         for data in (pairs, datasets.Dataset(pairs.replace_schema_metadata(None)), datasets.Dataset.from_list(pairs.to_pylist()))
     ]
     losses = [gradients(trainer, trainer.prompts)[0] for trainer in trainers]
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_the_order_of_the_rows_changes_nothing(pairs, tokenizer):
+def test_the_order_of_the_rows_changes_nothing(pairs, prompts, tokenizer):
     shuffled = pairs.take(np.random.default_rng(3).permutation(len(pairs)))
-    found = [prepare(table, np.full(len(pairs), 0.7), Renderer(tokenizer, 1024, 512)).prompts for table in (pairs, shuffled)]
+    found = [prompts, prompts_of(shuffled, tokenizer)]
     assert [p.prompt_id for p in found[0]] == [p.prompt_id for p in found[1]]
     spelled = [[(item.ids.tolist(), item.start) for p in prompts for item in p.completions] for prompts in found]
     assert spelled[0] == spelled[1]

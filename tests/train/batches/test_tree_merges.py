@@ -4,14 +4,15 @@ The template ends in a space, and byte-level BPE has tokens that begin with one:
 "Assistant:" + " " + "the".
 """
 
+import pyarrow as pa
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from training_cases import make_pairs
+from transformers import PreTrainedTokenizerFast
 
 from mmpo.pipeline.tables import completion_id, prompt_id
 from mmpo.train.model import choose_plan, tiny_model
-from mmpo.train.training import PolicyTrainer
 
 TEMPLATE = (
     "{% for m in messages %}{{ 'User: ' if m['role'] == 'user' else 'Assistant: ' }}{{ m['content'] }}"
@@ -38,9 +39,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def table(pairs_of):
+def table():
     """All pairs of six replies to two questions, in the columns of the other tests' tables."""
-    rows, pattern = [], pairs_of(1, [2]).to_pylist()[0]
+    rows, pattern = [], make_pairs(1, [2]).to_pylist()[0]
     for question in QUESTIONS:
         prompt = [{"role": "user", "content": question}]
         identity = prompt_id(prompt)
@@ -51,8 +52,7 @@ def table(pairs_of):
                 texts = {"chosen": chosen, "rejected": rejected}
                 messages = {side: [{"role": "assistant", "content": text}] for side, text in texts.items()}
                 rows.append({**pattern, **ids, "prompt": prompt, **messages})
-    schema = pairs_of(1, [2]).schema
-    return type(pairs_of(1, [2])).from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=make_pairs(1, [2]).schema)
 
 
 def defined(model, tokenizer, question, reply):
@@ -67,16 +67,15 @@ def defined(model, tokenizer, question, reply):
 
 
 @pytest.mark.parametrize("layout", ["packed", "tree", "rows"])
-def test_log_probabilities_are_those_of_the_definition(layout, table, tokenizer, tmp_path):
+def test_log_probabilities_are_those_of_the_definition(layout, table, tokenizer, trainer_of):
     model, plain = (tiny_model("policy", tokenizer, size=32, layers=2) for _ in range(2))
     with torch.no_grad():
         for each in (model, plain):
             torch.manual_seed(0)
             for value in each.parameters():
                 value.add_(0.2 * torch.randn_like(value))
-    arguments = TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True)
-    options = {"processing_class": tokenizer, "gamma": 1.0, "layout": "rows" if layout == "rows" else "auto"}
-    trainer = PolicyTrainer(model, arguments, table, **options)
+    layout_option = "rows" if layout == "rows" else "auto"
+    trainer = trainer_of(model=model, data=table, processing_class=tokenizer, layout=layout_option)
     if layout == "tree":
         trainer.execution_plan = choose_plan(model, "policy", max(prompt.length for prompt in trainer.prompts), device="cuda")
     assert trainer.execution_plan.layout == layout

@@ -4,20 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import TrainingArguments
 
 from mmpo.train.batches import BATCHES, group_prompts, make_step
 from mmpo.train.batches.layouts import trie_size
-from mmpo.train.data import Renderer, prepare
-from mmpo.train.model import tiny_model
-from mmpo.train.training import PolicyTrainer
 
 LAYOUTS = list(BATCHES)
-
-
-@pytest.fixture
-def prompts(pairs, tokenizer):
-    return prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts
 
 
 def prefixes(prompt):
@@ -95,24 +86,20 @@ def test_longest_first_and_always_the_same_whatever_the_order_given(layout, prom
 
 
 @pytest.mark.parametrize("layout", ["packed", "rows"])
-def test_the_model_sees_as_many_tokens_as_the_step_says(layout, pairs, tokenizer, tmp_path):
+def test_the_model_sees_as_many_tokens_as_the_step_says(layout, trainer_of):
     """Counted at the embedding, which every token passes; a prompt in parts passes it twice, once without gradients."""
     seen = []
-    model = tiny_model("policy", tokenizer, size=32, layers=1)
-    arguments = TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True)
-    options = {"layout": "rows" if layout == "rows" else "auto", "processing_class": tokenizer, "gamma": 1.0}
-    trainer = PolicyTrainer(model, arguments, pairs, **options)
+    trainer = trainer_of(layout="rows" if layout == "rows" else "auto")
     assert trainer.execution_plan.layout == layout
     trainer.own_reference = False  # the first step's check is a pass of its own
-    embedding: nn.Module = model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    embedding: nn.Module = trainer.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
     for tokens in (10**6, 600, 60):
         trainer.tokens_per_batch = tokens
         step = trainer.make_step(trainer.prompts)
         seen.clear()
-        trainer.training_step(model, step)
+        trainer.training_step(trainer.model, step)
         again = sum(batch.computed_tokens for batch in step.batches if len(batch.parts) > 1)
         assert sum(seen) == step.tokens + again
         assert (again > 0) == (tokens == 60)
         assert max(seen) <= max(tokens, max(prompt.length for prompt in trainer.prompts))
-    handle.remove()
