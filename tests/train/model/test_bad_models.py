@@ -11,14 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from training_cases import save_model, small_model
+from transformers.utils import logging
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Rendered
@@ -39,19 +33,14 @@ def saved(tokenizer, tmp_path_factory):
     """A policy and a reward model as folders."""
     folder = tmp_path_factory.mktemp("saved")
     for kind in ("policy", "reward"):
-        tiny_model(kind, tokenizer, size=16, layers=1).save_pretrained(folder / kind)
-        tokenizer.save_pretrained(folder / kind)
+        save_model(folder / kind, tiny_model(kind, tokenizer, size=16, layers=1), tokenizer)
     return folder
 
 
 @pytest.fixture
 def copied(saved, tmp_path):
     """Copies of those folders, to be broken."""
-
-    def copy_of(kind):
-        return shutil.copytree(saved / kind, tmp_path / kind)
-
-    return copy_of
+    return lambda kind: shutil.copytree(saved / kind, tmp_path / kind)
 
 
 def weights(folder, change):
@@ -71,16 +60,24 @@ def configured(folder, **changes):
     return folder
 
 
-def test_a_policy_is_no_reward_model_to_measure_but_one_to_start_from(saved):
-    with pytest.raises(UserError, match=r"has no score layer \(score\.weight would be random\).*LlamaForCausalLM.*`policy`"):
-        load_pretrained("reward", str(saved / "policy"))
+@pytest.mark.parametrize(
+    ("kind", "folder", "said"),
+    [
+        ("reward", "policy", r"has no score layer \(score\.weight would be random\).*LlamaForCausalLM.*`policy`"),
+        ("policy", "reward", r"is a reward model \(LlamaForSequenceClassification\), no policy.*`reward`"),
+    ],
+)
+def test_a_model_of_the_other_kind_is_refused_and_leaves_transformers_own_settings_as_they_were(kind, folder, said, saved):
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(UserError, match=said):
+        load_pretrained(kind, str(saved / folder))
+    load_pretrained(kind, str(saved / kind))
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_policy_may_be_what_a_reward_model_starts_from(saved):
     model, _ = load_pretrained("reward", str(saved / "policy"), new_head=True)
     assert model.score.weight.shape == (1, 16)
-
-
-def test_a_reward_model_is_no_policy(saved):
-    with pytest.raises(UserError, match=r"is a reward model \(LlamaForSequenceClassification\), no policy.*`reward`"):
-        load_pretrained("policy", str(saved / "reward"))
 
 
 def test_weights_that_are_missing_are_not_made_up(copied):
@@ -152,23 +149,18 @@ def test_code_of_a_model_is_run_only_where_asked_for(trusted, copied, tmp_path):
         assert "brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code" in run.stderr
 
 
-def gpt2(tokenizer, positions=64):
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=positions, n_embd=16, n_layer=1, n_head=2))
-
-
 def test_a_limit_beyond_the_models_positions_is_refused_naming_both(tokenizer):
-    check_model(gpt2(tokenizer), "small", 64)
+    model = small_model("GPT2", max_position_embeddings=64)
+    check_model(model, "small", 64)
     with pytest.raises(UserError, match=r"small takes 64 tokens at most and --max-length is 65: give --max-length 64 .*as 32"):
-        check_model(gpt2(tokenizer), "small", 65)
+        check_model(model, "small", 65)
     with pytest.raises(UserError, match=r"takes 4096 tokens at most and --max-length is 5000"):
         check_model(tiny_model("policy", tokenizer, size=16, layers=1), "tiny", 5000)
 
 
-def test_the_limit_is_the_one_that_the_model_really_has(tokenizer):
+def test_the_limit_is_the_one_that_the_model_really_has():
     """RoBERTa's 66 rows of positions serve 64 tokens: the first row is never used, and padding has the second."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 1}
-    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **sizes)
-    model = RobertaForSequenceClassification(config)
+    model = small_model("Roberta", "reward", max_position_embeddings=66, pad_token_id=1)
     ids = torch.full((1, 64), 5)
     with torch.no_grad():
         assert model(input_ids=ids).logits.shape == (1, 1)
@@ -182,18 +174,12 @@ def test_the_limit_is_the_one_that_the_model_really_has(tokenizer):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_found(value, tokenizer):
     model = tiny_model("policy", tokenizer, size=16, layers=1)
-    check_model(model, "good", 100)
     with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)  # large, and no infinite one: only their sum is infinite in float32
+        check_model(model, "good", 100)
         model.model.norm.weight[3] = value
     with pytest.raises(UserError, match=r"1 of the tensors of bad hold NaN or infinite values \(model\.norm\.weight\)"):
         check_model(model, "bad", 100)
-
-
-def test_large_weights_are_no_infinite_ones(tokenizer):
-    model = tiny_model("policy", tokenizer, size=16, layers=1)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(3e38)  # their sum is infinite in float32
-    check_model(model, "large", 100)
 
 
 def prompts_of(*ids):
@@ -229,9 +215,7 @@ def test_a_reference_numbers_its_tokens_as_the_policy_does(tokenizer, saved, tmp
 
 
 def test_an_encoder_is_no_policy(tokenizer, tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 1}
-    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    save_model(tmp_path, small_model("Bert", "reward", vocab_size=len(tokenizer)), tokenizer)
     configured(tmp_path, architectures=["BertModel"])
     with pytest.raises(UserError, match=r"is an encoder \(BertLMHeadModel\) and can't be a policy"):
         load_pretrained("policy", str(tmp_path))
@@ -279,13 +263,3 @@ def test_a_policys_adapter_is_no_reward_model(saved, tokenizer, tmp_path):
     adapter("policy", tokenizer, tmp_path / "adapter", saved / "policy")
     with pytest.raises(UserError, match="no score layer"):
         load_pretrained("reward", str(tmp_path / "adapter"))
-
-
-def test_no_message_leaves_transformers_own_settings_changed(saved):
-    from transformers.utils import logging
-
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_pretrained("policy", str(saved / "policy"))
-    with pytest.raises(UserError):
-        load_pretrained("reward", str(saved / "policy"))
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

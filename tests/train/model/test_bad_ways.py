@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Gemma3Config, Gemma3ForConditionalGeneration
+from training_cases import small_model
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.model import ExecutionPlan, check_plan, choose_plan, idle_parameters, tiny_model
@@ -17,8 +18,7 @@ def test_a_causal_model_that_gets_rows_by_itself_is_said(tokenizer, capsys):
     check_plan(plan, model, TrainOptions("policy"))
     assert "warning: tree batches are not exact for this model (on rows of 30 tokens a hidden state" in capsys.readouterr().err
     check_plan(plan, model, TrainOptions("policy", layout="rows"))
-    sizes = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    encoder = BertForSequenceClassification(BertConfig(**sizes, num_labels=1))
+    encoder = small_model("Bert", "reward")
     check_plan(choose_plan(encoder, "reward", 30), encoder, TrainOptions("reward"))
     assert capsys.readouterr().err == ""
 
@@ -35,15 +35,8 @@ def test_parameters_that_texts_do_not_pass_are_found(tokenizer):
     """A model of text and images computes nothing with its image parts here; text models have no such parts."""
     assert idle_parameters(tiny_model("policy", tokenizer, size=16, layers=1)) == []
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = {
-        **sizes,
-        "vocab_size": 99,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = {**sizes, **ids, "vocab_size": 99, "num_key_value_heads": 1, "head_dim": 16}
     config = Gemma3Config(text_config=text, vision_config={**sizes, "image_size": 14, "patch_size": 14}, mm_tokens_per_image=1)
     model = Gemma3ForConditionalGeneration(config)
     out = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits

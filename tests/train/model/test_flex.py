@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_cases import small_model
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.data import Rendered
@@ -23,17 +24,18 @@ from mmpo.train.model.forward import ATTENTIONS
 from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
 
 WINDOW, VOCABULARY = 40, 90
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-LAYERS = {"Llama": {"num_hidden_layers": 2}, "Gemma3Text": {"num_hidden_layers": 3, "query_pre_attn_scalar": 16}}
-LAYERS["Gemma3Text"] |= {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-FLEXED = ExecutionPlan("packed", attention="flex")
+LAYERS = {
+    "Llama": {},
+    "Gemma3Text": {
+        "num_hidden_layers": 3, "query_pre_attn_scalar": 16, "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}  # fmt: skip
+FLEXED, LINEAR = (ExecutionPlan("packed", head, attention="flex") for head in ("whole", "linear"))
 
 
 def model_of(name):
-    options = {**SIZES, **LAYERS[name], "initializer_range": 0.15, "attn_implementation": "sdpa"}
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(vocab_size=VOCABULARY, **options)
-    return transformers.AutoModelForCausalLM.from_config(config)
+    return small_model(name, vocab_size=VOCABULARY, head_dim=16, **LAYERS[name])
 
 
 def groups_of(lengths, seed=0):
@@ -154,7 +156,7 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
             expected = completion_values(model, "policy", rows_of(groups), ExecutionPlan(head="linear"))
             model.set_attn_implementation(FLEX)
             model.train(len(lengths) == 3)  # transformers compiles anew for training: must cost nothing
-            found = completion_values(model, "policy", packed(groups), ExecutionPlan("packed", "linear", attention="flex"))
+            found = completion_values(model, "policy", packed(groups), LINEAR)
         errors.append(float((found - expected).abs().max()))
         graphs.append(counters["stats"]["unique_graphs"])
     assert max(errors) <= 1e-4
@@ -163,7 +165,7 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
     if name == "Gemma3Text":
         model.config.sliding_window = 10**6  # read by the mask alone
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            wrong = completion_values(model, "policy", packed(groups), ExecutionPlan("packed", "linear", attention="flex"))
+            wrong = completion_values(model, "policy", packed(groups), LINEAR)
         assert (wrong - expected).abs().max() > 1e-2
 
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from training_cases import small_model
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import ExecutionPlan, completion_values, probe_group
 from mmpo.train.model.logprobs import HEADS, linear_logprobs, model_logprobs
 
 VOCABULARY, SIZE, COUNT = 61, 16, 23
-COMMON = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0, "hidden_size": SIZE}
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16, "hidden_size": SIZE}
+SIZES |= {"vocab_size": VOCABULARY, "initializer_range": 0.5}
 
 
 class Bare(nn.Module):
@@ -77,24 +78,17 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen, chunk):
         assert value.grad is None if name in frozen.split(" and ") else close(value.grad, gradients[name], 1e-6), name
 
 
-def llama(**options):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.5, **COMMON, **options))
-
-
-SCALED = {
-    "Cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.25}, lambda x: 0.25 * x),
-    "Gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 3.0, "head_dim": 8}, lambda x: 3 * (x / 3).tanh()),
+CAPPED = {
+    "Llama": ({"tie_word_embeddings": True}, lambda x: x),
+    "Cohere": ({"logit_scale": 0.25}, lambda x: 0.25 * x),
+    "Gemma2": ({"final_logit_softcapping": 3.0}, lambda x: 3 * (x / 3).tanh()),
 }
 
 
-@pytest.mark.parametrize("name", ["Llama", *SCALED])
+@pytest.mark.parametrize("name", CAPPED)
 def test_the_models_own_head_is_exact_with_all_gradients_and_what_it_does_to_logits(name, chunk):
-    if name == "Llama":
-        model, logits = llama(tie_word_embeddings=True), lambda x: x
-    else:
-        model_class, config, options, logits = SCALED[name]
-        model = model_class(config(vocab_size=VOCABULARY, initializer_range=0.5, **COMMON, **options))
+    options, logits = CAPPED[name]
+    model = small_model(name, **SIZES, **options)
     hidden, tokens, pull = drawn()
     weight = model.get_output_embeddings().weight
     values, gradients = exact(hidden, weight, None, tokens, pull, logits)
@@ -112,7 +106,7 @@ def test_the_models_own_head_is_exact_with_all_gradients_and_what_it_does_to_log
 @pytest.mark.parametrize("name", HEADS)
 def test_tied_weights_gather_both_gradients(name):
     """Of a step through the whole model: the embedding's own and the output layer's add up in one tensor."""
-    model, (ids, tokens) = llama(tie_word_embeddings=True), torch.randint(1, VOCABULARY, (2, 1, 9))
+    model, (ids, tokens) = small_model("Llama", **SIZES, tie_word_embeddings=True), torch.randint(1, VOCABULARY, (2, 1, 9))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     plain = model(ids).logits[0].log_softmax(dim=-1).gather(1, tokens[0, :, None]).sum()
     (expected,) = torch.autograd.grad(plain, model.lm_head.weight)
@@ -125,7 +119,7 @@ def test_tied_weights_gather_both_gradients(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_in_bfloat16_only_the_logits_are_rounded(name, chunk):
     """Softmax and sums are float32: 1 in 256 of a logit of about 10, not of a log-probability in bfloat16 throughout."""
-    model, (hidden, tokens, pull) = llama(tie_word_embeddings=False), drawn()
+    model, (hidden, tokens, pull) = small_model("Llama", **SIZES), drawn()
     weight = model.lm_head.weight
     rounded = hidden.detach().bfloat16(), weight.detach().bfloat16()
     logits = nn.functional.linear(*rounded).double()
@@ -172,8 +166,7 @@ class Largest(TorchDispatchMode):
 def test_logits_of_a_whole_batch_never_exist(name, layout):
     """Neither forward nor backward; only the head "whole" makes them, so that the measurement is known to see them."""
     vocabulary, length = 4001, 96
-    config = LlamaConfig(vocab_size=vocabulary, **COMMON)
-    model = LlamaForCausalLM(config)
+    model = small_model("Llama", **{**SIZES, "vocab_size": vocabulary})
     batch = BATCHES[layout].build([probe_group(vocabulary, length)], 0)
     assert len(batch.tokens) >= 90
     with Largest() as largest:

@@ -4,15 +4,8 @@ import copy
 
 import pytest
 import torch
-import transformers
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    TrainingArguments,
-)
+from training_cases import make_pairs, small_model
+from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.models.llama import modeling_llama
 
@@ -20,27 +13,15 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, probe_group
 from mmpo.train.model import masks as attention
 from mmpo.train.model.segments import SEGMENTS, segment_attention
-from mmpo.train.training import PolicyTrainer
 
 VOCABULARY, WINDOW = 120, 16
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-COMMON = {
-    "vocab_size": VOCABULARY,
-    "num_labels": 1,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
 GPU = "cuda"  # for this device masks are the first choice; the model stays where it is
-CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+PACKED, TREE = ExecutionPlan("packed", "linear"), ExecutionPlan("tree", "linear")
 
 
 def model_of(name="Mistral", kind="policy", **options):
-    options = {**COMMON, **SIZES, **({"sliding_window": WINDOW} if name == "Mistral" else {}), **options}
-    config = getattr(transformers, f"{name}Config")(**options)
-    torch.manual_seed(1)
-    return CLASSES[kind].from_config(config)
+    return small_model(name, kind, **{**({"sliding_window": WINDOW} if name == "Mistral" else {}), **options})
 
 
 @torch.no_grad()
@@ -72,12 +53,12 @@ def deaf(monkeypatch):
 
 def test_by_default_each_device_gets_its_fastest_exact_plan():
     model = model_of()
-    assert choose_plan(model, "policy", 40) == ExecutionPlan("packed", "linear")
+    assert choose_plan(model, "policy", 40) == PACKED
     assert model.config._attn_implementation == SEGMENTS
-    assert error_of(model, ExecutionPlan("packed", "linear"), 40) <= 1e-4
-    assert choose_plan(model, "policy", 40, device=GPU) == ExecutionPlan("tree", "linear")
+    assert error_of(model, PACKED, 40) <= 1e-4
+    assert choose_plan(model, "policy", 40, device=GPU) == TREE
     assert model.config._attn_implementation == "sdpa"
-    assert error_of(model, ExecutionPlan("tree", "linear"), 40) <= 1e-4
+    assert error_of(model, TREE, 40) <= 1e-4
     assert choose_plan(model, "policy", 40, layout="rows") == ExecutionPlan("rows", "linear", "asked for")
 
 
@@ -98,12 +79,12 @@ def test_a_window_shorter_than_the_rows_is_seen_in_rows_that_are_longer(kind, no
 
 def test_layers_that_do_not_hand_on_their_window_get_masks_then_rows(deaf, request):
     model = model_of()
-    assert choose_plan(model, "policy", WINDOW) == ExecutionPlan("packed", "linear")
-    assert choose_plan(model, "policy", 3 * WINDOW) == ExecutionPlan("tree", "linear")
+    assert choose_plan(model, "policy", WINDOW) == PACKED
+    assert choose_plan(model, "policy", 3 * WINDOW) == TREE
     assert model.config._attn_implementation == "sdpa"
-    assert error_of(model, ExecutionPlan("tree", "linear"), 3 * WINDOW) <= 1e-4
+    assert error_of(model, TREE, 3 * WINDOW) <= 1e-4
     model.set_attn_implementation(SEGMENTS)
-    assert error_of(model, ExecutionPlan("packed", "linear"), 3 * WINDOW) > 0.1
+    assert error_of(model, PACKED, 3 * WINDOW) > 0.1
     request.getfixturevalue("no_window")
     model.set_attn_implementation("sdpa")
     assert choose_plan(model, "policy", 3 * WINDOW).layout == "rows"
@@ -135,25 +116,19 @@ def test_eager_attention_adds_a_boolean_mask_and_so_gets_rows():
     with pytest.raises(UserError, match=r"tree batches do not work .*attention is eager.*--layout rows or auto"):
         choose_plan(model, "policy", 40, layout="tree")
     assert error_of(model, plan, 40) <= 1e-4
-    assert error_of(model, ExecutionPlan("tree", "linear"), 40) > 0.1
+    assert error_of(model, TREE, 40) > 0.1
 
 
 HYBRID = {
-    "head_dim": 8,
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-HYBRID |= {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
 OTHERS = {
-    "Mamba": ({"state_size": 4, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of the type linear_attention"),
-    "Qwen3Next": (
-        {**SIZES, **HYBRID, "layer_types": ["linear_attention", "full_attention"]},
-        "layers of the type linear_attention",
-    ),
-    "Rwkv": ({"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}, "a hidden state differs by"),
-    "Bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "ValueError"),
+    "Mamba": ({"state_size": 4}, "it has layers of the type linear_attention"),
+    "Qwen3Next": (HYBRID, "layers of the type linear_attention"),
+    "Rwkv": ({"attention_hidden_size": 32}, "a hidden state differs by"),
+    "Bloom": ({}, "ValueError"),
 }
 
 
@@ -161,8 +136,7 @@ OTHERS = {
 def test_other_layers_than_attention_to_a_mask_get_rows(name):
     """Recurrent ones that say so or not, and a position bias that is made of a mask of two dimensions."""
     options, reason = OTHERS[name]
-    torch.manual_seed(1)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**{**COMMON, **options}))
+    model = model_of(name, **options)
     plan = choose_plan(model, "policy", 40)
     assert plan.layout == "rows"
     assert reason in plan.reason
@@ -172,7 +146,7 @@ def test_other_layers_than_attention_to_a_mask_get_rows(name):
 
 
 def test_an_encoder_gets_rows_with_the_reason():
-    model = model_of("Bert", "reward", num_key_value_heads=None)
+    model = model_of("Bert", "reward")
     plan = choose_plan(model, "reward", 40)
     assert (plan.layout, plan.head) == ("rows", "whole")
     assert "an encoder" in plan.reason
@@ -220,22 +194,20 @@ def test_a_difference_that_other_tokens_do_not_make_is_no_wrong_mask(always, lay
     assert choose_plan(model, "policy", 40).layout == layout
 
 
-def test_longer_prompts_are_probed_again(pairs_of, tokenizer, tmp_path, deaf):
+def test_longer_prompts_are_probed_again(trainer_of, tokenizer, deaf):
     """What was exact for the training rows is not for longer ones that come to be measured."""
 
-    def trainer_of(data, window, layout="auto"):
-        model = model_of(vocab_size=len(tokenizer), sliding_window=window)
-        arguments = TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True)
-        return PolicyTrainer(model, arguments, data, processing_class=tokenizer, gamma=1.0, layout=layout)
+    def own(data, window, layout="auto"):
+        return trainer_of(model=model_of(vocab_size=len(tokenizer), sliding_window=window), data=data, layout=layout)
 
-    prompts = sorted(trainer_of(pairs_of(20, [2]), 500).prompts, key=lambda prompt: prompt.length)
+    prompts = sorted(own(make_pairs(20, [2]), 500).prompts, key=lambda prompt: prompt.length)
     short, long, window = prompts[:4], prompts[-4:], prompts[3].length
     assert window + 1 < long[0].length
-    trainer, rows = trainer_of(short, window), trainer_of(long, window, "rows")
+    trainer, rows = own(short, window), own(long, window, "rows")
     stale = trainer.make_step(short).batches[0].parts[0]
-    assert (trainer.execution_plan, rows.execution_plan.layout) == (ExecutionPlan("packed", "linear"), "rows")
+    assert (trainer.execution_plan, rows.execution_plan.layout) == (PACKED, "rows")
     found = trainer.predict_pairs(long)
-    assert trainer.execution_plan == ExecutionPlan("tree", "linear")
+    assert trainer.execution_plan == TREE
     assert found["logps/chosen"] == pytest.approx(rows.predict_pairs(long)["logps/chosen"], abs=1e-4)
     # What was laid out before: masks can take it, rows can't and say so.
     with torch.no_grad():
@@ -247,10 +219,9 @@ def test_longer_prompts_are_probed_again(pairs_of, tokenizer, tmp_path, deaf):
 
 def test_without_a_plain_output_layer_the_models_own_is_used():
     """A soft cap that rounds large logits only, an adapter on the output layer, and logits that no head gives."""
-    capped = model_of("Gemma2", head_dim=8, final_logit_softcapping=30.0, attn_logit_softcapping=None)
+    capped = model_of("Gemma2", final_logit_softcapping=30.0, attn_logit_softcapping=None)
     assert choose_plan(capped, "policy", 20).head == "model"
-    config = LlamaConfig(**COMMON, **SIZES)
-    plain = LlamaForCausalLM(config)
+    plain = model_of("Llama")
     assert choose_plan(plain, "policy", 20).head == "linear"
     plain.lm_head = type("Adapted", (torch.nn.Linear,), {})(32, VOCABULARY, bias=False)
     assert choose_plan(plain, "policy", 20).head == "model"
@@ -261,4 +232,4 @@ def test_without_a_plain_output_layer_the_models_own_is_used():
             output.logits = output.logits + input_ids[:, :, None] / 7 * torch.arange(VOCABULARY)
             return output
 
-    assert choose_plan(Shifted(config), "policy", 20).head == "whole"
+    assert choose_plan(Shifted(plain.config), "policy", 20).head == "whole"

@@ -6,45 +6,29 @@ import json
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    TrainingArguments,
-)
+from training_cases import small_model
+from transformers import AutoModelForCausalLM
 
 from mmpo.train.model import ExecutionPlan, attach, completion_values, probe_group
 from mmpo.train.model.segments import SEGMENTS
-from mmpo.train.training import PolicyTrainer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-GEMMA = {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 MODELS = {
-    "llama": (LlamaForCausalLM, LlamaConfig, SIZES),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {**SIZES, **GEMMA}),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2),
+    "Llama": {},
+    "Gemma3Text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "GPT2": {},
 }
 
 
 def model_of(name, tokenizer):
-    model_class, config_class, options = MODELS[name]
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(1)
-    return model_class(config_class(vocab_size=len(tokenizer), initializer_range=0.2, **ids, **options))
+    return small_model(
+        name, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **MODELS[name]
+    )
 
 
 @pytest.fixture(params=MODELS)
-def trained(request, pairs, tokenizer, tmp_path):
+def trained(request, trainer_of, tokenizer):
     """After two steps, by the CPU's own plan."""
-    arguments = TrainingArguments(
-        str(tmp_path / "run"), report_to=[], disable_tqdm=True, use_cpu=True, max_steps=2, save_strategy="no", learning_rate=1e-2
-    )
-    trainer = PolicyTrainer(model_of(request.param, tokenizer), arguments, pairs, processing_class=tokenizer, gamma=1.0)
+    trainer = trainer_of(model=model_of(request.param, tokenizer))
     trainer.train()
     assert trainer.execution_plan == ExecutionPlan("packed", "linear")
     assert trainer.model.config._attn_implementation == SEGMENTS
@@ -54,7 +38,7 @@ def trained(request, pairs, tokenizer, tmp_path):
 @pytest.fixture
 def clean(trained, tokenizer):
     """The same weights in a model that nothing was done to."""
-    name = next(name for name, (model_class, *_) in MODELS.items() if type(trained.model) is model_class)
+    name = next(name for name in MODELS if type(trained.model).__name__.startswith(name.removesuffix("Text")))
     model = model_of(name, tokenizer)
     model.load_state_dict(trained.model.state_dict())
     return model.eval()
@@ -117,7 +101,7 @@ def test_a_copy_runs_its_own_weights(trained, tokenizer):
 
 
 def test_attaching_twice_changes_nothing(tokenizer):
-    model = model_of("llama", tokenizer)
+    model = model_of("Llama", tokenizer)
     attach(model)
     forward = model.forward
     attach(model)
