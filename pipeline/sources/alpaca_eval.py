@@ -33,8 +33,7 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     kind = options.kind or "ai"
     out.rating(reference, 0.0, rater=judge, kind=kind, low=-CLIP, high=CLIP)
     out.rating(output, log_odds(preference), rater=judge, kind=kind, low=-CLIP, high=CLIP)
-    extra = {name: row[name] for name in ("dataset", "generator_1") if row.get(name) is not None}
-    out.extra(extra)
+    out.extra({name: row.get(name) for name in ("dataset", "generator_1")})
 
 
 def log_odds(preference: float) -> float:

@@ -52,29 +52,22 @@ class FeedbackBuilder:
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
         self._seen: dict[str, int] = {}
-        self._mark = (0, 0, 0, 0, 0, 0, 0)
+        self._lists = (
+            self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
+        )  # fmt: skip
+        self._mark = ([0] * len(self._lists), 0)
 
     def at(self, file: str, row: int) -> None:
         """Say which row of which file the next calls belong to; `row` counts from 1."""
         self.file = file
         self.row = row
-        self._mark = (
-            len(self._messages),
-            len(self._completions),
-            len(self._ratings),
-            len(self._comparisons),
-            len(self._ids),
-            self.merged,
-            len(self.rejects),
-        )
+        self._mark = (list(map(len, self._lists)), self.merged)
 
     def rollback(self) -> None:
         """Undo everything that the current row added, its own partial rejects included."""
-        messages, completions, ratings, comparisons, rows, merged, rejects = self._mark
-        del self._messages[messages:], self._completions[completions:], self._ratings[ratings:]
-        del self._comparisons[comparisons:], self._ids[rows:], self._starts[rows:], self._extra[rows:]
-        del self.rejects[rejects:]
-        self.merged = merged
+        sizes, self.merged = self._mark
+        for added, size in zip(self._lists, sizes, strict=True):
+            del added[size:]
 
     def reject(
         self,
@@ -189,9 +182,10 @@ class FeedbackBuilder:
         self._comparisons.append((first, second, rater, kind, aspect, value, limit, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
-        """Keep a JSON object beside the current row."""
-        if values:
-            self._extra[-1] = _evidence_json(values)
+        """Keep what is not None of a JSON object beside the current row."""
+        kept = {name: value for name, value in values.items() if value is not None}
+        if kept:
+            self._extra[-1] = _evidence_json(kept)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -26,34 +26,28 @@ class RowFields:
         present = set(columns)
         names = {name: options.columns.get(name, name) for name in FIELDS}
         self.column = {name: column for name, column in names.items() if column in present or name in options.columns}
-        self.rater_column, self.aspect_column, self.kind_column = (self.column.get(name) for name in GRADE)
-        self.rater = options.rater or stem(file)
-        self.kind = options.kind or "human"
+        self.grade_columns = [(name, self.column[name]) for name in GRADE if name in self.column]
+        self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
         self.need_scores = options.need_scores
         self.low, self.high = options.scale or (None, None)
         self.number: Callable[[Any], Any] = _number_in_text if text else _same
         self.list_of: Callable[[Any], Any] = _list_in_text if text else _same
 
-    def model(self, row: Mapping[str, Any], name: str) -> Any:
-        """A model's name, where the file has that column."""
+    def get(self, row: Mapping[str, Any], name: str) -> Any:
+        """The value of a field, None where the file has no such column."""
         column = self.column.get(name)
         return None if column is None else row.get(column)
 
-    def grade(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
+    def grade(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Rater, kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
-        rater, kind, aspect = self.rater, self.kind, "overall"
-        if self.rater_column is not None:
-            given = row.get(self.rater_column)
-            rater = rater if given is None else str(given)
-        if self.kind_column is not None:
-            given = row.get(self.kind_column)
-            kind = kind if given is None else given
-            if kind not in KINDS:
-                raise BadRow("unknown_kind", {"kind": str(kind)[:80], "allowed": list(KINDS)})
-        if self.aspect_column is not None:
-            given = row.get(self.aspect_column)
-            aspect = aspect if given is None else str(given)
-        return rater, kind, aspect
+        found = dict(self.usual_grade)
+        for name, column in self.grade_columns:
+            given = row.get(column)
+            if given is not None:
+                found[name] = str(given)
+        if found["kind"] not in KINDS:
+            raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
+        return found
 
     def score(self, row: Mapping[str, Any], name: str, out: FeedbackBuilder) -> Any:
         """The value of a score field; None for null (counted as no_grade). Raises BadRow: missing_column."""
@@ -78,11 +72,10 @@ def _rating_parser(fields: RowFields) -> RowParser:
         except KeyError as error:
             raise BadRow("missing_column", {"missing": error.args[0]}) from error
         out.prompt(prompt)
-        index = out.completion(completion, fields.model(row, "model"))
+        index = out.completion(completion, fields.get(row, "model"))
         score = fields.score(row, "score", out)
         if score is not None:
-            rater, kind, aspect = fields.grade(row)
-            out.rating(index, score, rater=rater, kind=kind, aspect=aspect, low=low, high=high)
+            out.rating(index, score, **fields.grade(row), low=low, high=high)
 
     return parse
 
@@ -92,10 +85,10 @@ def _prompt_parser(fields: RowFields) -> RowParser:
         texts = fields.list_of(row.get(fields.column["completions"]))
         if not isinstance(texts, list):
             raise BadRow("not_a_list", {"completions": type(texts).__name__})
-        scores = _as_long(fields.list_of(fields.model(row, "scores")), texts, "scores")
-        models = _as_long(fields.list_of(fields.model(row, "models")), texts, "models")
+        scores = _as_long(fields.list_of(fields.get(row, "scores")), texts, "scores")
+        models = _as_long(fields.list_of(fields.get(row, "models")), texts, "models")
         out.prompt(row.get(fields.column["prompt"]))  # type: ignore[arg-type]
-        rater, kind, aspect = fields.grade(row)
+        graded = fields.grade(row)
         ungraded = 0
         for text, score, model in zip(texts, scores, models):
             unit = "completion"
@@ -105,7 +98,7 @@ def _prompt_parser(fields: RowFields) -> RowParser:
                 if score is None:
                     ungraded += 1
                 else:
-                    out.rating(index, score, rater=rater, kind=kind, aspect=aspect, low=fields.low, high=fields.high)
+                    out.rating(index, score, **graded, low=fields.low, high=fields.high)
             except BadRow as error:
                 out.reject(error.reason, unit=unit, limited=error.limited, evidence=error.evidence)
         for _ in range(ungraded if fields.need_scores else 0):
@@ -120,21 +113,20 @@ def pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
 
     def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
-        prompt = fields.model(row, "prompt")
-        prompt, chosen, rejected = split_pair(prompt, fields.model(row, "chosen"), fields.model(row, "rejected"))
+        prompt, chosen, rejected = split_pair(*(fields.get(row, name) for name in ("prompt", "chosen", "rejected")))
         out.prompt(prompt)
-        first = out.completion(chosen, fields.model(row, "chosen_model"))
-        second = out.completion(rejected, fields.model(row, "rejected_model"))
-        rater, kind, aspect = fields.grade(row)
+        first = out.completion(chosen, fields.get(row, "chosen_model"))
+        second = out.completion(rejected, fields.get(row, "rejected_model"))
+        graded = fields.grade(row)
         if by_margin:
             gap = fields.score(row, "margin", out)
             if gap is not None:
-                out.comparison(first, second, gap, rater=rater, kind=kind, aspect=aspect, limit=limit)
+                out.comparison(first, second, gap, **graded, limit=limit)
             return
         for index, name in ((first, "score_chosen"), (second, "score_rejected")):
             score = fields.score(row, name, out)
             if score is not None:
-                out.rating(index, score, rater=rater, kind=kind, aspect=aspect, low=fields.low, high=fields.high)
+                out.rating(index, score, **graded, low=fields.low, high=fields.high)
 
     return parse
 
@@ -146,14 +138,13 @@ def _comparison_parser(fields: RowFields) -> RowParser:
 
     def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
         out.prompt(row.get(fields.column["prompt"]))  # type: ignore[arg-type]
-        first = out.completion(row.get(fields.column["first"]), fields.model(row, "first_model"))
-        second = out.completion(row.get(fields.column["second"]), fields.model(row, "second_model"))
+        first = out.completion(row.get(fields.column["first"]), fields.get(row, "first_model"))
+        second = out.completion(row.get(fields.column["second"]), fields.get(row, "second_model"))
         if first == second:
             raise BadRow("identical_texts", limited=False)
         gap = fields.score(row, "gap", out)
         if gap is not None:
-            rater, kind, aspect = fields.grade(row)
-            out.comparison(first, second, gap, rater=rater, kind=kind, aspect=aspect, limit=fields.high)
+            out.comparison(first, second, gap, **fields.grade(row), limit=fields.high)
 
     return parse
 

@@ -28,8 +28,7 @@ def parse_shp(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptio
             continue
         out.rating(out.completion(text), row.get(f"score_{side}"), rater=options.rater or RATER, kind=options.kind or "human")
     _check_label(row, out, options)
-    extra = {name: row[name] for name in ("domain", "post_id") if row.get(name) is not None}
-    out.extra(extra)
+    out.extra({name: row.get(name) for name in ("domain", "post_id")})
 
 
 def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:

@@ -27,11 +27,8 @@ def parse_ultrafeedback(row: Mapping[str, Any], out: FeedbackBuilder, options: S
             _add(completion, out, options)
         except BadRow as error:
             out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
-    origin = row.get("source")
-    extra = {"source": origin} if origin else {}
-    if origin == "truthful_qa":
-        extra["contaminates"] = "truthful_qa"
-    out.extra(extra)
+    origin = row.get("source") or None
+    out.extra({"source": origin, "contaminates": origin if origin == "truthful_qa" else None})
 
 
 def _add(completion: Any, out: FeedbackBuilder, options: SourceOptions) -> None:

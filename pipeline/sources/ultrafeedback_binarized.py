@@ -38,5 +38,4 @@ def parse_ultrafeedback_binarized(row: Mapping[str, Any], out: FeedbackBuilder, 
         if not options.fix_known_defects:
             raise BadRow("chosen_scored_lower", evidence, limited=False)
         out.reject("chosen_scored_lower_repaired", unit="label", limited=False, evidence=evidence)
-    origin = row.get("source")
-    out.extra({"source": origin} if origin else {})
+    out.extra({"source": row.get("source") or None})
