@@ -3,6 +3,7 @@
 Adding a check: a function over the `Totals` of a pass and a line in CHECKS. One pass over the files, a row group at a time.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,10 @@ class Totals:
 
     gamma: float | None = None
     rows: int = 0
-    broken: dict[str, int] = field(default_factory=dict)
+    broken: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    prompts: dict[str, set[str]] = field(default_factory=dict)
-    conversations: dict[float, set[str]] = field(default_factory=dict)
+    prompts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    conversations: dict[float, set[str]] = field(default_factory=lambda: defaultdict(set))
     pairs: set[str] = field(default_factory=set)
     scales: set[str] = field(default_factory=set)
     ties: int = 0
@@ -46,12 +47,8 @@ class Totals:
     def found(self, rule: str, mask: np.ndarray, where: str) -> None:
         """Count the rows that break a rule; the first one is named in the message."""
         if mask.any():
-            self.broken[rule] = self.broken.get(rule, 0) + int(mask.sum())
+            self.broken[rule] += int(mask.sum())
             self.first.setdefault(rule, f"{where}, row {int(np.argmax(mask)) + 1}")
-
-
-def _texts(column: pa.ListArray) -> list[list[dict[str, str]]]:
-    return column.to_pylist()
 
 
 def _take_in(totals: Totals, split: str, path: Path) -> None:
@@ -73,8 +70,8 @@ def _take_in(totals: Totals, split: str, path: Path) -> None:
 def _rows(totals: Totals, split: str, table: pa.Table, where: str) -> None:
     where = f"{where} from row {totals.rows + 1}"
     totals.rows += table.num_rows
-    margin, se = to_numpy(flat(table["quality_margin"])), to_numpy(flat(table["margin_se"]))
-    chosen, rejected = to_numpy(flat(table["score_chosen"])), to_numpy(flat(table["score_rejected"]))
+    names = ("quality_margin", "margin_se", "score_chosen", "score_rejected", "preferring", "raters")
+    margin, se, chosen, rejected, votes, raters = (to_numpy(flat(table[name])) for name in names)
     needed = [n for n in PAIRS.names if n not in ("score_chosen", "score_rejected", "margin_se", "chosen_model", "rejected_model")]
     null = np.zeros(table.num_rows, dtype=bool)
     for name in needed:
@@ -82,11 +79,8 @@ def _rows(totals: Totals, split: str, table: pa.Table, where: str) -> None:
     totals.found("nulls", null, where)
     totals.found("margin sign", ~(np.nan_to_num(margin, nan=-1.0) >= 0) | ~np.isfinite(margin), where)
     totals.found("standard errors", (se < 0) | np.isinf(se), where)
-    both = np.isfinite(chosen) & np.isfinite(rejected)
-    totals.found(
-        "scores", (np.isfinite(chosen) != np.isfinite(rejected)) | (both & (np.abs(chosen - rejected - margin) > 1e-9)), where
-    )
-    votes, raters = to_numpy(flat(table["preferring"])), to_numpy(flat(table["raters"]))
+    one, both = np.isfinite(chosen) != np.isfinite(rejected), np.isfinite(chosen) & np.isfinite(rejected)
+    totals.found("scores", one | (both & (np.abs(chosen - rejected - margin) > 1e-9)), where)
     totals.found("votes", (votes < 0) | (votes > raters), where)
     kinds = pc.is_in(flat(table["kind"]), value_set=pa.array(["human", "ai", "reward_model", "mixed"]))
     totals.found("kinds", ~np.asarray(kinds.fill_null(False)), where)
@@ -102,7 +96,6 @@ def _rows(totals: Totals, split: str, table: pa.Table, where: str) -> None:
 
 def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, untied: np.ndarray) -> None:
     ids = {name: flat(table[name]).to_pylist() for name in ("prompt_id", "chosen_id", "rejected_id")}
-    last: str | None = None
     wrong = np.zeros(table.num_rows, dtype=bool)
     replies = {}
     for name in ("chosen", "rejected"):
@@ -114,9 +107,8 @@ def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, unti
         replies[name] = column.flatten().field("content").to_pylist()
     prompts = flat(table["prompt"])
     starts = np.flatnonzero(np.array([True, *(a != b for a, b in zip(ids["prompt_id"], ids["prompt_id"][1:], strict=False))]))
-    for row, messages in zip(starts.tolist(), _texts(prompts.take(pa.array(starts))), strict=True):
-        last = prompt_id(messages) if messages else None
-        wrong[row] |= last != ids["prompt_id"][row]
+    for row, messages in zip(starts.tolist(), prompts.take(pa.array(starts)).to_pylist(), strict=True):
+        wrong[row] |= not messages or prompt_id(messages) != ids["prompt_id"][row]
     run = np.repeat(starts, np.diff([*starts.tolist(), table.num_rows]))  # every row has the prompt of its run's first one
     wrong |= differing_messages(pa.chunked_array([prompts]), run)
     totals.found("prompt ids", wrong, where)
@@ -125,23 +117,18 @@ def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, unti
         bad = [i != completion_id(p, t) for i, p, t in zip(ids[f"{side}_id"], ids["prompt_id"], replies[side], strict=True)]
         totals.found("completion ids", np.array(bad, dtype=bool), where)
         totals.found("empty texts", np.array([not t or t.isspace() for t in replies[side]], dtype=bool), where)
-    totals.found(
-        "identical texts",
-        np.array([a == b for a, b in zip(replies["chosen"], replies["rejected"], strict=True)], dtype=bool),
-        where,
-    )
+    both = list(zip(replies["chosen"], replies["rejected"], strict=True))
+    totals.found("identical texts", np.array([chosen == rejected for chosen, rejected in both], dtype=bool), where)
     keys = [min(a, b) + max(a, b) for a, b in zip(ids["chosen_id"], ids["rejected_id"], strict=True)]
     before = len(totals.pairs)
     totals.pairs.update(keys)
-    repeated = len(keys) - (len(totals.pairs) - before)
-    if repeated:
-        totals.broken["duplicates"] = totals.broken.get("duplicates", 0) + repeated
-    longer = np.array([len(a) > len(b) for a, b in zip(replies["chosen"], replies["rejected"], strict=True)], dtype=bool)
+    totals.broken["duplicates"] += len(keys) - (len(totals.pairs) - before)
+    longer = np.array([len(chosen) > len(rejected) for chosen, rejected in both], dtype=bool)
     totals.longer += int((longer & untied).sum())
     for identity in set(ids["prompt_id"]):
-        totals.prompts.setdefault(identity, set()).add(split)
+        totals.prompts[identity].add(split)
     for text in first_user_messages(prompts.take(pa.array(starts))):
-        totals.conversations.setdefault(split_position(text), set()).add(split)
+        totals.conversations[split_position(text)].add(split)
 
 
 Outcome = tuple[str, int, str]
@@ -159,7 +146,7 @@ def _rule(good: str, bad: str) -> Check:
     """A rule that no row may break; `Totals.broken` counts those that do, under the check's name."""
 
     def outcome(name: str, totals: Totals) -> Outcome:
-        count = totals.broken.get(name, 0)
+        count = totals.broken[name]
         first = f"; first: {totals.first[name]}" if name in totals.first else ""
         return ("fail", count, bad + first) if count else ("pass", 0, good)
 
@@ -174,10 +161,9 @@ def _leakage(name: str, totals: Totals) -> Outcome:
 
 
 def _scales(name: str, totals: Totals) -> Outcome:
-    count = len(totals.scales)
-    return (
-        ("fail", count, f"files of different scales: {'; '.join(sorted(totals.scales))}") if count > 1 else ("pass", 0, "one scale")
-    )
+    if len(totals.scales) > 1:
+        return "fail", len(totals.scales), f"files of different scales: {'; '.join(sorted(totals.scales))}"
+    return "pass", 0, "one scale"
 
 
 def _ties(name: str, totals: Totals) -> Outcome:
@@ -207,11 +193,8 @@ def _errors_known(name: str, totals: Totals) -> Outcome:
 
 def _counts(name: str, totals: Totals) -> Outcome:
     if totals.declared is not None and totals.declared != totals.rows:
-        return (
-            "fail",
-            abs(totals.declared - totals.rows),
-            f"the manifest says {totals.declared:,} pairs, the files hold {totals.rows:,}",
-        )
+        message = f"the manifest says {totals.declared:,} pairs, the files hold {totals.rows:,}"
+        return "fail", abs(totals.declared - totals.rows), message
     return "pass", totals.rows, f"{totals.rows:,} pairs, as the manifest says"
 
 

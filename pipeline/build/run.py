@@ -121,7 +121,7 @@ def _finish(
     accounting = RowAccounting()
     for part in (*reads, *results):
         accounting.add(part.accounting)
-    rows = {name: sum(result.rows.get(name, 0) for result in results) for name in names}
+    rows = {name: sum(result.rows[name] for result in results) for name in names}
     if not feedback_only:
         accounting.count("split", "pair", into=sum(rows.values()), out=sum(rows.values()))
     accounting.check()
@@ -131,7 +131,7 @@ def _finish(
         unit = "prompt" if feedback_only else "pair"
         raise UserError(f"--out {out}: the dataset would hold no {unit}; nothing was written. Left out: {reasons}")
     for name in names:
-        paths = [path for result in results for path in result.files.get(name, [])]
+        paths = [path for result in results for path in result.files[name]]
         for number, path in enumerate(paths):
             path.rename(path.with_name(f"part-{number:05d}.parquet"))
     rejects = [*(path for read in reads for path in read.rejects), *(result.rejects for result in results)]

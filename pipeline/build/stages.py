@@ -1,5 +1,6 @@
 """The two halves of a build: a chunk of input read, counted and spilled; a shard of partitions paired and written, split by split."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Read:
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
     lines: int = 0
     limited: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
     accounting: RowAccounting = field(default_factory=RowAccounting)
 
 
@@ -62,19 +63,15 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
 
 def _count(part: Collected, result: Read) -> None:
     """Enter a part into the counts of its chunk."""
-    by_unit: dict[str, dict[str, int]] = {}
+    by_unit: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for unit, reason in zip(part.rejects["unit"].to_pylist(), part.rejects["reason"].to_pylist(), strict=True):
-        reasons = by_unit.setdefault(unit, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
-        result.reasons[reason] = result.reasons.get(reason, 0) + 1
+        by_unit[unit][reason] += 1
+        result.reasons[reason] += 1
     count, counts = result.accounting.count, part.counts
-    count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit.get("line"))
-    count("source", "prompt", created=counts["prompt"], out=counts["prompt"])
-    lost = by_unit.get("completion", {})
-    created = counts["completion"] + counts["merged"] + sum(lost.values())
-    count("source", "completion", created=created, out=counts["completion"], merged=counts["merged"], dropped=lost)
-    lost = by_unit.get("grade", {})
-    count("source", "grade", created=counts["grade"] + sum(lost.values()), out=counts["grade"], dropped=lost)
+    count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit["line"])
+    for unit, merged in (("prompt", 0), ("completion", counts["merged"]), ("grade", 0)):
+        lost = by_unit[unit]
+        count("source", unit, created=counts[unit] + merged + lost.total(), out=counts[unit], merged=merged, dropped=lost)
 
 
 def check_rejects(reads: Sequence[Read], limit: float, files: Sequence[InputFile]) -> None:
@@ -84,11 +81,8 @@ def check_rejects(reads: Sequence[Read], limit: float, files: Sequence[InputFile
         raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
     if limited <= limit * lines:
         return
-    reasons: dict[str, int] = {}
-    for read in reads:
-        for reason, n in read.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + n
-    shown = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
+    reasons = sum((read.reasons for read in reads), Counter())
+    shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(4))
     example = next((pq.read_table(path).slice(0, 1).to_pylist()[0] for read in reads for path in read.rejects), {})
     where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
     evidence = f" {example['evidence']}" if example.get("evidence") else ""
@@ -116,7 +110,7 @@ class ShardResult:
     """What a shard wrote: files and rows by split, counts, and its file of rejects."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     accounting: RowAccounting = field(default_factory=RowAccounting)
     rejects: Path | None = None
@@ -159,7 +153,7 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
             batch = pa.concat_tables(waiting[name]).combine_chunks()
             table = narrow(batch, FEEDBACK) if build.options.feedback_only else _pairs(build, batch, result, rejects)
             writers[name].write(table)
-            result.rows[name] = result.rows.get(name, 0) + table.num_rows
+            result.rows[name] += table.num_rows
             result.prompts += batch.num_rows if build.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
             waiting[name], held[name] = [], 0
 

@@ -27,23 +27,11 @@ class RowAccounting:
     def __init__(self) -> None:
         self.entries: dict[tuple[str, str], UnitCounts] = {}
 
-    def count(
-        self,
-        stage: str,
-        unit: str,
-        *,
-        into: int = 0,
-        created: int = 0,
-        out: int = 0,
-        merged: int = 0,
-        dropped: Mapping[str, int] | None = None,
-    ) -> None:
-        """Add to the counts of a unit at a stage."""
+    def count(self, stage: str, unit: str, *, dropped: Mapping[str, int] | None = None, **counts: int) -> None:
+        """Add to the counts (into, created, out, merged, and dropped by reason) of a unit at a stage."""
         entry = self.entries.setdefault((stage, unit), UnitCounts())
-        entry.into += int(into)
-        entry.created += int(created)
-        entry.out += int(out)
-        entry.merged += int(merged)
+        for name, count in counts.items():
+            setattr(entry, name, getattr(entry, name) + int(count))
         entry.dropped.update({reason: int(n) for reason, n in (dropped or {}).items()})
 
     def add(self, other: "RowAccounting") -> None:
@@ -66,11 +54,6 @@ class RowAccounting:
         """{stage: {unit: {"in", "created", "out", "merged", "dropped"}}}, as the manifest keeps it."""
         result: dict[str, dict[str, dict[str, object]]] = {}
         for (stage, unit), entry in self.entries.items():
-            result.setdefault(stage, {})[unit] = {
-                "in": entry.into,
-                "created": entry.created,
-                "out": entry.out,
-                "merged": entry.merged,
-                "dropped": dict(sorted(entry.dropped.items())),
-            }
+            counts = {"in" if name == "into" else name: count for name, count in vars(entry).items()}
+            result.setdefault(stage, {})[unit] = {**counts, "dropped": dict(sorted(entry.dropped.items()))}
         return result

@@ -128,31 +128,42 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+{files}tags:
+- preference
+- margins
+- mmpo
+---
+
+{about}
+
+| split | rows |
+|---|---|
+{rows}
+```json
+{recipe}
+```
+"""
+_PAIRS_CARD = """# Preference pairs with quality margins
+
+Made with `mmpo`. Columns: see the data contract of mmpo; `quality_margin` says how much better the chosen reply is."""
+_FEEDBACK_CARD = """# Graded feedback, one row a prompt
+
+Made with `mmpo`: candidate replies and every grade that they were given."""
+
+
 def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, Any], *, feedback: bool = False) -> str:
     """The README.md of a dataset folder: a Hugging Face dataset card whose head lists the splits."""
     names = splits or SPLITS[:1]
-    head = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for name in names:
-        head += [f"  - split: {'train' if feedback else name}", f"    path: {name}/*.parquet"]
-    head += ["tags:", "- preference", "- margins", "- mmpo", "---", ""]
-    what = "Graded feedback, one row a prompt" if feedback else "Preference pairs with quality margins"
-    body = [
-        f"# {what}",
-        "",
-        "Made with `mmpo`. Columns: see the data contract of mmpo; `quality_margin` says how much better the chosen reply is."
-        if not feedback
-        else "Made with `mmpo`: candidate replies and every grade that they were given.",
-        "",
-        "| split | rows |",
-        "|---|---|",
-        *(f"| {name} | {counts.get(name, 0):,} |" for name in names),
-        "",
-        "```json",
-        json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
-        "```",
-        "",
-    ]
-    return "\n".join(head + body)
+    return CARD.format(
+        files="".join(f"  - split: {'train' if feedback else name}\n    path: {name}/*.parquet\n" for name in names),
+        about=_FEEDBACK_CARD if feedback else _PAIRS_CARD,
+        rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
+        recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
+    )
 
 
 def part_files(dataset: str | Path) -> dict[str, list[Path]]:
@@ -160,7 +171,7 @@ def part_files(dataset: str | Path) -> dict[str, list[Path]]:
     folder = Path(dataset)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
-    found = {split: sorted((folder / split).glob("part-*.parquet")) for split in SPLITS}
+    found = {split: split_files(folder, split) for split in SPLITS}
     if not any(found.values()):
         raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
     return found

@@ -53,7 +53,8 @@ def _write_jsonl(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]]
 
 def _write_rewardbench(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]) -> None:
     # One column has one type: prompts are strings where every one is a single user message, else lists of messages.
-    single = all(_is_single(prompt) for split in parts for batch in rows(split, ["prompt"]) for prompt in _prompts(batch))
+    prompts = (prompt for split in parts for batch in rows(split, ["prompt"]) for prompt in batch["prompt"].to_pylist())
+    single = all([message["role"] for message in prompt] == ["user"] for prompt in prompts)
     columns = ["prompt", "chosen", "rejected", "chosen_model", "rejected_model", "source"]
     number = 0
     with target.open("wb") as file:
@@ -66,14 +67,6 @@ def _write_rewardbench(parts: Parts, target: Path, rows: Callable[[str, Sequence
                     line = {"prompt": prompt, **texts, **models, "subset": row["source"], "id": number}
                     file.write(orjson.dumps(line) + b"\n")
                     number += 1
-
-
-def _prompts(batch: pa.RecordBatch) -> list[list[dict[str, str]]]:
-    return batch.column("prompt").to_pylist()
-
-
-def _is_single(prompt: list[dict[str, str]]) -> bool:
-    return len(prompt) == 1 and prompt[0]["role"] == "user"
 
 
 EXPORTS: dict[str, Export] = {

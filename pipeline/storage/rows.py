@@ -7,8 +7,10 @@ malformed line costs one line.
 import csv
 import json
 import mmap
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,34 +102,31 @@ def line_rows(raw: Iterable[bytes], first_row: int, on_reject: OnReject) -> Iter
 
     Reasons: malformed_json, invalid_utf8, not_an_object.
     """
-    loads = orjson.loads
     for number, line in enumerate(raw, first_row):
-        try:
-            row = loads(line)
-        except orjson.JSONDecodeError:
-            if not line or line.isspace():
-                continue
-            row, reason, evidence = parse_line(line)
-            if reason:
-                on_reject(number, reason, evidence)
-                continue
-        if type(row) is not dict:
-            on_reject(number, "not_an_object", {"type": type(row).__name__, "line": _shown(line)})
+        if not line or line.isspace():
             continue
-        yield number, row
+        row, reason, evidence = parse_line(line)
+        if reason:
+            on_reject(number, reason, evidence)
+        elif type(row) is not dict:
+            on_reject(number, "not_an_object", {"type": type(row).__name__, "line": _shown(line)})
+        else:
+            yield number, row
 
 
 def parse_line(line: bytes) -> tuple[Any, str | None, dict[str, Any]]:
-    """A line that orjson refuses, once more with the standard library: (value, None, {}) or (None, reason, evidence).
+    """JSON by orjson, what that refuses once more by the standard library: (value, None, {}) or (None, reason, evidence).
 
-    It reads NaN, Infinity and escaped lone surrogates, which the checks of the values then refuse by their own names.
+    The second reads NaN, Infinity and escaped lone surrogates, which the checks of the values then refuse by their own names.
     """
     try:
-        text = line.decode()
+        return orjson.loads(line), None, {}
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(line.decode()), None, {}
     except UnicodeDecodeError as error:
         return None, "invalid_utf8", {"byte": error.start + 1, "line": _shown(line)}
-    try:
-        return json.loads(text), None, {}
     except (ValueError, RecursionError) as error:
         return None, "malformed_json", {"error": str(error), "line": _shown(line)}
 
@@ -151,7 +150,7 @@ def holds_array(path: str) -> bool:
 def array_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON array (or one object) with their 1-based position. Raises UserError: unreadable."""
     raw = b"".join(blocks(path)).removeprefix(BOM)
-    value, reason, evidence = _loads(raw)
+    value, reason, evidence = parse_line(raw)
     if reason:
         told = evidence.get("error") or f"byte {evidence['byte']} is no UTF-8"
         raise UserError(f"{path}: is no readable JSON array ({reason}: {told}). One object a line is read as JSON lines")
@@ -162,19 +161,13 @@ def array_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, 
             on_reject(number, "not_an_object", {"type": type(row).__name__})
 
 
-def _loads(raw: bytes) -> tuple[Any, str | None, dict[str, Any]]:
-    try:
-        return orjson.loads(raw), None, {}
-    except orjson.JSONDecodeError:
-        return parse_line(raw)
-
-
 def _shown(line: bytes) -> str:
     return line[:SHOWN_BYTES].decode(errors="backslashreplace")
 
 
 # The module's own limit of 128 KiB is less than a long completion.
 FIELD_BYTES = 1 << 28
+NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def csv_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -187,9 +180,7 @@ def csv_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, An
     csv.field_size_limit(FIELD_BYTES)
     # csv wants the newlines that a quoted cell may hold; bytes that are no UTF-8 become surrogates, found below.
     text = (line.decode(errors="surrogateescape") + "\n" for line in lines(path))
-    first = next(text, "")
-    header = _header(path, first)
-    names, separator = header
+    names, separator = _header(path, next(text, ""))
     reader = csv.reader(text, delimiter=separator, strict=True)
     begin = 2
     while True:
@@ -208,12 +199,10 @@ def csv_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, An
             continue
         if len(cells) != len(names):
             on_reject(number, "wrong_number_of_cells", {"cells": len(cells), "columns": len(names)})
-            continue
-        row = {name: cell if cell else None for name, cell in zip(names, cells)}
-        if not "".join(cells).isascii() and any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
-            on_reject(number, "invalid_utf8", {"columns": [name for name, cell in zip(names, cells) if not _utf8(cell)]})
-            continue
-        yield number, row
+        elif wrong := [name for name, cell in zip(names, cells) if not cell.isascii() and NO_UTF8.search(cell)]:
+            on_reject(number, "invalid_utf8", {"columns": wrong})
+        else:
+            yield number, {name: cell or None for name, cell in zip(names, cells)}
 
 
 def _header(path: str, first: str) -> tuple[list[str], str]:
@@ -232,14 +221,6 @@ def _header(path: str, first: str) -> tuple[list[str], str]:
         twice = sorted({column for column in names if names.count(column) > 1})
         raise UserError(f"{path}: column names occur twice in the header: {', '.join(map(repr, twice))}")
     return names, separator
-
-
-def _utf8(cell: str) -> bool:
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 BATCH_ROWS = 1024
@@ -367,46 +348,33 @@ def _range(chunk: Chunk) -> list[bytes]:
 
 def _table_rows(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any]]]:
     number = chunk.first_row
-    for batch in _batches(chunk):
-        for row in batch.to_pylist():
-            yield number, row
-            number += 1
+    with _opened(chunk) as (_, batches):
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
 
 
 def table(chunk: Chunk) -> pa.Table:
     """A chunk of Parquet or Arrow as a table. Raises UserError where the file is truncated or damaged."""
-    batches = list(_batches(chunk))
-    return pa.Table.from_batches(batches) if batches else _schema(chunk).empty_table()
+    with _opened(chunk) as (schema, batches):
+        return pa.Table.from_batches(list(batches), schema)
 
 
-def _batches(chunk: Chunk) -> Iterator[pa.RecordBatch]:
+@contextmanager
+def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """The schema of a chunk of Parquet or Arrow, and its rows in small batches."""
     try:
         if chunk.kind == "parquet":
             with pq.ParquetFile(chunk.file.path) as parquet:
-                yield from parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[chunk.offset])
+                yield parquet.schema_arrow, parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[chunk.offset])
             return
         with pa.memory_map(chunk.file.path) as source:
-            # `datasets` writes streams, Feather and others files.
-            if source.read(6) == b"ARROW1":
-                reader = pa.ipc.open_file(source)
-                found = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                source.seek(0)
-                found = iter(pa.ipc.open_stream(source))
-            for batch in found:
-                yield from (batch.slice(at, BATCH_ROWS) for at in range(0, batch.num_rows, BATCH_ROWS))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(chunk.file, error) from error
-
-
-def _schema(chunk: Chunk) -> pa.Schema:
-    try:
-        if chunk.kind == "parquet":
-            return pq.read_schema(chunk.file.path)
-        with pa.memory_map(chunk.file.path) as source:
-            start = source.read(6)
+            in_file = source.read(6) == b"ARROW1"  # `datasets` writes streams, Feather and others files
             source.seek(0)
-            return pa.ipc.open_file(source).schema if start == b"ARROW1" else pa.ipc.open_stream(source).schema
+            reader: Any = pa.ipc.open_file(source) if in_file else pa.ipc.open_stream(source)
+            found = map(reader.get_batch, range(reader.num_record_batches)) if in_file else iter(reader)
+            yield reader.schema, (batch.slice(at, BATCH_ROWS) for batch in found for at in range(0, batch.num_rows, BATCH_ROWS))
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(chunk.file, error) from error
 
