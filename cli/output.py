@@ -3,13 +3,16 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from mmpo.pipeline.progress import say
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
 def console() -> Console:
@@ -18,8 +21,10 @@ def console() -> Console:
     return Console(file=sys.stderr, highlight=False, width=width)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on standard output; numbers that JSON has no word for become null or the string "inf"."""
+def print_json(value: Mapping[str, Any], wanted: bool = True) -> None:
+    """One JSON object on standard output, if it is wanted; numbers that JSON has no word for become null or the string "inf"."""
+    if not wanted:
+        return
     text = orjson.dumps(plain(value), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=str)
     sys.stdout.write(text.decode() + "\n")
     sys.stdout.flush()

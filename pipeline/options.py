@@ -31,6 +31,16 @@ class OneOf:
         return core_schema.nullable_schema(schema) if type(None) in get_args(source) else schema
 
 
+def in_words(names: Iterable[str]) -> str:
+    """Names to choose from.
+
+    >>> in_words(["keep", "drop", "ask"])
+    'keep, drop or ask'
+    """
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 class Flags:
     """Annotates a field whose flags on the command line are not its name; the first one is the one to write."""
 
@@ -82,6 +92,8 @@ TextOrPath = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if is
 def options(cls: type[Kind]) -> type[Kind]:
     """Class decorator: a frozen pydantic dataclass that raises UserError; a field's help is the docstring below it.
 
+    Where a help says {names}, the names of the field's table stand there (OneOf).
+
     >>> @options
     ... class Sampling:
     ...     draws: Count = 5
@@ -92,6 +104,9 @@ def options(cls: type[Kind]) -> type[Kind]:
     mmpo.pipeline.errors.UserError: draws: 0 is not 1 or more
     """
     made: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))(cls)
+    for field in fields_of(made).values():
+        for table in (found for found in field.metadata if isinstance(found, OneOf)):
+            field.description = (field.description or "").replace("{names}", in_words(table.names))
     create: Callable[..., None] = made.__init__
 
     @wraps(create)

@@ -34,7 +34,7 @@ class TrainOptions:
     gamma: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """margin to probability; auto: the mean target is .75"""
     target: Annotated[str, OneOf(TARGETS)] = "plain"
-    """how margins become targets: plain, noise-aware, measured"""
+    """how margins become targets: {names}"""
     beta: Positive = 0.1
     """policy: weight of the log-ratio in the logit (the paper: .01)"""
     learning_rate: Positive | None = None

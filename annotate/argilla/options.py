@@ -34,7 +34,7 @@ class PushOptions:
     pairs: str = "auto"
     """Which pairs of a FEEDBACK folder: all, chain, best-worst, random:k; auto as for judges."""
     select: Annotated[str, OneOf(SELECTIONS)] = "random"
-    """Which come first: random, uncertain (largest standard error), small-margin or disagreement (of raters)."""
+    """Which come first: {names}; `mmpo list selections` says more."""
     limit: Count | None = None
     """Push so many at most, the first by --select."""
     raters: Count | None = None
@@ -50,7 +50,7 @@ class PushOptions:
     rationale: bool = True
     """Ask for a reason, in words, as an optional question."""
     display: Annotated[str, OneOf(DISPLAYS)] = "markdown"
-    """How texts are shown: markdown (no HTML, pictures or formulas) or plain (every character)."""
+    """How texts are shown: {names}; `mmpo list displays` says more."""
     guidelines: TextOrPath | None = None
     """A file with guidelines of your own, Markdown, for a new dataset or to replace the old."""
     seed: Annotated[int, Field(ge=0)] = 0

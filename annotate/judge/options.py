@@ -36,7 +36,7 @@ class JudgeOptions:
     """What a judging run does. The field names are the recipe's keys, the line below each is its help."""
 
     mode: Annotated[str, OneOf(MODES)] = "pairwise"
-    """pairwise (how much better), pointwise (each reply by itself) or listwise (all at once)."""
+    """How judges are asked: {names}; `mmpo list modes` says more."""
     model: str | None = None
     """The judge's model, as its endpoint calls it; several judges: --judge."""
     base_url: str = OPENAI

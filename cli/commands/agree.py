@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.flags import with_flags
+from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.pipeline.options import LISTED, NUMBER, Flags, options, options_from
 from mmpo.pipeline.progress import ProgressReporter
 
 MOST = 40
@@ -25,56 +27,49 @@ SCALES = {
 }
 
 
+@options
+class AgreeOptions:
+    """Which grades are compared; `mmpo.annotate.agree` takes the same by name."""
+
+    evidence: Annotated[str, Flags("--from", "--evidence")] = "auto"
+    """auto (all there is), comparisons, ratings or both."""
+    kinds: Annotated[tuple[str, ...] | None, LISTED, Flags("--kind", "--kinds")] = None
+    """Keep raters of these kinds only: human,ai,reward_model."""
+    raters: Annotated[tuple[str, ...] | None, LISTED, Flags("--rater")] = None
+    """Keep these raters only, separated by commas."""
+    aspects: Annotated[tuple[str, ...] | None, LISTED, Flags("--aspect", "--aspects")] = None
+    """Keep these aspects only, separated by commas."""
+    against: str | None = None
+    """The reference rater: a rater, or human for people's mean (the default where people are among them)."""
+    bootstrap: Annotated[int, NUMBER] = 1000
+    """Draws of prompts behind each 95% interval; 0 for none."""
+    seed: Annotated[int, NUMBER] = 0
+    """Seed of the draws."""
+
+
+@with_flags(AgreeOptions)
 def agree(
     feedback: Annotated[
         Path, typer.Argument(metavar="FEEDBACK", help="A folder that `mmpo build --feedback-only` or a judge wrote.")
     ],
-    evidence: Annotated[
-        str, typer.Option("--from", "--evidence", help="auto (all there is), comparisons, ratings or both.")
-    ] = "auto",
-    kinds: Annotated[
-        str | None, typer.Option("--kind", "--kinds", help="Keep raters of these kinds only: human,ai,reward_model.")
-    ] = None,
-    raters: Annotated[str | None, typer.Option("--rater", help="Keep these raters only, separated by commas.")] = None,
-    aspects: Annotated[
-        str | None, typer.Option("--aspect", "--aspects", help="Keep these aspects only, separated by commas.")
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="The reference rater: a rater, or human for people's mean (the default where people are among them)."),
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(help="Draws of prompts behind each 95% interval; 0 for none.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    *,
+    as_json: AsJson = False,
+    given: dict[str, Any],
 ) -> None:
     """Agreement among raters in signed margins: accuracy, rank correlation, Krippendorff's α; position and length bias; calibration.
 
     A margin and its mirror image count both, so that it doesn't matter which completion is called the first.
     """
+    chosen = options_from(AgreeOptions, given, flags=True)
     from mmpo.annotate.agreement import agree as measure
 
     with ProgressReporter("agree", "comparisons") as progress:
-        summary = measure(
-            feedback,
-            evidence=evidence,
-            kinds=_names(kinds),
-            raters=_names(raters),
-            aspects=_names(aspects),
-            against=against,
-            bootstrap=bootstrap,
-            seed=seed,
-            progress=progress,
-        )
+        summary = measure(feedback, **vars(chosen), progress=progress)
     _print_raters(summary)
     _print_agreement(summary)
     _print_biases(summary)
     _print_judges(summary)
-    if as_json:
-        print_json(summary)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    print_json(summary, as_json)
 
 
 def _table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, printable
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_table, say
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
@@ -55,8 +55,7 @@ def serve(
 
     def ready(facts: dict[str, Any]) -> None:
         say_ready(facts, only_here=is_loopback(facts["host"]))
-        if as_json:
-            print_json(facts)
+        print_json(facts, as_json)
 
     run(
         home,
@@ -111,7 +110,6 @@ def say_ready(facts: dict[str, Any], only_here: bool) -> None:
 
 Workspace = Annotated[str | None, typer.Option(help="The workspace; may be left out where the key sees a single one.")]
 Dataset = Annotated[str, typer.Option(help="The dataset's name in Argilla.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
 @with_flags(PushOptions)
@@ -136,8 +134,7 @@ def push(
     with ProgressReporter("push", "records") as progress:
         summary = send(data, dataset, workspace, options=options, progress=progress)
     _say_pushed(summary)
-    if as_json:
-        print_json(summary)
+    print_json(summary, as_json)
     return 0 if summary["finished"] else 3
 
 
@@ -161,8 +158,7 @@ def pull(
     with ProgressReporter("pull", "records") as progress:
         summary = fetch(dataset, out, workspace, options=options, progress=progress)
     _say_pulled(summary)
-    if as_json:
-        print_json(summary)
+    print_json(summary, as_json)
     return 0 if summary["finished"] else 3
 
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_table, say
 from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.build import build as build_dataset
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
@@ -17,24 +18,25 @@ def build(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets.")],
     *,
     out: Annotated[Path, typer.Option(help="The dataset folder to write; written whole or not at all.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    as_json: AsJson = False,
     given: dict[str, Any],
 ) -> None:
     """Build a dataset: feedback in a named format into pairs with quality margins, split into train, validation, test.
 
     Example: mmpo build ratings.jsonl --format jsonl --columns prompt=question,completion=answer,score=grade --out pairs
     """
-    options = options_from(BuildOptions, given, flags=True)
-    from mmpo.pipeline.build import build as run_build
-
-    with ProgressReporter("build", "parts") as progress:
-        summary = run_build(sources, out, options=options, progress=progress)
-    say_built(summary)
-    if as_json:
-        print_json(summary)
+    print_json(run_build("build", sources, out, options_from(BuildOptions, given, flags=True)), as_json)
 
 
-def say_built(summary: dict[str, Any]) -> None:
+def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) -> dict[str, Any]:
+    """Build a dataset with progress under the title; the summary, which is also said."""
+    with ProgressReporter(title, "parts") as progress:
+        summary = build_dataset(sources, out, options=options, progress=progress)
+    _say_built(summary)
+    return summary
+
+
+def _say_built(summary: dict[str, Any]) -> None:
     """What a build made, on standard error: pairs a split, rejects a reason, what it found of raters."""
     pairs = summary.get("pairs") or {}
     if pairs:

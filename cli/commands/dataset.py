@@ -1,14 +1,16 @@
 """`mmpo report`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mmpo.cli.output import print_json, print_table, say, shown
+from mmpo.cli.output import AsJson, print_json, print_table, say, shown
+from mmpo.pipeline.options import in_words
+from mmpo.pipeline.storage import EXPORTS
+from mmpo.pipeline.storage import export as write_export
 
 Dataset = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
 def report(
@@ -21,8 +23,7 @@ def report(
 
     page = write_report(dataset, out or dataset.with_name(dataset.resolve().name + ".html"))
     say(f"page: {page}")
-    if as_json:
-        print_json({"out": str(page)})
+    print_json({"out": str(page)}, as_json)
 
 
 def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
@@ -33,37 +34,24 @@ def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
     from mmpo.pipeline.report import suggest_gamma
 
     summary = suggest_gamma(dataset)
-    _print_gamma(summary)
-    if as_json:
-        print_json(summary)
-
-
-def _print_gamma(summary: dict[str, Any]) -> None:
     for name, value in summary.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            columns = list(value[0])
-            print_table(name.replace("_", " "), columns, [[row.get(column) for column in columns] for row in value])
+        if isinstance(value, list):
+            print_table(name.replace("_", " "), list(value[0]), [list(row.values()) for row in value])
         else:
             say(f"{name.replace('_', ' ')}: {shown(value)}")
+    print_json(summary, as_json)
 
 
 def export(
     dataset: Dataset,
-    to: Annotated[str, typer.Option(help="trl-dpo, trl-reward, rewardbench or jsonl.")],
+    to: Annotated[str, typer.Option(help=f"{in_words(EXPORTS)}.")],
     out: Annotated[Path, typer.Option(help="File or folder to write.")],
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another tool's format; ties are left out where the target has no place for them, counted."""
-    from mmpo.pipeline.storage import export as write
-
-    summary = write(dataset, to, out)
+    summary = write_export(dataset, to, out)
     left = summary["ties_left_out"]
-    say(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in _by_split(summary["pairs"]).items()))
+    say(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in summary["pairs"].items()))
     if left:
         say(f"{left:,} ties left out: {to} has no place for them")
-    if as_json:
-        print_json(summary)
-
-
-def _by_split(pairs: Any) -> dict[str, int]:
-    return pairs if isinstance(pairs, dict) else {"pairs": pairs}
+    print_json(summary, as_json)

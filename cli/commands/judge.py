@@ -9,7 +9,7 @@ import typer
 
 from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_table, say
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter, duration
 
@@ -27,7 +27,7 @@ def judge(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens, cost and time, and ask nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Print what the journal has of this run, and ask nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    as_json: AsJson = False,
     given: dict[str, Any],
 ) -> int:
     """Ask LLM judges how much better one reply is than another, through any OpenAI-compatible endpoint.
@@ -43,14 +43,19 @@ def judge(
         summary = estimate(prepared(feedback, out, options, judges or []), whole=status)
         _say_estimate(summary, status)
     else:
-        from mmpo.annotate.judge import judge as ask
-
-        with judge_progress() as progress:
-            summary = ask(feedback, out, options=options, judges=judges or [], progress=progress)
-        say_judged(summary)
-    if as_json:
-        print_json(summary)
+        summary = run_judges(feedback, out, options, judges or [])
+    print_json(summary, as_json)
     return 0 if dry_run or status or summary["finished"] else 3
+
+
+def run_judges(feedback: Path, out: Path, options: JudgeOptions, judges: list[Any]) -> dict[str, Any]:
+    """Ask the judges, with progress; the summary, which is also said."""
+    from mmpo.annotate.judge import judge as ask
+
+    with _progress() as progress:
+        summary = ask(feedback, out, options=options, judges=judges, progress=progress)
+    _say_judged(summary)
+    return summary
 
 
 def _say_estimate(summary: dict[str, Any], status: bool) -> None:
@@ -77,7 +82,7 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
             say(f"{row['rater']}: no price is known for {row['model']}; --prices mine.yaml gives one")
 
 
-def say_judged(summary: dict[str, Any]) -> None:
+def _say_judged(summary: dict[str, Any]) -> None:
     """What a run did, on standard error."""
     columns = (
         "judge",
@@ -126,7 +131,7 @@ WORDS = {
 
 
 @contextmanager
-def judge_progress() -> Iterator[Any]:
+def _progress() -> Iterator[Any]:
     """A function of each judge's counts; what earlier runs had answered already is no work of this one, and counted beside it."""
     with ProgressReporter("judge", "requests") as report:
 

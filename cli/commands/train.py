@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import print_json, say, shown
+from mmpo.cli.output import AsJson, print_json, say, shown
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.train import TrainOptions
@@ -27,7 +27,7 @@ class Kind(StrEnum):
 def train(
     kind: Annotated[Kind, typer.Argument(help="policy (a causal language model) or reward (a scorer).")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    as_json: AsJson = False,
     given: dict[str, Any],
 ) -> None:
     """Train a policy or a reward model on a dataset that `mmpo build` wrote.
@@ -50,8 +50,7 @@ def train(
         if is_first_process():
             say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
             say(f"model: {summary['out']}")
-            if as_json:
-                print_json(summary)
+            print_json(summary, as_json)
         leave_together()
 
 

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_table, say
 
 
 def validate(
     dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")],
     gamma: Annotated[float | None, typer.Option(help="Check the saturation of the targets at this γ.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check a dataset: the tables, leakage across splits, duplicates, margins, saturation, length bias, ties.
 
@@ -23,8 +23,7 @@ def validate(
     summary = run_checks(dataset, gamma=gamma, strict=strict)
     checks = [(check["status"], check["name"], check["count"], check["message"]) for check in summary["checks"]]
     print_table("", ("status", "check", "count", ""), checks)
-    if as_json:
-        print_json(summary)
+    print_json(summary, as_json)
     failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
     warned = [check["name"] for check in summary["checks"] if check["status"] == "warn"]
     if summary["ok"]:

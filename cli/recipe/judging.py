@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.annotate.judge import MODES, find_rubrics, judges_of
-from mmpo.cli.commands.build import say_built
-from mmpo.cli.commands.judge import judge_progress, say_judged
+from mmpo.cli.commands.build import run_build
+from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult
-from mmpo.pipeline.progress import ProgressReporter
 
 OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", "max_rejects", "workers")
 """Build options that say how files are read; the others say what is made of the grades."""
@@ -29,7 +28,7 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
     build, candidates, graded = recipe.build, recipe.out / "candidates", recipe.out / "judged"
     reading = BuildOptions(**{name: getattr(build, name) for name in OF_THE_INPUT}, feedback_only=True)
     key = {"options": dataclasses.asdict(reading), "inputs": inputs}
-    stages.do("candidates", key, lambda: _candidates(recipe, reading, candidates), candidates)
+    stages.do("candidates", key, lambda: run_build("candidates", recipe.inputs, candidates, reading), candidates)
     made_of = (candidates / "manifest.json").read_text(encoding="utf-8")
     key = {"options": dataclasses.asdict(recipe.judge), "judges": recipe.judges, "candidates": made_of}
     stages.do("judge", key, lambda: _judge(recipe, candidates, graded), graded)
@@ -46,22 +45,9 @@ def judged(recipe: Recipe, stages: Stages, inputs: list[str]) -> tuple[list[Any]
     return [graded], options, [(graded / "manifest.json").read_text(encoding="utf-8")]
 
 
-def _candidates(recipe: Recipe, options: BuildOptions, out: Path) -> dict[str, Any]:
-    from mmpo.pipeline.build import build
-
-    with ProgressReporter("candidates", "parts") as progress:
-        summary = build(recipe.inputs, out, options=options, progress=progress)
-    say_built(summary)
-    return summary
-
-
 def _judge(recipe: Recipe, candidates: Path, out: Path) -> dict[str, Any]:
-    from mmpo.annotate.judge import judge
-
     assert recipe.judge is not None
-    with judge_progress() as progress:
-        summary = judge(candidates, out, options=recipe.judge, judges=recipe.judges, progress=progress)
-    say_judged(summary)
+    summary = run_judges(candidates, out, recipe.judge, recipe.judges)
     if not summary["finished"]:
         raise PartialResult("the judges did not get through; the same command again goes on where they stopped")
     return summary

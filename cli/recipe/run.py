@@ -8,15 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.cli.commands.build import say_built
-from mmpo.cli.output import print_json, print_table, say
+from mmpo.cli.commands.build import run_build
+from mmpo.cli.output import AsJson, print_json, print_table, say
 from mmpo.cli.recipe.judging import judged
 from mmpo.cli.recipe.model import Recipe, load_recipe, schema
 from mmpo.cli.recipe.stages import Stages, write_json
-from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import METRICS
-from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.objective import parse_terms
 
 
@@ -27,7 +25,7 @@ def run(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and leave.")] = False,
     print_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes and leave.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run all stages that a recipe names; the same command again does only what is left or has changed.
 
@@ -48,8 +46,7 @@ def run(
             "launch `-m mmpo.cli train`"
         )
     summary = run_recipe(loaded)
-    if as_json:
-        print_json(summary)
+    print_json(summary, as_json)
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         dataset = sources[0] if recipe.judge and recipe.build.feedback_only else dataset
         if dataset != sources[0]:
             key = {"options": dataclasses.asdict(options), "inputs": inputs}
-            built = stages.do("build", key, lambda: _build(sources, options, dataset), dataset)
+            built = stages.do("build", key, lambda: run_build("build", sources, dataset, options), dataset)
         if options.feedback_only:
             say(f"feedback: {dataset}")
             return {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": {}}
@@ -92,15 +89,6 @@ def _digests(recipe: Recipe) -> list[str]:
 
 def _fingerprint(dataset: Path) -> str:
     return (dataset / "manifest.json").read_text(encoding="utf-8")
-
-
-def _build(sources: list[Any], options: BuildOptions, dataset: Path) -> dict[str, Any]:
-    from mmpo.pipeline.build import build
-
-    with ProgressReporter("build", "parts") as progress:
-        summary = build(sources, dataset, options=options, progress=progress)
-    say_built(summary)
-    return summary
 
 
 def _validate(recipe: Recipe, dataset: Path) -> None:

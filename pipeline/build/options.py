@@ -41,17 +41,17 @@ class BuildOptions:
     aspects: Annotated[tuple[str, ...] | None, LISTED, Flags("--aspect", "--aspects")] = None
     """Keep the grades of these aspects only, separated by commas."""
     normalise: Annotated[str, OneOf(NORMALISATIONS)] = "none"
-    """What is done to each grade: none, minmax, zscore, log or rank."""
+    """What is done to each grade: {names}; `mmpo list normalisations` says more."""
     score: str = "overall"
     """How aspects merge: overall, mean, one aspect's name, or weights a=0.65,b=0.8."""
     merge_raters: Annotated[str, OneOf(RATER_MERGERS), Flags("--raters", "--merge-raters")] = "mean"
-    """How raters merge: mean, median, or rater-effects (their biases and scales taken out, weighted by precision)."""
+    """How raters merge: {names}; `mmpo list mergers` says more."""
     rater_weights: Literal["fitted", "equal"] = "fitted"
     """With --raters rater-effects, what a rater counts for: fitted (by its precision) or equal (without signal still 0)."""
     one_order: Literal["drop", "keep"] = "drop"
     """Pairs that a judge answered in one order, of others in both: drop, or keep with its mean position bias taken away."""
     strategy: Annotated[str, OneOf(STRATEGIES)] = "all"
-    """Which pairs: all, best-worst, best-random, adjacent or stratified."""
+    """Which pairs: {names}; `mmpo list strategies` says more."""
     max_per_prompt: Count | None = None
     """Keep at most this many pairs of a prompt."""
     min_margin: AtLeastZero = 0.0
