@@ -38,22 +38,32 @@ def gradients(trainer, prompts):
     return float(loss), found
 
 
-@pytest.mark.parametrize("weight", ["pair", "prompt"])
-@pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_four_micro_batches_give_the_gradients_of_one(kind, weight, step_trainer):
-    """Prompts of 1 to 28 pairs; transformers' own scaling by the number of micro-batches was 62% off here."""
-    whole = step_trainer(kind, weight=weight)
-    counts = [len(prompt.rows) for prompt in whole.prompts]
+WEIGHTS = [{}, {"weight": "prompt"}, {"weight": "prompt", "source_weights": {"source-0": 3.0}}]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("loss", ["mmpo", "mmpo=1,sft=0.5", "mmpo=1,odpo=0.5,ipo=0.01", "reward"])
+def test_four_micro_batches_give_the_gradients_of_one(loss, weights, step_trainer, tokenizer):
+    """Prompts of 1 to 28 pairs, with and without ties, of unlike weights: each term divides by its own weight in the whole step.
+    transformers' own scaling by the number of micro-batches was 62% off here.
+    """
+    kind, options = ("reward", {}) if loss == "reward" else ("policy", {"loss": loss})
+    if "=" in loss:  # else the policy's own first weights
+        options["ref_model"] = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
+    trainer = step_trainer(kind, **options, **weights)
+    counts = [len(prompt.rows) for prompt in trainer.prompts]
     assert (min(counts), max(counts)) == (1, 28)
-    quarter = next(
-        t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.execution_plan.batches))) == 4
-    )
-    split = step_trainer(kind, quarter, weight=weight)
-    assert len(whole.make_step(whole.prompts).batches) == 1
-    assert len(split.make_step(split.prompts).batches) == 4
-    one_loss, one = gradients(whole, whole.prompts)
-    four_loss, four = gradients(split, split.prompts)
-    assert abs(one_loss - four_loss) <= 1e-6
+    layout = trainer.execution_plan.batches
+    quarter = next(t for t in range(200, 10000, 20) if len(list(group_prompts(trainer.prompts, t, layout))) == 4)
+    found = []
+    for tokens, batches in ((10**6, 1), (quarter, 4)):
+        trainer.tokens_per_batch = tokens
+        step = trainer.make_step(trainer.prompts)
+        assert len(step.batches) == batches
+        assert 0 < step.decided_weight < step.total_weight
+        found.append(gradients(trainer, trainer.prompts))
+    (one_loss, one), (four_loss, four) = found
+    assert four_loss == pytest.approx(one_loss, abs=1e-6 if "=" not in loss else 2e-6)
     assert one.keys() == four.keys()
     for name, value in one.items():
         assert (value - four[name]).abs().max() <= 1e-6 * max(1.0, float(value.abs().max())), name

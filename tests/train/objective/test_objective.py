@@ -1,6 +1,5 @@
 """Weighted terms: values and gradients by hand, ties in and out of each term, weights by prompt and source, and steps in parts."""
 
-import json
 import math
 
 import numpy as np
@@ -10,12 +9,8 @@ from folders import split_folder
 from training_cases import make_pairs
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches import group_prompts
 from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
-from mmpo.train.model import tiny_model
 from mmpo.train.objective import LOSSES, TERM_NAMES, Logits, Objective, pair_totals
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward, training_arguments
 
 LOG3 = math.log(3)
 MARGIN = torch.tensor([2.0, 0.0, 1.0, 0.0], dtype=torch.float64)
@@ -149,45 +144,16 @@ def test_a_reward_model_has_no_terms_on_log_probabilities(loss):
         Objective.parse(loss)
 
 
-def trainer_of(pairs, tokenizer, path, kind="policy", **options):
-    args = training_arguments(TrainOptions(kind, out=str(path), max_steps=2, learning_rate=1e-2))
-    args.logging_steps = 1
-    trainers = {"policy": PolicyTrainer, "reward": RewardTrainer}
-    model = tiny_model(kind, tokenizer, size=32, layers=1)
-    return trainers[kind](model, args, pairs, processing_class=tokenizer, gamma=0.8, **options)
-
-
-@pytest.mark.parametrize("weights", [{}, {"weight": "prompt", "source_weights": {"source-0": 3.0}}])
-@pytest.mark.parametrize("loss", ["mmpo=1,sft=0.5", "mmpo=1,odpo=0.5,ipo=0.01"])
-def test_four_micro_batches_give_the_step_of_one(loss, weights, pairs, tokenizer, tmp_path):
-    """Prompts with and without ties, of unlike weights: each term divides by its own weight in the whole step."""
-    assert 0 < sum(margin == 0 for margin in pairs["quality_margin"].to_pylist()) < pairs.num_rows
-    other = tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
-    whole = trainer_of(pairs, tokenizer, tmp_path, loss=loss, ref_model=other, **weights)
-    quarter = next(
-        t for t in range(200, 10000, 20) if len(list(group_prompts(whole.prompts, t, whole.execution_plan.batches))) == 4
-    )
-    losses, gradients = [], []
-    for tokens in (10**6, quarter):
-        whole.tokens_per_batch = tokens
-        step = whole.make_step(whole.prompts)
-        assert len(step.batches) == (1 if tokens == 10**6 else 4)
-        assert 0 < step.decided_weight < step.total_weight
-        whole.model.zero_grad()
-        losses.append(float(whole.training_step(whole.model, step)))
-        gradients.append(torch.cat([value.grad.flatten() for value in whole.model.parameters()]))
-    assert losses[1] == pytest.approx(losses[0], abs=2e-6)
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-5
-
-
-def test_each_term_is_logged_by_itself(pairs, tokenizer, tmp_path):
-    trainer = trainer_of(pairs, tokenizer, tmp_path, loss="mmpo=1,sft=0.5", pairs_per_step=10**6)
+def test_each_term_is_logged_by_itself(trainer_of):
+    trainer = trainer_of(loss="mmpo=1,sft=0.5", pairs_per_step=10**6)
+    trainer.args.logging_steps = 1
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 2
     for entry in logged:
         assert entry["loss"] == pytest.approx(entry["loss/mmpo"] + 0.5 * entry["loss/sft"], abs=1e-4)
-    plain = trainer_of(pairs, tokenizer, tmp_path, kind="reward")
+    plain = trainer_of("reward")
+    plain.args.logging_steps = 1
     plain.train()
     assert not any(name.startswith("loss/") for entry in plain.state.log_history for name in entry)
 
@@ -206,9 +172,9 @@ def test_source_weights_multiply_and_zero_leaves_out(pairs, tokenizer):
     assert counts["dropped_source_weight"] == (sources == "source-0").sum()
 
 
-def test_a_weight_of_two_counts_like_the_pairs_twice(pairs, tokenizer, tmp_path):
-    trainer = trainer_of(pairs, tokenizer, tmp_path, "reward", source_weights={"source-0": 2.0})
-    plain = trainer_of(pairs, tokenizer, tmp_path, "reward")
+def test_a_weight_of_two_counts_like_the_pairs_twice(pairs, trainer_of):
+    trainer = trainer_of("reward", source_weights={"source-0": 2.0})
+    plain = trainer_of("reward")
     sources = np.array(pairs["source"].to_pylist())
     values = plain.predict_pairs(plain.prompts)
     twice = np.where(sources[values["rows"]] == "source-0", 2.0, 1.0)
@@ -217,31 +183,29 @@ def test_a_weight_of_two_counts_like_the_pairs_twice(pairs, tokenizer, tmp_path)
     assert abs(expected - values["loss/mmpo"].mean()) > 1e-5
 
 
-def test_sources_that_are_not_there_are_named(pairs, tokenizer, tmp_path):
+def test_sources_that_are_not_there_are_named(pairs, trainer_of):
     with pytest.raises(UserError, match="did you mean 'source-1'") as refusal:
         check_sources(pairs, {"source-9": 2.0})
     assert "source-0, source-1" in str(refusal.value) and "'a + b'" in str(refusal.value)
     with pytest.raises(UserError, match="unknown source"):
-        trainer_of(pairs, tokenizer, tmp_path, source_weights={"arena": 2.0})
+        trainer_of(source_weights={"arena": 2.0})
     with pytest.raises(UserError, match="-1 is not 0 or more"):
-        trainer_of(pairs, tokenizer, tmp_path, source_weights={"source-0": -1})
+        trainer_of(source_weights={"source-0": -1})
 
 
-def test_the_record_counts_what_each_term_leaves_out(tmp_path):
+def test_the_record_counts_what_each_term_leaves_out(train_tiny, record_of, tmp_path):
     folder = split_folder(tmp_path / "data", train=make_pairs(6, [7]), validation=make_pairs(2, [3], seed=4))  # two ties a prompt
-    shared = {"data": str(folder), "max_steps": 1, "tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
     counts = {}
     for name, loss, weights in (
         ("both", "mmpo=1,sft=0.1", {}),
         ("none", "dpo=1,sft=0.1", {}),
         ("half", "mmpo=1,sft=0.1", {"source-1": 0.0}),
     ):
-        train_policy(TrainOptions("policy", out=str(tmp_path / name), loss=loss, source_weights=weights, **shared))
-        record = json.loads((tmp_path / name / "mmpo.json").read_text())
-        counts[name] = record["counts"]
-        assert record["options"]["loss"] == loss
+        train_tiny("policy", folder, tmp_path / name, max_steps=1, loss=loss, source_weights=weights)
+        counts[name] = record_of(tmp_path / name)["counts"]
+        assert record_of(tmp_path / name)["options"]["loss"] == loss
     assert counts["both"] == {"pairs_in": 126, "pairs": 126, "prompts": 6, "ties_without_sft": 12}
     assert counts["none"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
     assert counts["half"] == {"pairs_in": 126, "dropped_source_weight": 63, "pairs": 63, "prompts": 3, "ties_without_sft": 6}
     with pytest.raises(UserError, match="unknown source 'source-2'"):
-        train_reward(TrainOptions("reward", out=str(tmp_path / "no"), source_weights={"source-2": 1.0}, **shared))
+        train_tiny("reward", folder, tmp_path / "no", max_steps=1, source_weights={"source-2": 1.0})
