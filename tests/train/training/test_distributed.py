@@ -61,6 +61,8 @@ WAYS = {
     "bf16": {"bf16": True, "max_steps": 3},
 }
 RUNS = [(kind, name, {**BASE, **more}) for kind in ("policy", "reward") for name, more in {**STEPS, **WAYS}.items()]
+REFUSED = ("fsdp", "reward-lora")
+"""See test_launchers.py."""
 NAMES = [f"{kind}-{name}" for kind, name, _ in RUNS]
 
 
@@ -84,23 +86,12 @@ def runs(processes, data, pytestconfig):
     """The folder of the outputs of one process, of two, and of two with FSDP."""
     out = data.parent
     for name, world, environment in (("one", 1, {}), ("ddp", 2, {}), ("fsdp", 2, fsdp_environment(pytestconfig.rootpath))):
-        chosen = [run for run in RUNS if (name, run[0], run[1]) != ("fsdp", "reward", "lora")]
-        done = processes(
-            SCRIPT,
-            json.dumps(chosen),
-            str(out / name),
-            str(data),
-            world=world,
-            PYTHONWARNINGS="ignore::FutureWarning",
-            **environment,
-        )
+        chosen = [run for run in RUNS if (name, f"{run[0]}-{run[1]}") != REFUSED]
+        arguments = (json.dumps(chosen), str(out / name), str(data))
+        done = processes(SCRIPT, *arguments, world=world, PYTHONWARNINGS="ignore::FutureWarning", **environment)
         assert [one.returncode for one in done] == [0] * world, done[0].stderr[-3000:] + done[-1].stderr[-3000:]
         assert all(one.stderr == "" or rank == 0 for rank, one in enumerate(done)), done[-1].stderr  # one voice
     return out
-
-
-def record(runs, mode, name):
-    return json.loads((runs / mode / name / "mmpo.json").read_text())
 
 
 def weights(runs, mode, name):
@@ -108,13 +99,13 @@ def weights(runs, mode, name):
     return load_file(next(file for file in files if file.exists()))
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_train_as_one(name, mode, runs):
-    if (mode, name) == ("fsdp", "reward-lora"):
-        pytest.skip("refused, see test_running.py")
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for name in NAMES for mode in ("ddp", "fsdp") if (mode, name) != REFUSED],
+)
+def test_two_processes_train_as_one(name, mode, runs, record_of):
     exact = "bf16" not in name
-    one, two = (record(runs, m, name) for m in ("one", mode))
+    one, two = (record_of(runs / m / name) for m in ("one", mode))
     assert two["history"]["steps"] == one["history"]["steps"]
     assert two["history"]["loss"] == pytest.approx(one["history"]["loss"], abs=1e-6 if exact else 1e-3)
     if exact:  # in bfloat16 a pair near z = 0 may change sides
@@ -139,7 +130,7 @@ def test_the_steps_were_of_every_kind(mode, runs):
     assert seen["policy-plain"]["wrapped"] == ("FSDPLlamaForCausalLM" if mode == "fsdp" else "DistributedDataParallel")
 
 
-def test_what_fsdp_saves_is_a_plain_model(runs, data):
+def test_what_fsdp_saves_is_a_plain_model(runs, data, record_of):
     for kind, load in (("policy", AutoModelForCausalLM), ("reward", AutoModelForSequenceClassification)):
         folder = runs / "fsdp" / f"{kind}-plain"
         model, report = load.from_pretrained(folder, output_loading_info=True)
@@ -147,9 +138,7 @@ def test_what_fsdp_saves_is_a_plain_model(runs, data):
         assert type(model).__name__.startswith("LlamaFor")
         assert model.dtype == torch.float32
         measured = evaluate(kind, folder, data, split="validation")
-        assert measured["cross_entropy"] == pytest.approx(
-            record(runs, "fsdp", f"{kind}-plain")["summary"]["metrics"]["loss"], abs=1e-5
-        )
+        assert measured["cross_entropy"] == pytest.approx(record_of(folder)["summary"]["metrics"]["loss"], abs=1e-5)
 
 
 def test_the_recipe_is_what_was_run(pytestconfig):

@@ -4,123 +4,70 @@ import resource
 
 import pytest
 import torch
+from process_cases import errors, said_once, spoiled
+from training_cases import FEW_STEPS, full_memory
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model import load_pretrained, tiny_model
-
-LIMITED = """
-import resource
-from mmpo.cli.main import run
-import mmpo.train.training.run  # what loading the libraries takes is not limited
-import mmpo.train.training.trainer as guards
-import torch
-
-def limit(extra):
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))
-
-if sys.argv[1] == "step":
-    plain = guards.memory_guard
-    def guarded(*arguments):
-        limit(40 * 2**20)
-        return plain(*arguments)
-    guards.memory_guard = guarded
-else:
-    limit(120 * 2**20)
-sys.exit(run(sys.argv[2:]))
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["step", "anywhere"])
 def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, dataset, tmp_path):
     """The limit is the process's address space: real allocations fail."""
-    sizes = [
-        "--tiny-size",
-        "512" if where == "step" else "2048",
-        *["--tiny-layers", "2", "--tiny-vocab", "400", "--pairs-per-step", "200"],
-    ]
-    command = ["train", "reward", "--data", str(dataset), "--out", str(tmp_path / "out"), "--bf16", *sizes]
-    (done,) = processes(LIMITED, where, *command, world=1)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    message = done.stderr.splitlines()[-1]
+    sizes = [*FEW_STEPS, "--tiny-layers", "2", "--pairs-per-step", "200", "--tiny-size", "512" if where == "step" else "2048"]
+    command = ["train", "reward", "--data", dataset, "--out", tmp_path / "out", "--bf16", *sizes]
+    done = spoiled(processes, "limit_in_steps(40)" if where == "step" else "limit(120)", *command, world=1)
+    tokens = "set tokens_per_batch lower (--tokens-per-batch, now 4096)"
+    message = said_once(done, tokens, "--gradient-checkpointing", "--lora", "FSDP")
     assert message.startswith("error: the memory ran out ")
-    assert "set tokens_per_batch lower (--tokens-per-batch, now 4096)" in message
-    for part in ("--gradient-checkpointing", "--lora", "FSDP"):
-        assert part in message
     assert "--bf16" not in message  # it is on
     if where == "step":
         assert "in step 1, in a pass of " in message
         assert "tokens over the completions of " in message
 
 
-ONE_OF_TWO = """
-import torch.distributed
-import mmpo.train.training.run as module
-from mmpo.cli.main import run
+NESTED = """
 from mmpo.train.distributed import agreed, from_all, from_first
 
-def full(*_, **__):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-def broken(*_, **__):
-    raise ValueError("a broken file")
-
-if sys.argv[1] == "ranks":
-    def nested(inner):
-        if rank == 1:
-            raise ValueError("before the inner one")
-        inner()
-    for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
-        try:
-            agreed(lambda: nested(inner))
-        except Exception as error:
-            print(type(error).__name__, error)
-        print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
-    sys.exit(0)
-if rank == 1:
-    name, what = sys.argv[1].split("=")
-    setattr(module, name, globals()[what])
-sys.exit(run(sys.argv[2:]))
+def nested(inner):
+    if rank == 1:
+        raise ValueError("before the inner one")
+    inner()
+for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
+    try:
+        agreed(lambda: nested(inner))
+    except Exception as error:
+        print(type(error).__name__, error)
+    print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
 """
 
 
 @pytest.mark.slow
 def test_one_process_that_fails_on_the_way_to_an_inner_exchange(processes):
-    first, second = processes(ONE_OF_TWO, "ranks", seconds=60)
+    first, second = processes(NESTED, seconds=60)
     met = "[0, 1] 0\n"
-    assert first.stdout == 3 * ("UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n" + met), (
-        first.stderr
-    )
-    assert second.stdout == 3 * ("ValueError before the inner one\n" + met), second.stderr
+    said = f"UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n{met}"
+    assert first.stdout == 3 * said, first.stderr
+    assert second.stdout == 3 * f"ValueError before the inner one\n{met}", second.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["load_reference", "PolicyTrainer", "_reference"])
 @pytest.mark.parametrize("what", ["full", "broken"])
-def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, dataset, tmp_path):
+def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, trained, dataset, tmp_path):
     """Loading the reference, moving it and making the trainer, while the other process waits for reference values."""
-    sizes = ["--tiny-size", "16", "--tiny-layers", "1", "--tiny-vocab", "400", "--max-steps", "2"]
-    command = ["train", "policy", "--data", str(dataset), "--out", str(tmp_path / "out"), *sizes]
-    if where == "load_reference":
-        own = ["train", "policy", *command[2:5], str(tmp_path / "model"), *sizes]
-        (made,) = processes(ONE_OF_TWO, "rank=0", *own, world=1, MMPO_CACHE=str(tmp_path))
-        assert made.returncode == 0, made.stderr
-        command += ["--reference", str(tmp_path / "model")]
-    done = processes(ONE_OF_TWO, f"{where}={what}", *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
-    said = [[line for line in one.stderr.splitlines() if line.startswith("error: ")] for one in done]
-    assert len(said[0]) == 1, done[0].stderr + done[1].stderr
-    assert done[0].returncode == 2
+    command = ["train", "policy", "--data", dataset, "--out", tmp_path / "out", *FEW_STEPS, "--max-steps", 2]
+    command += ["--reference", trained["policy"]] if where == "load_reference" else []
+    spoil = f"run_module.{where} = {what}"
+    done = spoiled(processes, spoil, *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
     if what == "full":
-        assert said[1] == []
-        assert (
-            "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set " in said[0][0]
-        )
-        assert "--gradient-checkpointing" in said[0][0]
+        outside = "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set "
+        said_once(done, outside, "--gradient-checkpointing")
     else:
-        assert said[0] == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
+        assert errors(done)[0] == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
+        assert done[0].returncode == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -155,12 +102,8 @@ def test_advice_names_only_what_is_not_set_yet():
 def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(trainer_of):
     """A completion is never cut, so that fewer tokens in a batch do not help."""
     trainer = trainer_of(tokens_per_batch=8)
-
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     trainer.own_reference = False
-    trainer.model.get_input_embeddings().register_forward_hook(full)
+    trainer.model.get_input_embeddings().register_forward_hook(full_memory)
     with pytest.raises(
         UserError, match=r"set max_length lower \(--max-length\): one completion alone has \d+ tokens, or recompute"
     ):

@@ -2,8 +2,7 @@
 
 import pytest
 from folders import split_folder
-from training_cases import make_pairs
-from transformers import BertConfig, BertForSequenceClassification
+from training_cases import make_pairs, small_model
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.distributed import check_launch, check_splittable
@@ -35,10 +34,9 @@ def test_launchers_that_ask_for_what_is_not_exact_are_refused(environment, said,
 
 
 def test_what_fsdp_can_not_split_is_refused(tokenizer, monkeypatch, train_tiny, dataset, tmp_path):
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     check_splittable(tiny_model("reward", tokenizer, size=16, layers=1))
     with pytest.raises(UserError, match=r"embeddings lie in the block bert\.embeddings"):
-        check_splittable(BertForSequenceClassification(BertConfig(vocab_size=99, **sizes)))
+        check_splittable(small_model("Bert", "reward"))
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="LoRA adapter is merged"):

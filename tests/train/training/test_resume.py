@@ -3,9 +3,6 @@
 import json
 
 import pytest
-import torch
-
-from mmpo.train.model import load_pretrained
 
 pytestmark = pytest.mark.slow
 
@@ -74,15 +71,8 @@ if sys.argv[3]:
     globals()[sys.argv[3]]()
 train(sys.argv[1], json.loads(sys.argv[2]))
 """
-BASE = {
-    "tiny_size": 16,
-    "tiny_layers": 1,
-    "tiny_vocab": 400,
-    "epochs": 2,
-    "pairs_per_step": 10,
-    "tokens_per_batch": 40,
-    "save_steps": 4,
-}
+BASE = {"tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400, "epochs": 2, "save_steps": 4}
+BASE |= {"pairs_per_step": 10, "tokens_per_batch": 40}
 MOMENTS = ("between_steps", "within_a_step", "writing_a_checkpoint")
 MORE = {
     "plain": {},
@@ -97,15 +87,19 @@ def options(name, data, out):
     return {**BASE, **MORE[name], "data": str(data), "out": str(out)}
 
 
-def same(kind, one, other):
-    before, after = (load_pretrained(kind, str(folder))[0].state_dict() for folder in (one, other))
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    records = [json.loads((folder / "mmpo.json").read_text()) for folder in (one, other)]
-    for part in ("history", "evaluations"):
-        assert records[0][part] == records[1][part]
-    summaries = [{**record["summary"], "out": ""} for record in records]
-    assert summaries[0] == summaries[1]
+@pytest.fixture(scope="session")
+def same(record_of, same_weights):
+    """Checks that two runs ended alike."""
+
+    def check(kind, one, other):
+        assert same_weights(kind, one, other)
+        records = [record_of(folder) for folder in (one, other)]
+        for part in ("history", "evaluations"):
+            assert records[0][part] == records[1][part]
+        summaries = [{**record["summary"], "out": ""} for record in records]
+        assert summaries[0] == summaries[1]
+
+    return check
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +115,7 @@ def resumed(processes, dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_killed_and_started_again_it_ends_with_the_same_bits(case, resumed):
+def test_killed_and_started_again_it_ends_with_the_same_bits(case, resumed, same):
     kind, moment, name = case
     out, found = resumed
     said = found[CASES.index(case)]
@@ -131,13 +125,13 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(case, resumed):
     same(kind, out / f"{kind}-{name}", out / f"{kind}-{moment}-{name}")
 
 
-def test_the_stopping_run_really_stopped_early(resumed):
-    record = json.loads((resumed[0] / "reward-between_steps-stopping" / "mmpo.json").read_text())["summary"]
+def test_the_stopping_run_really_stopped_early(resumed, record_of):
+    record = record_of(resumed[0] / "reward-between_steps-stopping")["summary"]
     assert 6 < record["best_step"] < record["steps"]  # the kill at step 6 lay before, so its counts were carried over
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_two_processes_killed_and_started_again(kind, processes, dataset, tmp_path):
+def test_two_processes_killed_and_started_again(kind, processes, same, dataset, tmp_path):
     codes = {}
     for name, moment in (("whole", ""), ("killed", "between_steps"), ("killed", "")):
         done = processes(SCRIPT + TOGETHER, kind, json.dumps(options("plain", dataset, tmp_path / name)), moment)

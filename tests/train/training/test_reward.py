@@ -2,22 +2,15 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from training_cases import prompts_of, save_model, small_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mmpo.train.batches import BATCHES
-from mmpo.train.data import Renderer, prepare
 from mmpo.train.evaluation import evaluate
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import RewardTrainer, own_pad_token, train_reward, training_arguments
-
-
-def rows_of(pairs, tokenizer, count=4):
-    prompts = prepare(pairs, np.full(pairs.num_rows, 0.7), Renderer(tokenizer, 1024, 512)).prompts[:count]
-    return prompts, [item for prompt in prompts for item in prompt.completions]
+from mmpo.train.training import own_pad_token
 
 
 def pad_is_eos(tokenizer):
@@ -31,7 +24,8 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
     """Reference defect 2 and transformers 35352: with pad = eos, pooling by token id ends before the reply."""
     tokenizer = pad_is_eos(tokenizer)
     model = tiny_model("reward", tokenizer, size=32, layers=1).eval()
-    prompts, rows = rows_of(pairs, tokenizer)
+    prompts = prompts_of(pairs, tokenizer)[:4]
+    rows = [item for prompt in prompts for item in prompt.completions]
     batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
     with torch.no_grad():
         found = completion_values(model, "reward", batch, ExecutionPlan())
@@ -44,8 +38,7 @@ def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokeniz
 def test_a_saved_model_of_pad_eos_gives_our_scores_to_plain_transformers(trainer_of, pairs, tokenizer, tmp_path):
     tokenizer = pad_is_eos(tokenizer)
     model = tiny_model("reward", tokenizer, size=32, layers=1)
-    arguments = training_arguments(TrainOptions("reward", out=str(tmp_path), max_steps=2, learning_rate=1e-2))
-    trainer = RewardTrainer(model, arguments, pairs, processing_class=tokenizer, gamma=1.0)
+    trainer = trainer_of("reward", model, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
 
@@ -73,24 +66,19 @@ def test_embeddings_grow_only_if_the_pad_token_needs_it(room, tokenizer):
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) + room  # <|pad|> was in the vocabulary already
 
 
-def test_encoders_pool_their_own_way(pairs, tokenizer):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).eval()
-    prompts, rows = rows_of(pairs, tokenizer, 2)
+def test_encoders_pool_their_own_way(prompts, tokenizer):
+    model = small_model("Bert", "reward", vocab_size=len(tokenizer)).eval()
+    batch = BATCHES["rows"].build([prompt.completions for prompt in prompts[:2]], tokenizer.pad_token_id)
     with torch.no_grad():
-        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
         found = completion_values(model, "reward", batch, ExecutionPlan())
-        expected = [model(torch.tensor(row.ids)[None]).logits[0] for row in rows]
+        expected = [model(torch.tensor(row.ids)[None]).logits[0] for prompt in prompts[:2] for row in prompt.completions]
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)
 
 
-def test_a_lora_reward_model_is_saved_whole(dataset, pairs, tokenizer, tmp_path):
-    base = tiny_model("reward", tokenizer, size=32, layers=1)
-    base.save_pretrained(tmp_path / "base")
-    pad_is_eos(tokenizer).save_pretrained(tmp_path / "base")
-    options = {"model": str(tmp_path / "base"), "lora": 4, "max_steps": 3, "learning_rate": 1e-2, "pairs_per_step": 10}
-    result = train_reward(TrainOptions("reward", data=str(dataset), out=str(tmp_path / "out"), **options))
+def test_a_lora_reward_model_is_saved_whole(train_tiny, dataset, tokenizer, tmp_path):
+    base = save_model(tmp_path / "base", tiny_model("reward", tokenizer, size=32, layers=1), pad_is_eos(tokenizer))
+    options = {"model": str(base), "lora": 4, "max_steps": 3, "learning_rate": 1e-2}
+    result = train_tiny("reward", dataset, tmp_path / "out", **options)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert saved.config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id
     measured = evaluate("reward", tmp_path / "out", dataset, split="validation")

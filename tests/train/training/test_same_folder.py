@@ -5,14 +5,12 @@ import os
 import socket
 import subprocess
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from folders import split_folder
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from training_cases import make_pairs
+from training_cases import changed, full_memory, make_pairs, save_model
 from transformers import TrainerCallback
 
 from mmpo.pipeline.errors import UserError
@@ -33,13 +31,11 @@ class FullAt(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == self.step:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            full_memory()
 
 
 def saved(kind, tokenizer, folder, seed=0):
-    tiny_model(kind, tokenizer, size=16, layers=1, seed=seed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(folder, tiny_model(kind, tokenizer, size=16, layers=1, seed=seed), tokenizer)
 
 
 # --- whose it may be --------------------------------------------------------------------------------------------------------
@@ -131,10 +127,7 @@ def test_logging_and_saving_are_free_to_change_on_resumption(train_tiny, dataset
 
 
 def test_memory_that_ran_out_before_training_leaves_nothing(train_tiny, dataset, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("mmpo.train.training.run.cached_logprobs", full)
+    monkeypatch.setattr("mmpo.train.training.run.cached_logprobs", full_memory)
     with pytest.raises(UserError, match="the memory ran out outside of the steps"):
         train_tiny("policy", dataset, tmp_path / "out", **SHORT)
     assert not (tmp_path / "out").exists()
@@ -195,10 +188,7 @@ def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, trai
     tables = {"train": make_pairs(6, [3], seed=1), "validation": make_pairs(3, [3], seed=2)}
     folder = split_folder(tmp_path / "data", **tables)
     train_tiny("reward", folder, tmp_path / "out", **SHORT)
-    table = tables[split]
-    place, field = table.column_names.index(column), table.schema.field(column)
-    values = [value, *table[column].to_pylist()[1:]]
-    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), folder / split / "part-00000.parquet")
+    split_folder(folder, **{split: changed(tables[split], column, {0: value})})
     with pytest.raises(UserError, match="data_digest"):
         train_tiny("reward", folder, tmp_path / "out", **SHORT)
 

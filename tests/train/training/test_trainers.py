@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from training_cases import make_pairs
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from training_cases import make_pairs, save_model, small_model
+from transformers import TrainerCallback
 
 from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.evaluation import evaluate
@@ -22,14 +22,10 @@ def other(tokenizer):
 
 @pytest.fixture
 def gpt2(tokenizer):
-    """A model with dropout, made anew at every call."""
-
-    def make():
-        torch.manual_seed(0)
-        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 512}
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, **sizes))
-
-    return make
+    """Makes a model with dropout."""
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "max_position_embeddings": 512}
+    return lambda: small_model("GPT2", **sizes, **dropout)
 
 
 # --- z and the terms ----------------------------------------------------------------------------------------------------------
@@ -135,8 +131,7 @@ def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reas
 
 def test_lora_trains_the_adapter_only_and_is_read_back(train_tiny, dataset, tokenizer, tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
-    tiny_model("policy", tokenizer, size=32, layers=1).save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    save_model(base, tiny_model("policy", tokenizer, size=32, layers=1), tokenizer)
     result = train_tiny("policy", dataset, out, model=str(base), learning_rate=1e-2, max_steps=4, lora=4)
     assert result["steps"] == 4
     assert (out / "adapter_model.safetensors").is_file()

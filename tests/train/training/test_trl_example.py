@@ -42,9 +42,8 @@ def test_the_fifteen_lines_train_trl_on_soft_targets(pairs, tokenizer, tmp_path)
     part = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
     ours = micro_batch(prompts, (part,))
     with torch.no_grad():
-        ratio = completion_values(model, "policy", part, ExecutionPlan()) - completion_values(
-            other, "policy", part, ExecutionPlan()
-        )
+        mine, theirs = (completion_values(each, "policy", part, ExecutionPlan()) for each in (model, other))
+    ratio = mine - theirs
     z = 0.3 * (ratio[ours.chosen] - ratio[ours.rejected])
     assert found == pytest.approx(float(LOSSES["mmpo"].per_pair(z, ours.p, ours.margin).mean()), abs=1e-4)
     before = model.lm_head.weight.detach().clone()
