@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import split_folder
+from training_cases import changed
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
@@ -14,16 +15,8 @@ from mmpo.train.data import Renderer, check_margins, check_sources, prepare, rea
 from mmpo.train.messages import target_warnings
 
 
-def changed(table, name, values):
-    """The table with some of a column's values replaced: {row: value}."""
-    column = table[name].to_pylist()
-    for row, value in values.items():
-        column[row] = value
-    place = table.column_names.index(name)
-    return table.set_column(place, PAIRS.field(name), pa.array(column, PAIRS.field(name).type))
-
-
-def test_a_file_of_another_schema_version_is_refused_naming_both(pairs, tmp_path):
+def test_files_of_another_schema_version_are_refused_naming_both(pairs, tmp_path):
+    """One file, one part among others, and a folder whose manifest says so."""
     newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 7}'})
     pq.write_table(newer, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: schema version 7; this mmpo reads 1: build the dataset again"):
@@ -31,18 +24,10 @@ def test_a_file_of_another_schema_version_is_refused_naming_both(pairs, tmp_path
     for same in (pairs.replace_schema_metadata(with_metadata(PAIRS, {}).metadata), pairs.replace_schema_metadata(None)):
         pq.write_table(same, tmp_path / "a.parquet")
         assert read_pairs(tmp_path / "a.parquet", "train").num_rows == pairs.num_rows
-
-
-def test_one_part_of_another_version_is_found_among_others(pairs, tmp_path):
     folder = split_folder(tmp_path / "data", train=pairs)
-    newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 2}'})
     pq.write_table(newer, folder / "train" / "part-00001.parquet")
-    with pytest.raises(UserError, match=r"part-00001\.parquet: schema version 2"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet: schema version 7"):
         read_pairs(folder, "train")
-
-
-def test_a_folder_whose_manifest_is_of_another_version(pairs, tmp_path):
-    folder = split_folder(tmp_path / "data", train=pairs)
     (folder / "manifest.json").write_text(json.dumps({"schema_version": 0, "kind": "pairs"}))
     with pytest.raises(UserError, match=r"schema version 0; this mmpo reads 1"):
         read_pairs(folder, "train")
@@ -122,35 +107,35 @@ def test_an_id_that_stands_under_two_prompts_is_named(pairs, tokenizer):
     assert rendered(pairs, tokenizer) == pairs.num_rows
 
 
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_an_id_with_two_texts_is_named(side, pairs, tokenizer):
+@pytest.mark.parametrize("column", ["chosen", "rejected", "prompt"])
+def test_an_id_with_two_texts_is_named(column, pairs, tokenizer):
     """Whatever the difference is: the text, the role, or a message more; and however the rows are cut into chunks."""
-    identities = pairs[f"{side}_id"].to_pylist()
-    everywhere = [*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()]
-    row = next(i for i, identity in enumerate(identities) if everywhere.count(identity) > 1)
-    (message,) = pairs[side][row].as_py()
-    said = rf"the completion {identities[row]} has two texts \(row \d+; \d+ of {2 * len(pairs)} places"
-    for messages in ([{**message, "content": "another"}], [{**message, "role": "user"}], [message, message]):
-        bad = changed(pairs, side, {row: messages})
-        for table in (bad, pa.concat_tables([bad.slice(7), bad.slice(0, 7)])):
+    names = pairs["prompt_id" if column == "prompt" else f"{column}_id"].to_pylist()
+    if column == "prompt":  # of those with one id the first row's is what counts
+        row = next(i for i, name in enumerate(names) if names.index(name) < i)
+        said = rf"the prompt {names[row]} has two texts \(row \d+; \d+ of {len(pairs)} rows are such\): .*mmpo build"
+    else:
+        everywhere = [*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()]
+        row = next(i for i, name in enumerate(names) if everywhere.count(name) > 1)
+        said = rf"the completion {names[row]} has two texts \(row \d+; \d+ of {2 * len(pairs)} places"
+    (message,) = pairs[column][row].as_py()
+    for messages in ([{**message, "content": "another"}], [{**message, "role": "system"}], [message, message]):
+        bad = changed(pairs, column, {row: messages})
+        for table in (
+            bad,
+            pa.concat_tables([bad.slice(7), bad.slice(0, 7)]),
+            pa.concat_tables([bad.slice(row), bad.slice(0, row)]),
+        ):
             with pytest.raises(UserError, match=said):
                 rendered(table, tokenizer)
     assert rendered(pa.concat_tables([pairs.slice(7), pairs.slice(0, 7)]), tokenizer) == pairs.num_rows
 
 
-def test_an_id_with_two_prompts_is_named(pairs, tokenizer):
-    """As with completions: any difference, however the rows are cut. Of those with one id the first row's is what counts."""
+def test_an_id_with_two_prompts_is_counted_from_its_second_row_on(pairs, tokenizer):
     names = pairs["prompt_id"].to_pylist()
     row = next(i for i, name in enumerate(names) if names.index(name) < i)
-    (message,) = pairs["prompt"][row].as_py()
-    said = rf"the prompt {names[row]} has two texts \(row \d+; \d+ of {len(pairs)} rows are such\): .*mmpo build"
-    for messages in ([{**message, "content": "Another?"}], [{**message, "role": "system"}], [message, message]):
-        bad = changed(pairs, "prompt", {row: messages})
-        for table in (bad, pa.concat_tables([bad.slice(row), bad.slice(0, row)])):
-            with pytest.raises(UserError, match=said):
-                rendered(table, tokenizer)
     with pytest.raises(UserError, match=rf"\(row {row}; 1 of {len(pairs)} rows"):
-        rendered(changed(pairs, "prompt", {row: [{**message, "content": "Another?"}]}), tokenizer)
+        rendered(changed(pairs, "prompt", {row: [{"role": "user", "content": "Another?"}]}), tokenizer)
     alone = changed(pairs, "prompt", {0: [{"role": "user", "content": "The only row of its prompt"}]})
     assert names.count(names[0]) == 1
     assert rendered(alone, tokenizer) == pairs.num_rows
@@ -169,10 +154,7 @@ def test_margins_that_are_all_zero_are_refused(terms, target, said, pairs):
     with pytest.raises(UserError, match=f"all 9 pairs are ties: .*{said}"):
         check_margins(np.zeros(9), terms, target)
     check_margins(np.array([0.0, 1.0]), terms, target)
-
-
-def test_votes_can_be_learnt_from_where_margins_are_zero():
-    check_margins(np.zeros(9), ["mmpo"], "measured")
+    check_margins(np.zeros(9), ["mmpo"], "measured")  # of votes there is something to learn
 
 
 def sigmoid(value):

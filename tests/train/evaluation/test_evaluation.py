@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from folders import split_folder
-from training_cases import make_pairs
+from training_cases import changed, full_memory, make_pairs, read_table
 from transformers import AutoModelForSequenceClassification
 
 import mmpo.train.evaluation.pair_values as pair_values_module
@@ -18,8 +18,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import ece_vote
 from mmpo.train.evaluation import Votes, evaluate
 from mmpo.train.model import load_pretrained
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import train_policy
 
 KEYS = {
     "pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier", "cross_entropy", "by_margin",
@@ -31,7 +29,7 @@ KEYS = {
 def test_measures_follow_from_the_pairs_that_it_writes(kind, trained, dataset, tmp_path):
     found = evaluate(kind, trained[kind], dataset, split="test", per_pair=tmp_path / "pairs.parquet")
     assert set(found) >= KEYS
-    rows = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
+    rows = read_table(tmp_path / "pairs.parquet").to_pandas()
     q, decided = 1 / (1 + np.exp(-rows.z)), rows.margin > 0
     assert len(rows) == found["pairs"] == 48
     assert found["ties"] == int((~decided).sum())
@@ -52,13 +50,11 @@ def test_measures_follow_from_the_pairs_that_it_writes(kind, trained, dataset, t
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_it_agrees_with_the_last_measurement_of_training(kind, trained, dataset):
-    from mmpo.train.record import read_record
-
-    record = read_record(trained[kind])
+def test_it_agrees_with_the_last_measurement_of_training(kind, trained, record_of, dataset):
+    metrics = record_of(trained[kind])["summary"]["metrics"]
     found = evaluate(kind, trained[kind], dataset, split="validation")
     for name in ("accuracy", "ece_target", "ece_label", "soft_brier", "cross_entropy"):
-        assert found[name] == pytest.approx(record["summary"]["metrics"][name], abs=1e-5), name
+        assert found[name] == pytest.approx(metrics[name], abs=1e-5), name
 
 
 def test_what_is_undefined_is_none(trained, tmp_path):
@@ -72,7 +68,7 @@ def test_what_is_undefined_is_none(trained, tmp_path):
 
 
 def test_votes_of_other_raters_give_ece_vote_either_way_round(trained, dataset, tmp_path):
-    table = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read()
+    table = read_table(dataset / "test")
     errors = []
     for chosen, rejected, preferring in (("chosen_id", "rejected_id", 7), ("rejected_id", "chosen_id", 3)):
         counts = {"preferring": [preferring] * len(table), "raters": [10] * len(table)}
@@ -98,12 +94,12 @@ def test_rows_of_one_pair_are_added_up_whichever_way_round_they_stand(tmp_path):
 
 
 def test_it_says_how_many_pairs_have_votes_and_measures_on_those(trained, dataset, tmp_path):
-    pairs = pq.ParquetFile(dataset / "test" / "part-00000.parquet").read().slice(0, 10).to_pylist()
+    pairs = read_table(dataset / "test").slice(0, 10).to_pylist()
     rows = [(row["chosen_id"], row["rejected_id"], vote, 1) for row in pairs for vote in (1, 1, 0)]
     votes = votes_file(tmp_path / "votes.parquet", rows)
     found = evaluate("reward", trained["reward"], dataset, votes=votes, per_pair=tmp_path / "pairs.parquet")
     assert found["counts"]["pairs_with_votes"] == 10
-    z = pq.ParquetFile(tmp_path / "pairs.parquet").read()["z"].to_numpy()[:10]
+    z = read_table(tmp_path / "pairs.parquet")["z"].to_numpy()[:10]
     assert found["ece_vote"] == pytest.approx(ece_vote(1 / (1 + np.exp(-z)), np.full(10, 2.0), np.full(10, 3.0)))
 
 
@@ -129,14 +125,9 @@ def test_a_vote_that_is_a_text_is_named(tmp_path):
         Votes(votes_file(tmp_path / "votes.parquet", [("a", "b", "yes", 1)]))
 
 
-def policy_from(base, dataset, out):
-    options = {"data": str(dataset), "model": str(base), "out": str(out), "learning_rate": 3e-3, "max_steps": 2}
-    return train_policy(TrainOptions("policy", pairs_per_step=10, **options))
-
-
-def test_a_reference_that_has_changed_is_refused_unless_it_is_named(trained, dataset, tmp_path):
+def test_a_reference_that_has_changed_is_refused_unless_it_is_named(trained, train_tiny, dataset, tmp_path):
     shutil.copytree(trained["policy"] / "reference", tmp_path / "base")
-    policy_from(tmp_path / "base", dataset, tmp_path / "out")
+    train_tiny("policy", dataset, tmp_path / "out", model=str(tmp_path / "base"), learning_rate=3e-3, max_steps=2)
     before = evaluate("policy", tmp_path / "out", dataset)
     model, _ = load_pretrained("policy", str(tmp_path / "base"))
     with torch.no_grad():
@@ -161,8 +152,7 @@ def test_both_splits_are_measured_with_each_model_loaded_once(trained, dataset, 
 
 def test_a_validation_split_without_targets_leaves_the_measures_alone(trained, dataset, tmp_path, capsys):
     test, validation = make_pairs(8, [4], seed=3), make_pairs(6, [3], seed=2)
-    place = validation.schema.get_field_index("margin_se")
-    validation = validation.set_column(place, validation.schema.field(place), pa.nulls(len(validation), pa.float64()))
+    validation = changed(validation, "margin_se", dict.fromkeys(range(len(validation))))
     split_folder(tmp_path / "data", test=test, validation=validation)
     found = evaluate("reward", trained["reward"], tmp_path / "data", target="noise-aware")
     assert found["temperature_from"] == "test"
@@ -204,10 +194,7 @@ def test_a_shorter_max_length_alone_is_enough(trained, dataset):
 
 
 def test_memory_that_runs_out_is_named_with_what_to_set(trained, dataset, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(pair_values_module, "predict_values", full)
+    monkeypatch.setattr(pair_values_module, "predict_values", full_memory)
     with pytest.raises(
         UserError, match=r"memory ran out while measuring: set tokens_per_batch lower \(--tokens-per-batch, now 4096\)"
     ):
@@ -224,18 +211,22 @@ def test_values_that_are_not_finite_are_named_with_their_prompts(trained, datase
         evaluate("reward", tmp_path / "model", dataset)
 
 
-def test_mistakes_are_named(trained, dataset, tmp_path):
-    with pytest.raises(UserError, match="is a reward model"):
-        evaluate("policy", trained["reward"], dataset)
-    with pytest.raises(UserError, match="give --gamma"):
-        evaluate("reward", tmp_path, dataset)
-    with pytest.raises(UserError, match="cannot load"):
-        evaluate("reward", tmp_path, dataset, gamma=1.0)
-    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/typo"):
-        evaluate("reward", f"{tmp_path}/typo", dataset)
-    with pytest.raises(UserError, match=r"some/typo is no folder here, .*give --gamma"):
-        evaluate("reward", "some/typo", dataset)
-    with pytest.raises(UserError, match="is a folder: name the Parquet file to write"):
-        evaluate("reward", trained["reward"], dataset, per_pair=tmp_path)
-    with pytest.raises(UserError, match="no dataset"):
-        evaluate("reward", trained["reward"], tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("kind", "model", "options", "said"),
+    [
+        ("policy", "reward", {}, "is a reward model"),
+        ("reward", "EMPTY", {}, "give --gamma"),
+        ("reward", "EMPTY", {"gamma": 1.0}, "cannot load"),
+        ("reward", "EMPTY/typo", {}, "there is no folder EMPTY/typo"),
+        ("reward", "some/typo", {}, r"some/typo is no folder here, .*give --gamma"),
+        ("reward", "reward", {"per_pair": "EMPTY"}, "is a folder: name the Parquet file to write"),
+        ("reward", "reward", {"data": "EMPTY/nowhere"}, "no dataset"),
+    ],
+)
+def test_mistakes_are_named(kind, model, options, said, trained, dataset, tmp_path):
+    def here(value):
+        return value.replace("EMPTY", str(tmp_path)) if isinstance(value, str) else value
+
+    given = {"data": dataset, **{name: here(value) for name, value in options.items()}}
+    with pytest.raises(UserError, match=here(said)):
+        evaluate(kind, trained.get(model, here(model)), given.pop("data"), **given)

@@ -11,23 +11,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from training_cases import full_memory, prompts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.data import Renderer, prepare
 from mmpo.train.inference import cached_logprobs, default_folder, reference_logprobs
 from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
-from mmpo.train.options import TrainOptions
-from mmpo.train.training import train_policy
-
-
-def prompts_of(table, tokenizer, p=0.5):
-    return prepare(table, np.full(table.num_rows, p), Renderer(tokenizer, 512, 256)).prompts
-
-
-@pytest.fixture(scope="module")
-def prompts(pairs, tokenizer):
-    return prompts_of(pairs, tokenizer)
 
 
 @pytest.fixture
@@ -171,9 +160,7 @@ def test_the_second_run_computes_nothing(model, prompts, pairs, tokenizer, fill,
     assert np.concatenate([prompt.reference for prompt in plain]) == pytest.approx(first, abs=1e-4)
 
 
-def test_runs_with_other_settings_find_the_values_again(dataset, tmp_path, capsys):
-    shared = {"data": str(dataset), "reference_cache": str(tmp_path / "cache"), "max_steps": 1}
-    tiny = {"tiny_size": 16, "tiny_layers": 1, "tiny_vocab": 400}
+def test_runs_with_other_settings_find_the_values_again(train_tiny, dataset, tmp_path, capsys):
     said = []
     for name, changes in {
         "first": {},
@@ -181,10 +168,10 @@ def test_runs_with_other_settings_find_the_values_again(dataset, tmp_path, capsy
         "rows": {"layout": "rows"},
         "lora": {"lora": 2},
     }.items():
-        train_policy(TrainOptions("policy", out=str(tmp_path / name), **shared, **tiny, **changes))
+        train_tiny("policy", dataset, tmp_path / name, max_steps=1, reference_cache=str(tmp_path / "cache"), **changes)
         said.append(next(line.split()[1:4] for line in capsys.readouterr().err.splitlines() if "completions are in" in line))
     count = said[0][2]
-    assert said == [["0", "of", count], [count, "of", count], [count, "of", count], [count, "of", count]]
+    assert said == [["0", "of", count]] + 3 * [[count, "of", count]]
 
 
 def test_a_partial_cache_is_completed_by_exactly_what_is_missing(model, prompts, fill, tmp_path):
@@ -196,12 +183,6 @@ def test_a_partial_cache_is_completed_by_exactly_what_is_missing(model, prompts,
     assert missing == computed_tokens(model, lambda: fill(rest, tmp_path / "rest")) > 0
     assert fill(prompts, tmp_path / "part") == pytest.approx(whole, abs=1e-4)
     assert np.array_equal(fill(some, tmp_path / "part"), kept)
-
-
-def test_a_completion_that_occurs_twice_is_computed_once(model, prompts, fill, tmp_path):
-    once = computed_tokens(model, lambda: fill(prompts[:4], tmp_path / "a"))
-    twice = computed_tokens(model, lambda: fill([*prompts[:4], *prompts[:4]], tmp_path / "b"))
-    assert once == twice
 
 
 def test_an_interrupted_run_keeps_what_it_had(model, prompts, fill, tmp_path):
@@ -230,17 +211,9 @@ def test_values_that_are_not_finite_are_told_and_never_kept(model, prompts, fill
 
 
 def test_out_of_memory_names_the_setting(model, prompts, fill, tmp_path):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    model.get_input_embeddings().register_forward_hook(full)
+    model.get_input_embeddings().register_forward_hook(full_memory)
     with pytest.raises(UserError, match="tokens_per_batch"):
         fill(prompts, tmp_path)
-
-
-def test_all_values_and_nothing_else_are_kept(prompts, fill, tmp_path):
-    values = fill(prompts, tmp_path / "x.sqlite")
-    assert sorted(kept_in(tmp_path / "x.sqlite").values()) == sorted(values)
 
 
 def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):
@@ -254,15 +227,16 @@ def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):
 def test_what_earlier_releases_kept_is_found_again(prompts, fill, tmp_path):
     """Both digests are part of the format: where this fails, raise VERSION in fingerprint.py."""
     assert Fingerprint("a", "b", "c", "d", "full", 1).name == "9eb35fa49106feaff2484e9363aac91a"
-    fill(prompts[:1], tmp_path / "x.sqlite")
-    item = prompts[0].completions[0]
-    key = blake2b(struct.pack(f"<{1 + len(item.ids)}q", item.start, *item.ids), digest_size=16).digest()
-    assert key in kept_in(tmp_path / "x.sqlite")
+    values = fill(prompts, tmp_path / "x.sqlite")
+    items = [item for prompt in prompts for item in prompt.completions]
+    packed = [struct.pack(f"<{1 + len(item.ids)}q", item.start, *item.ids) for item in items]
+    keys = [blake2b(one, digest_size=16).digest() for one in packed]
+    assert kept_in(tmp_path / "x.sqlite") == dict(zip(keys, values, strict=True))  # and nothing else
 
 
 def test_two_completions_of_the_same_tokens_are_one_value(prompts, fill, tmp_path, capsys):
-    """As those that were cut at the same place: counted, computed and kept once, and given to both."""
-    twice = [replace(prompt, completions=[*prompt.completions, prompt.completions[0]]) for prompt in prompts]
+    """As those that were cut at the same place, and in prompts that occur twice: counted, computed and kept once, given to all."""
+    twice = [replace(prompt, completions=[*prompt.completions, prompt.completions[0]]) for prompt in [*prompts, *prompts[:4]]]
     distinct = sum(len(prompt.completions) for prompt in prompts)
     values = fill(twice, tmp_path / "kept.sqlite")
     assert f"computed {distinct} of {distinct} completions" in capsys.readouterr().err

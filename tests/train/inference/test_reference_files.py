@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import split_folder
-from training_cases import make_pairs
+from training_cases import make_pairs, save_model
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import with_metadata
@@ -329,8 +329,7 @@ print(json.dumps(result))
 def drive(tmp_path, tokenizer):
     """Runs the driver in a fresh interpreter that forks its children before anything else has started threads."""
     split_folder(tmp_path / "data", train=make_pairs(60, [3]))
-    tiny_model("policy", tokenizer, size=32, layers=1).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "model", tiny_model("policy", tokenizer, size=32, layers=1), tokenizer)
 
     def run(mode):
         command = [sys.executable, "-c", DRIVER, str(tmp_path), mode]

@@ -38,9 +38,8 @@ def test_memory_that_runs_out_in_one_process_ends_all(together, tmp_path):
     assert [one.returncode for one in done] == [2, 2]
     first, second = errors(done)
     assert second[0].startswith("error: process 1 (of 2, counted from 0): the memory ran out in step 1, in a pass of ")
-    assert first == [
-        "error: another process of this run has ended; if it could, it said why. The same command goes on from the last checkpoint"
-    ]
+    ended = "error: another process of this run has ended; if it could, it gave the reason. "
+    assert first == [ended + "The same command goes on from the last checkpoint"]
 
 
 def test_a_loss_that_is_not_finite_is_said_once(together):
