@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline import PAIRS, BuildOptions, build
 
-__all__ = ["Row", "feedback_folder", "made_up_prompts", "pairs_folder", "split_folder", "write_rows"]
+__all__ = ["Row", "changed", "feedback_folder", "made_up_prompts", "pairs_folder", "read_table", "split_folder", "write_rows"]
 
 Row = Mapping[str, Any]
 
@@ -62,3 +62,16 @@ def split_folder(folder: Path, **splits: pa.Table | Sequence[Row]) -> Path:
         else:
             write_rows(path, rows, PAIRS)
     return folder
+
+
+def changed(table: pa.Table, name: str, values: Mapping[int, Any]) -> pa.Table:
+    """The table with some of a column's values replaced: {row: value}."""
+    column, place = table[name].to_pylist(), table.column_names.index(name)
+    for row, value in values.items():
+        column[row] = value
+    return table.set_column(place, PAIRS.field(name), pa.array(column, PAIRS.field(name).type))
+
+
+def read_table(path: Path) -> pa.Table:
+    """A Parquet file; of a folder of a split its first part."""
+    return pq.ParquetFile(path if path.is_file() else path / "part-00000.parquet").read()

@@ -1,6 +1,6 @@
 """Panels of raters with known margins, for tests and for benchmarks/human.py: does margin ± 1.96 margin_se hold the true margin?"""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = ["PANELS", "Covered", "covered", "panel"]
+__all__ = ["PANELS", "Covered", "covered", "errors", "panel", "rms"]
 
 PANELS = {"2": [0.6] * 2, "3": [0.6] * 3, "5": [0.6] * 5, "3 unequal": [0.4, 0.6, 1.0]}
 """Noise of each rater's own view and of each of its answers, by the name of the panel."""
@@ -40,12 +40,20 @@ class Covered(NamedTuple):
     error: float
 
 
+def rms(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def errors(table: pa.Table, margin: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Error and margin_se of each pair of "question N", by `build_pairs` with these options; margins are signed towards a."""
+    rows = build_pairs(table, **options).to_pylist()
+    true = np.array([margin[int(row["prompt"][0]["content"].split()[1])] for row in rows])
+    signed = np.array([row["quality_margin"] * (1 if row["chosen"][0]["content"] == "a" else -1) for row in rows])
+    return signed - true, np.array([row["margin_se"] for row in rows], dtype=np.float64)
+
+
 def covered(table: pa.Table, margin: np.ndarray, how: str) -> Covered:
     """What the intervals of a panel are worth when raters merge in this way."""
-    rows = build_pairs(table, merge_raters=how).to_pylist()
-    true = np.array(
-        [margin[int(r["prompt"][0]["content"].split()[1])] * (1 if r["chosen"][0]["content"] == "a" else -1) for r in rows]
-    )
-    found, se = (np.array([r[name] for r in rows]) for name in ("quality_margin", "margin_se"))
-    error = found - true
-    return Covered(float(np.mean(np.abs(error) <= 1.96 * se)), float(np.sqrt(np.mean(se**2))), float(np.sqrt(np.mean(error**2))))
+    error, se = errors(table, margin, merge_raters=how)
+    return Covered(float(np.mean(np.abs(error) <= 1.96 * se)), rms(se), rms(error))

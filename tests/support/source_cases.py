@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpo.pipeline.sources import Collected, FeedbackBuilder, SourceOptions, collect, get_source
+import pytest
+
+from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, get_source
 from mmpo.pipeline.storage import plan, resolve_inputs
 
-__all__ = ["DATA", "add", "collected", "ratings", "reasons", "ultrafeedback"]
+__all__ = ["DATA", "add", "collected", "dropped", "ratings", "reasons", "ultrafeedback"]
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -26,6 +28,13 @@ def add(format: str, row: Mapping[str, Any], **options: Any) -> tuple[dict[str, 
     get_source(format).parser(row.keys(), SourceOptions(**options), "folder/people.jsonl")(row, out)
     [feedback] = out.finish().to_pylist()
     return feedback, [reject[2] for reject in out.rejects]
+
+
+def dropped(format: str, row: Mapping[str, Any], **options: Any) -> tuple[str, bool]:
+    """Why a row is dropped whole, and whether that is limited."""
+    with pytest.raises(BadRow) as caught:
+        add(format, row, **options)
+    return caught.value.reason, caught.value.limited
 
 
 def ratings(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -1,12 +1,10 @@
 """What the tests of training share: PAIRS tables with a signal, small models of any family, and memory that is full."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -14,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
 from mmpo.train.data import Renderer, prepare
 
-__all__ = ["CLASSES", "FEW_STEPS", "changed", "full_memory", "make_pairs", "prompts_of", "read_table", "save_model", "small_model"]
+__all__ = ["CLASSES", "FEW_STEPS", "full_memory", "make_pairs", "prompts_of", "save_model", "small_model"]
 
 TEXT = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town"
 WORDS = TEXT.split()
@@ -70,19 +68,6 @@ def make_pairs(prompts: int, completions: list[int], seed: int = 0) -> pa.Table:
                     }
                 )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=with_metadata(PAIRS, {}))
-
-
-def changed(table: pa.Table, name: str, values: Mapping[int, Any]) -> pa.Table:
-    """The table with some of a column's values replaced: {row: value}."""
-    column, place = table[name].to_pylist(), table.column_names.index(name)
-    for row, value in values.items():
-        column[row] = value
-    return table.set_column(place, PAIRS.field(name), pa.array(column, PAIRS.field(name).type))
-
-
-def read_table(path: Path) -> pa.Table:
-    """A Parquet file; of a folder of a split its first part."""
-    return pq.ParquetFile(path if path.is_file() else path / "part-00000.parquet").read()
 
 
 def prompts_of(table: pa.Table, tokenizer: Any, p: float = 0.7) -> list[Any]:

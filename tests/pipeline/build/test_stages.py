@@ -8,7 +8,7 @@ import pytest
 from mmpo.pipeline import UserError, build_pairs, write_dataset
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.pairs import split_position
-from mmpo.pipeline.sources import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.storage import RowAccounting
 from mmpo.pipeline.tables import FEEDBACK
 
@@ -139,17 +139,6 @@ def test_the_split_follows_the_first_user_message_alone(tmp_path) -> None:
     side = split_position("the same question")
     expected = "train" if side < 0.9 else "validation" if side < 0.95 else "test"
     assert summary["pairs"] == {name: 3 * (name == expected) for name in ("train", "validation", "test")}
-
-
-@pytest.mark.parametrize(
-    ("score", "reason"),
-    [("4", "score_not_a_number"), (True, "score_not_a_number"), (math.nan, "score_not_a_number"), (11, "score_out_of_scale")],
-)
-def test_bad_scores_have_their_reason(score: object, reason: str) -> None:
-    out = FeedbackBuilder("made")
-    out.prompt("p")
-    with pytest.raises(BadRow, match=reason):
-        out.rating(out.completion("c"), score, rater="r", low=0, high=10)
 
 
 def test_an_imbalance_stops_the_build() -> None:

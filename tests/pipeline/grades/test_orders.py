@@ -13,6 +13,7 @@ import pytest
 from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from panels import errors, rms
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs
 from mmpo.pipeline.arrow import narrow
@@ -142,18 +143,6 @@ def judged(seed: int, prompts: int = 3000, in_both: bool = True) -> tuple[pa.Tab
         two = [("j", "a", "b", x), ("j", "b", "a", y)]
         answers.append(two if in_both else [two[0] if a else two[1]])
     return answered(answers), margin
-
-
-def errors(table: pa.Table, margin: np.ndarray, **options: object) -> tuple[np.ndarray, np.ndarray]:
-    """Error and margin_se of each pair; margins are signed towards a."""
-    found = rows(table, **options)
-    true = np.array([margin[int(row["prompt"][0]["content"].split()[1])] for row in found])
-    signed = np.array([row["quality_margin"] * (1 if row["chosen"][0]["content"] == "a" else -1) for row in found])
-    return signed - true, np.array([row["margin_se"] for row in found], dtype=np.float64)
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))
 
 
 def test_the_standard_error_is_that_of_the_margins_and_the_bias_has_no_part_in_it() -> None:

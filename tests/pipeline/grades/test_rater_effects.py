@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from panels import rms
 
 from mmpo.pipeline import UserError
 from mmpo.pipeline.grades import (
@@ -55,10 +56,6 @@ def merged(sample: RaterSample, effects: list[RaterEffect]) -> np.ndarray:
     grades = Grades(zeros, sample.item, sample.rater, zeros, zeros, sample.value, zeros * np.nan, sample.coefficient)
     left, _ = remove_effects(grades, sample.raters, dict(zip(sample.raters, effects, strict=True)))
     return merge_raters(left, "rater-effects")[1]
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,16 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from folders import write_rows
-from panels import PANELS, covered, panel
+from panels import PANELS, covered, panel, rms
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK, metadata
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))
 
 
 def test_ratings_of_different_raters_become_comparable() -> None:

@@ -2,26 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
 from math import log
 from typing import Any
 
 import pytest
-from source_cases import DATA, add, collected, reasons, ultrafeedback
+from source_cases import DATA, add, collected, dropped, reasons, ultrafeedback
 from source_cases import ratings as grades
 
-from mmpo.pipeline.sources import BadRow, FeedbackBuilder, SourceOptions, get_source, log_odds
+from mmpo.pipeline.sources import FeedbackBuilder, SourceOptions, get_source, log_odds
 from mmpo.pipeline.tables import prompt_id
 
 REAL = os.environ.get("MMPO_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no folder with the larger real files")
-
-
-def dropped(format: str, row: Mapping[str, Any], **options: Any) -> BadRow:
-    """Why a row is dropped whole."""
-    with pytest.raises(BadRow) as caught:
-        add(format, row, **options)
-    return caught.value
 
 
 # UltraFeedback
@@ -94,8 +86,6 @@ def test_ultrafeedback_flags_truthful_qa_and_takes_what_is_missing() -> None:
     assert json.loads(row["extra"]) == {"source": "truthful_qa", "contaminates": "truthful_qa"}
     assert grades(row) == [(1, "gpt-4", "ai", "overall", 3.0, 1.0, 10.0)]
     assert rejects == ["empty_completion"]
-    assert dropped("ultrafeedback", {"instruction": "Ask", "completions": None}).reason == "malformed_row"
-    assert dropped("ultrafeedback", {"instruction": None, "completions": []}).reason == "not_text"
 
 
 # Binarised UltraFeedback
@@ -126,31 +116,9 @@ def test_binarized_argilla_has_means_from_1_to_5(columns: tuple[str, str]) -> No
     assert [completion["model"] for completion in feedback["completions"]] == ["m", None]
 
 
-def test_binarized_known_defects_are_not_limited() -> None:
-    swapped = binarized(score_chosen=3.0)
-    same = binarized(rejected=conversation("Ask", "good"))
-    other = binarized(rejected=conversation("Something else", "bad"))
-    for row, reason in ((swapped, "chosen_scored_lower"), (same, "identical_texts"), (other, "different_prompts")):
-        error = dropped("ultrafeedback-binarized", row)
-        assert (error.reason, error.limited) == (reason, False)
-    row, rejects = add("ultrafeedback-binarized", swapped, fix_known_defects=True)
+def test_binarized_swapped_scores_are_repaired_where_asked_for() -> None:
+    row, rejects = add("ultrafeedback-binarized", binarized(score_chosen=3.0), fix_known_defects=True)
     assert [grade[4] for grade in grades(row)] == [3.0, 6.5] and rejects == ["chosen_scored_lower_repaired"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"score_chosen": "8"}, "score_not_a_number"),
-        ({"score_rejected": float("nan")}, "score_not_a_number"),
-        ({"score_chosen": 11}, "score_out_of_scale"),
-        ({"chosen": conversation("Ask", " ")}, "empty_completion"),
-        ({"chosen": [{"role": "user", "content": "Ask"}]}, "last_message_not_assistant"),
-        ({"chosen": 3}, "not_text"),
-    ],
-)
-def test_binarized_rows_that_can_not_be_used(changed: dict[str, Any], reason: str) -> None:
-    error = dropped("ultrafeedback-binarized", binarized(**changed))
-    assert (error.reason, error.limited) == (reason, True)
 
 
 def test_binarized_sample() -> None:
@@ -182,13 +150,10 @@ def test_shp_votes_are_human_ratings_without_bounds() -> None:
 
 
 def test_shp_defects() -> None:
-    assert (dropped("shp", shp(labels=1)).reason, dropped("shp", shp(labels=1)).limited) == ("label_disagrees", False)
     row, rejects = add("shp", shp(labels=1), fix_known_defects=True)
     assert len(row["ratings"]) == 2 and rejects == ["label_disagrees_repaired"]
     row, rejects = add("shp", shp(human_ref_A="[deleted]"))
     assert [completion["text"] for completion in row["completions"]] == ["b"] and rejects == ["deleted_text"]
-    assert dropped("shp", shp(history="[removed]")).reason == "deleted_text"
-    assert dropped("shp", shp(score_A="52")).reason == "score_not_a_number"
 
 
 # AlpacaEval
@@ -209,9 +174,30 @@ def test_alpaca_eval_is_a_star_of_ratings_around_the_reference() -> None:
     assert [log_odds(value) for value in (1, 1.0001, 1.5, 1.9999, 2)] == [-6, -6, 0, 6, 6]
 
 
-@pytest.mark.parametrize(
-    ("row", "reason", "limited"),
-    [
+# Rows that are dropped whole: a known defect of the data counts against no limit
+
+BAD: dict[str, list[tuple[dict[str, Any], str, bool]]] = {
+    "ultrafeedback": [
+        ({"instruction": "Ask", "completions": None}, "malformed_row", True),
+        ({"instruction": None, "completions": []}, "not_text", True),
+    ],
+    "ultrafeedback-binarized": [
+        (binarized(score_chosen=3.0), "chosen_scored_lower", False),
+        (binarized(rejected=conversation("Ask", "good")), "identical_texts", False),
+        (binarized(rejected=conversation("Something else", "bad")), "different_prompts", False),
+        (binarized(score_chosen="8"), "score_not_a_number", True),
+        (binarized(score_rejected=float("nan")), "score_not_a_number", True),
+        (binarized(score_chosen=11), "score_out_of_scale", True),
+        (binarized(chosen=conversation("Ask", " ")), "empty_completion", True),
+        (binarized(chosen=[{"role": "user", "content": "Ask"}]), "last_message_not_assistant", True),
+        (binarized(chosen=3), "not_text", True),
+    ],
+    "shp": [
+        (shp(labels=1), "label_disagrees", False),
+        (shp(history="[removed]"), "deleted_text", False),
+        (shp(score_A="52"), "score_not_a_number", True),
+    ],
+    "alpaca-eval": [
         (alpaca(None), "not_annotated", False),
         (alpaca(0), "not_annotated", False),
         (alpaca(1.5, output_2="reference"), "identical_texts", False),
@@ -220,7 +206,9 @@ def test_alpaca_eval_is_a_star_of_ratings_around_the_reference() -> None:
         (alpaca(float("nan")), "score_not_a_number", True),
         (alpaca(True), "score_not_a_number", True),
     ],
-)
-def test_alpaca_eval_rows_that_can_not_be_used(row: dict[str, Any], reason: str, limited: bool) -> None:
-    error = dropped("alpaca-eval", row)
-    assert (error.reason, error.limited) == (reason, limited)
+}
+
+
+@pytest.mark.parametrize(("format", "row", "reason", "limited"), [(name, *bad) for name, rows in BAD.items() for bad in rows])
+def test_rows_that_can_not_be_used(format: str, row: dict[str, Any], reason: str, limited: bool) -> None:
+    assert dropped(format, row) == (reason, limited)

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_cases import DATA, collected, ratings
+from source_cases import DATA, collected, dropped, ratings
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import BadRow, FeedbackBuilder, SourceOptions, collect, collect_parts, get_source, split_pair
+from mmpo.pipeline.sources import FeedbackBuilder, SourceOptions, collect, collect_parts, get_source, split_pair
 from mmpo.pipeline.storage import plan, resolve_inputs
 
 
@@ -23,10 +23,7 @@ def add(row: dict[str, Any], format: str = "jsonl", **options: Any) -> tuple[dic
 
 
 def reason(row: dict[str, Any], format: str = "jsonl", **options: Any) -> tuple[str, bool]:
-    """Why a row is dropped whole, and whether that is limited."""
-    with pytest.raises(BadRow) as caught:
-        add(row, format, **options)
-    return caught.value.reason, caught.value.limited
+    return dropped(format, row, **options)
 
 
 RATING = {"prompt": "Ask", "completion": "reply", "score": 4}

@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import write_rows
+from folders import changed, read_table, write_rows
 
 from mmpo.pipeline import PAIRS, BuildOptions, UserError, build, load_pairs, validate
 from mmpo.pipeline.tables import REJECTS, metadata
@@ -53,13 +52,10 @@ def test_a_dataset_opens_with_datasets_and_holds_the_contract(tmp_path: Path, mo
 def test_a_prompt_that_is_not_the_one_of_its_id_fails_wherever_its_row_is(tmp_path: Path) -> None:
     build(ratings(tmp_path / "r.jsonl", 80), tmp_path / "out", options=OPTIONS)
     part = tmp_path / "out/train/part-00000.parquet"
-    table = pq.ParquetFile(part).read()
+    table = read_table(part)
     names = table["prompt_id"].to_pylist()
     row = next(i for i in range(1, len(names)) if names[i] == names[i - 1])
-    prompts = table["prompt"].to_pylist()
-    prompts[row] = [{"role": "user", "content": "another question"}]
-    place = table.schema.get_field_index("prompt")
-    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(prompts, table.schema.field(place).type)), part)
+    pq.write_table(changed(table, "prompt", {row: [{"role": "user", "content": "another question"}]}), part)
     checked = validate(tmp_path / "out")
     failed = [check for check in checked["checks"] if check["status"] == "fail"]
     assert not checked["ok"]

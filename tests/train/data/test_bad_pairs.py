@@ -6,8 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import split_folder
-from training_cases import changed
+from folders import changed, split_folder
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from folders import split_folder
-from training_cases import changed, full_memory, make_pairs, read_table
+from folders import changed, read_table, split_folder
+from training_cases import full_memory, make_pairs
 from transformers import AutoModelForSequenceClassification
 
 import mmpo.train.evaluation.pair_values as pair_values_module

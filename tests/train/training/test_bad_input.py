@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from folders import feedback_folder, split_folder
-from training_cases import FEW_STEPS, changed, make_pairs, read_table, save_model, small_model
+from folders import changed, feedback_folder, read_table, split_folder
+from training_cases import FEW_STEPS, make_pairs, save_model, small_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mmpo.cli.main import run

@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 import torch
-from folders import split_folder
+from folders import changed, split_folder
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from training_cases import changed, full_memory, make_pairs, save_model
+from training_cases import full_memory, make_pairs, save_model
 from transformers import TrainerCallback
 
 from mmpo.pipeline.errors import UserError
