@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmpo.pipeline.errors import MmpoError
 from mmpo.pipeline.storage import text_digest
-from mmpo.train.model.forward import plain_model
+from mmpo.train.model.attach import plain_model
 
 VERSION = 1
 """Of the cache's format and of how completions are scored; a change that alters values must raise it."""

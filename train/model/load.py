@@ -19,7 +19,8 @@ from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.data import PromptPairs, choose_template
 from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
-from mmpo.train.model.forward import ExecutionPlan, plain_model
+from mmpo.train.model.attach import plain_model
+from mmpo.train.model.plan import ExecutionPlan
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
@@ -169,7 +170,7 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
 
 def _inside(folder: Path) -> str:
     names = sorted(child.name for child in folder.iterdir())
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+    return some_ids(names) or "nothing"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmpo.train.batches import Batch
+from mmpo.train.model.attach import logits_from
 
 LOGIT_BYTES_ON_CPU, LOGIT_BYTES_ELSEWHERE = 32 * 2**20, 256 * 2**20
 """Most bytes of float32 logits at once. A GPU reads the whole output layer anew for each chunk: few large ones."""
@@ -85,7 +86,7 @@ def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_bytes
     chunk = _chunk(model.get_output_embeddings().weight.shape[0], hidden, logit_bytes)  # type: ignore[operator]
 
     def part(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = _from_hidden(model, states).float()
+        logits = logits_from(model, states).float()
         return logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=1)
 
     pieces = [
@@ -105,39 +106,6 @@ HEADS: dict[str, Callable[[nn.Module, Tensor, Tensor, int | None], Tensor]] = {"
 """Ways from hidden states to log-probabilities, the fastest first. The probe takes `model` where it gives what the model's own
 logits give, and `linear` in its place where that gives the same even of large logits.
 """
-
-
-class _Hidden(nn.Module):
-    """Stands in for a model's body and returns hidden states that are known already."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.last_hidden_state = states
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return _Output(last_hidden_state=self.last_hidden_state)
-
-
-class _Output(dict):
-    """A model output as far as output layers look at it: by name, by number, and None for what is not there."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self.get(name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.last_hidden_state if key == 0 else () if isinstance(key, slice) else self.get(key)
-
-
-def _from_hidden(model: nn.Module, states: Tensor) -> Tensor:
-    """Logits (n, vocabulary) that the model's own forward pass makes of hidden states (n, size)."""
-    name = model.base_model_prefix
-    body = model._modules[name]
-    dummy = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)
-    model._modules[name] = _Hidden(states[None])
-    try:
-        return type(model).forward(model, input_ids=dummy, use_cache=False).logits[0]  # type: ignore[call-arg]
-    finally:
-        model._modules[name] = body
 
 
 def _chunk(vocabulary: int, hidden: Tensor, logit_bytes: int | None) -> int:

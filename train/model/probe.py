@@ -7,28 +7,32 @@ that branch of a model may hand on other arguments.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES, Batch
 from mmpo.train.data import Rendered
 from mmpo.train.distributed import from_all
+from mmpo.train.model.attach import plain_model
 from mmpo.train.model.flex import FLEX, allow_recompilation
-from mmpo.train.model.forward import ATTENTIONS, ExecutionPlan, body_of, inputs_of, plain_model
+from mmpo.train.model.forward import body_of, inputs_of
 from mmpo.train.model.logprobs import linear_logprobs, model_logprobs, whole_logprobs
 from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
-from mmpo.train.model.recompute import recomputing, recomputing_exactly
+from mmpo.train.model.plan import ATTENTIONS, ExecutionPlan
 from mmpo.train.model.segments import SEGMENTS
 
 ROUNDING_TOLERANCE = 1e-4
 """Relative difference of a token's hidden state that float32 may explain; a wrong mask makes a thousand times as much."""
 RANDOM_DRAWS = 3
+_SWITCH, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
+_MISSING = object()
 
 
 @torch.no_grad()
@@ -244,3 +248,52 @@ def _head(plain: nn.Module) -> str:
         return "whole"
     # An adapter on the output layer is no plain linear layer, and equal to one only as long as it is zero.
     return "linear" if type(layer) is nn.Linear and torch.allclose(*large, rtol=1e-3, atol=1e-2) else "model"
+
+
+# --- gradient checkpointing ----------------------------------------------------------------------------------------
+# Switched on for a moment: what a run recomputes must be probed and timed as the run will do it.
+
+
+def recomputes(args: Any) -> bool:
+    """Whether transformers' training arguments ask for it, under its new name or the old one, which fills the new one in."""
+    return bool(args.activation_checkpointing)
+
+
+@contextmanager
+def recomputing(model: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Within, all layers that can do so recompute their activations (non-reentrant); afterwards they are as before.
+
+    Does nothing unless `wanted`. transformers' own switches also change embeddings and adapters, and can't be put back.
+    """
+    layers = [module for module in model.modules() if hasattr(module, _SWITCH)] if wanted else []
+    with _attributes((layer, {_SWITCH: True, _FUNCTION: partial(checkpoint, use_reentrant=False)}) for layer in layers):
+        yield
+
+
+@contextmanager
+def recomputing_exactly(model: nn.Module) -> Iterator[None]:
+    """As `recomputing` a model in evaluation mode, of which only the layers that recompute are in training mode: they look
+    at that. Nothing of theirs is dropped.
+    """
+    layers = [module for module in model.modules() if hasattr(module, _SWITCH)]
+    quiet = [{name: 0.0 for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)} for layer in layers]
+    with recomputing(model), _attributes((layer, {"training": True, **rates}) for layer, rates in zip(layers, quiet, strict=True)):
+        yield
+
+
+@contextmanager
+def _attributes(changes: Any) -> Iterator[None]:
+    """Sets attributes of modules, and puts back those of the instance, or takes away what it had none of."""
+    before: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module, values in changes:
+            for name, value in values.items():
+                before.append((module, name, vars(module).get(name, _MISSING)))
+                setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            if value is _MISSING:
+                delattr(module, name)
+            else:
+                setattr(module, name, value)

@@ -20,8 +20,8 @@ from mmpo.train.batches import BATCHES
 from mmpo.train.data import Rendered
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, inputs_of
 from mmpo.train.model.flex import BLOCK, FLEX, block_mask, flex_inputs
-from mmpo.train.model.forward import ATTENTIONS
 from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
+from mmpo.train.model.plan import ATTENTIONS
 
 WINDOW, VOCABULARY = 40, 90
 LAYERS = {

@@ -9,7 +9,7 @@ from mmpo.train.batches import BATCHES
 from mmpo.train.data import Rendered
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, tiny_model
 from mmpo.train.model.flex import FLEX
-from mmpo.train.model.forward import ATTENTIONS
+from mmpo.train.model.plan import ATTENTIONS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
