@@ -59,37 +59,36 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
     return []
 
 
+_RENDERING = {
+    "prompt_too_long": "{n} of {prompts} prompts were left out with all their pairs: they have {lengths} tokens, --max-prompt-length is "
+    "{max_prompt_length}",
+    "completion_truncated": "{n} of {completions} completions lost their end: with their prompt they are longer than --max-length "
+    "{max_length}",
+    "completion_empty": "{n} of {completions} completions were left out: nothing of them is left behind the prompt",
+    "template_refused": "{n} conversations were left out; the first: {refusal}",
+    "system_merged": "the chat template refuses system messages: in {n} of {prompts} prompts they were put before the first user turn",
+    "system_moved": "the chat template writes a system message only where the user speaks last: in {n} of {prompts} prompts it was put "
+    "before the first user turn",
+    "prompt_changed": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes them otherwise once a reply "
+    "follows, so that part of the prompt would be taken for the reply; give another one with --chat-template",
+    "end_of_text_missing": "the tokenizer has no end-of-text token: {n} of {completions} completions end without one, and a policy does "
+    "not learn from them when to stop",
+}
+"""What is said of each of a Renderer's counts."""
+
+
 def rendering_warnings(renderer: Any) -> list[str]:
     """What a Renderer had to drop or change, a line a kind, with how many of how many and the option to change."""
-    counts, long = renderer.counts, renderer.too_long
-    prompts, completions = renderer.prompts, renderer.completions
-    said = {
-        "prompt_too_long": lambda n: (
-            f"{n} of {prompts} prompts were left out with all their pairs: they have {min(long)} to {max(long)} tokens, "
-            f"--max-prompt-length is {renderer.max_prompt_length}"
-        ),
-        "completion_truncated": lambda n: (
-            f"{n} of {completions} completions lost their end: with their prompt they are longer than --max-length {renderer.max_length}"
-        ),
-        "completion_empty": lambda n: f"{n} of {completions} completions were left out: nothing of them is left behind the prompt",
-        "template_refused": lambda n: f"{n} conversations were left out; the first: {renderer.first_refusal}",
-        "system_merged": lambda n: (
-            f"the chat template refuses system messages: in {n} of {prompts} prompts they were put before the first user turn"
-        ),
-        "system_moved": lambda n: (
-            f"the chat template writes a system message only where the user speaks last: in {n} of {prompts} prompts it was put "
-            "before the first user turn"
-        ),
-        "prompt_changed": lambda n: (
-            f"{n} of {prompts} prompts were left out with all their pairs: the chat template writes them otherwise once a reply "
-            "follows, so that part of the prompt would be taken for the reply; give another one with --chat-template"
-        ),
-        "end_of_text_missing": lambda n: (
-            f"the tokenizer has no end-of-text token: {n} of {completions} completions end without one, and a policy does not "
-            "learn from them when to stop"
-        ),
+    known = {
+        "prompts": renderer.prompts,
+        "completions": renderer.completions,
+        "lengths": f"{min(renderer.too_long)} to {max(renderer.too_long)}" if renderer.too_long else "",
+        "max_prompt_length": renderer.max_prompt_length,
+        "max_length": renderer.max_length,
+        "refusal": renderer.first_refusal,
     }
-    return [line(counts[name]) for name, line in said.items() if counts[name]]
+    counts = renderer.counts
+    return [line.format_map({**known, "n": counts[name]}) for name, line in _RENDERING.items() if counts[name]]
 
 
 def nothing_left(renderer: Any, where: str, counts: dict[str, int]) -> UserError:

@@ -1,9 +1,8 @@
 """Every training objective, behind one call: `LOSSES[name].per_pair(z, p, margin, gamma=..., **options)`.
 
-All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to
-the reference; reward model: difference of rewards), p, the target probability that the chosen completion is the
-better one, and m, the quality margin. γ is in 1/margin-unit. torch is imported when a
-loss is first computed, and not for the table's names and summaries.
+All are pure functions of z, the logit that the model gives the pair (policy: β times the difference of log-ratios to the reference;
+reward model: difference of rewards), p, the target probability that the chosen completion is the better one, and m, the quality
+margin. γ is in 1/margin-unit. torch is imported when a loss is first computed, and not for the table's names and summaries.
 
     >>> import torch
     >>> LOSSES["mmpo"].per_pair(torch.tensor([0.0]), torch.tensor([0.7]), torch.tensor([1.0]))
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.margins import InvalidValue, check_gamma
+from mmpo.train.objective.loss_options import checked_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,33 +57,8 @@ class Loss:
         return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of
-        range.
-        """
-        for name in options:
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise unknown_name(f"option of loss {self.name} (it takes: {known})", name, self.options)
-        values = {**self.options, **options}
-        for name, value in values.items():
-            allowed, text = RANGES[name]
-            if not allowed(value):
-                raise InvalidValue(f"loss {self.name}: {name} must be {text}, not {value!r}")
-        return values
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epsilon": (lambda v: _number(v) and 0 <= v < 0.5, "a number in [0, 0.5)"),
-    "beta": (lambda v: _number(v) and v > 0, "a number above 0"),
-    "eta": (lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0, or None for gamma"),
-    "alpha": (lambda v: _number(v) and v >= 0, "a number of at least 0"),
-    "transform": (lambda v: v in ("log", "identity"), "'log' or 'identity'"),
-}
-"""What each option may be: a check and the words for it."""
+        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of range."""
+        return checked_options(self.name, self.options, options)
 
 
 def _check_shapes(z: Tensor, p: Tensor, margin: Tensor) -> None:
@@ -191,13 +165,7 @@ LOSSES: dict[str, Loss] = {
         ),
         Loss("dpo", "hard labels: DPO, and Bradley–Terry for reward models", "arXiv 2305.18290", _dpo, needs_winner=True),
         Loss("cdpo", "every label right with probability 1 − ε", "TRL ≤ 0.24", _cdpo, needs_winner=True),
-        Loss(
-            "robust",
-            "unbiased DPO under labels flipped at rate ε",
-            "arXiv 2403.00409",
-            _robust,
-            needs_winner=True,
-        ),
+        Loss("robust", "unbiased DPO under labels flipped at rate ε", "arXiv 2403.00409", _robust, needs_winner=True),
         Loss(
             "ipo",
             "squared distance of the mean log-ratio per token to 1/(2β); policies only; needs β",
@@ -213,13 +181,7 @@ LOSSES: dict[str, Loss] = {
             _rpo_bwd,
             reads_target=True,
         ),
-        Loss(
-            "rpo-fwd",
-            "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ",
-            "NeMo-Aligner",
-            _rpo_fwd,
-            reads_target=True,
-        ),
+        Loss("rpo-fwd", "KL(model ‖ σ(ηm)), from the margin itself; η defaults to γ", "NeMo-Aligner", _rpo_fwd, reads_target=True),
         Loss(
             "rpo-sq",
             "(z − ηm)², from the margin itself; η defaults to γ; η = 1: distilled DPO",
@@ -227,18 +189,10 @@ LOSSES: dict[str, Loss] = {
             _rpo_sq,
             reads_target=True,
         ),
-        Loss(
-            "odpo",
-            "DPO that asks for an offset of α·f(m), f = log or identity",
-            "arXiv 2402.10571",
-            _odpo,
-            needs_winner=True,
-        ),
+        Loss("odpo", "DPO that asks for an offset of α·f(m), f = log or identity", "arXiv 2402.10571", _odpo, needs_winner=True),
         Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, needs_winner=True),
         Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
         Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo, reads_target=True),
     )
 }
-"""Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the
-data.
-"""
+"""Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""
