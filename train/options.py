@@ -13,6 +13,8 @@ from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write
 
 MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
+_PASS_TOKENS, _PASS_TOKENS_ON_CPU = 16384, 4096
+"""Of a CPU larger passes leave the caches."""
 
 
 @options
@@ -143,3 +145,14 @@ class TrainOptions:
 def check_source_weights(weights: Mapping[str, Any]) -> None:
     """Raises UserError unless every weight is a finite number of at least 0."""
     options_from(TrainOptions, {"kind": "policy", "source_weights": weights})
+
+
+def pass_tokens(given: int | None, device: Any) -> int:
+    """Tokens of a pass at most: the number given, or the default of the device (of torch, or its name).
+
+    >>> pass_tokens(None, "cpu"), pass_tokens(None, "cuda:0"), pass_tokens(500, "cpu")
+    (4096, 16384, 500)
+    """
+    if given is not None:
+        return given
+    return _PASS_TOKENS_ON_CPU if str(device).startswith("cpu") else _PASS_TOKENS

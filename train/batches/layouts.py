@@ -1,5 +1,8 @@
-"""Batches: how prompts and their completions are laid out as tensors, each completion once whatever the number of its
-pairs.
+"""Batches: how prompts and their completions are laid out as tensors, each completion once whatever the number of its pairs.
+
+A prompt's completions can be laid out as a trie over token ids in one sequence, every shared token once. Tokens lie in depth-first
+order, so that a token's descendants are the block right behind it: one number a token, the column behind its last descendant, says
+which tokens may see it.
 
 `BATCHES` is the table of layouts. `Batch` is one forward pass; `MicroBatch` is whole prompts with all their pairs, in
 one forward pass or, for prompts that are too large for one, in several.
@@ -19,11 +22,6 @@ Group = Sequence[Rendered]
 """Completions behind one prompt."""
 Segment = tuple[int, tuple[int, ...]]
 """Tokens of a stretch, and the numbers of the stretches before it on its path, from the root on."""
-
-
-# --- tries ---------------------------------------------------------------------------------------------------------
-# A prompt's completions over token ids in one sequence, every shared token once. Tokens lie in depth-first order, so that a token's
-# descendants are the block right behind it: one number a token, the column behind its last descendant, says which tokens may see it.
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +104,6 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Completions laid out for one forward pass.
@@ -174,8 +169,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay completions out. `build`: several groups, with a padding token, as a batch. `tree`: whether
-    shared tokens are computed once. `packed`: whether everything lies in one row, without padding.
+    """One way to lay completions out. `build`: several groups, with a padding token, as a batch. `tree`: whether shared tokens are
+    computed once. `packed`: whether everything lies in one row, without padding.
     """
 
     summary: str

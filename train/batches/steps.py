@@ -4,22 +4,16 @@ A step holds whole prompts with all their pairs. Nothing here depends on anythin
 run goes on exactly where it stopped and every process knows the others' shares.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
-import torch
 
 from mmpo.train.batches.layouts import Batch, Layout, MicroBatch, micro_batch
 from mmpo.train.data import PromptPairs, Rendered
 
-_PASS_TOKENS = {"cpu": 4096}
-_PASS_TOKENS_ELSEWHERE = 16384
-
-Item = TypeVar("Item")
-Parts = list[list[Rendered]]
-"""A prompt's completions, in as many forward passes as they need."""
+Pass = list[tuple[PromptPairs, list[Rendered]]]
+"""One forward pass: completions of one prompt, or of several all of them."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +34,6 @@ class Step:
     idle: Batch | None = None
     idle_forwards: int = 0
     idle_passes: int = 0
-
-
-def pass_tokens(given: int | None, device: torch.device | str) -> int:
-    """Tokens of a pass at most: the number given, or 4,096 on a CPU, whose caches larger passes leave, and 16,384 elsewhere.
-
-    >>> pass_tokens(None, "cpu"), pass_tokens(500, "cpu")
-    (4096, 500)
-    """
-    return given if given is not None else _PASS_TOKENS.get(torch.device(device).type, _PASS_TOKENS_ELSEWHERE)
 
 
 def plan_steps(pairs: Sequence[int], pairs_per_step: int, epochs: float, seed: int) -> list[np.ndarray]:
@@ -88,26 +73,26 @@ def share_prompts(prompts: Sequence[PromptPairs], layout: Layout, world: int) ->
     return shares
 
 
-def group_prompts(prompts: Sequence[PromptPairs], tokens: int, layout: Layout) -> Iterator[list[tuple[PromptPairs, Parts]]]:
-    """Prompts grouped by length into micro-batches of at most `tokens` computed tokens, longest first (so that a run
+def group_prompts(prompts: Sequence[PromptPairs], tokens: int, layout: Layout) -> Iterator[list[Pass]]:
+    """Micro-batches: prompts grouped by length into one pass of at most `tokens` computed tokens, longest first (so that a run
     too large for the memory fails at once).
 
-    A prompt that alone has more is a group of its own and falls into several parts, each with the prompt before it; a
-    single completion is never cut.
+    A prompt that alone has more is a micro-batch of its own, in several passes, each with the prompt before it; a single completion
+    is never cut.
     """
-    group: list[tuple[PromptPairs, Parts]] = []
+    group: Pass = []
     sizes: list[tuple[int, int]] = []
     for prompt, size in _largest_first(prompts, layout):
-        parts = [list(prompt.completions)]
-        if layout.tokens([size]) > tokens:
-            parts = _split(prompt.completions, tokens, layout)
-        if group and (len(parts) > 1 or len(group[-1][1]) > 1 or layout.tokens([*sizes, size]) > tokens):
-            yield group
+        if group and layout.tokens([*sizes, size]) > tokens:
+            yield [group]
             group, sizes = [], []
-        group.append((prompt, parts))
-        sizes.append(size)
+        if layout.tokens([size]) > tokens:
+            yield [[(prompt, part)] for part in _split(prompt.completions, tokens, layout)]
+        else:
+            group.append((prompt, list(prompt.completions)))
+            sizes.append(size)
     if group:
-        yield group
+        yield [group]
 
 
 def make_step(
@@ -133,44 +118,19 @@ def make_step(
     return replace(step, idle=idle, idle_forwards=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
 
 
-def token_runs(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
-    """The items in their order, in runs that end where they have `least` tokens or more. size: an item's tokens.
-
-    >>> list(token_runs([3, 1, 2, 5, 1], size=int, least=4))
-    [[3, 1], [2, 5], [1]]
-    """
-    run: list[Item] = []
-    held = 0
-    for item in items:
-        run.append(item)
-        held += size(item)
-        if held >= least:
-            yield run
-            run, held = [], 0
-    if run:
-        yield run
-
-
-def group_parts(group: Sequence[tuple[PromptPairs, Parts]]) -> list[list[tuple[PromptPairs, list[Rendered]]]]:
-    """The passes of a group: one of all its prompts, or for a split prompt one for each of its parts."""
-    if len(group[0][1]) > 1:
-        return [[(group[0][0], part)] for part in group[0][1]]
-    return [[(prompt, parts[0]) for prompt, parts in group]]
-
-
-def _count_passes(groups: Sequence[list[tuple[PromptPairs, Parts]]]) -> tuple[int, int]:
+def _count_passes(groups: Sequence[list[Pass]]) -> tuple[int, int]:
     """Forward passes without and with a backward pass. What is split is looked at once before."""
-    parts = [len(group[0][1]) for group in groups]
-    return sum(count for count in parts if count > 1), sum(parts)
+    counts = [len(passes) for passes in groups]
+    return sum(count for count in counts if count > 1), sum(counts)
 
 
-def _micro_batch(group: Sequence[tuple[PromptPairs, Parts]], pad_token: int, layout: Layout) -> MicroBatch:
-    passes = [layout.build([part for _, part in parts], pad_token) for parts in group_parts(group)]
-    return micro_batch([prompt for prompt, _ in group], tuple(passes))
+def _micro_batch(passes: Sequence[Pass], pad_token: int, layout: Layout) -> MicroBatch:
+    batches = [layout.build([completions for _, completions in one], pad_token) for one in passes]
+    return micro_batch([prompt for prompt, _ in passes[0]], tuple(batches))
 
 
-def _split(completions: Sequence[Rendered], tokens: int, layout: Layout) -> Parts:
-    parts: Parts = [[]]
+def _split(completions: Sequence[Rendered], tokens: int, layout: Layout) -> list[list[Rendered]]:
+    parts: list[list[Rendered]] = [[]]
     for item in completions:
         if parts[-1] and layout.tokens([layout.size([*parts[-1], item])]) > tokens:
             parts.append([])

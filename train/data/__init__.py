@@ -8,6 +8,7 @@ from mmpo.train.data.pairs import (
     check_rows,
     check_sources,
     prepare,
+    prepare_pairs,
     read_pairs,
     usable_pairs,
 )

@@ -18,7 +18,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
 from mmpo.train.data.render import Rendered, Renderer
-from mmpo.train.objective import reads_targets
+from mmpo.train.objective import reads_targets, targets
 from mmpo.train.options import check_source_weights
 
 Counts = dict[str, int]
@@ -141,11 +141,13 @@ def check_prompts(table: pa.Table, first: np.ndarray) -> None:
         )
 
 
-def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.ndarray, first: np.ndarray) -> None:
+def check_completions(
+    table: pa.Table, texts: pa.ChunkedArray, identities: Sequence[str], prompt_of: np.ndarray, first: np.ndarray
+) -> None:
     """Raises UserError where an id stands for completions of two prompts, or for two texts.
 
-    identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the id and the place
-    among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
+    texts, identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the messages, the id and
+    the place among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
     """
     again = "an id is that of one completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
     prompts = np.tile(prompt_of, 2)
@@ -156,8 +158,7 @@ def check_completions(table: pa.Table, identities: np.ndarray, prompt_of: np.nda
             f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
             f"({len(wrong)} of {len(first)} places are such): {again}"
         )
-    both = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
-    wrong = np.flatnonzero(differing_messages(both, first))
+    wrong = np.flatnonzero(differing_messages(texts, first))
     if len(wrong):
         raise UserError(
             f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
@@ -268,7 +269,7 @@ def prepare(
     `source_weights` multiply it, a source that they don't name by 1. Prompts come in the order of their ids, so that
     the order of the table's rows has no influence. Raises UserError where an id stands for two texts.
     """
-    prompt_ids, first, prompt_of = _unique(table, "prompt_id")
+    prompt_ids, first, prompt_of = _unique(table["prompt_id"].to_pylist())
     check_prompts(table, first[prompt_of])
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
@@ -311,26 +312,37 @@ def prepare(
     return Prepared(kept, {name: count for name, count in counts.items() if count})
 
 
+def prepare_pairs(
+    table: pa.Table,
+    renderer: Renderer,
+    target: str,
+    gamma: float,
+    ties: bool = True,
+    weight: str = "pair",
+    source_weights: Mapping[str, float] | None = None,
+) -> Prepared:
+    """The usable pairs of a PAIRS table with their targets, rendered; the counts say what became of every pair.
+
+    target, gamma: as `targets` takes them; ties: as `usable_pairs` does; weight, source_weights: as `prepare` does.
+    """
+    used, dropped = usable_pairs(table, ties=ties, source_weights=source_weights)
+    p, about_targets = targets(target, used, gamma)
+    prepared = prepare(used, p, renderer, weight, source_weights)
+    return Prepared(prepared.prompts, {"pairs_in": table.num_rows, **dropped, **about_targets, **prepared.counts})
+
+
 def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarray, list[list[int]]]:
     """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions."""
-    identities = np.array([*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()], dtype=object)
-    codes = np.unique(identities, return_inverse=True)[1].reshape(-1)
-    _, first = np.unique(codes, return_index=True)
-    check_completions(table, identities, prompt_of, first[codes])
-    count = table.num_rows
-    in_chosen = first < count
-    texts: list = [None] * len(first)
-    for mask, column, shift in ((in_chosen, "chosen", 0), (~in_chosen, "rejected", count)):
-        places = np.flatnonzero(mask)
-        for place, text in zip(places, table[column].take(pa.array(first[places] - shift)).to_pylist(), strict=True):
-            texts[place] = text
-    owners: list[list[int]] = [[] for _ in range(int(prompt_of.max()) + 1 if count else 0)]
-    for completion, row in enumerate(np.where(in_chosen, first, first - count)):
-        owners[prompt_of[row]].append(completion)
-    return texts, codes.reshape(2, count).T, owners
+    _, first, codes = _unique(identities := [*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()])
+    texts = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
+    check_completions(table, texts, identities, prompt_of, first[codes])
+    owners: list[list[int]] = [[] for _ in range(int(prompt_of.max(initial=-1)) + 1)]
+    for completion, place in enumerate(first):
+        owners[prompt_of[place % table.num_rows]].append(completion)
+    return texts.take(pa.array(first)).to_pylist(), codes.reshape(2, table.num_rows).T, owners
 
 
-def _unique(table: pa.Table, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Sorted distinct values of a string column, the first row of each, and each row's code."""
-    values, first, codes = np.unique(np.array(table[column].to_pylist(), dtype=object), return_index=True, return_inverse=True)
+def _unique(names: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Sorted distinct names, the place where each is first, and each place's code."""
+    values, first, codes = np.unique(np.array(names, dtype=object), return_index=True, return_inverse=True)
     return values.tolist(), first, codes.reshape(-1)

@@ -9,13 +9,11 @@ import pyarrow as pa
 import torch
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches import pass_tokens
-from mmpo.train.data import Prepared, PromptPairs, Renderer, choose_template, pad_token, prepare
+from mmpo.train.data import Prepared, PromptPairs, Renderer, choose_template, pad_token, prepare_pairs
 from mmpo.train.inference import cached_logprobs, predict_values
 from mmpo.train.messages import memory_error, nothing_left, out_of_memory, rendering_warnings, some_ids, warn
 from mmpo.train.model import check_ids, check_model, load_pretrained, load_reference, weights_digest
-from mmpo.train.objective import targets
-from mmpo.train.options import TrainOptions
+from mmpo.train.options import TrainOptions, pass_tokens
 
 Values = dict[str, np.ndarray]
 
@@ -28,13 +26,6 @@ class Split:
 
     pairs: pa.Table
     where: str = ""
-
-
-@dataclass(frozen=True)
-class _Rendered:
-    prepared: Prepared
-    p: np.ndarray
-    counts: dict[str, int]
 
 
 def pair_values(
@@ -50,7 +41,7 @@ def pair_values(
     choose_template(tokenizer, options.chat_template)
     check_model(model, options.model, options.max_length)
     rendered = [_render(options, split, tokenizer) for split in splits]
-    prompts = [prompt for part in rendered for prompt in part.prepared.prompts]
+    prompts = [prompt for part in rendered for prompt in part.prompts]
     check_ids(prompts, model, tokenizer, options.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
@@ -69,24 +60,18 @@ def pair_values(
             raise
         raise memory_error("while measuring", [f"set tokens_per_batch lower (--tokens-per-batch, now {tokens})"]) from error
     _check_finite(prompts, values, options.model)
-    found, start = [], 0
-    for split, part in zip(splits, rendered, strict=True):
-        end = start + len(part.prepared.prompts)
-        found.append((_by_row(options, split, part, values[start:end]), part.counts))
-        start = end
-    return found
+    left = iter(values)
+    return [(_by_row(options, part.prompts, [next(left) for _ in part.prompts]), part.counts) for part in rendered]
 
 
-def _render(options: TrainOptions, split: Split, tokenizer: Any) -> _Rendered:
-    p, about = targets(options.target, split.pairs, float(options.gamma))
+def _render(options: TrainOptions, split: Split, tokenizer: Any) -> Prepared:
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
-    prepared = prepare(split.pairs, p, renderer)
-    counts = {"pairs_in": split.pairs.num_rows, **about, **prepared.counts}
+    prepared = prepare_pairs(split.pairs, renderer, options.target, float(options.gamma))
     if split.where:
         if not prepared.prompts:
-            raise nothing_left(renderer, split.where, counts)
+            raise nothing_left(renderer, split.where, prepared.counts)
         warn(rendering_warnings(renderer))
-    return _Rendered(prepared, p, counts)
+    return prepared
 
 
 def _reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
@@ -110,8 +95,7 @@ def _check_finite(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray], 
         )
 
 
-def _by_row(options: TrainOptions, split: Split, part: _Rendered, values: Sequence[np.ndarray]) -> Values:
-    prompts = part.prepared.prompts
+def _by_row(options: TrainOptions, prompts: Sequence[PromptPairs], values: Sequence[np.ndarray]) -> Values:
     if not prompts:
         return {"z": np.zeros(0), "p": np.zeros(0)}
     what, scale = ("ratio", options.beta) if options.kind == "policy" else ("score", 1.0)
@@ -119,9 +103,7 @@ def _by_row(options: TrainOptions, split: Split, part: _Rendered, values: Sequen
         np.concatenate([value[getattr(prompt, side)] for prompt, value in zip(prompts, values, strict=True)])
         for side in ("chosen", "rejected")
     )
-    rows = np.concatenate([prompt.rows for prompt in prompts])
-    order = np.argsort(rows, kind="stable")
+    rows, p, margin = (np.concatenate([getattr(prompt, name) for prompt in prompts]) for name in ("rows", "p", "margin"))
     found = {"z": scale * (chosen - rejected), f"{what}/chosen": chosen, f"{what}/rejected": rejected, "rows": rows}
-    used = rows[order]
-    margin = split.pairs["quality_margin"].to_numpy()
-    return {**{name: value[order] for name, value in found.items()}, "p": part.p[used], "margin": margin[used]}
+    order = np.argsort(rows, kind="stable")
+    return {name: value[order] for name, value in {**found, "p": p, "margin": margin}.items()}

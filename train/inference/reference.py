@@ -7,11 +7,11 @@ first, and saves as it goes. Several processes share the work; the first alone r
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ from torch import nn
 
 from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.pipeline.progress import ProgressReporter, duration, say
-from mmpo.train.batches import token_runs
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import from_all, from_first, rank_and_world
-from mmpo.train.inference.predict import predict_values
+from mmpo.train.inference.predict import predict_values, token_runs
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.model import choose_plan, fingerprint_of
 
@@ -31,6 +30,8 @@ BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""
 
 Compute = Callable[[Sequence[PromptPairs]], list[np.ndarray]]
+Work = tuple[PromptPairs, np.ndarray]
+"""A prompt with only those of its completions that are missing (its pairs mean nothing); their places among all keys."""
 
 
 def with_reference(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray]) -> list[PromptPairs]:
@@ -41,7 +42,7 @@ def with_reference(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray])
 def cached_logprobs(
     model: nn.Module,
     prompts: Sequence[PromptPairs],
-    cache: str | Path | None,
+    cache: str | Path | Literal[False] | None,
     *,
     tokenizer: Any = None,
     tokens: int,
@@ -52,7 +53,7 @@ def cached_logprobs(
 ) -> list[PromptPairs]:
     """The prompts with `reference` filled in, from the cache where it has them, else computed and added to it.
 
-    cache: as `ReferenceStore.open` takes it, None for the user's cache folder. tokenizer: the
+    cache: as `ReferenceStore.open` takes it, None for the user's cache folder; False: no file. tokenizer: the
     one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
     save_seconds: how much work a kill may cost. layout: as `choose_plan` takes it, which is asked where no plan is given and
     something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
@@ -65,45 +66,24 @@ def cached_logprobs(
     def opened() -> ReferenceStore:
         return ReferenceStore.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
 
-    with _adapter_off(model):
-        compute = _computing(model, prompts, layout, tokens=tokens, bf16=bf16, **options)
-        return _filled(prompts, compute, opened, tokens, save_seconds)
-
-
-def reference_logprobs(
-    model: nn.Module, prompts: Sequence[PromptPairs], *, tokens: int, layout: str = "auto", **options: Any
-) -> list[PromptPairs]:
-    """As `cached_logprobs`, but nothing is read from a file and nothing kept in one."""
-    with _adapter_off(model):
-        return _filled(prompts, _computing(model, prompts, layout, tokens=tokens, **options), None, tokens, SAVE_SECONDS)
-
-
-def _computing(model: nn.Module, prompts: Sequence[PromptPairs], layout: str, **options: Any) -> Compute:
-    """The log-probabilities under this model; one plan serves for all, and is looked for only when it is needed."""
-
     def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
-        if options.get("plan") is None:
+        if options.get("plan") is None:  # one serves for all, and is looked for only when it is needed
             model.to(options["device"])
             options["plan"] = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
-        return predict_values(model, "policy", some, **options)
+        return predict_values(model, "policy", some, tokens=tokens, bf16=bf16, **options)
 
-    return compute
+    with adapter_off(model):
+        return _filled(prompts, compute, None if cache is False else opened, tokens, save_seconds)
 
 
-def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+def reference_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[PromptPairs]:
+    """As `cached_logprobs`, but nothing is read from a file and nothing kept in one."""
+    return cached_logprobs(model, prompts, False, **options)
+
+
+def adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within, a peft model is its base."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A prompt with only those of its completions that are missing, and no pairs; their places among all keys."""
-
-    prompt: PromptPairs
-    places: np.ndarray
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt.tokens
 
 
 def _filled(
@@ -120,7 +100,7 @@ def _filled(
     work = _missing(prompts, places, values)
     if work:
         try:
-            for done, found in _computed(list(token_runs(work, lambda item: item.tokens, BATCHES_PER_CHUNK * tokens)), compute):
+            for done, found in _computed(list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens)), compute):
                 values[done] = found
                 from_first(partial(saved.note, done, found))  # the others must hear of a file that can't be written
         except BaseException:
@@ -183,10 +163,8 @@ class _SavedValues:
         return np.where(np.isnan(kept), values, kept)
 
 
-def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], values: np.ndarray) -> list[_Work]:
+def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], values: np.ndarray) -> list[Work]:
     """What is to be computed, each completion once, longest prompts first, whatever the order of the prompts."""
-    none = {name: np.zeros(0, dtype=np.int64) for name in ("chosen", "rejected", "rows")}
-    none |= {name: np.zeros(0) for name in ("p", "margin", "weight")}
     taken: set[int] = set()
     work = []
     for prompt, where in zip(prompts, places, strict=True):
@@ -197,15 +175,15 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
                 lacking.append(number)
         if lacking:
             items = [prompt.completions[number] for number in lacking]
-            work.append(_Work(replace(prompt, completions=items, reference=None, **none), where[lacking]))
-    return sorted(work, key=lambda item: (-item.prompt.length, item.prompt.prompt_id))
+            work.append((replace(prompt, completions=items), where[lacking]))
+    return sorted(work, key=lambda item: (-item[0].length, item[0].prompt_id))
 
 
-def _computed(chunks: Sequence[Sequence[_Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _computed(chunks: Sequence[Sequence[Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places and values of the missing completions as they are computed, in every process one chunk at a time; all get all."""
     rank, world = rank_and_world()
-    completions = sum(len(item.places) for chunk in chunks for item in chunk)
-    tokens = sum(item.tokens for chunk in chunks for item in chunk)
+    completions = sum(len(places) for chunk in chunks for _, places in chunk)
+    tokens = sum(prompt.tokens for chunk in chunks for prompt, _ in chunk)
     done = tokens_done = 0
     began = time.monotonic()
     with ProgressReporter("reference", "tokens") if rank == 0 else nullcontext() as report:
@@ -214,25 +192,25 @@ def _computed(chunks: Sequence[Sequence[_Work]], compute: Compute) -> Iterator[t
             for values, chunk in zip(from_all(partial(_values, mine, compute)), chunks[start:]):
                 if report is not None:
                     report("", tokens_done, tokens, f"{done} of {completions} completions")
-                places = np.concatenate([item.places for item in chunk])
-                done, tokens_done = done + len(places), tokens_done + sum(item.tokens for item in chunk)
+                places = np.concatenate([where for _, where in chunk])
+                done, tokens_done = done + len(places), tokens_done + sum(prompt.tokens for prompt, _ in chunk)
                 yield places, values
     if rank == 0:
         seconds = max(time.monotonic() - began, 1e-9)
         say(f"reference: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")
 
 
-def _values(chunk: Sequence[_Work], compute: Compute) -> np.ndarray:
+def _values(chunk: Sequence[Work], compute: Compute) -> np.ndarray:
     """The values of a chunk's completions in their order, float64, all finite."""
     if not chunk:
         return np.zeros(0)
     try:
-        values = compute([item.prompt for item in chunk])
+        values = compute([prompt for prompt, _ in chunk])
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the memory ran out while the reference's log-probabilities were computed: set tokens_per_batch lower"
         ) from error
-    bad = [item.prompt.prompt_id for item, found in zip(chunk, values, strict=True) if not np.isfinite(found).all()]
+    bad = [prompt.prompt_id for (prompt, _), found in zip(chunk, values, strict=True) if not np.isfinite(found).all()]
     if bad:
         raise UserError(
             f"the reference gives completions of {len(bad)} prompts no finite log-probability (prompt_id {', '.join(bad[:3])}): "

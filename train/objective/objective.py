@@ -136,10 +136,6 @@ class Objective:
         found = {"loss": sum(term.weight * own[term.name] for term in self.terms)}
         return found | ({f"loss/{name}": value for name, value in own.items()} if len(own) > 1 else {})
 
-    def count_ties(self, ties: int) -> dict[str, int]:
-        """How many ties each term leaves out that others use, {"ties_without_sft": n}; nothing where there are none."""
-        return {f"ties_without_{term.name}": ties for term in self.terms if ties and term.needs_winner and not self.needs_winner}
-
     def __str__(self) -> str:
         return write_terms({term.name: term.weight for term in self.terms})
 

@@ -7,6 +7,7 @@ from transformers import IntervalStrategy, TrainingArguments
 from transformers.integrations import integration_utils as known
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.train.distributed import check_launch
 from mmpo.train.options import TrainOptions
 
 MOST_LOGS, EVALUATIONS = 200, 5
@@ -37,6 +38,16 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raises UserError for arguments of transformers, or a launcher's settings, that training can't follow."""
+    if args.gradient_accumulation_steps != 1:
+        raise UserError("leave gradient_accumulation_steps at 1: tokens_per_batch sets the micro-batches")
+    check_launch(args.bf16)
+    for name in ("eval_strategy", "save_strategy"):
+        if str(getattr(args, name).value) == "epoch":
+            raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
 
 
 def set_intervals(args: TrainingArguments, options: TrainOptions, steps: int, measured: bool) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, say
+from mmpo.train.batches import MicroBatch
 from mmpo.train.distributed import any_process, from_all, rank_and_world
 from mmpo.train.messages import warn
+from mmpo.train.objective import Objective
 
 Log = Sequence[Mapping[str, Any]]
 """Entries of transformers' TrainerState.log_history."""
@@ -71,6 +73,22 @@ class MetricAccumulator:
     def add(self, name: str, value: Tensor, weight: Tensor) -> None:
         """Takes values of pairs with their weights, each (pairs,)."""
         self._sums.setdefault(name, []).append(torch.stack([(value * weight).sum(), weight.sum()]))
+
+    def note(self, batch: MicroBatch, outputs: Mapping[str, Tensor], objective: Objective) -> Tensor:
+        """Takes what `MarginTrainer.loss_of` gives a micro-batch; which of its pairs have finite values, (pairs,)."""
+        values = {name: value.detach() for name, value in outputs.items()}
+        z = values.pop("z")
+        finite = torch.isfinite(z)
+        self.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
+        self.add("rewards/margins", z, batch.weight)
+        for term in objective.terms:
+            value = values.pop(f"loss/{term.name}")
+            finite &= torch.isfinite(value)
+            if len(objective.terms) > 1:
+                self.add(f"loss/{term.name}", value, term.pair_weight(batch.weight, batch.margin))
+        for name, value in values.items():
+            self.add(name, value, batch.weight)
+        return finite
 
     def pop(self) -> dict[str, float]:
         """The means of what all processes have added since the last time, in the order of the first process that has any; every
@@ -133,13 +151,11 @@ class TrainingProgress(TrainerCallback):
         self.reporter = ProgressReporter(title, "steps", seconds=seconds)
         self.shown: dict[str, str] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Shows where the run starts, or goes on."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Shows that a step is done, and at first where the run starts, or goes on."""
         self._show(state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Shows that a step is done."""
-        self._show(state)
+    on_train_begin = on_step_end
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Shows the figures of a step or of an evaluation."""

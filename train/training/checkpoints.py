@@ -62,6 +62,10 @@ class GuardedTrainer(Trainer):
         steps = len(dataloader)
         return 1, steps, len(self.prompts), len(self.prompts), 1, steps, steps
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations a parameter and padded token (Kaplan et al. 2020)."""
+        return 6 * sum(value.numel() for value in self.model.parameters()) * inputs.tokens
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         return None  # a step knows its own weight
 
@@ -72,12 +76,31 @@ class GuardedTrainer(Trainer):
         return norm
 
     def check_finite(self, what: str, value: float) -> None:
-        """As the function, for the step in progress."""
-        check_finite(what, value, self.seen, self.prompts, self.state.global_step + 1, self.args.learning_rate)
+        """Raises UserError, with the ids of the prompts that are to blame, where the loss or the gradient norm of the step in progress
+        is not finite; every process calls this with the same value.
+        """
+        if isfinite(value):
+            return
+        bad = {row for batch, finite in self.seen for row in batch.pairs[~finite].tolist()}
+        own = [prompt.prompt_id for prompt in self.prompts if not bad.isdisjoint(prompt.rows.tolist())] if bad else []
+        found = from_all(lambda: (own, self._ids()))
+        culprits, everyone = ([identity for part in found for identity in part[i]] for i in (0, 1))
+        advice = (
+            f"Nothing was changed by this step and the last checkpoint stays. Lower the learning rate (now {self.args.learning_rate:g}), "
+            "check the margins with `mmpo validate`, or try without bf16; then give another --out, or --no-resume to start again"
+        )
+        raise not_finite(f"{what} is {value}", self.state.global_step + 1, culprits, everyone, advice)
+
+    def _ids(self) -> list[str]:
+        return [identity for batch, _ in self.seen for identity in batch.ids]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer's, of weights that are finite only, and every process waits until it is whole."""
-        check_weights(self.model, self.seen, self.state.global_step, self.args.device)
+        local = (getattr(value, "_local_tensor", value).detach() for value in self.model.parameters())
+        if any_process(not all(bool(torch.isfinite(value).all()) for value in local), self.args.device):
+            step = self.state.global_step
+            advice = "They were not saved and the last checkpoint stays. Lower the learning rate, then give another --out, or --no-resume"
+            raise not_finite(f"the weights are not finite after step {step}", step, [], self._ids(), advice)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
 
@@ -95,19 +118,19 @@ class GuardedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
-# --- guards --------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
-def memory_guard(passes: StepPasses, step: int, tokens_per_batch: int, args: TrainingArguments, lora: bool) -> Iterator[None]:
+def memory_guard(passes: StepPasses) -> Iterator[None]:
     """Within, out of memory becomes an error that says which prompts were computed and what to set."""
     try:
         yield
     except Exception as error:
         if not out_of_memory(error):
             raise
-        where = f"in step {step}"
+        trainer = passes.trainer
+        args, tokens_per_batch = trainer.args, trainer.tokens_per_batch
+        where = f"in step {trainer.state.global_step + 1}"
         started = any(Path(args.output_dir or ".").glob("checkpoint-*"))
+        lora = hasattr(trainer.model, "peft_config")
         advice = memory_advice(tokens_per_batch, checkpointing=recomputes(args), bf16=args.bf16, lora=lora, started=started)
         if passes.at is not None:
             most = max(part.input_ids.numel() for part in passes.at.parts)
@@ -118,35 +141,3 @@ def memory_guard(passes: StepPasses, step: int, tokens_per_batch: int, args: Tra
         found, (rank, world) = memory_error(where, advice), rank_and_world()
         # in the middle of a step the other processes can't be told
         raise found if world == 1 else LocalFailure(f"process {rank} (of {world}, counted from 0): {found}") from error
-
-
-def check_finite(what: str, value: float, seen: Finite, prompts: Sequence[PromptPairs], step: int, learning_rate: float) -> None:
-    """Raises UserError, with the ids of those of `prompts` that are to blame, where a step's loss or gradient norm is not finite;
-    every process calls this with the same value.
-    """
-    if isfinite(value):
-        return
-    bad = {row for batch, finite in seen for row in batch.pairs[~finite].tolist()}
-    own = [prompt.prompt_id for prompt in prompts if not bad.isdisjoint(prompt.rows.tolist())] if bad else []
-    found = from_all(lambda: (own, _ids(seen)))
-    culprits, everyone = ([identity for part in found for identity in part[i]] for i in (0, 1))
-    advice = (
-        f"Nothing was changed by this step and the last checkpoint stays. Lower the learning rate (now {learning_rate:g}), "
-        "check the margins with `mmpo validate`, or try without bf16; then give another --out, or --no-resume to start again"
-    )
-    raise not_finite(f"{what} is {value}", step, culprits, everyone, advice)
-
-
-def check_weights(model: nn.Module, seen: Finite, step: int, device: torch.device) -> None:
-    """Raises UserError in every process where a weight of any, or of its part of the model, is not finite."""
-    local = (getattr(value, "_local_tensor", value).detach() for value in model.parameters())
-    if any_process(not all(bool(torch.isfinite(value).all()) for value in local), device):
-        message = f"the weights are not finite after step {step}"
-        advice = (
-            "They were not saved and the last checkpoint stays. Lower the learning rate, then give another --out, or --no-resume"
-        )
-        raise not_finite(message, step, [], _ids(seen), advice)
-
-
-def _ids(seen: Finite) -> list[str]:
-    return [identity for batch, _ in seen for identity in batch.ids]

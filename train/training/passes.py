@@ -9,14 +9,16 @@ that the gradients are taken through.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmpo.train.batches import Batch, MicroBatch, Step
-from mmpo.train.objective import Totals
+
+if TYPE_CHECKING:
+    from mmpo.train.training.trainer import MarginTrainer
 
 Done = tuple[MicroBatch, Tensor, dict[str, Tensor]]
 """A micro-batch, its share of the step's loss, and its pairs' values."""
@@ -24,34 +26,11 @@ RandomState = tuple[Tensor, Tensor | None]
 """Of the CPU's random numbers, and of the device's, the current one of its kind."""
 
 
-class PassRunner(Protocol):
-    """What a step needs of a trainer. dropout: whether the model's dropout is on."""
-
-    dropout: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        ...
-
-    def values(self, model: nn.Module, part: Batch) -> Tensor:
-        """The value of each completion of one pass, (completions,)."""
-        ...
-
-    def loss_of(self, values: Tensor, batch: MicroBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
-        """A micro-batch's share of a step's loss, and its pairs' values."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds to the gradients what a share of the loss makes; of several processes each has its share."""
-        ...
-
-
 class StepPasses:
-    """Runs a step; iterate over it for what each micro-batch gave. `at`: the micro-batch in progress."""
+    """Runs a step of a trainer; iterate over it for what each micro-batch gave. `at`: the micro-batch in progress."""
 
-    def __init__(self, runner: PassRunner, model: nn.Module, step: Step) -> None:
-        self.runner, self.model, self.step = runner, model, step
+    def __init__(self, trainer: "MarginTrainer", model: nn.Module, step: Step) -> None:
+        self.trainer, self.model, self.step = trainer, model, step
         self.left = sum(len(batch.parts) for batch in step.batches) + step.idle_passes
         self.at: MicroBatch | None = None
 
@@ -63,7 +42,7 @@ class StepPasses:
         self.at = None
         for _ in range(self.step.idle_passes):
             with self._pass():
-                self.runner.backward(0.0 * self._values(self.step.idle).sum())
+                self.trainer.backward(0.0 * self._values(self.step.idle).sum())
 
     @torch.no_grad()
     def _without_gradients(self) -> list[tuple[Tensor, list[RandomState | None]] | None]:
@@ -76,7 +55,7 @@ class StepPasses:
                 continue
             values, states = [], []
             for part in batch.parts:
-                states.append(_random_state(self.runner.device) if self.runner.dropout else None)
+                states.append(_random_state(self.trainer.args.device) if self.trainer.dropout else None)
                 values.append(self._values(part))
             found.append((torch.cat(values), states))
         self.at = None
@@ -87,7 +66,7 @@ class StepPasses:
     def _whole(self, batch: MicroBatch) -> Done:
         with self._pass():
             loss, outputs = self._loss(self._values(batch.parts[0]), batch)
-            self.runner.backward(loss)
+            self.trainer.backward(loss)
         return batch, loss.detach(), outputs
 
     def _in_parts(self, batch: MicroBatch, values: Tensor, states: list[RandomState | None]) -> Done:
@@ -96,8 +75,8 @@ class StepPasses:
         (slopes,) = torch.autograd.grad(loss, values)
         counts = [len(part.counts) for part in batch.parts]
         for part, slope, state in zip(batch.parts, slopes.split(counts), states, strict=True):
-            with _repeated(state, self.runner.device) if state is not None else nullcontext(), self._pass():
-                self.runner.backward((self._values(part) * slope).sum())
+            with _repeated(state, self.trainer.args.device) if state is not None else nullcontext(), self._pass():
+                self.trainer.backward((self._values(part) * slope).sum())
         return batch, loss.detach(), outputs
 
     @contextmanager
@@ -112,10 +91,10 @@ class StepPasses:
 
     def _values(self, part: Batch | None) -> Tensor:
         assert part is not None
-        return self.runner.values(self.model, part)
+        return self.trainer.values(self.model, part)
 
     def _loss(self, values: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.runner.loss_of(values, batch, (self.step.total_weight, self.step.decided_weight))
+        return self.trainer.loss_of(values, batch, (self.step.total_weight, self.step.decided_weight))
 
 
 def _random_state(device: torch.device) -> RandomState:
@@ -125,15 +104,9 @@ def _random_state(device: torch.device) -> RandomState:
 @contextmanager
 def _repeated(state: RandomState, device: torch.device) -> Iterator[None]:
     """Within, the same random numbers come once more; afterwards those that were next."""
-    after = _random_state(device)
-    _set_random_state(state, device)
-    try:
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.get_device_module(device).set_rng_state(state[1])
         yield
-    finally:
-        _set_random_state(after, device)
-
-
-def _set_random_state(state: RandomState, device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1])

@@ -1,6 +1,6 @@
 """The policy trainer: z = β·[(log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l))]."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import Batch, MicroBatch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_process, from_all
-from mmpo.train.inference import cached_logprobs, reference_logprobs
-from mmpo.train.objective import Logits, Objective
+from mmpo.train.inference import adapter_off, cached_logprobs
+from mmpo.train.objective import Logits
 from mmpo.train.training.trainer import MarginTrainer
 
 
@@ -49,23 +49,20 @@ class PolicyTrainer(MarginTrainer):
             self.eval_prompts = rest if self.eval_prompts is not None else None
         self.ref_model = None  # not needed again; free its memory
 
-    def parse_objective(self, loss: str | Mapping[str, Any], options: Mapping[str, Any], gamma: float) -> Objective:
-        """As the base, with the terms that only a policy can have."""
-        return Objective.parse(loss, options, gamma, beta=self.beta)
-
     def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
         model = self.model if self.ref_model is None else self.ref_model
-        options: dict[str, Any] = {
-            "tokens": self.tokens_per_batch,
-            "pad_token": self.pad_token,
-            "device": self.args.device,
-            "bf16": self.args.bf16,
-            "plan": self.execution_plan if self.ref_model is None else None,
-            "layout": self.layout,
-        }
-        if cache is not None:
-            return cached_logprobs(model, prompts, cache, tokenizer=self.processing_class, **options)
-        return reference_logprobs(model, prompts, **options)
+        return cached_logprobs(
+            model,
+            prompts,
+            False if cache is None else cache,
+            tokenizer=self.processing_class,
+            tokens=self.tokens_per_batch,
+            pad_token=self.pad_token,
+            device=self.args.device,
+            bf16=self.args.bf16,
+            plan=self.execution_plan if self.ref_model is None else None,
+            layout=self.layout,
+        )
 
     def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """z, z from means per token and the chosen one's −log-probability per token; log-probabilities and rewards of both."""
@@ -135,5 +132,4 @@ class PolicyTrainer(MarginTrainer):
         """The model with its adapter off, which need not start as zero. Split by FSDP it can't be switched: what is frozen at
         the first pass stays so.
         """
-        switch = hasattr(self.model, "disable_adapter") and not hasattr(self.model, "set_requires_gradient_sync")
-        return self.model.disable_adapter() if switch else nullcontext()  # type: ignore[operator]
+        return nullcontext() if hasattr(self.model, "set_requires_gradient_sync") else adapter_off(self.model)

@@ -21,15 +21,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 from mmpo.pipeline.progress import say
-from mmpo.train.batches import pass_tokens
 from mmpo.train.data import (
-    Prepared,
     PromptPairs,
     Renderer,
     check_margins,
     check_sources,
     pad_token,
-    prepare,
+    prepare_pairs,
     read_pairs,
     usable_pairs,
 )
@@ -48,8 +46,8 @@ from mmpo.train.distributed import (
 from mmpo.train.inference import cached_logprobs
 from mmpo.train.messages import memory_advice, memory_error, nothing_left, out_of_memory, rendering_warnings, target_warnings, warn
 from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
-from mmpo.train.objective import Objective, parse_terms, targets
-from mmpo.train.options import TrainOptions
+from mmpo.train.objective import Objective, parse_terms
+from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.policy import PolicyTrainer
@@ -135,15 +133,7 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
         from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
         raise KeyboardInterrupt
     _save(trainer, options)
-    summary = summary_of(
-        state.log_history,
-        out=options.out,
-        steps=state.global_step,
-        train_loss=result.training_loss,
-        gamma=record["gamma"],
-        beta=options.beta if options.kind == "policy" else None,
-        best=state.best_global_step if options.early_stopping else None,
-    )
+    summary = summary_of(options, state, result.training_loss, record["gamma"])
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
         say(str(trainer.throughput))
@@ -198,23 +188,23 @@ def prepare_run(options: TrainOptions) -> Preparation:
     folder.same_model(identity(model, tokenizer))
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
     train, counts = _prompts(pairs, options, objective, renderer)
-    if not train.prompts:
+    if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     warn(_target_warnings(train, options, gamma) + rendering_warnings(renderer))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
-    check_ids([*train.prompts, *(held_out or [])], model, tokenizer, options.model)
-    return Preparation(folder, gamma, counts, model, tokenizer, train.prompts, held_out)
+    check_ids([*train, *(held_out or [])], model, tokenizer, options.model)
+    return Preparation(folder, gamma, counts, model, tokenizer, train, held_out)
 
 
-def _prompts(pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer) -> tuple[Prepared, dict[str, int]]:
+def _prompts(
+    pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer
+) -> tuple[list[PromptPairs], dict[str, int]]:
     """Targets and rendering of one split; the counts say what became of every pair."""
-    counts = {"pairs_in": pairs.num_rows}
-    ties = options.ties == "keep" and not objective.needs_winner
-    pairs, dropped = usable_pairs(pairs, ties=ties, source_weights=options.source_weights)
-    p, about_targets = targets(options.target, pairs, objective.gamma)
-    prepared = prepare(pairs, p, renderer, options.weight, options.source_weights)
-    left_out = objective.count_ties(sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts))
-    return prepared, {**counts, **dropped, **about_targets, **prepared.counts, **left_out}
+    ties, weights = options.ties == "keep" and not objective.needs_winner, (options.weight, options.source_weights)
+    prepared = prepare_pairs(pairs, renderer, options.target, objective.gamma, ties, *weights)
+    kept = sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts)
+    left_out = [term.name for term in objective.terms if kept and term.needs_winner]  # others use the ties
+    return prepared.prompts, prepared.counts | {f"ties_without_{name}": kept for name in left_out}
 
 
 def _measured(options: TrainOptions) -> pa.Table | None:
@@ -231,19 +221,19 @@ def _measured(options: TrainOptions) -> pa.Table | None:
 def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
     """The same rendered; None where nothing of them is left, which early stopping can't do with."""
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
-    prepared, counts = _prompts(pairs, options, objective, renderer)
-    if not prepared.prompts:
+    prompts, counts = _prompts(pairs, options, objective, renderer)
+    if not prompts:
         error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
         if options.early_stopping:
             raise error
         warn([f"nothing is measured during training: {error}"])
         return None
     warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer))
-    return prepared.prompts
+    return prompts
 
 
-def _target_warnings(train: Prepared, options: TrainOptions, gamma: float) -> list[str]:
-    p, margin = (np.concatenate([getattr(prompt, name) for prompt in train.prompts]) for name in ("p", "margin"))
+def _target_warnings(train: Sequence[PromptPairs], options: TrainOptions, gamma: float) -> list[str]:
+    p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
     return target_warnings(p, margin, gamma, parse_terms(options.loss), options.target)
 
 
@@ -273,17 +263,9 @@ def _trainer(
     watching: list[TrainerCallback] = [TrainingProgress(f"{options.kind} {options.loss}"), *callbacks]
     watching += [Displacement(options.beta)] if options.kind == "policy" else []
     watching += [EarlyStop(options.early_stopping)] if options.early_stopping else []
-    shared: dict[str, Any] = {
-        "processing_class": ready.tokenizer,
-        "gamma": ready.gamma,
-        "loss": options.loss,
-        "loss_options": options.loss_options,
-        "pairs_per_step": options.pairs_per_step,
-        "tokens_per_batch": options.tokens_per_batch,
-        "layout": options.layout,
-        "dropout": options.dropout,
-        "callbacks": watching,
-    }
+    same = ("loss", "loss_options", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
+    shared: dict[str, Any] = {name: getattr(options, name) for name in same}
+    shared |= {"processing_class": ready.tokenizer, "gamma": ready.gamma, "callbacks": watching}
     model, train, held_out = ready.model, ready.train, ready.held_out
     if options.kind == "policy":
         found = _with_reference(options, args, ready)

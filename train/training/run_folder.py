@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file
 from mmpo.train.options import TrainOptions
@@ -203,23 +205,16 @@ def mean_loss(log: Log, fallback: float) -> float:
     return float(sum(entry["loss"] * n for entry, n in zip(entries, steps, strict=True)) / sum(steps))
 
 
-def summary_of(
-    log: Log, *, out: str, steps: int, train_loss: float, gamma: Any, beta: float | None, best: int | None
-) -> dict[str, Any]:
-    """What a run returns. gamma: as JSON has it. beta: a policy's; it has "displacement" (see `displacement_of`). best: the
-    step whose model was kept, where that is not the last: "metrics" are its, and it is given as "best_step".
+def summary_of(options: TrainOptions, state: TrainerState, train_loss: float, gamma: Any) -> dict[str, Any]:
+    """What a run returns. train_loss: the Trainer's own figure; gamma: as JSON has it. A policy's has "displacement" (see
+    `displacement_of`). With early stopping "best_step" is the step whose model was kept, and "metrics" are its.
     """
-    evaluations = history_of(log)["evaluations"]
-    kept = [one for one in evaluations if best is None or one["step"] == best]
-    summary = {
-        "out": out,
-        "steps": steps,
-        "train_loss": mean_loss(log, train_loss),
-        "gamma": gamma,
-        "metrics": kept[-1] if kept else {},
-    }
-    if best is not None:
+    log, best = state.log_history, state.best_global_step
+    kept = [one for one in history_of(log)["evaluations"] if not options.early_stopping or best in (None, one["step"])]
+    summary = {"out": options.out, "steps": state.global_step, "train_loss": mean_loss(log, train_loss), "gamma": gamma}
+    summary["metrics"] = kept[-1] if kept else {}
+    if options.early_stopping and best is not None:
         summary["best_step"] = best
-    if beta is not None:
-        summary["displacement"] = displacement_of(log, beta)
+    if options.kind == "policy":
+        summary["displacement"] = displacement_of(log, options.beta)
     return summary

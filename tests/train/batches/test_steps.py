@@ -122,15 +122,15 @@ def test_passes_hold_so_many_tokens_or_a_single_completion(name, prompts):
     layout = BATCHES[name]
     for tokens in (1, 100, 300, 900, 3000):
         seen = []
-        for group in group_prompts(prompts, tokens, layout):
-            parts = group[0][1]
-            assert len(parts) == 1 or len(group) == 1  # what is split is alone
-            passes = [[part] for part in parts] if len(parts) > 1 else [[parts[0] for _, parts in group]]
-            for groups in passes:
+        for passes in group_prompts(prompts, tokens, layout):
+            assert len(passes) == 1 or {len(one) for one in passes} == {1}  # what is split is alone
+            for one in passes:
+                groups = [part for _, part in one]
                 batch = layout.build(groups, 0)
                 assert batch.input_ids.numel() <= tokens or sum(map(len, groups)) == 1
                 assert batch.input_ids.numel() == layout.tokens([layout.size(group) for group in groups])
-            for prompt, parts in group:
+            for prompt in dict.fromkeys(prompt for one in passes for prompt, _ in one):
+                parts = [part for one in passes for other, part in one if other is prompt]
                 assert [item for part in parts for item in part] == list(prompt.completions)
                 seen.append(prompt.prompt_id)
         assert sorted(seen) == [prompt.prompt_id for prompt in prompts]

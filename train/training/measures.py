@@ -1,0 +1,69 @@
+"""What a trainer's model gives the pairs of prepared prompts, and the measures of that, during training."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics import training_metrics
+from mmpo.train.data import PromptPairs
+from mmpo.train.distributed import from_all, rank_and_world
+from mmpo.train.inference import token_runs
+from mmpo.train.messages import some_ids
+
+if TYPE_CHECKING:
+    from mmpo.train.training.trainer import MarginTrainer
+
+
+def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batches_at_once: int) -> dict[str, np.ndarray]:
+    """Per-pair values in the order of `rows`: z, p, margin, weight, rows and the outputs of `MarginTrainer.loss_of`, each (pairs,),
+    float64 (rows: int64).
+
+    Every process calls this with the same prompts and gets all values. batches_at_once: how many micro-batches a process lays out at a
+    time, as those of a large set would fill the memory. Raises UserError, with prompt ids, where a value is not finite.
+    """
+    was_training = trainer.model.training
+    trainer.model.eval()
+    trainer.probe(prompts)
+    try:
+        own = list(_predicted(trainer, prompts, batches_at_once))
+    finally:
+        trainer.model.train(was_training)
+    parts = [part for process in from_all(lambda: own) for part in process]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(joined["rows"], kind="stable")
+    values = {name: value[order] for name, value in joined.items()}
+    bad = set(values["rows"][~np.isfinite(values["z"])].tolist())
+    if bad:
+        ids = [prompt.prompt_id for prompt in prompts if not bad.isdisjoint(prompt.rows.tolist())]
+        raise UserError(
+            f"measuring at step {trainer.state.global_step}: {len(bad)} of {len(values['z'])} pairs have no finite value, of the prompts "
+            f"{some_ids(ids)}. Lower the learning rate, or try without bf16; the last good checkpoint stays"
+        )
+    return values
+
+
+@torch.no_grad()
+def _predicted(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batches_at_once: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of the values, by micro-batch."""
+    longest_first = sorted(prompts, key=lambda prompt: (-prompt.length, prompt.prompt_id))  # those of like length together
+    tokens = batches_at_once * rank_and_world()[1] * trainer.tokens_per_batch
+    for chunk in token_runs(longest_first, lambda prompt: prompt.tokens, tokens):
+        step = trainer.make_step(chunk)
+        for batch in step.batches:
+            _, outputs = trainer.compute_loss(trainer.model_wrapped, batch, True)
+            outputs |= {"p": batch.p, "margin": batch.margin, "weight": batch.weight}
+            found = {name: value.cpu().numpy().astype(np.float64) for name, value in outputs.items()}
+            yield {**found, "rows": batch.pairs.cpu().numpy()}
+        for _ in range(step.idle_passes):
+            trainer.values(trainer.model_wrapped, step.idle)
+
+
+def measure(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], prefix: str) -> dict[str, float]:
+    """The measures of `mmpo.pipeline.metrics` over all pairs, and the objective's means, by name behind `prefix_`."""
+    values = trainer.predict_pairs(prompts)
+    terms = {term.name: values.pop(f"loss/{term.name}") for term in trainer.objective.terms}
+    found = {**training_metrics(values), **trainer.objective.means(terms, values["weight"], values["margin"])}
+    return {f"{prefix}_{name}": value for name, value in found.items() if value is not None}
