@@ -52,6 +52,26 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     console().print(table)
 
 
+def print_rows(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None, most: int | None = None
+) -> None:
+    """The rows' values under the headings of `columns` (key → heading; else the keys), at most `most` rows; nothing without rows.
+
+    An interval (KEY_95) stands beside its value.
+    """
+    if not rows:
+        return
+    columns = columns or {key: key for key in rows[0]}
+    print_table(title, list(columns.values()), [[_with_interval(row, key) for key in columns] for row in rows[:most]])
+    if most and len(rows) > most:
+        say(f"… and {len(rows) - most:,} more: --json has all")
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> Any:
+    interval = row.get(f"{key}_95")
+    return row.get(key) if interval is None else f"{row[key]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
 def _escape(text: str) -> str:
     return text.replace("[", "\\[")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import LISTED, NUMBER, Flags, options, options_from
 from mmpo.pipeline.progress import ProgressReporter
 
@@ -73,20 +73,9 @@ def agree(
 
 
 def _table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows' values under the headings of `columns` (key → heading), an interval beside its value; nothing without rows."""
-    if not rows:
-        return
-    print_table(title, list(columns.values()), [[_cell(row, key) for key in columns] for row in rows[:MOST]])
-    if len(rows) > MOST:
-        say(f"… and {len(rows) - MOST:,} more: --json has all")
-    say("")
-
-
-def _cell(row: Mapping[str, Any], key: str) -> Any:
-    interval = row.get(f"{key}_95")
-    if interval is None:
-        return row.get(key)
-    return f"{row[key]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    print_rows(title, rows, columns, MOST)
+    if rows:
+        say("")
 
 
 def _print_raters(summary: Mapping[str, Any]) -> None:

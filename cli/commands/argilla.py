@@ -9,7 +9,7 @@ import typer
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, printable
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
@@ -229,19 +229,12 @@ def _say_agreement(summary: dict[str, Any]) -> None:
         print_table("", ("rater", "grades"), list(summary["raters"].items()))
         say(f"no agreement: {printable(summary['agreement_note'], 1000)}")
         return
-    raters = [
-        (row["name"], summary["raters"].get(row["name"]), row["units"], row["ties"], row["mean_margin"], row["position"])
-        for row in found["raters"]
-    ]
-    print_table("", ("rater", "grades", "pairs", "ties", "mean |margin|", "toward first"), raters)
+    columns = {"name": "rater", "grades": "grades", "units": "pairs", "ties": "ties", "mean_margin": "mean |margin|"}
+    raters = [{**row, "grades": summary["raters"].get(row["name"])} for row in found["raters"]]
+    print_rows("", raters, {**columns, "position": "toward first"})
+    columns = {"first": "rater", "second": "rater", "units": "pairs", "accuracy": "accuracy", "spearman": "Spearman"}
     rows = sorted(found["pairs"], key=lambda row: -row["units"])
-    shown = [
-        (row["first"], row["second"], row["units"], row["accuracy"], row["spearman"], row["alpha_interval"]) for row in rows[:MOST]
-    ]
-    if shown:
-        print_table("", ("rater", "rater", "pairs", "accuracy", "Spearman", "α interval"), shown)
-    if len(rows) > MOST:
-        say(f"… and {len(rows) - MOST:,} more: --json has all")
+    print_rows("", rows, {**columns, "alpha_interval": "α interval"}, MOST)
     overall = found["overall"]["all"]
     if overall is not None:
         say(

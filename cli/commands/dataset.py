@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmpo.cli.output import AsJson, print_json, print_table, say, shown
+from mmpo.cli.output import AsJson, print_json, print_rows, say, shown
 from mmpo.pipeline.options import in_words
 from mmpo.pipeline.storage import EXPORTS
 from mmpo.pipeline.storage import export as write_export
@@ -36,7 +36,7 @@ def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
     summary = suggest_gamma(dataset)
     for name, value in summary.items():
         if isinstance(value, list):
-            print_table(name.replace("_", " "), list(value[0]), [list(row.values()) for row in value])
+            print_rows(name.replace("_", " "), value)
         else:
             say(f"{name.replace('_', ' ')}: {shown(value)}")
     print_json(summary, as_json)

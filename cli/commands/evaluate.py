@@ -7,7 +7,7 @@ import typer
 
 from mmpo.cli.commands.train import Kind
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_table
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.options import NUMBER, TextOrPath, options, options_from
 
@@ -58,12 +58,8 @@ def evaluate(
 
     summary: dict[str, Any] = measure(kind.value, model, data, **vars(options_from(EvaluateOptions, given, flags=True)))
     print_table("", ("measure", "value"), [(name, summary[name]) for name in ("pairs", "ties", *METRICS) if name in summary])
-    bins = summary.get("by_margin") or []
-    if bins:
-        columns = list(bins[0])
-        print_table("by quality margin", columns, [[row.get(column) for column in columns] for row in bins])
+    print_rows("by quality margin", summary.get("by_margin") or [])
     if "sections" in summary:
-        columns = ("subset", "pairs", "accuracy")
-        print_table("RewardBench", columns, [[row[name] for name in columns] for row in summary["subsets"]])
+        print_rows("RewardBench", summary["subsets"], {name: name for name in ("subset", "pairs", "accuracy")})
         print_table("", ("section", "accuracy"), [*summary["sections"].items(), ("average of these", summary["average"])])
     print_json(summary, as_json)

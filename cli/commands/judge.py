@@ -9,7 +9,7 @@ import typer
 
 from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter, duration
 
@@ -61,13 +61,10 @@ def run_judges(feedback: Path, out: Path, options: JudgeOptions, judges: list[An
 def _say_estimate(summary: dict[str, Any], status: bool) -> None:
     about = "about " if summary["sampled"] else ""
     say(f"{about}{summary['requests']:,} requests over {summary['prompts']:,} prompts; {summary['left']:,} left to ask")
-    columns = ("judge", "requests", "answered", "left", "prompt tokens", "reply tokens", "cost, $", "time")
-    rows = [
-        (row["rater"], row["requests"], row["answered"], row["left"], row["prompt_tokens"], row["reply_tokens"], row["left_cost"],
-         duration(row["seconds"]))
-        for row in summary["judges"]
-    ]  # fmt: skip
-    print_table("tokens, cost and time are estimates of what is left", columns, rows)
+    columns = {"rater": "judge", "requests": "requests", "answered": "answered", "left": "left", "prompt_tokens": "prompt tokens"}
+    columns |= {"reply_tokens": "reply tokens", "left_cost": "cost, $", "time": "time"}
+    rows = [{**row, "time": duration(row["seconds"])} for row in summary["judges"]]
+    print_rows("tokens, cost and time are estimates of what is left", rows, columns)
     for row in summary["judges"]:
         if status and row["failed"]:
             say(f"{row['rater']}: failed at the last try: " + _counts(row["failed"]))
@@ -84,25 +81,10 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
 
 def _say_judged(summary: dict[str, Any]) -> None:
     """What a run did, on standard error."""
-    columns = (
-        "judge",
-        "requests",
-        "answered",
-        "failed",
-        "left",
-        "grades",
-        "tokens",
-        "cost, $",
-        "mass",
-        "position bias",
-        "s a request",
-    )
-    rows = [
-        (row["rater"], row["requests"], row["answered"], sum(row["failed"].values()), row["left"], row["grades"],
-         row["prompt_tokens"] + row["reply_tokens"], row["cost"], row["mean_mass"], row["position_bias"], row["seconds_a_request"])
-        for row in summary["judges"]
-    ]  # fmt: skip
-    print_table("", columns, rows)
+    columns = {"rater": "judge", **{name: name for name in ("requests", "answered", "failed", "left", "grades", "tokens")}}
+    columns |= {"cost": "cost, $", "mean_mass": "mass", "position_bias": "position bias", "seconds_a_request": "s a request"}
+    sums = {"failed": lambda row: sum(row["failed"].values()), "tokens": lambda row: row["prompt_tokens"] + row["reply_tokens"]}
+    print_rows("", [{**row, **{name: of(row) for name, of in sums.items()}} for row in summary["judges"]], columns)
     for row in summary["judges"]:
         if row["failed"]:
             say(f"{row['rater']}: failed for good: {_counts(row['failed'])}; evidence in {summary['out']}/rejects.parquet")

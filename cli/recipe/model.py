@@ -104,12 +104,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{where}give exactly one of `build` (makes a dataset) and `data` (names a finished one)")
     build = None
     if section is not None:
-        build = _checked(where + "build: ", BuildOptions, {key: section[key] for key in section if key != "inputs"})
+        build = options_from(BuildOptions, {key: section[key] for key in section if key != "inputs"}, where=f"{where}build: ")
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
     judge, judges = _judge(where, given, build)
     shared = given.get("training") or {}
-    _checked(f"{where}training: ", TrainOptions, {**shared, "kind": shared.get("kind") or "policy"})
+    options_from(TrainOptions, {**shared, "kind": shared.get("kind") or "policy"}, where=f"{where}training: ")
     runs = {}
     for name, own in (given.get("runs") or {}).items():
         if not name or Path(name).name != name or name.startswith("."):
@@ -117,7 +117,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         merged = {**shared, **own}
         if merged.get("kind") is None:
             raise UserError(f"{where}runs.{name}.kind: missing; policy or reward")
-        runs[name] = _checked(f"{where}runs.{name}: ", TrainOptions, merged)
+        runs[name] = options_from(TrainOptions, merged, where=f"{where}runs.{name}: ")
     return Recipe(
         title=parsed.title,
         out=Path(parsed.out),
@@ -140,20 +140,13 @@ def _judge(where: str, given: Mapping[str, Any], build: BuildOptions | None) -> 
         return None, []
     if build is None:
         raise UserError(f"{where}judge: the candidates come from `build`, which is missing; name the inputs there")
-    options = _checked(f"{where}judge: ", JudgeOptions, {key: section[key] for key in section if key != "judges"})
+    options = options_from(JudgeOptions, {key: section[key] for key in section if key != "judges"}, where=f"{where}judge: ")
     judges = list(section.get("judges") or [])
     try:
         judges_of(options, judges)
     except UserError as error:
         raise UserError(f"{where}judge: {error}") from None
     return options, judges
-
-
-def _checked(where: str, options: type, given: Mapping[str, Any]) -> Any:
-    try:
-        return options_from(options, given)
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
