@@ -83,6 +83,12 @@ def parents(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
+def row_sums(column: pa.ListArray, values: pa.Array) -> np.ndarray:
+    """The sum of the whole numbers `values`, one for each of a list column's flat values, in each of its rows, shape (rows,)."""
+    ends = np.concatenate([[0], np.cumsum(np.asarray(values).astype(np.int64))])
+    return np.diff(ends[offsets_of(column)])
+
+
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The concatenation of arange(start, start + length) over all rows.
 

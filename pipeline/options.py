@@ -137,6 +137,8 @@ def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = 
         return TypeAdapter(options).validate_python(dict(given))
     except ValidationError as error:
         raise UserError(explain(error, options, where=where, flags=flags)) from None
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def explain(error: ValidationError, model: type, *, where: str = "", flags: bool = False) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of, with_fields
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of, row_sums, with_fields
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.errors import UserError
@@ -188,8 +188,8 @@ def _pieces(table: pa.Table, build: ResolvedBuild) -> list[tuple[pa.Table, int]]
 def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     """About how many bytes of text each prompt's rows will have, shape (rows,)."""
     prompts, completions = flat(table["prompt"]), flat(table["completions"])
-    prompt = _text_bytes(prompts, "content")
-    texts = _text_bytes(completions, "text")
+    prompt = row_sums(prompts, pc.binary_length(prompts.flatten().field("content")))
+    texts = row_sums(completions, pc.binary_length(completions.flatten().field("text")))
     n = np.diff(offsets_of(completions))
     if build.options.feedback_only:
         return prompt + texts + 200
@@ -197,12 +197,6 @@ def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     if build.rules.max_per_prompt:
         pairs = np.minimum(pairs, build.rules.max_per_prompt)
     return pairs * (prompt + 2 * texts // np.maximum(n, 1) + 200) + 200
-
-
-def _text_bytes(column: pa.ListArray, name: str) -> np.ndarray:
-    lengths = np.asarray(pc.binary_length(column.flatten().field(name))).astype(np.int64)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    return np.diff(ends[offsets_of(column)])
 
 
 def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: "_Rejects") -> pa.Table:

@@ -33,7 +33,7 @@ def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
             _grades(table, "ratings", prompt_of_row, position, prompt_start, ("completion",), "score"),
             _grades(table, "comparisons", prompt_of_row, position, prompt_start, ("first", "second"), "gap"),
             _sources(flat(table["source"]), prompt_of_row, first_row),
-            _extras(flat(table["extra"]), prompt_of_row, first_row),
+            _extras(flat(table["extra"]), prompt_of_row),
         ],
         schema=LARGE_FEEDBACK,
     )
@@ -93,13 +93,7 @@ def _sources(column: pa.Array, prompt_of_row: np.ndarray, first_row: np.ndarray)
     return pa.array(result, pa.string())
 
 
-def _extras(column: pa.Array, prompt_of_row: np.ndarray, first_row: np.ndarray) -> pa.Array:
+def _extras(column: pa.Array, prompt_of_row: np.ndarray) -> pa.Array:
     """The smallest extra of a prompt that is not null: one of them, whatever the order of the rows."""
-    if column.null_count == len(column):
-        return column.take(pa.array(first_row))
-    code, values = codes(column)
-    last = len(values)
-    rank = np.where([values[c] is None for c in code], last, code) if values[0] is None else code
-    best = np.full(len(first_row), last)
-    np.minimum.at(best, prompt_of_row, rank)
-    return pa.array([values[b] if b < last else None for b in best], pa.large_string())
+    rows = pa.table({"prompt": prompt_of_row, "extra": column})
+    return flat(rows.group_by("prompt").aggregate([("extra", "min")]).sort_by("prompt")["extra_min"])

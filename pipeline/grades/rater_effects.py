@@ -57,6 +57,10 @@ class RaterSample:
             _following(prompts) if len(prompts) == len(parts) else None,
         )
 
+    def by_rater(self, values: np.ndarray | None = None) -> np.ndarray:
+        """The sum of the grades' values for each rater, shape (raters,); without values, how many grades it has."""
+        return np.bincount(self.rater, weights=values, minlength=len(self.raters))
+
     def take(self, index: np.ndarray) -> "RaterSample":
         """The grades at these positions; those of items that only one rater is left of go too, items are numbered anew."""
         _, item, counts = np.unique(self.item[index], return_inverse=True, return_counts=True)
@@ -135,12 +139,8 @@ def without_signal(sample: RaterSample) -> np.ndarray:
 
 def _with_the_others(sample: RaterSample) -> tuple[np.ndarray, np.ndarray]:
     """Each rater's correlation with the mean of the others' standardised grades, and over how many items."""
-    size, item, rater = len(sample.raters), sample.item, sample.rater
-    n = np.bincount(rater, minlength=size)
-
-    def sums(values: np.ndarray) -> np.ndarray:
-        return np.bincount(rater, weights=values, minlength=size)
-
+    item, rater, sums = sample.item, sample.rater, sample.by_rater
+    n = sums()
     bias = sums(sample.coefficient * sample.value) / np.maximum(sums(sample.coefficient**2), 1e-12)
     z = sample.value - sample.coefficient * bias[rater]
     z -= (sums(z) / np.maximum(n, 1))[rater]
@@ -203,7 +203,7 @@ def fit_rater_effects(sample: RaterSample, *, centered: bool, weighted: bool = T
     """
     sample = sample.take(np.lexsort((sample.rater, sample.item)))
     size = len(sample.raters)
-    items = np.bincount(sample.rater, minlength=size)
+    items = sample.by_rater()
     silent = without_signal(sample.within_prompts())
     while True:
         left = sample.take(~silent[sample.rater])
@@ -224,7 +224,7 @@ def fit_rater_effects(sample: RaterSample, *, centered: bool, weighted: bool = T
         )
     weight = _weights(noise, items) if weighted else np.ones(size)
     weight[silent] = 0.0
-    connected = (np.bincount(left.rater, minlength=size) > 0) | silent
+    connected = (left.by_rater() > 0) | silent
     columns = (bias, scale, np.sqrt(noise), items, ~silent, connected, weight, center)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {name: RaterEffect(*row) for name, row in zip(sample.raters, rows, strict=True)}
@@ -262,7 +262,7 @@ def _biases(part: RaterSample, scale: np.ndarray) -> np.ndarray:
         return x - (np.bincount(item, weights=x) / k)[item]
 
     def by_rater(x: np.ndarray) -> np.ndarray:
-        return np.bincount(rater, weights=coefficient * x, minlength=raters)
+        return part.by_rater(coefficient * x)
 
     def normal(bias: np.ndarray) -> np.ndarray:
         return by_rater(within(coefficient * bias[rater]))
@@ -291,10 +291,9 @@ def _scales(within: RaterSample) -> tuple[np.ndarray, np.ndarray]:
     raters, scaled = len(within.raters), np.arange(len(within.raters))
     while True:
         within = within.take(np.isin(within.rater, scaled))
-        n = np.bincount(within.rater, minlength=raters)
-        mean = np.bincount(within.rater, weights=within.value, minlength=raters) / np.maximum(n, 1)
-        z = within.value - mean[within.rater]
-        variance = np.bincount(within.rater, weights=z**2, minlength=raters) / np.maximum(n - 1, 1)
+        n = within.by_rater()
+        z = within.value - (within.by_rater(within.value) / np.maximum(n, 1))[within.rater]
+        variance = within.by_rater(z**2) / np.maximum(n - 1, 1)
         before, scaled = scaled, np.flatnonzero((n >= LEAST_SHARED) & (variance > 0))
         if len(scaled) < 2:
             return np.zeros(0, dtype=np.int64), np.zeros(0)
@@ -339,14 +338,11 @@ def _noises(common: RaterSample) -> np.ndarray:
     k = np.bincount(item)
     off = common.value - (np.bincount(item, weights=common.value) / k)[item]
 
-    def by_rater(x: np.ndarray) -> np.ndarray:
-        return np.bincount(rater, weights=x, minlength=raters)
-
     def normal(v: np.ndarray) -> np.ndarray:
-        return by_rater((1 - 2 / k[item]) * v[rater] + (np.bincount(item, weights=v[rater]) / k**2)[item])
+        return common.by_rater((1 - 2 / k[item]) * v[rater] + (np.bincount(item, weights=v[rater]) / k**2)[item])
 
-    right = by_rater(off**2)
-    equal = right.sum() / max(float(normal(np.ones(raters)).sum()), 1e-300) * (np.bincount(rater, minlength=raters) > 0)
+    right = common.by_rater(off**2)
+    equal = right.sum() / max(float(normal(np.ones(raters)).sum()), 1e-300) * (common.by_rater() > 0)
     return np.maximum(equal + _solved(normal, right - normal(equal), 1e-12 * float(np.linalg.norm(right))), 0.0)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges
+from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
 from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
@@ -309,8 +309,7 @@ def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndar
     if rules.max_chars is None:
         return np.zeros(len(pairs.prompt), dtype=bool)
     prompts = flat(table["prompt"])
-    ends = np.concatenate([[0], np.cumsum(np.asarray(pc.utf8_length(prompts.flatten().field("content"))))])
-    of_prompt = np.diff(ends[offsets_of(prompts)])
+    of_prompt = row_sums(prompts, pc.utf8_length(prompts.flatten().field("content")))
     of_text = np.asarray(pc.utf8_length(flat(table["completions"]).flatten().field("text")))
     longest = np.maximum.reduce([of_prompt[pairs.prompt], of_text[pairs.chosen], of_text[pairs.rejected]])
     return longest > rules.max_chars

@@ -34,7 +34,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
         "numbers": numbers,
         "measures": _measures(runs),
         "plots": pictures,
-        "by_margin": [_by_margin(run) for run in runs if run.get("by_margin")],
+        "by_margin": [{"name": run["name"], **table(list(rows[0]), rows)} for run in runs if (rows := run.get("by_margin"))],
     }
     return render("comparison.html.j2", page, values)
 
@@ -56,11 +56,6 @@ def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]
     if len(rivals) < 2 or run.get(name) is None:
         return False
     return run[name] == min(rivals, key=METRICS[name].distance)
-
-
-def _by_margin(run: Mapping[str, Any]) -> dict[str, Any]:
-    rows = run["by_margin"]
-    return {"name": run["name"], **table(list(rows[0]), rows)}
 
 
 def _by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.arrow import row_sums
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage.dataset import batches, part_files
@@ -52,8 +53,7 @@ def read_figures(dataset: Path) -> PairFigures:
                 {
                     "margin": batch.column("quality_margin").to_numpy(zero_copy_only=False),
                     "margin_se": batch.column("margin_se").to_numpy(zero_copy_only=False).astype(np.float64),
-                    "chosen_length": _lengths(batch.column("chosen")),
-                    "rejected_length": _lengths(batch.column("rejected")),
+                    **{f"{side}_length": _lengths(batch.column(side)) for side in ("chosen", "rejected")},
                     "source": batch.column("source").to_numpy(zero_copy_only=False),
                     "kind": batch.column("kind").to_numpy(zero_copy_only=False),
                 }
@@ -66,10 +66,7 @@ def read_figures(dataset: Path) -> PairFigures:
 
 def _lengths(messages: pa.Array) -> Floats:
     """Characters of all messages of each row."""
-    content = pc.struct_field(pc.list_flatten(messages), "content")
-    parents = pc.list_parent_indices(messages).to_numpy()
-    characters = pc.fill_null(pc.utf8_length(content), 0).to_numpy(zero_copy_only=False)
-    return np.bincount(parents, characters, minlength=len(messages)).astype(np.float64)
+    return row_sums(messages, pc.fill_null(pc.utf8_length(messages.flatten().field("content")), 0)).astype(np.float64)
 
 
 def longer_wins(figures: PairFigures, kept: np.ndarray | None = None) -> float | None:

@@ -1,6 +1,7 @@
 """The formats that feedback comes in. A new one is a file with a `parse` function and one line in SOURCES."""
 
 from collections.abc import Callable, Collection
+from functools import partial
 from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
@@ -8,7 +9,7 @@ from mmpo.pipeline.sources.alpaca_eval import log_odds, parse_alpaca_eval
 from mmpo.pipeline.sources.base import Collected, RowParser, Source, SourceOptions, check_options, collect, collect_parts
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.feedback import feedback_table
-from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, prepare_csv, prepare_generic
+from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, prepare_generic
 from mmpo.pipeline.sources.pair_rows import split_pair
 from mmpo.pipeline.sources.shp import parse_shp
 from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
@@ -70,7 +71,7 @@ SOURCES: dict[str, Source] = {
     "csv": Source(
         "csv",
         "CSV or TSV with named columns: one row per rating, prompt, pair or comparison",
-        prepare=prepare_csv,
+        prepare=partial(prepare_generic, text=True),
         fields=FIELDS,
         scaled=True,
     ),

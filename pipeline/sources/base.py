@@ -1,5 +1,6 @@
 """What a source of feedback is, the options that all share, and the loop over a chunk's rows that reads it into FEEDBACK."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -153,17 +154,8 @@ class Collected:
 
 def collect(chunk: Chunk, source: Source, options: SourceOptions) -> Collected:
     """Read a chunk whole; see `collect_parts`."""
-    parts = list(collect_parts(chunk, source, options))
-    if len(parts) == 1:
-        return parts[0]
-    return Collected(
-        pa.concat_tables([part.feedback for part in parts]),
-        pa.concat_tables([part.rejects for part in parts]),
-        sum(part.lines for part in parts),
-        sum(part.dropped for part in parts),
-        sum(part.limited for part in parts),
-        {name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
-    )
+    [whole] = collect_parts(chunk, source, options, part_chars=sys.maxsize)
+    return whole
 
 
 def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_chars: int = PART_CHARS) -> Iterator[Collected]:

@@ -97,10 +97,10 @@ class FeedbackBuilder:
         """
         if isinstance(messages, str):
             pairs = [("user", messages)]
+        elif isinstance(messages, Sequence):
+            pairs = [_message(message) for message in messages]
         else:
-            pairs = [_message(message) for message in messages] if isinstance(messages, Sequence) else []
-            if not isinstance(messages, Sequence):
-                raise BadRow("not_text", {"prompt": type(messages).__name__})
+            raise BadRow("not_text", {"prompt": type(messages).__name__})
         if not any(content and not content.isspace() for _, content in pairs):
             raise BadRow("empty_prompt")
         try:

@@ -173,18 +173,11 @@ LAYOUTS = (
 FIELDS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in (*layout.texts, *layout.grades, *layout.others)))
 
 
-def prepare_generic(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
-    """The parser of a file of typed rows (JSON, Parquet). Raises UserError where no layout of rows fits the columns."""
-    return _prepare(columns, options, file, text=False)
+def prepare_generic(columns: Collection[str], options: SourceOptions, file: str, *, text: bool = False) -> RowParser:
+    """The parser of the rows whose layout the columns make. text: all cells are text (CSV), lists are JSON in a cell.
 
-
-def prepare_csv(columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
-    """The parser of a file whose cells are all text; lists are JSON in a cell."""
-    return _prepare(columns, options, file, text=True)
-
-
-def _prepare(columns: Collection[str], options: SourceOptions, file: str, *, text: bool) -> RowParser:
-    """The parser of the rows whose layout the columns make. Raises UserError."""
+    Raises UserError where no layout of rows fits the columns.
+    """
     layout = _layout(columns, options, file)
     fields = RowFields(columns, options, file, text)
     if not all(name in fields.column for name in layout.grades):
