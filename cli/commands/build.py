@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.build import build as build_dataset
 from mmpo.pipeline.options import options_from
@@ -53,15 +53,12 @@ def _say_built(summary: dict[str, Any]) -> None:
 
 def _say_raters(summary: dict[str, Any]) -> None:
     """Position biases of judges, and raters' own biases and scales, where the build found any."""
-    orders = summary.get("position_bias") or {}
-    if orders:
-        rows = [(name, found["bias"], found["order_sd"], found["pairs"]) for name, found in orders.items()]
-        print_table("position bias", ("rater/aspect", "towards the first", "order noise", "pairs"), rows)
-    effects = summary.get("rater_effects") or {}
-    if effects:
-        notes = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
-        rows = [
-            (name, e["bias"], e["scale"], e["noise"], e["weight"], e["items"], notes[e["signal"], e["connected"]])
-            for name, e in effects.items()
-        ]
-        print_table("raters", ("rater", "bias", "scale", "noise", "weight", "items", ""), rows)
+    orders = [{"name": name, **found} for name, found in summary.get("position_bias", {}).items()]
+    columns = {"name": "rater/aspect", "bias": "towards the first", "order_sd": "order noise", "pairs": "pairs"}
+    print_rows("position bias", orders, columns)
+    notes = {(False, True): "no signal", (True, False): "shares no item", (True, True): ""}
+    effects = [
+        {"name": name, **e, "note": notes[e["signal"], e["connected"]]} for name, e in summary.get("rater_effects", {}).items()
+    ]
+    columns = {"name": "rater", **{name: name for name in ("bias", "scale", "noise", "weight", "items")}, "note": ""}
+    print_rows("raters", effects, columns)

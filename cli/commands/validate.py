@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, say
 
 
 def validate(
@@ -21,8 +21,7 @@ def validate(
     from mmpo.pipeline import validate as run_checks
 
     summary = run_checks(dataset, gamma=gamma, strict=strict)
-    checks = [(check["status"], check["name"], check["count"], check["message"]) for check in summary["checks"]]
-    print_table("", ("status", "check", "count", ""), checks)
+    print_rows("", summary["checks"], {"status": "status", "name": "check", "count": "count", "message": ""})
     print_json(summary, as_json)
     failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
     warned = [check["name"] for check in summary["checks"] if check["status"] == "warn"]

@@ -169,11 +169,7 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         yield _collect_table(chunk, source)
         return
     part = _Part(chunk, source)
-
-    def unreadable(number: int, reason: str, evidence: Mapping[str, Any]) -> None:
-        part.unreadable(number, reason, evidence)
-
-    found = rows(chunk, unreadable)
+    found = rows(chunk, lambda *told: part.unreadable(*told))
     head = list(islice(found, HEAD_ROWS))
     if head:
         # Rows of JSON may leave out what is null, so one row alone says little.
