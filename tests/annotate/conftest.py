@@ -1,11 +1,13 @@
-"""Fixtures: the OpenAI-compatible server of our own, started with a plan and stopped after the test."""
+"""Fixtures: the OpenAI-compatible server of our own, started with a plan and stopped after the test, alone or with candidates to judge."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from argilla_fixture import argilla, argilla_environment  # noqa: F401
+from cases import Judging
 from openai_server import Server, serving
 
 
@@ -18,3 +20,9 @@ def openai_server() -> Iterator[Callable[..., Server]]:
             return running.enter_context(serving(plan, **options))
 
         yield start
+
+
+@pytest.fixture
+def judging(openai_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Judging]:
+    """Starts a server with candidates for it: `judging({"latency": 0.1}, prompts, completions)`."""
+    return lambda plan=None, *rows, **options: Judging(openai_server(plan), tmp_path, *rows, **options)

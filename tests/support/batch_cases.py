@@ -1,34 +1,20 @@
-"""What the tests of judging by batches share: what was sent and answered at the emulator, and runs as processes that can be killed."""
+"""What the tests of judging by batches share: what was sent and answered at the emulator."""
 
 import asyncio
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
-from cases import words
-from command import wait_for
 from openai import AsyncOpenAI
 from openai_server import Server
 
-__all__ = [
-    "CALLS",
-    "FAST",
-    "REQUESTS",
-    "answered",
-    "batch_words",
-    "calls",
-    "paid_once",
-    "reached",
-    "sent",
-    "uploads",
-    "using",
-]
+__all__ = ["BATCH", "CALLS", "FAST", "REQUESTS", "answered", "calls", "paid_once", "reached", "sent", "uploads", "using"]
 
 REQUESTS = 6 * 3 * 2
 FAST: dict[str, Any] = {"batch": True, "batch_poll": 0.1}
+BATCH = ("--batch", "--batch-poll", "0.1")
+"""The same for the command."""
 CALLS = ("files.create", "batches.create", "batches.get", "files.content")
 
 
@@ -42,16 +28,16 @@ def using(server: Server, work: Callable[[AsyncOpenAI], Coroutine[Any, Any, Any]
     return asyncio.run(run())
 
 
-def sent(server: Server) -> list[list[str]]:
-    """The custom_ids in each file of requests that was uploaded, the newest first."""
+def sent(server: Server) -> list[int]:
+    """The number of requests in each file of them that was uploaded, the first one first; none came twice in a file."""
 
-    async def work(client: Any) -> list[list[str]]:
+    async def work(client: Any) -> list[int]:
         found = []
         async for file in client.files.list():
             if file.purpose == "batch":
                 content = (await client.files.content(file.id)).content
-                found.append([json.loads(line)["custom_id"] for line in content.splitlines()])
-        return found
+                found.append(len({json.loads(line)["custom_id"] for line in content.splitlines()}))
+        return found[::-1]
 
     return using(server, work)
 
@@ -75,17 +61,12 @@ def paid_once(server: Server, requests: int = REQUESTS) -> bool:
     return len(counts) == requests and set(counts.values()) == {1}
 
 
-def batch_words(feedback: Path, out: Path, server: Server, *more: object) -> list[object]:
-    """`mmpo judge --batch` with frequent looks."""
-    return words(feedback, out, server, "--batch", "--batch-poll", "0.1", *more)
-
-
 def calls(server: Server, *routes: str) -> int:
     """How many calls of these routes have come."""
     came = server.counts()["by_route"]
     return sum(came.get(route, 0) for route in routes)
 
 
-def reached(server: Server, process: "subprocess.Popen[str]", *routes: str, times: int = 1) -> bool:
-    """Wait until so many calls of these routes have come; False where the process ended before."""
-    return wait_for(lambda: calls(server, *routes) >= times, process, 30)
+def reached(server: Server, *routes: str, times: int = 1) -> Callable[[], bool]:
+    """For `command.stopped`: whether so many calls of these routes have come."""
+    return lambda: calls(server, *routes) >= times

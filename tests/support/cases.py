@@ -1,49 +1,78 @@
-"""What the tests of judging share: a folder of candidates, runs against a server, and looking at what came out."""
+"""What the tests of judging share: a server of judges with a folder of candidates to judge, and looking at what came out."""
 
 import contextlib
-import json
 import sqlite3
+import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from command import environment, mmpo
+from command import mmpo
+from folders import Row, feedback_folder, made_up_prompts
 
 from mmpo.annotate.judge import JudgeOptions, judge
-from mmpo.pipeline import BuildOptions, build, load_feedback
+from mmpo.pipeline import load_feedback
 
-__all__ = ["asked", "built", "candidates", "comparisons", "environment", "judged", "mmpo", "of", "ratings", "words"]
+__all__ = ["Judging", "candidates", "comparisons", "ratings"]
 
 
 def candidates(folder: Path, prompts: int = 6, completions: int = 3, *, start: int = 0) -> Path:
     """A FEEDBACK folder of made-up candidates without grades."""
-    return built(
-        folder,
-        [
-            {"prompt": f"Question {i}?", "completions": [f"Answer {j} to question {i}." for j in range(completions)]}
-            for i in range(start, start + prompts)
-        ],
-    )
+    return feedback_folder(folder, made_up_prompts(start + prompts, completions)[start:])
 
 
-def built(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
-    """A FEEDBACK folder of these rows, which lie beside it as JSON lines."""
-    source = folder.with_suffix(".jsonl")
-    source.parent.mkdir(parents=True, exist_ok=True)
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    build(source, folder, options=BuildOptions(format="jsonl", feedback_only=True, **options))
-    return folder
+class Judging:
+    """A server and a folder: FOLDER/in, of rows of the format jsonl or of so many made-up prompts, is judged into FOLDER/out or others.
 
+    options: BuildOptions' for the candidates.
+    """
 
-def judged(feedback: Path, out: Path, server: Any, judges: Any = (), **options: Any) -> dict[str, Any]:
-    """Run the judge against a server; the summary."""
-    if not judges:
-        options.setdefault("model", "judge-a")
-    return judge(feedback, out, options=JudgeOptions(base_url=server.base_url, **options), judges=judges)
+    def __init__(self, server: Any, folder: Path, rows: Iterable[Row] | int = 6, completions: int = 3, **options: Any) -> None:
+        rows = made_up_prompts(rows, completions) if isinstance(rows, int) else rows
+        self.server, self.folder, self.feedback = server, folder, feedback_folder(folder / "in", rows, **options)
 
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
 
-def words(feedback: Path, out: Path, server: Any, *more: object) -> list[object]:
-    """The same as a command, for `command.mmpo` and `command.started`."""
-    return ["judge", feedback, "--model", "judge-a", "--base-url", server.base_url, "--out", out, *more]
+    def judge(self, out: str = "out", judges: Any = (), *, feedback: Path | None = None, **options: Any) -> dict[str, Any]:
+        """Run the judge in this process; the summary."""
+        if not judges:
+            options.setdefault("model", "judge-a")
+        settings = JudgeOptions(base_url=self.server.base_url, **options)
+        return judge(feedback or self.feedback, self.folder / out, options=settings, judges=judges)
+
+    def words(self, *more: object) -> list[object]:
+        """The same as a command."""
+        return ["judge", self.feedback, "--model", "judge-a", "--base-url", self.server.base_url, "--out", self.out, *more]
+
+    def mmpo(self, *more: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run that command to its end."""
+        return mmpo(*self.words(*more), **options)
+
+    def comparisons(self, out: str = "out") -> list[dict[str, Any]]:
+        return comparisons(self.folder / out)
+
+    def ratings(self, out: str = "out") -> list[dict[str, Any]]:
+        return ratings(self.folder / out)
+
+    @property
+    def journal(self) -> Path:
+        """Of what was judged into FOLDER/out."""
+        return self.folder / "out.judge.sqlite"
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """The rows of a query to this journal."""
+        with contextlib.closing(sqlite3.connect(self.journal, isolation_level=None)) as opened:
+            return opened.execute(query).fetchall()
+
+    def count(self, name: str) -> Any:
+        """One of the server's counts: `answered` are good answers, probes included."""
+        return self.server.counts()[name]
+
+    def came(self, requests: int) -> Callable[[], bool]:
+        """For `command.stopped`: whether so many requests have come."""
+        return lambda: self.count("requests") >= requests
 
 
 def comparisons(folder: Path) -> list[dict[str, Any]]:
@@ -63,14 +92,3 @@ def ratings(folder: Path) -> list[dict[str, Any]]:
         for row in load_feedback(folder).to_pylist()
         for one in row["ratings"]
     ]
-
-
-def asked(server: Any) -> int:
-    """Good answers that the server gave, probes included."""
-    return int(server.counts()["answered"])
-
-
-def of(journal: str | Path, query: str) -> list[tuple[Any, ...]]:
-    """The rows of a query to a journal."""
-    with contextlib.closing(sqlite3.connect(journal)) as opened:
-        return opened.execute(query).fetchall()

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from cases import candidates, judged
 from simulated_judge import Qualities
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
@@ -31,15 +30,14 @@ def errors(pairs: pa.Table, truth: dict[tuple[str, str], float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5, 1.0])
-def test_margins_in_both_orders_are_free_of_the_judges_liking(bias: float, openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"defaults": {"bias": bias, "noise": NOISE, "scale": SCALE, "tau": 0.4}})
-    feedback = candidates(tmp_path / "in", 150, 3)
-    truth = truth_of(feedback)
+def test_margins_in_both_orders_are_free_of_the_judges_liking(bias: float, judging: Any, tmp_path: Path) -> None:
+    job = judging({"defaults": {"bias": bias, "noise": NOISE, "scale": SCALE, "tau": 0.4}}, 150)
+    truth = truth_of(job.feedback)
     rms: dict[str, float] = {}
     wrong: dict[str, float] = {}
     ses: dict[str, float] = {}
     for name in ("both", "one"):
-        judged(feedback, tmp_path / name, server, orders=name, journal=str(tmp_path / "answers.sqlite"))
+        job.judge(name, orders=name, journal=str(tmp_path / "answers.sqlite"))
         build(tmp_path / name, tmp_path / f"{name}-pairs", options=BuildOptions(format="feedback"))
         pairs = load_pairs(tmp_path / f"{name}-pairs")
         error = errors(pairs, truth)

@@ -6,47 +6,52 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import asked, built, candidates, comparisons, environment, judged, mmpo, ratings, words
+from cases import comparisons, ratings
+from command import environment
+from folders import write_rows
 
 from mmpo.annotate.client import Answer, Choice, answer_of
 from mmpo.annotate.judge import Reader, combined
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.scales import PREFERENCE
+from mmpo.cli.main import run
 from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
 
 
-def test_one_model_at_two_addresses_is_two_judges(openai_server: Any, tmp_path: Path) -> None:
-    one = openai_server({"defaults": {"noise": 0.0, "scale": 1.0}})
+def gaps(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """By the ids of the completion that was shown first and of the other one."""
+    return {(one["first_id"], one["second_id"]): one["gap"] for one in found}
+
+
+def test_one_model_at_two_addresses_is_two_judges(judging: Any, openai_server: Any) -> None:
+    job = judging({"defaults": {"noise": 0.0, "scale": 1.0}}, 5)
     other = openai_server({"defaults": {"noise": 0.0, "scale": -1.0}})
-    judges = [f"m,base_url={server.base_url},rater={name}" for server, name in ((one, "A"), (other, "B"))]
-    judged(candidates(tmp_path / "in", 5, 3), tmp_path / "out", one, judges=judges)
-    found = comparisons(tmp_path / "out")
-    gaps = {name: {c["first_id"] + c["second_id"]: c["gap"] for c in found if c["rater"] == name} for name in "AB"}
-    assert len(gaps["A"]) == 30 and all(gaps["B"][key] == pytest.approx(-gap, abs=1e-3) for key, gap in gaps["A"].items())
+    job.judge(judges=[f"m,base_url={server.base_url},rater={name}" for server, name in ((job.server, "A"), (other, "B"))])
+    a, b = (gaps([one for one in job.comparisons() if one["rater"] == name]) for name in "AB")
+    assert len(a) == 30 and all(b[key] == pytest.approx(-gap, abs=1e-3) for key, gap in a.items())
 
 
-def test_a_part_judged_again_takes_nothing_from_the_rest(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server()
-    judged(candidates(tmp_path / "in", 20, 3), tmp_path / "all", server)
-    again = judged(tmp_path / "all", tmp_path / "part", server, limit=5)
-    assert again["replaced"] == 30 and len(comparisons(tmp_path / "part")) == 120
-    assert sorted(map(str, comparisons(tmp_path / "part"))) == sorted(map(str, comparisons(tmp_path / "all")))
+def test_a_part_judged_again_takes_nothing_from_the_rest(judging: Any) -> None:
+    job = judging({}, 20)
+    job.judge("all")
+    again = job.judge("part", feedback=job.folder / "all", limit=5)
+    assert again["replaced"] == 30 and len(job.comparisons("part")) == 120
+    assert sorted(map(str, job.comparisons("part"))) == sorted(map(str, job.comparisons("all")))
 
 
-def test_two_scores_of_a_pair_are_on_the_rubrics_own_scale(openai_server: Any, tmp_path: Path) -> None:
+def test_two_scores_of_a_pair_are_on_the_rubrics_own_scale(judging: Any, tmp_path: Path) -> None:
     template = tmp_path / "two.j2"
     marked = (
         "<reply-{label}-{{{{ shown.nonce }}}}>\n{{{{ shown.replies[{place}].text }}}}\n</reply-{label}-{{{{ shown.nonce }}}}>\n"
     )
     both = "".join(marked.format(label=label, place=place) for place, label in enumerate("AB"))
     template.write_text("{% block user %}Score both, from 1 to 5, as JSON:\n" + both + "{% endblock %}")
-    server = openai_server({"defaults": {"noise": 0.0}})
-    judged(candidates(tmp_path / "in", 4, 2), tmp_path / "out", server, template=str(template), reply="labelled")
-    found = comparisons(tmp_path / "out")
+    job = judging({"defaults": {"noise": 0.0}}, 4, 2)
+    job.judge(template=str(template), reply="labelled")
+    found = job.comparisons()
     assert len(found) == 8 and all(one["limit"] == 4.0 and abs(one["gap"]) <= 4.0 for one in found)
-    first = {one["first_id"] + one["second_id"]: one["gap"] for one in found}
-    assert all(one["gap"] == pytest.approx(-first[one["second_id"] + one["first_id"]], abs=1e-3) for one in found)
+    assert all(gap == pytest.approx(-gaps(found)[b, a], abs=1e-3) for (a, b), gap in gaps(found).items())
 
 
 OWN = {
@@ -69,23 +74,38 @@ OWN = {
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_asked(
-    options: dict[str, Any], message: str, openai_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], message: str, judging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in OWN.items():
         Path(name).write_text(text)
-    server = openai_server()
+    job = judging({}, 2, 2)
     with pytest.raises(UserError, match=message):
-        judged(candidates(tmp_path / "in", 2, 2), tmp_path / "out", server, **options)
-    assert server.counts()["requests"] == 0 and not (tmp_path / "out").exists()
+        job.judge(**options)
+    assert job.count("requests") == 0 and not job.out.exists()
 
 
-def test_words_that_look_like_a_key_stay_words() -> None:
-    reply = {"choices": [{"message": {"content": "The key-features matter.\nVerdict: C"}, "finish_reason": "stop"}]}
-    found = answer_of(reply, {"messages": []}, 0.0, "sk-1234567890abcdef")
-    assert isinstance(found, Answer) and found.choices[0].text == "The key-features matter.\nVerdict: C"
-    told = answer_of({"choices": [{"message": {"content": "sk-1234567890abcdef C"}}]}, {"messages": []}, 0.0, "sk-1234567890abcdef")
-    assert isinstance(told, Answer) and told.choices[0].text == "[key] C"
+@pytest.mark.parametrize(
+    ("completions", "options", "message"),
+    [(1, {}, "at least two completions"), (3, {"pairs": "best-worst"}, "best-worst compares graded")],
+)
+def test_nothing_to_ask_is_said(completions: int, options: dict[str, Any], message: str, judging: Any) -> None:
+    job = judging({}, 3, completions)
+    with pytest.raises(UserError, match=message):
+        job.judge(**options)
+    assert not job.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "shown"),
+    [
+        ("The key-features matter.\nVerdict: C", "sk-1234567890abcdef", "The key-features matter.\nVerdict: C"),
+        ("sk-1234567890abcdef C", "sk-1234567890abcdef", "[key] C"),
+    ],
+)
+def test_the_key_is_taken_out_of_a_reply_and_words_that_look_like_one_stay(text: str, key: str, shown: str) -> None:
+    found = answer_of({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, {"messages": []}, 0.0, key)
+    assert isinstance(found, Answer) and found.choices[0].text == shown
 
 
 def test_alternatives_that_are_no_numbers_are_left_out() -> None:
@@ -95,61 +115,47 @@ def test_alternatives_that_are_no_numbers_are_left_out() -> None:
     assert isinstance(found, Answer) and found.choices[0].tokens[0].top == (("D", -0.5),)
 
 
-def test_a_higher_mass_asks_for_what_it_can_no_longer_use(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"faults": [{"kind": "low_mass", "mass": 0.6, "contains": "Question 1?"}]})
-    feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    assert judged(feedback, out, server)["finished"]
-    before = asked(server)
-    server.plan({"faults": []})
-    assert judged(feedback, out, server, min_mass=0.8)["finished"]
-    assert server.counts()["requests"] - before <= 6 + 6 and asked(server) > before
+def test_a_higher_mass_asks_for_what_it_can_no_longer_use(judging: Any) -> None:
+    job = judging({"faults": [{"kind": "low_mass", "mass": 0.6, "contains": "Question 1?"}]})
+    assert job.judge()["finished"]
+    before = job.count("answered")
+    job.server.plan({"faults": []})
+    assert job.judge(min_mass=0.8)["finished"]
+    assert job.count("requests") - before <= 6 + 6 and job.count("answered") > before
 
 
-def test_log_probabilities_that_are_needed_are_needed_of_every_reply(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"faults": [{"kind": "no_logprobs", "contains": "Question 1?"}]})
-    told = judged(candidates(tmp_path / "in"), tmp_path / "out", server, logprobs="need")["judges"][0]
-    assert told["failed"] == {"no_logprobs": 6}
-
-
-def test_a_judge_that_never_answers_one_order_is_called_out(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server()
-    feedback = candidates(tmp_path / "in", 4, 2)
-    judged(feedback, tmp_path / "first", server, orders="one")
-    server.plan({"faults": [{"kind": "refusal"}]})
+def test_a_judge_that_never_answers_one_order_is_called_out(judging: Any) -> None:
+    job = judging({}, 4, 2)
+    first = job.judge("first", orders="one")
+    job.server.plan({"faults": [{"kind": "refusal"}]})
     # The journal has one order of each pair; the other one is refused throughout.
-    done = mmpo(*words(feedback, tmp_path / "both", server, "--journal", tmp_path / "first.judge.sqlite"))
+    done = job.mmpo("--journal", first["journal"])
     assert done.returncode == 3 and "answered no pair in both orders" in done.stderr
 
 
 @pytest.mark.parametrize("key", ["ключ", "abc\ndef-secret"])
-def test_a_key_that_can_be_none_is_not_shown(key: str, openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server()
-    feedback = candidates(tmp_path / "in", 2, 2)
-    done = mmpo(*words(feedback, tmp_path / "out", server), env=environment(OPENAI_API_KEY=key))
+def test_a_key_that_can_be_none_is_not_shown(key: str, judging: Any) -> None:
+    done = judging({}, 2, 2).mmpo(env=environment(OPENAI_API_KEY=key))
     assert done.returncode == 2 and "OPENAI_API_KEY" in done.stderr and "secret" not in done.stderr and "ключ" not in done.stderr
 
 
-def test_a_journal_that_was_killed_in_its_first_moment_is_an_empty_one(openai_server: Any, tmp_path: Path) -> None:
-    server, feedback = openai_server(), candidates(tmp_path / "in", 2, 2)
-    (tmp_path / "out.judge.sqlite").touch()
-    done = mmpo(*words(feedback, tmp_path / "out", server, "--status", "--json"))
+def test_a_journal_that_was_killed_in_its_first_moment_is_an_empty_one(judging: Any) -> None:
+    job = judging({}, 2, 2)
+    job.journal.touch()
+    done = job.mmpo("--status", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["left"] == 4
 
 
-def test_a_budget_that_judges_share_is_used_up(openai_server: Any, tmp_path: Path) -> None:
-    server = openai_server({"latency": 0.05})
-    prices = tmp_path / "prices.yaml"
+def test_a_budget_that_judges_share_is_used_up(judging: Any, tmp_path: Path) -> None:
+    job, prices = judging({"latency": 0.05}, 40), tmp_path / "prices.yaml"
     prices.write_text("models:\n  m: [1, 1]\n  n: [1, 1]\n")
-    summary = judged(
-        candidates(tmp_path / "in", 40, 3), tmp_path / "out", server, judges=["m", "n"], prices=str(prices), max_cost=0.03
-    )
+    summary = job.judge(judges=["m", "n"], prices=str(prices), max_cost=0.03)
     assert summary["stopped"] == "budget" and 0.028 < summary["cost"] <= 0.03
 
 
-def test_best_worst_counts_what_it_will_ask(openai_server: Any, tmp_path: Path) -> None:
+def test_best_worst_counts_what_it_will_ask(judging: Any) -> None:
     rows = [{"prompt": f"Q{i}?", "completions": ["a", "b", "c"], **({"scores": [1, 2, 3]} if i % 2 else {})} for i in range(8)]
-    half = built(tmp_path / "in", rows)
-    done = mmpo(*words(half, tmp_path / "out", openai_server(), "--pairs", "best-worst", "--dry-run", "--json"))
+    done = judging({}, rows).mmpo("--pairs", "best-worst", "--dry-run", "--json")
     assert json.loads(done.stdout)["requests"] == 8
 
 
@@ -161,26 +167,21 @@ def test_half_of_the_drawn_replies_will_do() -> None:
         combined(reader.each([*few, Choice("x y"), Choice("x y"), Choice("x y")]))
 
 
-def test_judging_inside_a_running_event_loop(openai_server: Any, tmp_path: Path) -> None:
-    server, feedback = openai_server(), candidates(tmp_path / "in", 3, 2)
+def test_judging_inside_a_running_event_loop(judging: Any) -> None:
+    job = judging({}, 3, 2)
 
     async def notebook() -> dict[str, Any]:
-        return judged(feedback, tmp_path / "out", server)
+        return job.judge()
 
-    assert asyncio.run(notebook())["finished"] and len(comparisons(tmp_path / "out")) == 6
+    assert asyncio.run(notebook())["finished"] and len(comparisons(job.out)) == 6
 
 
 def test_pointwise_rubrics_in_a_recipe_score_what_they_grade(openai_server: Any, tmp_path: Path) -> None:
-    from mmpo.cli.main import run
-
-    server = openai_server()
-    source = tmp_path / "in.jsonl"
     rows = [{"prompt": f"Q{i}?", "completion": f"a{j} of {i}", "score": 1 + j} for i in range(30) for j in range(2)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = tmp_path / "recipe.yaml"
+    source, recipe = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "recipe.yaml"
     recipe.write_text(
         f"out: {tmp_path / 'run'}\nbuild: {{inputs: ['{source}'], format: jsonl}}\n"
-        f"judge: {{model: m, base_url: '{server.base_url}', mode: pointwise, rubrics: [helpfulness, honesty]}}\n"
+        f"judge: {{model: m, base_url: '{openai_server().base_url}', mode: pointwise, rubrics: [helpfulness, honesty]}}\n"
     )
     assert run(["run", str(recipe)]) == 0
     assert load_pairs(tmp_path / "run" / "pairs").num_rows == 30 and len(ratings(tmp_path / "run" / "judged")) == 60 + 120

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import asked, candidates, comparisons, judged
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,21 +42,20 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_a_second_run_parses_nothing_and_another_reader_everything(
-    parsed: Counter[str], openai_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parsed: Counter[str], judging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = openai_server({"faults": [{"kind": "unparsable", "contains": "Question 1?"}]})
-    feedback, out = candidates(tmp_path / "in"), tmp_path / "out"
-    first = judged(feedback, out, server)
+    job = judging({"faults": [{"kind": "unparsable", "contains": "Question 1?"}]})
+    first = job.judge()
     assert parsed == {"grade": REQUESTS} and sum(first["judges"][0]["failed"].values()) == 6
-    grades, before = comparisons(out), asked(server)
-    server.plan({"faults": [{"kind": "refusal"}]})  # of the six that are asked again there is nothing to parse
+    grades, before = job.comparisons(), job.count("answered")
+    job.server.plan({"faults": [{"kind": "refusal"}]})  # of the six that are asked again there is nothing to parse
     for version, expected in ((1, 0), (2, REQUESTS - 6), (2, 0)):
         parsed.clear()
         monkeypatch.setattr(reading, "VERSION", version)
-        again = judged(feedback, out, server)
-        assert parsed.total() == expected and comparisons(out) == grades
+        again = job.judge()
+        assert parsed.total() == expected and job.comparisons() == grades
         assert again["judges"][0]["answered"] == REQUESTS - 6
-    assert asked(server) - before <= 3 * 6
+    assert job.count("answered") - before <= 3 * 6
 
 
 def questions(**options: Any) -> Questions:

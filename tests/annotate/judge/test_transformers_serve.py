@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import candidates, comparisons, judged
+from cases import Judging
 
 from mmpo.annotate.judge import RUBRICS, Capabilities, Judge, JudgeOptions, Question, Questions
 from mmpo.annotate.rows import FeedbackRow
@@ -92,20 +92,16 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.mark.slow
 def test_a_real_server_is_judged_with_by_several_replies(model: Path, served: Served, tmp_path: Path) -> None:
-    feedback, out = candidates(tmp_path / "in", 4, 2), tmp_path / "out"
-    summary = judged(feedback, out, served, model=str(model), samples=4, judges=(), concurrency=2)
-    [told] = summary["judges"]
-    abilities = json.loads((out / "manifest.json").read_text())["recipe"]["judges"][0]["abilities"]
+    job = Judging(served, tmp_path, 4, 2)
+    [told] = job.judge(model=str(model), samples=4, concurrency=2)["judges"]
+    abilities = json.loads((job.out / "manifest.json").read_text())["recipe"]["judges"][0]["abilities"]
     assert abilities["logprobs"] is False and abilities["several"] is False
     assert told["requests"] == 32 and told["answered"] >= 24
-    found = comparisons(out)
-    assert (
-        found
-        and {round(one["gap"] * 4) for one in found} <= set(range(-12, 13))
-        and all(one["spread"] is not None for one in found)
-    )
+    found = job.comparisons()
+    assert found and all(one["spread"] is not None for one in found)
+    assert {round(one["gap"] * 4) for one in found} <= set(range(-12, 13))
     # The letters that it was taught, as they came over the wire.
     assert {one["limit"] for one in found} == {3.0} and told["prompt_tokens"] > 32 * 100
     before = told["prompt_tokens"]
-    again = judged(feedback, out, served, model=str(model), samples=4, concurrency=2)
+    again = job.judge(model=str(model), samples=4, concurrency=2)
     assert again["judges"][0]["prompt_tokens"] - before <= before * (32 - told["answered"]) / 32 + 1
