@@ -1,6 +1,7 @@
 """Argilla's own page in a real browser: what people click there is what `mmpo argilla pull` brings back, and text stays text."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from typing import Any
 
 import pytest
 from argilla_browser import KEYS, SUBMIT, Annotator, chromium
-from argilla_cases import Asked, comparisons, feedback, name, pairs, pulled, pushed, ratings, rejected
+from argilla_cases import Asked, comparisons, pairs, ratings, rejected, texts_of
 from argilla_fixture import Argilla
 from argilla_markers import MARKERS, inert, look_as_owner, marked, read_markers
-from cases import environment, mmpo
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 
@@ -130,74 +130,57 @@ def margins(clicks: list[Clicked]) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.slow
-def test_what_two_people_click_is_what_comes_back(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
-    dataset, out = name("page"), tmp_path / "out"
-    pushed(argilla, pairs(tmp_path / "pairs", 8), dataset, raters=2)
-    asked = Asked(argilla, dataset)
+def test_what_two_people_click_is_what_comes_back(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
+    asked.push(pairs(asked.folder / "pairs", 8), raters=2)
     # Both windows are open at the same time.
     anna, ben = annotator("anna"), annotator("ben")
     clicks = anna_grades(anna, asked.dataset["id"]) + ben_grades(ben, asked.dataset["id"])
     assert len(clicks) == 12
     assert not (anna.dialogs or ben.dialogs or anna.errors or ben.errors)
 
-    env = environment(ARGILLA_API_KEY=argilla.owner_key, ARGILLA_API_URL=argilla.api_url)
-    command = [
-        "argilla",
-        "pull",
-        "--dataset",
-        dataset,
-        "--workspace",
-        argilla.workspace,
-        "--out",
-        str(out),
-        "--real-names",
-        "--json",
-    ]
-    done = mmpo(*command, env=env)
+    def pull() -> "subprocess.CompletedProcess[str]":
+        return asked.mmpo("pull", "--out", asked.out, "--real-names", "--json")
+
+    done = pull()
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    rows = comparisons(out)
+    rows = comparisons(asked.out)
     as_pulled = [
         (one["rater"], one["prompt"], one["first_text"], one["second_text"], one["gap"], one["note"] or "") for one in rows
     ]
     assert sorted(as_pulled) == as_rows(clicks)
     assert summary["responses"] == {"used": 12, "draft": 2, "discarded": 2}
-    assert rejected(out) == {"draft": 2, "discarded": 2}
+    assert rejected(asked.out) == {"draft": 2, "discarded": 2}
     assert "2 drafts, 2 discarded" in done.stderr
 
     # The order that the metadata kept is the order that was seen, and both orders were drawn.
     order = {record["fields"]["prompt"][-1]["content"]: record["metadata"]["ids"] for record in asked.records()}
     ids = {
         (row["prompt"][-1]["content"], one["text"]): one["id"]
-        for row in load_feedback(out).to_pylist()
+        for row in load_feedback(asked.out).to_pylist()
         for one in row["completions"]
     }
     assert all(order[one.prompt] == [ids[one.prompt, one.a], ids[one.prompt, one.b]] for one in clicks)
     assert len({one.a[: len("Answer 0")] for one in clicks}) == 2
 
-    build(out, tmp_path / "graded", options=BuildOptions(format="feedback", evidence="comparisons"))
+    build(asked.out, asked.folder / "graded", options=BuildOptions(format="feedback", evidence="comparisons"))
     wanted = margins(clicks)
-    built = load_pairs(tmp_path / "graded").to_pylist()
+    built = load_pairs(asked.folder / "graded").to_pylist()
     assert len(built) == len(wanted) // 2
     for pair in built:
         chosen = wanted[pair["prompt"][-1]["content"], pair["chosen"][-1]["content"]]
         assert pair["quality_margin"] == pytest.approx(chosen)
 
-    again = json.loads(mmpo(*command, env=env).stdout)
+    again = json.loads(pull().stdout)
     assert (again["new"], again["changed"], again["unchanged"]) == (0, 0, 12)
 
 
-def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(
-    argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path
-) -> None:
+def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """Argilla chooses a suggestion beforehand: Enter alone makes it an answer. docs/human.md warns of it."""
-    dataset = name("suggested")
-    pushed(argilla, pairs(tmp_path / "pairs", 3), dataset, suggest=True)
-    suggested = {
-        one["fields"]["prompt"][-1]["content"]: one["suggestions"][0]["value"] for one in Asked(argilla, dataset).records()
-    }
+    asked.push(pairs(asked.folder / "pairs", 3), suggest=True)
+    suggested = {one["fields"]["prompt"][-1]["content"]: one["suggestions"][0]["value"] for one in asked.records()}
     anna = annotator("anna")
-    anna.open(Asked(argilla, dataset).dataset["id"])
+    anna.open(asked.dataset["id"])
     first = anna.prompt()
     marked = anna.page.locator("label.label-text:has(.label-text__suggestion)")
     assert marked.count() == 1
@@ -209,27 +192,25 @@ def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(
     assert anna.send("Enter")["values"]["grade"]["value"] == str(KEYS[other][1])
 
 
-def test_four_replies_are_rated_by_keys(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+def test_four_replies_are_rated_by_keys(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """A digit rates the reply whose turn it is, and the next reply's turn comes by itself."""
-    dataset, out = name("rated"), tmp_path / "out"
     rows = [{"prompt": "Which is best?", "completions": [f"Answer number {i}." for i in range(4)]}]
-    pushed(argilla, feedback(tmp_path / "f", rows), dataset, questions="ratings")
+    asked.push(rows, questions="ratings")
     anna = annotator("anna")
-    anna.open(Asked(argilla, dataset).dataset["id"])
+    anna.open(asked.dataset["id"])
     shown = anna.replies()
     for place, key in enumerate("4152"):
         anna.rate(place, key)
     anna.send("Enter")
-    pulled(argilla, dataset, out)
-    assert {one["text"]: one["score"] for one in ratings(out)} == dict(zip(shown, (4.0, 1.0, 5.0, 2.0)))
+    asked.pull()
+    assert {one["text"]: one["score"] for one in ratings(asked.out)} == dict(zip(shown, (4.0, 1.0, 5.0, 2.0)))
 
 
-def test_everything_fits_a_laptop(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+def test_everything_fits_a_laptop(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """Conversation, both replies, the seven grades and Submit are in view together, and the guidelines open beside the grades."""
-    dataset = name("laptop")
-    pushed(argilla, pairs(tmp_path / "pairs", 2), dataset)
+    asked.push(pairs(asked.folder / "pairs", 2))
     anna = annotator("anna")
-    anna.open(Asked(argilla, dataset).dataset["id"])
+    anna.open(asked.dataset["id"])
     page = anna.page
     for place in (".chat__bubble", ".text_field_component >> nth=0", ".text_field_component >> nth=1", SUBMIT):
         box = page.locator(place).first.bounding_box()
@@ -245,18 +226,15 @@ def test_everything_fits_a_laptop(argilla: Argilla, annotator: Callable[[str], A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("display", ["plain", "markdown"])
-def test_text_that_looks_like_markup_is_read_as_text(
-    argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path, display: str
-) -> None:
+def test_text_that_looks_like_markup_is_read_as_text(asked: Asked, annotator: Callable[[str], Annotator], display: str) -> None:
     """In prompt, replies, models, the dataset's name and the reasons that people write; and it comes back to the letter."""
-    dataset, out = f"{name()} {MARKERS[0]}", tmp_path / "out"
+    asked.name += f" {MARKERS[0]}"
     rows = [
         {"prompt": f"{text} {i}", "completions": [text, f"{text} too"], "models": [text, f"m {text}"]}
         for i, text in enumerate(MARKERS)
     ]
-    data = feedback(tmp_path / "f", rows)
-    pushed(argilla, data, dataset, display=display, raters=2)
-    own = Asked(argilla, dataset).dataset["id"]
+    asked.push(rows, display=display, raters=2)
+    own = asked.dataset["id"]
     anna = annotator("anna")
     inert(anna)
     anna.open(own)
@@ -269,20 +247,14 @@ def test_text_that_looks_like_markup_is_read_as_text(
     anna.open(own, "submitted")
     read_markers(anna, display)
     look_as_owner(annotator("owner"), own)
-    pulled(argilla, dataset, out, real_names=True)
-    pushed_rows = {row["prompt_id"]: row for row in load_feedback(data).to_pylist()}
-    pulled_rows = {row["prompt_id"]: row for row in load_feedback(out).to_pylist()}
-    assert {own: (row["prompt"], row["completions"]) for own, row in pulled_rows.items()} == {
-        own: (row["prompt"], row["completions"]) for own, row in pushed_rows.items()
-    }
-    assert sorted(one["note"] for one in comparisons(out)) == sorted(MARKERS)
+    asked.pull(real_names=True)
+    assert texts_of(asked.out) == texts_of(asked.folder / "f")
+    assert sorted(one["note"] for one in comparisons(asked.out)) == sorted(MARKERS)
 
 
-def test_the_watch_sees_what_raw_text_would_do(argilla: Argilla, annotator: Callable[[str], Annotator], tmp_path: Path) -> None:
+def test_the_watch_sees_what_raw_text_would_do(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """The same page makes elements of text that is put there as it is: that there were none above is our doing, and would be noticed."""
-    dataset = name("raw")
-    pushed(argilla, pairs(tmp_path / "pairs", 1), dataset, display="plain")
-    asked = Asked(argilla, dataset)
+    asked.push(pairs(asked.folder / "pairs", 1), display="plain")
     asked.edit(asked.records()[0], reply_a=MARKERS[0])
     anna = annotator("anna")
     anna.open(asked.dataset["id"])

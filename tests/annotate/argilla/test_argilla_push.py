@@ -1,36 +1,31 @@
 """Push: what people are shown, in which order, chosen how; and that pushing again changes nothing that is there."""
 
 import json
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, answer, feedback, name, pairs, pushed
-from argilla_fixture import Argilla
-from cases import environment, mmpo
+from argilla_cases import Asked, feedback, pairs
 
 from mmpo.annotate.argilla import GRADES, grade_of, read_record
-from mmpo.pipeline import load_pairs
+from mmpo.pipeline import BuildOptions, build, load_pairs
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id
 
 
-def test_what_annotators_see(argilla: Argilla, tmp_path: Path) -> None:
+def test_what_annotators_see(asked: Asked) -> None:
     """Conversation, two replies, seven grades from A to B, a reason; no metadata, no model; guidelines; raters."""
-    dataset = name()
-    summary = pushed(argilla, feedback(tmp_path / "f"), dataset, raters=2)
+    summary = asked.push(raters=2)
     assert (summary["sent"], summary["unchanged"], summary["finished"], summary["new"]) == (6, 0, True, True)
-    asked = Asked(argilla, dataset)
     assert asked.dataset["distribution"] == {"strategy": "overlap", "min_submitted": 2}
     assert "by how much" in asked.dataset["guidelines"]
     [grade, why] = asked.get(f"{asked.path}/questions")["items"]
     assert [option["text"] for option in grade["settings"]["options"]] == list(GRADES.values())
     assert grade["required"] and not why["required"]
     assert [one["name"] for one in asked.get(f"{asked.path}/fields")["items"]] == ["prompt", "reply_a", "reply_b"]
-    argilla.annotator("anna")
-    with argilla.as_user("anna") as anna:
+    asked.argilla.annotator("anna")
+    with asked.argilla.as_user("anna") as anna:
         seen = anna.post(f"/api/v1/me/datasets/{asked.dataset['id']}/records/search", json={}).raise_for_status()
     assert seen.json()["total"] == 6
     assert all(not one["record"]["metadata"] for one in seen.json()["items"])
@@ -42,36 +37,32 @@ def test_what_annotators_see(argilla: Argilla, tmp_path: Path) -> None:
         assert metadata["ids"] == [completion_id(metadata["prompt_id"], text) for text in texts]
 
 
-def test_pushing_again_changes_nothing(argilla: Argilla, tmp_path: Path) -> None:
-    dataset, data = name(), pairs(tmp_path / "p")
-    first = pushed(argilla, data, dataset, suggest=True)
-    asked = Asked(argilla, dataset)
-    answer(argilla, "anna", asked.record("Question 2?"), grade="2", rationale="because")
+def test_pushing_again_changes_nothing(asked: Asked, tmp_path: Path) -> None:
+    first = asked.push(pairs(tmp_path / "p"), suggest=True)
+    asked.answer("anna", asked.record("Question 2?"), grade="2", rationale="because")
     before = asked.records()
-    again = pushed(argilla, data, dataset, suggest=True)
+    again = asked.push(suggest=True)
     assert (first["sent"], again["sent"], again["updated"], again["unchanged"]) == (6, 0, 0, 6)
     assert asked.records() == before
 
 
-def test_another_seed_never_turns_what_is_there(argilla: Argilla, tmp_path: Path) -> None:
+def test_another_seed_never_turns_what_is_there(asked: Asked) -> None:
     """Answers stand beside the order in which they were given: a push with another seed must not turn it."""
-    dataset, data = name(), feedback(tmp_path / "f", 12)
-    pushed(argilla, data, dataset, limit=6)
-    before = {one["external_id"]: one["fields"] for one in Asked(argilla, dataset).records()}
-    summary = pushed(argilla, data, dataset, seed=7)
-    after = {one["external_id"]: one["fields"] for one in Asked(argilla, dataset).records()}
+    asked.push(12, limit=6)
+    before = {one["external_id"]: one["fields"] for one in asked.records()}
+    summary = asked.push(seed=7)
+    after = {one["external_id"]: one["fields"] for one in asked.records()}
     assert (summary["sent"], summary["unchanged"]) == (6, 6)
     assert {own: after[own] for own in before} == before and len(after) == 12
 
 
-def test_suggestions_point_at_the_better_reply_and_come_later_too(argilla: Argilla, tmp_path: Path) -> None:
+def test_suggestions_point_at_the_better_reply_and_come_later_too(asked: Asked, tmp_path: Path) -> None:
     """Margin i % 9 + 1 of 9 toward `Answer 1`: grade round(3·m/9), positive where Answer 1 is shown as A."""
-    dataset, data = name(), pairs(tmp_path / "p", 9)
-    assert pushed(argilla, data, dataset)["suggested"] == 0
-    summary = pushed(argilla, data, dataset, suggest=True)
+    assert asked.push(pairs(tmp_path / "p", 9))["suggested"] == 0
+    summary = asked.push(suggest=True)
     assert (summary["updated"], summary["suggested"], summary["sent"]) == (9, 9, 0)
     seen = Counter[str]()
-    for record in Asked(argilla, dataset).records():
+    for record in asked.records():
         margin = int(record["fields"]["prompt"][0]["content"].split()[1].rstrip("?")) % 9 + 1
         size = grade_of(margin / 9)
         sign = 1 if record["fields"]["reply_a"].startswith("Answer 1") else -1
@@ -81,27 +72,25 @@ def test_suggestions_point_at_the_better_reply_and_come_later_too(argilla: Argil
         assert record["metadata"]["margin"] == sign * margin
         seen["A" if sign > 0 else "B"] += 1
     assert len(seen) == 2
-    turned = pushed(argilla, data, dataset, suggest=True, much_better=1.0)
+    turned = asked.push(suggest=True, much_better=1.0)
     assert turned["updated"] == 7  # 8 and 9 of 9 round to 3 already
-    assert {abs(int(one["suggestions"][0]["value"])) for one in Asked(argilla, dataset).records()} == {3}
+    assert {abs(int(one["suggestions"][0]["value"])) for one in asked.records()} == {3}
 
 
-def test_selection_and_limit_put_the_closest_pairs_first(argilla: Argilla, tmp_path: Path) -> None:
-    dataset = name()
-    pushed(argilla, pairs(tmp_path / "p", 9), dataset, select="small-margin", limit=4)
-    margins = [abs(one["metadata"]["margin"]) for one in Asked(argilla, dataset).records()]
+def test_selection_and_limit_put_the_closest_pairs_first(asked: Asked, tmp_path: Path) -> None:
+    asked.push(pairs(tmp_path / "p", 9), select="small-margin", limit=4)
+    margins = [abs(one["metadata"]["margin"]) for one in asked.records()]
     assert margins == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_ratings_of_four_replies(argilla: Argilla, tmp_path: Path) -> None:
+def test_ratings_of_four_replies(asked: Asked, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(4 - i % 2)], "scores": [1, 2, 4, 5][: 4 - i % 2]}
         for i in range(4)
     ]
-    data, dataset = feedback(tmp_path / "f", rows, scale=(1, 5), kind="ai"), name()
-    summary = pushed(argilla, data, dataset, questions="ratings", suggest=True, scale=(0, 10))
+    data = feedback(tmp_path / "f", rows, scale=(1, 5), kind="ai")
+    summary = asked.push(data, questions="ratings", suggest=True, scale=(0, 10))
     assert (summary["sent"], summary["suggested"]) == (4, 4)
-    asked = Asked(argilla, dataset)
     questions = {one["name"]: one for one in asked.get(f"{asked.path}/questions")["items"]}
     assert set(questions) == {*(f"rating_{letter}" for letter in "abcd"), "rationale"}
     assert [questions[f"rating_{letter}"]["required"] for letter in "abcd"] == [True, True, False, False]
@@ -116,61 +105,54 @@ def test_ratings_of_four_replies(argilla: Argilla, tmp_path: Path) -> None:
     assert len(orders) > 1
 
 
-def test_several_aspects_are_a_question_each(argilla: Argilla, tmp_path: Path) -> None:
-    dataset = name()
-    pushed(argilla, feedback(tmp_path / "f", 2), dataset, aspects=("overall", "tone"), rationale=False)
-    asked = Asked(argilla, dataset)
+def test_several_aspects_are_a_question_each(asked: Asked) -> None:
+    asked.push(2, aspects=("overall", "tone"), rationale=False)
     found = [(one["name"], one["title"]) for one in asked.get(f"{asked.path}/questions")["items"]]
     assert [own for own, _ in found] == ["grade", "grade_tone"] and found[1][1].startswith("tone: ")
     with pytest.raises(UserError, match=r"there already, one that asks grade .*grade_tone"):
-        pushed(argilla, feedback(tmp_path / "f", 2), dataset)
+        asked.push(2)
 
 
-def test_a_dataset_of_others_is_left_alone(argilla: Argilla, tmp_path: Path) -> None:
+def test_a_dataset_of_others_is_left_alone(asked: Asked) -> None:
     import argilla as rg
 
-    dataset, client = name(), argilla.client()
+    client = asked.argilla.client()
     settings = rg.Settings(
         fields=[rg.TextField("text", client=client)], questions=[rg.LabelQuestion("label", ["a", "b"], client=client)]
     )
-    rg.Dataset(dataset, workspace=argilla.workspace, settings=settings, client=client).create()
+    rg.Dataset(asked.name, workspace=asked.argilla.workspace, settings=settings, client=client).create()
     client.http_client.close()
     with pytest.raises(UserError, match="there already, one that asks nothing that mmpo asks"):
-        pushed(argilla, feedback(tmp_path / "f"), dataset)
+        asked.push()
 
 
-def test_a_half_made_dataset_is_completed(argilla: Argilla, tmp_path: Path) -> None:
+def test_a_half_made_dataset_is_completed(asked: Asked) -> None:
     """What a push leaves that is killed between its first requests: a draft with some of its fields."""
-    dataset = name()
-    with argilla.as_user("owner") as owner:
+    with asked.argilla.as_user("owner") as owner:
         spaces = owner.get("/api/v1/me/workspaces").json()["items"]
-        space = next(one["id"] for one in spaces if one["name"] == argilla.workspace)
-        made = owner.post("/api/v1/datasets", json={"name": dataset, "workspace_id": space}).raise_for_status().json()
+        space = next(one["id"] for one in spaces if one["name"] == asked.argilla.workspace)
+        made = owner.post("/api/v1/datasets", json={"name": asked.name, "workspace_id": space}).raise_for_status().json()
         field = {"name": "prompt", "title": "x", "required": True, "settings": {"type": "chat", "use_markdown": True}}
         owner.post(f"/api/v1/datasets/{made['id']}/fields", json=field).raise_for_status()
-    assert pushed(argilla, feedback(tmp_path / "f"), dataset)["sent"] == 6
-    assert len(Asked(argilla, dataset).records()) == 6
+    assert asked.push()["sent"] == 6
+    assert len(asked.records()) == 6
 
 
-def test_an_edited_record_is_reported_and_not_touched(argilla: Argilla, tmp_path: Path) -> None:
-    dataset, data = name(), feedback(tmp_path / "f")
-    pushed(argilla, data, dataset)
-    asked = Asked(argilla, dataset)
+def test_an_edited_record_is_reported_and_not_touched(asked: Asked) -> None:
+    asked.push()
     edited = asked.record("Question 3?")
     fields = asked.edit(edited, reply_a="something else")
-    summary = pushed(argilla, data, dataset)
+    summary = asked.push()
     assert (summary["left_out"], summary["unchanged"], summary["finished"]) == ({"edited_in_argilla": 1}, 5, False)
     assert asked.record("Question 3?")["fields"] == fields
 
 
-def test_wiped_metadata_is_put_back_beside_what_others_added(argilla: Argilla, tmp_path: Path) -> None:
-    dataset, data = name(), feedback(tmp_path / "f", 2)
-    pushed(argilla, data, dataset)
-    asked = Asked(argilla, dataset)
+def test_wiped_metadata_is_put_back_beside_what_others_added(asked: Asked) -> None:
+    asked.push(2)
     before = {one["external_id"]: one["metadata"] for one in asked.records()}
     for one in asked.records():
         asked.change("PATCH", f"/api/v1/records/{one['id']}", metadata={"reviewer": "eva"})
-    assert pushed(argilla, data, dataset)["updated"] == 2
+    assert asked.push()["updated"] == 2
     assert {one["external_id"]: one["metadata"] for one in asked.records()} == {
         own: {**metadata, "reviewer": "eva"} for own, metadata in before.items()
     }
@@ -195,24 +177,19 @@ def test_wiped_metadata_is_put_back_beside_what_others_added(argilla: Argilla, t
         ({"guidelines": "/nowhere/g.md"}, "can't be read"),
     ],
 )
-def test_wrong_options_are_told_before_anything_is_made(
-    argilla: Argilla, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    dataset = name()
+def test_wrong_options_are_told_before_anything_is_made(asked: Asked, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pushed(argilla, feedback(tmp_path / "f"), dataset, **options)
+        asked.push(**options)
     with pytest.raises(StopIteration):
-        Asked(argilla, dataset)
+        _ = asked.dataset
 
 
-def test_real_pairs_with_ai_margins(argilla: Argilla, root: Path, tmp_path: Path) -> None:
-    from mmpo.pipeline import BuildOptions, build
-
+def test_real_pairs_with_ai_margins(asked: Asked, root: Path, tmp_path: Path) -> None:
     build(root / "data/ultrafeedback_pairs.jsonl", tmp_path / "p", options=BuildOptions(format="ultrafeedback-binarized"))
-    dataset, table = name(), load_pairs(tmp_path / "p")
-    summary = pushed(argilla, tmp_path / "p", dataset, suggest=True, select="small-margin")
+    table = load_pairs(tmp_path / "p")
+    summary = asked.push(tmp_path / "p", suggest=True, select="small-margin")
     assert summary["sent"] == summary["suggested"] == table.num_rows
-    records = Asked(argilla, dataset).records()
+    records = asked.records()
     by_pair = {frozenset((row["chosen_id"], row["rejected_id"])): row for row in table.to_pylist()}
     sizes = []
     for record in records:
@@ -226,37 +203,31 @@ def test_real_pairs_with_ai_margins(argilla: Argilla, root: Path, tmp_path: Path
     assert sizes == sorted(sizes)
 
 
-def test_the_command(argilla: Argilla, tmp_path: Path) -> None:
-    dataset, data = name(), feedback(tmp_path / "f")
-    env = environment(ARGILLA_API_KEY=argilla.owner_key, ARGILLA_API_URL=argilla.api_url)
-    done: subprocess.CompletedProcess[str] = mmpo(
-        "argilla", "push", str(data), "--dataset", dataset, "--workspace", argilla.workspace, "--raters", "3", "--json", env=env
-    )
+def test_the_command(asked: Asked) -> None:
+    done = asked.mmpo("push", feedback(asked.folder / "f"), "--raters", "3", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sent"] == 6 and "6 new records" in done.stderr
-    assert argilla.owner_key not in done.stdout + done.stderr
-    assert Asked(argilla, dataset).dataset["distribution"]["min_submitted"] == 3
+    assert asked.argilla.owner_key not in done.stdout + done.stderr
+    assert asked.dataset["distribution"]["min_submitted"] == 3
 
 
-def test_a_limit_does_not_narrow_what_the_dataset_can_hold(argilla: Argilla, tmp_path: Path) -> None:
+def test_a_limit_does_not_narrow_what_the_dataset_can_hold(asked: Asked) -> None:
     """Prompts of 2 to 5 replies, one pushed first: all others fit in afterwards, and only two replies are asked for in any case."""
     rows = [{"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(i)]} for i in (2, 3, 4, 5)]
-    dataset, data = name(), feedback(tmp_path / "f", rows)
-    assert pushed(argilla, data, dataset, questions="ratings", limit=1)["sent"] == 1
-    assert pushed(argilla, data, dataset, questions="ratings")["sent"] == 3
-    asked = Asked(argilla, dataset)
+    assert asked.push(rows, questions="ratings", limit=1)["sent"] == 1
+    assert asked.push(questions="ratings")["sent"] == 3
     required = [one["name"] for one in asked.get(f"{asked.path}/fields")["items"] if one["required"]]
     assert required == ["prompt", "reply_a", "reply_b"]
-    answer(argilla, "anna", asked.record("Q2"), rating_a=1, rating_b=5)
+    asked.answer("anna", asked.record("Q2"), rating_a=1, rating_b=5)
 
 
-def test_suggested_ratings_need_ratings(argilla: Argilla, tmp_path: Path) -> None:
+def test_suggested_ratings_need_ratings(asked: Asked, tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}", "first": "x", "second": "y", "gap": 1} for i in range(3)]
     judged = feedback(tmp_path / "judged", rows, kind="ai", rater="judge-a", scale=(-3, 3))
     with pytest.raises(UserError, match="needs AI ratings"):
-        pushed(argilla, judged, name(), questions="ratings", suggest=True)
+        asked.push(judged, questions="ratings", suggest=True)
 
 
-def test_a_tiny_measure_reaches_argilla(argilla: Argilla, tmp_path: Path) -> None:
-    summary = pushed(argilla, pairs(tmp_path / "p", 2), name(), suggest=True, much_better=1e-320)
+def test_a_tiny_measure_reaches_argilla(asked: Asked, tmp_path: Path) -> None:
+    summary = asked.push(pairs(tmp_path / "p", 2), suggest=True, much_better=1e-320)
     assert summary["suggested"] == 2

@@ -1,20 +1,23 @@
 """What the tests of push and pull share: folders to push, answers by users over HTTP, and looking at what came of them."""
 
 import json
+import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow.parquet as pq
 from argilla_fixture import Argilla
+from command import environment, mmpo
 from folders import Row, feedback_folder, made_up_prompts, pairs_folder
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
 from mmpo.pipeline import load_feedback
 
-__all__ = ["Asked", "answer", "comparisons", "feedback", "name", "pairs", "pulled", "pushed", "ratings", "rejected"]
+__all__ = ["Asked", "comparisons", "feedback", "name", "pairs", "ratings", "rejected", "texts_of"]
 
 
 def name(start: str = "data") -> str:
@@ -38,25 +41,47 @@ def pairs(folder: Path, rows: int = 6) -> Path:
     return pairs_folder(folder, made, scale=(1, 10), kind="ai", rater="judge-a")
 
 
-def pushed(argilla: Argilla, data: Path, dataset: str, **options: Any) -> dict[str, Any]:
-    """Push to the server of the run."""
-    return push(data, dataset, argilla.workspace, options=PushOptions(api_url=argilla.api_url, **options))
-
-
-def pulled(argilla: Argilla, dataset: str, out: Path, **options: Any) -> dict[str, Any]:
-    """Pull from the server of the run."""
-    return pull(dataset, out, argilla.workspace, options=PullOptions(api_url=argilla.api_url, **options))
-
-
 class Asked:
-    """A dataset as its records stand in Argilla, read and changed as the owner."""
+    """A dataset of a test's own: pushed, answered by users, read and changed as the owner does, and pulled into FOLDER/out."""
 
-    def __init__(self, argilla: Argilla, dataset: str) -> None:
-        self.argilla = argilla
-        with argilla.as_user("owner") as owner:
-            found = owner.get("/api/v1/me/datasets").raise_for_status().json()["items"]
-        self.dataset = next(one for one in found if one["name"] == dataset)
-        self.path = f"/api/v1/datasets/{self.dataset['id']}"
+    def __init__(self, argilla: Argilla, folder: Path) -> None:
+        self.argilla, self.folder, self.name, self.out = argilla, folder, name(), folder / "out"
+        self.data: Path | None = None
+
+    def push(self, data: Path | Iterable[Row] | int | None = None, **options: Any) -> dict[str, Any]:
+        """Push a folder, or feedback of such rows; None: what was pushed before, at first six made-up prompts. The summary."""
+        if data is not None or self.data is None:
+            self.data = data if isinstance(data, Path) else feedback(self.folder / "f", 6 if data is None else data)
+        return push(
+            self.data, self.name, self.argilla.workspace, options=PushOptions(**{"api_url": self.argilla.api_url} | options)
+        )
+
+    def pull(self, out: str = "out", **options: Any) -> dict[str, Any]:
+        """Pull into a folder; the summary."""
+        settings = PullOptions(**{"api_url": self.argilla.api_url} | options)
+        return pull(self.name, self.folder / out, self.argilla.workspace, options=settings)
+
+    def mmpo(self, what: str, *more: object) -> "subprocess.CompletedProcess[str]":
+        """Run `mmpo argilla push` or `pull` as a command of its own."""
+        return mmpo(*self.words(what, *more), env=self.environment)
+
+    def words(self, what: str, *more: object) -> list[object]:
+        """That command."""
+        return ["argilla", what, *more, "--dataset", self.name, "--workspace", self.argilla.workspace]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of commands that ask this server as its owner."""
+        return environment(ARGILLA_API_KEY=self.argilla.owner_key, ARGILLA_API_URL=self.argilla.api_url)
+
+    @cached_property
+    def dataset(self) -> dict[str, Any]:
+        """It, as Argilla has it. StopIteration where there is none of this name."""
+        return next(one for one in self.get("/api/v1/me/datasets")["items"] if one["name"] == self.name)
+
+    @property
+    def path(self) -> str:
+        return f"/api/v1/datasets/{self.dataset['id']}"
 
     def get(self, path: str, **params: Any) -> Any:
         """What the owner reads."""
@@ -77,6 +102,21 @@ class Asked:
         """The record whose conversation is about a text."""
         return next(one for one in self.records() if text in json.dumps(one["fields"]["prompt"]))
 
+    def answer(self, user: str, record: Mapping[str, Any], status: str = "submitted", **values: Any) -> None:
+        """Answer a record as a user: values by question. An answer that is there already is replaced, as on the page."""
+        body = {"status": status, "values": {question: {"value": value} for question, value in values.items()}}
+        with self.argilla.as_user(user) as client:
+            items = [{**body, "record_id": record["id"]}]
+            found = client.post("/api/v1/me/responses/bulk", json={"items": items}).raise_for_status()
+            assert found.json()["items"][0]["error"] is None, found.text
+
+    def answer_all(self, user: str, **values: Any) -> list[dict[str, Any]]:
+        """Answer every record alike; the records."""
+        records = self.records()
+        for record in records:
+            self.answer(user, record, **values)
+        return records
+
     def change(self, method: str, path: str, **body: Any) -> Any:
         """Change something as the owner does on Argilla's page."""
         with self.argilla.as_user("owner") as owner:
@@ -87,20 +127,6 @@ class Asked:
         fields = {**record["fields"], **texts}
         self.change("PUT", f"{self.path}/records/bulk", items=[{"external_id": record["external_id"], "fields": fields}])
         return fields
-
-    def delete(self) -> None:
-        """Delete the dataset."""
-        self.change("DELETE", self.path)
-
-
-def answer(argilla: Argilla, user: str, record: Mapping[str, Any], status: str = "submitted", **values: Any) -> httpx.Response:
-    """Answer a record as a user: values by question. An answer that is there already is replaced, as on the page."""
-    body = {"status": status, "values": {question: {"value": value} for question, value in values.items()}}
-    with argilla.as_user(user) as client:
-        items = [{**body, "record_id": record["id"]}]
-        found = client.post("/api/v1/me/responses/bulk", json={"items": items}).raise_for_status()
-        assert found.json()["items"][0]["error"] is None, found.text
-        return found
 
 
 def comparisons(folder: Path) -> list[dict[str, Any]]:
@@ -120,9 +146,11 @@ def ratings(folder: Path) -> list[dict[str, Any]]:
     return [{**one, "text": row["completions"][one["completion"]]["text"]} for row in rows for one in row["ratings"]]
 
 
+def texts_of(folder: Path) -> dict[str, Any]:
+    """The prompt and the completions of every row, by its id."""
+    return {row["prompt_id"]: (row["prompt"], row["completions"]) for row in load_feedback(folder).to_pylist()}
+
+
 def rejected(folder: Path) -> dict[str, int]:
     """Rows of rejects.parquet by reason."""
-    counts: dict[str, int] = {}
-    for reason in pq.read_table(folder / "rejects.parquet")["reason"].to_pylist():
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
+    return Counter(pq.read_table(folder / "rejects.parquet")["reason"].to_pylist())
