@@ -6,35 +6,31 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reply_cases import A_OR_B, FIVE, HALVES, answer, graded
+from reply_cases import FIVE, SETTINGS, answer
 
 
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        ("Output (a)", 1.0), ("output (B).", 0.0), ("Output (b) is better.\n\nOutput (a) is vague.", 0.0),
-        ("# Output (a) is better.", 1.0), ("Output (b) is not right. Therefore, Output (a) is better.", 1.0),
-        ("Output (a) is better. On reflection, Output (b) is better.", 0.0),
-        ("I must choose Output (b) as the better option. Output (a)", 0.0),
-        ("So the better output for this is Output (b).", 0.0), ("Output (a) (Output (b) is rude)", 1.0),
-        ("Which is better, Output (a) or Output (b)?\nOutput (a)", 1.0),
-        ("Output (b) is better. Output (a) is better in terms of length.", 0.0),
+def ranks(**entries: Any) -> str:
+    return json.dumps([{"model": model, "rank": rank} for model, rank in entries.items()])
+
+
+CASES: dict[str, list[tuple[str, Any]]] = {
+    "output-choice": [
+        ("Output (a)", (1,)), ("output (B).", (0,)), ("Output (b) is better.\n\nOutput (a) is vague.", (0,)),
+        ("# Output (a) is better.", (1,)), ("Output (b) is not right. Therefore, Output (a) is better.", (1,)),
+        ("Output (a) is better. On reflection, Output (b) is better.", (0,)),
+        ("I must choose Output (b) as the better option. Output (a)", (0,)),
+        ("So the better output for this is Output (b).", (0,)), ("Output (a) (Output (b) is rude)", (1,)),
+        ("Which is better, Output (a) or Output (b)?\nOutput (a)", (1,)),
+        ("Output (b) is better. Output (a) is better in terms of length.", (0,)),
         ("Assistant (a) argues that Output (a) is better.", "no_verdict"),
         ("Neither Output (a) nor Output (b) is better.", "no_verdict"),
         ("I cannot say that Output (a) or Output (b) is better", "no_verdict"),
         ("Both Output (a) and Output (b) are fine.", "no_verdict"), ("Therefore, Output (b)", "no_verdict"),
         ("# Output (a):\ntext", "no_verdict"), ("Output (a): Yes\nOutput (b): No", "no_verdict"),
         ("It is unclear whether Output (a) is better.", "no_verdict"), ("e5", "no_verdict"),
-        ("Output (a) does not answer and Output (b) is better.", 0.0), ("It is not clear that Output (b) is better.", "no_verdict"),
+        ("Output (a) does not answer and Output (b) is better.", (0,)), ("It is not clear that Output (b) is better.", "no_verdict"),
     ],
-)  # fmt: skip
-def test_output_choice(reply: str, expected: float | str) -> None:
-    assert graded(reply, A_OR_B, "output-choice") == expected
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
+    "two-scores": [
         ("8 10", (8, 10)), ("8.0, 9.5\n\nBoth are good.", (8, 9.5)), ("7/10 9/10", (7, 9)), ("(3, 9)", (3, 9)),
         ("Scores: 8 9\nfine", (8, 9)), ("8 9\nThe input\n1 2\nfails", (8, 9)),
         ("Assistant 1: 8/10\nAssistant 2: 9/10\n\nAssistant 1 has 3 errors.", (8, 9)),
@@ -49,15 +45,7 @@ def test_output_choice(reply: str, expected: float | str) -> None:
         ("8", "no_verdict"), ("8/10", "no_verdict"), ("Assistant 1 has 3 errors, Assistant 2 has 4.", "no_verdict"),
         ("both have a 3 step plan", "no_verdict"), ("Assistant 1: 3 errors\nAssistant 2: 4 errors", "no_verdict"),
     ],
-)  # fmt: skip
-def test_two_scores(reply: str, expected: tuple[float, float] | str) -> None:
-    result = answer(reply, "two-scores", HALVES, ("first", "second"))
-    assert (result if isinstance(result, str) else tuple(result.values())) == expected
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
+    "aspects-json": [
         ('{"clarity": {"reason": "ok", "score": "4"}, "depth": 2}', {"clarity": 4, "depth": 2}),
         ("{'Depth': 2, 'Clarity': '4/5',}", {"clarity": 4, "depth": 2}),
         ('Sure:\n```json\n{"clarity": {"score": 4,}, "depth": {"score": "N/A"},}\n```\nDone.', {"clarity": 4}),
@@ -69,18 +57,7 @@ def test_two_scores(reply: str, expected: tuple[float, float] | str) -> None:
         ('{"clarity": 4, "depth": 3} or {"clarity": 9, "depth": 1}', {"clarity": 4, "depth": 3}),
         ('{"all": {"clarity": 4, "depth": 3}}', {"clarity": 4, "depth": 3}), ("none", "no_verdict"),
     ],
-)  # fmt: skip
-def test_aspects(reply: str, expected: dict[str, float] | str) -> None:
-    assert answer(reply, "aspects-json", FIVE, ("clarity", "depth")) == expected
-
-
-def ranks(**entries: Any) -> str:
-    return json.dumps([{"model": model, "rank": rank} for model, rank in entries.items()])
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
+    "ranking": [
         (ranks(m=1, M=2), {"m": 1, "M": 2}), (ranks(M=1, m=2), {"m": 2, "M": 1}),
         ("[{'model': 'm', 'rank': 1},\n{'model': 'M', 'rank': 1},]", {"m": 1, "M": 1}),
         ('{"concise_explanation": "it\'s", "ordered_models": ' + ranks(m=2, M=1) + "}", {"m": 2, "M": 1}),
@@ -90,19 +67,7 @@ def ranks(**entries: Any) -> str:
         ('[{"model": "m", "rank": 1}, {"mod', "truncated"), ("__import__('os')", "no_verdict"),
         (ranks(m=1, M=2) + " no: " + ranks(m=2, M=1), {"m": 2, "M": 1}),
     ],
-)  # fmt: skip
-def test_ranking(reply: str, expected: dict[str, float] | str) -> None:
-    assert answer(reply, "ranking", FIVE, ("m", "M")) == expected
-
-
-@pytest.mark.parametrize("scores", [[1, 1, 2], [1, 1, 3], [1, 2, 2], [1, 1, 1], [2, 3, 1]])
-def test_tied_ranks(scores: list[int]) -> None:
-    assert answer(ranks(**dict(zip("xyz", scores))), "ranking", FIVE, tuple("xyz")) == dict(zip("xyz", scores))
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
+    "labelled": [
         ('{"A": 4, "B": 2, "C": 5}', (4, 2, 5)), ('{"C": 5, "A": "4/5", "B": {"grade": 2, "reason": "A: 1"}}', (4, 2, 5)),
         ('{"grades": {"B": 2, "C": 5, "A": 4}}', (4, 2, 5)), ("A: 4\nB: 2\nC: 5", (4, 2, 5)),
         ("Good.\n[C] 5\n[A] 4\n[B] 2\n", (4, 2, 5)), ("**B**: 2/5\n- **A**: 4/5, clear\n- **C**: 5", (4, 2, 5)),
@@ -116,10 +81,21 @@ def test_tied_ranks(scores: list[int]) -> None:
         ('{"A": 4, "B": 2, "C"', "missing_label"), ('{"A"', "truncated"),
         ("A - 4\nB - 2\nC - 5", (4, 2, 5)), ("A: 1\nB: 1\nC: 1\n{'C': 5, 'B': 2, 'A': 4}", (4, 2, 5)),
     ],
-)  # fmt: skip
-def test_labelled(reply: str, expected: tuple[float, ...] | str) -> None:
-    result = answer(reply, "labelled", FIVE, ("A", "B", "C"))
-    assert (result if isinstance(result, str) else tuple(result.values())) == expected
+}  # fmt: skip
+"""What is read in a reply, in the order of the format's names (reply_cases.SETTINGS), or why nothing is."""
+
+
+@pytest.mark.parametrize(("format", "reply", "expected"), [(format, *case) for format, cases in CASES.items() for case in cases])
+def test_what_a_reply_says(format: str, reply: str, expected: Any) -> None:
+    scale, names = SETTINGS[format]
+    if isinstance(expected, tuple):
+        expected = dict(zip(names, expected, strict=True))
+    assert answer(reply, format, scale, names) == expected
+
+
+@pytest.mark.parametrize("scores", [[1, 1, 2], [1, 1, 3], [1, 2, 2], [1, 1, 1], [2, 3, 1]])
+def test_tied_ranks(scores: list[int]) -> None:
+    assert answer(ranks(**dict(zip("xyz", scores))), "ranking", FIVE, tuple("xyz")) == dict(zip("xyz", scores))
 
 
 @given(st.permutations("ABCDE"), st.lists(st.integers(1, 5), min_size=5, max_size=5), st.booleans())
