@@ -54,21 +54,19 @@ def tulu(folder: Path) -> Rows:
 
 def summeval(folder: Path) -> Rows:
     """Places in a list stand for people: nobody says that a place is the same person throughout."""
-    rows: Rows = []
-    for row in table(folder, "summeval_human").to_dict("records"):
-        for group in ("expert", "turker"):
-            for aspect in SUMMEVAL:
-                rows += [
-                    {
-                        "prompt": row["prompt"],
-                        "completion": row["response"],
-                        "score": float(score),
-                        "rater": f"{group}{place}",
-                        "aspect": aspect,
-                    }
-                    for place, score in enumerate(row[f"{group}_{aspect}"])
-                ]
-    return rows
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row["response"],
+            "score": float(score),
+            "rater": f"{group}{place}",
+            "aspect": aspect,
+        }
+        for row in table(folder, "summeval_human").to_dict("records")
+        for group in ("expert", "turker")
+        for aspect in SUMMEVAL
+        for place, score in enumerate(row[f"{group}_{aspect}"])
+    ]
 
 
 def summeval_groups(folder: Path) -> Rows:
