@@ -130,24 +130,24 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "message"),
     [
-        "{% block user %}{{ shown.__doc__ }}{% endblock %}",
-        "{% block user %}{{ shown.replies.append(1) }}{% endblock %}",
-        "{% block user %}{{ nothing_of_that_name }}{% endblock %}",
-        "{% block user %}{% include '../journal.py' %}{% endblock %}",
+        ("{% block user %}{{ shown.__doc__ }}{% endblock %}", r"mine\.j2"),
+        ("{% block user %}{{ shown.replies.append(1) }}{% endblock %}", r"mine\.j2"),
+        ("{% block user %}{{ nothing_of_that_name }}{% endblock %}", r"mine\.j2"),
+        ("{% block user %}{% include '../journal.py' %}{% endblock %}", r"mine\.j2"),
+        ("no blocks", "block"),
+        ("{% block user %}", "block"),
+        ("{% block system %}x{% endblock %}", "block"),
     ],
-    ids=["dunder", "mutation", "unknown name", "path"],
+    ids=["dunder", "mutation", "unknown name", "path", "no blocks", "an open block", "no block user"],
 )
-def test_a_template_gets_at_nothing_else(source: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"mine\.j2"):
+def test_a_template_that_gets_at_something_else_or_can_not_work_is_refused(source: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         messages(row("a", "b"), (0, 1), template=write(tmp_path / "mine.j2", source))
 
 
-@pytest.mark.parametrize("source", ["no blocks", "{% block user %}", "{% block system %}x{% endblock %}"])
-def test_a_template_that_can_not_work_is_refused(source: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="block"):
-        load_template(write(tmp_path / "mine.j2", source))
+def test_a_template_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Built in: listwise, pairwise, pointwise"):
         load_template(str(tmp_path / "nowhere.j2"))
 

@@ -78,12 +78,7 @@ def test_thinking_moves_no_span() -> None:
 
 def test_every_label_of_a_list_reads_its_own_token() -> None:
     choice = reply('{"', "B", '": ', ("5", logs(**{"5": 0.5, "3": 0.5})), ', "', "A", '": ', ("1", logs(**{"1": 1.0})), "}")
-    found = read(
-        [choice],
-        "labelled",
-        numbers(1, 5),
-        ("A", "B"),
-    )
+    found = read([choice], "labelled", numbers(1, 5), ("A", "B"))
     assert (found.grades["A"].value, found.grades["B"].value) == (1.0, 4.0)
 
 
