@@ -76,12 +76,14 @@ class Judging:
 
 
 def comparisons(folder: Path) -> list[dict[str, Any]]:
-    """Every comparison, with its prompt_id and the ids of its completions."""
+    """Every comparison, with its prompt_id, the last words of its prompt, and the ids and texts of its completions."""
     found = []
     for row in load_feedback(folder).to_pylist():
-        ids = [completion["id"] for completion in row["completions"]]
+        prompt = {"prompt_id": row["prompt_id"], "prompt": row["prompt"][-1]["content"]}
         for one in row["comparisons"]:
-            found.append({**one, "prompt_id": row["prompt_id"], "first_id": ids[one["first"]], "second_id": ids[one["second"]]})
+            first, second = row["completions"][one["first"]], row["completions"][one["second"]]
+            texts = {"first_text": first["text"], "second_text": second["text"]}
+            found.append({**one, **prompt, "first_id": first["id"], "second_id": second["id"], **texts})
     return found
 
 

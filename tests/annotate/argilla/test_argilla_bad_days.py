@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from argilla_cases import Asked, comparisons, feedback, pairs
+from argilla_cases import Asked, feedback, pairs
 from argilla_fixture import Argilla
 from argilla_proxy import proxy_to
+from cases import comparisons
 from command import stopped
 
 from mmpo.annotate.agreement import agree

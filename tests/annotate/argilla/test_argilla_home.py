@@ -17,21 +17,18 @@ from mmpo.annotate.argilla_server.text_query import matches, pack, terms_of
 from mmpo.pipeline.errors import UserError
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return dict(line.split("==") for line in lines)
-
-
-def names(text: str) -> dict[str, str]:
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in text.split())}
+def versions(text: str) -> dict[str, str]:
+    """By the normal form of each name, of lines NAME==VERSION."""
+    lines = [line.split("==") for line in text.splitlines() if not line.startswith("#")]
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lines}
 
 
 def test_every_pin_is_exact_and_the_environment_is_what_they_say(argilla_environment: Path) -> None:
-    assert pins()["argilla-server"] == "2.8.0"
-    assert {"requests", "fakeredis", "SQLAlchemy", "uvicorn"} <= set(pins())
+    pins = versions(PINS.read_text(encoding="utf-8"))
+    assert pins["argilla-server"] == "2.8.0" and {"requests", "fakeredis", "sqlalchemy", "uvicorn"} <= set(pins)
     freeze = (str(python_of(argilla_environment)), "-I", "-m", "pip", "freeze")
     there = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
-    assert names(there) == names("\n".join(f"{name}=={version}" for name, version in pins().items()))
+    assert versions(there) == pins
 
 
 def test_where_the_environment_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,24 +111,36 @@ def test_the_secret_key_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None
 def test_who_is_made() -> None:
     made = new_users({}, None, ["anna", "anna"], [], {"MMPO_ARGILLA_PASSWORD_ANNA": "long enough"})
     assert [(user.name, user.role, user.generated) for user in made] == [("owner", "owner", True), ("anna", "annotator", False)]
-    assert made[1].password == "long enough"
-    assert len(made[0].password) >= 16
+    assert made[1].password == "long enough" and len(made[0].password) >= 16
     known = {"kim": "owner", "anna": "annotator"}
     assert new_users(known, None, ["anna"], [], {}) == [], "an owner of another name is enough"
     assert [user.name for user in new_users(known, "lee", ["ben"], [], {})] == ["lee", "ben"]
     assert [(user.name, user.role) for user in new_users(known, None, [], ["kim"], {})] == [("kim", "owner")]
 
 
-@pytest.mark.parametrize("annotators, renewed, environment, words", [
-    (["an na"], [], {}, "no name"),
-    (["../x"], [], {}, "no name"),
-    (["a-b", "a_b"], [], {}, "share"),
-    (["anna"], [], {"MMPO_ARGILLA_PASSWORD_ANNA": "é" * 37}, "74 bytes"),
-    ([], ["zoe"], {}, "no such user"),
+@pytest.mark.parametrize("known, owner, annotators, renewed, environment, words", [
+    ({}, None, ["an na"], [], {}, "no name"),
+    ({}, None, ["../x"], [], {}, "no name"),
+    ({}, None, ["a-b", "a_b"], [], {}, "share"),
+    ({}, None, ["anna"], [], {"MMPO_ARGILLA_PASSWORD_ANNA": "é" * 37}, "74 bytes"),
+    ({}, None, [], ["zoe"], {}, "no such user"),
+    # Nobody has two roles.
+    ({}, None, ["owner"], [], {}, "as owner|as annotator"),
+    ({}, "kim", ["kim"], [], {}, "as owner|as annotator"),
+    ({"kim": "owner"}, None, ["kim"], [], {}, "as owner|as annotator"),
+    ({"kim": "owner", "anna": "annotator"}, "anna", [], [], {}, "as owner|as annotator"),
 ])  # fmt: skip
-def test_who_is_refused(annotators: list[str], renewed: list[str], environment: dict[str, str], words: str) -> None:
+def test_who_is_refused(
+    known: dict[str, str], owner: str | None, annotators: list[str], renewed: list[str], environment: dict[str, str], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
-        new_users({}, None, annotators, renewed, environment)
+        new_users(known, owner, annotators, renewed, environment)
+
+
+def test_a_workspace_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--workspace: the name is empty"):
+        serve(tmp_path / "home", agree=lambda question: False, ready=lambda facts: None, workspace="")
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_new_folder_has_no_users(tmp_path: Path) -> None:
@@ -162,17 +171,3 @@ def test_words_of_a_text_find_it_and_their_negation_does_not(words: list[str]) -
     assert matches(fields, pack(" ".join(words), ["text"]))
     assert not matches(fields, pack(f"-{words[0]}", ["text"]))
     assert not matches(fields, pack(words[0], ["other"]))
-
-
-def test_nobody_has_two_roles(tmp_path: Path) -> None:
-    for known, owner, annotators in (
-        ({}, None, ["owner"]),
-        ({}, "kim", ["kim"]),
-        ({"kim": "owner"}, None, ["kim"]),
-        ({"kim": "owner", "anna": "annotator"}, "anna", []),
-    ):
-        with pytest.raises(UserError, match=r"as owner|as annotator"):
-            new_users(known, owner, annotators, [], {})
-    with pytest.raises(UserError, match="--workspace: the name is empty"):
-        serve(tmp_path / "home", agree=lambda question: False, ready=lambda facts: None, workspace="")
-    assert not (tmp_path / "home").exists()

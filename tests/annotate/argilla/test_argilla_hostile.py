@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, comparisons, feedback, texts_of
-from argilla_markers import CONTROL, MARKERS
+from argilla_browser import CONTROL, MARKERS
+from argilla_cases import Asked, feedback, texts_of
+from cases import comparisons
 from command import mmpo
 
 from mmpo.pipeline.errors import UserError

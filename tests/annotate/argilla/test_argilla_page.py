@@ -4,15 +4,14 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from argilla_browser import KEYS, SUBMIT, Annotator, chromium
-from argilla_cases import Asked, comparisons, pairs, ratings, rejected, texts_of
+from argilla_browser import KEYS, MARKERS, SUBMIT, Annotator, chromium, inert, look_as_owner, marked, read_markers
+from argilla_cases import Asked, pairs, rejected, texts_of
 from argilla_fixture import Argilla
-from argilla_markers import MARKERS, inert, look_as_owner, marked, read_markers
+from cases import comparisons, ratings
 
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 
@@ -39,8 +38,7 @@ def annotator(browser: Any, argilla: Argilla) -> Iterator[Callable[[str], Annota
         window.close()
 
 
-@dataclass(frozen=True)
-class Clicked:
+class Clicked(NamedTuple):
     """What a person did to the record in view: the grade toward the reply that they saw as A."""
 
     rater: str
@@ -48,10 +46,10 @@ class Clicked:
     a: str
     b: str
     gap: float
-    note: str | None = None
+    note: str = ""
 
 
-def seen(window: Annotator, key: str, note: str | None = None) -> Clicked:
+def seen(window: Annotator, key: str, note: str = "") -> Clicked:
     a, b = window.replies()
     return Clicked(window.name, window.prompt(), a, b, KEYS[key][1], note)
 
@@ -63,10 +61,10 @@ def by_key(window: Annotator, key: str) -> Clicked:
     return done
 
 
-def by_mouse(window: Annotator, key: str, note: str | None = None) -> Clicked:
+def by_mouse(window: Annotator, key: str, note: str = "") -> Clicked:
     done = seen(window, key, note)
     window.click(KEYS[key][0])
-    if note is not None:
+    if note:
         window.reason(note)
     window.send(SUBMIT)
     return done
@@ -116,10 +114,6 @@ def ben_grades(ben: Annotator, dataset: str) -> list[Clicked]:
     return [*done, changed]
 
 
-def as_rows(clicks: list[Clicked]) -> list[tuple[Any, ...]]:
-    return sorted((one.rater, one.prompt, one.a, one.b, one.gap, one.note or "") for one in clicks)
-
-
 def margins(clicks: list[Clicked]) -> dict[tuple[str, str], float]:
     """The mean gap toward each reply, by prompt and reply, with A and B undone by what was seen."""
     found: dict[tuple[str, str], list[float]] = {}
@@ -144,11 +138,9 @@ def test_what_two_people_click_is_what_comes_back(asked: Asked, annotator: Calla
     done = pull()
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    rows = comparisons(asked.out)
-    as_pulled = [
-        (one["rater"], one["prompt"], one["first_text"], one["second_text"], one["gap"], one["note"] or "") for one in rows
-    ]
-    assert sorted(as_pulled) == as_rows(clicks)
+    names = ("rater", "prompt", "first_text", "second_text", "gap")
+    graded = [Clicked(*(one[name] for name in names), one["note"] or "") for one in comparisons(asked.out)]
+    assert sorted(graded) == sorted(clicks)
     assert summary["responses"] == {"used": 12, "draft": 2, "discarded": 2}
     assert rejected(asked.out) == {"draft": 2, "discarded": 2}
     assert "2 drafts, 2 discarded" in done.stderr

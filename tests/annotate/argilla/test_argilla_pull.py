@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, comparisons, feedback, pairs, ratings, rejected
+from argilla_cases import Asked, feedback, pairs, rejected
+from cases import comparisons, ratings
 
 from mmpo.annotate.agreement import agree
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs

@@ -7,15 +7,13 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from argilla_fixture import MMPO, Argilla, Serving, environment_folder, ready_facts, serve_argilla
+from argilla_fixture import Argilla, Serving, environment_folder, ready_facts, serve_argilla
+from command import environment, mmpo, wait_for
 
 from mmpo.cli.commands.argilla import say_ready
 
@@ -25,14 +23,11 @@ OPTIONS = [{"value": grade, "text": grade} for grade in ("A better", "tie", "B b
 QUESTION = {"name": "grade", "title": "grade", "required": True, "settings": {"type": "label_selection", "options": OPTIONS}}
 
 
-def refused(*options: str, **environment: str) -> str:
+def refused(home: Path, *options: object, **variables: str) -> str:
     """What a start that must be refused says; it has to leave with 2 and no traceback."""
-    command = [*MMPO, "argilla", "serve", *options]
-    variables = {**os.environ, "MMPO_ARGILLA_ENV": environment_folder(), **environment}
-    done = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
+    env = environment(**{"MMPO_ARGILLA_ENV": environment_folder()} | variables)
+    done = mmpo("argilla", "serve", "--home", home, *options, env=env, stdin=subprocess.DEVNULL, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: "), done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
 
@@ -79,17 +74,10 @@ def is_there(process: int) -> bool:
     return True
 
 
-def wait_until(true: Any, seconds: float = 15) -> bool:
-    until = time.monotonic() + seconds
-    while not true() and time.monotonic() < until:
-        time.sleep(0.05)
-    return bool(true())
-
-
 @pytest.fixture
-def home(argilla_environment: Path, tmp_path: Path) -> Iterator[Path]:
+def home(argilla_environment: Path, tmp_path: Path) -> Path:
     """A folder to be, whose name holds what breaks addresses and settings."""
-    yield tmp_path / "an Argilla %s ? # é"
+    return tmp_path / "an Argilla %s ? # é"
 
 
 def test_users_log_in_and_share_the_workspace(argilla: Argilla) -> None:
@@ -183,7 +171,7 @@ def test_a_kill_loses_nothing_that_was_answered(home: Path, tmp_path: Path, vict
             assert serving.process.wait(timeout=15) == 2
             assert "the same command starts it again" in serving.said().lower()
             assert str(home / "server.log") in serving.said()
-        assert wait_until(lambda: not is_there(child)), "the server must not outlive the command"
+        assert wait_for(lambda: not is_there(child)), "the server must not outlive the command"
     # As if the kill had come between an answer and its record's status.
     with closing(sqlite3.connect(home / "argilla.db")) as database:
         database.execute("UPDATE records SET status = 'pending' WHERE external_id < '4'")
@@ -205,36 +193,31 @@ def test_a_changed_number_of_answers_is_counted_again(argilla: Argilla) -> None:
         for min_submitted, expected in ((1, (4, 2)), (3, (0, 6)), (2, (1, 5))):
             change = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
             owner.patch(f"/api/v1/datasets/{dataset}", json=change).raise_for_status()
-            assert wait_until(lambda expected=expected: progress(owner, dataset) == expected)
+            assert wait_for(lambda expected=expected: progress(owner, dataset) == expected)
         owner.delete(f"/api/v1/datasets/{dataset}").raise_for_status()
 
 
 def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path) -> None:
     with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "said") as serving:
-        said = refused("--home", str(home), "--port", "0", "--yes")
-        assert f"process {serving.process.pid}" in said
-        assert "--home" in said
+        said = refused(home, "--port", "0", "--yes")
+        assert f"process {serving.process.pid}" in said and "--home" in said
         port = serving.ready["url"].rsplit(":", 1)[1]
-        said = refused("--home", str(tmp_path / "other"), "--port", port, "--yes")
-        assert f"127.0.0.1:{port}" in said
-        assert "--port" in said
+        said = refused(tmp_path / "other", "--port", port, "--yes")
+        assert f"127.0.0.1:{port}" in said and "--port" in said
         assert log_in(serving.ready["url"], "owner", PASSWORDS["owner"]).status_code == 201
 
 
 def test_a_port_that_something_else_uses_is_refused(argilla_environment: Path, tmp_path: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        assert "--port" in refused("--home", str(tmp_path / "home"), "--port", str(other.getsockname()[1]), "--yes")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert "--port" in refused(tmp_path / "home", "--port", other.getsockname()[1], "--yes")
 
 
 def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:
-    options = ("--home", str(tmp_path / "home"), "--annotator", "anna-lena", "--host", "0.0.0.0", "--port", "0", "--yes")
-    said = refused(*options, MMPO_ARGILLA_PASSWORD_OWNER="long enough")
-    assert "MMPO_ARGILLA_PASSWORD_ANNA_LENA" in said
-    assert "MMPO_ARGILLA_PASSWORD_OWNER" not in said
-    assert "8" in refused("--home", str(tmp_path / "home"), "--yes", MMPO_ARGILLA_PASSWORD_OWNER="short")
-    assert "--host" in refused("--home", str(tmp_path / "home"), "--host", "no such host", "--yes")
+    home, elsewhere = tmp_path / "home", ("--annotator", "anna-lena", "--host", "0.0.0.0", "--port", "0", "--yes")
+    said = refused(home, *elsewhere, MMPO_ARGILLA_PASSWORD_OWNER="long enough")
+    assert "MMPO_ARGILLA_PASSWORD_ANNA_LENA" in said and "MMPO_ARGILLA_PASSWORD_OWNER" not in said
+    assert "8" in refused(home, "--yes", MMPO_ARGILLA_PASSWORD_OWNER="short")
+    assert "--host" in refused(home, "--host", "no such host", "--yes")
 
 
 def test_other_hosts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,34 +229,29 @@ def test_other_hosts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_terminal_the_installation_wants_yes(tmp_path: Path) -> None:
-    said = refused("--home", str(tmp_path / "home"), "--port", "0", MMPO_ARGILLA_ENV=str(tmp_path / "environment"))
-    assert "--yes" in said
-    assert "600 MB" in said
-    assert str(tmp_path / "environment") in said
-    assert not (tmp_path / "environment").exists()
+    folder = tmp_path / "environment"
+    said = refused(tmp_path / "home", "--port", "0", MMPO_ARGILLA_ENV=str(folder))
+    assert "--yes" in said and "600 MB" in said and str(folder) in said and not folder.exists()
 
 
 def test_on_a_terminal_it_asks_and_no_means_no(tmp_path: Path) -> None:
     terminal, its_end = pty.openpty()
     os.write(terminal, b"n\n")
-    variables = {**os.environ, "MMPO_ARGILLA_ENV": str(tmp_path / "environment")}
-    command = [*MMPO, "argilla", "serve", "--home", str(tmp_path / "home"), "--port", "0"]
-    done = subprocess.run(command, env=variables, stdin=its_end, capture_output=True, text=True, timeout=60, check=False)
+    folder = tmp_path / "environment"
+    env = environment(MMPO_ARGILLA_ENV=str(folder))
+    done = mmpo("argilla", "serve", "--home", tmp_path / "home", "--port", "0", env=env, stdin=its_end, timeout=60)
     for end in (terminal, its_end):
         os.close(end)
-    assert done.returncode == 2
-    assert "600 MB" in done.stderr
-    assert "was not installed" in done.stderr
-    assert not (tmp_path / "environment").exists()
+    assert done.returncode == 2 and "600 MB" in done.stderr and "was not installed" in done.stderr and not folder.exists()
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    assert "holds other files" in refused("--home", str(tmp_path), "--yes")
-    assert "is a file" in refused("--home", str(tmp_path / "thesis.tex"), "--yes")
+    assert "holds other files" in refused(tmp_path, "--yes")
+    assert "is a file" in refused(tmp_path / "thesis.tex", "--yes")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "argilla.db").write_text("no database at all")
-    assert "argilla.db" in refused("--home", str(tmp_path / "home"), "--port", "0", "--yes")
+    assert "argilla.db" in refused(tmp_path / "home", "--port", "0", "--yes")
 
 
 def test_names_in_printed_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:

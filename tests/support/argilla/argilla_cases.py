@@ -17,7 +17,7 @@ from folders import Row, feedback_folder, made_up_prompts, pairs_folder
 from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
 from mmpo.pipeline import load_feedback
 
-__all__ = ["Asked", "comparisons", "feedback", "name", "pairs", "ratings", "rejected", "texts_of"]
+__all__ = ["Asked", "feedback", "name", "pairs", "rejected", "texts_of"]
 
 
 def name(start: str = "data") -> str:
@@ -127,23 +127,6 @@ class Asked:
         fields = {**record["fields"], **texts}
         self.change("PUT", f"{self.path}/records/bulk", items=[{"external_id": record["external_id"], "fields": fields}])
         return fields
-
-
-def comparisons(folder: Path) -> list[dict[str, Any]]:
-    """Every comparison, with its prompt's text and the texts of its completions."""
-    found = []
-    for row in load_feedback(folder).to_pylist():
-        texts = [one["text"] for one in row["completions"]]
-        for one in row["comparisons"]:
-            shown = {"prompt": row["prompt"][-1]["content"], "first_text": texts[one["first"]], "second_text": texts[one["second"]]}
-            found.append({**one, **shown})
-    return found
-
-
-def ratings(folder: Path) -> list[dict[str, Any]]:
-    """Every rating, with the text of its completion."""
-    rows = load_feedback(folder).to_pylist()
-    return [{**one, "text": row["completions"][one["completion"]]["text"]} for row in rows for one in row["ratings"]]
 
 
 def texts_of(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,11 +18,11 @@ from typing import Any
 
 import httpx
 import pytest
+from command import environment, started
 
 __all__ = ["Argilla", "Serving", "argilla", "argilla_environment", "ready_facts", "serve_argilla"]
 
 ROOT = Path(__file__).resolve().parents[3]
-MMPO = (sys.executable, "-c", "from mmpo.cli.main import main; main()")
 START_SECONDS = 120
 ANNOTATORS = ("anna", "ben")
 WORKSPACE = "team"
@@ -61,38 +60,31 @@ class Serving:
 @contextmanager
 def serve_argilla(home: Path, *options: str, passwords: dict[str, str] | None = None, messages: Path) -> Iterator[Serving]:
     """`mmpo argilla serve --home home --port 0 ...`, ready to answer; stopped at the end whatever happened."""
-    environment = {**os.environ, "MMPO_ARGILLA_ENV": environment_folder()}
-    for name, password in (passwords or {}).items():
-        environment[f"MMPO_ARGILLA_PASSWORD_{name.upper()}"] = password
-    command = [*MMPO, "argilla", "serve", "--home", str(home), "--port", "0", "--yes", "--json", *options]
+    own = {f"MMPO_ARGILLA_PASSWORD_{name.upper()}": password for name, password in (passwords or {}).items()}
     with open(messages, "w", encoding="utf-8") as said:
         # A group of its own: Ctrl-C at the terminal of pytest must not end the server before the tests that use it.
-        process = subprocess.Popen(
-            command,
-            env=environment,
+        process = started(
+            *("argilla", "serve", "--home", home, "--port", "0", "--yes", "--json", *options),
+            env=environment(MMPO_ARGILLA_ENV=environment_folder(), **own),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=said,
-            text=True,
             start_new_session=True,
         )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                process.wait(timeout=START_SECONDS)
-                raise RuntimeError(f"mmpo argilla serve left with {process.returncode}: {messages.read_text(encoding='utf-8')}")
-            yield Serving(process, json.loads(line), messages)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        serving = Serving(process, {}, messages)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                if not (line := process.stdout.readline()):
+                    raise RuntimeError(f"mmpo argilla serve left with {process.wait(START_SECONDS)}: {serving.said()}")
+                serving.ready = json.loads(line)
+                yield serving
+            finally:
+                if process.poll() is None:
+                    try:
+                        serving.interrupt()
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
 
 
 @dataclass

@@ -30,10 +30,6 @@ class Proxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def heal(self) -> None:
-        """Let everything through again."""
-        self.cut_after = None
-
     def close(self) -> None:
         """Stop listening and break what is open."""
         with suppress(OSError):
