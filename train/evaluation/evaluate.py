@@ -75,7 +75,9 @@ def evaluate(
         Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
     other = _other_split(options, data, split)
     splits = [Split(pairs, f"{data} ({split})"), *([] if other is None else [Split(other)])]
-    (values, counts), *rest = pair_values(options, splits, None if reference else _reference_weights(record))
+    then = record.get("identity", {})
+    reference_weights = None if reference else then.get("reference_weights", then.get("weights"))
+    (values, counts), *rest = pair_values(options, splits, reference_weights)
     pairs = pairs.take(pa.array(values["rows"]))
     if per_pair is not None:
         _write(Path(per_pair), pairs, values)
@@ -84,7 +86,11 @@ def evaluate(
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
     fit = rest[0][0] if fitted_on != split else values
     temperature = temperature_fit(fit["z"], fit["p"])
-    judged, with_votes = _with_votes(pairs, values, cast)
+    judged = values
+    if cast is not None:
+        preferring, raters = cast.of(pairs).T
+        judged = {**values, "preferring": preferring, "raters": raters}
+        counts = {**counts, "pairs_with_votes": int((raters > 0).sum())}
     return {
         "pairs": len(values["z"]),
         "ties": int((values["margin"] == 0).sum()),
@@ -100,7 +106,7 @@ def evaluate(
         "gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf",
         "target": options.target,
         "split": split,
-        "counts": counts | with_votes,
+        "counts": counts,
     }
 
 
@@ -133,12 +139,6 @@ def _reference(model: Path, trained: Mapping[str, Any]) -> str | None:
     return trained.get("reference") or trained.get("model")
 
 
-def _reference_weights(record: Mapping[str, Any]) -> str | None:
-    """The digest of that reference's weights."""
-    identity = record.get("identity", {})
-    return identity.get("reference_weights", identity.get("weights"))
-
-
 def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Table | None:
     """The validation pairs, to fit the temperature on; None where they are the measured ones, or of no use."""
     if split == "validation" or not any((Path(data) / "validation").glob("*.parquet")):
@@ -150,16 +150,6 @@ def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Tabl
         warn([f"the temperature is fitted on the measured pairs, the validation split is of no use: {error}"])
         return None
     return pairs
-
-
-def _with_votes(
-    pairs: pa.Table, values: dict[str, np.ndarray], votes: Votes | None
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The values with the votes among them, where there are any, and how many pairs have votes."""
-    if votes is None:
-        return values, {}
-    preferring, raters = votes.of(pairs).T
-    return {**values, "preferring": preferring, "raters": raters}, {"pairs_with_votes": int((raters > 0).sum())}
 
 
 def _sources(pairs: pa.Table) -> np.ndarray:

@@ -43,7 +43,7 @@ class MarginTrainer(GuardedTrainer):
     """
 
     kind = ""
-    beta: float | None = None
+    beta: Any = None  # a policy has one
 
     def __init__(
         self,
