@@ -1,11 +1,10 @@
 """RewardBench's rows: accuracy by subset and section follows from the values of every row, for both kinds of trained."""
 
-from pathlib import Path
-
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import read_table, write_rows
 
 from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
@@ -29,14 +28,9 @@ def benchmark_rows(count=40):
     ]
 
 
-def write(path: Path, rows) -> Path:
-    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return path
-
-
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_sections_follow_from_the_values_of_every_row(kind, trained, tmp_path):
-    data = write(tmp_path / "bench.jsonl", benchmark_rows())
+    data = write_rows(tmp_path / "bench.jsonl", benchmark_rows())
     found = evaluate(kind, trained[kind], data, per_pair=tmp_path / "pairs.parquet")
     values = pq.ParquetFile(tmp_path / "pairs.parquet").read().to_pandas()
     what = "score" if kind == "reward" else "ratio"
@@ -63,18 +57,17 @@ def test_messages_and_texts_mean_the_same(tmp_path):
         }
         for row in rows
     ]
-    pq.write_table(pa.Table.from_pylist(spoken), tmp_path / "bench.parquet")
-    texts = rewardbench_pairs(write(tmp_path / "bench.jsonl", rows))
+    write_rows(tmp_path / "bench.parquet", spoken)
+    texts = rewardbench_pairs(write_rows(tmp_path / "bench.jsonl", rows))
     assert texts is not None
     assert texts == rewardbench_pairs(tmp_path / "bench.parquet")
     assert texts["prompt"].to_pylist()[0] == [{"role": "user", "content": "Question 0?"}]
 
 
 def test_pairs_with_margins_are_no_benchmark(dataset, tmp_path):
-    file = dataset / "test" / "part-00000.parquet"
-    assert rewardbench_pairs(file) is None
+    assert rewardbench_pairs(dataset / "test" / "part-00000.parquet") is None
     assert rewardbench_pairs(dataset) is None
-    table = pq.ParquetFile(file).read()
+    table = read_table(dataset / "test")
     pq.write_table(table.append_column("subset", pa.array(["hep-go"] * len(table))), tmp_path / "pairs.parquet")
     assert rewardbench_pairs(tmp_path / "pairs.parquet") is None
 
@@ -87,11 +80,11 @@ def test_a_row_that_is_no_pair_is_named(row, said, tmp_path):
     rows = benchmark_rows(3)
     rows[1] |= row
     with pytest.raises(UserError, match=said):
-        rewardbench_pairs(write(tmp_path / "bench.jsonl", rows))
+        rewardbench_pairs(write_rows(tmp_path / "bench.jsonl", rows))
 
 
 def test_the_command_prints_the_sections(trained, tmp_path, capsys):
-    data = write(tmp_path / "bench.jsonl", benchmark_rows())
+    data = write_rows(tmp_path / "bench.jsonl", benchmark_rows())
     assert run(["evaluate", "reward", "--model", str(trained["reward"]), "--data", str(data), "--json"]) == 0
     shown = capsys.readouterr()
     assert "average of these" in shown.err
