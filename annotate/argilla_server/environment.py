@@ -4,17 +4,16 @@ It lies in the user's cache folder, or where MMPO_ARGILLA_ENV says. Its name hol
 environment.
 """
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import file_lock, text_digest
 
 SERVER_VERSION = "2.8.0"
 REQUIREMENTS = (f"argilla-server=={SERVER_VERSION}", "requests", "fakeredis")
@@ -28,7 +27,7 @@ TAIL_LINES = 12
 def digest_of_pins() -> str:
     """Eight hex digits of the pins, the comments left out."""
     lines = (line for line in PINS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#"))
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=4).hexdigest()
+    return text_digest("\n".join(lines), size=4)
 
 
 def environment_folder() -> Path:
@@ -65,8 +64,11 @@ def ensure(agree: Callable[[str], bool]) -> Path:
     _check_ours(folder)
     if not agree(f"Argilla's server {SERVER_VERSION} needs an environment of its own ({MEASURED}) in {folder}."):
         raise UserError(f"Argilla's server was not installed; say yes, or --yes, to install it into {folder}")
-    with _alone(folder) as lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever makes the same environment is waited for, for as long as that takes.
+    with file_lock(folder.with_name(folder.name + ".lock"), "", seconds=inf) as lock:
         if not is_complete(folder):
+            assert lock is not None
             _make(folder, lock)
     return folder
 
@@ -77,16 +79,6 @@ def _check_ours(folder: Path) -> None:
         raise UserError(f"{folder} is a file; name a folder that is new or empty in MMPO_ARGILLA_ENV")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
         raise UserError(f"{folder} holds other files; name a folder that is new or empty in MMPO_ARGILLA_ENV")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Waits for whoever makes the same environment; the lock's descriptor. The system lets go of it when all who hold it are
-    gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def _make(folder: Path, lock: int) -> None:

@@ -7,19 +7,18 @@ DIR/lock            held while a server runs, with its process id
 DIR/scratch/        emptied at every start
 """
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import file_lock
 
 DATABASE, SECRET, LOG, LOCK, SCRATCH = "argilla.db", "secret.key", "server.log", "lock", "scratch"
 PREFIX = "MMPO_ARGILLA_PASSWORD_"
@@ -57,34 +56,20 @@ def holding(home: Path) -> Iterator[int]:
     The system lets go when the last process that holds it is gone, however it went: there are no stale locks. Raises UserError
     naming the process id where a server runs on this folder.
     """
-    lock = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        until = time.monotonic() + GIVE_UP_SECONDS
-        while not _locked(lock):
-            holder = os.pread(lock, 20, 0).decode().strip()
-            # A server whose command was killed is on its way out: that takes a moment.
-            if _is_alive(holder) or time.monotonic() > until:
-                raise UserError(
-                    f"an Argilla already runs on {home}, as process {holder or '(unknown)'}; stop that one (Ctrl-C, or kill {holder}), "
-                    "or name another --home"
-                )
-            time.sleep(0.05)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    path = home / LOCK
+    holder = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    taken = (
+        f"an Argilla already runs on {home}, as process {holder or '(unknown)'}; stop that one (Ctrl-C, or kill {holder}), "
+        "or name another --home"
+    )
+    # A server whose command was killed is on its way out: that takes a moment.
+    with file_lock(path, taken, seconds=0.0 if _is_alive(holder) else GIVE_UP_SECONDS) as lock:
+        assert lock is not None
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
         shutil.rmtree(home / SCRATCH, ignore_errors=True)
         (home / SCRATCH).mkdir(mode=0o700)
         yield lock
         shutil.rmtree(home / SCRATCH, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_alive(process: str) -> bool:
