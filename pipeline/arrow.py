@@ -63,6 +63,19 @@ def with_fields(rows: pa.StructArray, new: Mapping[str, pa.Array]) -> pa.StructA
     return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
+def without_texts(table: pa.Table) -> pa.Table:
+    """FEEDBACK with 64-bit text offsets, the same ids and grades, ids in the place of texts, and no prompts, notes and extras: grades of
+    millions of pairs fit in memory."""
+    columns = {name: flat(table[name]) for name in LARGE_FEEDBACK.names}
+    columns["prompt"] = lists(np.zeros(table.num_rows, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
+    columns["extra"] = pa.nulls(table.num_rows)
+    for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
+        inner = columns[name].flatten()
+        left = inner.field("id") if text == "text" else pa.nulls(len(inner))
+        columns[name] = lists(offsets_of(columns[name])[:-1], with_fields(inner, {text: left}))
+    return pa.table([columns[name].cast(LARGE_FEEDBACK.field(name).type) for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
+
+
 def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One contiguous array of a column."""
     if not isinstance(column, pa.ChunkedArray):

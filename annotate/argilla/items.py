@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,16 +22,18 @@ from mmpo.annotate.argilla.known_margins import (
     feedback_margins,
     full_of_pairs,
     known_of,
-    without_texts,
 )
 from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
 from mmpo.annotate.rows import rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
-from mmpo.pipeline.arrow import flat, offsets_of
+from mmpo.pipeline.arrow import flat, offsets_of, without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import Message, completion_id, prompt_id
+
+if TYPE_CHECKING:
+    from mmpo.annotate.argilla.options import PushOptions
 
 MOST_REPLIES = 10
 BLOCK = 4096
@@ -59,33 +61,23 @@ class ItemsRead:
     hints: dict[str, SuggestionMargins]
 
 
-def read_items(
-    data: str | Path,
-    *,
-    questions: str,
-    pairs: str,
-    aspects: Sequence[str],
-    judge: str | None,
-    suggest: bool,
-    select: str,
-    seed: int,
-) -> ItemsRead:
-    """The items of a PAIRS or FEEDBACK folder; the margins of a FEEDBACK are worked out where `select` goes by them.
+def read_items(data: str | Path, options: "PushOptions") -> ItemsRead:
+    """The items of a PAIRS or FEEDBACK folder; the margins of a FEEDBACK are worked out where `--select` goes by them.
 
     Raises UserError: no such folder, a judge that it does not know, nothing to show.
     """
     folder = Path(data)
     kind = read_manifest(folder).get("kind")
     if kind == "pairs":
-        if questions == "ratings":
+        if options.questions == "ratings":
             raise UserError(
                 f"{folder} holds pairs; --questions ratings shows all replies of a prompt: give the FEEDBACK that they came from"
             )
-        if judge is not None:
+        if options.judge is not None:
             raise UserError(f"{folder} holds pairs, whose margins name no judge: give the FEEDBACK folder, or leave out --judge")
-        read = _of_pairs(load_pairs(folder), aspects, suggest)
+        read = _of_pairs(load_pairs(folder), options)
     else:
-        read = _of_feedback(load_feedback(folder), questions, pairs, aspects, judge, suggest, select, seed)
+        read = _of_feedback(load_feedback(folder), options)
     if not read.items:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in read.dropped.most_common(4))
         too_many = f"; a record shows {MOST_REPLIES} replies at most, --questions pairs takes any number"
@@ -94,7 +86,7 @@ def read_items(
     return read
 
 
-def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> ItemsRead:
+def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
     read = ItemsRead([], Counter(), {})
     hints: dict[tuple[str, frozenset[str]], KnownMargin] = {}
     for batch in table.to_batches(max_chunksize=BLOCK):
@@ -115,8 +107,8 @@ def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> ItemsRe
             read.items.append(item)
             if known.kind in AI:
                 hints[item.prompt_id, frozenset(ids)] = known
-    if suggest:
-        if len(aspects) > 1:
+    if options.suggest:
+        if len(options.aspects) > 1:
             raise UserError(
                 "--suggest: pairs have one margin, and several aspects are asked; give the FEEDBACK folder, or one aspect"
             )
@@ -126,7 +118,7 @@ def _of_pairs(table: pa.Table, aspects: Sequence[str], suggest: bool) -> ItemsRe
             )
         kinds = Counter(known.kind for known in hints.values())
         full = full_of_pairs(table)
-        read.hints = {aspects[0]: SuggestionMargins(hints, {}, full, full, kinds.most_common(1)[0][0])}
+        read.hints = {options.aspects[0]: SuggestionMargins(hints, {}, full, full, kinds.most_common(1)[0][0])}
     return read
 
 
@@ -135,26 +127,25 @@ def _true_ids(own: str, prompt: Sequence[Message], ids: Sequence[str], texts: Se
     return prompt_id(prompt) == own and all(completion_id(own, text) == one for one, text in zip(ids, texts))
 
 
-def _of_feedback(
-    table: pa.Table, questions: str, pairs: str, aspects: Sequence[str], judge: str | None, suggest: bool, select: str, seed: int
-) -> ItemsRead:
+def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
     names = without_texts(table)
-    groups = list(grade_statistics(names).groups)
-    if judge is not None and judge not in {group.rater for group in groups}:
-        raise unknown_name("rater (--judge)", judge, sorted({group.rater for group in groups})[:40])
-    kinds = [kind for kind in ("ai", "reward_model") if any(group.kind == kind for group in groups)]
-    raters = None if judge is None else [judge]
-    known = {} if select == "random" else feedback_margins(names, groups, None, raters, None)[0]
+    groups, judge = grade_statistics(names).groups, options.judge
+    raters = sorted({group.rater for group in groups})
+    if judge is not None and judge not in raters:
+        raise unknown_name("rater (--judge)", judge, raters[:40])
+    groups = [group for group in groups if judge in (None, group.rater)]
+    known = {} if options.select == "random" else feedback_margins(names, groups)[0]
     read = ItemsRead([], Counter(), {})
-    if suggest:
-        read.hints = {aspect: feedback_hints(names, groups, kinds, raters, aspect, alone=len(aspects) == 1) for aspect in aspects}
-    pairing, k = parse_pairing(pairs)
-    for block in _blocks(table):
-        for row, models, source in _rows(block):
+    if options.suggest:
+        by_ai = [group for group in groups if group.kind in ("ai", "reward_model")]
+        read.hints = {aspect: feedback_hints(names, by_ai, aspect, alone=len(options.aspects) == 1) for aspect in options.aspects}
+    pairing, k = parse_pairing(options.pairs)
+    for start in range(0, table.num_rows, BLOCK):
+        for row, models, source in _rows(table.slice(start, BLOCK)):
             if not _true_ids(row.prompt_id, row.prompt, row.ids, row.texts):
                 read.dropped["id_of_other_text"] += 1
-            elif questions == "pairs":
-                chosen = pairing.choose(Candidates(row.ids, row.scores, seed, k))
+            elif options.questions == "pairs":
+                chosen = pairing.choose(Candidates(row.ids, row.scores, options.seed, k))
                 read.dropped["no_pair"] += not chosen
                 for two in chosen:
                     read.items.append(_item(row, two, models, source, known))
@@ -162,7 +153,7 @@ def _of_feedback(
                 read.dropped["no_completion" if not row.ids else "too_many_completions"] += 1
             else:
                 read.items.append(_item(row, range(len(row.ids)), models, source, known))
-    read.dropped = Counter({reason: count for reason, count in read.dropped.items() if count})
+    read.dropped = +read.dropped
     return read
 
 
@@ -174,10 +165,6 @@ def _item(
     margins = {couple: known[row.prompt_id, couple] for couple in couples if (row.prompt_id, couple) in known}
     texts = tuple(row.texts[i] for i in places)
     return RecordItem(row.prompt_id, row.prompt, ids, texts, tuple(models[i] for i in places), source, margins)
-
-
-def _blocks(table: pa.Table) -> Iterator[pa.Table]:
-    return (table.slice(start, BLOCK) for start in range(0, table.num_rows, BLOCK))
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[Any, list[str | None], str | None]]:

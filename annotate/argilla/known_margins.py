@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.api import build_pairs
-from mmpo.pipeline.arrow import flat, large, lists, offsets_of
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup
-from mmpo.pipeline.tables import FEEDBACK, metadata
+from mmpo.pipeline.tables import metadata
 
 AI = ("ai", "reward_model", "mixed")
 
@@ -77,41 +76,17 @@ def full_of_pairs(table: pa.Table) -> float | None:
     return float(high) if table["score_chosen"].null_count == table.num_rows else float(high - low)
 
 
-def without_texts(table: pa.Table) -> pa.Table:
-    """The table with ids in the place of texts and no prompts: grades of millions of pairs fit in memory."""
-    completions = flat(table["completions"])
-    inner = completions.flatten()
-    names = pa.StructArray.from_arrays(
-        [inner.field("id"), inner.field("id"), inner.field("model")], fields=list(FEEDBACK.field("completions").type.value_type)
-    )
-    prompts = lists(np.zeros(table.num_rows, dtype=np.int64), flat(table["prompt"]).flatten().slice(0, 0))
-    replaced = {"completions": lists(offsets_of(completions)[:-1], names), "prompt": prompts}
-    columns = [replaced.get(name, table[name]) for name in FEEDBACK.names]
-    return large(pa.table(dict(zip(FEEDBACK.names, columns))))
-
-
 def feedback_margins(
-    names: pa.Table,
-    groups: Sequence[GradeGroup],
-    kinds: Sequence[str] | None,
-    raters: Sequence[str] | None,
-    aspects: Sequence[str] | None,
+    names: pa.Table, groups: Sequence[GradeGroup]
 ) -> tuple[dict[tuple[str, frozenset[str]], KnownMargin], list[GradeGroup], bool]:
-    """What the chosen grades say of each pair, the groups of grades behind it, and whether margins are shares of bounded scales.
+    """What these groups of grades say of each pair, those of them that say it, and whether margins are shares of bounded scales.
 
     Comparisons, where there are any, else differences of ratings: the first are margins already.
     """
-    chosen = [
-        group
-        for group in groups
-        if (kinds is None or group.kind in kinds)
-        and (raters is None or group.rater in raters)
-        and (aspects is None or group.aspect in aspects)
-    ]
-    if not chosen:
+    if not groups:
         return {}, [], False
-    evidence = "comparisons" if any(group.table == "comparisons" for group in chosen) else "ratings"
-    used = [group for group in chosen if group.table == evidence]
+    evidence = "comparisons" if any(group.table == "comparisons" for group in groups) else "ratings"
+    used = [group for group in groups if group.table == evidence]
     bounded = all(group.low is not None and group.high is not None and group.low < group.high for group in used)
     pairs = build_pairs(
         names, evidence=evidence, normalise="minmax" if bounded else "zscore", kinds=sorted({group.kind for group in used}),
@@ -125,38 +100,32 @@ def feedback_margins(
     return found, used, bounded
 
 
-def feedback_hints(
-    names: pa.Table, groups: Sequence[GradeGroup], kinds: Sequence[str], raters: Sequence[str] | None, aspect: str, *, alone: bool
-) -> SuggestionMargins:
-    """AI margins of an aspect; of all aspects where it is the only one asked and no AI graded it by that name."""
-    own = [group for group in groups if group.kind in kinds and (raters is None or group.rater in raters)]
-    if not own:
+def feedback_hints(names: pa.Table, groups: Sequence[GradeGroup], aspect: str, *, alone: bool) -> SuggestionMargins:
+    """Margins of an aspect by AI's groups of grades; of all aspects where it is the only one asked and no AI graded it by that name."""
+    if not groups:
         raise UserError(
             "--suggest shows AI margins, and no judge or reward model graded anything here: run `mmpo judge` first, or leave it out"
         )
-    there = sorted({group.aspect for group in own})
+    there = sorted({group.aspect for group in groups})
     if aspect not in there and not alone:
         raise unknown_name("aspect that an AI graded (--aspects with --suggest)", aspect, there)
-    aspects = [aspect] if aspect in there else None
-    margins, used, bounded = feedback_margins(names, groups, kinds, raters, aspects)
+    groups = [group for group in groups if aspect not in there or group.aspect == aspect]
+    margins, used, bounded = feedback_margins(names, groups)
     widths = {(group.high or 0.0) - (group.low or 0.0) for group in used}
     # A comparison's scale is named by ±limit, and the limit is its widest margin.
     width = widths.pop() / (2 if used[0].table == "comparisons" else 1) if bounded and len(widths) == 1 else None
     agent = " ".join(sorted({group.rater for group in used}))
-    return SuggestionMargins(margins, _scores(names, kinds, raters, aspects), 1.0 if bounded else None, width, agent)
+    return SuggestionMargins(margins, _scores(names, groups), 1.0 if bounded else None, width, agent)
 
 
-def _scores(
-    names: pa.Table, kinds: Sequence[str], raters: Sequence[str] | None, aspects: Sequence[str] | None
-) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """The mean AI rating of each completion as a share of its scale, and the standard deviation of those ratings (None: one
-    only)."""
+def _scores(names: pa.Table, groups: Sequence[GradeGroup]) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """The mean rating of each completion as a share of its scale, and the standard deviation of those ratings (None: one only)."""
+    by = {(group.kind, group.rater, group.aspect) for group in groups}
     found: dict[tuple[str, str], list[float]] = {}
     for row in names.select(["prompt_id", "completions", "ratings"]).to_pylist():
         for grade in row["ratings"] or ():
             low, high = grade["low"], grade["high"]
-            fits = grade["kind"] in kinds and (raters is None or grade["rater"] in raters)
-            if fits and (aspects is None or grade["aspect"] in aspects) and low is not None and high is not None and high > low:
+            if (grade["kind"], grade["rater"], grade["aspect"]) in by and low is not None and high is not None and high > low:
                 share = (grade["score"] - low) / (high - low)
                 found.setdefault((row["prompt_id"], row["completions"][grade["completion"]]["id"]), []).append(share)
     return {

@@ -85,10 +85,7 @@ def push(
         raise UserError(f"--dataset: a name of 1 to {LONGEST_NAME} characters is needed, not {printable(dataset)!r}")
     with connect(options.api_url) as client:
         space = workspace_of(client, workspace)
-        read = read_items(
-            data, questions=options.questions, pairs=options.pairs, aspects=options.aspects, judge=options.judge,
-            suggest=options.suggest, select=options.select, seed=options.seed,
-        )  # fmt: skip
+        read = read_items(data, options)
         every = list(_once(read, options.questions))
         items = select(every, options.select, options.limit, options.seed)
         _check_hints(read.hints, options)
@@ -109,9 +106,7 @@ def push(
     return {
         "dataset": dataset, "workspace": space["name"], "dataset_id": found["id"], "new": new,
         "url": f"{client.url}/dataset/{found['id']}/annotation-mode", "questions": options.questions, "records": len(items),
-        "sent": counts.sent, "updated": counts.updated, "unchanged": counts.unchanged, "suggested": counts.suggested,
-        "left_out": dict(counts.left_out), "examples": counts.examples, "seconds": time.monotonic() - started,
-        "finished": not counts.left_out,
+        **vars(counts), "left_out": dict(counts.left_out), "seconds": time.monotonic() - started, "finished": not counts.left_out,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, narrow, offsets_of, row_sums, with_fields
+from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, without_texts
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.errors import UserError
@@ -123,21 +123,8 @@ def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
 
 def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Table, PairRules], Any]) -> list[Any]:
     """What the function returns for the merged grades (without texts) of each partition of the shard."""
-    tables = (_without_texts(read_partition(shard.spills, partition)) for partition in shard.partitions)
+    tables = (without_texts(read_partition(shard.spills, partition)) for partition in shard.partitions)
     return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
-
-
-def _without_texts(rows: pa.Table) -> pa.Table:
-    """FEEDBACK rows with the same ids and grades, but no prompts, texts and notes."""
-    size = rows.num_rows
-    columns = dict(zip(rows.column_names, map(flat, rows.columns), strict=True))
-    columns["prompt"] = lists(np.zeros(size, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
-    columns["extra"] = pa.nulls(size, columns["extra"].type)
-    for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
-        inner = columns[name].flatten()
-        empty = with_fields(inner, {text: pa.nulls(len(inner))})
-        columns[name] = lists(offsets_of(columns[name])[:-1], empty)
-    return pa.Table.from_arrays([columns[name] for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 
 def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path, metadata: dict[str, Any]) -> ShardResult:
