@@ -34,25 +34,21 @@ class SubmittedBatch:
     again: int = 0
 
 
+@dataclass(eq=False)
 class Results:
     """Takes in the rows of one judge's batches; check, done and release as in `run.Batches`.
 
     settled: requests that have their outcome in this run and that the journal would not keep from being asked again.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        check: Callable[[Request, Answer | Failure], Answer | Failure],
-        done: Callable[[Request, Answer | Failure], Awaitable[None]],
-        release: Callable[[Request], None],
-        settings: BatchSettings,
-        stop: Stop,
-    ) -> None:
-        self.endpoint, self.check, self.done, self.release = endpoint, check, done, release
-        self.settings, self.stop = settings, stop
-        self.settled: set[bytes] = set()
-        self._tries: Counter[bytes] = Counter()
+    endpoint: Endpoint
+    check: Callable[[Request, Answer | Failure], Answer | Failure]
+    done: Callable[[Request, Answer | Failure], Awaitable[None]]
+    release: Callable[[Request], None]
+    settings: BatchSettings
+    stop: Stop
+    settled: set[bytes] = field(default_factory=set)
+    _tries: Counter[bytes] = field(default_factory=Counter)
 
     async def take(self, batch: SubmittedBatch, rows: list[Any]) -> None:
         """Make the outcomes in some rows of results durable; they share their commits."""

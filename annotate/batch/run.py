@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from math import inf
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -30,6 +31,7 @@ ENDED = "UPDATE batches SET status = ? WHERE token = ?"
 FORGET = "DELETE FROM batched WHERE token = ?"
 
 
+@dataclass(eq=False)
 class Batches:
     """Asks one judge through the Batch API; the same callbacks as `Scheduler`.
 
@@ -37,32 +39,26 @@ class Batches:
     came back to be asked again.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        pending: Callable[[], AsyncGenerator[Request, None]],
-        check: Callable[[Request, Answer | Failure], Answer | Failure],
-        done: Callable[[Request, Answer | Failure], Awaitable[None]],
-        journal: Journal,
-        settings: BatchSettings,
-        stop: Stop,
-        *,
-        afford: Callable[[Request], bool],
-        release: Callable[[Request], None],
-        under_way: Callable[[int, int], None] = lambda waiting, again: None,
-    ) -> None:
-        self.endpoint, self.pending, self.journal, self.settings, self.stop = endpoint, pending, journal, settings, stop
-        self.afford, self.release = afford, release
-        self.results = Results(endpoint, check, done, release, settings, stop)
-        self.under_way = under_way
-        self.judge = endpoint.judge.name
-        self.folder = journal.path.absolute().parent
-        self.api = BatchApi(endpoint, settings, stop)
+    endpoint: Endpoint
+    pending: Callable[[], AsyncGenerator[Request, None]]
+    check: Callable[[Request, Answer | Failure], Answer | Failure]
+    done: Callable[[Request, Answer | Failure], Awaitable[None]]
+    journal: Journal
+    settings: BatchSettings
+    stop: Stop
+    afford: Callable[[Request], bool]
+    release: Callable[[Request], None]
+    under_way: Callable[[int, int], None]
+
+    def __post_init__(self) -> None:
+        self.results = Results(self.endpoint, self.check, self.done, self.release, self.settings, self.stop)
+        self.judge = self.endpoint.judge.name
+        self.folder = self.journal.path.absolute().parent
+        self.api = BatchApi(self.endpoint, self.settings, self.stop)
         self.open: list[SubmittedBatch] = []
-        self.retried = 0
-        self.batches_without_success = 0
+        self.retried = self.batches_without_success = 0
         self.spare: Request | None = None
-        self.queue = Queue(settings.max_requests, settings.poll)
+        self.queue = Queue(self.settings.max_requests, self.settings.poll)
 
     async def run(self) -> None:
         """Until every request is answered or given up, or after a stop; batches that are under way go on at the provider."""

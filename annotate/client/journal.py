@@ -67,21 +67,19 @@ class Journal:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(SCHEMA)
-            elif self._old():  # it stays as it is: the table of readings is one of this connection only
+            elif not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'readings'"):
+                # The file stays as it is: the table of readings is one of this connection only.
                 self._db.executescript(READINGS.replace("TABLE", "TEMP TABLE"))
-            self._check_version(read_only)
+            self._check_version()
         except sqlite3.DatabaseError as error:
             self._open.close()
             raise UserError(
                 f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of `mmpo judge`"
             ) from error
 
-    def _old(self) -> bool:
-        return not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'readings'").fetchall()
-
-    def _check_version(self, read_only: bool) -> None:
+    def _check_version(self) -> None:
         version = self.meta("schema_version")
-        if version is None and not read_only:
+        if version is None and not self.read_only:
             self.set_meta("schema_version", SCHEMA_VERSION)
         elif version is not None and version != SCHEMA_VERSION:
             raise UserError(f"--journal {self.path}: schema version {version}; this mmpo reads {SCHEMA_VERSION}. Name another file")
@@ -139,22 +137,19 @@ class Journal:
     def spent(self) -> dict[str, dict[str, float]]:
         """By judge: requests, prompt_tokens, reply_tokens, cost (US dollars) and seconds of everything that was ever paid."""
         names = ("requests", "prompt_tokens", "reply_tokens", "cost", "seconds")
-        with self._lock:
-            rows = self._execute(f"SELECT judge, {', '.join(names)} FROM spent", ())
+        rows = self.rows(f"SELECT judge, {', '.join(names)} FROM spent")
         return {judge: dict(zip(names, values)) for judge, *values in rows}
 
     def _by_key(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(keys), KEYS_PER_QUERY):
             part = keys[start : start + KEYS_PER_QUERY]
-            marks = ",".join("?" * len(part))
-            with self._lock:
-                found = self._execute(f"{query} WHERE key IN ({marks})", part)
-            yield from found
+            yield from self.rows(f"{query} WHERE key IN ({','.join('?' * len(part))})", part)
 
-    def _execute(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a query; none where the file holds no tables yet (a run was killed in its first moment)."""
         try:
-            return self._db.execute(query, values).fetchall()
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):
                 return []
@@ -162,18 +157,12 @@ class Journal:
 
     def meta(self, name: str) -> Any:
         """A value kept beside the answers (what a probe found); None where there is none."""
-        with self._lock:
-            rows = self._execute("SELECT value FROM meta WHERE name = ?", (name,))
+        rows = self.rows("SELECT value FROM meta WHERE name = ?", (name,))
         return orjson.loads(rows[0][0]) if rows else None
 
     def set_meta(self, name: str, value: Any) -> None:
         """Keep a JSON value."""
         self.write([("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(value).decode()))])
-
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
-        with self._lock:
-            return self._execute(query, values)
 
     # What happens
 
@@ -188,16 +177,14 @@ class Journal:
     async def _write_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
+            failed: Exception | None = None
             try:
                 await asyncio.to_thread(self.put_all, [(judge, record) for judge, record, _ in batch])
             except Exception as error:
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
+                failed = error
             for _, _, future in batch:
                 if not future.done():
-                    future.set_result(None)
+                    future.set_exception(failed) if failed else future.set_result(None)
 
     def put_all(self, records: Iterable[tuple[str, Record]]) -> None:
         """Write outcomes in one transaction."""

@@ -7,9 +7,10 @@ heap, not in a slot; an answer leaves its slot before it is written to the journ
 import asyncio
 import heapq
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from mmpo.annotate.client.failures import backoff
 from mmpo.annotate.client.rate_limits import Limits
@@ -70,9 +71,10 @@ class Tally:
     attempts: int = 0
     retried: int = 0
     in_flight: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
+    failed: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(eq=False)
 class Scheduler:
     """Asks one judge. send: one request, never raises. done: makes an outcome durable and counts it.
 
@@ -80,31 +82,26 @@ class Scheduler:
     others: whether anybody else still holds a part of the budget that may come back.
     """
 
-    def __init__(
-        self,
-        send: Callable[[Request], Awaitable[Answer | Failure]],
-        done: Callable[[Request, Answer | Failure], Awaitable[None]],
-        limits: Limits,
-        stop: Stop,
-        *,
-        retries: int,
-        outage_timeout: float,
-        afford: Callable[[Request], bool] = lambda request: True,
-        release: Callable[[Request], None] = lambda request: None,
-        others: Callable[[], bool] = lambda: False,
-        max_unwritten: int = MAX_UNWRITTEN,
-    ) -> None:
-        self.send, self.done, self.limits, self.stop = send, done, limits, stop
-        self.retries, self.outage_timeout, self.max_unwritten = retries, outage_timeout, max_unwritten
-        self.afford, self.release, self.others = afford, release, others
+    send: Callable[[Request], Awaitable[Answer | Failure]]
+    done: Callable[[Request, Answer | Failure], Awaitable[None]]
+    limits: Limits
+    stop: Stop
+    _: KW_ONLY
+    retries: int
+    outage_timeout: float
+    afford: Callable[[Request], bool] = lambda request: True
+    release: Callable[[Request], None] = lambda request: None
+    others: Callable[[], bool] = lambda: False
+    max_unwritten: int = MAX_UNWRITTEN
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
         self._waiting: list[tuple[float, int, Request, int, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = 0
-        self._failures = 0
         self._error: BaseException | None = None
 
-    async def run(self, requests: AsyncIterator[Request]) -> None:
+    async def run(self, requests: AsyncGenerator[Request, None]) -> None:
         """Ask them all; returns when every one is answered or given up, or, after a stop, when nothing is in flight any more.
 
         Raises what `done` raises (a journal that can't be written), after what is in flight has ended.
@@ -130,7 +127,7 @@ class Scheduler:
         finally:
             while self._tasks:
                 await asyncio.wait(self._tasks)
-            await _close(requests)
+            await requests.aclose()
         if self._error is not None:
             raise self._error
 
@@ -184,7 +181,6 @@ class Scheduler:
             self.stop.wake()
         if isinstance(outcome, Answer):
             self.limits.answered(request.tokens, outcome.prompt_tokens + outcome.reply_tokens, self._now())
-            self._failures = -1
             self.tally.answered += 1
             await self.done(request, outcome)
             return
@@ -195,15 +191,11 @@ class Scheduler:
         if outcome.kind in ("run", "unreachable"):  # not this request's fault: it is left for the next run
             self.release(request)
             return
-        self.tally.failed[outcome.reason] = self.tally.failed.get(outcome.reason, 0) + 1
-        self._count_failure(outcome)
+        self.tally.failed[outcome.reason] += 1
+        failed = self.tally.failed.total()
+        if not self.tally.answered and failed >= MAX_FAILURES_WITHOUT_SUCCESS:
+            self.stop("hopeless", f"{failed} requests failed and none was answered; the last: {outcome.message}")
         await self.done(request, outcome)
-
-    def _count_failure(self, failure: Failure) -> None:
-        if self._failures >= 0:
-            self._failures += 1
-            if self._failures >= MAX_FAILURES_WITHOUT_SUCCESS:
-                self.stop("hopeless", f"{self._failures} requests failed and none was answered; the last: {failure.message}")
 
     def _again(self, request: Request, failure: Failure, attempt: int, limited: int, started: float) -> bool:
         """Put a request that failed by a passing fault back into the heap; False where it is given up."""
@@ -232,9 +224,3 @@ class Scheduler:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-async def _close(requests: AsyncIterator[Request]) -> None:
-    close = getattr(requests, "aclose", None)
-    if close is not None:
-        await close()

@@ -39,31 +39,28 @@ class Counts:
         return self.cached + self.answered + sum(self.failed.values())
 
 
+@dataclass(eq=False)
 class JudgeRun:
     """Asks one judge everything that the journal has no answer to. total: requests of the run."""
 
-    def __init__(
-        self,
-        questions: Questions,
-        endpoint: Endpoint,
-        feedback: Feedback,
-        journal: Journal,
-        budget: Budget,
-        price: Price | None,
-        stop: Stop,
-        total: int,
-    ) -> None:
-        self.questions, self.endpoint, self.feedback, self.journal = questions, endpoint, feedback, journal
-        self.budget, self.price, self.stop = budget, price, stop
-        self.options, self.judge = questions.options, questions.judge
-        self.counts = Counts(total, price is not None)
-        self._estimated = 1.0
-        self._billed = TOKEN_SAFETY_FACTOR
-        under_way = open_batches(journal, self.judge.name)
+    questions: Questions
+    endpoint: Endpoint
+    feedback: Feedback
+    journal: Journal
+    budget: Budget
+    price: Price | None
+    stop: Stop
+    total: int
+
+    def __post_init__(self) -> None:
+        self.options, self.judge = self.questions.options, self.questions.judge
+        self.counts = Counts(self.total, self.price is not None)
+        self._estimated, self._billed = 1.0, TOKEN_SAFETY_FACTOR
+        under_way = open_batches(self.journal, self.judge.name)
         if under_way and not self.options.batch and self.options.cache:
             # Asking one by one would pay for their requests a second time.
             raise UserError(
-                f"judge {self.judge.name}: batches of an earlier run are under way ({under_way}, journal {journal.path}); run with "
+                f"judge {self.judge.name}: batches of an earlier run are under way ({under_way}, journal {self.journal.path}); run with "
                 "--batch until they are in, or name another --journal"
             )
 

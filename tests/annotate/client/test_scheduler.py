@@ -7,7 +7,7 @@ import asyncio
 import heapq
 import selectors
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -118,7 +118,7 @@ class World:
         """Gives back what was set aside; KeyError where nothing was."""
         self.reserved.remove(request.key)
 
-    async def requests(self, count: int) -> AsyncIterator[Request]:
+    async def requests(self, count: int) -> AsyncGenerator[Request, None]:
         """So many requests; notes that it was closed."""
         try:
             for number in range(count):
