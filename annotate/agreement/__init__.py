@@ -9,7 +9,7 @@ severity     scores beside those of others
 """
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.annotate.agreement.against import against_reference, calibration_row, choosing_row, shared, votes
-from mmpo.annotate.agreement.columns import HUMAN
+from mmpo.annotate.agreement.columns import HUMAN, choose_columns
 from mmpo.annotate.agreement.margins import RaterMargins, read_margins
 from mmpo.annotate.agreement.raters import consistency_row, length_row, position_row, rater_row, severity_rows
 from mmpo.annotate.agreement.statistics import (
@@ -61,8 +61,8 @@ def agree(
         name, value = ("--bootstrap", bootstrap) if bootstrap < 0 else ("--seed", seed)
         raise UserError(f"{name} {value}: must be a whole number from 0 up")
     table = _table(feedback)
-    margins = read_margins(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
-    chosen = margins.chosen
+    chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
+    margins = read_margins(table, chosen)
     shown = chosen.shown
     people = [i for i in shown if chosen.columns[i].kind == HUMAN]
     judges = [i for i in shown if chosen.columns[i].kind != HUMAN]
@@ -106,14 +106,12 @@ def _table(feedback: str | Path | pa.Table) -> pa.Table:
 def _ticker(progress: Progress | None, shown: Sequence[int], reference: Sequence[int]) -> Callable[..., dict[str, Any] | None]:
     """Calls a comparison and says how many of all are done."""
     total = len(shown) * (len(shown) - 1) // 2 + (len(shown) if reference else 0) + 3
-    done = 0
+    done = count(1)
 
     def tick(work: Callable[..., dict[str, Any] | None], *arguments: Any) -> dict[str, Any] | None:
-        nonlocal done
         row = work(*arguments)
-        done += 1
         if progress is not None:
-            progress("comparing", done, total)
+            progress("comparing", next(done), total)
         return row
 
     return tick

@@ -55,11 +55,11 @@ class Chosen:
 def choose_columns(
     table: pa.Table,
     *,
-    evidence: str,
-    kinds: Sequence[str] | None,
-    raters: Sequence[str] | None,
-    aspects: Sequence[str] | None,
-    against: str | None,
+    evidence: str = "auto",
+    kinds: Sequence[str] | None = None,
+    raters: Sequence[str] | None = None,
+    aspects: Sequence[str] | None = None,
+    against: str | None = None,
 ) -> Chosen:
     """The columns of a FEEDBACK table: its raters narrowed by the filters, and whoever the reference rater is made of.
 

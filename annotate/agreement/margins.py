@@ -4,7 +4,6 @@ Margins point toward the completion of the smaller id. All is grouped by sorting
 order of rows nor that of completions or grades changes a digit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,18 +70,10 @@ Part = tuple[np.ndarray, np.ndarray, Floats, Floats]
 """Column, unit key, margin and its variance of each margin, shape (margins,) each."""
 
 
-def read_margins(
-    feedback: pa.Table,
-    *,
-    evidence: str = "auto",
-    kinds: Sequence[str] | None = None,
-    raters: Sequence[str] | None = None,
-    aspects: Sequence[str] | None = None,
-    against: str | None = None,
-) -> RaterMargins:
-    """The margins of the chosen raters of a FEEDBACK table. Raises UserError as `choose_columns` does."""
+def read_margins(feedback: pa.Table, chosen: Chosen | None = None) -> RaterMargins:
+    """The margins of the chosen columns of a FEEDBACK table, else of those that `choose_columns` takes by itself."""
+    chosen = chosen or choose_columns(feedback)
     table, _ = merge_prompts(large(feedback).combine_chunks())
-    chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
     parts: list[Part] = []
     raw_grades: dict[str, RawGrades] = {}
     for name, read in (("comparisons", _compared), ("ratings", _rated)):
