@@ -74,10 +74,14 @@ def _best_worst(given: Candidates) -> list[Pair]:
     return [(min(order[0], order[-1]), max(order[0], order[-1]))]
 
 
-def _random(given: Candidates) -> list[Pair]:
+def _drawn(given: Candidates) -> list[Pair]:
+    """Every pair, in a seeded order."""
     ids = given.ids
-    pairs = sorted(_every(len(ids)), key=lambda pair: digest_of(given.seed, *sorted((ids[pair[0]], ids[pair[1]]))))
-    return sorted(pairs[: given.k])
+    return sorted(_every(len(ids)), key=lambda pair: digest_of(given.seed, *sorted((ids[pair[0]], ids[pair[1]]))))
+
+
+def _random(given: Candidates) -> list[Pair]:
+    return sorted(_drawn(given)[: given.k])
 
 
 def _auto(given: Candidates) -> list[Pair]:
@@ -85,8 +89,7 @@ def _auto(given: Candidates) -> list[Pair]:
     if n <= ALL_UP_TO:
         return _all(given)
     chain = set(_chain(given))
-    rest = [pair for pair in _random(Candidates(given.ids, given.scores, given.seed, n * n)) if pair not in chain]
-    rest.sort(key=lambda pair: digest_of(given.seed, *sorted((given.ids[pair[0]], given.ids[pair[1]]))))
+    rest = [pair for pair in _drawn(given) if pair not in chain]
     return sorted([*chain, *rest[:n]])
 
 

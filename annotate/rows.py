@@ -1,7 +1,7 @@
 """FEEDBACK read in small batches, as rows for a judge: a million prompts never sit in memory."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import batches, read_manifest, split_files
+from mmpo.pipeline.storage import RowAccounting, batches, card, read_manifest, split_files, write_manifest
 from mmpo.pipeline.tables import FEEDBACK, Message
 
 ROWS_AT_ONCE = 256
@@ -28,6 +28,8 @@ class FeedbackRow:
     texts: Sequence[str]
     scores: Sequence[float | None]
     reference: str = ""
+    models: Sequence[str | None] = ()
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Feedback:
             for extra in batch.column(0).to_pylist():
                 if _reference(extra, key):
                     return
-                seen |= dict.fromkeys(_keys(extra))
+                seen |= dict.fromkeys(_read(extra))
         known = ", ".join(list(seen)[:10]) or "none"
         raise UserError(f"--reference {key}: no prompt has a text of that name in `extra`. Keys there: {known}")
 
@@ -93,6 +95,15 @@ class Feedback:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
+def describe(folder: Path, metadata: Mapping[str, Any], prompts: int, accounting: RowAccounting, **more: Any) -> None:
+    """Write the README and the manifest of a FEEDBACK folder; metadata: its recipe and inputs; more: of the manifest."""
+    accounting.check()
+    rows = {"feedback": prompts}
+    (folder / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
+    values = {"kind": "feedback", **metadata, "prompts": prompts, "rows": rows, "counts": accounting.as_json(), **more}
+    write_manifest(folder, values)
+
+
 def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[FeedbackRow]:
     """The rows of a FEEDBACK table. scores: work out the mean grade of each completion (each on its scale, where it has one).
 
@@ -103,7 +114,8 @@ def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator
     ids = flat(table["prompt_id"]).to_pylist()
     ratings = table["ratings"].to_pylist() if scores else [None] * len(ids)
     extras = table["extra"].to_pylist() if reference else [None] * len(ids)
-    for one, prompt, candidates, grades, extra in zip(ids, prompts, completions, ratings, extras):
+    sources = table["source"].to_pylist()
+    for one, prompt, candidates, grades, extra, source in zip(ids, prompts, completions, ratings, extras, sources):
         candidates = candidates or []
         yield FeedbackRow(
             one,
@@ -112,6 +124,8 @@ def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator
             [candidate["text"] for candidate in candidates],
             _means(grades, len(candidates)),
             _reference(extra, reference),
+            [candidate["model"] for candidate in candidates],
+            source,
         )
 
 
@@ -125,21 +139,16 @@ def _means(grades: Sequence[dict[str, Any]] | None, size: int) -> list[float | N
     return [sum(values) / len(values) if values else None for values in found]
 
 
-def _keys(extra: str | None) -> list[str]:
+def _read(extra: str | None) -> dict[str, Any]:
     try:
         value = json.loads(extra or "{}")
     except ValueError:
-        return []
-    return list(value) if isinstance(value, dict) else []
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _reference(extra: str | None, key: str | None) -> str:
     """The reference answer of a row: a text, or the first of a list of texts; "" where there is none."""
-    if not extra or key is None:
-        return ""
-    try:
-        value = json.loads(extra).get(key)
-    except (ValueError, AttributeError):
-        return ""
+    value = _read(extra).get(key) if key is not None else None
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, str) else ""

@@ -14,6 +14,9 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.records import LETTERS, NotOurs, ShownRecord, read_record
 from mmpo.pipeline.storage import text_digest
 
+Key = tuple[str, str, str, str]
+"""Record, rater, aspect, and the reply that is rated ("" where two are compared)."""
+
 NOT_SUBMITTED = ("draft", "discarded")
 
 ANSWERS = pa.schema(
@@ -44,13 +47,9 @@ class HumanGrade:
     answered: str
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What one grade is: a rater's of an aspect of a record, and of which reply where replies are rated."""
         return (self.record, self.rater, self.aspect, "" if self.second_id is not None else self.first_id)
-
-    def as_row(self) -> dict[str, Any]:
-        """The answer as a row of ANSWERS."""
-        return vars(self).copy()
 
 
 class Raters:
@@ -90,13 +89,13 @@ class PulledAnswers:
     records, responses: counts by what became of them ("used" or a reason); rejects: rows for rejects.parquet.
     """
 
-    answers: dict[tuple[str, str, str, str], HumanGrade] = field(default_factory=dict)
+    answers: dict[Key, HumanGrade] = field(default_factory=dict)
     found: dict[str, ShownRecord] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     withdrawn: set[tuple[str, str]] = field(default_factory=set)
     submitted: set[tuple[str, str]] = field(default_factory=set)
     read: set[tuple[str, str]] = field(default_factory=set)
-    unread: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+    unread: dict[Key, str] = field(default_factory=dict)
     aspects: set[str] = field(default_factory=set)
     records: Counter[str] = field(default_factory=Counter)
     responses: Counter[str] = field(default_factory=Counter)

@@ -214,19 +214,16 @@ def _complete(client: Client, dataset: Mapping[str, Any], design: DatasetDesign,
             raise _other(name, f"an unfinished one with {what} {', '.join(map(printable, foreign))}", design)
         for one in wanted:
             if one["name"] not in have:
-                _add(client, f"datasets/{dataset['id']}/{what}", one)
-    try:
-        client.request("PUT", f"datasets/{dataset['id']}/publish")
-    except RequestRefused as error:
-        if "already been published" not in error.detail:
-            raise
+                _unless_done(client, "POST", f"datasets/{dataset['id']}/{what}", one, "already exists")
+    _unless_done(client, "PUT", f"datasets/{dataset['id']}/publish", None, "already been published")
 
 
-def _add(client: Client, path: str, one: Mapping[str, Any]) -> None:
+def _unless_done(client: Client, method: str, path: str, body: Mapping[str, Any] | None, done: str) -> None:
+    """Send a request; a refusal that says that it was carried out before, by a lost try or by somebody else, is as good."""
     try:
-        client.request("POST", path, body=one)
+        client.request(method, path, body=body)
     except RequestRefused as error:
-        if "already exists" not in error.detail:
+        if done not in error.detail:
             raise
 
 

@@ -6,7 +6,7 @@ Ties, and what nobody graded yet, follow in an order drawn by hash.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ from mmpo.annotate.argilla.known_margins import (
     known_of,
 )
 from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
-from mmpo.annotate.rows import rows_of
+from mmpo.annotate.rows import FeedbackRow, rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
-from mmpo.pipeline.arrow import flat, offsets_of, without_texts
+from mmpo.pipeline.arrow import without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
@@ -141,40 +141,27 @@ def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
         read.hints = {aspect: feedback_hints(names, by_ai, aspect, alone=len(options.aspects) == 1) for aspect in options.aspects}
     pairing, k = parse_pairing(options.pairs)
     for start in range(0, table.num_rows, BLOCK):
-        for row, models, source in _rows(table.slice(start, BLOCK)):
+        for row in rows_of(table.slice(start, BLOCK), scores=True, reference=None):
             if not _true_ids(row.prompt_id, row.prompt, row.ids, row.texts):
                 read.dropped["id_of_other_text"] += 1
             elif options.questions == "pairs":
                 chosen = pairing.choose(Candidates(row.ids, row.scores, options.seed, k))
                 read.dropped["no_pair"] += not chosen
-                for two in chosen:
-                    read.items.append(_item(row, two, models, source, known))
+                read.items += [_item(row, two, known) for two in chosen]
             elif not 1 <= len(row.ids) <= MOST_REPLIES:
                 read.dropped["no_completion" if not row.ids else "too_many_completions"] += 1
             else:
-                read.items.append(_item(row, range(len(row.ids)), models, source, known))
+                read.items.append(_item(row, range(len(row.ids)), known))
     read.dropped = +read.dropped
     return read
 
 
-def _item(
-    row: Any, places: Sequence[int], models: Sequence[str | None], source: str | None, known: Mapping[Any, KnownMargin]
-) -> RecordItem:
+def _item(row: FeedbackRow, places: Sequence[int], known: Mapping[Any, KnownMargin]) -> RecordItem:
     ids = tuple(row.ids[i] for i in places)
     couples = [frozenset((a, b)) for n, a in enumerate(ids) for b in ids[:n]]
     margins = {couple: known[row.prompt_id, couple] for couple in couples if (row.prompt_id, couple) in known}
     texts = tuple(row.texts[i] for i in places)
-    return RecordItem(row.prompt_id, row.prompt, ids, texts, tuple(models[i] for i in places), source, margins)
-
-
-def _rows(table: pa.Table) -> Iterator[tuple[Any, list[str | None], str | None]]:
-    """Each row with its completions' models and its source."""
-    completions = flat(table["completions"])
-    ends = offsets_of(completions)
-    models = completions.flatten().field("model").to_pylist()
-    sources = table["source"].to_pylist()
-    for i, row in enumerate(rows_of(table, scores=True, reference=None)):
-        yield row, models[ends[i] : ends[i + 1]], sources[i]
+    return RecordItem(row.prompt_id, row.prompt, ids, texts, tuple(row.models[i] for i in places), row.source, margins)
 
 
 @dataclass(frozen=True)

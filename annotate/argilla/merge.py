@@ -8,12 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.annotate.argilla.answers import HumanGrade, PulledAnswers, Raters
+from mmpo.annotate.argilla.answers import HumanGrade, Key, PulledAnswers, Raters
 from mmpo.pipeline.arrow import large, narrow
 from mmpo.pipeline.grades import merge_prompts
 from mmpo.pipeline.tables import FEEDBACK
-
-Key = tuple[str, str, str, str]
 
 
 @dataclass

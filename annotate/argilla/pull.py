@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.annotate.agreement import agree
-from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, PulledAnswers, Raters, read_answers, reject_row
+from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, Key, PulledAnswers, Raters, read_answers, reject_row
 from mmpo.annotate.argilla.client import (
     Client,
     Unreachable,
@@ -31,17 +31,16 @@ from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
 from mmpo.annotate.client import public_url
+from mmpo.annotate.rows import describe
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import PartWriter, RowAccounting, card, check_out, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import PartWriter, RowAccounting, check_out, read_manifest, replacing
 from mmpo.pipeline.tables import REJECTS
 
 FILE = ".answers.parquet"
 """Hidden, so that a folder of FEEDBACK is read without it."""
 SLICE = 4096
-
-Key = tuple[str, str, str, str]
 
 
 def pull(
@@ -139,13 +138,12 @@ def _accounted(answers: PulledAnswers, merged: Merged) -> RowAccounting:
     for unit, counts in (("record", answers.records), ("response", answers.responses)):
         dropped = {reason: count for reason, count in counts.items() if reason != "used" and count}
         accounting.count("pull", unit, into=sum(counts.values()), out=counts["used"], dropped=dropped)
-    accounting.check()
     return accounting
 
 
 def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[str, Any]) -> None:
     metadata = {"recipe": {"argilla": dict(about)}, "inputs": []}
-    table, counts = merged.table, _accounted(answers, merged).as_json()
+    table = merged.table
     rejects = answers.rejects + [_homeless(one) for one in merged.homeless]
     with replacing(folder) as temporary:
         writer = PartWriter(temporary / "feedback", "part", metadata)
@@ -153,22 +151,8 @@ def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[
             writer.write(table.slice(start, SLICE))
         writer.close()
         pq.write_table(pa.Table.from_pylist(rejects, REJECTS), temporary / "rejects.parquet", compression="zstd")
-        pq.write_table(
-            pa.Table.from_pylist([one.as_row() for one in merged.answers], ANSWERS), temporary / FILE, compression="zstd"
-        )
-        rows = {"feedback": table.num_rows}
-        (temporary / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
-        write_manifest(
-            temporary,
-            {
-                "kind": "feedback",
-                **metadata,
-                "argilla": dict(about),
-                "prompts": table.num_rows,
-                "rows": rows,
-                "counts": counts,
-            },
-        )
+        pq.write_table(pa.Table.from_pylist([vars(one) for one in merged.answers], ANSWERS), temporary / FILE, compression="zstd")
+        describe(temporary, metadata, table.num_rows, _accounted(answers, merged), argilla=dict(about))
 
 
 def _homeless(one: HumanGrade) -> dict[str, Any]:

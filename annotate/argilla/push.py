@@ -7,7 +7,7 @@ rest, and answers never change their meaning, because the order of replies on th
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mmpo.annotate.argilla.dataset import (
     question_name,
 )
 from mmpo.annotate.argilla.display import printable
-from mmpo.annotate.argilla.items import ItemsRead, RecordItem, read_items, select
+from mmpo.annotate.argilla.items import RecordItem, read_items, select
 from mmpo.annotate.argilla.known_margins import SuggestionMargins
 from mmpo.annotate.argilla.options import PushOptions
 from mmpo.annotate.argilla.records import (
@@ -86,10 +86,12 @@ def push(
     with connect(options.api_url) as client:
         space = workspace_of(client, workspace)
         read = read_items(data, options)
-        every = list(_once(read, options.questions))
-        items = select(every, options.select, options.limit, options.seed)
+        every: dict[str, RecordItem] = {}
+        for item in read.items:  # pairs that several rows have are one record
+            every.setdefault(record_id(options.questions, item.prompt_id, item.ids), item)
+        items = select(every.values(), options.select, options.limit, options.seed)
         _check_hints(read.hints, options)
-        design = _design(every, options)
+        design = _design(every.values(), options)
         guidelines = guidelines_of(design, options.guidelines, suggest=options.suggest)
         counts, started = _Counts(left_out=read.dropped), time.monotonic()
         try:
@@ -110,17 +112,7 @@ def push(
     }  # fmt: skip
 
 
-def _once(read: ItemsRead, questions: str) -> Iterator[RecordItem]:
-    """Each record once: pairs that several rows have are one."""
-    seen: set[str] = set()
-    for item in read.items:
-        own = record_id(questions, item.prompt_id, item.ids)
-        if own not in seen:
-            seen.add(own)
-            yield item
-
-
-def _design(items: Sequence[RecordItem], options: PushOptions) -> DatasetDesign:
+def _design(items: Iterable[RecordItem], options: PushOptions) -> DatasetDesign:
     """What to ask, by all that may ever be pushed of the folder; only two replies must be there, so that smaller prompts fit
     later."""
     sizes = [len(item.ids) for item in items]

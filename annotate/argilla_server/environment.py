@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def ensure(agree: Callable[[str], bool]) -> Path:
     folder = environment_folder()
     if is_complete(folder):
         return folder
-    _check_ours(folder)
+    check_ours(folder, (MARKER, UNFINISHED), str(folder), "name a folder that is new or empty in MMPO_ARGILLA_ENV")
     if not agree(f"Argilla's server {SERVER_VERSION} needs an environment of its own ({MEASURED}) in {folder}."):
         raise UserError(f"Argilla's server was not installed; say yes, or --yes, to install it into {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,12 @@ def ensure(agree: Callable[[str], bool]) -> Path:
     return folder
 
 
-def _check_ours(folder: Path) -> None:
-    ours = (MARKER, UNFINISHED)
+def check_ours(folder: Path, ours: Iterable[str], shown: str, advice: str) -> None:
+    """Raise UserError, naming the folder as `shown`, where it is a file or holds files and none of `ours` among them."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder that is new or empty in MMPO_ARGILLA_ENV")
+        raise UserError(f"{shown} is a file; {advice}")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
-        raise UserError(f"{folder} holds other files; name a folder that is new or empty in MMPO_ARGILLA_ENV")
+        raise UserError(f"{shown} holds other files; {advice}")
 
 
 def _make(folder: Path, lock: int) -> None:

@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmpo.annotate.argilla_server.environment import check_ours
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import file_lock
 
@@ -41,10 +42,7 @@ class NewUser:
 def prepare(home: Path) -> Path:
     """The folder, made where it is missing, readable by its owner only. Raises UserError where it holds somebody else's files."""
     home = home.expanduser().absolute()
-    if home.exists() and not home.is_dir():
-        raise UserError(f"--home {home} is a file; name a folder that is new, empty, or an Argilla's of before")
-    if home.is_dir() and any(home.iterdir()) and not any((home / name).exists() for name in (DATABASE, SECRET, LOCK)):
-        raise UserError(f"--home {home} holds other files; name a folder that is new, empty, or an Argilla's of before")
+    check_ours(home, (DATABASE, SECRET, LOCK), f"--home {home}", "name a folder that is new, empty, or an Argilla's of before")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return home
 

@@ -70,14 +70,13 @@ def serve(
         with listen(host, port) as listening:
             url = f"http://{_in_url(listening)}"
             python = python_of(ensure(agree))
-            members = [*annotators, *([owner] if owner else [])]
             order = {
                 "home": str(home),
                 "socket": listening.fileno(),
                 "secret_key": secret_key(home),
                 "workspace": workspace,
                 "users": [{"name": user.name, "role": user.role, "password": user.password} for user in fresh],
-                "members": members,
+                "members": [*annotators, *([owner] if owner else [])],
             }
             child = _start(python, home, order, (lock, listening.fileno()), environment)
         try:

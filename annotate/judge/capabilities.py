@@ -6,7 +6,7 @@ sent as the run would send it; what is refused is left out and asked again.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmpo.annotate.client import Answer, Failure
@@ -41,10 +41,6 @@ class Capabilities:
     top: int = TOP_LOGPROBS
     system: bool = True
     room: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """For the journal and the manifest."""
-        return asdict(self)
 
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Answer | Failure]]

@@ -1,6 +1,7 @@
 """What a run will take, and what a journal holds, without a single request: `--dry-run` and `--status`."""
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -44,11 +45,8 @@ def estimate(plan: JudgePlan, *, whole: bool) -> dict[str, Any]:
     """
     sizes = plan.feedback.sizes()
     journal = Journal(plan.journal, read_only=True) if plan.journal.is_file() else None
-    try:
+    with journal or nullcontext():
         judges = [_judge(plan, one, journal, sizes, whole) for one in plan.judges]
-    finally:
-        if journal is not None:
-            journal.close()
     total = sum(row["requests"] for row in judges)
     if not total:
         raise UserError(nothing_to_ask(plan.options))

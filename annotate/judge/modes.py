@@ -17,7 +17,7 @@ from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
 from mmpo.annotate.replies import REPLIES, ReplyFormat
 from mmpo.annotate.rows import FeedbackRow
 from mmpo.annotate.scales import RANKS, Scale
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mmpo.annotate.judge.options import JudgeOptions
@@ -92,11 +92,9 @@ class Mode:
 
 
 def reply_format(options: "JudgeOptions") -> ReplyFormat:
-    """How replies are read: as the options say, else as the mode's own template asks. Raises UserError: unknown, not for this mode."""
+    """How replies are read: as the options say, else as the mode's own template asks. Raises UserError: not for this mode."""
     mode = MODES[options.mode]
     name = options.reply or mode.reply
-    if name not in REPLIES:
-        raise unknown_name("way to read a reply (--reply)", name, REPLIES)
     if REPLIES[name].grades not in mode.takes:
         fitting = [other for other, one in MODES.items() if REPLIES[name].grades in one.takes]
         raise UserError(f"--reply {name} does not fit --mode {options.mode}; it is for {' and '.join(fitting)}")

@@ -22,10 +22,10 @@ from mmpo.annotate.judge.options import JudgeOptions
 from mmpo.annotate.judge.questions import PosedQuestion, Questions
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
-from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
+from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import PartWriter, RowAccounting, card, digest, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import PartWriter, RowAccounting, digest, read_manifest, replacing
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
 MAX_PART_BYTES = 64 << 20
@@ -100,15 +100,9 @@ def finish(
         totals = _write(feedback, [run.questions for run in runs], journal, folder, metadata)
         if not any(one.grades for one in totals.judges):
             _refuse(options, stop, totals, journal)
-        accounting = _accounted(totals)
-        rows = {"feedback": totals.prompts}
-        (folder / "README.md").write_text(card(["feedback"], rows, recipe, feedback=True), encoding="utf-8")
         spent = journal.spent()
         judges = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals.judges)]
-        values = {
-            "kind": "feedback", **metadata, "prompts": totals.prompts, "rows": rows, "counts": accounting.as_json(), "judges": judges,
-        }  # fmt: skip
-        write_manifest(folder, values)
+        describe(folder, metadata, totals.prompts, _accounted(totals), judges=judges)
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in judges)
     return {
         "out": str(out), "prompts": totals.prompts, "finished": finished, "stopped": stop.reason or None,
@@ -146,7 +140,6 @@ def _accounted(totals: OutputTotals) -> RowAccounting:
         accounting.count("judge", "request", created=one.requests, out=one.answered, dropped=dropped)
     not_asked = dict(+totals.not_asked)
     accounting.count("judge", "prompt", into=totals.prompts, out=totals.prompts - sum(not_asked.values()), dropped=not_asked)
-    accounting.check()
     return accounting
 
 
@@ -155,7 +148,7 @@ def _described(run: JudgeRun) -> dict[str, Any]:
     return {
         "rater": judge.name, "model": judge.model, "base_url": public_url(judge.base_url), "extra_body": dict(judge.extra_body),
         "template": template.name, "template_digest": template.digest, "rubrics": [rubric.name for rubric in run.questions.rubrics],
-        "abilities": run.questions.capabilities.as_json(), "samples": run.questions.samples,
+        "abilities": dataclasses.asdict(run.questions.capabilities), "samples": run.questions.samples,
     }  # fmt: skip
 
 

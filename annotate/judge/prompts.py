@@ -17,9 +17,8 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
-from jinja2 import BaseLoader, StrictUndefined, TemplateError, TemplateNotFound
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmpo.annotate.judge.rubrics import Rubric
@@ -80,26 +79,12 @@ def shown_of(row: FeedbackRow, places: Sequence[int]) -> Shown:
     return Shown(conversation, replies, reference, nonce_of(row.prompt_id, [conversation, reference, *texts]))
 
 
-class _Loader(BaseLoader):
-    """The package's own templates by name; a user's template is given by its text and may import ours."""
-
-    def get_source(self, environment: Any, template: str) -> tuple[str, str | None, Any]:
-        path = FOLDER / template
-        if Path(template).name != template or not path.is_file():
-            raise TemplateNotFound(template)
-        return path.read_text(encoding="utf-8"), None, None
-
-
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
+    """Loads the package's own templates by name; a user's template is given by its text and may import ours."""
     # No autoescape: the text goes to a model, not to a page; the marks are what delimits it.
     return ImmutableSandboxedEnvironment(
-        loader=_Loader(),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=False,
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
     )
 
 

@@ -141,27 +141,31 @@ async def _ask_all(plan: JudgePlan, journal: Journal, progress: Progress | None,
             runs.append(JudgeRun(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
         if not sum(run.counts.total for run in runs):
             raise UserError(f"{plan.feedback.folder}: {nothing_to_ask(plan.options)}")
-        ticker = asyncio.create_task(_report(runs, progress))
-        with _interrupts(stop, runs, progress):
+
+        def tell(event: str = "") -> None:
+            if progress:
+                progress({run.judge.name: run.counts for run in runs}, event)
+
+        ticker = asyncio.create_task(_often(tell))
+        with _interrupts(stop, tell):
             try:
                 await asyncio.gather(*(run.run() for run in runs))
             finally:
                 ticker.cancel()
                 with suppress(asyncio.CancelledError):
                     await ticker
-        if progress:
-            progress({run.judge.name: run.counts for run in runs}, "")
+        tell()
     return runs
 
 
-async def _report(runs: list[JudgeRun], progress: Progress | None) -> None:
-    while progress:
-        progress({run.judge.name: run.counts for run in runs}, "")
+async def _often(tell: Callable[[], None]) -> None:
+    while True:
+        tell()
         await asyncio.sleep(PROGRESS_SECONDS)
 
 
 @contextmanager
-def _interrupts(stop: Stop, runs: list[JudgeRun], progress: Progress | None) -> Iterator[None]:
+def _interrupts(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C starts nothing more and waits for what is in flight; the second one leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -173,8 +177,7 @@ def _interrupts(stop: Stop, runs: list[JudgeRun], progress: Progress | None) -> 
             task.cancel()
             return
         stop.override("interrupted", INTERRUPTED)
-        if progress:
-            progress({run.judge.name: run.counts for run in runs}, "stopping")
+        tell("stopping")
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
     try:
@@ -202,7 +205,7 @@ async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journ
     found = Capabilities(**known) if known else None
     if found is None:
         found = await _probed(endpoint, judge, options, paid)
-        journal.set_meta(key, found.as_json())
+        journal.set_meta(key, dataclasses.asdict(found))
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
             f"judge {judge.name}: its endpoint returns no log-probabilities, and --logprobs need insists on them; with auto each "
