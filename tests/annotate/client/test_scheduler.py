@@ -318,7 +318,7 @@ def test_an_error_of_ours_stops_the_run_and_comes_out_when_what_was_in_flight_ha
             raise error
         await world.done(one, outcome)
 
-    async def requests() -> AsyncIterator[Request]:
+    async def requests() -> AsyncGenerator[Request, None]:
         async for one in world.requests(100):
             if where == "requests" and one.key == request(4).key:
                 raise error
