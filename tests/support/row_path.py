@@ -57,7 +57,8 @@ class Recorder:
         self.root = str(root) + os.sep
         self.calls: Counter[str] = Counter()
         self.sizes: dict[str, Counter[str]] = {}
-        self.classes: dict[str, Counter[str]] = {}
+        self.classes: dict[str, set[str]] = {}
+        self.instances: dict[str, set[int]] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
@@ -82,7 +83,8 @@ class Recorder:
             held = ",".join(f"{field} {_size(item)}" for field, item in inside.items())
             sizes[f"{key} ({held})"] += 1
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            self.classes.setdefault(kind, Counter())[held] += 1
+            self.classes.setdefault(kind, set()).add(held)
+            self.instances.setdefault(kind, set()).add(id(value))
 
 
 def main(folder: Path, rows: int, out: Path) -> None:
@@ -104,7 +106,8 @@ def main(folder: Path, rows: int, out: Path) -> None:
     train_reward(TrainOptions(kind="reward", data=str(folder / "pairs"), model=str(model), out=str(folder / "model"), **options))
     sys.setprofile(None)
     threading.setprofile(None)  # type: ignore[arg-type]
-    out.write_text(json.dumps({"calls": recorder.calls, "sizes": recorder.sizes, "classes": recorder.classes}), encoding="utf-8")
+    classes = {kind: [len(recorder.instances[kind]), *sorted(held)] for kind, held in recorder.classes.items()}
+    out.write_text(json.dumps({"calls": recorder.calls, "sizes": recorder.sizes, "classes": classes}), encoding="utf-8")
 
 
 def row_path(folder: Path) -> dict[str, list[str]]:
@@ -120,7 +123,8 @@ def row_path(folder: Path) -> dict[str, list[str]]:
     one, two = runs
     names = set(one["calls"]) | set(two["calls"])
     handling = {n for n in names if one["calls"].get(n) != two["calls"].get(n) or one["sizes"].get(n) != two["sizes"].get(n)}
-    classes = {kind for kind in {**one["classes"], **two["classes"]} if one["classes"].get(kind) != two["classes"].get(kind)}
+    kinds = {**one["classes"], **two["classes"]}
+    classes = {kind for kind in kinds if one["classes"].get(kind) != two["classes"].get(kind)}
     return {
         "executed": sorted({name.split(":")[0] for name in names}),
         "files": sorted({name.split(":")[0] for name in handling}),
