@@ -1,43 +1,39 @@
-"""Which modules and classes of ours one row passes on its way from a file to a training loss.
+"""Which modules and classes of ours one row passes on its way, counted by a tracer over two runs: one with one row, one with two.
 
-    python row_path.py FOLDER ROWS OUT.json
-
-builds pairs from ROWS lines of UltraFeedback, trains a reward model on them for one step, and writes for every function of ours how
-often it was called, the sizes of what it was given and returned, and which classes of ours that was. A function handles the row where
-one row more changes how often it is called, or the size of something that it is given or returns: set-up (options, loading, checks
-of the model) is the same for one row and for two. `row_path` compares the two runs.
+A function handles the row where one row more changes how often it is called, or the size of something that it is given or returns:
+set-up (options, loading, checks of a model) is the same for one row and for two. A class holds the row where there are more objects
+of it, or larger ones.
 """
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["row_path"]
+import mmpo.pipeline
 
+__all__ = ["row_path", "ultrafeedback_row"]
+
+ROOT = str(Path(mmpo.pipeline.__file__).resolve().parent.parent) + os.sep
 FOLDERS = ("pipeline", "annotate", "train", "cli")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 COLOURS = (("red", 8), ("blue", 6), ("green", 4), ("black", 2))
 
 
-def row(number: int) -> dict[str, Any]:
-    """A line of UltraFeedback; every number gives one of the same length, so that no longest row changes."""
+def ultrafeedback_row(number: int) -> str:
+    """A line of UltraFeedback; every number below 10 gives one of the same length, so that no longest row changes."""
     completions = []
     for colour, score in COLOURS:
         grades = {aspect: {"Rating": str(score // 2), "Rationale": "So it is."} for aspect in ASPECTS}
         reply = {"model": colour, "response": f"It is {colour} {number}.", "overall_score": float(score), "annotations": grades}
-        completions.append(
-            {**reply, "principle": "helpfulness", "custom_system_prompt": "", "critique": "", "fine-grained_score": score / 2}
-        )
-    return {
-        "source": "evol_instruct", "instruction": f"Name colour {number}.", "models": [colour for colour, _ in COLOURS],
-        "completions": completions, "correct_answers": ["None"], "incorrect_answers": ["None"],
-    }  # fmt: skip
+        completions.append({**reply, "principle": "helpfulness", "custom_system_prompt": "", "critique": ""})
+    head = {"source": "evol_instruct", "instruction": f"Name colour {number}.", "models": [colour for colour, _ in COLOURS]}
+    return json.dumps({**head, "completions": completions, "correct_answers": ["None"], "incorrect_answers": ["None"]}) + "\n"
 
 
 def _size(value: Any) -> str:
@@ -51,21 +47,20 @@ def _size(value: Any) -> str:
 
 
 class Recorder:
-    """Notes every call of a function in the folders: count, sizes and classes of ours given and returned."""
+    """Notes every call of a function of ours: how often, the sizes of what it is given and returns, and which objects of ours."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = str(root) + os.sep
+    def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.sizes: dict[str, Counter[str]] = {}
-        self.classes: dict[str, set[str]] = {}
-        self.instances: dict[str, set[int]] = {}
+        self.held: dict[str, set[str]] = {}
+        self.objects: dict[str, set[int]] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event not in ("call", "return") or not code.co_filename.startswith(self.root) or code.co_name == "<module>":
+        if event not in ("call", "return") or not code.co_filename.startswith(ROOT) or code.co_name == "<module>":
             return
-        place = code.co_filename[len(self.root) :]
-        if place.split(os.sep)[0] not in FOLDERS or ".venv" in place:
+        place = code.co_filename[len(ROOT) :]
+        if place.split(os.sep)[0] not in FOLDERS:
             return
         name = f"{place}:{code.co_qualname}"
         if event == "return":
@@ -83,54 +78,37 @@ class Recorder:
             held = ",".join(f"{field} {_size(item)}" for field, item in inside.items())
             sizes[f"{key} ({held})"] += 1
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            self.classes.setdefault(kind, set()).add(held)
-            self.instances.setdefault(kind, set()).add(id(value))
+            self.held.setdefault(kind, set()).add(held)
+            self.objects.setdefault(kind, set()).add(id(value))
 
 
-def main(folder: Path, rows: int, out: Path) -> None:
-    """Build and train with the recorder on."""
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    import mmpo.pipeline
-    from mmpo.pipeline import BuildOptions, build
-    from mmpo.train import TrainOptions, train_reward
-
-    model = Path(__file__).resolve().parent.parent / "golden" / "v1" / "base"
-    folder.mkdir(parents=True)
-    source = folder / "rows.jsonl"
-    source.write_text("".join(json.dumps(row(number)) + "\n" for number in range(1, rows + 1)), encoding="utf-8")
-    recorder = Recorder(Path(mmpo.pipeline.__file__).resolve().parent.parent)
+def _recorded(work: Callable[[int], object], rows: int) -> Recorder:
+    recorder = Recorder()
     sys.setprofile(recorder)
     threading.setprofile(recorder)
-    build(source, folder / "pairs", options=BuildOptions(format="ultrafeedback", split=(1, 0, 0)))
-    options = {"max_steps": 1, "eval_split": None, "learning_rate": 1e-3}
-    train_reward(TrainOptions(kind="reward", data=str(folder / "pairs"), model=str(model), out=str(folder / "model"), **options))
-    sys.setprofile(None)
-    threading.setprofile(None)  # type: ignore[arg-type]
-    classes = {kind: [len(recorder.instances[kind]), *sorted(held)] for kind, held in recorder.classes.items()}
-    out.write_text(json.dumps({"calls": recorder.calls, "sizes": recorder.sizes, "classes": classes}), encoding="utf-8")
+    try:
+        work(rows)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return recorder
 
 
-def row_path(folder: Path) -> dict[str, list[str]]:
-    """{"executed": modules with any function called, "files": those with one that handles the row, "classes": classes of ours that hold
-    it}, each sorted.
+def row_path(work: Callable[[int], object]) -> dict[str, list[str]]:
+    """What `work` (called with a number of rows) runs: {"executed": modules with any function called, "files": those with one that
+    handles the row, "classes": classes of ours that hold it}, each sorted. A first run apart fills what is only computed once.
     """
-    runs = []
-    for rows in (1, 2):
-        out = folder / f"{rows}.json"
-        command = [sys.executable, str(Path(__file__).resolve()), str(folder / f"run-{rows}"), str(rows), str(out)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        runs.append(json.loads(out.read_text(encoding="utf-8")))
-    one, two = runs
-    names = set(one["calls"]) | set(two["calls"])
-    handling = {n for n in names if one["calls"].get(n) != two["calls"].get(n) or one["sizes"].get(n) != two["sizes"].get(n)}
-    kinds = {**one["classes"], **two["classes"]}
-    classes = {kind for kind in kinds if one["classes"].get(kind) != two["classes"].get(kind)}
+    work(1)
+    one, two = _recorded(work, 1), _recorded(work, 2)
+    names = {*one.calls, *two.calls}
+    handling = {name for name in names if one.calls[name] != two.calls[name] or one.sizes.get(name) != two.sizes.get(name)}
+    classes = {
+        kind
+        for kind in {*one.held, *two.held}
+        if one.held.get(kind) != two.held.get(kind) or len(one.objects.get(kind, ())) != len(two.objects.get(kind, ()))
+    }
     return {
         "executed": sorted({name.split(":")[0] for name in names}),
         "files": sorted({name.split(":")[0] for name in handling}),
         "classes": sorted(classes),
     }
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

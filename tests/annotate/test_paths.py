@@ -1,0 +1,52 @@
+"""How many files and classes of ours a judge's request and a person's answer pass: docs/architecture.md quotes these figures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argilla_cases import Asked, answer, feedback, name, pulled, pushed
+from argilla_fixture import Argilla
+from row_path import row_path
+
+from mmpo.annotate import JudgeOptions, judge
+from mmpo.pipeline import BuildOptions, build, load_pairs
+
+
+def test_a_judges_request_becomes_a_margin_se(
+    openai_server: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, runs = openai_server(), iter(range(3))
+
+    def work(rows: int) -> None:
+        folder = tmp_path / str(next(runs))
+        folder.mkdir()
+        lines = [{"prompt": f"Question {i}?", "completions": ["Yes, so it is.", "No."]} for i in range(rows)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        build(folder / "rows.jsonl", folder / "in", options=BuildOptions(format="jsonl", feedback_only=True))
+        judge(folder / "in", folder / "judged", options=JudgeOptions(base_url=server.base_url, model="judge-a"))
+        build(folder / "judged", folder / "pairs", options=BuildOptions(format="feedback", split=(1, 0, 0)))
+        assert load_pairs(folder / "pairs", "train").num_rows == rows
+
+    found = row_path(work)
+    with capsys.disabled():
+        print("\nrequest:", {kind: len(value) for kind, value in found.items()})
+    assert len(found["files"]) <= 60, found["files"]
+
+
+@pytest.mark.slow
+def test_a_persons_answer_becomes_feedback(
+    argilla: Argilla, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARGILLA_API_KEY", argilla.owner_key)
+    datasets = {rows: name() for rows in (1, 2)}
+    for rows, dataset in datasets.items():
+        pushed(argilla, feedback(tmp_path / dataset, 2), dataset)
+        for record in Asked(argilla, dataset).records()[:rows]:
+            answer(argilla, "anna", record, grade="1")
+    runs = iter(range(3))
+    found = row_path(lambda rows: pulled(argilla, datasets[rows], tmp_path / f"out-{next(runs)}"))
+    with capsys.disabled():
+        print("\nanswer:", {kind: len(value) for kind, value in found.items()})
+    assert len(found["files"]) <= 20, found["files"]
