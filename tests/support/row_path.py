@@ -2,7 +2,7 @@
 
 A function handles the row where one row more changes how often it is called, or the size of something that it is given or returns:
 set-up (options, loading, checks of a model) is the same for one row and for two. A class holds the row where there are more objects
-of it, or larger ones.
+of it, or larger ones; what only keeps a list of other objects of ours (a trainer, a run) is no form of its own.
 """
 
 import json
@@ -46,6 +46,11 @@ def _size(value: Any) -> str:
         return ""
 
 
+def _of_ours(value: Any) -> bool:
+    """Whether it is a list or a tuple of objects of ours."""
+    return isinstance(value, (list, tuple)) and bool(value) and type(value[0]).__module__.startswith("mmpo.")
+
+
 class Recorder:
     """Notes every call of a function of ours: how often, the sizes of what it is given and returns, and which objects of ours."""
 
@@ -75,7 +80,7 @@ class Recorder:
         sizes[f"{key} {_size(value)}"] += 1
         if type(value).__module__.startswith("mmpo."):
             inside = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
-            held = ",".join(f"{field} {_size(item)}" for field, item in inside.items())
+            held = ",".join(f"{field} {_size(item)}" for field, item in inside.items() if not _of_ours(item))
             sizes[f"{key} ({held})"] += 1
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             self.held.setdefault(kind, set()).add(held)
