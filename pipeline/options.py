@@ -1,4 +1,4 @@
-"""Options as typed data: frozen pydantic dataclasses whose ranges, choices, flags and help stand in their fields.
+"""The machinery of options: frozen pydantic dataclasses with ranges, choices, flags and help in their fields.
 
 Whoever makes one (Python, a command's flags, a recipe), what is wrong is a UserError: the option, what was given, what is allowed.
 """

@@ -1,4 +1,6 @@
-"""What can go wrong with a request, classified once: `failure_of` reads the openai client's errors, `failure_of_status` their statuses.
+"""What can go wrong with a request, classified once, and how long to wait before the next try.
+
+`failure_of` reads the openai client's errors, `failure_of_status` their statuses:
 
 rate_limit    429: wait as asked, ask again                   transient   5xx, reset, time-out, broken JSON: ask again
 unreachable   connection refused: wait for the endpoint       request     this request can't be answered: leave it, go on

@@ -1,4 +1,4 @@
-"""How fast a judge may be asked: requests and tokens a minute, requests in flight, and pauses that the endpoint demands.
+"""How fast a judge may be asked: requests and tokens a minute, requests in flight, and how long to pause after a 429.
 
 All times are seconds of a monotonic clock, given by the caller, so that the rules can be tested without waiting.
 """

@@ -1,4 +1,4 @@
-"""Asking: bounded requests in flight with no barrier between them, retries that hold no slot, one place that decides when to stop.
+"""The loop that asks: starts requests as the limits allow, retries without holding a slot, decides when to stop.
 
 A dispatcher starts the next request whenever a slot, the rates and the budget allow it; a request that must wait for its retry waits in a
 heap, not in a slot; an answer leaves its slot before it is written to the journal, and counts when that is durable.

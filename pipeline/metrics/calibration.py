@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be trusted: accuracy, calibration of three kinds, Brier scores. numpy only,
+"""How far a model's probabilities can be trusted: accuracy, three expected calibration errors, Brier scores. numpy only,
 float64.
 
 z is the model's logit for "chosen is better", q = σ(z) its probability, p the target, all of shape (pairs,). The

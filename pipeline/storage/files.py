@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, locks that die with their holder, and digests; for all packages."""
+"""How files and folders become whole or are not there (a temporary sibling, then renamed), locks, digests; for all packages."""
 
 import ctypes
 import errno

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, answer, feedback, name, pulled, pushed
+from argilla_cases import Asked
 from argilla_fixture import Argilla
 from row_path import row_path
 
@@ -32,7 +32,7 @@ def test_a_judges_request_becomes_a_margin_se(
     found = row_path(work)
     with capsys.disabled():
         print("\nrequest:", {kind: len(value) for kind, value in found.items()})
-    assert len(found["files"]) <= 60, found["files"]
+    assert len(found["files"]) <= 50, found["files"]
 
 
 @pytest.mark.slow
@@ -40,13 +40,15 @@ def test_a_persons_answer_becomes_feedback(
     argilla: Argilla, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARGILLA_API_KEY", argilla.owner_key)
-    datasets = {rows: name() for rows in (1, 2)}
-    for rows, dataset in datasets.items():
-        pushed(argilla, feedback(tmp_path / dataset, 2), dataset)
-        for record in Asked(argilla, dataset).records()[:rows]:
-            answer(argilla, "anna", record, grade="1")
+    datasets = {}
+    for rows in (1, 2):
+        (folder := tmp_path / str(rows)).mkdir()
+        datasets[rows] = Asked(argilla, folder)
+        datasets[rows].push(2)
+        for record in datasets[rows].records()[:rows]:
+            datasets[rows].answer("anna", record, grade="1")
     runs = iter(range(3))
-    found = row_path(lambda rows: pulled(argilla, datasets[rows], tmp_path / f"out-{next(runs)}"))
+    found = row_path(lambda rows: datasets[rows].pull(f"out-{next(runs)}"))
     with capsys.disabled():
         print("\nanswer:", {kind: len(value) for kind, value in found.items()})
-    assert len(found["files"]) <= 20, found["files"]
+    assert len(found["files"]) <= 16, found["files"]

@@ -1,4 +1,6 @@
-"""Batches: how prompts and their completions are laid out as tensors, each completion once whatever the number of its pairs.
+"""How prompts and completions are laid out as tensors: tries, in which tokens that completions share are computed once, or rows.
+
+Each completion is there once whatever the number of its pairs.
 
 A prompt's completions can be laid out as a trie over token ids in one sequence, every shared token once. Tokens lie in depth-first
 order, so that a token's descendants are the block right behind it: one number a token, the column behind its last descendant, says

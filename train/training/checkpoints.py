@@ -1,4 +1,4 @@
-"""What stops a step before it does harm, and checkpoints that are good to go on from.
+"""Every private method of transformers' Trainer that is overridden: what stops a step before it does harm, and good checkpoints.
 
 Memory that runs out and values that are not finite end a run before the optimizer's step or before a checkpoint is written, so that
 the last checkpoint stays. Several processes come to the same verdict, and raise the same error.
