@@ -133,7 +133,7 @@ def parse_pairing(text: str) -> tuple[Pairing, int]:
     pairing = PAIRINGS.get(name)
     if pairing is None:
         raise unknown_name("way to choose pairs (--pairs)", name, PAIRINGS)
-    if pairing.takes_k != bool(colon) or (colon and (not number.isdigit() or int(number) < 1)):
+    if pairing.takes_k != bool(colon) or (colon and (not number.isdecimal() or int(number) < 1)):
         form = f"{name}:k with k from 1 up, for example {name}:4" if pairing.takes_k else name
         raise UserError(f"--pairs {text}: write {form}")
     return pairing, int(number or 0)

@@ -161,7 +161,7 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
         allowed = _keys_at(model, place[:-1])
         return f"{start}: unknown key{_closest(place[-1], allowed) or '.'} Known: {', '.join(allowed)}"
     if item["type"] == "missing":
-        return f"{start}: missing"
+        return f"{start}: missing" if len(place) == 1 else f"{start}: {item['input']!r} has too few values"
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
     if not all(message.startswith("Input should be ") for message in messages):
         return f"{start}: {messages[0]}"

@@ -33,7 +33,7 @@ class TrainOptions:
     """objective, or weighted terms: mmpo=1,sft=0.1; `mmpo losses` lists them"""
     loss_options: Annotated[dict[str, Any], MAPPED] = Field(default_factory=dict)
     """options of the objective: epsilon=0.2, or with several terms cdpo.epsilon=0.2"""
-    gamma: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gamma: Annotated[float, Field(ge=0), NUMBER] | Literal["auto"] = "auto"
     """margin to probability; auto: the mean target is .75"""
     target: Annotated[str, OneOf(TARGETS)] = "plain"
     """how margins become targets: {names}"""

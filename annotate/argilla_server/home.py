@@ -55,7 +55,7 @@ def holding(home: Path) -> Iterator[int]:
     naming the process id where a server runs on this folder.
     """
     path = home / LOCK
-    holder = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    holder = path.read_text(encoding="ascii", errors="replace").strip() if path.is_file() else ""
     taken = (
         f"an Argilla already runs on {home}, as process {holder or '(unknown)'}; stop that one (Ctrl-C, or kill {holder}), "
         "or name another --home"

@@ -22,11 +22,15 @@ OF_THE_RUN = {
     "invalid_api_key": "the API key is not accepted",
     "account_deactivated": "the account is deactivated",
     "model_not_found": "the endpoint has no such model",
-    "not_found": "the endpoint has no such model or address",
-    "forbidden": "the key has no access",
 }
-"""Codes of errors that all requests would meet. A status without one of them stands for the code below."""
-CODE_OF_STATUS = {401: "invalid_api_key", 402: "insufficient_quota", 403: "forbidden", 404: "not_found"}
+"""Codes of errors that all requests would meet."""
+OF_THE_RUN_BY_STATUS = {
+    401: ("invalid_api_key", "the API key is not accepted"),
+    402: ("insufficient_quota", "the account has no credit left"),
+    403: ("forbidden", "the key has no access"),
+    404: ("not_found", "the endpoint has no such model or address"),
+}
+"""What a status without one of those codes says of all requests."""
 SHORTEST_KEY = 16
 KEY_SHAPED = re.compile(r"\b(?:sk|pk|gsk|xai|hf|key)[-_][A-Za-z0-9_*-]{6,}")
 
@@ -95,12 +99,12 @@ def failure_of(error: Exception, secret: str | None = None) -> Failure:
 
 def failure_of_status(status: int, code: str, message: str, wait: float | None = None, *, type: str = "") -> Failure:
     """The failure behind an HTTP status (0: none came) and the code and type in the error's body; wait: what the endpoint asked for."""
-    fatal = next((name for name in OF_THE_RUN if name in (code, type)), CODE_OF_STATUS.get(status))
-    if fatal:
-        return Failure("run", fatal, f"{OF_THE_RUN[fatal]}: {message}")
+    named = next(((name, OF_THE_RUN[name]) for name in OF_THE_RUN if name in (code, type)), None)
+    if fatal := named or OF_THE_RUN_BY_STATUS.get(status):
+        return Failure("run", fatal[0], f"{fatal[1]}: {message}")
     if status == 429:
         return Failure("rate_limit", "rate_limit", message, wait)
-    if status in (408, 409, 425) or not 400 <= status < 500:
+    if status in (0, 408, 409, 425) or status >= 500:
         return Failure("transient", f"status_{status}", message, wait)
     if "content_filter" in (code, type) or "content management policy" in message:
         return Failure("request", "content_filter", message)

@@ -146,7 +146,7 @@ def _keys_of(given: str | Mapping[str, Any]) -> dict[str, Any]:
         if any(not equals for _, equals, _ in pairs):
             raise UserError(f"--judge {given}: write MODEL,key=value,...; keys: {', '.join(known[1:])}")
         given = {"model": model, **{key.strip(): value for key, _, value in pairs}}
-    values = {key: value.strip() if isinstance(value, str) else value for key, value in given.items()}
+    values = {key: value.strip() if isinstance(value, str) else value for key, value in given.items() if value is not None}
     for key in values:
         if key not in known:
             raise unknown_name("key of a judge", key, known)

@@ -171,7 +171,7 @@ def part_files(dataset: str | Path) -> dict[str, list[Path]]:
     folder = Path(dataset)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
-    found = {split: split_files(folder, split) for split in SPLITS}
+    found = {split: sorted((folder / split).glob("part-*.parquet")) for split in SPLITS}
     if not any(found.values()):
         raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
     return found

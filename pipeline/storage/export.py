@@ -100,7 +100,7 @@ def export(dataset: str | Path, to: str, out: str | Path) -> dict[str, Any]:
             kept = batch.filter(pc.field("quality_margin") > 0) if kind.leaves_out_ties else batch
             yield kept.select(list(columns))
 
-    with atomic_file(target) as temporary:
+    with atomic_file(target, over_empty_folder=True) as temporary:
         kind.write(parts, temporary, rows)
     written = {split: counts[split][0] for split in parts}
     return {"out": str(target), "to": to, "pairs": written, "ties_left_out": sum(left for _, left in counts.values())}

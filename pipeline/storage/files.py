@@ -24,23 +24,20 @@ _in_use: set[Path] = set()
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, over_empty_folder: bool = False) -> Iterator[Path]:
     """A temporary sibling to write, or to make a folder of; it takes the place of `path` in one step when the block ends well.
 
-    Killed at any moment, either what stood there stands or the new file; a folder in its place must be empty. What killed runs left beside
-    it is removed. durable: the content is on the disk before the name is. Raises UserError where it can't be written.
+    Killed at any moment, either what stood there stands or the new file. What killed runs left beside it is removed. over_empty_folder:
+    a file may take the place of a folder that holds nothing. Raises UserError where it can't be written.
     """
     path = Path(path).absolute()
     temporary = _sibling(path)
-    _in_use.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        _remove_leftovers(path)  # first: where processes have fixed ids, one that was killed left this very name
+        _in_use.add(temporary)
         yield temporary
-        if durable:
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-        if path.is_dir() and not temporary.is_dir():
+        if over_empty_folder and path.is_dir() and not temporary.is_dir():
             path.rmdir()
         os.replace(temporary, path)
     except OSError as error:
@@ -59,11 +56,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     temporary = _sibling(path)
-    _in_use.add(temporary)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
+            _in_use.add(temporary)
             temporary.mkdir()  # inside, so that an interrupt right behind it removes it again
         except OSError as error:
             raise _cannot_write(path, error) from error
@@ -105,8 +102,13 @@ def is_leftover(path: Path, of: Path) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for other in path.parent.glob(f".{path.name.translate(_LITERALLY)}.part-*"):
+    start = f".{path.name.translate(_LITERALLY)}."
+    for other in path.parent.glob(f"{start}part-*"):
         if is_leftover(other, path):
+            _remove(other)
+    for other in path.parent.glob(f"{start}building-{socket.gethostname().translate(_LITERALLY)}-*"):  # of version 0.1.0
+        process = other.name.rpartition("-")[2]
+        if process.isdecimal() and not _alive(int(process)):
             _remove(other)
 
 

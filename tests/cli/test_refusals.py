@@ -24,6 +24,7 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--raters mode", "--raters: 'mode'", "rater-effects"),
         ("--rater-weights equal", "--raters rater-effects"),
         ("--split 0.5,0.2,0.1", "--split 0.5,0.2,0.1"),
+        ("--split 1,2", "--split", "too few values"),
         ("--scale 10:1", "--scale 10:1"),
         ("--max-rejects 2", "--max-rejects: '2'"),
         ("--min-margin -1", "--min-margin: '-1'"),

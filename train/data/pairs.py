@@ -339,7 +339,11 @@ def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarr
     owners: list[list[int]] = [[] for _ in range(int(prompt_of.max(initial=-1)) + 1)]
     for completion, place in enumerate(first):
         owners[prompt_of[place % table.num_rows]].append(completion)
-    return texts.take(pa.array(first)).to_pylist(), codes.reshape(2, table.num_rows).T, owners
+    # Each column by itself: what is taken from one array may hold 2 GiB of text at most.
+    sides = ((table["chosen"], first[first < table.num_rows]), (table["rejected"], first[first >= table.num_rows] - table.num_rows))
+    chosen, rejected = (iter(column.take(pa.array(places)).to_pylist()) for column, places in sides)
+    messages = [next(chosen if place < table.num_rows else rejected) for place in first]
+    return messages, codes.reshape(2, table.num_rows).T, owners
 
 
 def _unique(names: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -33,7 +33,8 @@ SCHEMA = (
 checksum: CRC-32 of both, for SQLite has none of its own and a changed digit would train on."""
 KEYS_PER_QUERY = 500
 LOCK_SECONDS = 60.0
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""What SQLite says of a file whose bytes have changed; the last one of names in its schema, for our own statements are right."""
 _NEXT = "name another place with --reference-cache"
 
 Value = TypeVar("Value")
@@ -76,9 +77,8 @@ class ReferenceStore:
         self.named, self.optional, self.lock_seconds = named, optional, lock_seconds
         self.writable = True
         self._older: dict[bytes, float] = {}
-        if not path.exists() and older.exists():
+        if not self._begun() and self.writable and self._there(older):
             self._older = self._read_parquet(older)
-        self.lookup([])  # is it ours?
 
     @classmethod
     def open(cls, place: str | Path | None, fingerprint: Fingerprint, *, lock_seconds: float = LOCK_SECONDS) -> "ReferenceStore":
@@ -89,10 +89,10 @@ class ReferenceStore:
         another fingerprint, naming the parts that differ, and for one that can't be read.
         """
         path = default_folder() if place is None else Path(place)
-        if path.suffix in (".sqlite", ".parquet") and not path.is_dir():
+        if path.suffix in (".sqlite", ".parquet") and not os.path.isdir(path):
             own, older = path.with_suffix(".sqlite"), path.with_suffix(".parquet")
             return cls(own, fingerprint, older, named=True, lock_seconds=lock_seconds)
-        if path.exists() and not path.is_dir():
+        if os.path.exists(path) and not os.path.isdir(path):
             raise UserError(f"{path} is a file: a reference cache is a folder or a file whose name ends in .sqlite")
         name = path / fingerprint.name
         own, older = name.with_suffix(".sqlite"), name.with_suffix(".parquet")
@@ -114,7 +114,8 @@ class ReferenceStore:
                     found[key] = logprob
             return found
 
-        known = self._older | ((self._connected("rw", read) or {}) if self.path.exists() else {})
+        there = self.writable and self._there(self.path)
+        known = self._older | ((self._connected("rw", read) or {}) if there else {})
         return np.array([known.get(key, np.nan) for key in keys], dtype=np.float64)
 
     def add(self, keys: Iterable[bytes], logprobs: Iterable[float]) -> None:
@@ -142,6 +143,18 @@ class ReferenceStore:
         except OSError as error:
             return self._give_up(f"cannot write the reference cache {self.path}: {error.strerror or error}", error)
         self._connected("rwc", write)
+
+    def _there(self, path: Path) -> bool:
+        """Whether a file is there; a folder that can't be entered ends the run, or its use of files."""
+        try:
+            return path.exists()
+        except OSError as error:
+            self._give_up(f"cannot read the reference cache {path}: {error.strerror or error}", error)
+            return False
+
+    def _begun(self) -> bool:
+        """Whether the file is there and holds this store's tables: a run that was killed at its first save leaves an empty one."""
+        return self._there(self.path) and bool(self._connected("rw", self._is_ours))
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
         """Whether the file has tables (a run may have been killed at its first save). _Unusable: those of something else."""
@@ -171,6 +184,8 @@ class ReferenceStore:
                 return work(db)
         except _Unusable as error:
             self._set_aside(str(error))
+        except (ValueError, TypeError, struct.error) as error:  # a changed byte can make another type of a value
+            self._set_aside(f"can't be read ({error})")
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in DAMAGED:
                 self._give_up(f"cannot {'read' if mode == 'rw' else 'write'} the reference cache {self.path}: {error}", error)

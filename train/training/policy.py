@@ -22,7 +22,7 @@ class PolicyTrainer(MarginTrainer):
     """Trains a causal language model on quality margins; the other arguments are `MarginTrainer`'s.
 
     beta: weight of the log-ratio. ref_model: the reference; by default the model itself as it is when the trainer is
-    made. Its log-probabilities are computed once per completion, before the first step, and kept in the Parquet file
+    made. Its log-probabilities are computed once per completion, before the first step, and kept in the SQLite file
     `reference_cache` if one is named. own_reference: whether reference values that the prompts bring are this very
     model's, so that the first step checks it.
     """

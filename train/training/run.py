@@ -125,7 +125,8 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
     record["model_parameters"] = sum(value.numel() for value in ready.model.parameters())
     record["way"] = {name: getattr(trainer.execution_plan, name) for name in ("layout", "attention", "head", "reason")}
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
-    with StopSafely() as stop:
+    progress = next(one for one in trainer.callback_handler.callbacks if isinstance(one, TrainingProgress))
+    with StopSafely() as stop, progress.reporter:  # takes the bar away: a Trainer that fails does not say that training has ended
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state

@@ -135,10 +135,18 @@ class RunFolder:
 
     def _clear(self, keep: Path | None = None) -> None:
         """Removes what a run leaves behind and nothing else that may lie there. keep: a cache that the new run uses."""
-        for pattern in ("checkpoint-[0-9]*", "reference", "reference.parquet", "*.safetensors*", "adapter_*", RECORD):
+        for pattern in (
+            "checkpoint-[0-9]*",
+            "reference",
+            "reference.parquet",
+            "reference.sqlite*",
+            "*.safetensors*",
+            "adapter_*",
+            RECORD,
+        ):
             for path in self.path.glob(pattern):
-                if path.resolve() == keep:
-                    continue
+                if keep in (path.resolve(), path.resolve().with_suffix(".parquet")):
+                    continue  # a cache that is named .parquet lies beside, in SQLite
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare_pairs
-from mmpo.train.distributed import rank_and_world, summed
+from mmpo.train.distributed import agreed, rank_and_world, summed
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals
 from mmpo.train.options import pass_tokens
@@ -129,7 +129,7 @@ class MarginTrainer(GuardedTrainer):
         longest = max(prompt.length for prompt in prompts)
         if longest > self._probed and not hasattr(self.model, "set_requires_gradient_sync"):  # split by FSDP it can't be probed
             how = {"training": True, "bf16": self.args.bf16, "checkpointing": recomputes(self.args)}
-            self.execution_plan = choose_plan(self.model, self.kind, longest, self.layout, self.args.device, **how)
+            self.execution_plan = agreed(lambda: choose_plan(self.model, self.kind, longest, self.layout, self.args.device, **how))
             self._probed = longest
 
     def get_train_dataloader(self) -> DataLoader:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from command import wait_for
 
-from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Endpoint, EndpointSettings, Failure
+from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Endpoint, EndpointSettings, Failure, failure_of_status
 
 BODY = {
     "model": "judge-a",
@@ -55,3 +55,21 @@ def test_a_request_that_fails_leaves_its_place_in_the_pool(openai_server: Any) -
         answers
     ) == 2 * REQUESTS_PER_POOL
     assert pools == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "reason"),
+    [
+        (404, "", "run", "not_found"),
+        (400, "not_found", "request", "not_found"),
+        (400, "model_not_found", "run", "model_not_found"),
+        (403, "", "run", "forbidden"),
+        (400, "forbidden", "request", "forbidden"),
+        (302, "", "request", "status_302"),
+        (0, "", "transient", "status_0"),
+        (503, "", "transient", "status_503"),
+    ],
+)
+def test_a_status_ends_the_run_a_code_of_its_name_only_the_request(status: int, code: str, kind: str, reason: str) -> None:
+    failure = failure_of_status(status, code, "so it is")
+    assert (failure.kind, failure.reason) == (kind, reason)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,24 +21,39 @@ def everything(folder: Path) -> dict[str, str | None]:
     return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("durable", [False, True])
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, durable: bool) -> None:
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "in/a.txt"
-    with atomic_file(path, durable=durable) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("old")
         assert not path.exists()
-    with pytest.raises(RuntimeError), atomic_file(path, durable=durable) as temporary:
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert everything(tmp_path) == {"in": None, "in/a.txt": "old"}
 
 
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_what_a_killed_process_of_the_same_id_left_is_removed(tmp_path: Path, writer: Any) -> None:
+    """In a container every start may have the same process id, and the same first number."""
+    with atomic_folder(tmp_path / "out") as one:
+        start, _, number = one.name.rpartition("-")
+    (tmp_path / "out").rmdir()
+    for later in (1, 2):  # the names that this process gives next
+        (tmp_path / f"{start}-{int(number) + later}").mkdir()
+        (tmp_path / f"{start}-{int(number) + later}/part").touch()
+    with writer(tmp_path / "out") as one:
+        one.exists() or one.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_folder_in_place_of_a_file_must_be_empty(tmp_path: Path) -> None:
     for name, work in (("file", lambda path: path.write_text("x")), ("folder", lambda path: path.mkdir())):
         (tmp_path / name).mkdir()
-        with atomic_file(tmp_path / name) as temporary:
+        with atomic_file(tmp_path / name, over_empty_folder=True) as temporary:
             work(temporary)
     assert everything(tmp_path) == {"file": "x", "folder": None}
+    with pytest.raises(UserError, match="directory"), atomic_file(tmp_path / "folder") as temporary:
+        temporary.write_text("x")
     (tmp_path / "folder/note").write_text("mine")
     with pytest.raises(UserError, match=r"cannot write .*folder"), atomic_file(tmp_path / "folder") as temporary:
         temporary.write_text("x")

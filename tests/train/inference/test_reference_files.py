@@ -142,14 +142,17 @@ def test_an_empty_file_is_what_a_kill_at_the_first_save_leaves(tmp_path):
 # --- what version 0.1.0 left --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("named", [True, False])
-def test_the_values_of_a_parquet_file_go_on(named, tmp_path, capsys):
+def test_the_values_of_a_parquet_file_go_on(named, killed, tmp_path, capsys):
     old = tmp_path / ("x.parquet" if named else f"{MINE.name}.parquet")
     write_parquet(old, [1, 2])
     before = old.read_bytes()
+    if killed:  # at its first save
+        old.with_suffix(".sqlite").touch()
     store = ReferenceStore.open(old if named else tmp_path, MINE)
     assert known(store, [2]) == [-2.0]
-    assert [path.name for path in tmp_path.iterdir()] == [old.name]  # nothing is written until there is something to add
+    assert killed or [path.name for path in tmp_path.iterdir()] == [old.name]  # nothing is written until there is something to add
     add(store, [2, 3], value=-5.0)
     assert f"{old}, of an earlier version, has 2 values" in capsys.readouterr().err
     again = ReferenceStore.open(old if named else tmp_path, MINE)
@@ -204,6 +207,10 @@ def test_a_place_that_cant_be_written_stops_the_run_only_if_it_was_asked_for(tmp
     for number in (1, 2):
         add(store, [number])
     assert capsys.readouterr().err.count("warning: cannot write") == 1
+    monkeypatch.setenv("MMPO_CACHE", str(tmp_path / ("long" * 100)))  # it can't be looked at, as a folder of somebody else's can't
+    store = ReferenceStore.open(None, MINE)
+    assert known(store, [1]) == NOTHING
+    assert capsys.readouterr().err.count("warning: cannot read") == 1
 
 
 def test_the_first_value_of_a_key_stays_and_both_runs_see_it(file):

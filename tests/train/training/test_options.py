@@ -17,6 +17,7 @@ from mmpo.train.options import TrainOptions
         ({"loss": "mmop"}, "did you mean 'mmpo'"),
         ({"target": "noisy"}, "noise-aware"),
         ({"weight": "row"}, "weight: 'row' is not 'pair' or 'prompt'"),
+        ({"gamma": True}, "gamma: "),
         ({"gamma": -1.0}, "gamma: -1.0 is not 0 or more or 'auto'"),
         ({"gamma": float("nan")}, "gamma: nan is not 0 or more"),
         ({"gamma": "best"}, "'best' is not a number or 'auto'"),
