@@ -60,6 +60,7 @@ def holding(home: Path) -> Iterator[int]:
         f"an Argilla already runs on {home}, as process {holder or '(unknown)'}; stop that one (Ctrl-C, or kill {holder}), "
         "or name another --home"
     )
+    path.touch(mode=0o600)
     # A server whose command was killed is on its way out: that takes a moment.
     with file_lock(path, taken, seconds=0.0 if _is_alive(holder) else GIVE_UP_SECONDS) as lock:
         assert lock is not None
