@@ -118,7 +118,8 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
             )
         kinds = Counter(known.kind for known in hints.values())
         full = full_of_pairs(table)
-        read.hints = {options.aspects[0]: SuggestionMargins(hints, {}, full, full, kinds.most_common(1)[0][0])}
+        aspect = next(iter(options.aspects))
+        read.hints = {aspect: SuggestionMargins(hints, {}, full, full, kinds.most_common(1)[0][0])}
     return read
 
 
