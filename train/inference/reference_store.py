@@ -33,8 +33,8 @@ SCHEMA = (
 checksum: CRC-32 of both, for SQLite has none of its own and a changed digit would train on."""
 KEYS_PER_QUERY = 500
 LOCK_SECONDS = 60.0
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""What SQLite says of a file whose bytes have changed; the last one of names in its schema, for our own statements are right."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite says of a file whose bytes have changed; and, on reading, SQLITE_ERROR of names in its schema."""
 _NEXT = "name another place with --reference-cache"
 
 Value = TypeVar("Value")
@@ -187,7 +187,8 @@ class ReferenceStore:
         except (ValueError, TypeError, struct.error) as error:  # a changed byte can make another type of a value
             self._set_aside(f"can't be read ({error})")
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in DAMAGED:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code not in DAMAGED and not (mode == "rw" and code == sqlite3.SQLITE_ERROR):
                 self._give_up(f"cannot {'read' if mode == 'rw' else 'write'} the reference cache {self.path}: {error}", error)
                 return None
             self._set_aside(f"can't be read ({error})")
