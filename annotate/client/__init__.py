@@ -10,7 +10,7 @@ from mmpo.annotate.client.endpoint import (
     api_key,
     public_url,
 )
-from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of_status, retry_after, scrub
+from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of_status, named_parameter, retry_after, scrub
 from mmpo.annotate.client.journal import Journal, spent_by
 from mmpo.annotate.client.rate_limits import Bucket, Limits
 from mmpo.annotate.client.request import Answer, Choice, Failure, Request, Token, estimated_tokens, key_of

@@ -7,10 +7,13 @@ unreachable   connection refused: wait for the endpoint       request     this r
 run           wrong key, unknown model, no credit: stop all
 """
 
+import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from mmpo.annotate.client.request import Failure
 
@@ -31,6 +34,25 @@ OF_THE_RUN_BY_STATUS = {
     404: ("not_found", "the endpoint has no such model or address"),
 }
 """What a status without one of those codes says of all requests."""
+WORDS = (
+    "message",
+    "msg",
+    "detail",
+    "details",
+    "error",
+    "errors",
+    "error_message",
+    "reason",
+    "description",
+    "title",
+    "metadata",
+    "raw",
+)
+"""Keys under which servers and gateways put the words of a refusal, themselves or a further object of this kind."""
+CODES = ("code", "type", "error_type", "status")
+PLACES = ("param", "parameter", "loc", "field")
+ABOUT_LENGTH = re.compile(r"context[ _]length|context window|too many tokens", re.IGNORECASE)
+"""A refusal of a prompt that is too long names the reply's limit as one remedy; the parameter is not what is refused."""
 SHORTEST_KEY = 16
 KEY_SHAPED = re.compile(r"\b(?:sk|pk|gsk|xai|hf|key)[-_][A-Za-z0-9_*-]{6,}")
 
@@ -49,6 +71,109 @@ def scrub(text: str, secret: str | None) -> str:
 def without_key(text: str, secret: str | None) -> str:
     """A judge's words without the key itself. Nothing else is touched: a verdict may lie in "key-features"."""
     return text.replace(secret, "[key]") if secret and len(secret) >= SHORTEST_KEY else text
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an error's body says, whatever its shape. codes: of all its levels, the outermost first; places: the parameters it is about."""
+
+    words: str
+    codes: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """The words, behind the parameters that they do not name themselves."""
+        unnamed = [place for place in self.places if place not in self.words]
+        return f"{', '.join(unnamed)}: {self.words}" if unnamed else self.words
+
+
+def refusal_of(body: Any) -> Refusal:
+    """Reads the body of an error: an object, a list, a text, JSON in a text, one inside the other.
+
+    >>> refusal_of({"detail": [{"loc": ["body", "top_logprobs"], "msg": "Extra inputs are not permitted"}]}).message
+    'top_logprobs: Extra inputs are not permitted'
+    >>> refusal_of({"error": {"message": "no such model", "code": "model_not_found"}})
+    Refusal(words='no such model', codes=('model_not_found',), places=())
+    """
+    found: dict[str, list[str]] = {"words": [], "codes": [], "places": []}
+    for kind, text in _said(body, 0):
+        if text and text not in found[kind]:
+            found[kind].append(text)
+    if not found["words"] and body:
+        found["words"] = [body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)]
+    return Refusal(" ".join("; ".join(found["words"]).split()), tuple(found["codes"]), tuple(found["places"]))
+
+
+def _said(value: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """The words, codes and places in a body, as (kind, text)."""
+    if depth > 8:
+        return
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        inner = _json_in(value)
+        if inner is None:
+            yield "words", value.strip()
+        else:
+            yield from _said(inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _said(one, depth + 1)
+    elif isinstance(value, Mapping):
+        lower = {str(key).lower(): one for key, one in value.items()}
+        for key in CODES:
+            if isinstance(lower.get(key), str | int) and not isinstance(lower[key], bool):
+                yield "codes", str(lower[key])
+        for key in PLACES:
+            place = lower.get(key)
+            for one in place if isinstance(place, list | tuple) else (place,):
+                if isinstance(one, str) and one != "body":
+                    yield "places", one
+        for key in WORDS:
+            if lower.get(key):
+                yield from _said(lower[key], depth + 1)
+
+
+def _json_in(text: str) -> Any:
+    """The object or list that a text spells, or None."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return None
+
+
+def named_parameter(body_or_message: Any, sent: Iterable[str]) -> str | None:
+    """Which of the parameters that were sent a refusal is about, by its words, whatever its status; None: it names none of them.
+
+    body_or_message: the body of the refusal in any shape, or the message of a Failure. sent: names of parameters. The one that the body
+    itself says it is about comes first, then the one named first. Case, and a space or hyphen for an underscore, do not matter.
+
+    >>> named_parameter("max_tokens is unknown here, max_completion_tokens is known", ["model", "max_tokens"])
+    'max_tokens'
+    >>> named_parameter({"detail": "log probabilities are not offered"}, ["temperature", "top_logprobs", "logprobs"])
+    'logprobs'
+    >>> named_parameter("maximum context length is 8192 tokens; reduce max_tokens", ["max_tokens"])
+    """
+    names, refusal = list(sent), refusal_of(body_or_message)
+    for place in refusal.places:
+        if place in names:
+            return place
+    if ABOUT_LENGTH.search(refusal.words):
+        return None
+    found = ((match.start(), name) for name in names if (match := _spelt(name).search(refusal.words)))
+    return min(found, default=(0, None))[1]
+
+
+def _spelt(name: str) -> re.Pattern[str]:
+    """How refusals spell a parameter; one of a single letter only where it is set apart by quotes, a colon or an equals sign."""
+    pattern = "[ _-]?".join(map(re.escape, name.split("_")))
+    pattern = re.sub("logprobs$", r"log[ _-]?prob(?:s|abilit(?:y|ies))", pattern)
+    if len(name) == 1:
+        return re.compile(rf"""['"`]{pattern}['"`]|(?<![\w.]){pattern}\s*[=:]|parameter {pattern}\b""")
+    return re.compile(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9_])", re.IGNORECASE)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
