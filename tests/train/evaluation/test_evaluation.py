@@ -215,6 +215,7 @@ def test_values_that_are_not_finite_are_named_with_their_prompts(trained, datase
     ("kind", "model", "options", "said"),
     [
         ("policy", "reward", {}, "is a reward model"),
+        ("reward", "base", {"gamma": 1.0}, r"has no score layer \(score.weight would be random\)"),
         ("reward", "EMPTY", {}, "give --gamma"),
         ("reward", "EMPTY", {"gamma": 1.0}, "cannot load"),
         ("reward", "EMPTY/typo", {}, "there is no folder EMPTY/typo"),
@@ -228,5 +229,6 @@ def test_mistakes_are_named(kind, model, options, said, trained, dataset, tmp_pa
         return value.replace("EMPTY", str(tmp_path)) if isinstance(value, str) else value
 
     given = {"data": dataset, **{name: here(value) for name, value in options.items()}}
+    models = {**trained, "base": trained["policy"] / "reference"}
     with pytest.raises(UserError, match=here(said)):
-        evaluate(kind, trained.get(model, here(model)), given.pop("data"), **given)
+        evaluate(kind, models.get(model, here(model)), given.pop("data"), **given)

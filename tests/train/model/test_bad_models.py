@@ -4,14 +4,13 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command import environment, mmpo
 from safetensors.torch import load_file, save_file
-from training_cases import save_model, small_model
+from training_cases import FEW_STEPS, save_model, small_model
 from transformers.utils import logging
 
 from mmpo.pipeline.errors import UserError
@@ -134,19 +133,17 @@ def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_code_of_a_model_is_run_only_where_asked_for(trusted, copied, tmp_path):
+def test_code_of_a_model_is_run_only_where_asked_for(trusted, copied, dataset, tmp_path):
     """In a process of its own: transformers keeps a copy of such code in a cache that it names when it is imported."""
     folder = configured(copied("policy"), model_type="frob", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     (folder / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()\n")
-    script = f"from mmpo.train.model.load import load_pretrained as l; l('policy', {str(folder)!r}, trust_remote_code={trusted})"
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
-    )
+    options = ["--data", dataset, "--out", tmp_path / "out", *FEW_STEPS, *["--trust-remote-code"] * trusted]
+    done = mmpo("train", "policy", "--model", folder, *options, env=environment(HF_MODULES_CACHE=str(tmp_path / "modules")))
     assert (tmp_path / "was-run").exists() is trusted
-    assert "UserError" in run.stderr  # with the code run: it holds no model
+    assert done.returncode == 2  # with the code run: it holds no model
     if not trusted:
-        assert "brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code" in run.stderr
+        assert "brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_limit_beyond_the_models_positions_is_refused_naming_both(tokenizer):

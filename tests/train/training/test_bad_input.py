@@ -1,14 +1,13 @@
 """Bad input at `mmpo train` and `mmpo evaluate`: exit status 2, one message with what to do, and no folder left behind."""
 
 import copy
-import json
 import shutil
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from folders import changed, feedback_folder, read_table, split_folder
+from commands import refused
+from folders import changed, read_table, split_folder
 from training_cases import FEW_STEPS, make_pairs, save_model, small_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -28,7 +27,7 @@ def gpt2(tokenizer, tmp_path):
     def write(kind, change=lambda _: None, size=16, weight=None):
         mine = copy.deepcopy(tokenizer)
         change(mine)
-        sizes = {"hidden_size": size, "num_hidden_layers": 1, "vocab_size": len(mine), "pad_token_id": mine.pad_token_id}
+        sizes = {"hidden_size": size, "num_hidden_layers": 1, "vocab_size": len(tokenizer), "pad_token_id": mine.pad_token_id}
         model = small_model("GPT2", kind, **sizes)
         if weight is not None:
             with torch.no_grad():
@@ -39,31 +38,28 @@ def gpt2(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def refuses(capsys):
-    """Runs a command that the user got wrong: status 2 and one message, which has these parts."""
-
-    def check(command, *said):
-        capsys.readouterr()
-        status = run([str(word) for word in command])
-        out, err = capsys.readouterr()
-        assert status == 2, err
-        assert "Traceback" not in err
-        assert out == ""
-        message = err[err.rindex("error: ") :]
-        for part in said:
-            assert part in message
-        return message
-
-    return check
+def refuses(tmp_path, capsys):
+    """Runs a command that the user got wrong: one message, which has these parts, and no folder is left."""
+    return lambda command, *said: refused([str(word) for word in command], tmp_path, capsys, *said)
 
 
 @pytest.fixture
-def train(dataset, tmp_path, capsys):
-    """Runs `mmpo train` into the folder "out", gives the warnings of a command that went on."""
+def command(dataset, tmp_path):
+    """The words of `mmpo train` into the folder "out"."""
 
-    def trained(kind, *more, data=dataset, out="out"):
+    def words(kind, *more, data=dataset, out="out"):
+        return ["train", kind, "--data", data, "--out", tmp_path / out, *FEW_STEPS, "--max-steps", 2, *more]
+
+    return words
+
+
+@pytest.fixture
+def train(command, capsys):
+    """Runs that command, gives the warnings of one that went on."""
+
+    def trained(*given, **more):
         capsys.readouterr()
-        status = run([str(word) for word in command_of(kind, data, tmp_path / out, *more)])
+        status = run([str(word) for word in command(*given, **more)])
         err = capsys.readouterr().err
         assert status == 0, err
         return [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning: ")]
@@ -71,30 +67,10 @@ def train(dataset, tmp_path, capsys):
     return trained
 
 
-def command_of(kind, data, out, *more):
-    return ["train", kind, "--data", data, "--out", out, *FEW_STEPS, "--max-steps", 2, *more]
-
-
-@pytest.fixture
-def refuses_to_train(refuses, dataset, tmp_path):
-    """The same command where it is refused; no folder is left."""
-
-    def check(kind, *more, said, data=dataset):
-        message = refuses(command_of(kind, data, tmp_path / "none", *more), *said)
-        assert not (tmp_path / "none").exists()
-        return message
-
-    return check
-
-
-def record(folder):
-    return json.loads((folder / "mmpo.json").read_text())
-
-
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_a_model_without_chat_template_is_a_choice_to_make(kind, dataset, gpt2, refuses, refuses_to_train, train, tmp_path):
+def test_a_model_without_chat_template_is_a_choice_to_make(kind, dataset, gpt2, refuses, command, train, tmp_path):
     model = gpt2(kind, lambda tokenizer: setattr(tokenizer, "chat_template", None))
-    refuses_to_train(kind, "--model", model, *SHORT, said=["no chat template", "--chat-template plain"])
+    refuses(command(kind, "--model", model, *SHORT), "no chat template", "--chat-template plain")
     assert train(kind, "--model", model, *SHORT, "--chat-template", "plain") == []
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == PLAIN_TEMPLATE  # evaluation and serving need no choice
     assert evaluate(kind, tmp_path / "out", dataset)["pairs"] == 48
@@ -112,7 +88,7 @@ LACKS = {
 
 @pytest.mark.parametrize("lacks", LACKS)
 @pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_special_tokens_that_are_missing_or_the_same(kind, lacks, dataset, gpt2, train, tmp_path):
+def test_special_tokens_that_are_missing_or_the_same(kind, lacks, dataset, gpt2, train, record_of, tmp_path):
     """All is trained; only the end of text that can't be appended is warned of. Measured again from the folder, all is the same."""
 
     def left_open(tokenizer):
@@ -122,7 +98,7 @@ def test_special_tokens_that_are_missing_or_the_same(kind, lacks, dataset, gpt2,
     warnings = train(kind, "--model", gpt2(kind, left_open), *SHORT, "--learning-rate", 0.01)
     ends = [line for line in warnings if "no end-of-text token: 74 of 74 completions" in line]
     assert len(ends) == (lacks in ("eos", "both"))
-    written = record(tmp_path / "out")
+    written = record_of(tmp_path / "out")
     assert written["counts"].get("end_of_text_missing", 0) == 74 * len(ends)
     found = evaluate(kind, tmp_path / "out", dataset, split="validation")
     assert found["cross_entropy"] == pytest.approx(written["summary"]["metrics"]["cross_entropy"], abs=1e-5)
@@ -135,6 +111,7 @@ def test_a_saved_reward_model_gives_plain_transformers_our_scores(lacks, dataset
     ours, rows = read_table(tmp_path / "pairs.parquet"), read_table(dataset / "test")
     reader = AutoTokenizer.from_pretrained(tmp_path / "out")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert reader.pad_token_id == plain.config.pad_token_id != reader.eos_token_id
     for side in ("chosen", "rejected"):
         pairs = zip(rows["prompt"].to_pylist(), rows[side].to_pylist(), strict=True)
         texts = [reader.apply_chat_template([*prompt, *reply], tokenize=False) for prompt, reply in pairs]
@@ -144,45 +121,46 @@ def test_a_saved_reward_model_gives_plain_transformers_our_scores(lacks, dataset
         assert theirs.numpy() == pytest.approx(ours[f"score_{side}"].to_numpy(), abs=1e-5)
 
 
-def test_prompts_that_are_too_long_are_left_out_aloud_or_stop_the_run(dataset, refuses_to_train, train, tmp_path):
+def test_prompts_that_are_too_long_are_left_out_aloud_or_stop_the_run(dataset, refuses, command, train, record_of, tmp_path):
     rows = read_table(dataset / "train")
     of_first = np.flatnonzero(np.array(rows["prompt_id"]) == rows["prompt_id"][0].as_py())
     table = changed(rows, "prompt", {row: [{"role": "user", "content": "cat " * 200}] for row in of_first})
     (line,) = train("reward", "--max-prompt-length", 100, data=split_folder(tmp_path / "data", train=table))
     assert line.startswith("1 of 20 prompts were left out with all their pairs: they have ")
     assert line.endswith("--max-prompt-length is 100")
-    counts = record(tmp_path / "out")["counts"]
+    counts = record_of(tmp_path / "out")["counts"]
     assert counts["pairs_in"] == counts["pairs"] + counts["prompt_not_rendered"]
-    said = ["all 20 prompts of", "are longer than --max-prompt-length 5: they have "]
-    refuses_to_train("reward", "--max-prompt-length", 5, said=said)
+    said = ("all 20 prompts of", "are longer than --max-prompt-length 5: they have ")
+    refuses(command("reward", "--max-prompt-length", 5, out="none"), *said)
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "options", "said"),
+    ("kind", "flag", "model", "options", "said"),
     [
-        ("policy", {}, (), ["takes 256 tokens at most and --max-length is 1024: give --max-length 256"]),
-        ("policy", {"weight": float("nan")}, SHORT, ["hold NaN or infinite values"]),
-        ("policy", {"kind": "reward"}, SHORT, ["is a reward model"]),
+        ("policy", "--model", {}, (), ["takes 256 tokens at most and --max-length is 1024: give --max-length 256"]),
+        ("policy", "--model", {"weight": float("nan")}, SHORT, ["hold NaN or infinite values"]),
+        ("policy", "--model", {"kind": "reward"}, SHORT, ["is a reward model"]),
+        (
+            "reward",
+            "--model",
+            {"change": lambda tokenizer: tokenizer.add_tokens(["good"])},
+            SHORT,
+            ["tokens that", "such as 'good'"],
+        ),
+        # its tokenizer is of other texts than that which `tiny` builds
+        ("policy", "--reference", {}, SHORT, ["has another vocabulary than the policy"]),
     ],
 )
-def test_models_that_do_not_fit(kind, model, options, said, gpt2, refuses_to_train):
-    refuses_to_train(kind, "--model", gpt2(**{"kind": kind, **model}), *options, said=said)
-
-
-def test_a_tokenizer_of_more_tokens_than_the_model_knows(gpt2, refuses_to_train):
-    model = gpt2("reward")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_tokens(["good"])
-    tokenizer.save_pretrained(model)
-    refuses_to_train("reward", "--model", model, *SHORT, said=["completions have tokens that", "such as 'good'"])
+def test_models_that_do_not_fit(kind, flag, model, options, said, gpt2, refuses, command):
+    refuses(command(kind, flag, gpt2(**{"kind": kind, **model}), *options), *said)
 
 
 @pytest.mark.parametrize("gamma", ["auto", "1"])
-def test_margins_that_are_all_zero(gamma, refuses_to_train, tmp_path):
+def test_margins_that_are_all_zero(gamma, refuses, command, tmp_path):
     table = make_pairs(4, [3])
     folder = split_folder(tmp_path / "data", train=changed(table, "quality_margin", dict.fromkeys(range(len(table)), 0.0)))
-    said = ["all 12 pairs are ties: their quality_margin is 0, so that every target is .5 at any gamma"]
-    refuses_to_train("reward", "--gamma", gamma, data=folder, said=said)
+    said = "all 12 pairs are ties: their quality_margin is 0, so that every target is .5 at any gamma"
+    refuses(command("reward", "--gamma", gamma, data=folder), said)
 
 
 def test_a_gamma_that_saturates_everything_trains_with_a_warning(train):
@@ -191,76 +169,42 @@ def test_a_gamma_that_saturates_everything_trains_with_a_warning(train):
     assert "100.0% above .999" in line
 
 
-def test_a_dataset_of_another_version_and_feedback(dataset, refuses_to_train, tmp_path):
-    rows = read_table(dataset / "test")
-    pq.write_table(rows.replace_schema_metadata({b"mmpo": b'{"schema_version": 2}'}), tmp_path / "a.parquet")
-    refuses_to_train("reward", data=tmp_path / "a.parquet", said=["schema version 2; this mmpo reads 1"])
-    refuses_to_train("reward", data=feedback_folder(tmp_path / "judged"), said=["judged holds FEEDBACK"])
-
-
-def test_models_of_the_other_kind(dataset, gpt2, refuses, train):
-    policy, reward = gpt2("policy"), gpt2("reward")
-    common = ["--data", dataset, "--gamma", 1, *SHORT]
-    refuses(["evaluate", "reward", "--model", policy, *common], "has no score layer (score.weight would be random)")
-    refuses(["evaluate", "policy", "--model", reward, "--reference", policy, *common], "is a reward model")
-    train("reward", "--model", policy, *SHORT)  # how reward models begin
-
-
-def test_code_that_comes_with_a_model_is_not_run(gpt2, refuses_to_train, tmp_path):
-    model = gpt2("policy")
-    config = json.loads((model / "config.json").read_text())
-    own = {"model_type": "frob", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
-    (model / "config.json").write_text(json.dumps({**config, **own}))
-    (model / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()\n")
-    refuses_to_train("policy", "--model", model, *SHORT, said=["--trust-remote-code"])
-    assert not (tmp_path / "was-run").exists()
-
-
-def test_a_reference_that_does_not_fit_leaves_the_folder_free(gpt2, refuses_to_train):
-    """Its tokenizer is of other texts than that which `tiny` builds."""
-    refuses_to_train("policy", "--reference", gpt2("policy"), *SHORT, said=["has another vocabulary than the policy"])
-
-
-def test_a_run_meets_another_model_where_its_own_was(dataset, gpt2, unfinished, refuses, train, tmp_path):
+def test_a_run_meets_another_model_where_its_own_was(gpt2, unfinished, refuses, command, train, record_of, tmp_path):
     """The same command again, while --model names a folder whose content was replaced: sizes, then the chat template."""
-    again = ("--model", gpt2("reward"), *SHORT, "--save-steps", 1)
-    train("reward", *again)
+    again = ("reward", "--model", gpt2("reward"), *SHORT, "--save-steps", 1)
+    train(*again)
     unfinished(tmp_path / "out")
-    command = command_of("reward", dataset, tmp_path / "out", *again)
     gpt2("reward", size=32)
-    refuses(command, "holds a run of another model (parameters ")
+    refuses(command(*again), "holds a run of another model (parameters ")
     gpt2("reward", lambda tokenizer: setattr(tokenizer, "chat_template", "{{ messages[0]['content'] }}"))
-    refuses(command, "another model (chat_template ")
+    refuses(command(*again), "another model (chat_template ")
     gpt2("reward")
-    train("reward", *again)
-    assert record(tmp_path / "out")["finished"] is True
+    train(*again)
+    assert record_of(tmp_path / "out")["finished"] is True
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_kept(dataset, gpt2, unfinished, refuses, train, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_and_kept(gpt2, unfinished, refuses, command, train, tmp_path):
     for name, size in (("one", 16), ("two", 32)):
-        options = ("--model", gpt2("reward", size=size), *SHORT, "--save-steps", 1)
-        train("reward", *options, out=name)
+        options = ("reward", "--model", gpt2("reward", size=size), *SHORT, "--save-steps", 1)
+        train(*options, out=name)
     out = tmp_path / "two"
     unfinished(out)
     shutil.rmtree(out / "checkpoint-2")
     shutil.copytree(tmp_path / "one" / "checkpoint-2", out / "checkpoint-2")
-    refuses(command_of("reward", dataset, out, *options), "checkpoint-2 is of another model: n_embd 16, this run has 32")
+    refuses(command(*options, out="two"), "checkpoint-2 is of another model: n_embd 16, this run has 32")
     assert (out / "checkpoint-2" / "model.safetensors").is_file()
 
 
-def test_the_output_folder_is_not_the_models_or_the_references(dataset, refuses, train, tmp_path):
+def test_the_output_folder_is_not_the_models_or_the_references(refuses, command, train, tmp_path):
     """--no-resume clears the folder: of a model that training starts from nothing would be left."""
-    out = tmp_path / "out"
     train("reward")
-    command = command_of("reward", dataset, out, "--model", out, "--no-resume")
-    refuses(command, "is --model as well and would be overwritten")
-    assert (out / "model.safetensors").is_file()
+    refuses(command("reward", "--model", tmp_path / "out", "--no-resume"), "is --model as well and would be overwritten")
 
 
-def test_a_tiny_policys_adapter_can_be_measured_and_trained_on(dataset, train, tmp_path):
+def test_a_tiny_policys_adapter_can_be_measured_and_trained_on(dataset, train, record_of, tmp_path):
     """Its base is in no other place than beside it. Training on starts from what the adapter made of that base."""
     train("policy", "--lora", 2, "--learning-rate", 0.01)
-    metrics = record(tmp_path / "out")["summary"]["metrics"]
+    metrics = record_of(tmp_path / "out")["summary"]["metrics"]
     found = evaluate("policy", tmp_path / "out", dataset, split="validation")
     assert found["cross_entropy"] == pytest.approx(metrics["cross_entropy"], abs=1e-5)
     train("policy", "--model", tmp_path / "out", "--learning-rate", 0.01, out="next")
