@@ -6,14 +6,13 @@ import math
 import datasets
 import numpy as np
 import pytest
-import torch
 from training_cases import prompts_of
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches import BATCHES, group_prompts, micro_batch, plan_steps
-from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
+from mmpo.train.batches import group_prompts, plan_steps
+from mmpo.train.model import tiny_model
 from mmpo.train.training import PolicyTrainer
 
 
@@ -97,13 +96,6 @@ def test_the_step_loss_is_the_weighted_mean_over_its_pairs(weight, step_trainer)
     assert loss == pytest.approx(np.average(values, weights=weights), abs=1e-6)
 
 
-def test_each_completion_is_computed_once(pairs, prompts):
-    batch = micro_batch(prompts, (BATCHES["rows"].build([prompt.completions for prompt in prompts], 0),))
-    texts = {i for name in ("chosen_id", "rejected_id") for i in pairs[name].to_pylist()}
-    assert len(batch.parts[0].input_ids) == len(batch.counts) == len(texts)
-    assert len(batch.chosen) == pairs.num_rows
-
-
 def test_a_plan_visits_every_prompt_once_an_epoch_in_steps_large_enough():
     pairs = np.random.default_rng(0).integers(1, 29, 200)
     plan = plan_steps(pairs, 64, 3, seed=1)
@@ -115,25 +107,6 @@ def test_a_plan_visits_every_prompt_once_an_epoch_in_steps_large_enough():
     assert all((a == b).all() for a, b in zip(plan, again, strict=True))
     assert len(plan_steps(pairs, 64, 0.5, seed=1)) == round(len(plan_steps(pairs, 64, 1, seed=1)) / 2)
     assert len(plan_steps([1, 2], 64, 1, seed=0)) == 1  # fewer pairs than a step: one step of all
-
-
-@pytest.mark.parametrize("name", BATCHES)
-def test_passes_hold_so_many_tokens_or_a_single_completion(name, prompts):
-    layout = BATCHES[name]
-    for tokens in (1, 100, 300, 900, 3000):
-        seen = []
-        for passes in group_prompts(prompts, tokens, layout):
-            assert len(passes) == 1 or {len(one) for one in passes} == {1}  # what is split is alone
-            for one in passes:
-                groups = [part for _, part in one]
-                batch = layout.build(groups, 0)
-                assert batch.input_ids.numel() <= tokens or sum(map(len, groups)) == 1
-                assert batch.input_ids.numel() == layout.tokens([layout.size(group) for group in groups])
-            for prompt in dict.fromkeys(prompt for one in passes for prompt, _ in one):
-                parts = [part for one in passes for other, part in one if other is prompt]
-                assert [item for part in parts for item in part] == list(prompt.completions)
-                seen.append(prompt.prompt_id)
-        assert sorted(seen) == [prompt.prompt_id for prompt in prompts]
 
 
 @pytest.mark.parametrize("loss", ["mmpo", "dpo", "cdpo"])
@@ -151,20 +124,6 @@ def test_the_options_that_would_change_a_step_are_refused(changes, said, pairs, 
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **changes)
     with pytest.raises(UserError, match=said):
         PolicyTrainer(tiny_model("policy", tokenizer, size=32, layers=1), arguments, pairs, processing_class=tokenizer, gamma=0.8)
-
-
-def test_log_probabilities_are_those_of_one_row_at_a_time(prompts, tokenizer):
-    """Padding, the cut to completion positions and the batch's make-up change nothing."""
-    model = tiny_model("policy", tokenizer, size=32, layers=1).eval()
-    prompts = prompts[:4]
-    with torch.no_grad():
-        batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
-        found = completion_values(model, "policy", batch, ExecutionPlan())
-        rows = [item for prompt in prompts for item in prompt.completions]
-        for value, row in zip(found, rows, strict=True):
-            logits = model(input_ids=torch.tensor(row.ids)[None]).logits[0].double().log_softmax(-1)
-            expected = sum(float(logits[place - 1, row.ids[place]]) for place in range(row.start, len(row.ids)))
-            assert float(value) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_hugging_face_dataset_is_as_good_as_a_table(pairs, step_trainer):

@@ -37,7 +37,7 @@ def test_padded_pairs_would_compute_many_times_as_much(prompts):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("tokens", [30, 200, 1000, 10**6])
+@pytest.mark.parametrize("tokens", [1, 30, 100, 200, 300, 1000, 3000, 10**6])
 def test_every_completion_is_in_one_pass_and_passes_keep_to_the_limit(layout, tokens, prompts):
     step = make_step(prompts, tokens, 0, BATCHES[layout])
     by_id = {prompt.prompt_id: prompt for prompt in prompts}

@@ -1,18 +1,19 @@
-"""Policies: z and the terms of the objective, the first-step check, dropout, adapters, steps in parts, epochs, measuring."""
+"""Trainers: z, scores and the terms of the objective, the first-step check, dropout, adapters, steps in parts, epochs, measuring."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from training_cases import make_pairs, save_model, small_model
-from transformers import TrainerCallback
+from training_cases import make_pairs, prompts_of, save_model, small_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.train.batches import BATCHES
 from mmpo.train.evaluation import evaluate
 from mmpo.train.inference import with_reference
-from mmpo.train.model import add_lora, tiny_model
-from mmpo.train.training import StepPasses
+from mmpo.train.model import ExecutionPlan, add_lora, completion_values, tiny_model
+from mmpo.train.training import StepPasses, own_pad_token
 
 
 @pytest.fixture
@@ -26,6 +27,13 @@ def gpt2(tokenizer):
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
     sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "max_position_embeddings": 512}
     return lambda: small_model("GPT2", **sizes, **dropout)
+
+
+def pad_is_eos(tokenizer):
+    """A tokenizer as many models have it: eos ends every turn and is the pad token as well."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 # --- z and the terms ----------------------------------------------------------------------------------------------------------
@@ -75,6 +83,38 @@ def test_ipo_takes_the_policys_beta(trainer_of):
     assert trainer_of(loss="ipo", beta=0.25).objective.terms[0].options == {"beta": 0.25}
     with pytest.raises(UserError, match="set beta"):
         trainer_of(loss="ipo", beta=0.25, loss_options={"beta": 0.1})
+
+
+# --- scores -------------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokenizer):
+    """Reference defect 2 and transformers 35352: with pad = eos, pooling by token id ends before the reply."""
+    tokenizer = pad_is_eos(tokenizer)
+    model = tiny_model("reward", tokenizer, size=32, layers=1).eval()
+    prompts = prompts_of(pairs, tokenizer)[:4]
+    rows = [item for prompt in prompts for item in prompt.completions]
+    batch = BATCHES["rows"].build([prompt.completions for prompt in prompts], tokenizer.pad_token_id)
+    with torch.no_grad():
+        found = completion_values(model, "reward", batch, ExecutionPlan())
+        plain = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+        expected = [model.score(model.model(torch.tensor(row.ids)[None]).last_hidden_state[0, -1]) for row in rows]
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    assert not torch.allclose(plain, found, atol=1e-5)  # the defect is real in what we build on
+
+
+@pytest.mark.parametrize("room", [0, 8])
+def test_the_pad_token_of_its_own_is_set_everywhere_and_embeddings_grow_only_if_it_needs_them(room, tokenizer):
+    tokenizer = pad_is_eos(tokenizer)
+    tokenizer.chat_template = None
+    model = tiny_model("reward", tokenizer, size=32, layers=1)
+    model.resize_token_embeddings(len(tokenizer) + room)
+    text = copy.deepcopy(model.config)  # where a model has a configuration of its own for text
+    text.pad_token_id = None
+    model.config.get_text_config = lambda *_, **__: text
+    own_pad_token(model, tokenizer)
+    assert text.pad_token_id == model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) + room  # <|pad|> was in the vocabulary already
 
 
 # --- the first step -----------------------------------------------------------------------------------------------------------
@@ -129,14 +169,18 @@ def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reas
 # --- adapters and recomputing ---------------------------------------------------------------------------------------------------
 
 
-def test_lora_trains_the_adapter_only_and_is_read_back(train_tiny, dataset, tokenizer, tmp_path):
-    base, out = tmp_path / "base", tmp_path / "out"
-    save_model(base, tiny_model("policy", tokenizer, size=32, layers=1), tokenizer)
-    result = train_tiny("policy", dataset, out, model=str(base), learning_rate=1e-2, max_steps=4, lora=4)
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_a_trained_adapter_is_read_back(kind, train_tiny, dataset, tokenizer, tmp_path):
+    """Of a policy the adapter alone is saved, of a reward model the whole."""
+    base = save_model(tmp_path / "base", tiny_model(kind, tokenizer, size=32, layers=1), pad_is_eos(tokenizer))
+    out = tmp_path / "out"
+    result = train_tiny(kind, dataset, out, model=str(base), learning_rate=1e-2, max_steps=4, lora=4)
     assert result["steps"] == 4
-    assert (out / "adapter_model.safetensors").is_file()
-    assert not (out / "model.safetensors").exists()
-    measured = evaluate("policy", out, dataset, split="validation")
+    assert (out / "adapter_model.safetensors").is_file() == (kind == "policy") != (out / "model.safetensors").exists()
+    if kind == "reward":
+        saved = AutoModelForSequenceClassification.from_pretrained(out)
+        assert saved.config.pad_token_id == AutoTokenizer.from_pretrained(out).pad_token_id
+    measured = evaluate(kind, out, dataset, split="validation")
     assert measured["cross_entropy"] == pytest.approx(result["metrics"]["cross_entropy"], abs=1e-5)
 
 
