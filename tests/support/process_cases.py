@@ -11,6 +11,7 @@ import resource, signal, torch
 import mmpo.train.training.run as run_module  # what loading the libraries takes is not limited
 import mmpo.train.training.trainer as trainer_module
 from mmpo.cli.main import run
+from mmpo.pipeline.errors import UserError
 from mmpo.train.training import TrainingProgress
 
 def limit(megabytes):
@@ -40,19 +41,29 @@ def full(*_, **__):
 def broken(*_, **__):
     raise ValueError("a broken file")
 
-if rank == world - 1:
+def disk_full():
+    from mmpo.train.inference import ReferenceStore, reference
+    plain = ReferenceStore.add
+    def add(self, keys, values):
+        if len(keys):
+            raise UserError("disk full")
+        plain(self, keys, values)
+    ReferenceStore.add, reference.BATCHES_PER_CHUNK = add, 1
+    reference.cached_logprobs.__kwdefaults__["save_seconds"] = 0.0
+
+if sys.argv[2] or rank == world - 1:
     exec(sys.argv[1])
-sys.exit(run(sys.argv[2:]))
+sys.exit(run(sys.argv[3:]))
 """
 
 
 def spoiled(
-    processes: Callable[..., list[CompletedProcess[str]]], spoil: str, *command: object, **options: Any
+    processes: Callable[..., list[CompletedProcess[str]]], spoil: str, *command: object, everywhere: bool = False, **options: Any
 ) -> list[CompletedProcess[str]]:
-    """Run `mmpo COMMAND` in processes of the fixture `processes`, whose options these are; the last process first runs the code
-    `spoil`, which knows the names above.
+    """Run `mmpo COMMAND` in processes of the fixture `processes`, whose options these are; the last process, or everyone, first
+    runs the code `spoil`, which knows the names above.
     """
-    return processes(SCRIPT, spoil, *map(str, command), **options)
+    return processes(SCRIPT, spoil, "everywhere" if everywhere else "", *map(str, command), **options)
 
 
 def errors(done: list[CompletedProcess[str]]) -> list[list[str]]:

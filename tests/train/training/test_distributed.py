@@ -22,8 +22,9 @@ import mmpo.train.training.trainer as module
 from mmpo.train.options import TrainOptions
 from mmpo.train.distributed import from_all
 from mmpo.train.training import train_policy, train_reward
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-seen = {}
+seen, reduced, passes = {}, [], []
 plain = module.make_step
 def make_step(prompts, *arguments, **named):
     step = plain(prompts, *arguments, **named)
@@ -33,18 +34,29 @@ def make_step(prompts, *arguments, **named):
     seen["most_looks"] = max(seen.get("most_looks", 0), step.idle_forwards)
     return step
 module.make_step = make_step
+stepped, backward = module.MarginTrainer.training_step, module.MarginTrainer.backward
+def training_step(self, model, inputs, *rest):
+    if not self.state.global_step and hasattr(model, "register_comm_hook"):
+        model.register_comm_hook(None, lambda state, bucket: reduced.append(1) or allreduce_hook(state, bucket))
+    return stepped(self, model, inputs, *rest)
+def counted(self, *arguments):
+    passes.append(1)
+    return backward(self, *arguments)
+module.MarginTrainer.training_step, module.MarginTrainer.backward = training_step, counted
 trained = module.MarginTrainer.train
 def train(self, **named):
     result = trained(self, **named)
     seen["split"] = any(hasattr(value, "full_tensor") for value in self.model.parameters())
-    seen["wrapped"] = type(self.model_wrapped).__name__
+    seen["wrapped"], seen["steps"] = type(self.model_wrapped).__name__, result.global_step
     return result
 module.MarginTrainer.train = train
 
 for kind, name, options in json.loads(sys.argv[1]):
     out = f"{sys.argv[2]}/{kind}-{name}"
-    seen.clear()
+    for counts in (seen, reduced, passes):
+        counts.clear()
     (train_policy if kind == "policy" else train_reward)(TrainOptions(kind, data=sys.argv[3], out=out, **options))
+    seen["reduced"], seen["passes"] = len(reduced), len(passes)
     seen["most_looks"] = max(from_all(lambda: seen["most_looks"]))  # the first process has the largest prompt and is never idle
     if rank == 0:
         open(out + ".json", "w").write(json.dumps(seen))
@@ -62,7 +74,7 @@ WAYS = {
 }
 RUNS = [(kind, name, {**BASE, **more}) for kind in ("policy", "reward") for name, more in {**STEPS, **WAYS}.items()]
 REFUSED = ("fsdp", "reward-lora")
-"""See test_launchers.py."""
+"""See test_options.py."""
 NAMES = [f"{kind}-{name}" for kind, name, _ in RUNS]
 
 
@@ -125,6 +137,9 @@ def test_the_steps_were_of_every_kind(mode, runs):
     assert seen["policy-plain"]["most_pairs"] == 28
     assert seen["policy-parts"]["most_parts"] > 1
     assert seen["policy-parts"]["most_looks"] > 0
+    assert seen["policy-parts"]["passes"] > 2 * seen["policy-parts"]["steps"]
+    if mode == "ddp":  # gradients are added up once a step, whatever the number of passes
+        assert seen["policy-parts"]["reduced"] == seen["policy-parts"]["steps"]
     assert seen["policy-few"]["fewest_prompts"] == 1
     assert [one["split"] for one in seen.values()] == [mode == "fsdp"] * 3
     assert seen["policy-plain"]["wrapped"] == ("FSDPLlamaForCausalLM" if mode == "fsdp" else "DistributedDataParallel")

@@ -28,50 +28,6 @@ def test_out_of_memory_is_one_message_that_names_the_setting(where, processes, d
         assert "tokens over the completions of " in message
 
 
-NESTED = """
-from mmpo.train.distributed import agreed, from_all, from_first
-
-def nested(inner):
-    if rank == 1:
-        raise ValueError("before the inner one")
-    inner()
-for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
-    try:
-        agreed(lambda: nested(inner))
-    except Exception as error:
-        print(type(error).__name__, error)
-    print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
-"""
-
-
-@pytest.mark.slow
-def test_one_process_that_fails_on_the_way_to_an_inner_exchange(processes):
-    first, second = processes(NESTED, seconds=60)
-    met = "[0, 1] 0\n"
-    said = f"UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n{met}"
-    assert first.stdout == 3 * said, first.stderr
-    assert second.stdout == 3 * f"ValueError before the inner one\n{met}", second.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["load_reference", "PolicyTrainer", "_reference"])
-@pytest.mark.parametrize("what", ["full", "broken"])
-def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, trained, dataset, tmp_path):
-    """Loading the reference, moving it and making the trainer, while the other process waits for reference values."""
-    command = ["train", "policy", "--data", dataset, "--out", tmp_path / "out", *FEW_STEPS, "--max-steps", 2]
-    command += ["--reference", trained["policy"]] if where == "load_reference" else []
-    spoil = f"run_module.{where} = {what}"
-    done = spoiled(processes, spoil, *command, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
-    if what == "full":
-        outside = "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set "
-        said_once(done, outside, "--gradient-checkpointing")
-    else:
-        said = [line for line in done[0].stderr.splitlines() if line.startswith("error: ")]  # with the place of the mistake below
-        assert said == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
-        assert done[0].returncode == 2
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_counts_as_out_of_memory():
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**36, before[1]))

@@ -1,14 +1,22 @@
-"""Options refuse what cannot work, name what is allowed, and need no torch."""
+"""What a run refuses before it begins: options that cannot work, launchers that are not exact, other releases of transformers."""
 
+import inspect
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from training_cases import small_model
+from transformers import Trainer
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import fields_of, options_from
+from mmpo.train.distributed import check_launch, check_splittable
+from mmpo.train.model import tiny_model
 from mmpo.train.objective import Objective
 from mmpo.train.options import TrainOptions
+from mmpo.train.training import KNOWN_TRANSFORMERS, PolicyTrainer, RewardTrainer, check_transformers
+from mmpo.train.training.checkpoints import OVERRIDDEN, GuardedTrainer
 
 
 @pytest.mark.parametrize(
@@ -78,3 +86,74 @@ def test_every_option_has_help_and_no_torch_is_imported():
     assert all(field.description for field in fields_of(TrainOptions).values())
     code = "import sys, mmpo.train.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- launchers -----------------------------------------------------------------------------------------------------------------
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "data parallelism or FSDP"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "give --bf16 too"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version is 1; training needs 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "needs full_state_dict"),
+        ({**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading is true; training needs false"),
+    ],
+)
+def test_launchers_that_ask_for_what_is_not_exact_are_refused(environment, said, monkeypatch, train_tiny, dataset, tmp_path):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refusal:
+        train_tiny("reward", dataset, tmp_path / "out")
+    assert said in str(refusal.value)
+    if "bf16" in said:
+        check_launch(bf16=True)
+
+
+def test_what_fsdp_can_not_split_is_refused(tokenizer, monkeypatch, train_tiny, dataset, tmp_path):
+    check_splittable(tiny_model("reward", tokenizer, size=16, layers=1))
+    with pytest.raises(UserError, match=r"embeddings lie in the block bert\.embeddings"):
+        check_splittable(small_model("Bert", "reward"))
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="LoRA adapter is merged"):
+        train_tiny("reward", dataset, tmp_path / "out", lora=2)
+
+
+# --- the internals of transformers that the trainer overrides: which they are, how they look, and which releases are known ------
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_what_is_overridden_is_there_and_looks_as_it_is_known(name):
+    assert tuple(inspect.signature(getattr(Trainer, name)).parameters) == ("self", *OVERRIDDEN[name])
+    assert tuple(inspect.signature(getattr(GuardedTrainer, name)).parameters) == ("self", *OVERRIDDEN[name])
+
+
+@pytest.mark.parametrize("trainer", [PolicyTrainer, RewardTrainer])
+def test_nothing_else_that_is_private_is_overridden(trainer):
+    ours = {name for part in trainer.__mro__ if issubclass(part, Trainer) and part is not Trainer for name in vars(part)}
+    private = {name for name in ours & set(dir(Trainer)) if name.startswith("_") and not name.startswith("__")}
+    assert private == {name for name in OVERRIDDEN if name.startswith("_")}
+    assert set(OVERRIDDEN) <= set(vars(GuardedTrainer))
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.22.9", "6.0.0", "6.0.0rc1", "7.1"])
+def test_other_releases_are_refused_with_what_to_install(version):
+    with pytest.raises(UserError) as refusal:
+        check_transformers(version)
+    for part in (f"transformers {version} is installed", KNOWN_TRANSFORMERS, f"pip install 'transformers{KNOWN_TRANSFORMERS}'"):
+        assert part in str(refusal.value)
+    for known in (None, "5.23.0", "5.99.1"):
+        check_transformers(known)
+
+
+def test_the_package_asks_for_the_same_range(pytestconfig):
+    project = tomllib.loads((pytestconfig.rootpath / "pyproject.toml").read_text())["project"]
+    asked = [line for extra in project["optional-dependencies"].values() for line in extra if line.startswith("transformers")]
+    assert len(asked) == 2
+    assert all(set(line.partition(">=")[2].split(",")) == {"5.23", "<6"} for line in asked)

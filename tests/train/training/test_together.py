@@ -12,14 +12,14 @@ from training_cases import FEW_STEPS
 pytestmark = pytest.mark.slow
 
 
-def command(data, out, *more):
-    return ["train", "reward", "--data", str(data), "--out", str(out), *FEW_STEPS, "--save-steps", "50", *more]
+def command(kind, data, out, *more):
+    return ["train", kind, "--data", str(data), "--out", str(out), *FEW_STEPS, "--save-steps", "50", *more]
 
 
 @pytest.fixture
 def together(processes, dataset, tmp_path):
     """Runs the command in two processes, the second of which is spoiled; it trains into the folder "out"."""
-    return lambda spoil, *more, out="out": spoiled(processes, spoil, *command(dataset, tmp_path / out, *more))
+    return lambda spoil, *more, out="out": spoiled(processes, spoil, *command("reward", dataset, tmp_path / out, *more))
 
 
 def test_what_is_wrong_for_all_is_said_once(together):
@@ -60,6 +60,52 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step(together, same_w
     assert same_weights("reward", tmp_path / "out", tmp_path / "whole")
 
 
+NESTED = """
+from mmpo.train.distributed import agreed, from_all, from_first
+
+def nested(inner):
+    if rank == 1:
+        raise ValueError("before the inner one")
+    inner()
+for inner in (lambda: from_first(lambda: 1), lambda: from_all(lambda: 2), lambda: agreed(lambda: from_all(lambda: 3))):
+    try:
+        agreed(lambda: nested(inner))
+    except Exception as error:
+        print(type(error).__name__, error)
+    print(from_all(lambda: rank), from_first(lambda: rank))  # all still meet at the same place
+"""
+
+
+def test_one_process_that_fails_on_the_way_to_an_inner_exchange(processes):
+    first, second = processes(NESTED, seconds=60)
+    met = "[0, 1] 0\n"
+    said = f"UserError process 1 (of 2, counted from 0): ValueError: before the inner one\n{met}"
+    assert first.stdout == 3 * said, first.stderr
+    assert second.stdout == 3 * f"ValueError before the inner one\n{met}", second.stderr
+
+
+@pytest.mark.parametrize("where", ["load_reference", "PolicyTrainer", "_reference"])
+@pytest.mark.parametrize("what", ["full", "broken"])
+def test_what_fails_in_one_process_before_training_is_said_once_with_advice(where, what, processes, trained, dataset, tmp_path):
+    """Loading the reference, moving it and making the trainer, while the other process waits for reference values."""
+    more = ["--reference", str(trained["policy"])] if where == "load_reference" else []
+    words = command("policy", dataset, tmp_path / "out", "--max-steps", "2", *more)
+    done = spoiled(processes, f"run_module.{where} = {what}", *words, seconds=90, MMPO_CACHE=str(tmp_path / "cache"))
+    if what == "full":
+        outside = "ran out outside of the steps (weights, optimizer, measuring), in process 1 (of 2, counted from 0): set "
+        said_once(done, outside, "--gradient-checkpointing")
+    else:
+        said = [line for line in done[0].stderr.splitlines() if line.startswith("error: ")]  # with the place of the mistake below
+        assert said == ["error: process 1 (of 2, counted from 0): ValueError: a broken file"]
+        assert done[0].returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_that_cannot_be_written_midway_stops_all_processes(processes, dataset, tmp_path):
+    words = command("policy", dataset, tmp_path / "out", "--tokens-per-batch", "60", "--reference-cache", str(tmp_path / "cache"))
+    said_once(spoiled(processes, "disk_full()", *words, everywhere=True, seconds=120), "disk full")
+
+
 def alone(arguments):
     """The command in a network of its own that has a loopback and nothing else, as the launcher listens everywhere."""
     quoted = " ".join(f"'{one}'" for one in arguments)
@@ -84,7 +130,7 @@ def test_a_real_launcher_starts_it(launcher, dataset, tmp_path, pytestconfig):
         "fsdp": [*accelerate, "--config_file", str(recipe)],
     }[launcher]
     done = subprocess.run(
-        alone([*start, "-m", "mmpo.cli", *command(dataset, tmp_path / "out", "--json")]),
+        alone([*start, "-m", "mmpo.cli", *command("reward", dataset, tmp_path / "out", "--json")]),
         capture_output=True,
         text=True,
         timeout=240,
