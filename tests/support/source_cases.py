@@ -1,16 +1,15 @@
 """What the tests of sources share: files and single rows through a format, and what became of them."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytest
-
-from mmpo.pipeline.sources import BadRow, Collected, FeedbackBuilder, SourceOptions, collect, get_source
+from mmpo.pipeline.sources import Collected, FeedbackBuilder, SourceOptions, collect, get_source
 from mmpo.pipeline.storage import plan, resolve_inputs
 
-__all__ = ["DATA", "add", "collected", "dropped", "ratings", "reasons", "ultrafeedback"]
+__all__ = ["DATA", "Added", "add", "collected", "reasons", "ultrafeedback"]
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -21,26 +20,46 @@ def collected(path: Path, format: str, **options: Any) -> Collected:
     return collect(chunk, get_source(format), SourceOptions(**options))
 
 
-def add(format: str, row: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], list[str]]:
-    """One row of a file people.jsonl as a FEEDBACK row, and the reasons of what was dropped of it."""
+class Added(NamedTuple):
+    """A FEEDBACK row, unit and reason of what was dropped of its input row, and whether that is limited."""
+
+    row: dict[str, Any]
+    rejects: list[tuple[str, str]]
+    limited: bool
+
+    @property
+    def ratings(self) -> list[tuple[Any, ...]]:
+        """Completion, rater, kind, aspect, score, low and high of each."""
+        names = ("completion", "rater", "kind", "aspect", "score", "low", "high")
+        return [tuple(rating[name] for name in names) for rating in self.row["ratings"]]
+
+    @property
+    def gaps(self) -> list[tuple[Any, ...]]:
+        """First, second, gap, limit, rater and kind of each comparison."""
+        return [
+            tuple(gap[name] for name in ("first", "second", "gap", "limit", "rater", "kind")) for gap in self.row["comparisons"]
+        ]
+
+    def told(self) -> dict[str, Any]:
+        """What else there is to say."""
+        completions, ratings = self.row["completions"], self.row["ratings"]
+        return {
+            "prompt": self.row["prompt"],
+            "texts": [completion["text"] for completion in completions],
+            "models": [completion["model"] for completion in completions],
+            "notes": [rating["note"] for rating in ratings],
+            "extra": json.loads(self.row["extra"] or "null"),
+            "limited": self.limited,
+        }
+
+
+def add(format: str, row: Mapping[str, Any], **options: Any) -> Added:
+    """One row of a file people.jsonl."""
     out = FeedbackBuilder(format)
     out.at("folder/people.jsonl", 1)
     get_source(format).parser(row.keys(), SourceOptions(**options), "folder/people.jsonl")(row, out)
     [feedback] = out.finish().to_pylist()
-    return feedback, [reject[2] for reject in out.rejects]
-
-
-def dropped(format: str, row: Mapping[str, Any], **options: Any) -> tuple[str, bool]:
-    """Why a row is dropped whole, and whether that is limited."""
-    with pytest.raises(BadRow) as caught:
-        add(format, row, **options)
-    return caught.value.reason, caught.value.limited
-
-
-def ratings(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Completion, rater, kind, aspect, score, low and high of each rating."""
-    names = ("completion", "rater", "kind", "aspect", "score", "low", "high")
-    return [tuple(rating[name] for name in names) for rating in row["ratings"]]
+    return Added(feedback, [(reject[0], reject[2]) for reject in out.rejects], bool(out.limited_rows))
 
 
 def reasons(result: Collected) -> dict[str, int]:

@@ -1,8 +1,6 @@
 """What all formats share: real files as they were published, columns that are missing, options that mean nothing."""
 
 import json
-import os
-from collections.abc import Mapping
 from math import log
 from pathlib import Path
 from typing import Any
@@ -10,23 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import pairs_folder, write_rows
+from folders import write_rows
 from source_cases import DATA, collected, reasons, ultrafeedback
 
 from mmpo.cli.main import run
-from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import SOURCES, FeedbackBuilder, Source, SourceOptions, get_source
+from mmpo.pipeline.sources import SOURCES, get_source
 from mmpo.pipeline.tables import FEEDBACK
 
-REAL = os.environ.get("MMPO_REAL_DATA")
-needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no folder with the larger real files")
 
-
-# Real files, as they were published
-
-
-@needs_real_data
 @pytest.mark.parametrize(
     ("path", "lines", "found"),
     [
@@ -35,8 +25,8 @@ needs_real_data = pytest.mark.skipif(not REAL, reason="MMPO_REAL_DATA names no f
         ("Mistral-7B-Instruct-v0.2/alpaca_eval_cot_gpt4_turbo_fn", 80, {}),
     ],
 )
-def test_real_alpaca_eval(path: str, lines: int, found: dict[str, int]) -> None:
-    file = Path(str(REAL)) / "raw/alpaca_eval/results" / path / "annotations.json"
+def test_real_alpaca_eval(real_data: Path, path: str, lines: int, found: dict[str, int]) -> None:
+    file = real_data / "raw/alpaca_eval/results" / path / "annotations.json"
     result = collected(file, "alpaca-eval")
     assert (result.lines, reasons(result), result.limited) == (lines, found, 0)
     kept = [row for row in json.loads(file.read_text()) if row["preference"] and row["output_1"] != row["output_2"]]
@@ -46,9 +36,8 @@ def test_real_alpaca_eval(path: str, lines: int, found: dict[str, int]) -> None:
     assert scores == pytest.approx(expected, abs=1e-12)
 
 
-@needs_real_data
-def test_real_layouts() -> None:
-    layouts = Path(str(REAL)) / "raw/layouts"
+def test_real_layouts(real_data: Path) -> None:
+    layouts = real_data / "raw/layouts"
     assert collected(layouts / "shp_train.jsonl", "shp").counts["grade"] == 2
     # Four aspects; the row of the Hub also has an overall score.
     assert collected(layouts / "ultrafeedback_row_1completion.json", "ultrafeedback").counts["grade"] == 4
@@ -63,12 +52,8 @@ def test_real_layouts() -> None:
     }
 
 
-# The family
-
-
 def test_a_wrong_format_names_columns_and_what_would_fit(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(ultrafeedback()) + "\n")
+    path = write_rows(tmp_path / "rows.jsonl", [ultrafeedback()])
     with pytest.raises(UserError) as caught:
         collected(path, "shp")
     for told in ("rows.jsonl", "'history'", "Columns present: 'completions', 'instruction'", "--format ultrafeedback"):
@@ -78,8 +63,7 @@ def test_a_wrong_format_names_columns_and_what_would_fit(tmp_path: Path) -> None
 
 
 def test_columns_are_judged_on_the_first_rows_of_a_file_together(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"instruction": "no completions here"}) + "\n" + json.dumps(ultrafeedback()) + "\n")
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "no completions here"}, ultrafeedback()])
     result = collected(path, "ultrafeedback")
     assert (result.lines, result.dropped, result.limited, reasons(result)["malformed_row"]) == (2, 1, 1, 1)
 
@@ -98,29 +82,14 @@ def test_columns_are_judged_on_the_first_rows_of_a_file_together(tmp_path: Path)
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path: Path, format: str, options: dict[str, Any], told: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("{}\n")
     with pytest.raises(UserError, match=told):
-        collected(path, format, **options)
+        collected(write_rows(tmp_path / "rows.jsonl", [{}]), format, **options)
 
 
-def test_one_line_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def parse(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
-        out.prompt(row["q"])
-        out.rating(out.completion(row["a"]), row["grade"], rater="me")
-
-    monkeypatch.setitem(
-        SOURCES, "mine", Source("mine", "A format of one's own.", parse, requires=(frozenset(["q", "a", "grade"]),))
-    )
-    rows = [{"q": "Ask", "a": f"reply {i}", "grade": i} for i in range(3)]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match="They fit --format mine"):
-        collected(path, "shp")
-    assert load_pairs(pairs_folder(tmp_path / "pairs", rows, format="mine")).num_rows == 3
-    assert run(["formats"]) == 0 and "A format of one's own." in "".join(capsys.readouterr())
-
-
-def test_names_of_formats() -> None:
+def test_names_of_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["formats"]) == 0
+    listed = capsys.readouterr().out
+    assert [name for name in SOURCES if f"\n{name} " not in f"\n{listed}"] == []
     assert [name for name, source in SOURCES.items() if name != source.name or "\n" in source.summary] == []
     with pytest.raises(UserError, match="did you mean 'ultrafeedback'"):
         get_source("ultrafedback")
