@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import contents
 
 from mmpo.cli.main import run
 
@@ -13,7 +14,7 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     """The message of a command that must be refused: exit status 2, one message that holds the words, nothing on standard output, and
     nothing changed anywhere in the folder.
     """
-    before = sorted(folder.rglob("*"))
+    before = contents(folder)
     capsys.readouterr()
     assert run(arguments) == 2
     captured = capsys.readouterr()
@@ -21,7 +22,7 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     message = captured.err[captured.err.index("error: ") :]
     for word in words:
         assert word in message, message
-    assert sorted(folder.rglob("*")) == before
+    assert contents(folder) == before
     return message
 
 

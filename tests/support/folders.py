@@ -11,7 +11,17 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline import PAIRS, BuildOptions, build
 
-__all__ = ["Row", "changed", "feedback_folder", "made_up_prompts", "pairs_folder", "read_table", "split_folder", "write_rows"]
+__all__ = [
+    "Row",
+    "changed",
+    "contents",
+    "feedback_folder",
+    "made_up_prompts",
+    "pairs_folder",
+    "read_table",
+    "split_folder",
+    "write_rows",
+]
 
 Row = Mapping[str, Any]
 
@@ -75,3 +85,8 @@ def changed(table: pa.Table, name: str, values: Mapping[int, Any]) -> pa.Table:
 def read_table(path: Path) -> pa.Table:
     """A Parquet file; of a folder of a split its first part."""
     return pq.ParquetFile(path if path.is_file() else path / "part-00000.parquet").read()
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: what each file holds, None of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -11,7 +11,6 @@ from folders import pairs_folder, split_folder
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.report import longer_wins, number, read_figures, source_rows, write_comparison, write_report
-from mmpo.pipeline.tables import PAIRS
 
 MARKED = "</td><b>bold</b><made-up kind=x>\"'{{ brace }}{% raw %}$\\frac{1}"
 """Harmless members of each kind of text that must not become part of the page: tags, quotes, braces, a formula."""
@@ -50,8 +49,7 @@ def messages(text: str, role: str = "assistant") -> list[dict[str, str]]:
 
 def dataset(folder: Path, margins: list[float], text: str = "text") -> Path:
     rows = [
-        dict.fromkeys(PAIRS.names)
-        | {"prompt_id": f"{i // 2:032x}", "prompt": messages(f"prompt {text}", "user"), "source": f"{text}{i % 2}"}
+        {"prompt_id": f"{i // 2:032x}", "prompt": messages(f"prompt {text}", "user"), "source": f"{text}{i % 2}"}
         | {"chosen": messages(text * (i % 3 + 1)), "rejected": messages(text * 2), "kind": "ai", "quality_margin": margin}
         for i, margin in enumerate(margins)
     ]
@@ -81,10 +79,9 @@ def test_report_of_a_built_dataset_runs_the_checks_itself(tmp_path: Path) -> Non
 
 
 def test_report_refuses_what_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
-        write_report(tmp_path / "none", tmp_path / "page.html")
-    with pytest.raises(UserError, match="holds no pairs"):
-        write_report(tmp_path, tmp_path / "page.html")
+    for folder, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "holds no pairs")):
+        with pytest.raises(UserError, match=message):
+            write_report(folder, tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,21 +21,15 @@ from mmpo.pipeline.tables import PAIRS
 def pair(number: int, margin: float, turns: int = 1) -> dict[str, Any]:
     """A pair whose texts hold a line separator that is no end of line in JSON lines."""
     prompt = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i} of {number}\u2028"} for i in range(turns)]
-    reply = [{"role": "assistant", "content": f"reply {number}"}]
-    base = dict.fromkeys(PAIRS.names, None)
-    return base | {
+    margin_and_source = {"quality_margin": margin, "margin_se": 0.5, "preferring": 1, "raters": 1, "kind": "ai", "source": "ours"}
+    return {
         "prompt_id": f"{number:032x}",
         "chosen_id": "c" * 32,
         "rejected_id": "d" * 32,
         "prompt": prompt,
-        "chosen": reply,
+        "chosen": [{"role": "assistant", "content": f"reply {number}"}],
         "rejected": [{"role": "assistant", "content": "worse"}],
-        "quality_margin": margin,
-        "margin_se": 0.5,
-        "preferring": 1,
-        "raters": 1,
-        "kind": "ai",
-        "source": "ours",
+        **margin_and_source,
     }
 
 
@@ -81,13 +75,14 @@ def test_rewardbench_prompts_are_text_or_messages_never_both(tmp_path: Path) -> 
 
 def test_refusals_leave_nothing(tmp_path: Path) -> None:
     data = dataset(tmp_path / "data")
-    with pytest.raises(UserError, match="did you mean 'trl-dpo'"):
-        export(data, "trl-dp", tmp_path / "x")
-    with pytest.raises(UserError, match="is not a folder"):
-        export(tmp_path / "nowhere", "jsonl", tmp_path / "x")
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
-        export(data, "jsonl", tmp_path / "taken")
+    for source, to, out, message in (
+        (data, "trl-dp", "x", "did you mean 'trl-dpo'"),
+        (tmp_path / "nowhere", "jsonl", "x", "is not a folder"),
+        (data, "jsonl", "taken", "exists already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(source, to, tmp_path / out)
     (data / "test" / "part-00000.parquet").write_bytes(b"PAR1 cut short")
     for to in EXPORTS:
         with pytest.raises(UserError, match=r"part-00000\.parquet can't be read"):

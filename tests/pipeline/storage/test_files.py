@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import contents
 
 from mmpo.pipeline import UserError
 from mmpo.pipeline.storage import atomic_file, atomic_folder, file_lock, is_leftover
 
 DEAD = 2**22 + 1  # above the largest process id that Linux gives out
-
-
-def everything(folder: Path) -> dict[str, str | None]:
-    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -29,7 +26,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert everything(tmp_path) == {"in": None, "in/a.txt": "old"}
+    assert contents(tmp_path) == {"in": None, "in/a.txt": b"old"}
 
 
 @pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
@@ -51,15 +48,12 @@ def test_a_folder_in_place_of_a_file_must_be_empty(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         with atomic_file(tmp_path / name, over_empty_folder=True) as temporary:
             work(temporary)
-    assert everything(tmp_path) == {"file": "x", "folder": None}
-    with pytest.raises(UserError, match="directory"), atomic_file(tmp_path / "folder") as temporary:
-        temporary.write_text("x")
+    assert contents(tmp_path) == {"file": b"x", "folder": None}
     (tmp_path / "folder/note").write_text("mine")
-    with pytest.raises(UserError, match=r"cannot write .*folder"), atomic_file(tmp_path / "folder") as temporary:
-        temporary.write_text("x")
-    with pytest.raises(UserError, match=r"cannot write .*below"), atomic_file(tmp_path / "file/below") as temporary:
-        pass
-    assert everything(tmp_path) == {"file": "x", "folder": None, "folder/note": "mine"}
+    for name, message in (("folder", r"cannot write .*folder.*directory"), ("file/below", r"cannot write .*below")):
+        with pytest.raises(UserError, match=message), atomic_file(tmp_path / name) as temporary:
+            temporary.write_text("x")
+    assert contents(tmp_path) == {"file": b"x", "folder": None, "folder/note": b"mine"}
 
 
 def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path) -> None:
@@ -69,7 +63,7 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("half")
         raise RuntimeError
-    assert everything(tmp_path) == {"out": None, "out/new": "new"}
+    assert contents(tmp_path) == {"out": None, "out/new": b"new"}
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     with atomic_file(path) as first, atomic_file(path) as second:
         second.write_text("second")
         first.write_text("first")
-    assert sorted(everything(tmp_path)) == sorted([names[2], names[3], names[5], names[6], "a[1].txt"])
+    assert sorted(contents(tmp_path)) == sorted([names[2], names[3], names[5], names[6], "a[1].txt"])
 
 
 HOLD = """

@@ -1,4 +1,4 @@
-"""Files into rows: chunks, line numbers, and what a damaged file costs."""
+"""Files into rows: chunks, line numbers, and what a damaged file costs; and rows in spill files."""
 
 import gzip
 import tempfile
@@ -16,8 +16,10 @@ from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmpo.pipeline.arrow import LARGE_FEEDBACK
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import digest, input_bytes, plan, resolve_inputs, rows, split_lines, table
+from mmpo.pipeline.storage.spill import read_partition, write_spill
 
 ROWS = [{"a": 1}, {"a": "U+2028 \u2028 stays inside"}, {"a": None}]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -34,10 +36,23 @@ def read(path: Path, format: str = "jsonl", chunk_bytes: int = 16 << 20) -> tupl
     return found, rejects
 
 
-def write_arrow(path: Path, data: list[dict[str, Any]], writer: Any) -> None:
-    made = pa.Table.from_pylist(data)
-    with pa.OSFile(str(path), "wb") as sink, writer(sink, made.schema) as out:
-        out.write_table(made)
+FORMATS = {".csv": "csv", ".tsv": "csv", ".csv.gz": "csv", ".parquet": "parquet", ".arrow": "parquet"}
+COMPRESS = {".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def written(path: Path, data: list[dict[str, Any]], arrow: Any = pa.ipc.new_stream) -> Path:
+    """Rows as a file of the kind that its name says; what is compressed as two members end to end, which are one file."""
+    plain = path.with_suffix("") if path.suffix in COMPRESS else path
+    if path.suffix == ".arrow":
+        made = pa.Table.from_pylist(data)
+        with pa.OSFile(str(path), "wb") as sink, arrow(sink, made.schema) as out:
+            out.write_table(made)
+    else:
+        write_rows(plain, data)
+    if plain != path:
+        raw = plain.read_bytes()
+        path.write_bytes(b"".join(map(COMPRESS[path.suffix], (raw[:30], raw[30:]))))
+    return path
 
 
 json_values = st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=6))
@@ -75,66 +90,40 @@ def test_lines_do_not_depend_on_blocks(raw: bytes, cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "expected", "bad"),
+    ("name", "raw", "expected", "bad"),
     [
         # Only newlines end a line, and a mark at the start is no text.
-        (b"\xef\xbb\xbf" + LINES, [(1, ROWS[0]), (2, ROWS[1]), (3, ROWS[2])], []),
+        ("rows.jsonl", b"\xef\xbb\xbf" + LINES, [(1, ROWS[0]), (2, ROWS[1]), (3, ROWS[2])], []),
         # A bad line costs one line.
-        (
-            b'{"a": 1}\n{"a": \n"text"\n{"a": "\xff\xfe"}\n\n{"a": 2}\n' + b"[" * 100_000 + b"\n{}",
-            [(1, {"a": 1}), (6, {"a": 2}), (8, {})],
-            [(2, "malformed_json"), (3, "not_an_object"), (4, "invalid_utf8"), (7, "malformed_json")],
-        ),
+        ("bad.jsonl",
+         b'{"a": 1}\n{"a": \n"text"\n{"a": "\xff\xfe"}\n\n{"a": 2}\n' + b"[" * 100_000 + b"\n{}",
+         [(1, {"a": 1}), (6, {"a": 2}), (8, {})],
+         [(2, "malformed_json"), (3, "not_an_object"), (4, "invalid_utf8"), (7, "malformed_json")]),
         # Values that JSON does not have reach the checks of values.
-        (b'{"a": NaN}\n{"a": "\\ud800"}\n', [(1, {"a": float("nan")}), (2, {"a": "\ud800"})], []),
+        ("no.jsonl", b'{"a": NaN}\n{"a": "\\ud800"}\n', [(1, {"a": float("nan")}), (2, {"a": "\ud800"})], []),
+        # Rows of CSV carry the line on which they begin.
+        ("rows.csv",
+         '\ufeffa,b\r\n1,"two\nlines"\r\n2\n\n3,é\n4,\u2028\n'.encode() + b"5,\xff\n6,\n",
+         [(2, {"a": "1", "b": "two\nlines"}), (6, {"a": "3", "b": "é"}), (7, {"a": "4", "b": "\u2028"}),
+          (9, {"a": "6", "b": None})],
+         [(4, "wrong_number_of_cells"), (8, "invalid_utf8")]),
+        ("long.csv", b"a;b\n" + b"x" * 200_000 + b";1\n", [(2, {"a": "x" * 200_000, "b": "1"})], []),
+        ("rows.tsv", b"a\tb,c\n1\t2,3\n", [(2, {"a": "1", "b,c": "2,3"})], []),
     ],
-    ids=["separators", "bad lines", "no JSON"],
-)
-def test_lines_of_json(tmp_path: Path, raw: bytes, expected: list[tuple[int, Any]], bad: list[tuple[int, str]]) -> None:
-    path = tmp_path / "rows.jsonl"
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_lines_of_text(tmp_path: Path, name: str, raw: bytes, expected: list[tuple[int, Any]], bad: list[tuple[int, str]]) -> None:
+    path = tmp_path / name
     path.write_bytes(raw)
-    found, rejects = read(path)
+    found, rejects = read(path, FORMATS.get(path.suffix, "jsonl"))
     assert repr(found) == repr(expected) and rejects == bad  # repr: NaN is not equal to itself
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".arrow"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"rows{suffix}"
     data = [{"a": "x", "b": [{"role": "user", "content": "hi"}]}, {"a": "y", "b": []}]
-    raw = b"".join(orjson.dumps(row) + b"\n" for row in data)
-    match suffix:
-        case ".jsonl.gz":
-            # Two members end to end are one file.
-            path.write_bytes(gzip.compress(raw[:30]) + gzip.compress(raw[30:]))
-        case ".jsonl.zst":
-            path.write_bytes(zstandard.compress(raw[:30]) + zstandard.compress(raw[30:]))
-        case ".arrow":
-            write_arrow(path, data, pa.ipc.new_stream)
-        case _:
-            write_rows(path, data)
-    format = "parquet" if suffix in (".parquet", ".arrow") else "jsonl"
-    assert read(path, format) == ([(1, data[0]), (2, data[1])], [])
-
-
-def test_csv_rows_carry_the_line_on_which_they_begin(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_bytes('\ufeffa,b\r\n1,"two\nlines"\r\n2\n\n3,é\n4,\u2028\n'.encode() + b"5,\xff\n6,\n")
-    found, rejects = read(path, "csv")
-    assert found == [
-        (2, {"a": "1", "b": "two\nlines"}),
-        (6, {"a": "3", "b": "é"}),
-        (7, {"a": "4", "b": "\u2028"}),
-        (9, {"a": "6", "b": None}),
-    ]
-    assert rejects == [(4, "wrong_number_of_cells"), (8, "invalid_utf8")]
-
-
-def test_long_cells_and_other_separators(tmp_path: Path) -> None:
-    long = "x" * 200_000
-    (tmp_path / "rows.csv").write_text(f"a;b\n{long};1\n")
-    assert read(tmp_path / "rows.csv", "csv")[0] == [(2, {"a": long, "b": "1"})]
-    (tmp_path / "rows.tsv").write_text("a\tb,c\n1\t2,3\n")
-    assert read(tmp_path / "rows.tsv", "csv")[0] == [(2, {"a": "1", "b,c": "2,3"})]
+    path = written(tmp_path / f"rows{suffix}", data)
+    assert read(path, FORMATS.get(suffix, "jsonl")) == ([(1, data[0]), (2, data[1])], [])
 
 
 @pytest.mark.parametrize(
@@ -150,23 +139,12 @@ def test_csv_that_can_not_be_read(tmp_path: Path, text: str, told: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".csv.gz", ".parquet", ".arrow", ".json"])
 def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"rows{suffix}"
-    raw = b"".join(orjson.dumps({"a": f"{i} {i * 7919 % 1000}"}) + b"\n" for i in range(2000))
-    if suffix.endswith(".gz"):
-        whole = gzip.compress(raw)
-    elif suffix.endswith(".zst"):
-        whole = zstandard.compress(raw)
-    elif suffix == ".json":
-        whole = b"[" + b",".join(raw.split(b"\n")[:-1]) + b"]"
-    else:
-        numbers = [{"a": i} for i in range(5000)]
-        write_rows(path, numbers) if suffix == ".parquet" else write_arrow(path, numbers, pa.ipc.new_file)
-        whole = path.read_bytes()
+    path = written(tmp_path / f"rows{suffix}", [{"a": f"{i} {i * 7919 % 1000}"} for i in range(5000)], pa.ipc.new_file)
+    whole = path.read_bytes()
     for length in (len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:length])
-        format = {".csv.gz": "csv", ".parquet": "parquet", ".arrow": "parquet"}.get(suffix, "jsonl")
         with pytest.raises(UserError, match=r"rows\." + suffix.split(".")[1]):
-            read(path, format)
+            read(path, FORMATS.get(suffix, "jsonl"))
 
 
 def test_damage_inside_compressed_data_is_named(tmp_path: Path) -> None:
@@ -200,19 +178,17 @@ def test_folders_mix_files_and_leave_out_what_is_no_data(tmp_path: Path) -> None
 
 
 def test_what_is_not_there_and_what_is_something_else(tmp_path: Path) -> None:
-    path = tmp_path / "named.csv"
-    path.write_bytes(LINES)
-    with pytest.raises(UserError, match="the file holds JSON; try --format jsonl"):
-        resolve_inputs([path], "csv")
-    (tmp_path / "rows.jsonl").write_bytes(LINES)
-    with pytest.raises(UserError, match="try --format jsonl"):
-        resolve_inputs([tmp_path / "rows.jsonl"], "csv")
+    for name in ("named.csv", "rows.jsonl"):
+        (tmp_path / name).write_bytes(LINES)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "rows.json")
-    with pytest.raises(UserError, match="Parquet"):
-        resolve_inputs([tmp_path / "rows.json"], "shp")
-    for missing in (tmp_path / "none.jsonl", tmp_path / "none", tmp_path / "*.zst"):
-        with pytest.raises(UserError, match=r"no such file|no file matches"):
-            resolve_inputs([missing], "jsonl")
+    for name, format, told in (
+        ("named.csv", "csv", "the file holds JSON; try --format jsonl"),
+        ("rows.jsonl", "csv", "try --format jsonl"),
+        ("rows.json", "shp", "Parquet"),
+        *((name, "jsonl", r"no such file|no file matches") for name in ("none.jsonl", "none", "*.zst")),
+    ):
+        with pytest.raises(UserError, match=told):
+            resolve_inputs([tmp_path / name], format)
 
 
 def test_a_hub_dataset_is_read_from_the_files_that_datasets_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,3 +225,16 @@ def test_digest_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
     files = resolve_inputs([tmp_path / "rows.jsonl"], "jsonl")
     assert input_bytes(files) == len(LINES)
     assert digest(files[0].path) == blake2b(LINES, digest_size=32).hexdigest()
+
+
+@pytest.mark.parametrize("partitions", [1, 7, 300])
+def test_every_row_comes_back_once_and_empty_partitions_cost_nothing(tmp_path: Path, partitions: int) -> None:
+    ids = sorted(f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}" * 2 for i in range(1, 41))
+    table = pa.Table.from_pylist([dict.fromkeys(LARGE_FEEDBACK.names) | {"prompt_id": one} for one in ids], schema=LARGE_FEEDBACK)
+    for name, part in (("a", table.slice(0, 30)), ("b", table.slice(30)), ("none", table.slice(0, 0))):
+        write_spill(part, tmp_path / name, partitions)
+    parts = [read_partition(sorted(tmp_path.iterdir()), partition) for partition in range(partitions)]
+    assert [one for part in parts for one in part["prompt_id"].to_pylist()] == ids
+    assert all(part.schema.equals(LARGE_FEEDBACK, check_metadata=True) for part in parts)
+    write_spill(table.slice(0, 0), tmp_path / "one", 1)
+    assert (tmp_path / "none").stat().st_size == (tmp_path / "one").stat().st_size
