@@ -1,5 +1,6 @@
-"""Panels of raters with known margins, for tests and for benchmarks/human.py: does margin ± 1.96 margin_se hold the true margin?"""
+"""FEEDBACK made by hand, and panels of raters with known margins: does margin ± 1.96 margin_se hold the true margin?"""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,26 +11,41 @@ from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = ["PANELS", "Covered", "covered", "errors", "panel", "rms"]
+__all__ = ["PANELS", "Covered", "Grade", "covered", "errors", "feedback", "panel", "rms"]
+
+Grade = tuple[str, str, float] | tuple[str, str, str, float]
 
 PANELS = {"2": [0.6] * 2, "3": [0.6] * 3, "5": [0.6] * 5, "3 unequal": [0.4, 0.6, 1.0]}
 """Noise of each rater's own view and of each of its answers, by the name of the panel."""
+
+
+def feedback(prompts: Iterable[Iterable[Grade]], **more: Any) -> pa.Table:
+    """FEEDBACK of "question 0", "question 1", ... from each one's ratings (rater, completion, score) and comparisons (rater, shown
+    first, shown second, gap); a rater is "name" or "name/aspect". more: of every grade, as the kind.
+    """
+    out = FeedbackBuilder("made")
+    for number, grades in enumerate(prompts):
+        out.prompt(f"question {number}")
+        for rater, *texts, value in grades:
+            name, _, aspect = rater.partition("/")
+            add = out.rating if len(texts) == 1 else out.comparison
+            add(*map(out.completion, texts), value, rater=name, aspect=aspect or "overall", **more)
+    return narrow(out.finish(), FEEDBACK)
 
 
 def panel(noise: list[float], seed: int, prompts: int = 5000) -> tuple[pa.Table, np.ndarray]:
     """Seven grades from -3 to 3 in both orders by judges of a bias and a noise each, and the margins (of a over b)."""
     rng = np.random.default_rng(seed)
     margin = rng.normal(0, 0.9, prompts)
-    out = FeedbackBuilder("made")
-    for p, m in enumerate(margin.tolist()):
-        out.prompt(f"question {p}")
-        a, b = out.completion("a"), out.completion("b")
+
+    def answers(m: float) -> Iterable[Grade]:
         for r, own_noise in enumerate(noise):
             own = m + rng.normal(0, own_noise)
-            for first, second, sign in ((a, b, 1), (b, a, -1)):
+            for first, second, sign in (("a", "b", 1), ("b", "a", -1)):
                 gap = round(float(np.clip(sign * own + 0.3 * (r - 1) + rng.normal(0, own_noise), -3, 3)))
-                out.comparison(first, second, gap, rater=f"j{r}", kind="ai", limit=3)
-    return narrow(out.finish(), FEEDBACK), margin
+                yield f"j{r}", first, second, gap
+
+    return feedback(map(answers, margin.tolist()), kind="ai", limit=3), margin
 
 
 class Covered(NamedTuple):

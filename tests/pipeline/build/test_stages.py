@@ -1,9 +1,11 @@
 """The stages one by one on tables small enough to work out by hand."""
 
 import math
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from panels import Grade, feedback
 
 from mmpo.pipeline import UserError, build_pairs, write_dataset
 from mmpo.pipeline.arrow import narrow
@@ -12,31 +14,19 @@ from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.storage import RowAccounting
 from mmpo.pipeline.tables import FEEDBACK
 
-Grade = tuple[str, str, str, float]
-
-
-def feedback(*grades: Grade, low: float | None = 0, high: float | None = 10, spread: float | None = None) -> pa.Table:
-    """FEEDBACK of one prompt from (completion, rater, aspect, score)."""
-    out = FeedbackBuilder("made")
-    out.prompt("question")
-    for text, rater, aspect, score in grades:
-        out.rating(out.completion(text), score, rater=rater, aspect=aspect, low=low, high=high, spread=spread)
-    return narrow(out.finish(), FEEDBACK)
-
 
 def scored(**scores: float | tuple[float, ...]) -> pa.Table:
-    """FEEDBACK of one prompt: overall scores of each completion by rater r, or by raters r0, r1, ..."""
+    """FEEDBACK of one prompt: scores of each completion by rater r0, or by raters r0, r1, ..., from 0 to 10."""
     several = {text: score if isinstance(score, tuple) else (score,) for text, score in scores.items()}
-    return feedback(*((text, f"r{i}", "overall", score) for text, values in several.items() for i, score in enumerate(values)))
+    return rated(*((f"r{i}", text, score) for text, values in several.items() for i, score in enumerate(values)))
 
 
-def compared(*gaps: tuple[str, str, float, str]) -> pa.Table:
-    """FEEDBACK of one prompt from (shown first, shown second, gap, rater)."""
-    out = FeedbackBuilder("made")
-    out.prompt("question")
-    for first, second, gap, rater in gaps:
-        out.comparison(out.completion(first), out.completion(second), gap, rater=rater, limit=3)
-    return narrow(out.finish(), FEEDBACK)
+def rated(*grades: Grade, **more: Any) -> pa.Table:
+    return feedback([grades], **{"low": 0, "high": 10} | more)
+
+
+def compared(*gaps: Grade) -> pa.Table:
+    return feedback([gaps], limit=3)
 
 
 def margins(table, **options):
@@ -45,7 +35,7 @@ def margins(table, **options):
 
 
 def test_aspects_merge_by_weights_and_by_mean() -> None:
-    table = feedback(("a", "r", "x", 8), ("a", "r", "y", 2), ("b", "r", "x", 4), ("b", "r", "y", 4), ("a", "r", "overall", 9))
+    table = rated(("r/x", "a", 8), ("r/y", "a", 2), ("r/x", "b", 4), ("r/y", "b", 4), ("r", "a", 9))
     assert margins(table, score="x") == {("a", "b"): 4}
     assert margins(table, score="x=0.5,y=-1") == {("a", "b"): pytest.approx(0.5 * 4 + 2)}
     assert margins(table, score="mean") == {("a", "b"): pytest.approx(1)}
@@ -55,15 +45,12 @@ def test_aspects_merge_by_weights_and_by_mean() -> None:
 
 def test_the_mean_uses_only_aspects_that_every_kept_completion_has() -> None:
     """b lacks y, so y may not lift a: x alone gives 4, with y it would be (8 + 10)/2 - 4 = 5."""
-    assert margins(feedback(("a", "r", "x", 8), ("a", "r", "y", 10), ("b", "r", "x", 4)), score="mean") == {("a", "b"): 4}
+    assert margins(rated(("r/x", "a", 8), ("r/y", "a", 10), ("r/x", "b", 4)), score="mean") == {("a", "b"): 4}
 
 
 def test_repeats_average_before_raters_do() -> None:
     """r says 1 three times and s says 9 once: the mean over raters is 5, not 3."""
-    table = feedback(
-        *[("a", "r", "overall", 1.0)] * 3, ("a", "s", "overall", 9), ("b", "r", "overall", 0), ("b", "s", "overall", 0)
-    )
-    assert margins(table) == {("a", "b"): 5}
+    assert margins(rated(*[("r", "a", 1.0)] * 3, ("s", "a", 9), ("r", "b", 0), ("s", "b", 0))) == {("a", "b"): 5}
 
 
 def test_median_over_raters() -> None:
@@ -84,13 +71,13 @@ def test_ranks_by_hand_and_normalisations_that_grades_do_not_allow() -> None:
     # ranks from below: b and c share 1.5 -> .25, a has 3 -> 1
     assert sorted(margins(scored(a=9, b=5, c=5), normalise="rank").values()) == [0, 0.75, 0.75]
     with pytest.raises(UserError, match="needs a declared scale"):
-        build_pairs(feedback(("a", "r", "overall", 1), ("b", "r", "overall", 2), low=None, high=None), normalise="minmax")
+        build_pairs(rated(("r", "a", 1), ("r", "b", 2), low=None, high=None), normalise="minmax")
     with pytest.raises(UserError, match="needs scores > 0"):
         build_pairs(scored(a=0, b=2), normalise="log")
 
 
 def test_a_single_judges_spread_follows_the_delta_method() -> None:
-    table = feedback(("a", "r", "overall", 8), ("b", "r", "overall", 4), spread=0.6)
+    table = rated(("r", "a", 8), ("r", "b", 4), spread=0.6)
     assert build_pairs(table)["margin_se"].to_pylist() == [pytest.approx(math.sqrt(2) * 0.6)]
     assert build_pairs(table, normalise="minmax")["margin_se"].to_pylist() == [pytest.approx(math.sqrt(2) * 0.06)]
     assert build_pairs(table, normalise="log")["margin_se"].to_pylist() == [pytest.approx(math.hypot(0.6 / 8, 0.6 / 4))]
@@ -98,21 +85,20 @@ def test_a_single_judges_spread_follows_the_delta_method() -> None:
 
 def test_two_orders_of_a_comparison_average_to_the_debiased_gap() -> None:
     """Position bias +1: shown first a gets 2 + 1, shown second (as b first) -2 + 1. The order asked twice does not tilt it."""
-    assert margins(compared(("a", "b", 3, "j"), ("a", "b", 3, "j"), ("b", "a", -1, "j"))) == {("a", "b"): 2}
-    assert margins(compared(("a", "b", -2, "j"))) == {("b", "a"): 2}
-    assert build_pairs(compared(("a", "b", 2, "j")))["score_chosen"].to_pylist() == [None]
+    assert margins(compared(("j", "a", "b", 3), ("j", "a", "b", 3), ("j", "b", "a", -1))) == {("a", "b"): 2}
+    assert margins(compared(("j", "a", "b", -2))) == {("b", "a"): 2}
+    assert build_pairs(compared(("j", "a", "b", 2)))["score_chosen"].to_pylist() == [None]
     with pytest.raises(UserError, match="needs a score for each completion"):
-        build_pairs(compared(("a", "b", 2, "j")), strategy="best-worst")
+        build_pairs(compared(("j", "a", "b", 2)), strategy="best-worst")
 
 
 def test_votes_count_ties_half_rounded_down() -> None:
-    table = compared(("a", "b", 2, "r"), ("a", "b", 0, "s"), ("a", "b", -1, "t"), ("a", "b", 0, "u"), ("a", "b", 0, "v"))
-    row = build_pairs(table).to_pylist()[0]
+    row = build_pairs(compared(*((rater, "a", "b", gap) for rater, gap in zip("rstuv", (2, 0, -1, 0, 0))))).to_pylist()[0]
     assert (row["preferring"], row["raters"], row["chosen"][0]["content"]) == (2, 5, "a")
 
 
 def test_of_a_tie_the_smaller_id_is_chosen_and_filters_apply() -> None:
-    table = feedback(("a", "r", "overall", 5), ("b", "r", "overall", 5), ("c" * 50, "r", "overall", 7))
+    table = rated(("r", "a", 5), ("r", "b", 5), ("r", "c" * 50, 7))
     rows = build_pairs(table).to_pylist()
     tie = next(row for row in rows if row["quality_margin"] == 0)
     assert tie["chosen_id"] < tie["rejected_id"]
@@ -124,7 +110,7 @@ def test_of_a_tie_the_smaller_id_is_chosen_and_filters_apply() -> None:
 
 def test_stratified_spreads_over_margins() -> None:
     """Thirty completions with scores 0..29 have 29 pairs of margin 1 and one of 29: five pairs fall into five different fifths."""
-    table = feedback(*((f"answer {i}", "r", "overall", float(i)) for i in range(30)), high=30)
+    table = rated(*(("r", f"answer {i}", float(i)) for i in range(30)), high=30)
     found = sorted(margins(table, strategy="stratified", max_per_prompt=5).values())
     assert [int(5 * (margin - 1) / 28) if margin < 29 else 4 for margin in found] == [0, 1, 2, 3, 4]
 

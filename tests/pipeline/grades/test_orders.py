@@ -5,6 +5,7 @@ import math
 import random
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,39 +14,29 @@ import pytest
 from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panels import errors, rms
+from panels import Grade, errors, feedback, rms
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs
-from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.grades import OrderTotals, exact_sum, position_biases
-from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.storage import read_manifest
-from mmpo.pipeline.tables import FEEDBACK, metadata
-
-Answer = tuple[str, str, str, float]
+from mmpo.pipeline.tables import metadata
 
 
-def answered(prompts: list[list[Answer]], kind: str = "ai", aspect: str = "overall", **more: float | None) -> pa.Table:
-    """FEEDBACK with, for each prompt, answers (rater, shown first, shown second, gap towards the first)."""
-    out = FeedbackBuilder("made")
-    for number, answers in enumerate(prompts):
-        out.prompt(f"question {number}")
-        for rater, first, second, gap in answers:
-            out.comparison(out.completion(first), out.completion(second), gap, rater=rater, kind=kind, aspect=aspect, **more)
-    return narrow(out.finish(), FEEDBACK)
+def answered(prompts: list[list[Grade]], kind: str = "ai", **more: Any) -> pa.Table:
+    return feedback(prompts, kind=kind, **more)
 
 
-def both(rater: str, margin: float, order_gap: float) -> list[Answer]:
+def both(rater: str, margin: float, order_gap: float) -> list[Grade]:
     """A margin of a over b, and the order gap h: shown first a gets margin + h, shown second margin - h."""
     return [(rater, "a", "b", margin + order_gap), (rater, "b", "a", order_gap - margin)]
 
 
-def rows(table: pa.Table, **options: object) -> list[dict]:
-    return build_pairs(table, **options).to_pylist()  # type: ignore[arg-type]
+def rows(table: pa.Table, **options: Any) -> list[dict]:
+    return build_pairs(table, **options).to_pylist()
 
 
-def biases(table: pa.Table, **options: object) -> dict:
-    return metadata(build_pairs(table, **options).schema)["position_bias"]  # type: ignore[arg-type]
+def biases(table: pa.Table, **options: Any) -> dict:
+    return metadata(build_pairs(table, **options).schema)["position_bias"]
 
 
 @pytest.mark.parametrize(("spread", "variance"), [(None, 1.8), (0.6, 1.98)])
@@ -100,12 +91,7 @@ def test_people_are_never_taken_for_judges() -> None:
 
 def test_aspects_have_biases_of_their_own() -> None:
     """j answers in both orders for x only: its one-order grade of y stays, since its y has no bias to leave in."""
-    out = FeedbackBuilder("made")
-    out.prompt("question")
-    a, b = out.completion("a"), out.completion("b")
-    for aspect, first, second, gap in (("x", a, b, 3), ("x", b, a, -1), ("y", a, b, 1)):
-        out.comparison(first, second, gap, rater="j", kind="ai", aspect=aspect)
-    table = narrow(out.finish(), FEEDBACK)
+    table = answered([[("j/x", "a", "b", 3), ("j/x", "b", "a", -1), ("j/y", "a", "b", 1)]])
     assert [row["quality_margin"] for row in rows(table, score="x=1,y=1")] == [3]
     assert list(biases(table, score="mean")) == ["j/x"]
 
@@ -138,7 +124,7 @@ def judged(seed: int, prompts: int = 3000, in_both: bool = True) -> tuple[pa.Tab
     a_first = margin + BIAS + rng.normal(0, NOISE, prompts)
     b_first = -margin + BIAS + rng.normal(0, NOISE, prompts)
     orders = rng.random(prompts) < 0.5
-    answers: list[list[Answer]] = []
+    answers: list[list[Grade]] = []
     for x, y, a in zip(a_first.tolist(), b_first.tolist(), orders.tolist(), strict=True):
         two = [("j", "a", "b", x), ("j", "b", "a", y)]
         answers.append(two if in_both else [two[0] if a else two[1]])

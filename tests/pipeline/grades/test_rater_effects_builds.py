@@ -7,28 +7,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from folders import write_rows
-from panels import PANELS, covered, panel, rms
+from panels import PANELS, Grade, covered, feedback, panel, rms
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs
-from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.sources import FeedbackBuilder
-from mmpo.pipeline.tables import FEEDBACK, metadata
+from mmpo.pipeline.tables import metadata
 
 
 def test_ratings_of_different_raters_become_comparable() -> None:
     """A harsh rater (-2) grades half of the answers, a mild one (+2) the other half, both share a few: the plain margins mix them up."""
     rng = np.random.default_rng(0)
-    out, true = FeedbackBuilder("made"), {}
-    for p in range(300):
-        out.prompt(f"question {p}")
-        quality = rng.normal(5, 1, 2)
-        for c, q in enumerate(quality.tolist()):
-            text = f"answer {c}"
-            true[p, text] = q
+    true = {}
+
+    def graded(p: int) -> Iterable[Grade]:
+        for c, q in enumerate(rng.normal(5, 1, 2).tolist()):
+            true[p, f"answer {c}"] = q
             for rater, bias in (("harsh", -2), ("mild", 2)):
                 if p < 60 or (c == p % 2) == (rater == "harsh"):
-                    out.rating(out.completion(text), q + bias + float(rng.normal(0, 0.3)), rater=rater, kind="human")
-    table = narrow(out.finish(), FEEDBACK)
+                    yield rater, f"answer {c}", q + bias + float(rng.normal(0, 0.3))
+
+    table = feedback(map(graded, range(300)), kind="human")
 
     def error(how: str) -> float:
         found = build_pairs(table, merge_raters=how).to_pylist()
@@ -57,14 +54,14 @@ def test_intervals_cover(name: str, how: str) -> None:
 def test_a_bias_is_taken_away_once() -> None:
     """Judges of known position bias answer most pairs in both orders. What `keep` took from the other answers may not count again."""
     rng = np.random.default_rng(0)
-    out = FeedbackBuilder("made")
-    for p in range(400):
-        out.prompt(f"question {p}")
-        a, b, m = out.completion("a"), out.completion("b"), float(rng.normal())
+
+    def answers(p: int) -> Iterable[Grade]:
+        m = float(rng.normal())
         for rater, bias in (("j", 1.0), ("k", -1.0), ("l", 0.5)):
-            for first, second, sign in ((a, b, 1), (b, a, -1))[: 1 if p < 60 else 2]:
-                out.comparison(first, second, sign * m + bias + 0.1 * float(rng.normal()), rater=rater, kind="ai")
-    found = build_pairs(narrow(out.finish(), FEEDBACK), merge_raters="rater-effects", one_order="keep")
+            for first, second, sign in (("a", "b", 1), ("b", "a", -1))[: 1 if p < 60 else 2]:
+                yield rater, first, second, sign * m + bias + 0.1 * float(rng.normal())
+
+    found = build_pairs(feedback(map(answers, range(400)), kind="ai"), merge_raters="rater-effects", one_order="keep")
     assert found.num_rows == 400
     assert [e["bias"] for e in metadata(found.schema)["rater_effects"].values()] == [0, 0, 0]
     assert metadata(found.schema)["position_bias"]["j/overall"]["bias"] == pytest.approx(1, abs=0.02)
@@ -149,12 +146,8 @@ def test_real_severities_come_back_from_a_fifth_of_the_shared_grades(real_data: 
     drawn = frame.assign(draw=rng.random(len(frame))).groupby(["prompt_id", "response"]).draw.transform("idxmin") == frame.index
 
     def effects(rows: pd.DataFrame) -> pd.DataFrame:
-        out = FeedbackBuilder("mqm")
-        for prompt, of_prompt in rows.groupby("prompt_id"):
-            out.prompt(str(prompt))
-            for response, score, rater in zip(of_prompt.response, of_prompt.mqm_score, of_prompt.rater, strict=True):
-                out.rating(out.completion(response), score, rater=str(rater), kind="human")
-        found = metadata(build_pairs(narrow(out.finish(), FEEDBACK), merge_raters="rater-effects").schema)["rater_effects"]
+        grades = (zip(of.rater.astype(str), of.response, of.mqm_score) for _, of in rows.groupby("prompt_id"))
+        found = metadata(build_pairs(feedback(grades, kind="human"), merge_raters="rater-effects").schema)["rater_effects"]
         return pd.DataFrame(found).T
 
     whole, few = effects(frame), effects(frame[shared | drawn])
