@@ -1,13 +1,17 @@
-"""Recipes: every shipped one is valid, and what is wrong in one is refused before any work, naming the closest key."""
+"""Recipes: every shipped one is valid, its first lines name commands that ask for the same, and what is wrong in one is refused."""
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from commands import refused
 
 from mmpo.cli.flags import model_of
-from mmpo.cli.main import run
+from mmpo.cli.main import make_app, run
 from mmpo.cli.recipe.model import load_recipe, schema
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
@@ -17,6 +21,9 @@ from mmpo.train.options import TrainOptions
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+LARGE = sorted(path for name in ("gemma-7b", "llama-3-8b") for path in (ROOT / "recipes").glob(f"paper-{name}-*.yaml"))
+REWARD = sorted((ROOT / "recipes").glob("paper-*-reward.yaml"))
+LAUNCH = ["accelerate", "launch", "--config_file", "recipes/accelerate/fsdp.yaml", "--num_processes", "8", "-m", "mmpo.cli"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -26,27 +33,27 @@ def test_every_shipped_recipe_is_valid(path: Path) -> None:
     assert recipe.runs
 
 
-def published(name: str) -> dict[str, float]:
+LARGE_REWARD = {"warmup_ratio": 0, "schedule": "linear", "max_length": 1024}
+
+
+@pytest.mark.parametrize(
+    ("name", "gamma", "rate", "batch", "epochs", "more"),
+    [
+        ("gemma-2b-policy", 2.2, 1e-5, 64, 3, {"beta": 0.01}),
+        ("gemma-7b-policy", 0.3, 5e-7, 64, 1, {"beta": 0.01}),
+        ("gemma-7b-policy-shp", 1.1, 5e-7, 64, 3, {"beta": 0.01}),
+        ("llama-3-8b-policy", 2.2, 5e-7, 64, 3, {"beta": 0.01}),
+        ("gemma-2b-reward", None, 1.41e-5, 64, 3, LARGE_REWARD),
+        ("gemma-7b-reward", None, 3e-6, 32, 2, LARGE_REWARD),
+        ("llama-3-8b-reward", None, 3e-6, 32, 2, LARGE_REWARD),
+    ],
+)
+def test_paper_recipes_hold_the_published_settings(
+    name: str, gamma: float | None, rate: float, batch: int, epochs: int, more: dict[str, Any]
+) -> None:
     options = load_recipe(ROOT / "recipes" / f"paper-{name}.yaml").runs["mmpo"]
-    return {field: getattr(options, field) for field in ("gamma", "beta", "learning_rate", "pairs_per_step", "epochs")}
-
-
-def test_paper_recipes_hold_the_published_settings() -> None:
-    def policy(gamma: float, rate: float, epochs: int) -> dict[str, float]:
-        return {"gamma": gamma, "beta": 0.01, "learning_rate": rate, "pairs_per_step": 64, "epochs": epochs}
-
-    assert published("gemma-2b-policy") == policy(2.2, 1e-5, 3)
-    assert published("gemma-7b-policy") == policy(0.3, 5e-7, 1)
-    assert published("gemma-7b-policy-shp") == policy(1.1, 5e-7, 3)
-    assert published("llama-3-8b-policy") == policy(2.2, 5e-7, 3)
-    for name, rate, batch, epochs in (
-        ("gemma-2b-reward", 1.41e-5, 64, 3),
-        ("gemma-7b-reward", 3e-6, 32, 2),
-        ("llama-3-8b-reward", 3e-6, 32, 2),
-    ):
-        options = load_recipe(ROOT / "recipes" / f"paper-{name}.yaml").runs["mmpo"]
-        assert (options.learning_rate, options.pairs_per_step, options.epochs) == (rate, batch, epochs)
-        assert (options.warmup_ratio, options.schedule, options.max_length) == (0, "linear", 1024)
+    expected = {"learning_rate": rate, "pairs_per_step": batch, "epochs": epochs, **more} | ({"gamma": gamma} if gamma else {})
+    assert {field: getattr(options, field) for field in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -77,15 +84,28 @@ def test_wrong_recipes_are_refused_before_any_work(
     override: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}", "--set", override]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1
-    assert named in message
-    assert not list(tmp_path.iterdir())
+    words = ["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}", "--set", override]
+    assert refused(words, tmp_path, capsys, named).count("\n") == 1
+
+
+JUDGED = 'out: x\nbuild: {{inputs: ["candidates.jsonl"], format: jsonl}}\njudge: {{base_url: "http://127.0.0.1:9/v1", {}}}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("", "mapping"), ("- a\n", "mapping"), ("a: [\n", "not YAML"), ("title: x\n", "out: missing")]
+    ("text", "named"),
+    [
+        ("", "mapping"),
+        ("- a\n", "mapping"),
+        ("a: [\n", "not YAML"),
+        ("title: x\n", "out: missing"),
+        ("out: x\ndata: .\njudge: {model: m}\n", "candidates come from `build`"),
+        (JUDGED.format("model: m, mode: pairs"), "pairwise"),
+        (JUDGED.format("model: m, modes: pairwise"), "mode"),
+        (JUDGED.format("model: m, judges: [a]"), "not both"),
+        (JUDGED.format("judges: [a, {model: a}]"), "two judges"),
+        (JUDGED.format("judges: [{model: a, url: x}]"), "base_url"),
+        (JUDGED.format("samples: 3"), "name a judge"),
+    ],
 )
 def test_files_that_are_no_recipe(text: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
@@ -106,9 +126,8 @@ def test_overrides_reach_the_options() -> None:
 def test_recipe_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     source = ROOT / "data" / "arena_grades.jsonl.gz"
-    assert run(["run", str(QUICKSTART), "--set", f"out={tmp_path}", "--set", f"build.inputs=[{source}]"]) == 2
-    assert "holds something" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    words = ["run", str(QUICKSTART), "--set", f"out={tmp_path}", "--set", f"build.inputs=[{source}]"]
+    refused(words, tmp_path, capsys, "holds something")
 
 
 def test_a_recipe_under_a_launcher_is_refused(
@@ -116,9 +135,7 @@ def test_a_recipe_under_a_launcher_is_refused(
 ) -> None:
     """Several processes would build the same dataset into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}"]) == 2
-    assert "mmpo.cli train" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    refused(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}"], tmp_path, capsys, "mmpo.cli train")
 
 
 def test_schema_is_json_schema_with_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,33 +162,54 @@ def test_text_and_yaml_values_mean_the_same() -> None:
     assert text == values
 
 
-JUDGED = """
-out: {out}
-build: {{inputs: ["{source}"], format: jsonl}}
-judge: {{base_url: "http://127.0.0.1:9/v1", {judge}}}
-"""
+# The commands in the first lines
 
 
-@pytest.mark.parametrize(
-    ("judge", "named"),
-    [
-        ("model: m, mode: pairs", "pairwise"),
-        ("model: m, modes: pairwise", "mode"),
-        ("model: m, judges: [a]", "not both"),
-        ("judges: [a, {model: a}]", "two judges"),
-        ("judges: [{model: a, url: x}]", "base_url"),
-        ("samples: 3", "name a judge"),
-    ],
-)
-def test_recipes_say_what_is_wrong_with_their_judges(judge: str, named: str, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(JUDGED.format(out=tmp_path / "out", source=tmp_path / "candidates.jsonl", judge=judge))
-    with pytest.raises(UserError, match=named):
-        load_recipe(recipe)
+def header(path: Path) -> str:
+    """The comments above the title."""
+    return path.read_text(encoding="utf-8").partition("\ntitle:")[0]
 
 
-def test_a_recipe_with_judges_but_without_candidates(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"out: {tmp_path / 'out'}\ndata: {tmp_path}\njudge: {{model: m}}\n")
-    with pytest.raises(UserError, match="candidates come from `build`"):
-        load_recipe(recipe)
+def commands(path: Path) -> list[list[str]]:
+    """The indented commands of a header, each in words; a line that ends in a backslash goes on."""
+    lines = [line.removeprefix("#   ") for line in header(path).splitlines() if line.startswith("#   ")]
+    return [shlex.split(line) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """What a command of mmpo is given, by parameter."""
+    command: Any = typer.main.get_command(make_app({words[0]})).commands[words[0]]  # type: ignore[attr-defined]
+    return {name: value for name, value in command.make_context(words[0], words[1:]).params.items() if value is not None}
+
+
+def options(kind: type, given: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return options_from(kind, {name: value for name, value in given.items() if name in names}, flags=True)
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_a_model_too_large_for_one_device_comes_with_the_commands_for_several(path: Path) -> None:
+    """16 bytes a parameter: 8.54 billion of Gemma 7B and 8.03 billion of Llama 3 8B make 137 and 128 GB."""
+    recipe = load_recipe(path)
+    build, launch = commands(path)
+    assert build[0] == "mmpo" and launch[: len(LAUNCH)] == LAUNCH
+    given = parsed(build[1:])
+    assert given["sources"] == recipe.inputs
+    assert options(BuildOptions, given) == recipe.build
+    asked = parsed(launch[len(LAUNCH) :])
+    first, other = recipe.runs
+    asked["kind"] = str(asked["kind"].value)
+    assert options(TrainOptions, asked) == dataclasses.replace(recipe.runs[first], data=str(given["out"]), out=asked["out"])
+    assert Path(asked["out"]) == recipe.out / "models" / first
+    text = header(path)
+    assert f"{137 if 'gemma' in path.stem else 128} GB" in text
+    difference = {"loss": "dpo", "gamma": "auto"}
+    assert dataclasses.replace(recipe.runs[first], **difference) == recipe.runs[other]
+    assert f"The run {other}: --loss dpo, no --gamma, --out {recipe.out / 'models' / other}" in text
+
+
+@pytest.mark.parametrize("path", REWARD, ids=lambda path: path.stem)
+def test_a_reward_recipe_says_what_a_base_model_lacks(path: Path) -> None:
+    assert "no chat template" in header(path)
+    assert "--set training.chat_template=plain" in header(path)
+    assert {run.chat_template for run in load_recipe(path, ["training.chat_template=plain"]).runs.values()} == {"plain"}
