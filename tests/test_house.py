@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from commands import graded
+from folders import write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("pipeline", "annotate", "train", "cli")
@@ -58,13 +60,14 @@ PUBLIC = {*(f"mmpo.{folder}" for folder in FOLDERS), "mmpo.pipeline.margins", "m
 NAMES = {name_of(path) for path in MODULES}
 
 
-def imports(path: Path) -> list[tuple[str, int]]:
-    found = []
+def imports(path: Path) -> list[tuple[str, list[str], int]]:
+    """Module, names taken from it and dots of every import, wherever in the file."""
+    found: list[tuple[str, list[str], int]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(alias.name, 0) for alias in node.names]
+            found += [(alias.name, [], 0) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.module or "", node.level))
+            found.append((node.module or "", [alias.name for alias in node.names], node.level))
     return found
 
 
@@ -85,19 +88,16 @@ def imported(path: Path) -> list[str]:
     has something of that name.
     """
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [name if name in NAMES and not _has(node.module, name.rpartition(".")[2]) else node.module for name in inside]
+    for module, names, _ in imports(path):
+        inside = {f"{module}.{name}": name for name in names}
+        found += [full if full in NAMES and not _has(module, name) else module for full, name in inside.items()] or [module]
     return [name for name in found if name.startswith("mmpo.")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_one_way(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
-    for module, level in imports(path):
+    for module, _, level in imports(path):
         assert level == 0, f"{path}: relative import of {module}"
         parts = module.split(".")
         assert parts[0] not in FOLDERS, f"{path}: {module} is imported under its bare name"
@@ -187,30 +187,25 @@ def loaded_by(arguments: list[str]) -> set[str]:
     return set(last[2:])
 
 
-def test_help_imports_nothing_heavy() -> None:
-    assert not loaded_by(["--help"]) & {"torch", "pandas", "pyarrow", "datasets", "transformers", "matplotlib"}
+TORCH = {"torch", "transformers"}
 
 
-@pytest.mark.parametrize("command", ["build", "validate", "report", "gamma", "export", "run", "formats", "train", "evaluate"])
-def test_command_help_imports_no_torch(command: str) -> None:
-    assert not loaded_by([command, "--help"]) & {"torch", "transformers"}
+@pytest.mark.parametrize("command", ["", "build", "validate", "report", "gamma", "export", "run", "formats", "train", "evaluate"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    heavy = TORCH if command else TORCH | {"pandas", "pyarrow", "datasets", "matplotlib"}
+    assert not loaded_by([*command.split(), "--help"]) & heavy
 
 
 def test_data_commands_never_import_torch(tmp_path: Path) -> None:
-    source, out = tmp_path / "grades.jsonl", tmp_path / "pairs"
-    source.write_text(
-        "".join(
-            f'{{"prompt": "Question {i}?", "completion": "Answer {i} {j}", "score": {1 + (i * j) % 5}}}\n'
-            for i in range(40)
-            for j in range(3)
-        )
-    )
-    heavy = {"torch", "transformers"}
-    assert not loaded_by(["build", str(source), "--format", "jsonl", "--out", str(out)]) & heavy
-    assert not loaded_by(["validate", str(out)]) & heavy
-    assert not loaded_by(["gamma", str(out)]) & heavy
-    assert not loaded_by(["report", str(out), "--out", str(tmp_path / "page.html")]) & heavy
-    assert not loaded_by(["export", str(out), "--to", "jsonl", "--out", str(tmp_path / "pairs.jsonl")]) & heavy
+    source, out = str(write_rows(tmp_path / "grades.jsonl", graded(40))), str(tmp_path / "pairs")
+    for command in (
+        ["build", source, "--format", "jsonl", "--out", out],
+        ["validate", out],
+        ["gamma", out],
+        ["report", out, "--out", str(tmp_path / "page.html")],
+        ["export", out, "--to", "jsonl", "--out", str(tmp_path / "pairs.jsonl")],
+    ):
+        assert not loaded_by(command) & TORCH
 
 
 @pytest.mark.slow

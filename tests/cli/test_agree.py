@@ -26,7 +26,7 @@ def people(root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jury(people: Path, tmp_path: Path) -> Path:
-    """The same beside a judge that sees each pair in both orders: the first person's grade, a step toward the first shown, 3 at most."""
+    """The same beside a judge that sees each pair in both orders: the first person's grade, a step toward the first shown."""
     rows = [json.loads(line) for line in people.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
     grades = [
         {"prompt": row["prompt"], "first": row[first], "second": row[second], "gap": sign * float(row["gap"]) + 1, "rater": "gpt"}

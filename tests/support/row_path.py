@@ -55,10 +55,10 @@ class Recorder:
     """Notes every call of a function of ours: how often, the sizes of what it is given and returns, and which objects of ours."""
 
     def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self.sizes: dict[str, Counter[str]] = {}
-        self.held: dict[str, set[str]] = {}
-        self.objects: dict[str, set[int]] = {}
+        self.seen: Counter[tuple[str, str]] = Counter()
+        """Function, and that it was called or the size of something; how often."""
+        self.held: set[tuple[str, str]] = set()
+        self.objects: set[tuple[str, int]] = set()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
@@ -71,20 +71,23 @@ class Recorder:
         if event == "return":
             self._note(name, "return", argument)
             return
-        self.calls[name] += 1
+        self.seen[name, "called"] += 1
         for key in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
             self._note(name, key, frame.f_locals.get(key))
 
     def _note(self, name: str, key: str, value: Any) -> None:
-        sizes = self.sizes.setdefault(name, Counter())
-        sizes[f"{key} {_size(value)}"] += 1
+        self.seen[name, f"{key} {_size(value)}"] += 1
         if type(value).__module__.startswith("mmpo."):
             inside = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
             held = ",".join(f"{field} {_size(item)}" for field, item in inside.items() if not _of_ours(item))
-            sizes[f"{key} ({held})"] += 1
+            self.seen[name, f"{key} ({held})"] += 1
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            self.held.setdefault(kind, set()).add(held)
-            self.objects.setdefault(kind, set()).add(id(value))
+            self.held.add((kind, held))
+            self.objects.add((kind, id(value)))
+
+    def of_ours(self) -> Counter[str]:
+        """How many objects there were of each class."""
+        return Counter(kind for kind, _ in self.objects)
 
 
 def _recorded(work: Callable[[int], object], rows: int) -> Recorder:
@@ -105,15 +108,10 @@ def row_path(work: Callable[[int], object]) -> dict[str, list[str]]:
     """
     work(1)
     one, two = _recorded(work, 1), _recorded(work, 2)
-    names = {*one.calls, *two.calls}
-    handling = {name for name in names if one.calls[name] != two.calls[name] or one.sizes.get(name) != two.sizes.get(name)}
-    classes = {
-        kind
-        for kind in {*one.held, *two.held}
-        if one.held.get(kind) != two.held.get(kind) or len(one.objects.get(kind, ())) != len(two.objects.get(kind, ()))
-    }
+    handling = {name for (name, _), _ in one.seen.items() ^ two.seen.items()}
+    classes = {kind for kind, _ in {*(one.held ^ two.held), *(one.of_ours().items() ^ two.of_ours().items())}}
     return {
-        "executed": sorted({name.split(":")[0] for name in names}),
+        "executed": sorted({name.split(":")[0] for name, _ in {*one.seen, *two.seen}}),
         "files": sorted({name.split(":")[0] for name in handling}),
         "classes": sorted(classes),
     }
