@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import graded
+from command import graded
 from folders import write_rows
 
 from mmpo.cli.commands.lists import FAMILIES
@@ -25,17 +25,16 @@ JUDGE = "judge candidates --model m --base-url http://127.0.0.1:9/v1 --out judge
 
 @dataclass(frozen=True)
 class Addition:
-    """A line for the family's table, and the code above the table that it needs. file: a new module's name and text.
+    """A line for the family's table, and the code above the table that it needs. file: the name of another file and what it gains.
 
-    use: a command that uses the member; shows: what it says then. beside: a file beside the table's that takes the line instead.
+    use: a command that uses the member; shows: what it says then.
     """
 
-    line: str
+    line: str = ""
     code: str = ""
     file: tuple[str, str] = ("", "")
     use: str = ""
     shows: str = ""
-    beside: str = ""
 
 
 PARSE = '''"""A dummy format."""
@@ -93,14 +92,14 @@ ADDITIONS: dict[str, Addition] = {
         '        needs="pairs", summary="a dummy", signed=True),',
         use=JUDGE + " --mode dummy", shows='"requests":',
     ),
-    "rubrics": Addition("{name: dummy, criterion: a dummy, scale: {1: bad, 2: good}}", beside="rubrics.yaml",
-                        use=JUDGE + " --rubric dummy", shows='"requests":'),
+    "rubrics": Addition(
+        file=("annotate/judge/rubrics.yaml", "- {name: dummy, criterion: a dummy, scale: {1: bad, 2: good}}\n"),
+        use=JUDGE + " --rubric dummy", shows='"requests":',
+    ),
     "pairings": Addition(
-        '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),',
-                         use=JUDGE + " --pairs dummy", shows='"requests":'),
+        '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),', use=JUDGE + " --pairs dummy", shows='"requests":'),
     "replies": Addition(
-        '"dummy": ReplyFormat(grade, "a dummy", "one"),',
-                        use=JUDGE + " --reply dummy", shows='"requests":'),
+        '"dummy": ReplyFormat(grade, "a dummy", "one"),', use=JUDGE + " --reply dummy", shows='"requests":'),
     "selections": Addition(
         '"dummy": Selection(lambda known: None, "", "a dummy"),'),
     "displays": Addition(
@@ -136,23 +135,20 @@ print(json.dumps(answers))
 
 def add(copy: Path, family: str, addition: Addition) -> int:
     """Put a member into the copy of the folders; returns how many files that touched."""
+    name, code = addition.file
+    if name:
+        with (copy / name).open("a", encoding="utf-8") as file:
+            file.write(code)
+    if not addition.line:
+        return 1
     module, _, table = FAMILIES[family].table.partition(":")
     table = "LOSSES" if family == "losses" else table  # the list has `sft` too, which is no loss of pairs
     opening = re.compile(rf"^{table}\b.*= {{.*\n(?:.*\n    for \w+ in \(\n)?", flags=re.M)
     modules = {path: path.read_text(encoding="utf-8") for path in (copy / module.split(".")[1]).rglob("*.py")}
-    [(path, text)] = [(path, text) for path, text in modules.items() if opening.search(text)]
-    if addition.beside:
-        with (path.parent / addition.beside).open("a", encoding="utf-8") as file:
-            file.write(f"- {addition.line}\n")
-        return 1
-    begin = opening.search(text)
-    assert begin
+    [(path, text, begin)] = [(path, text, begin) for path, text in modules.items() if (begin := opening.search(text))]
     # An import at the very beginning of the code would do as well; above the table everything is defined that a member may need.
     text = text[: begin.start()] + addition.code + begin.group() + f"    {addition.line}\n" + text[begin.end() :]
     path.write_text(text, encoding="utf-8")
-    name, code = addition.file
-    if name:
-        (copy / name).write_text(code, encoding="utf-8")
     return 1 + bool(name)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from commands import graded
+from command import graded
 from folders import write_rows
 
 ROOT = Path(__file__).resolve().parent.parent

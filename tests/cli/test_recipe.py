@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from commands import refused
+from command import refused
 
 from mmpo.cli.flags import model_of
 from mmpo.cli.main import make_app, run

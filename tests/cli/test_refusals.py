@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command import mmpo, stopped
-from commands import graded, lines, refused
+from command import graded, mmpo, refused, stopped
 from folders import write_rows
 
 from mmpo.cli.main import run
@@ -27,7 +26,9 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--ties maybe", "--ties: 'maybe'"),
         ("--from votes", "--from: 'votes'"),
         ("--raters mode", "--raters: 'mode'", "rater-effects"),
-        ("--rater-weights equal", "--raters rater-effects"),
+        ("--rater-weights equal", "only --raters rater-effects weighs raters"),
+        ("--raters rater-effects --rater-weights none", "'fitted' or 'equal'"),
+        ("--one-order both", "--one-order: 'both'"),
         ("--split 0.5,0.2,0.1", "--split 0.5,0.2,0.1"),
         ("--split 1,2", "--split", "too few values"),
         ("--scale 10:1", "--scale 10:1"),
@@ -123,7 +124,7 @@ def here(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "grades.jsonl", graded())
     write_rows(folder / "single.jsonl", graded(30, answers=1))
     write_rows(folder / "empty.jsonl", [])
-    packed = gzip.compress(lines(graded(400)).encode())
+    packed = gzip.compress(write_rows(folder / "cut.jsonl", graded(400)).read_bytes())
     (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     whole = write_rows(folder / "cut.parquet", graded(400)).read_bytes()
     (folder / "cut.parquet").write_bytes(whole[:-200])
@@ -163,10 +164,10 @@ def test_a_file_of_bad_lines_is_refused_and_one_line_costs_one_line(
     bad: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    half, one = tmp_path / "half.jsonl", tmp_path / "one.jsonl"
-    half.write_bytes((bad + b"\n") * 30 + lines(graded(20)).encode())
+    half, one = (write_rows(tmp_path / f"{name}.jsonl", graded(count)) for name, count in (("half", 20), ("one", 100)))
+    half.write_bytes((bad + b"\n") * 30 + half.read_bytes())
     refused(build(half, out), tmp_path, capsys)
-    one.write_bytes(lines(graded(100)).encode() + bad + b"\n")
+    one.write_bytes(one.read_bytes() + bad + b"\n")
     assert run([*build(one, out), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert sum(summary["rejected"].values()) == 1

@@ -1,4 +1,4 @@
-"""The command as a process of its own: run to its end, or started, watched and ended."""
+"""The command as a process of its own: run to its end, or started, watched and ended; and in this process, where it must refuse."""
 
 import os
 import signal
@@ -6,9 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["ended", "environment", "mmpo", "started", "stopped", "wait_for"]
+import pytest
+from folders import contents
+
+from mmpo.cli.main import run
+
+__all__ = ["ended", "environment", "graded", "mmpo", "refused", "started", "stopped", "wait_for"]
 
 MAIN = "from mmpo.cli.main import main; main()"
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
@@ -64,3 +70,28 @@ def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None
             return False
         time.sleep(0.005)
     return True
+
+
+def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command that must be refused: exit status 2, one message that holds the words, nothing on standard output, and
+    nothing changed anywhere in the folder.
+    """
+    before = contents(folder)
+    capsys.readouterr()
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    message = captured.err[captured.err.index("error: ") :]
+    for word in words:
+        assert word in message, message
+    assert contents(folder) == before
+    return message
+
+
+def graded(count: int = 60, answers: int = 3) -> list[dict[str, Any]]:
+    """A row per completion, with scores from 1 to 9."""
+    return [
+        {"prompt": f"Question {i}?", "completion": f"Answer {j} to {i}.", "score": 1 + (3 * i + 2 * j) % 9}
+        for i in range(count)
+        for j in range(answers)
+    ]

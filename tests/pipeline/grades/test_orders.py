@@ -39,21 +39,24 @@ def biases(table: pa.Table, **options: Any) -> dict:
     return metadata(build_pairs(table, **options).schema)["position_bias"]
 
 
-@pytest.mark.parametrize(("spread", "variance"), [(None, 1.8), (0.6, 1.98)])
-def test_bias_and_standard_error_by_hand(spread: float | None, variance: float) -> None:
+@pytest.mark.parametrize(
+    ("answers", "spread", "bias", "order_sd", "variance"),
+    [
+        ([both("j", 2, 1), both("j", 5, 3)], None, 2.0, pytest.approx(math.sqrt(2)), 1.8),
+        ([both("j", 2, 1), both("j", 5, 3)], 0.6, 2.0, pytest.approx(math.sqrt(2)), 1.98),
+        ([both("j", 2, 1)], None, 1.0, None, None),
+        ([both("j", 2, 1)], 0.6, 1.0, None, 0.18),
+    ],
+)
+def test_bias_and_standard_error_by_hand(
+    answers: list[list[Grade]], spread: float | None, bias: float, order_sd: Any, variance: float | None
+) -> None:
     """h = 1 and 3: b = 2, v0 = ((1 - 2)² + (3 - 2)²)/(2 - 1) = 2. Each pair's (h - b)² = 1: variance (4·2 + 1)/5 = 1.8; two answers of
-    spread .6 add (.36 + .36)/4 = .18."""
-    table = answered([both("j", 2, 1), both("j", 5, 3)], spread=spread)
+    spread .6 add (.36 + .36)/4 = .18. One pair has a bias, but says nothing of the order noise."""
+    table = answered(answers, spread=spread)
     found = {row["quality_margin"]: row["margin_se"] for row in rows(table)}
-    assert found == {2: pytest.approx(math.sqrt(variance)), 5: pytest.approx(math.sqrt(variance))}
-    assert biases(table) == {"j/overall": {"bias": 2.0, "pairs": 2, "order_sd": pytest.approx(math.sqrt(2))}}
-
-
-def test_one_pair_has_a_bias_but_says_nothing_of_the_order_noise() -> None:
-    table = answered([both("j", 2, 1)])
-    assert biases(table) == {"j/overall": {"bias": 1.0, "pairs": 1, "order_sd": None}}
-    assert rows(table)[0]["margin_se"] is None
-    assert rows(answered([both("j", 2, 1)], spread=0.6))[0]["margin_se"] == pytest.approx(math.sqrt(0.18))
+    assert found == dict.fromkeys((2, 5)[: len(answers)], variance and pytest.approx(math.sqrt(variance)))
+    assert biases(table) == {"j/overall": {"bias": bias, "pairs": len(answers), "order_sd": order_sd}}
 
 
 def test_an_answer_in_one_order_is_dropped_or_kept_without_the_bias() -> None:
@@ -165,8 +168,6 @@ def test_normalisations_take_the_bias_along() -> None:
     assert sorted(row["quality_margin"] for row in rows(table, normalise="zscore")) == pytest.approx([1 / 3.5**0.5, 2 / 3.5**0.5])
     with pytest.raises(UserError, match="rank is for scores"):
         build_pairs(table, normalise="rank")
-    with pytest.raises(UserError, match="one_order"):
-        build_pairs(table, one_order="both")
 
 
 def lines(seed: int = 0, prompts: int = 400) -> list[dict]:

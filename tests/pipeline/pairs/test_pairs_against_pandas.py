@@ -3,6 +3,7 @@
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,16 +28,13 @@ def ratings(seed: int = 3, prompts: int = 60) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["prompt", "completion", "rater", "score"])
 
 
-def write(frame: pd.DataFrame, path: Path) -> Path:
-    return write_rows(path, frame.to_dict("records"))
-
-
-def built(paths: list[Path], out: Path, **options: object) -> pd.DataFrame:
-    build(paths, out, options=BuildOptions(format="jsonl", kind="human", scale=SCALE, **options))  # type: ignore[arg-type]
+def built(frame: pd.DataFrame | list[pd.DataFrame], out: Path, **options: Any) -> pd.DataFrame:
+    parts = enumerate(frame if isinstance(frame, list) else [frame])
+    paths = [write_rows(out.with_name(f"{out.name}{i}.jsonl"), part.to_dict("records")) for i, part in parts]
+    build(paths, out, options=BuildOptions(format="jsonl", kind="human", scale=SCALE, **options))
     table = load_pairs(out).to_pandas()
-    table["prompt"] = [messages[0]["content"] for messages in table["prompt"]]
-    for side in ("chosen", "rejected"):
-        table[side] = [messages[0]["content"] for messages in table[side]]
+    for column in ("prompt", "chosen", "rejected"):
+        table[column] = [messages[0]["content"] for messages in table[column]]
     return table
 
 
@@ -69,28 +67,27 @@ def same(found: dict, wanted: dict) -> None:
 
 def test_all_pairs_and_margins(tmp_path: Path) -> None:
     frame = ratings()
-    same(by_text(built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out")), expected(frame))
+    same(by_text(built(frame, tmp_path / "out")), expected(frame))
 
 
 def test_best_against_worst_and_adjacent_follow_the_scores(tmp_path: Path) -> None:
     """Score ties make the choice of a text free, never its score: the margins are the independent ones."""
     frame = ratings(seed=4)
-    path = write(frame, tmp_path / "r.jsonl")
     scores = frame.groupby(["prompt", "completion"])["score"].mean()
-    worst = built([path], tmp_path / "bw", strategy="best-worst")
+    worst = built(frame, tmp_path / "bw", strategy="best-worst")
     spans = scores.groupby(level=0).agg(lambda s: s.max() - s.min())
     assert len(worst) == len(spans)
     np.testing.assert_allclose(worst.set_index("prompt")["quality_margin"].sort_index(), spans.sort_index(), atol=1e-12)
-    adjacent = built([path], tmp_path / "adj", strategy="adjacent")
+    adjacent = built(frame, tmp_path / "adj", strategy="adjacent")
     for prompt, of_prompt in scores.groupby(level=0):
         gaps = np.sort(-np.diff(np.sort(of_prompt.to_numpy())[::-1]))
         np.testing.assert_allclose(np.sort(adjacent.loc[adjacent.prompt == prompt, "quality_margin"]), gaps, atol=1e-12)
 
 
 def test_a_cap_takes_the_smallest_hashes_after_ties_are_dropped(tmp_path: Path) -> None:
-    path = write(ratings(seed=5), tmp_path / "r.jsonl")
-    whole = built([path], tmp_path / "whole", strategy="adjacent", ties="drop", seed=7)
-    capped = built([path], tmp_path / "capped", strategy="adjacent", ties="drop", seed=7, max_per_prompt=2)
+    frame = ratings(seed=5)
+    whole = built(frame, tmp_path / "whole", strategy="adjacent", ties="drop", seed=7)
+    capped = built(frame, tmp_path / "capped", strategy="adjacent", ties="drop", seed=7, max_per_prompt=2)
     digest = [blake2b(f"7\0{row.chosen_id}\0{row.rejected_id}".encode(), digest_size=16).hexdigest() for row in whole.itertuples()]
     kept = whole.assign(digest=digest).sort_values("digest").groupby("prompt_id").head(2)
     assert set(zip(kept.chosen_id, kept.rejected_id)) == set(zip(capped.chosen_id, capped.rejected_id))
@@ -102,12 +99,11 @@ def test_a_cap_takes_the_smallest_hashes_after_ties_are_dropped(tmp_path: Path) 
 @pytest.mark.parametrize("normalise", ["none", "rank"])
 def test_order_and_files_change_nothing(tmp_path: Path, strategy: str, normalise: str) -> None:
     frame = ratings(seed=6)
-    whole = write(frame, tmp_path / "a.jsonl")
     shuffled = frame.sample(frac=1, random_state=1)
-    parts = [write(part, tmp_path / f"p{i}.jsonl") for i, part in enumerate((shuffled[:100], shuffled[100:101], shuffled[101:]))]
+    parts = [shuffled[:100], shuffled[100:101], shuffled[101:]]
     options = {"strategy": strategy, "normalise": normalise, "max_per_prompt": 3, "seed": 11}
     columns = ["prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters"]
-    one = built([whole], tmp_path / "one", **options)[columns]
+    one = built(frame, tmp_path / "one", **options)[columns]
     many = built(parts, tmp_path / "many", **options)[columns]
     pd.testing.assert_frame_equal(one, many, check_exact=False, atol=1e-12, rtol=0)
 
@@ -120,7 +116,7 @@ def test_standard_errors_by_hand(tmp_path: Path) -> None:
     rows = [("x", "a", "r", 6), ("x", "b", "r", 4), ("x", "a", "s", 7), ("x", "b", "s", 3)]
     rows += [("y", "a", "r", 5), ("y", "b", "r", 4), ("y", "a", "s", 9), ("y", "b", "s", 8), ("z", "a", "r", 6), ("z", "b", "r", 1)]
     frame = pd.DataFrame(rows, columns=["prompt", "completion", "rater", "score"])
-    found = built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out").set_index("prompt")
+    found = built(frame, tmp_path / "out").set_index("prompt")
     assert found["margin_se"].to_dict() == pytest.approx({"x": 0.6**0.5, "y": 0.4**0.5, "z": 1.0}, abs=1e-12)
     assert found["quality_margin"].to_dict() == {"x": 3.0, "y": 1.0, "z": 5.0}
     assert found["raters"].to_dict() == {"x": 2, "y": 2, "z": 1}
@@ -132,6 +128,6 @@ def test_real_grades(tmp_path: Path, real_data: Path) -> None:
     frame = pd.read_parquet(real_data / "arena_bench_gpt4_scores.parquet", columns=["prompt", "response", "score"]).dropna()
     frame = frame.rename(columns={"response": "completion"}).assign(rater="gpt-4")
     frame = frame[frame.completion.str.strip() != ""]
-    found = built([write(frame, tmp_path / "r.jsonl")], tmp_path / "out")
+    found = built(frame, tmp_path / "out")
     assert len(found) > 20_000
     same(by_text(found), expected(frame))
