@@ -34,46 +34,50 @@ def margins(table, **options):
     return {(row["chosen"][0]["content"], row["rejected"][0]["content"]): row["quality_margin"] for row in rows}
 
 
-def test_aspects_merge_by_weights_and_by_mean() -> None:
-    table = rated(("r/x", "a", 8), ("r/y", "a", 2), ("r/x", "b", 4), ("r/y", "b", 4), ("r", "a", 9))
-    assert margins(table, score="x") == {("a", "b"): 4}
-    assert margins(table, score="x=0.5,y=-1") == {("a", "b"): pytest.approx(0.5 * 4 + 2)}
-    assert margins(table, score="mean") == {("a", "b"): pytest.approx(1)}
-    with pytest.raises(UserError, match="no grade has the aspect 'z'"):
-        build_pairs(table, score="z")
-
-
-def test_the_mean_uses_only_aspects_that_every_kept_completion_has() -> None:
-    """b lacks y, so y may not lift a: x alone gives 4, with y it would be (8 + 10)/2 - 4 = 5."""
-    assert margins(rated(("r/x", "a", 8), ("r/y", "a", 10), ("r/x", "b", 4)), score="mean") == {("a", "b"): 4}
-
-
-def test_repeats_average_before_raters_do() -> None:
-    """r says 1 three times and s says 9 once: the mean over raters is 5, not 3."""
-    assert margins(rated(*[("r", "a", 1.0)] * 3, ("s", "a", 9), ("r", "b", 0), ("s", "b", 0))) == {("a", "b"): 5}
-
-
-def test_median_over_raters() -> None:
-    table = scored(a=(1, 9, 8), b=(0, 0, 6))
-    assert margins(table, merge_raters="median") == {("a", "b"): 8}
-    assert margins(table) == {("a", "b"): pytest.approx(4)}
+ASPECTS = rated(("r/x", "a", 8), ("r/y", "a", 2), ("r/x", "b", 4), ("r/y", "b", 4), ("r", "a", 9))
+SEVERAL = scored(a=(1, 9, 8), b=(0, 0, 6))
 
 
 @pytest.mark.parametrize(
-    ("normalise", "expected"),
-    [("minmax", 0.5), ("log", math.log(2)), ("zscore", 2)],  # mean 7.5, standard deviation 2.5: z-scores 1 and -1
+    ("table", "options", "expected"),
+    [
+        (ASPECTS, {"score": "x"}, {"ab": 4}),
+        (ASPECTS, {"score": "x=0.5,y=-1"}, {"ab": 0.5 * 4 + 2}),
+        (ASPECTS, {"score": "mean"}, {"ab": 1}),
+        # b lacks y, so y may not lift a: x alone gives 4, with y it would be (8 + 10)/2 - 4 = 5
+        (rated(("r/x", "a", 8), ("r/y", "a", 10), ("r/x", "b", 4)), {"score": "mean"}, {"ab": 4}),
+        # r says 1 three times and s says 9 once: the mean over raters is 5, not 3
+        (rated(*[("r", "a", 1.0)] * 3, ("s", "a", 9), ("r", "b", 0), ("s", "b", 0)), {}, {"ab": 5}),
+        (SEVERAL, {"merge_raters": "median"}, {"ab": 8}),
+        (SEVERAL, {}, {"ab": 4}),
+        (scored(a=10, b=5), {"normalise": "minmax"}, {"ab": 0.5}),
+        (scored(a=10, b=5), {"normalise": "log"}, {"ab": math.log(2)}),
+        # mean 7.5, standard deviation 2.5: z-scores 1 and -1
+        (scored(a=10, b=5), {"normalise": "zscore"}, {"ab": 2}),
+        # ranks from below: b and c share 1.5 -> .25, a has 3 -> 1
+        (scored(a=9, b=5, c=5), {"normalise": "rank", "ties": "drop"}, {"ab": 0.75, "ac": 0.75}),
+        # position bias +1: shown first a gets 2 + 1, shown second (as b first) -2 + 1; the order asked twice does not tilt it
+        (compared(("j", "a", "b", 3), ("j", "a", "b", 3), ("j", "b", "a", -1)), {}, {"ab": 2}),
+        (compared(("j", "a", "b", -2)), {}, {"ba": 2}),
+    ],
 )
-def test_normalisations_by_hand(normalise: str, expected: float) -> None:
-    assert margins(scored(a=10, b=5), normalise=normalise) == {("a", "b"): pytest.approx(expected)}
+def test_margins_by_hand(table: pa.Table, options: dict[str, Any], expected: dict[str, float]) -> None:
+    assert margins(table, **options) == {tuple(pair): pytest.approx(margin) for pair, margin in expected.items()}
 
 
-def test_ranks_by_hand_and_normalisations_that_grades_do_not_allow() -> None:
-    # ranks from below: b and c share 1.5 -> .25, a has 3 -> 1
-    assert sorted(margins(scored(a=9, b=5, c=5), normalise="rank").values()) == [0, 0.75, 0.75]
-    with pytest.raises(UserError, match="needs a declared scale"):
-        build_pairs(rated(("r", "a", 1), ("r", "b", 2), low=None, high=None), normalise="minmax")
-    with pytest.raises(UserError, match="needs scores > 0"):
-        build_pairs(scored(a=0, b=2), normalise="log")
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        (ASPECTS, {"score": "z"}, "no grade has the aspect 'z'"),
+        (rated(("r", "a", 1), ("r", "b", 2), low=None, high=None), {"normalise": "minmax"}, "needs a declared scale"),
+        (scored(a=0, b=2), {"normalise": "log"}, "needs scores > 0"),
+        (compared(("j", "a", "b", 2)), {"normalise": "rank"}, "rank is for scores"),
+        (compared(("j", "a", "b", 2)), {"strategy": "best-worst"}, "needs a score for each completion"),
+    ],
+)
+def test_what_grades_do_not_allow(table: pa.Table, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_pairs(table, **options)
 
 
 def test_a_single_judges_spread_follows_the_delta_method() -> None:
@@ -83,13 +87,8 @@ def test_a_single_judges_spread_follows_the_delta_method() -> None:
     assert build_pairs(table, normalise="log")["margin_se"].to_pylist() == [pytest.approx(math.hypot(0.6 / 8, 0.6 / 4))]
 
 
-def test_two_orders_of_a_comparison_average_to_the_debiased_gap() -> None:
-    """Position bias +1: shown first a gets 2 + 1, shown second (as b first) -2 + 1. The order asked twice does not tilt it."""
-    assert margins(compared(("j", "a", "b", 3), ("j", "a", "b", 3), ("j", "b", "a", -1))) == {("a", "b"): 2}
-    assert margins(compared(("j", "a", "b", -2))) == {("b", "a"): 2}
+def test_a_comparison_has_no_scores() -> None:
     assert build_pairs(compared(("j", "a", "b", 2)))["score_chosen"].to_pylist() == [None]
-    with pytest.raises(UserError, match="needs a score for each completion"):
-        build_pairs(compared(("j", "a", "b", 2)), strategy="best-worst")
 
 
 def test_votes_count_ties_half_rounded_down() -> None:

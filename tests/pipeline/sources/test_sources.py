@@ -279,10 +279,8 @@ def test_trl_texts_share_their_prompt_as_in_trl() -> None:
 
 
 def test_a_column_missing_in_one_row_costs_that_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    lines = (RATING, {"prompt": "Ask", "score": 1}, {"prompt": "A", "completion": "b"})
-    path.write_text("\n".join(json.dumps(row) for row in lines))
-    result = collected(path, "jsonl")
+    rows = [RATING, {"prompt": "Ask", "score": 1}, {"prompt": "A", "completion": "b"}]
+    result = collected(write_rows(tmp_path / "rows.jsonl", rows), "jsonl")
     assert result.rejects.select(["reason", "row", "evidence"]).to_pylist() == [
         {"reason": "missing_column", "row": 2, "evidence": '{"missing":"completion"}'},
         {"reason": "missing_column", "row": 3, "evidence": '{"missing":"score"}'},
@@ -325,29 +323,28 @@ def test_a_chunk_in_parts_is_the_chunk(tmp_path: Path) -> None:
     assert sum(part.lines for part in parts) == 201 and sum(part.limited for part in parts) == 30
 
 
-def test_binarized_sample() -> None:
-    # Of the 240 pairs two have the same text on both sides; every other one gives two completions and two grades.
-    result = collected(DATA / "ultrafeedback_pairs.jsonl", "ultrafeedback-binarized")
-    assert (result.lines, result.dropped, result.limited) == (240, 2, 0)
-    assert result.counts == {"prompt": 238, "completion": 476, "grade": 476, "merged": 0}
-    assert reasons(result) == {"identical_texts": 2}
-    first = json.loads((DATA / "ultrafeedback_pairs.jsonl").read_text().split("\n")[0])
+@pytest.mark.parametrize(
+    ("name", "format", "options", "lines", "prompts", "grades", "same_texts"),
+    [
+        ("arena_grades.jsonl.gz", "jsonl", {"scale": (1.0, 10.0), "kind": "ai"}, 2236, 120, 2236, 0),
+        ("judge_samples.jsonl.gz", "jsonl", {"scale": (1.0, 5.0)}, 528, 45, 528, 0),
+        ("human_graded_pairs.jsonl", "jsonl", {"scale": (-2.0, 2.0)}, 370, 183, 366, 4),
+        # of the 240 pairs two have the same text on both sides; every other one gives two grades
+        ("ultrafeedback_pairs.jsonl", "ultrafeedback-binarized", {}, 240, 238, 476, 2),
+    ],
+)
+def test_samples(name: str, format: str, options: dict[str, Any], lines: int, prompts: int, grades: int, same_texts: int) -> None:
+    result = collected(DATA / name, format, **options)
+    assert (result.lines, result.dropped, result.limited) == (lines, same_texts, 0)
+    assert (len(set(result.feedback["prompt_id"].to_pylist())), result.counts["grade"]) == (prompts, grades)
+    assert reasons(result) == ({"identical_texts": same_texts} if same_texts else {})
     row = result.feedback.slice(0, 1).to_pylist()[0]
-    assert row["prompt"][0]["content"] == first["prompt"]
-    assert [rating["score"] for rating in row["ratings"]] == [first["score_chosen"], first["score_rejected"]]
-
-
-def test_samples() -> None:
-    grades = collected(DATA / "arena_grades.jsonl.gz", "jsonl", scale=(1.0, 10.0), kind="ai")
-    assert (grades.lines, grades.dropped, grades.rejects.num_rows) == (2236, 0, 0)
-    assert len(set(grades.feedback["prompt_id"].to_pylist())) == 120
-    three = collected(DATA / "judge_samples.jsonl.gz", "jsonl", scale=(1.0, 5.0))
-    assert (three.counts["grade"], three.rejects.num_rows) == (528, 0)
-    people = collected(DATA / "human_graded_pairs.jsonl", "jsonl", scale=(-2.0, 2.0))
-    assert (people.lines, people.dropped, people.limited) == (370, 4, 0)
-    assert set(people.rejects["reason"].to_pylist()) == {"identical_texts"}
-    gaps = {row["comparisons"][0]["gap"] for row in people.feedback.to_pylist()}
-    assert gaps == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    if format != "jsonl":
+        first = json.loads((DATA / name).read_text().split("\n")[0])
+        assert row["prompt"][0]["content"] == first["prompt"]
+        assert [rating["score"] for rating in row["ratings"]] == [first["score_chosen"], first["score_rejected"]]
+    gaps = {comparison["gap"] for row in result.feedback.to_pylist() for comparison in row["comparisons"]}
+    assert gaps == ({-2.0, -1.0, 0.0, 1.0, 2.0} if "pairs" in name and format == "jsonl" else set())
     assert sum(file.stat().st_size for file in DATA.iterdir()) < 3 << 20
 
 
