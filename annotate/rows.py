@@ -129,13 +129,18 @@ def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator
         )
 
 
-def _means(grades: Sequence[dict[str, Any]] | None, size: int) -> list[float | None]:
+def share_of_scale(rating: Mapping[str, Any]) -> float | None:
+    """A rating's score as a share of its declared scale, 0 to 1 within it; None where no scale is declared."""
+    low, high = rating["low"], rating["high"]
+    return (rating["score"] - low) / (high - low) if low is not None and high is not None and high > low else None
+
+
+def _means(ratings: Sequence[Mapping[str, Any]] | None, size: int) -> list[float | None]:
+    # One row at a time, whatever the raters: a build's means over flat grades are for whole batches (mmpo.pipeline.grades).
     found: list[list[float]] = [[] for _ in range(size)]
-    for grade in grades or ():
-        low, high, score = grade["low"], grade["high"], grade["score"]
-        if low is not None and high is not None and high > low:
-            score = (score - low) / (high - low)
-        found[grade["completion"]].append(score)
+    for rating in ratings or ():
+        share = share_of_scale(rating)
+        found[rating["completion"]].append(rating["score"] if share is None else share)
     return [sum(values) / len(values) if values else None for values in found]
 
 

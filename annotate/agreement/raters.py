@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
-from mmpo.annotate.agreement.statistics import rank_correlation, runs
+from mmpo.annotate.agreement.statistics import rank_correlation
+from mmpo.pipeline.grades import places, run_means, runs
 from mmpo.pipeline.margins import Floats
 
 
@@ -79,8 +80,8 @@ def position_row(margins: RaterMargins, column: int) -> dict[str, Any]:
         return {"name": name, **nothing}
     grades = _raw_grades(margins, column)
     order = np.lexsort((grades.value, grades.first, grades.unit))
-    starts, sizes = runs(grades.item[order])
-    lean = np.add.reduceat(np.where(grades.first, grades.value, -grades.value)[order], starts) / sizes
+    starts, _ = runs(grades.item[order])
+    lean = run_means(np.where(grades.first, grades.value, -grades.value)[order], starts)
     unit = grades.unit[order][starts]
     firsts, orders = runs(unit)
     prompt = margins.prompt[unit[firsts]]
@@ -101,6 +102,7 @@ def position_row(margins: RaterMargins, column: int) -> dict[str, Any]:
 
 def _clustered(lean: Floats, prompt: np.ndarray) -> dict[str, float | None]:
     """The mean and its standard error with prompts as clusters: s/√n where each has one unit; None for a single prompt."""
+    # Not `position_biases` of mmpo.pipeline.grades: its totals, which parts of any size add up to, know nothing of prompts.
     mean = float(lean.mean())
     sums = np.bincount(np.unique(prompt, return_inverse=True)[1], lean - mean)
     clusters = len(sums)
@@ -126,8 +128,9 @@ def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None
     item = np.repeat(np.arange(len(sizes)), sizes)
     twos = sizes * (sizes - 1) / 2
     # Of k sorted values, Σ over i < j of (x_j − x_i) = Σ (2i − k + 1)·x_i, i from 0.
-    place = np.arange(len(value)) - np.repeat(starts, sizes)
-    difference = np.add.reduceat((2 * place - np.repeat(sizes, sizes) + 1) * (value - value[starts][item]), starts) / twos
+    difference = (
+        np.add.reduceat((2 * places(starts, sizes) - np.repeat(sizes, sizes) + 1) * (value - value[starts][item]), starts) / twos
+    )
     equal, lengths = runs(item, value)
     same = np.bincount(item[equal], lengths * (lengths - 1) / 2) / twos
     return {

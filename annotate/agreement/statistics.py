@@ -16,19 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.grades import group_starts
+from mmpo.pipeline.grades import run_sizes, runs
 from mmpo.pipeline.margins import Floats
 
 INTERVAL = (0.025, 0.975)
 """The quantiles of the draws that bound a 95% interval."""
 CHUNK_NUMBERS = 2_000_000
 """Numbers that a chunk of resamples holds at once."""
-
-
-def runs(*sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal keys start in arrays sorted by them, and how long they are."""
-    starts = group_starts(*sorted_keys)
-    return starts, np.diff(np.append(starts, len(sorted_keys[0])))
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Patterns:
 
     def counts(self) -> Floats:
         """How often each pattern occurs, shape (1, patterns)."""
-        return np.diff(np.append(self.unit_start, len(self.prompt)))[None].astype(np.float64)
+        return run_sizes(self.unit_start, len(self.prompt))[None].astype(np.float64)
 
     def resampled(self, times: int, seed: int) -> Iterator[Floats]:
         """How often each pattern occurs where prompts (not units) are drawn with replacement: chunks of shape (draws, patterns)."""

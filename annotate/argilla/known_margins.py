@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmpo.annotate.rows import share_of_scale
 from mmpo.pipeline.api import build_pairs
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup
@@ -124,9 +125,8 @@ def _scores(names: pa.Table, groups: Sequence[GradeGroup]) -> dict[tuple[str, st
     found: dict[tuple[str, str], list[float]] = {}
     for row in names.select(["prompt_id", "completions", "ratings"]).to_pylist():
         for grade in row["ratings"] or ():
-            low, high = grade["low"], grade["high"]
-            if (grade["kind"], grade["rater"], grade["aspect"]) in by and low is not None and high is not None and high > low:
-                share = (grade["score"] - low) / (high - low)
+            share = share_of_scale(grade)
+            if (grade["kind"], grade["rater"], grade["aspect"]) in by and share is not None:
                 found.setdefault((row["prompt_id"], row["completions"][grade["completion"]]["id"]), []).append(share)
     return {
         key: (float(np.mean(shares)), float(np.std(shares, ddof=1)) if len(shares) > 1 else None) for key, shares in found.items()

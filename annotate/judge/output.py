@@ -267,6 +267,7 @@ def _look_up(
 
 
 def _count_orders(row: int, grades: Sequence[NewGrade], gaps: dict[tuple[int, int, int, str], float], totals: JudgeTotals) -> None:
+    # Running sums, not `position_biases` of mmpo.pipeline.grades: a journal may be of any size, and FEEDBACK is not written yet.
     for grade in grades:
         if grade.second is None:
             continue

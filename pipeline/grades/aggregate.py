@@ -45,11 +45,11 @@ class Grades:
         """One grade per run of grades: the mean of its values (or the weighted sum), its variance likewise; a coefficient's mean."""
         if not len(starts):
             return self.take(np.zeros(0, dtype=np.int64))
-        counts = np.diff(np.append(starts, len(self.value)))
+        counts = run_sizes(starts, len(self.value))
         w = np.repeat(1 / counts, counts) if weights is None else weights
         value, variance = (np.add.reduceat(column, starts) for column in (self.value * w, self.variance * w * w))
         merged = self.take(starts)
-        coefficient = None if self.coefficient is None else np.add.reduceat(self.coefficient, starts) / counts
+        coefficient = None if self.coefficient is None else run_means(self.coefficient, starts)
         return replace(merged, value=value, variance=variance, coefficient=coefficient)
 
 
@@ -93,6 +93,27 @@ def group_starts(*keys: np.ndarray) -> np.ndarray:
     new = np.ones(len(keys[0]), dtype=bool)
     new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     return np.flatnonzero(new)
+
+
+def run_sizes(starts: np.ndarray, total: int) -> np.ndarray:
+    """How long the runs are that start there, of so many values."""
+    return np.diff(np.append(starts, total))
+
+
+def runs(*sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal keys start in arrays sorted by them, and how long they are."""
+    starts = group_starts(*sorted_keys)
+    return starts, run_sizes(starts, len(sorted_keys[0]))
+
+
+def places(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Each value's place in its run, from 0."""
+    return np.arange(int(sizes.sum())) - np.repeat(starts, sizes)
+
+
+def run_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The plain mean of each run: the one that builds, ranks and agreement share."""
+    return np.add.reduceat(values, starts) / run_sizes(starts, len(values))
 
 
 def merge_repeats(grades: Grades) -> Grades:
@@ -153,7 +174,7 @@ def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequen
 
 def _complete(grades: Grades, aspects: int) -> np.ndarray:
     """Whether each grade's rater gave all of the aspects to its item."""
-    counts = np.diff(np.append(group_starts(grades.item, grades.rater), len(grades.value)))
+    _, counts = runs(grades.item, grades.rater)
     return np.repeat(counts == aspects, counts)
 
 
@@ -183,12 +204,12 @@ def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray]:
 def _mean(grades: Grades, starts: np.ndarray) -> np.ndarray:
     """The mean of each run, weighted where grades have weights."""
     if grades.weight is None:
-        return np.add.reduceat(grades.value, starts) / np.diff(np.append(starts, len(grades.value)))
+        return run_means(grades.value, starts)
     return np.add.reduceat(grades.value * grades.weight, starts) / np.add.reduceat(grades.weight, starts)
 
 
 def _median(grades: Grades, starts: np.ndarray) -> np.ndarray:
-    counts = np.diff(np.append(starts, len(grades.value)))
+    counts = run_sizes(starts, len(grades.value))
     value = grades.value[np.lexsort((grades.value, grades.item))]
     return (value[starts + (counts - 1) // 2] + value[starts + counts // 2]) / 2
 

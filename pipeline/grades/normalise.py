@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, lists, offsets_of, to_numpy, with_fields
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades.aggregate import averaged_aspects, group_starts
+from mmpo.pipeline.grades.aggregate import averaged_aspects, places, run_means, runs
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
 
 
@@ -71,12 +71,9 @@ def ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
         return result
     order = known[np.lexsort((values[known], *(g[known] for g in groups)))]
     keys = [g[order] for g in groups]
-    starts = group_starts(*keys)
-    sizes = np.diff(np.append(starts, len(order)))
-    place = np.arange(len(order)) - np.repeat(starts, sizes)
-    equal = group_starts(*keys, values[order])
-    runs = np.diff(np.append(equal, len(order)))
-    average = np.repeat(np.add.reduceat(place.astype(np.float64), equal) / runs, runs)
+    starts, sizes = runs(*keys)
+    equal, lengths = runs(*keys, values[order])
+    average = np.repeat(run_means(places(starts, sizes).astype(np.float64), equal), lengths)
     n = np.repeat(sizes, sizes)
     result[order] = np.where(n > 1, average / np.maximum(n - 1, 1), 0.5)
     return result

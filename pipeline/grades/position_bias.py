@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, group_starts, merge_repeats
+from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, merge_repeats, runs
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom the group's variance of h counts for beside a pair's own; margin_se shrinks by as many."""
@@ -81,8 +81,8 @@ class _Answers(NamedTuple):
 
 def _answers(flat: FlatGrades) -> _Answers:
     orders = merge_repeats(flat.grades)
-    starts = group_starts(orders.item, orders.rater, orders.aspect)
-    both = np.diff(np.append(starts, len(orders.item))) == 2
+    starts, sizes = runs(orders.item, orders.rater, orders.aspect)
+    both = sizes == 2
     gap = np.full(len(starts), np.nan)
     # of two orders the second is the one where the item's first half was shown first
     gap[both] = (orders.value[starts[both] + 1] - orders.value[starts[both]]) / 2

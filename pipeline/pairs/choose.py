@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
-from mmpo.pipeline.grades.aggregate import Grades, group_starts, merge_raters
+from mmpo.pipeline.grades.aggregate import Grades, merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
 from mmpo.pipeline.margins import margin_standard_error
@@ -62,17 +62,11 @@ def _adjacent(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -
     return better, better + 1
 
 
-def _places(*keys: np.ndarray) -> np.ndarray:
-    """Of values sorted by keys: each one's place in its run of equal keys."""
-    starts, size = group_starts(*keys), len(keys[0])
-    return np.arange(size) - np.repeat(starts, np.diff(np.append(starts, size)))
-
-
 def _first(prompt: np.ndarray, most: int, *keys: np.ndarray) -> np.ndarray:
     """A mask that keeps, of each prompt, the `most` pairs that come first by the keys (the first key decides)."""
     order = np.lexsort((*reversed(keys), prompt))
     keep = np.zeros(len(order), dtype=bool)
-    keep[order[_places(prompt[order]) < most]] = True
+    keep[order[places(*runs(prompt[order])) < most]] = True
     return keep
 
 
@@ -96,7 +90,7 @@ def _stratify(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: in
     bins = np.minimum((most * (margin - least[prompt]) / np.where(width > 0, width, 1)).astype(np.int64), most - 1)
     order = np.lexsort((rank, bins, prompt))
     turn = np.empty(len(order), dtype=np.int64)
-    turn[order] = _places(prompt[order], bins[order])
+    turn[order] = places(*runs(prompt[order], bins[order]))
     return _first(prompt, most, turn, -bins, rank)
 
 
