@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from commands import refused
+from command import refused
 from folders import changed, read_table, split_folder
 from training_cases import FEW_STEPS, make_pairs, save_model, small_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
