@@ -88,10 +88,8 @@ def _failed(error: Exception) -> int:
     # Imported here: the package mmpo.pipeline loads pyarrow, which --help does without.
     from mmpo.pipeline.errors import PartialResult, UserError
 
-    if isinstance(error, UserError):
-        return _say(str(error), 2)
-    if isinstance(error, PartialResult):
-        return _say(str(error), 3)
+    if isinstance(error, (UserError, PartialResult)):
+        return _say(str(error), 2 if isinstance(error, UserError) else 3)
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, ModuleNotFoundError):

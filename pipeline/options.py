@@ -6,6 +6,7 @@ Whoever makes one (Python, a command's flags, a recipe), what is wrong is a User
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
@@ -129,6 +130,11 @@ def flags_of(options: type, name: str) -> list[str]:
     """The flags of a field, the one to write first."""
     own = [flags.names for flags in fields_of(options)[name].metadata if isinstance(flags, Flags)]
     return list(own[0]) if own else ["--" + name.replace("_", "-")]
+
+
+def shared(options: Any, kind: type) -> dict[str, Any]:
+    """The values of the options that a dataclass has fields for by the same names: its arguments, as far as options say them."""
+    return {field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)}
 
 
 def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = "", flags: bool = False) -> Kind:

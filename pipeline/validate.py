@@ -153,13 +153,6 @@ def _rule(good: str, bad: str) -> Check:
     return Check(outcome, good)
 
 
-def _leakage(name: str, totals: Totals) -> Outcome:
-    count = sum(len(splits) > 1 for splits in (*totals.prompts.values(), *totals.conversations.values()))
-    if count:
-        return "fail", count, "prompts or conversations on more than one side of the split"
-    return "pass", 0, "no prompt and no conversation is on two sides of the split"
-
-
 def _scales(name: str, totals: Totals) -> Outcome:
     if len(totals.scales) > 1:
         return "fail", len(totals.scales), f"files of different scales: {'; '.join(sorted(totals.scales))}"
@@ -214,7 +207,9 @@ CHECKS: dict[str, Check] = {
     "known errors": Check(_errors_known, "for how many pairs margin_se is known"),
     "votes": _rule("votes lie between 0 and the raters", "votes below 0 or above the raters"),
     "kinds": _rule("known kinds of raters", "unknown kinds of raters"),
-    "leakage": Check(_leakage, "no prompt and no conversation on two sides of the split"),
+    "leakage": _rule(
+        "no prompt and no conversation is on two sides of the split", "prompts or conversations on more than one side of the split"
+    ),
     "scales": Check(_scales, "one scale in all files"),
     "ties": Check(_ties, "not mostly pairs of margin 0"),
     "length bias": Check(_length, "neither the longer nor the shorter reply is nearly always chosen"),
@@ -240,6 +235,7 @@ def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = Fals
     for split in SPLITS:
         for path in split_files(folder, split):
             _take_in(totals, split, path)
+    totals.broken["leakage"] = sum(len(splits) > 1 for splits in (*totals.prompts.values(), *totals.conversations.values()))
     checks = []
     for name, check in CHECKS.items():
         status, count, message = check.outcome(name, totals)

@@ -170,12 +170,8 @@ def _say_pushed(summary: dict[str, Any]) -> None:
     say(
         f"{name}: {summary['sent']:,} new records, {summary['updated']:,} updated, {summary['unchanged']:,} there already{suggested}{rate}"
     )
-    for reason, count in sorted(summary["left_out"].items()):
-        example = summary["examples"].get(reason)
-        say(
-            f"left out: {reason} {count:,} ({LEFT_OUT.get(reason, 'see the docs')})"
-            + (f"; Argilla says: {example}" if example else "")
-        )
+    examples = {reason: f"; Argilla says: {example}" for reason, example in summary["examples"].items() if example}
+    _say_left_out(summary, examples)
     say(f"people grade at {summary['url']}    (mmpo argilla pull --dataset {shlex.quote(name)} --out ... brings the answers back)")
 
 
@@ -197,6 +193,11 @@ LEFT_OUT = {
 """What a reason means, and what to do."""
 
 
+def _say_left_out(summary: dict[str, Any], more: dict[str, str]) -> None:
+    for reason, count in sorted(summary["left_out"].items()):
+        say(f"left out: {reason} {count:,} ({LEFT_OUT.get(reason, 'see the docs')}){more.get(reason, '')}")
+
+
 def _say_pulled(summary: dict[str, Any]) -> None:
     counts = summary["responses"]
     _say_agreement(summary)
@@ -209,8 +210,7 @@ def _say_pulled(summary: dict[str, Any]) -> None:
         say(f"replaced: {summary['replaced']:,} grades of the same people that the folder of --feedback had already")
     for reason, count in sorted(summary["kept"].items()):
         say(f"kept from an earlier pull, gone from Argilla: {reason} {count:,}")
-    for reason, count in sorted(summary["left_out"].items()):
-        say(f"left out: {reason} {count:,} ({LEFT_OUT.get(reason, 'see the docs')}); evidence in {summary['out']}/rejects.parquet")
+    _say_left_out(summary, dict.fromkeys(summary["left_out"], f"; evidence in {summary['out']}/rejects.parquet"))
     if summary["nameless"]:
         say(f"raters that Argilla does not list (deleted, or not to be seen with this key): {', '.join(summary['nameless'])}")
     if summary["metadata_missing"]:

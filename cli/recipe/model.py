@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.cli.flags import model_of
 from mmpo.pipeline.build import BuildOptions
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import explain, options_from
 from mmpo.train.options import TrainOptions
 
@@ -181,9 +180,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if parent not in place or place[parent] is None:
             if (depth == 0 and parent not in _keys()) or (depth == 1 and parents[0] == "runs"):
                 known = _keys() if depth == 0 else list(place)
-                close = get_close_matches(parent, known, n=1, cutoff=0.4)
-                hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise UserError(f"--set {override}: unknown key {parent!r}{hint} Known: {', '.join(known)}")
+                raise UserError(f"--set {override}: {unknown_name('key', parent, known)}")
             place[parent] = {}
         place = place[parent]
         if not isinstance(place, dict):

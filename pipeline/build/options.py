@@ -9,7 +9,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
-from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Share, options
+from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Share, options, shared
 from mmpo.pipeline.pairs.choose import STRATEGIES
 from mmpo.pipeline.pairs.splits import check_shares
 from mmpo.pipeline.sources import SourceOptions, get_source
@@ -80,14 +80,13 @@ class BuildOptions:
         check_shares(self.split)
         check_options(get_source(self.format), source_options(self))
 
+    @property
+    def wanted(self) -> dict[str, tuple[str, ...]]:
+        """What the grades are narrowed by."""
+        given = {"kind": self.kinds, "rater": self.raters, "aspect": self.aspects}
+        return {name: values for name, values in given.items() if values}
+
 
 def source_options(options: BuildOptions) -> SourceOptions:
     """What of the options concerns reading the source."""
-    return SourceOptions(
-        columns=dict(options.columns),
-        scale=options.scale,
-        fix_known_defects=options.fix_known_defects,
-        rater=options.rater,
-        kind=options.kind,
-        need_scores=not options.feedback_only,
-    )
+    return SourceOptions(**shared(options, SourceOptions), need_scores=not options.feedback_only)

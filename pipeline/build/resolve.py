@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmpo.pipeline.grades.position_bias import position_biases
 from mmpo.pipeline.grades.rater_effects import RaterSample, fit_rater_effects
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
+from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs.choose import STRATEGIES, within_pair_variance
 from mmpo.pipeline.storage.accounting import RowAccounting
 
@@ -47,9 +48,7 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     """Which grades are used, and the rules of pairing. Raises UserError where the input and the options do not fit."""
     if options.feedback_only:
         return ResolvedBuild(options, statistics=statistics)
-    evidence, groups = choose_evidence(
-        statistics, options.evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects
-    )
+    evidence, groups = choose_evidence(statistics, options.evidence, options.wanted)
     score = parse_score(options.score, sorted({group.aspect for group in groups}))
     check_scales(score, groups, options.normalise)
     check_normalisation(options.normalise, groups, statistics)
@@ -59,8 +58,8 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
             f"--strategy {options.strategy} needs a score for each completion; the grades are comparisons, whose pairs are given. "
             f"Use {fitting}"
         )
-    of_options = {f.name: getattr(options, f.name) for f in fields(PairRules) if hasattr(options, f.name)}
-    return ResolvedBuild(options, PairRules(**{**of_options, "evidence": evidence, "score": score}), tuple(groups), statistics)
+    rules = PairRules(**{**shared(options, PairRules), "evidence": evidence, "score": score})
+    return ResolvedBuild(options, rules, tuple(groups), statistics)
 
 
 def merged_grades(rows: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> pa.Table:
@@ -68,7 +67,7 @@ def merged_grades(rows: pa.Table, build: ResolvedBuild, accounting: RowAccountin
     options, evidence = build.options, build.rules.evidence
     if not options.feedback_only:
         given = {name: len(flat(rows[name]).flatten()) for name in COLUMNS}
-        rows, left_out = select_grades(rows, evidence, kinds=options.kinds, raters=options.raters, aspects=options.aspects)
+        rows, left_out = select_grades(rows, evidence, options.wanted)
         used = given[evidence] - left_out
         total = sum(given.values())
         not_chosen = {"grade_not_chosen": total - used} if total > used else {}

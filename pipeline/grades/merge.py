@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy, with_fields
+from mmpo.pipeline.grades.aggregate import runs
 
 
 def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
@@ -51,11 +52,10 @@ def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tu
     if models and models[0] is None:
         model = np.where(model == 0, len(models), model)
     order = np.lexsort((model, identity, prompt))
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(identity[order]) != 0) | (np.diff(prompt[order]) != 0)
+    starts, sizes = runs(prompt[order], identity[order])
     position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.cumsum(new) - 1
-    kept = order[new]
+    position[order] = np.repeat(np.arange(len(starts)), sizes)
+    kept = order[starts]
     start = np.searchsorted(prompt[kept], np.arange(prompts + 1))
     return old.take(pa.array(kept)), start, position
 

@@ -10,6 +10,7 @@ was shown first and second,
 so the spread of h about b is that of the margin. Without taking b away it would be overstated: the mean of h² is b² + t²/2.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -106,13 +107,13 @@ def order_totals(flat: FlatGrades) -> dict[tuple[str, str], OrderTotals]:
 
 def position_biases(parts: Iterable[Mapping[tuple[str, str], OrderTotals]]) -> dict[tuple[str, str], PositionBias]:
     """The position bias of each (rater, aspect) with any both-order pair, from the totals of all parts of the input, sorted."""
-    whole: dict[tuple[str, str], OrderTotals] = {}
+    whole: defaultdict[tuple[str, str], list[OrderTotals]] = defaultdict(list)
     for part in parts:
-        for key, (pairs, total, squares) in part.items():
-            before = whole.get(key, OrderTotals(0, Fraction(0), Fraction(0)))
-            whole[key] = OrderTotals(before.pairs + pairs, before.total + total, before.squares + squares)
+        for key, totals in part.items():
+            whole[key].append(totals)
     result: dict[tuple[str, str], PositionBias] = {}
-    for key, (pairs, total, squares) in sorted(whole.items()):
+    for key, several in sorted(whole.items()):
+        pairs, total, squares = map(sum, zip(*several))
         about = max(squares - total * total / pairs, Fraction(0))  # h·h is rounded, so that equal gaps may leave less than 0
         result[key] = PositionBias(float(total / pairs), pairs, float(about / (pairs - 1)) if pairs > 1 else float("nan"))
     return result

@@ -4,7 +4,7 @@ Counts, means and standard deviations are taken while reading, one set per (sour
 the check for mixed scales need no pass of their own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,27 +102,21 @@ EVIDENCE = {
 """What `--from` may be, and what it means."""
 
 
-def choose_evidence(
-    statistics: GradeStatistics,
-    evidence: str,
-    *,
-    kinds: Sequence[str] | None = None,
-    raters: Sequence[str] | None = None,
-    aspects: Sequence[str] | None = None,
-) -> tuple[str, list[GradeGroup]]:
-    """ "ratings" or "comparisons", and the groups that the build uses.
+Wanted = Mapping[str, Sequence[str]]
+"""Of "kind", "rater" and "aspect", where grades are narrowed by it, the values that are used."""
+
+
+def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) -> tuple[str, list[GradeGroup]]:
+    """ "ratings" or "comparisons", from a key of EVIDENCE, and the groups that the build uses.
 
     Raises UserError where the choice names a kind, rater or aspect that no grade has, or leaves nothing.
     """
-    if evidence not in EVIDENCE:
-        raise unknown_name("evidence (--from)", evidence, EVIDENCE)
     table = evidence if evidence != "auto" else ("ratings" if statistics.of("ratings") else "comparisons")
     groups = statistics.of(table)
     if not groups:
         other = "comparisons" if table == "ratings" else "ratings"
         hint = f"; it has {other}: use --from {other}" if statistics.of(other) else ""
         raise UserError(f"the input holds no {table}{hint}" if evidence != "auto" else "the input holds no grades")
-    wanted = {name: values for name, values in (("kind", kinds), ("rater", raters), ("aspect", aspects)) if values}
     for name, values in wanted.items():
         known = sorted({getattr(group, name) for group in groups})
         for value in values:
@@ -134,22 +128,14 @@ def choose_evidence(
     return table, chosen
 
 
-def select_grades(
-    table: pa.Table,
-    name: str,
-    *,
-    kinds: Iterable[str] | None = None,
-    raters: Iterable[str] | None = None,
-    aspects: Iterable[str] | None = None,
-) -> tuple[pa.Table, int]:
+def select_grades(table: pa.Table, name: str, wanted: Wanted) -> tuple[pa.Table, int]:
     """The FEEDBACK table with only the chosen grades in column `name`, and how many were left out."""
-    filters = [(key, list(values)) for key, values in (("kind", kinds), ("rater", raters), ("aspect", aspects)) if values]
-    if not filters:
+    if not wanted:
         return table, 0
     column = flat(table[name])
     grades = column.flatten()
     keep = np.ones(len(grades), dtype=bool)
-    for key, values in filters:
+    for key, values in wanted.items():
         keep &= np.asarray(pc.is_in(grades.field(key), value_set=pa.array(values, pa.string())))
     row = parents(offsets_of(column))[keep]
     kept = lists(np.searchsorted(row, np.arange(table.num_rows)), grades.filter(pa.array(keep)))

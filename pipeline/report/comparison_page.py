@@ -53,9 +53,7 @@ def _measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]]) -> bool:
     """Whether no other run of the same kind is better; a run alone of its kind is not best of anything."""
     rivals = [other[name] for other in runs if other.get("kind") == run.get("kind") and other.get(name) is not None]
-    if len(rivals) < 2 or run.get(name) is None:
-        return False
-    return run[name] == min(rivals, key=METRICS[name].distance)
+    return len(rivals) > 1 and run.get(name) == min(rivals, key=METRICS[name].distance)
 
 
 def _by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:

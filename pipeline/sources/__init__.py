@@ -61,27 +61,20 @@ SOURCES: dict[str, Source] = {
         fields=TRL_FIELDS,
         scaled=True,
     ),
-    "jsonl": Source(
-        "jsonl",
-        "JSON lines or a JSON array with named columns: one row per rating, prompt, pair or comparison",
-        prepare=prepare_generic,
-        fields=FIELDS,
-        scaled=True,
-    ),
-    "csv": Source(
-        "csv",
-        "CSV or TSV with named columns: one row per rating, prompt, pair or comparison",
-        prepare=partial(prepare_generic, text=True),
-        fields=FIELDS,
-        scaled=True,
-    ),
-    "parquet": Source(
-        "parquet",
-        "Parquet or Arrow with named columns: one row per rating, prompt, pair or comparison",
-        prepare=prepare_generic,
-        fields=FIELDS,
-        scaled=True,
-    ),
+    **{
+        name: Source(
+            name,
+            f"{files} with named columns: one row per rating, prompt, pair or comparison",
+            prepare=prepare,
+            fields=FIELDS,
+            scaled=True,
+        )
+        for name, files, prepare in (
+            ("jsonl", "JSON lines or a JSON array", prepare_generic),
+            ("csv", "CSV or TSV", partial(prepare_generic, text=True)),
+            ("parquet", "Parquet or Arrow", prepare_generic),
+        )
+    },
     "feedback": Source(
         "feedback",
         "our own FEEDBACK tables, as build --feedback-only, judges and people leave them",
