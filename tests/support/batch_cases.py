@@ -9,8 +9,6 @@ from typing import Any
 from openai import AsyncOpenAI
 from openai_server import Server
 
-__all__ = ["BATCH", "CALLS", "FAST", "REQUESTS", "answered", "calls", "paid_once", "reached", "sent", "uploads", "using"]
-
 REQUESTS = 6 * 3 * 2
 FAST: dict[str, Any] = {"batch": True, "batch_poll": 0.1}
 BATCH = ("--batch", "--batch-poll", "0.1")
@@ -53,7 +51,7 @@ def uploads(server: Server) -> list[int]:
 
 def answered(server: Server) -> Counter[str]:
     """How often each line was answered well: what a provider would be paid for."""
-    return Counter(row["custom_id"] for row in server.batch_log() if row["status"] == 200)
+    return Counter(row["custom_id"] for row in server.log("batch_line") if row["status"] == 200)
 
 
 def paid_once(server: Server, requests: int = REQUESTS) -> bool:

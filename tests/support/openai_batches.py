@@ -12,13 +12,11 @@ from typing import Any
 import orjson
 from simulated_judge import Refusal, chance, estimated_tokens
 
-__all__ = ["Batches"]
-
 ENDPOINT = "/v1/chat/completions"
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 UNDONE = {
-    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
-    "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
+    "expired": {"code": "batch_expired", "message": "This request could not be executed before the completion window expired."},
+    "cancelled": {"code": "batch_cancelled", "message": "This request was not executed: the batch was cancelled."},
 }
 
 Json = dict[str, Any]
@@ -36,7 +34,7 @@ class Batches:
         self.contents: dict[str, bytes] = {}
         self.batches: dict[str, Json] = {}
         self.work: dict[str, Json] = {}
-        """By batch, what the API does not tell: started, seconds, share (where it expires), errors, tokens and total requests."""
+        """By batch, what the API does not tell: started, seconds, share (where it expires), errors, tokens and the requests' lines."""
 
     def upload(self, purpose: str, content: bytes) -> Json:
         """POST /v1/files, and where results are kept."""
@@ -57,26 +55,20 @@ class Batches:
             raise Refusal(400, f"Supported: the completion_window '24h' and the endpoint '{ENDPOINT}'.")
         plan, now, name = self.plan(), time.time(), f"batch_{token_hex(12)}"
         content = self.content(body["input_file_id"])
-        errors = self._errors(content, plan)
-        share = None
-        if not errors and plan.batch_expire and plan.batch_expire["times"]:
-            plan.batch_expire["times"] -= 1
-            share = plan.batch_expire["share"]
-        total, tokens = len(content.splitlines()), 0 if errors else estimated_tokens(content)
-        work = {"started": now, "seconds": plan.batch_seconds, "share": share, "errors": errors, "tokens": tokens, "total": total}
+        lines, tokens = [orjson.loads(line) for line in content.splitlines()], estimated_tokens(content)
+        failing, share = _next(plan.batch_fail), None
+        errors = [{"line": 1, **failing}] if failing else self._errors(content, lines, tokens, plan)
+        if not errors and (expiring := _next(plan.batch_expire)):
+            share = expiring["share"]
+        self.work[name] = {"started": now, "seconds": plan.batch_seconds, "share": share, "errors": errors,
+                           "tokens": 0 if errors else tokens, "lines": lines}  # fmt: skip
         batch = {"id": name, "object": "batch", "status": "validating", "created_at": int(now), "errors": None, **body}
-        self.work[name] = work
         self.batches[name] = {**batch, "output_file_id": None, "error_file_id": None, "request_counts": _counts(0, 0, 0)}
         return self.batches[name]
 
-    def _errors(self, content: bytes, plan: Any) -> list[Json]:
+    def _errors(self, content: bytes, lines: list[Json], tokens: int, plan: Any) -> list[Json]:
         """What is wrong with a file of requests."""
-        if plan.batch_fail and plan.batch_fail["times"]:
-            plan.batch_fail["times"] -= 1
-            return [{"line": 1, **plan.batch_fail}]
-        lines = [orjson.loads(line) for line in content.splitlines()]
-        queued = sum(self.work[name]["tokens"] for name in self.batches if self.get(name)["status"] not in TERMINAL)
-        queue, tokens = plan.batch_enqueued_tokens, queued + estimated_tokens(content)
+        tokens += sum(self.work[name]["tokens"] for name in self.batches if self.get(name)["status"] not in TERMINAL)
         problems = {
             "file_size_limit_exceeded": len(content) > plan.batch_max_bytes,
             "request_limit_exceeded": len(lines) > plan.batch_max_requests,
@@ -84,7 +76,7 @@ class Batches:
             "duplicate_custom_id": len({line["custom_id"] for line in lines}) < len(lines),
             "invalid_url": {(line["method"], line["url"]) for line in lines} != {("POST", ENDPOINT)},
             "mismatched_model": len({line["body"]["model"] for line in lines}) > 1,
-            "token_limit_exceeded": queue is not None and tokens > queue,
+            "token_limit_exceeded": plan.batch_enqueued_tokens is not None and tokens > plan.batch_enqueued_tokens,
         }
         message = f"{len(content)} bytes, {len(lines)} requests, {tokens} tokens with those in progress."
         return [{"code": code, "message": message, "line": None} for code, holds in problems.items() if holds]
@@ -94,20 +86,18 @@ class Batches:
         if name not in self.batches:
             raise Refusal(404, f"No batch found with id '{name}'.", param="id")
         batch, work = self.batches[name], self.work[name]
+        total, share = len(work["lines"]), work["share"]
         part = min(1.0, (time.time() - work["started"]) / work["seconds"]) if work["seconds"] else 1.0
-        done = int(work["total"] * part)
         if batch["status"] in TERMINAL:
             pass
         elif work["errors"]:
             batch |= {"status": "failed", "errors": {"object": "list", "data": work["errors"]}}
         elif batch["status"] == "cancelling":
-            self._finish(batch, "cancelled", done)
+            self._finish(batch, "cancelled", int(total * part))
         elif part < 1:
-            batch |= {"status": "in_progress", "request_counts": _counts(work["total"], done, 0)}
-        elif work["share"] is None:
-            self._finish(batch, "completed", done)
+            batch |= {"status": "in_progress", "request_counts": _counts(total, int(total * part), 0)}
         else:
-            self._finish(batch, "expired", int(work["share"] * work["total"]))
+            self._finish(batch, "completed" if share is None else "expired", int(total * (1.0 if share is None else share)))
         return batch
 
     def page(self, query: Mapping[str, str]) -> Json:
@@ -127,21 +117,28 @@ class Batches:
 
     def _finish(self, batch: Json, status: str, done: int) -> None:
         """Answers the first `done` requests in an order of our own, and writes both files."""
-        lines = [orjson.loads(line) for line in self.contents[batch["input_file_id"]].splitlines()]
-        lines.sort(key=lambda line: chance("order", line["custom_id"]))
         good, bad = [], []
-        for line in lines[:done]:
+        lines = sorted(self.work[batch["id"]]["lines"], key=lambda line: chance("order", line["custom_id"]))
+        for number, line in enumerate(lines):
+            row = {"id": f"batch_req_{token_hex(8)}", "custom_id": line["custom_id"], "response": None, "error": None}
+            if number >= done:
+                bad.append({**row, "error": UNDONE[status]})
+                continue
             code, body = self.respond(line["body"], line["custom_id"])
-            response = {"status_code": code, "request_id": f"req_{token_hex(8)}", "body": body}
-            (good if code == 200 else bad).append({"custom_id": line["custom_id"], "response": response, "error": None})
-        batch |= {"status": status, "request_counts": _counts(len(lines), len(good), len(bad))}
-        for line in lines[done:]:
-            error = dict(zip(("code", "message"), UNDONE[status]))
-            bad.append({"custom_id": line["custom_id"], "response": None, "error": error})
+            row["response"] = {"status_code": code, "request_id": f"req_{token_hex(8)}", "body": body}
+            (good if code == 200 else bad).append(row)
+        batch |= {"status": status, "request_counts": _counts(len(lines), len(good), done - len(good))}
         for key, rows in (("output_file_id", good), ("error_file_id", bad)):
             if rows:
-                text = b"".join(orjson.dumps({"id": f"batch_req_{token_hex(8)}", **row}) + b"\n" for row in rows)
-                batch[key] = self.upload("batch_output", text)["id"]
+                batch[key] = self.upload("batch_output", b"".join(orjson.dumps(row) + b"\n" for row in rows))["id"]
+
+
+def _next(planned: Json | None) -> Json | None:
+    """What is planned for the next batches, if it is for this one; one time less is left."""
+    if not planned or not planned["times"]:
+        return None
+    planned["times"] -= 1
+    return planned
 
 
 def _counts(total: int, completed: int, failed: int) -> Json:

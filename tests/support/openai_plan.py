@@ -8,22 +8,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, PrivateAttr
 from simulated_judge import Capabilities, JudgeModel, Refusal, chance, unit
 
-__all__ = ["REPLY", "ROUTES", "STATUS", "Fault", "Plan", "updated"]
-
 Z99 = 2.3263478740408408
 """The 99th percentile of the standard normal distribution."""
-
-ROUTES = {
-    "chat": ("POST", "/v1/chat/completions"),
-    "files.create": ("POST", "/v1/files"),
-    "files.list": ("GET", "/v1/files"),
-    "files.content": ("GET", "/v1/files/{id}/content"),
-    "batches.create": ("POST", "/v1/batches"),
-    "batches.list": ("GET", "/v1/batches"),
-    "batches.get": ("GET", "/v1/batches/{id}"),
-    "batches.cancel": ("POST", "/v1/batches/{id}/cancel"),
-}
-"""The API's routes, under the names by which faults strike them; the route `batch_line` is a chat request inside a batch."""
 
 STATUS: dict[str, tuple[int, str | None, str | None, str]] = {
     "rate_limit": (429, "rate_limit_exceeded", "requests", "Rate limit reached for requests."),
@@ -85,12 +71,12 @@ class Fault(BaseModel, extra="forbid"):
     def strikes(self, record: Any, text: str, *draw: int) -> bool:
         """Whether it strikes the request of this record; if so it is counted. draw: the plan's seed and the place of this fault."""
         struck = (
-            self.route == record.route
+            self.route == record["route"]
             and (self.times is None or self._struck < self.times)
-            and (self.at is None or record.seq in self.at)
-            and (self.attempts is None or record.attempt <= self.attempts)
+            and (self.at is None or record["seq"] in self.at)
+            and (self.attempts is None or record["attempt"] <= self.attempts)
             and self.contains in text
-            and (self.probability == 1 or chance(*draw, record.digest, record.attempt) < self.probability)
+            and (self.probability == 1 or chance(*draw, record["digest"], record["attempt"]) < self.probability)
         )
         self._struck += struck
         return struck
@@ -98,14 +84,11 @@ class Fault(BaseModel, extra="forbid"):
     def refusal(self) -> Refusal:
         """What a fault of STATUS answers."""
         status, code, type, message = STATUS[self.kind]
-        refusal = Refusal(self.status or status, self.message or message, code, type=type)
-        if self.retry_after is not None:
-            refusal.headers["retry-after"] = f"{self.retry_after:g}"
-        if self.retry_after_ms is not None:
-            refusal.headers["retry-after-ms"] = f"{self.retry_after_ms:g}"
+        headers = {"retry-after": self.retry_after, "retry-after-ms": self.retry_after_ms}
+        headers = {name: f"{value:g}" for name, value in headers.items() if value is not None}
         if self.retry_after_date is not None:
-            refusal.headers["retry-after"] = formatdate(math.ceil(time.time() + self.retry_after_date), usegmt=True)
-        return refusal
+            headers["retry-after"] = formatdate(math.ceil(time.time() + self.retry_after_date), usegmt=True)
+        return Refusal(self.status or status, self.message or message, code, type=type, headers=headers)
 
     def spoil(self, reply: dict[str, Any]) -> None:
         """Does to a chat reply what a fault of REPLY does."""
@@ -131,9 +114,8 @@ class RateLimit(BaseModel, extra="forbid"):
         self._level = min(max(1.0, rate * self.burst_seconds), self._level + (now - self._then) * rate)
         self._then = now
         if self._level < 1 - 1e-9:
-            refusal = Refusal(429, "Rate limit reached on requests per min.", "rate_limit_exceeded", type="requests")
-            refusal.headers["retry-after"] = str(math.ceil((1 - self._level) / rate))
-            raise refusal
+            headers = {"retry-after": str(math.ceil((1 - self._level) / rate))}
+            raise Refusal(429, "Rate limit reached on requests per min.", "rate_limit_exceeded", type="requests", headers=headers)
         self._level -= 1
 
 

@@ -1,57 +1,36 @@
-"""An OpenAI-compatible server for tests, the demo and the benchmark: planned faults, a simulated judge, batches.
+"""An OpenAI-compatible server for tests, the demo and the benchmark, in a process of its own: planned faults, a simulated judge, batches.
 
-Tests run it as a process of its own by `serving`, or by the fixture `openai_server`. What a plan may hold stands in openai_plan.py;
-simulated_judge.py says how the judge thinks, openai_batches.py how batches go; openai_app.py is the server.
+What a plan may hold stands in openai_plan.py; simulated_judge.py says how the judge thinks; openai_app.py is the server.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Server", "serving"]
-
-CONTROL_WITHIN, STOP_WITHIN = 20.0, 5.0
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Opens without the proxy that the environment may name."""
-
 
 class Server:
-    """A running server, as a test holds it. base_url: for a client, ends in /v1. Control calls wait while it is down."""
+    """A running server, as a test holds it; it ends when its standard input does. base_url: for a client, ends in /v1."""
 
-    def __init__(self, process: "subprocess.Popen[str]", base_url: str) -> None:
-        self.process, self.base_url = process, base_url
-        self.port = int(base_url.split(":")[2].removesuffix("/v1")) if base_url else 0
+    def __init__(self, process: "subprocess.Popen[str]", port: str) -> None:
+        self.process, self.port, self.base_url = process, int(port or 0), f"http://127.0.0.1:{port}/v1"
 
     def _control(self, name: str, change: Mapping[str, Any] | None = None) -> Any:
-        data = None if change is None else json.dumps(change).encode()
-        until = time.monotonic() + CONTROL_WITHIN
-        while True:
-            try:
-                with DIRECT.open(self.base_url.replace("/v1", f"/control/{name}"), data, CONTROL_WITHIN) as reply:
-                    return json.load(reply)
-            except urllib.error.HTTPError as refused:
-                raise ValueError(refused.read().decode()) from None
-            except (urllib.error.URLError, ConnectionError):
-                if self.process.poll() is not None or time.monotonic() > until:
-                    raise
-                time.sleep(0.02)
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([name, change]) + "\n")
+        self.process.stdin.flush()
+        reply = json.loads(self.process.stdout.readline())
+        if isinstance(reply, str):
+            raise ValueError(reply)
+        return reply
 
-    def log(self) -> list[dict[str, Any]]:
-        """A record of each chat request in order of arrival, see openai_app.Record."""
-        return self._control("log")["chat"]
-
-    def batch_log(self) -> list[dict[str, Any]]:
-        """The same of each line of a batch."""
-        return self._control("log")["batch_line"]
+    def log(self, route: str = "chat") -> list[dict[str, Any]]:
+        """What came in order of arrival, see openai_app.App.arrival: the chat requests, or the lines of batches ("batch_line")."""
+        return self._control("log")[route]
 
     def counts(self) -> dict[str, Any]:
         """Figures over chat requests: answered counts good replies, answered_again those whose body had one before."""
@@ -62,10 +41,11 @@ class Server:
         self._control("plan", change)
 
     def stop(self) -> int:
-        """Ends it by SIGTERM (SIGKILL if it hangs) and returns its exit status: 0, or 1 if it met a bug of its own."""
-        self.process.terminate()
+        """Ends it (by SIGKILL if it hangs) and returns its exit status: 0, or 1 if it met a bug of its own."""
+        assert self.process.stdin
+        self.process.stdin.close()
         try:
-            return self.process.wait(STOP_WITHIN)
+            return self.process.wait(5.0)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -73,16 +53,10 @@ class Server:
 
 @contextmanager
 def serving(plan: Mapping[str, Any] | None = None, *, grades: Path | None = None) -> Iterator[Server]:
-    """Runs the server as a process of its own while the block runs. RuntimeError where it does not start or met a bug.
-
-    grades: file of latent qualities, see simulated_judge.Qualities.
-    """
-    options = {"plan": plan or {}, "grades": grades, "parent": os.getpid()}
-    command = [sys.executable, str(Path(__file__).with_name("openai_app.py")), json.dumps(options, default=str)]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
+    """Runs the server while the block runs. grades: see simulated_judge.Qualities. RuntimeError where it does not start or met a bug."""
+    command = [sys.executable, str(Path(__file__).with_name("openai_app.py")), json.dumps(plan or {}), str(grades or "")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
         server = Server(process, process.stdout.readline().strip())
         try:
             if server.port:

@@ -6,7 +6,7 @@ the scale that the instruction names as "from X to Y" (1 to 5 where it names non
 deviations, and e the model's own error, normal and fixed by (model, texts in the order shown):
 
     pairwise   m = scale·(q_first - q_second) + bias + e
-    otherwise  x = middle of the scale + (its width / 4)·scale·q + e
+    otherwise  m = middle of the scale + (its width / 4)·scale·q + e
     both       P(grade) ∝ exp(-(value - m)² / 2τ²)
 """
 
@@ -21,19 +21,6 @@ from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel
-
-__all__ = [
-    "GRADES",
-    "Capabilities",
-    "JudgeModel",
-    "Qualities",
-    "Refusal",
-    "chance",
-    "complete",
-    "estimated_tokens",
-    "prompt_of",
-    "unit",
-]
 
 GRADES = dict(zip("ABCDEFG", (3, 2, 1, 0, -1, -2, -3)))
 """The letters of a pairwise verdict and their values."""
@@ -52,7 +39,6 @@ THOUGHT = "<think>\nOption G? No: that would be too much.\nVerdict: G\n</think>\
 
 BLOCK = re.compile(r"<([a-z]+(?:-[A-Z])?)-([0-9a-fA-F]{8,})>\n(.*?)\n?</\1-\2>", re.DOTALL)
 SCALE = re.compile(r"from (\d+) to (\d+)")
-PIECES = re.compile(r"\s?\S+|\s")
 JUNK = ("The", "I", " ", "**")
 """Tokens that share the probability which the grades leave."""
 LEAST, CERTAIN = -9999.0, -0.001
@@ -67,15 +53,13 @@ UNSUPPORTED = {
 
 
 class Refusal(Exception):
-    """A request that the API refuses, in the words of its error body; `headers` go with it."""
+    """A request that the API refuses, in the words of its error body."""
 
-    def __init__(
-        self, status: int, message: str, code: str | None = None, *, type: str | None = None, param: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None, *, type: str | None = None, param: str | None = None,
+                 headers: Mapping[str, str] | None = None) -> None:  # fmt: skip
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
         self.body = {"error": {"message": message, "type": type or "invalid_request_error", "param": param, "code": code}}
-        self.headers: dict[str, str] = {}
 
 
 class Capabilities(BaseModel, extra="forbid"):
@@ -127,15 +111,13 @@ class Qualities:
     """
 
     def __init__(self, grades: Path | None = None) -> None:
-        self.known: dict[str, float] = {}
-        if grades is not None:
-            scores: dict[str, list[float]] = {}
-            for line in gzip.decompress(grades.read_bytes()).splitlines():
-                row = orjson.loads(line)
-                scores.setdefault(row["completion"].strip(), []).append(float(row["score"]))
-            means = {text: fmean(values) for text, values in scores.items()}
-            middle, spread = fmean(means.values()), pstdev(means.values()) or 1.0
-            self.known = {text: (value - middle) / spread for text, value in means.items()}
+        scores: dict[str, list[float]] = {}
+        for line in gzip.decompress(grades.read_bytes()).splitlines() if grades else ():
+            row = orjson.loads(line)
+            scores.setdefault(row["completion"].strip(), []).append(float(row["score"]))
+        means = {text: fmean(values) for text, values in scores.items()} or {"": 0.0}
+        middle, spread = fmean(means.values()), pstdev(means.values()) or 1.0
+        self.known = {text: (value - middle) / spread for text, value in means.items() if scores}
 
     def of(self, text: str) -> float:
         """The quality of one text."""
@@ -161,23 +143,17 @@ def _verdict(prompt: str, name: str, model: JudgeModel, qualities: Qualities) ->
     A candidate's text cannot end its own block: the nonce is unknown to whoever wrote it, and what stands inside is not looked at.
     """
     found = {match[1]: match[3].strip() for match in BLOCK.finditer(prompt)}
-
-    def error(*seed: str) -> float:
-        return model.noise * unit(*seed) if model.noise else 0.0
-
     if "first" in found and "second" in found:
         first, second = found["first"], found["second"]
-        margin = model.scale * (qualities.of(first) - qualities.of(second)) + model.bias + error("pair", name, first, second)
-        return {"": _around(margin, GRADES, model.tau)}
+        margin = model.scale * (qualities.of(first) - qualities.of(second)) + model.bias
+        return {"": _around(margin + model.noise * unit("pair", name, first, second), GRADES, model.tau)}
     bounds = SCALE.search(BLOCK.sub("", prompt))
     low, high = (int(bounds[1]), int(bounds[2])) if bounds else (1, 5)
-    values = {str(value): value for value in range(low, high + 1)}
-    grades = {}
+    values, grades = {str(value): value for value in range(low, high + 1)}, {}
     for key in sorted(key for key in found if key.startswith("reply")):
-        place = (
-            (low + high) / 2 + (high - low) / 4 * model.scale * qualities.of(found[key]) + error("single", name, key, found[key])
-        )
-        grades[key.removeprefix("reply").removeprefix("-")] = _around(place, values, model.tau)
+        middle = (low + high) / 2 + (high - low) / 4 * model.scale * qualities.of(found[key])
+        middle += model.noise * unit("single", name, key, found[key])
+        grades[key.removeprefix("reply").removeprefix("-")] = _around(middle, values, model.tau)
     return grades
 
 
@@ -219,29 +195,29 @@ def complete(
     prompt = prompt_of(body)
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
     fenced = schema is not None and capabilities.json_schema == "ignored"
-    reasons = "Verdict:" in BLOCK.sub("", prompt)
-    steps = _script(_verdict(prompt, body["model"], model, qualities), reasons, None if fenced else schema)
+    steps = _script(
+        _verdict(prompt, body["model"], model, qualities), "Verdict:" in BLOCK.sub("", prompt), None if fenced else schema
+    )
+    if fenced:
+        steps = ["Here is what you asked for:\n```json\n", *steps, "\n```"]
+    if model.thinking:
+        steps = [THOUGHT, *steps]
     shown = capabilities.logprobs if body.get("logprobs") else "off"
     choices, written = [], 0
     for index in range(body.get("n", 1) if capabilities.n == "honoured" else 1):
-        tokens = _realise(steps, model.mass, body.get("temperature", 1.0), (digest, index))
-        if fenced:
-            tokens = [*_literal("Here is what you asked for:\n```json\n"), *tokens, *_literal("\n```")]
-        if model.thinking:
-            tokens = [*_literal(THOUGHT), *tokens]
+        tokens = _realise(steps, model.mass, body.get("temperature", 1.0), digest, index)
         # The end-of-text token would be one more: a reply that is exactly as long as the limit was cut.
         finish = "length" if limit is not None and len(tokens) >= limit else "stop"
         tokens = tokens[:limit]
         written += len(tokens)
         message = {"role": "assistant", "content": "".join(token[0] for token in tokens), "refusal": None}
-        choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": finish}
-        if shown == "off":
-            choice["logprobs"] = None
-        elif shown != "empty":
+        choices.append({"index": index, "message": message, "finish_reason": finish, "logprobs": None})
+        if shown == "empty":
+            del choices[-1]["logprobs"]
+        elif shown != "off":
             top = body.get("top_logprobs", 0)
             content = [{**_entry(text, p), "top_logprobs": [_entry(*one) for one in offers[:top]]} for text, p, offers in tokens]
-            choice["logprobs"] = {"content": content if shown == "on" else [], "refusal": None}
-        choices.append(choice)
+            choices[-1]["logprobs"] = {"content": content if shown == "on" else [], "refusal": None}
     read = estimated_tokens(prompt)
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     reply = {"id": f"chatcmpl-{digest[:24]}", "object": "chat.completion", "created": 0, "model": body["model"]}
@@ -267,37 +243,24 @@ def _checked(body: Mapping[str, Any], capabilities: Capabilities) -> int | None:
     return body.get("max_tokens") or body.get("max_completion_tokens")
 
 
-def _realise(steps: list[str | Grades], mass: float, temperature: float, seed: tuple[object, ...]) -> list[Token]:
+def _realise(steps: list[str | Grades], mass: float, temperature: float, *seed: object) -> list[Token]:
     """The tokens of one reply: literals as they are, grades the most likely (temperature 0) or drawn by the seed."""
     tokens: list[Token] = []
     for place, step in enumerate(steps):
         if isinstance(step, str):
-            tokens += _literal(step)
+            tokens += [(piece, CERTAIN, [(piece, CERTAIN)]) for piece in re.findall(r"\s?\S+|\s", step)]
             continue
-        label = _choose(step, temperature, (*seed, place))
-        offers = [(one, max(value + math.log(mass), LEAST)) for one, value in step.items()]
-        own = dict(offers)[label]
+        offers = {label: max(value + math.log(mass), LEAST) for label, value in step.items()}
+        label = likeliest = max(step, key=step.__getitem__)
+        if temperature:
+            weights = [math.exp((value - step[likeliest]) / temperature) for value in step.values()]
+            left = chance("sample", *seed, place) * sum(weights)
+            label = next((one for one, weight in zip(step, weights) if (left := left - weight) <= 0), likeliest)
+        own = offers[label]
         if mass < 1:
-            offers += [(junk, math.log((1 - mass) / len(JUNK))) for junk in JUNK]
-        tokens.append((label, own, sorted(offers, key=lambda offer: -offer[1])))
+            offers |= {junk: math.log((1 - mass) / len(JUNK)) for junk in JUNK}
+        tokens.append((label, own, sorted(offers.items(), key=lambda offer: -offer[1])))
     return tokens
-
-
-def _literal(text: str) -> list[Token]:
-    return [(piece, CERTAIN, [(piece, CERTAIN)]) for piece in PIECES.findall(text)]
-
-
-def _choose(grades: Grades, temperature: float, seed: tuple[object, ...]) -> str:
-    likeliest = max(grades, key=grades.__getitem__)
-    if temperature == 0:
-        return likeliest
-    weights = [math.exp((value - grades[likeliest]) / temperature) for value in grades.values()]
-    left = chance("sample", *seed) * sum(weights)
-    for label, weight in zip(grades, weights):
-        left -= weight
-        if left <= 0:
-            return label
-    return likeliest
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def ask(server: Server, first: str = "red", second: str = "blue", timeout: float
         return head.lower(), body, end
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("kind", STATUS)
 def test_a_refusal_has_its_status_and_comes_as_often_as_planned(shared: Server, kind: str) -> None:
     shared.plan({"faults": [{"kind": kind, "times": 1}]})
@@ -97,7 +102,7 @@ def test_an_outage_resets_who_waits_and_refuses_who_comes_and_ends() -> None:
         assert ask(server, "red 7")[2] == "reset" and waiting.result()[2] == "reset"
         with pytest.raises(ConnectionRefusedError):
             ask(server)
-        assert server.counts()["answered"] == 0  # waits until it is back, on the same port
+        assert server.counts()["answered"] == 0 and wait_for(lambda: listens(server.port))
         assert ask(server, timeout=9)[1]["choices"]
         assert [record["sent"] for record in server.log()] == [False, False, True]
 
@@ -154,8 +159,4 @@ def test_it_ends_when_whoever_started_it_is_gone() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=True
     )
 
-    def refused() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(done.stdout))) != 0
-
-    assert wait_for(refused)
+    assert wait_for(lambda: not listens(int(done.stdout)))
