@@ -26,3 +26,11 @@ def openai_server() -> Iterator[Callable[..., Server]]:
 def judging(openai_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Judging]:
     """Starts a server with candidates for it: `judging({"latency": 0.1}, prompts, completions)`."""
     return lambda plan=None, *rows, **options: Judging(openai_server(plan), tmp_path, *rows, **options)
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> str:
+    """Prices of a million tokens of the judges, read and written."""
+    path = tmp_path / "prices.yaml"
+    path.write_text("batch: 0.5\nmodels:\n  judge-a: [1000, 2000]\n  judge-b: [1, 1]\n  judge-c: [1, 1]\n")
+    return str(path)

@@ -13,8 +13,6 @@ from folders import Row, feedback_folder, made_up_prompts
 from mmpo.annotate.judge import JudgeOptions, judge
 from mmpo.pipeline import load_feedback
 
-__all__ = ["Judging", "candidates", "comparisons", "ratings"]
-
 
 def candidates(folder: Path, prompts: int = 6, completions: int = 3, *, start: int = 0) -> Path:
     """A FEEDBACK folder of made-up candidates without grades."""
@@ -65,6 +63,10 @@ class Judging:
         """The rows of a query to this journal."""
         with contextlib.closing(sqlite3.connect(self.journal, isolation_level=None)) as opened:
             return opened.execute(query).fetchall()
+
+    def written(self) -> str:
+        """All that stands in files of the folder."""
+        return "".join(path.read_bytes().decode("latin-1") for path in self.folder.rglob("*") if path.is_file())
 
     def count(self, name: str) -> Any:
         """One of the server's counts: `answered` are good answers, probes included."""

@@ -195,6 +195,12 @@ class App:
             "most_in_flight": self.most_in_flight,
             "connections": len(self.state.connections),
             "batches": len(self.batches.batches),
+            "batches_by_status": Counter(batch["status"] for batch in self.batches.batches.values()),
+            "files": [
+                (file["bytes"], self.batches.contents[name].count(b"\n"))
+                for name, file in self.batches.files.items()
+                if file["purpose"] == "batch"
+            ],
             **self.tokens,
         }
 

@@ -1,6 +1,8 @@
 """What `agree` says of FEEDBACK: margins, position, length, calibration, repeats by hand; order never matters."""
 
 import random
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ Row = tuple[str, list[str], list[dict[str, Any]]]
 """A prompt, its completions, and grades: {"completion", "score", ...} or {"first", "second", "gap", ...}, by number."""
 
 
-def feedback(rows: list[Row]) -> pa.Table:
+def table_of(rows: list[Row]) -> pa.Table:
     out = FeedbackBuilder("test")
     for number, (prompt, texts, grades) in enumerate(rows, 1):
         out.at("test.jsonl", number)
@@ -33,6 +35,11 @@ def feedback(rows: list[Row]) -> pa.Table:
             else:
                 out.comparison(places[grade["first"]], places[grade["second"]], grade["gap"], **rest)
     return narrow(out.finish(), FEEDBACK)
+
+
+def feedback(*grades: list[dict[str, Any]], texts: Sequence[str] = "AB") -> pa.Table:
+    """A prompt for each list of grades, all with completions of these texts."""
+    return table_of([(f"{texts} {i}", list(texts), one) for i, one in enumerate(grades)])
 
 
 def said(rater: str, first: int, second: int, gap: float, kind: str = "human", **rest: Any) -> dict[str, Any]:
@@ -53,7 +60,7 @@ def row_of(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def test_repeats_are_averaged_within_an_order_then_the_orders() -> None:
     """A before B: 2 and 0, so 1; B before A: −3, so 3 toward A: the margin is 2, where a plain mean would be 5/3. Toward the first: −1."""
-    table = feedback([("p", ["A", "B"], [said("ann", 0, 1, 2), said("ann", 0, 1, 0), said("ann", 1, 0, -3)])])
+    table = feedback([said("ann", 0, 1, 2), said("ann", 0, 1, 0), said("ann", 1, 0, -3)])
     margins = read_margins(table)
     assert np.abs(margins.raw).tolist() == [2.0] and np.abs(margins.scaled).tolist() == pytest.approx([2 / 3])
     [row] = agree(table)["position"]
@@ -62,7 +69,7 @@ def test_repeats_are_averaged_within_an_order_then_the_orders() -> None:
 
 def test_ratings_make_a_margin_of_every_pair_and_aspect() -> None:
     grades = [rated("gpt", place, score, aspect=aspect) for aspect in ("a", "b") for place, score in enumerate((1, 2, 5))]
-    margins = read_margins(feedback([("p", ["A", "B", "C"], [*grades, rated("gpt", 0, 3, aspect="a"), rated("old", 2, 5)])]))
+    margins = read_margins(feedback([*grades, rated("gpt", 0, 3, aspect="a"), rated("old", 2, 5)], texts="ABC"))
     assert margins.chosen.scale == "range" and margins.chosen.aspects == ["a", "b", "overall"]
     assert sorted(np.abs(margins.raw[margins.of(0)])) == [0, 1, 3, 3, 3, 4]  # of a, whose first completion's mean is 2: 0, 3, 3
     assert sorted(np.abs(margins.scaled)) == [0, 0.25, 0.75, 0.75, 0.75, 1]
@@ -71,21 +78,21 @@ def test_ratings_make_a_margin_of_every_pair_and_aspect() -> None:
 def test_equal_differences_are_equal_whatever_the_rounding() -> None:
     """0.3 − 0.2 and 0.2 − 0.1 differ in their last digit, and 0.1 + 0.2 is not 0.3."""
     grades = [rated("gpt", place, score, low=0.0, high=1.0) for place, score in enumerate((0.1, 0.2, 0.3))]
-    margins = read_margins(feedback([("p", ["A", "B", "C"], [*grades, rated("gpt", 2, 0.30000000000000004, low=0.0, high=1.0)])]))
+    margins = read_margins(feedback([*grades, rated("gpt", 2, 0.30000000000000004, low=0.0, high=1.0)], texts="ABC"))
     assert len(np.unique(np.abs(margins.scaled))) == 2
 
 
 def test_an_unbounded_scale_is_measured_by_root_mean_square() -> None:
-    rows: list[Row] = [("p", ["A", "B"], [said("ann", 0, 1, 3, limit=None)]), ("q", ["A", "B"], [said("ann", 0, 1, 4, limit=None)])]
-    margins = read_margins(feedback(rows))
+    table = feedback(*([said("ann", 0, 1, gap, limit=None)] for gap in (3, 4)))
+    margins = read_margins(table)
     assert margins.chosen.scale == "rms"
     assert sorted(np.abs(margins.scaled)) == pytest.approx([3 / 12.5**0.5, 4 / 12.5**0.5])
-    assert agree(feedback(rows))["raters"][0]["mean_share"] is None
+    assert agree(table)["raters"][0]["mean_share"] is None
 
 
 def test_a_rater_with_both_kinds_of_evidence_is_two_columns() -> None:
     grades = [rated("gpt", 0, 4), rated("gpt", 1, 2), said("gpt", 0, 1, 1, kind="ai"), said("gpt", 0, 1, -1, kind="human")]
-    table = feedback([("p", ["A", "B"], grades)])
+    table = feedback(grades)
     names = ["gpt (human)", "gpt (ai, comparisons)", "gpt (ai, ratings)"]
     assert [row["name"] for row in agree(table)["raters"]] == names
     assert [row["name"] for row in agree(table, evidence="ratings")["raters"]] == ["gpt"]
@@ -97,12 +104,11 @@ def test_a_rater_with_both_kinds_of_evidence_is_two_columns() -> None:
 
 def test_position_bias_by_hand() -> None:
     """Gaps toward the first shown, both ways round: (2, 0) flips to the first; (1, −1) doesn't flip; (−2, −1) flips to the second."""
-    rows: list[Row] = [
-        (f"p{i}", ["A", "B"], [said("gpt", 0, 1, one, kind="ai"), said("gpt", 1, 0, other, kind="ai"), said("ann", 0, 1, 1)])
-        for i, (one, other) in enumerate([(2, 0), (1, -1), (-2, -1)])
+    grades = [
+        [said("gpt", 0, 1, one, kind="ai"), said("gpt", 1, 0, other, kind="ai"), said("ann", 0, 1, 1)]
+        for one, other in [(2, 0), (1, -1), (-2, -1)]
     ]
-    rows.append(("single", ["A", "B"], [said("gpt", 0, 1, 3, kind="ai")]))
-    found = agree(feedback(rows))["position"]
+    found = agree(feedback(*grades, [said("gpt", 0, 1, 3, kind="ai")]))["position"]
     gpt, ann = row_of(found, "gpt"), row_of(found, "ann")
     assert gpt["orders"] == "both" and gpt["units"] == 3
     assert [gpt[name] for name in ("flips", "to_first", "to_second")] == pytest.approx([2 / 3, 1 / 3, 1 / 3])
@@ -113,20 +119,17 @@ def test_position_bias_by_hand() -> None:
 
 def test_standard_error_counts_prompts_not_pairs() -> None:
     """Two prompts of three equal pairs each: the means are 2 and −1, so se = 1.5, as if each were one pair; s/√6 would say .67."""
-    texts = ["A", "B", "C"]
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    rows: list[Row] = [(f"p{lean}", texts, [said("ann", i, j, lean) for i, j in pairs]) for lean in (2, -1)]
-    [row] = agree(feedback(rows))["position"]
+    grades = [[said("ann", i, j, lean) for i, j in combinations(range(3), 2)] for lean in (2, -1)]
+    [row] = agree(feedback(*grades, texts="ABC"))["position"]
     assert row["toward_first"] == 0.5 and row["se"] == pytest.approx(1.5)
 
 
 def test_length_by_hand() -> None:
     """People: the longer is better three times of four. The judge follows them on all but the one where the shorter is better."""
-    rows: list[Row] = []
-    for i, (people, judge) in enumerate([(1, 1), (2, 3), (1, 2), (-1, 1), (0, -1)]):
-        rows.append((f"p{i}", ["long answer", "short"], [said("ann", 0, 1, people), said("gpt", 0, 1, judge, kind="ai")]))
-    rows.append(("even", ["12345", "abcde"], [said("ann", 0, 1, 1), said("gpt", 0, 1, 1, kind="ai")]))
-    row = row_of(agree(feedback(rows))["length"], "gpt")
+    pairs = [(1, 1), (2, 3), (1, 2), (-1, 1), (0, -1)]
+    grades = [[said("ann", 0, 1, people), said("gpt", 0, 1, judge, kind="ai")] for people, judge in pairs]
+    table = pa.concat_tables([feedback(*grades, texts=("long answer", "short")), feedback(grades[0], texts=("12345", "abcde"))])
+    row = row_of(agree(table)["length"], "gpt")
     assert row["units"] == 5 and row["longer"] == 0.8 and row["decided"] == 5
     assert row["accuracy"] == 0.8 and row["longest"] == pytest.approx(3.5 / 5)
     assert row["accuracy_longer"] == 1 and row["accuracy_shorter"] == 0
@@ -134,10 +137,9 @@ def test_length_by_hand() -> None:
 
 def test_severity_by_hand() -> None:
     scores = [("ann", 0, 1), ("ann", 0, 3), ("ann", 1, 2), ("ben", 0, 5), ("ben", 1, 3), ("cy", 0, 4), ("cy", 2, 5)]
-    summary = agree(
-        feedback([("p", ["A", "B", "C"], [rated(name, place, score, kind="human") for name, place, score in scores])]), bootstrap=0
-    )
-    ann, ben, cy = (next(row for row in summary["severity"] if row["name"] == name) for name in ("ann", "ben", "cy"))
+    table = feedback([rated(name, place, score, kind="human") for name, place, score in scores], texts="ABC")
+    severity = agree(table, bootstrap=0)["severity"]
+    ann, ben, cy = (row_of(severity, name) for name in ("ann", "ben", "cy"))
     # ann: (1 + 3)/2 = 2 beside ben's 5 and cy's 4: 2.5 lower; 2 beside ben's 3: 1 lower.
     assert (ann["items"], ann["mean"], ann["shared"], ann["severity"]) == (2, 2.0, 2, 1.75)
     assert ann["se"] == pytest.approx(0.75)
@@ -148,8 +150,7 @@ def test_severity_by_hand() -> None:
 def test_repeats_by_hand() -> None:
     """1, 2, 4: differences 1, 3, 2, none equal; 3, 3: 0, equal. Each item counts once; the pair asked in two orders is no repeat."""
     grades = [rated("gpt", 0, score) for score in (4, 1, 2)] + [rated("gpt", 1, 3)] * 2
-    table = feedback([("p", ["A", "B"], [*grades, said("ann", 0, 1, 2), said("ann", 1, 0, 2)])])
-    [row] = agree(table)["consistency"]
+    [row] = agree(feedback([*grades, said("ann", 0, 1, 2), said("ann", 1, 0, 2)]))["consistency"]
     assert row == {"name": "gpt", "items": 2, "grades": 5, "mean_difference": 1.0, "equal": 0.5}
 
 
@@ -159,15 +160,12 @@ def test_repeats_by_hand() -> None:
 def jury(prompts: int = 400, gamma: float = 0.8, seed: int = 0) -> pa.Table:
     """A judge's margins, the votes of five people that σ(γm) makes of them, and a judge that is blind to them."""
     rng = np.random.default_rng(seed)
-    rows: list[Row] = []
-    for i in range(prompts):
-        m = float(rng.integers(-3, 4))
-        votes_ = np.where(rng.random(5) < sigmoid(gamma * m), 1, -1).tolist()
-        grades = [said(f"person {k}", 0, 1, vote) for k, vote in enumerate(votes_)]
-        rows.append(
-            (f"p{i}", ["A", "B"], [*grades, said("gpt", 0, 1, m, kind="ai"), said("coin", 0, 1, rng.normal() % 1, kind="ai")])
-        )
-    return feedback(rows)
+    grades = []
+    for m in rng.integers(-3, 4, prompts).astype(float).tolist():
+        people = np.where(rng.random(5) < sigmoid(gamma * m), 1, -1).tolist()
+        judges = [said("gpt", 0, 1, m, kind="ai"), said("coin", 0, 1, rng.normal() % 1, kind="ai")]
+        grades.append([*(said(f"person {k}", 0, 1, vote) for k, vote in enumerate(people)), *judges])
+    return feedback(*grades)
 
 
 def test_calibration_gives_back_the_gamma_of_the_votes() -> None:
@@ -182,22 +180,15 @@ def test_calibration_gives_back_the_gamma_of_the_votes() -> None:
 
 
 def test_votes_count_ties_half_and_certain_judges_get_infinite_gamma() -> None:
-    rows: list[Row] = [
-        (f"p{i}", ["A", "B"], [said("x", 0, 1, 1), said("y", 0, 1, 2), said("gpt", 0, 1, 1, kind="ai")]) for i in range(3)
-    ]
-    [row] = agree(feedback(rows))["calibration"]
+    [row] = agree(feedback(*[[said("x", 0, 1, 1), said("y", 0, 1, 2), said("gpt", 0, 1, 1, kind="ai")]] * 3))["calibration"]
     assert row["gamma"] == float("inf") and row["ece_vote"] == 0 and row["cross_entropy"] == 0
-    table = feedback([("p", ["A", "B"], [said("x", 0, 1, 0), said("y", 0, 1, 1), said("z", 1, 0, 1)])])
-    preferring, voters = votes(read_margins(table))
+    preferring, voters = votes(read_margins(feedback([said("x", 0, 1, 0), said("y", 0, 1, 1), said("z", 1, 0, 1)])))
     assert preferring.tolist() == [1.5] and voters.tolist() == [3]
 
 
 def test_a_person_is_no_part_of_their_own_reference() -> None:
     """Two people who never agree: against a mean that held the judged one, they'd seem to agree half of the time."""
-    rows: list[Row] = [
-        (f"p{i}", ["A", "B"], [said("x", 0, 1, 2), said("y", 0, 1, -1), said("gpt", 0, 1, 1, kind="ai")]) for i in range(4)
-    ]
-    against = agree(feedback(rows))["against"]
+    against = agree(feedback(*[[said("x", 0, 1, 2), said("y", 0, 1, -1), said("gpt", 0, 1, 1, kind="ai")]] * 4))["against"]
     assert [row_of(against, name)["accuracy"] for name in ("x", "y", "gpt")] == [0, 0, 1]
     assert [row_of(against, name)["others"] for name in ("x", "y", "gpt")] == [1, 1, 2]
 
@@ -220,13 +211,8 @@ def test_no_order_matters(order: random.Random) -> None:
     for i in range(6):
         grades = [said(who, a, b, float(rng.integers(-3, 4)), kind) for who, kind in (("x", "human"), ("y", "human"), ("gpt", "ai"))
                   for a, b in ((0, 1), (1, 0), (2, 1))]  # fmt: skip
-        rows.append(
-            (
-                f"p{i}",
-                [f"A{i}", f"longer B{i}", f"C{i * 1000}"],
-                grades + [rated("gpt", k, float(rng.integers(1, 6))) for k in range(3)],
-            )
-        )
+        grades += [rated("gpt", k, float(rng.integers(1, 6))) for k in range(3)]
+        rows.append((f"p{i}", [f"A{i}", f"longer B{i}", f"C{i * 1000}"], grades))
     shuffled: list[Row] = []
     for prompt, texts, grades in rows:
         places = order.sample(range(3), 3)
@@ -236,33 +222,35 @@ def test_no_order_matters(order: random.Random) -> None:
         texts = [texts[places.index(place)] for place in range(3)]
         shuffled += [(prompt, texts, moved[:cut]), (prompt, texts, moved[cut:])]
     order.shuffle(shuffled)
-    assert agree(feedback(shuffled), bootstrap=30) == agree(feedback(rows), bootstrap=30)
+    assert agree(table_of(shuffled), bootstrap=30) == agree(table_of(rows), bootstrap=30)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_errors_say_what_is_there() -> None:
-    one = feedback([("p", ["A", "B", "C"], [said("ann", 0, 1, 1), said("bob", 1, 2, 1, aspect="style")])])
-    for options, message in (
-        ({"raters": ["anna"]}, "unknown --rater 'anna'; did you mean 'ann'"),
-        ({"against": "bobb"}, "unknown --against 'bobb'; did you mean 'bob'"),
-        ({"kinds": ["ai"]}, "unknown --kind 'ai'"),
-        ({"aspects": ["tone"]}, "unknown --aspect 'tone'"),
-        ({"evidence": "votes"}, "unknown evidence"),
-        ({"evidence": "ratings"}, "holds no ratings; it has comparisons: use --from comparisons"),
-        ({"raters": ["ann"], "aspects": ["style"]}, "together"),
-        ({"bootstrap": -1}, "--bootstrap -1"),
-        ({}, r"no two raters graded the same pair .*ann \(1 pairs; aspects overall\); bob \(1 pairs; aspects style\)"),
-    ):
-        with pytest.raises(UserError, match=message):
-            agree(one, **options)
-    mixed = feedback([("p", ["A", "B"], [rated("gpt", 0, 4), rated("gpt", 1, 4, low=1.0, high=10.0)])])
-    with pytest.raises(UserError, match=r"of rater gpt, aspect overall, are on several scales: 1..10, 1..5"):
-        agree(mixed)
-    with pytest.raises(UserError, match=r"no grade is by a person\. Raters: gpt"):
-        agree(feedback([("p", ["A", "B"], [rated("gpt", 0, 4), rated("gpt", 1, 4)])]), against="human")
-    with pytest.raises(UserError, match="no grades, only candidates"):
-        agree(feedback([("p", ["A", "B"], [])]))
-    with pytest.raises(UserError, match="lacks ratings"):
-        agree(one.drop_columns(["ratings"]))
+TWO = feedback([said("ann", 0, 1, 1), said("bob", 1, 2, 1, aspect="style")], texts="ABC")
+JUDGE = feedback([rated("gpt", 0, 4), rated("gpt", 1, 4)])
+SCALES = feedback([rated("gpt", 0, 4), rated("gpt", 1, 4, low=1.0, high=10.0)])
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        (TWO, {"raters": ["anna"]}, "unknown --rater 'anna'; did you mean 'ann'"),
+        (TWO, {"against": "bobb"}, "unknown --against 'bobb'; did you mean 'bob'"),
+        (TWO, {"kinds": ["ai"]}, "unknown --kind 'ai'"),
+        (TWO, {"aspects": ["tone"]}, "unknown --aspect 'tone'"),
+        (TWO, {"evidence": "votes"}, "unknown evidence"),
+        (TWO, {"evidence": "ratings"}, "holds no ratings; it has comparisons: use --from comparisons"),
+        (TWO, {"raters": ["ann"], "aspects": ["style"]}, "together"),
+        (TWO, {"bootstrap": -1}, "--bootstrap -1"),
+        (TWO, {}, r"no two raters graded the same pair .*ann \(1 pairs; aspects overall\); bob \(1 pairs; aspects style\)"),
+        (SCALES, {}, r"of rater gpt, aspect overall, are on several scales: 1..10, 1..5"),
+        (JUDGE, {"against": "human"}, r"no grade is by a person\. Raters: gpt"),
+        (feedback([]), {}, "no grades, only candidates"),
+        (TWO.drop_columns(["ratings"]), {}, "lacks ratings"),
+    ],
+)
+def test_errors_say_what_is_there(table: pa.Table, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        agree(table, **options)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_cases import Asked, feedback, pairs, rejected
+from argilla_cases import Asked, feedback, rejected
 from cases import comparisons, ratings
 
 from mmpo.annotate.agreement import agree
@@ -236,21 +236,6 @@ def test_the_command(asked: Asked) -> None:
     done = asked.mmpo("pull", "--out", asked.out, "--json")
     assert done.returncode == 3 and "left out: record_edited 2" in done.stderr
     assert "kept from an earlier pull, gone from Argilla: record_edited 2" in done.stderr
-
-
-def test_margins_of_people_reach_a_dataset(asked: Asked) -> None:
-    """From pairs to people to pairs again: the margins are people's, with two raters and a standard error."""
-    asked.push(pairs(asked.folder / "p"))
-    for record in asked.records():
-        asked.answer("anna", record, grade=toward(record, "Answer 0", 3))
-        asked.answer("ben", record, grade=toward(record, "Answer 0", 1))
-    asked.pull()
-    build(asked.out, asked.folder / "again", options=BuildOptions(format="feedback"))
-    for row in load_pairs(asked.folder / "again").to_pylist():
-        assert row["chosen"][0]["content"].startswith("Answer 0")
-        assert (row["quality_margin"], row["raters"], row["kind"]) == (2.0, 2, "human")
-        assert row["margin_se"] == pytest.approx(1.0)  # s² = s0² = 2, n = 2: √(2/2)
-        assert (row["chosen_model"], row["rejected_model"]) == ("m0", "m1")
 
 
 @pytest.mark.parametrize("real_names", [False, True])

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from argilla_cases import Asked, feedback, pairs
 
-from mmpo.annotate.argilla import GRADES, grade_of, read_record
-from mmpo.pipeline import BuildOptions, build, load_pairs
+from mmpo.annotate.argilla import GRADES, grade_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id
 
@@ -184,25 +183,6 @@ def test_wrong_options_are_told_before_anything_is_made(asked: Asked, options: d
         _ = asked.dataset
 
 
-def test_real_pairs_with_ai_margins(asked: Asked, root: Path, tmp_path: Path) -> None:
-    build(root / "data/ultrafeedback_pairs.jsonl", tmp_path / "p", options=BuildOptions(format="ultrafeedback-binarized"))
-    table = load_pairs(tmp_path / "p")
-    summary = asked.push(tmp_path / "p", suggest=True, select="small-margin")
-    assert summary["sent"] == summary["suggested"] == table.num_rows
-    records = asked.records()
-    by_pair = {frozenset((row["chosen_id"], row["rejected_id"])): row for row in table.to_pylist()}
-    sizes = []
-    for record in records:
-        row, found = by_pair[frozenset(record["metadata"]["ids"])], read_record(record)
-        assert found.prompt == row["prompt"]
-        assert set(found.texts) == {row["chosen"][0]["content"], row["rejected"][0]["content"]}
-        sign = 1 if found.ids[0] == row["chosen_id"] else -1
-        assert record["metadata"]["margin"] == pytest.approx(sign * row["quality_margin"])
-        assert int(record["suggestions"][0]["value"]) == sign * grade_of(row["quality_margin"] / 9)
-        sizes.append(row["quality_margin"])
-    assert sizes == sorted(sizes)
-
-
 def test_the_command(asked: Asked) -> None:
     done = asked.mmpo("push", feedback(asked.folder / "f"), "--raters", "3", "--json")
     assert done.returncode == 0, done.stderr
@@ -226,8 +206,3 @@ def test_suggested_ratings_need_ratings(asked: Asked, tmp_path: Path) -> None:
     judged = feedback(tmp_path / "judged", rows, kind="ai", rater="judge-a", scale=(-3, 3))
     with pytest.raises(UserError, match="needs AI ratings"):
         asked.push(judged, questions="ratings", suggest=True)
-
-
-def test_a_tiny_measure_reaches_argilla(asked: Asked, tmp_path: Path) -> None:
-    summary = asked.push(pairs(tmp_path / "p", 2), suggest=True, much_better=1e-320)
-    assert summary["suggested"] == 2

@@ -3,7 +3,6 @@
 import os
 import pty
 import signal
-import socket
 import sqlite3
 import stat
 import subprocess
@@ -12,15 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from argilla_cases import Asked
 from argilla_fixture import Argilla, Serving, environment_folder, ready_facts, serve_argilla
 from command import environment, mmpo, wait_for
 
 from mmpo.cli.commands.argilla import say_ready
 
 PASSWORDS = {"owner": "owner-pass-1", "anna": "anna-pass-1"}
-FIELDS = [{"name": "text", "title": "text", "required": True, "settings": {"type": "text"}}]
-OPTIONS = [{"value": grade, "text": grade} for grade in ("A better", "tie", "B better")]
-QUESTION = {"name": "grade", "title": "grade", "required": True, "settings": {"type": "label_selection", "options": OPTIONS}}
 
 
 def refused(home: Path, *options: object, **variables: str) -> str:
@@ -37,32 +34,22 @@ def log_in(url: str, name: str, password: str) -> httpx.Response:
         return client.post("/api/v1/token", data={"username": name, "password": password})
 
 
-def as_owner(serving: Serving, password: str = PASSWORDS["owner"]) -> httpx.Client:
-    return Argilla(serving.ready["url"], password).as_user("owner")
+def team(serving: Serving) -> Argilla:
+    """The server of this start, as its users see it."""
+    return Argilla(serving.ready["url"], PASSWORDS["owner"], passwords={"anna": PASSWORDS["anna"]})
 
 
-def make_dataset(owner: httpx.Client, records: int, min_submitted: int = 1) -> tuple[str, list[str]]:
-    """A published dataset of this many records: (its id, theirs)."""
-    [space] = [one["id"] for one in owner.get("/api/v1/me/workspaces").json()["items"] if one["name"] == "team"]
-    new = {"name": "kept", "workspace_id": space, "distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
-    dataset = owner.post("/api/v1/datasets", json=new).raise_for_status().json()["id"]
-    for field in FIELDS:
-        owner.post(f"/api/v1/datasets/{dataset}/fields", json=field).raise_for_status()
-    owner.post(f"/api/v1/datasets/{dataset}/questions", json=QUESTION).raise_for_status()
-    owner.put(f"/api/v1/datasets/{dataset}/publish").raise_for_status()
-    items = [{"fields": {"text": f"text {index}"}, "external_id": str(index)} for index in range(records)]
-    made = owner.post(f"/api/v1/datasets/{dataset}/records/bulk", json={"items": items}).raise_for_status().json()["items"]
-    return dataset, [record["id"] for record in made]
+def pushed(serving: Serving, folder: Path, records: int, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """A dataset of so many records at this server."""
+    asked = Asked(team(serving), folder)
+    monkeypatch.setenv("ARGILLA_API_KEY", asked.argilla.owner_key)
+    asked.push(records)
+    return asked
 
 
-def answer(user: httpx.Client, record: str, status: str = "submitted") -> None:
-    body = {"status": status, "values": {"grade": {"value": "tie"}}}
-    user.post(f"/api/v1/records/{record}/responses", json=body).raise_for_status()
-
-
-def progress(user: httpx.Client, dataset: str) -> tuple[int, int]:
+def progress(asked: Asked) -> tuple[int, int]:
     """(completed, pending)."""
-    found = user.get(f"/api/v1/datasets/{dataset}/progress").raise_for_status().json()
+    found = asked.get(f"{asked.path}/progress")
     return found["completed"], found["pending"]
 
 
@@ -128,16 +115,13 @@ def test_generated_passwords_are_printed_once_and_stand_nowhere_else(home: Path,
 
 
 @pytest.mark.slow
-def test_a_restart_keeps_all_and_adds_an_annotator(home: Path, tmp_path: Path) -> None:
+def test_a_restart_keeps_all_and_adds_an_annotator(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_argilla(home, "--annotator", "anna", passwords=PASSWORDS, messages=tmp_path / "first") as serving:
-        url = serving.ready["url"]
         assert not [user for user in serving.ready["users"] if "password" in user]
-        token = log_in(url, "anna", PASSWORDS["anna"]).json()["access_token"]
-        with as_owner(serving) as owner:
-            dataset, records = make_dataset(owner, 5)
-        with Argilla(url, "", passwords=dict(PASSWORDS)).as_user("anna") as anna:
-            answer(anna, records[0])
-            answer(anna, records[1], "draft")
+        token = log_in(serving.ready["url"], "anna", PASSWORDS["anna"]).json()["access_token"]
+        asked = pushed(serving, tmp_path, 5, monkeypatch)
+        for record, status in zip(asked.records(), ("submitted", "draft")):
+            asked.answer("anna", record, status, grade="0")
         assert serving.interrupt() == 0
         assert serving.said().rstrip().endswith(f"stopped; everything is in {home}")
     assert not list(home.glob("argilla.db-*")), "a clean stop leaves one file to copy"
@@ -148,7 +132,7 @@ def test_a_restart_keeps_all_and_adds_an_annotator(home: Path, tmp_path: Path) -
         assert log_in(url, "ben", created["ben"]["password"]).status_code == 201
         with httpx.Client(base_url=url, trust_env=False, headers={"Authorization": f"Bearer {token}"}) as anna:
             assert anna.get("/api/v1/me").json()["username"] == "anna", "who was logged in stays so"
-            own = anna.get(f"/api/v1/me/datasets/{dataset}/metrics").json()["responses"]
+            own = anna.get(f"/api/v1/me/datasets/{asked.dataset['id']}/metrics").json()["responses"]
         assert (own["submitted"], own["draft"], own["pending"], own["total"]) == (1, 1, 3, 5)
         serving.process.send_signal(signal.SIGTERM)
         assert serving.process.wait(timeout=30) == 0
@@ -156,14 +140,12 @@ def test_a_restart_keeps_all_and_adds_an_annotator(home: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["the command", "the server"])
-def test_a_kill_loses_nothing_that_was_answered(home: Path, tmp_path: Path, victim: str) -> None:
+def test_a_kill_loses_nothing_that_was_answered(home: Path, tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_argilla(home, "--annotator", "anna", passwords=PASSWORDS, messages=tmp_path / "first") as serving:
         child = serving.ready["pid"]
-        with as_owner(serving) as owner:
-            dataset, records = make_dataset(owner, 20)
-        with Argilla(serving.ready["url"], "", passwords=dict(PASSWORDS)).as_user("anna") as anna:
-            for record in records[:7]:
-                answer(anna, record)
+        asked = pushed(serving, tmp_path, 20, monkeypatch)
+        for record in (answered := asked.records()[:7]):
+            asked.answer("anna", record, grade="0")
         if victim == "the command":
             serving.process.kill()
         else:
@@ -172,29 +154,26 @@ def test_a_kill_loses_nothing_that_was_answered(home: Path, tmp_path: Path, vict
             assert "the same command starts it again" in serving.said().lower()
             assert str(home / "server.log") in serving.said()
         assert wait_for(lambda: not is_there(child)), "the server must not outlive the command"
-    # As if the kill had come between an answer and its record's status.
+    # As if the kill had come between answers and their records' status.
     with closing(sqlite3.connect(home / "argilla.db")) as database:
-        database.execute("UPDATE records SET status = 'pending' WHERE external_id < '4'")
+        database.execute("UPDATE records SET status = 'pending' WHERE external_id < 'pairs-8'")
         database.commit()
-    with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "second") as serving, as_owner(serving) as owner:
-        assert progress(owner, dataset) == (7, 13)
-        found = owner.get(f"/api/v1/datasets/{dataset}/records", params={"include": "responses", "limit": 20}).json()["items"]
-        assert {record["id"] for record in found if record["responses"]} == set(records[:7])
+    with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "second") as serving:
+        asked.argilla = team(serving)
+        assert progress(asked) == (7, 13)
+        assert {one["id"] for one in asked.records() if one["responses"]} == {one["id"] for one in answered}
 
 
-def test_a_changed_number_of_answers_is_counted_again(argilla: Argilla) -> None:
-    with argilla.as_user("owner") as owner:
-        dataset, records = make_dataset(owner, 6, min_submitted=2)
-        for name, count in (("anna", 4), ("ben", 1)):
-            with argilla.as_user(name) as user:
-                for record in records[:count]:
-                    answer(user, record)
-        assert progress(owner, dataset) == (1, 5)
-        for min_submitted, expected in ((1, (4, 2)), (3, (0, 6)), (2, (1, 5))):
-            change = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
-            owner.patch(f"/api/v1/datasets/{dataset}", json=change).raise_for_status()
-            assert wait_for(lambda expected=expected: progress(owner, dataset) == expected)
-        owner.delete(f"/api/v1/datasets/{dataset}").raise_for_status()
+def test_a_changed_number_of_answers_is_counted_again(asked: Asked) -> None:
+    asked.push(raters=2)
+    records = asked.records()
+    for name, count in (("anna", 4), ("ben", 1)):
+        for record in records[:count]:
+            asked.answer(name, record, grade="0")
+    assert progress(asked) == (1, 5)
+    for min_submitted, expected in ((1, (4, 2)), (3, (0, 6)), (2, (1, 5))):
+        asked.change("PATCH", asked.path, distribution={"strategy": "overlap", "min_submitted": min_submitted})
+        assert wait_for(lambda expected=expected: progress(asked) == expected)
 
 
 def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path) -> None:
@@ -205,11 +184,6 @@ def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path)
         said = refused(tmp_path / "other", "--port", port, "--yes")
         assert f"127.0.0.1:{port}" in said and "--port" in said
         assert log_in(serving.ready["url"], "owner", PASSWORDS["owner"]).status_code == 201
-
-
-def test_a_port_that_something_else_uses_is_refused(argilla_environment: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        assert "--port" in refused(tmp_path / "home", "--port", other.getsockname()[1], "--yes")
 
 
 def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:

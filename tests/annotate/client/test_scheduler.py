@@ -173,12 +173,6 @@ def test_no_place_is_ever_idle_and_none_too_many_is_taken(latencies: list[float]
     assert world.done_with == {number: [ANSWER] for number in range(len(latencies))} and scheduler.tally.answered == len(latencies)
 
 
-def test_one_slow_request_delays_nobody() -> None:
-    world = World(lambda number, _: (10.0 if number == 0 else 0.01, ANSWER))
-    world.run(400, 4)
-    assert max(starts[0] for starts in world.starts.values()) == pytest.approx(399 / 3 * 0.01, abs=0.02)
-
-
 def test_answers_that_wait_for_the_journal_are_bounded() -> None:
     world = World(lambda number, _: (0.001, ANSWER), writing=1.0)
     _, seconds = world.run(100, 4, max_unwritten=10)

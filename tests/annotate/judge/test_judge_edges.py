@@ -63,37 +63,28 @@ OWN = {
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("completions", "options", "message"),
     [
-        ({"mode": "pointwise", "reply": "aspects-json", "rubrics": ("two.yaml",)}, "one scale"),
-        ({"template": "divides.j2"}, r"divides\.j2"),
-        ({"template": "adds.j2"}, r"adds\.j2"),
-        ({"template": "blank.j2"}, r"blank\.j2"),
-        ({"reference": "nope"}, "--reference nope"),
-        ({"max_cost": 1.0}, "--prices"),
+        (2, {"mode": "pointwise", "reply": "aspects-json", "rubrics": ("two.yaml",)}, "one scale"),
+        (2, {"template": "divides.j2"}, r"divides\.j2"),
+        (2, {"template": "adds.j2"}, r"adds\.j2"),
+        (2, {"template": "blank.j2"}, r"blank\.j2"),
+        (2, {"reference": "nope"}, "--reference nope"),
+        (2, {"max_cost": 1.0}, "--prices"),
+        (1, {}, "at least two completions"),  # known only when the rows are read: the probe may have gone out
+        (3, {"pairs": "best-worst"}, "best-worst compares graded"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_asked(
-    options: dict[str, Any], message: str, judging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    completions: int, options: dict[str, Any], message: str, judging: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in OWN.items():
         Path(name).write_text(text)
-    job = judging({}, 2, 2)
-    with pytest.raises(UserError, match=message):
-        job.judge(**options)
-    assert job.count("requests") == 0 and not job.out.exists()
-
-
-@pytest.mark.parametrize(
-    ("completions", "options", "message"),
-    [(1, {}, "at least two completions"), (3, {"pairs": "best-worst"}, "best-worst compares graded")],
-)
-def test_nothing_to_ask_is_said(completions: int, options: dict[str, Any], message: str, judging: Any) -> None:
     job = judging({}, 3, completions)
     with pytest.raises(UserError, match=message):
         job.judge(**options)
-    assert not job.out.exists()
+    assert job.count("requests") <= (completions != 2) and not job.out.exists()
 
 
 @pytest.mark.parametrize(
@@ -146,10 +137,8 @@ def test_a_journal_that_was_killed_in_its_first_moment_is_an_empty_one(judging: 
     assert done.returncode == 0 and json.loads(done.stdout)["left"] == 4
 
 
-def test_a_budget_that_judges_share_is_used_up(judging: Any, tmp_path: Path) -> None:
-    job, prices = judging({"latency": 0.05}, 40), tmp_path / "prices.yaml"
-    prices.write_text("models:\n  m: [1, 1]\n  n: [1, 1]\n")
-    summary = job.judge(judges=["m", "n"], prices=str(prices), max_cost=0.03)
+def test_a_budget_that_judges_share_is_used_up(judging: Any, prices: str) -> None:
+    summary = judging({"latency": 0.05}, 40).judge(judges=["judge-b", "judge-c"], prices=prices, max_cost=0.03)
     assert summary["stopped"] == "budget" and 0.028 < summary["cost"] <= 0.03
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from cases import candidates
 from command import environment
@@ -96,6 +97,10 @@ def test_what_can_not_be_answered_is_counted_kept_and_never_an_answer(
     assert counts["created"] == counts["out"] + sum(counts["dropped"].values()) == REQUESTS
     assert job.rows("SELECT count(*) FROM answers") == [(REQUESTS - 6,)]
     assert job.rows("SELECT count(*) FROM failures") == [(6,)]
+    rejects = pq.read_table(job.out / "rejects.parquet").to_pylist()
+    assert len(rejects) == 6 and {one["stage"] for one in rejects} == {"judge"}
+    if fault["kind"] == "unparsable":
+        assert "hard to say more" in json.loads(rejects[0]["evidence"])["reply"]
     # The same command asks for these six only, and takes them when they come.
     job.server.plan({"faults": []})
     before = job.count("answered")
@@ -193,9 +198,7 @@ def test_the_key_stands_in_no_file_and_in_no_message(judging: Any, tmp_path: Pat
     assert done.returncode == 3, done.stderr
     wrong = job.mmpo("--out", tmp_path / "wrong", "--no-cache", env=environment(OPENAI_API_KEY=key + "x"))
     assert wrong.returncode == 2 and "key" in wrong.stderr
-    kept = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
-    for text in (done.stderr, done.stdout, wrong.stderr, *kept):
-        assert key not in text and "Very0Secret" not in text
+    assert "Very0Secret" not in job.written() + done.stderr + done.stdout + wrong.stderr
     assert scrub("as sk-abcdefgh12 says", "other") == "as [key] says"
 
 

@@ -77,23 +77,16 @@ def test_interrupted_before_the_first_answer(judging: Any) -> None:
     assert done.returncode == 3 and "before the first answer" in done.stderr and not job.out.exists()
 
 
-@pytest.fixture
-def prices(tmp_path: Path) -> str:
-    path = tmp_path / "prices.yaml"
-    path.write_text("batch: 0.5\nmodels:\n  judge-a: [100, 1000]\n")
-    return str(path)
-
-
 def test_a_budget_is_never_passed_and_counts_what_was_paid_before(judging: Any, prices: str) -> None:
     job = judging({"latency": 0.01}, 40)
-    summary = job.judge(prices=prices, max_cost=2.0)
+    summary = job.judge(prices=prices, max_cost=20.0)
     assert summary["stopped"] == "budget" and not summary["finished"] and summary["judges"][0]["left"] > 0
     counts = job.server.counts()
-    paid = (counts["prompt_tokens"] * 100 + counts["completion_tokens"] * 1000) / 1e6
-    assert 1.5 < summary["cost"] <= 2.0 and paid - summary["cost"] < 0.1 and job.server.log()[0]["status"] == 200
-    again = job.judge(prices=prices, max_cost=2.0)
-    assert again["stopped"] == "budget" and job.count("requests") - counts["requests"] <= 3 and again["cost"] <= 2.0
-    assert job.judge(prices=prices, max_cost=200.0)["finished"] and job.count("answered_again") == 0
+    paid = (counts["prompt_tokens"] * 1000 + counts["completion_tokens"] * 2000) / 1e6
+    assert 15 < summary["cost"] <= 20 and paid - summary["cost"] < 1 and job.server.log()[0]["status"] == 200
+    again = job.judge(prices=prices, max_cost=20.0)
+    assert again["stopped"] == "budget" and job.count("requests") - counts["requests"] <= 3 and again["cost"] <= 20
+    assert job.judge(prices=prices, max_cost=2000.0)["finished"] and job.count("answered_again") == 0
 
 
 def test_prices_are_found_by_a_dated_release_and_halved_for_batches() -> None:

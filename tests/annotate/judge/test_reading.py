@@ -1,6 +1,7 @@
 """From a reply's tokens to a grade: expected values by hand, mass, spans that hit the right token, samples."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,54 +27,64 @@ def read(choices: list[Choice], form: str, scale: Scale, names: tuple[str, ...],
     return combined(Reader(form, scale, names, direct, 0.5).each(choices))
 
 
-def one(choice: Choice, form: str = "grade", scale: Scale = PREFERENCE, names: tuple[str, ...] = ("grade",), **more: bool) -> tuple:
-    found = read([choice], form, scale, names, **more)
-    return tuple((grade.value, grade.std, grade.label_probability) for grade in found.grades.values())
+def one(choice: Choice, scale: Scale = PREFERENCE, *, direct: bool = True) -> tuple[float, float | None, float | None]:
+    """Value, standard deviation and label probability of the one grade of a reply."""
+    [grade] = read([choice], "grade", scale, ("grade",), direct).grades.values()
+    return grade.value, grade.std, grade.label_probability
 
 
-def test_the_expected_grade_by_hand() -> None:
-    # P(A) .5, P(B) .3, junk .2: renormalised .625 and .375 of +3 and +2: mean 2.625, variance .625·.375 = .234375.
-    [(value, spread, mass)] = one(reply(("A", logs(A=0.5, B=0.3, The=0.2))))
-    assert value == pytest.approx(2.625) and spread == pytest.approx(math.sqrt(0.234375)) and mass == pytest.approx(0.8)
+DIRECT: dict[str, tuple[Choice, Any]] = {
+    # Renormalised .625 and .375 of +3 and +2: mean 2.625, variance .625·.375.
+    "the expected grade": (reply(("A", logs(A=0.5, B=0.3, The=0.2))), (2.625, 0.234375**0.5, 0.8)),
+    # The letter written is D, but its distribution leans to A: 3·.35 + 2·.25, and 9·.35 + 4·.25 less its square.
+    "as much as it is likely": (reply(("D", logs(D=0.4, A=0.35, B=0.25))), (1.55, 1.7475**0.5, 1.0)),
+    # 3·(.5 - .3)/.8, and 9 less its square.
+    "the first token decides": (reply(("**", logs(A=0.5, G=0.3, The=0.2)), "well"), (0.75, 8.4375**0.5, 0.8)),
+    "little mass is no grade": (reply(("C", logs(C=0.3, The=0.7))), "low_mass"),
+    "the first token is no grade": (reply(("I", logs(I=0.9, The=0.1)), " think", finish="length"), "cut_off"),
+    "one token was all that was allowed": (Choice("A", "length"), (3.0, None, None)),
+}
+REASONED: dict[str, tuple[Choice, Any]] = {
+    # F .75 and G .25: -2·.75 - 3·.25, variance .75·.25. An A stands before it.
+    "the verdict's own token": (
+        reply(("A", logs(A=0.9, B=0.1)), " is short", ".", "\n", "Ver", "dict", ":", (" F", logs(F=0.75, G=0.25))),
+        (-2.25, 0.1875**0.5, 1.0),
+    ),
+    "thinking moves no span": (
+        reply("<think>", ("A", logs(A=1.0)), "</think>", "Verdict", ": ", ("E", logs(E=0.5, D=0.5))), (-0.5, 0.5, 1.0)
+    ),
+    "tokens that do not spell the reply": (
+        Choice("Verdict: C", "stop", (Token("something"), Token("else", logs(A=1.0)))), (1.0, None, None)
+    ),
+    # What was cut off may have held another verdict.
+    "cut off": (Choice("Verdict: A. But then", "length"), "cut_off"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("direct", "choice", "expected"),
+    [(way is DIRECT, *case) for way in (DIRECT, REASONED) for case in way.values()],
+    ids=[*DIRECT, *REASONED],
+)
+def test_grades_by_hand(direct: bool, choice: Choice, expected: Any) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(Unparsable, match=expected):
+            one(choice, direct=direct)
+    else:
+        assert one(choice, direct=direct) == pytest.approx(expected)
+
+
+def test_a_label_of_two_tokens_keeps_its_plain_value() -> None:
+    choice = reply("Rating: ", ("1", logs(**{"1": 0.9, "2": 0.1})), "0")
+    assert one(choice, numbers(1, 10), direct=False) == (10.0, None, None)
 
 
 def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
     tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
     grade = expected(tops, PREFERENCE)
     assert (grade.value, grade.label_probability) == (1.0, 0.5)
-
-
-def test_a_grade_that_is_not_the_most_likely_one_counts_as_much_as_it_is_likely() -> None:
-    # The letter written is D, but its distribution leans to A.
-    [(value, _, _)] = one(reply(("D", logs(D=0.4, A=0.35, B=0.25))))
-    assert value == pytest.approx(0.35 * 3 + 0.25 * 2)
-
-
-def test_little_mass_is_no_grade() -> None:
-    with pytest.raises(Unparsable, match="low_mass"):
-        one(reply(("C", logs(C=0.3, The=0.7))))
     with pytest.raises(Unparsable, match="no_label"):
         expected(logs(The=0.9, I=0.1), PREFERENCE)
-
-
-def test_in_direct_mode_the_first_token_decides_even_where_the_reply_begins_with_something_else() -> None:
-    [(value, _, mass)] = one(reply(("**", logs(A=0.5, G=0.3, The=0.2)), "well"))
-    assert value == pytest.approx(3 * 0.5 / 0.8 - 3 * 0.3 / 0.8) and mass == pytest.approx(0.8)
-    with pytest.raises(Unparsable, match="cut_off"):
-        one(reply(("I", logs(I=0.9, The=0.1)), " think", finish="length"))
-
-
-def test_the_verdicts_own_token_is_read_and_not_an_earlier_letter() -> None:
-    likely_a, likely_f = logs(A=0.9, B=0.1), logs(F=0.75, G=0.25)
-    choice = reply(("A", likely_a), " is short", ".", "\n", "Ver", "dict", ":", (" F", likely_f))
-    [(value, _, _)] = one(choice, direct=False)
-    assert value == pytest.approx(-2.25)
-
-
-def test_thinking_moves_no_span() -> None:
-    choice = reply("<think>", ("A", logs(A=1.0)), "</think>", "Verdict", ": ", ("E", logs(E=0.5, D=0.5)))
-    [(value, spread, _)] = one(choice, direct=False)
-    assert value == pytest.approx(-0.5) and spread == pytest.approx(0.5)
 
 
 def test_every_label_of_a_list_reads_its_own_token() -> None:
@@ -82,27 +93,11 @@ def test_every_label_of_a_list_reads_its_own_token() -> None:
     assert (found.grades["A"].value, found.grades["B"].value) == (1.0, 4.0)
 
 
-def test_a_label_of_two_tokens_keeps_its_plain_value() -> None:
-    choice = reply("Rating: ", ("1", logs(**{"1": 0.9, "2": 0.1})), "0")
-    assert one(choice, scale=numbers(1, 10), direct=False) == ((10.0, None, None),)
-
-
-def test_tokens_that_do_not_spell_the_reply_are_not_believed() -> None:
-    choice = Choice("Verdict: C", "stop", (Token("something"), Token("else", logs(A=1.0))))
-    assert one(choice, direct=False) == ((1.0, None, None),)
-
-
 def test_several_replies_are_averaged_and_their_spread_is_that_of_one() -> None:
     choices = [Choice(letter) for letter in ("A", "A", "B", "D")]
     found = read(choices, "grade", PREFERENCE, ("grade",))
     # 3, 3, 2, 0: mean 2, squared deviations 1 + 1 + 0 + 4 = 6 over 3.
     assert found.grades["grade"].value == 2.0 and found.grades["grade"].std == pytest.approx(math.sqrt(2))
-
-
-def test_what_was_cut_off_may_have_held_another_verdict() -> None:
-    with pytest.raises(Unparsable, match="cut_off"):
-        one(Choice("Verdict: A. But then", "length"), direct=False)
-    assert one(Choice("A", "length"))[0][0] == 3.0  # one token was all that was allowed
 
 
 def test_ranks_become_shares() -> None:

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from reply_cases import A_OR_B
 
 from mmpo.annotate.replies import ParsedReply, Unparsable, parse_reply
 from mmpo.annotate.scales import Scale, numbers
 
 Row = dict[str, Any]
 ASPECTS = ("helpfulness", "clarity", "factuality", "depth", "engagement")
-TEN, FIVE = numbers(1, 10), numbers(1, 5)
+TEN, FIVE, A_OR_B = numbers(1, 10), numbers(1, 5), Scale({"a": 1.0, "b": 0.0})
 
 
 def one(found: ParsedReply, row: Row) -> Any:
