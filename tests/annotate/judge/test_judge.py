@@ -13,8 +13,6 @@ from folders import write_rows
 from simulated_judge import Qualities
 
 from mmpo.annotate.client import Answer, Choice, answer_of
-from mmpo.annotate.judge import Reader, combined
-from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.scales import PREFERENCE
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
@@ -115,10 +113,10 @@ def test_reasoning_ends_in_a_verdict_and_its_words_are_kept(thinking: bool, judg
     job = judging({"defaults": {"noise": 0.0, "thinking": thinking}}, 3, 2)
     job.judge(reasoning=True)
     job.judge("direct")
-    direct = {one["first_id"] + one["second_id"]: one["gap"] for one in job.comparisons("direct")}
+    direct = gaps(job.comparisons("direct"))
     for one in job.comparisons():
         assert one["note"] and "Verdict" not in one["note"] and "<think" not in one["note"]
-        assert np.sign(round(one["gap"], 3)) == np.sign(round(direct[one["first_id"] + one["second_id"]], 3))
+        assert np.sign(round(one["gap"], 3)) == np.sign(round(direct[one["first_id"], one["second_id"]], 3))
 
 
 def test_a_jury_writes_every_judges_grades_and_the_build_takes_their_effects_out(judging: Any) -> None:
@@ -172,6 +170,11 @@ def test_prompts_without_a_question_are_counted(judging: Any) -> None:
     assert (counts["in"], counts["out"]) == (4, 2)
 
 
+def gaps(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """By the ids of the completion that was shown first and of the other one."""
+    return {(one["first_id"], one["second_id"]): one["gap"] for one in found}
+
+
 SCALE, NOISE = 0.5, 0.5
 
 
@@ -182,22 +185,20 @@ def test_margins_in_both_orders_are_free_of_the_judges_liking(bias: float, judgi
     for name in ("both", "one"):
         [told] = job.judge(name, orders=name, journal=str(tmp_path / "answers.sqlite"))["judges"]
         build(tmp_path / name, tmp_path / f"{name}-pairs", options=BuildOptions(format="feedback"))
-        pairs, gaps = load_pairs(tmp_path / f"{name}-pairs").to_pylist(), job.comparisons(name)
+        pairs, gap = load_pairs(tmp_path / f"{name}-pairs").to_pylist(), gaps(job.comparisons(name))
         # In grades: what a judge without noise and without liking would say.
-        truth = np.array(
-            [SCALE * (quality(pair["chosen"][0]["content"]) - quality(pair["rejected"][0]["content"])) for pair in pairs]
-        )
+        better, worse = ([quality(pair[side][0]["content"]) for pair in pairs] for side in ("chosen", "rejected"))
+        truth = SCALE * (np.array(better) - worse)
         margin, se = (np.array([pair[column] for pair in pairs], float) for column in ("quality_margin", "margin_se"))
         assert len(pairs) == 450 and {(pair["raters"], pair["kind"]) for pair in pairs} == {(1, "ai")}
         rms[name], ses[name] = np.sqrt(np.mean((margin - truth) ** 2)), np.sqrt(np.mean(se**2))
         wrong[name] = np.mean(truth < 0)
         if name == "both":
             assert told["position_bias"] == pytest.approx(bias, abs=0.1) and told["pairs_both_orders"] == 450
-            gap = {(one["first_id"], one["second_id"]): one["gap"] for one in gaps}
             halves = [(gap[ids] - gap[ids[::-1]]) / 2 for pair in pairs if (ids := (pair["chosen_id"], pair["rejected_id"]))]
             assert margin == pytest.approx(halves, abs=1e-9) and (se > 0).all()
         else:
-            assert len(gaps) == 450 and np.mean([one["gap"] for one in gaps]) == pytest.approx(bias, abs=0.25)
+            assert len(gap) == 450 and np.mean(list(gap.values())) == pytest.approx(bias, abs=0.25)
     print(
         f"\nbias {bias:.1f}, noise {NOISE}: RMS error of the margin {rms['both']:.3f} in both orders, {rms['one']:.3f} in one; "
         f"wrong sign {wrong['both']:.3f}, {wrong['one']:.3f}; RMS margin_se {ses['both']:.3f}, {ses['one']:.3f}"
@@ -208,11 +209,6 @@ def test_margins_in_both_orders_are_free_of_the_judges_liking(bias: float, judgi
     assert wrong["both"] < wrong["one"] - 0.02
     # What the pair says of its own uncertainty covers the error that it has.
     assert 0.9 <= ses["both"] / rms["both"] <= 1.6
-
-
-def gaps(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """By the ids of the completion that was shown first and of the other one."""
-    return {(one["first_id"], one["second_id"]): one["gap"] for one in found}
 
 
 def test_one_model_at_two_addresses_is_two_judges(judging: Any, openai_server: Any) -> None:
@@ -233,10 +229,8 @@ def test_a_part_judged_again_takes_nothing_from_the_rest(judging: Any) -> None:
 
 def test_two_scores_of_a_pair_are_on_the_rubrics_own_scale(judging: Any, tmp_path: Path) -> None:
     template = tmp_path / "two.j2"
-    marked = (
-        "<reply-{label}-{{{{ shown.nonce }}}}>\n{{{{ shown.replies[{place}].text }}}}\n</reply-{label}-{{{{ shown.nonce }}}}>\n"
-    )
-    both = "".join(marked.format(label=label, place=place) for place, label in enumerate("AB"))
+    marked = "<reply-L-{{ shown.nonce }}>\n{{ shown.replies[N].text }}\n</reply-L-{{ shown.nonce }}>\n"
+    both = "".join(marked.replace("L", label).replace("N", str(place)) for place, label in enumerate("AB"))
     template.write_text("{% block user %}Score both, from 1 to 5, as JSON:\n" + both + "{% endblock %}")
     job = judging({"defaults": {"noise": 0.0}}, 4, 2)
     job.judge(template=str(template), reply="labelled")
@@ -278,23 +272,20 @@ def test_what_can_not_work_is_refused_before_anything_is_asked(
     assert job.count("requests") <= (completions != 2) and not job.out.exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "shown"),
-    [
-        ("The key-features matter.\nVerdict: C", "sk-1234567890abcdef", "The key-features matter.\nVerdict: C"),
-        ("sk-1234567890abcdef C", "sk-1234567890abcdef", "[key] C"),
-    ],
-)
-def test_the_key_is_taken_out_of_a_reply_and_words_that_look_like_one_stay(text: str, key: str, shown: str) -> None:
-    found = answer_of({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, {"messages": []}, 0.0, key)
-    assert isinstance(found, Answer) and found.choices[0].text == shown
+def read_of(text: str, *top: dict[str, Any], key: str = "") -> Choice:
+    """What is kept of a reply of this text, whose first token could have been others."""
+    tokens = {"content": [{"token": text, "top_logprobs": top}]}
+    found = answer_of({"choices": [{"message": {"content": text}, "logprobs": tokens}]}, {"messages": []}, 0.0, key)
+    assert isinstance(found, Answer)
+    return found.choices[0]
 
 
-def test_alternatives_that_are_no_numbers_are_left_out() -> None:
+def test_what_is_kept_of_a_reply() -> None:
+    """The key is taken out, words that look like one stay, and alternatives that are no numbers are left out."""
+    key, words = "sk-1234567890abcdef", "The key-features matter.\nVerdict: C"
+    assert read_of(words, key=key).text == words and read_of(f"{key} C", key=key).text == "[key] C"
     tops = [{"token": "C", "logprob": None}, {"token": None, "logprob": -1.0}, {"token": "D", "logprob": -0.5}, {"logprob": "x"}]
-    reply = {"choices": [{"message": {"content": "C"}, "logprobs": {"content": [{"token": "C", "top_logprobs": tops}]}}]}
-    found = answer_of(reply, {"messages": []}, 0.0)
-    assert isinstance(found, Answer) and found.choices[0].tokens[0].top == (("D", -0.5),)
+    assert read_of("C", *tops).tokens[0].top == (("D", -0.5),)
 
 
 def test_a_higher_mass_asks_for_what_it_can_no_longer_use(judging: Any) -> None:
@@ -337,14 +328,6 @@ def test_best_worst_counts_what_it_will_ask(judging: Any) -> None:
     rows = [{"prompt": f"Q{i}?", "completions": ["a", "b", "c"], **({"scores": [1, 2, 3]} if i % 2 else {})} for i in range(8)]
     done = judging({}, rows).mmpo("--pairs", "best-worst", "--dry-run", "--json")
     assert json.loads(done.stdout)["requests"] == 8
-
-
-def test_half_of_the_drawn_replies_will_do() -> None:
-    few = [Choice(text) for text in ("A", "B", "nothing to say", "C")]
-    reader = Reader("grade", PREFERENCE, ("grade",), True, 0.5)
-    assert combined(reader.each(few)).grades["grade"].value == 2.0
-    with pytest.raises(Unparsable):
-        combined(reader.each([*few, Choice("x y"), Choice("x y"), Choice("x y")]))
 
 
 def test_judging_inside_a_running_event_loop(judging: Any) -> None:

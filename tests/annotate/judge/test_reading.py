@@ -98,6 +98,11 @@ def test_several_replies_are_averaged_and_their_spread_is_that_of_one() -> None:
     found = read(choices, "grade", PREFERENCE, ("grade",))
     # 3, 3, 2, 0: mean 2, squared deviations 1 + 1 + 0 + 4 = 6 over 3.
     assert found.grades["grade"].value == 2.0 and found.grades["grade"].std == pytest.approx(math.sqrt(2))
+    # Half of them will do.
+    few, none = [Choice(text) for text in ("A", "B", "nothing to say", "C")], [Choice("x y")] * 3
+    assert read(few, "grade", PREFERENCE, ("grade",)).grades["grade"].value == 2.0
+    with pytest.raises(Unparsable):
+        read([*few, *none], "grade", PREFERENCE, ("grade",))
 
 
 def test_ranks_become_shares() -> None:
