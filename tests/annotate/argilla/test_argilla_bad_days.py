@@ -1,13 +1,12 @@
 """Bad days of push and pull, on the real server: no server, wrong keys and names, cuts in the middle, kills, contradictions."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 from argilla_cases import Asked, feedback, pairs
@@ -15,47 +14,33 @@ from argilla_fixture import Argilla
 from argilla_proxy import proxy_to
 from cases import comparisons
 from command import stopped
+from folders import write_rows
 
-from mmpo.annotate.agreement import agree
 from mmpo.annotate.argilla import PushOptions, connect, push, upsert
-from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
 def web_server(status: int, body: bytes) -> Iterator[str]:
     """A web server that is no Argilla: one answer to everything."""
 
-    class Answering(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    class Answering(StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.wfile.write(b"HTTP/1.1 %d Fine\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
         server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_server_down(argilla: Argilla, tmp_path: Path) -> None:
     """Told within seconds, with the next move, by both commands; exit status 2."""
-    asked = Asked(replace(argilla, api_url=f"http://127.0.0.1:{closed_port()}"), tmp_path)
+    with web_server(200, b"") as gone:
+        pass
+    asked = Asked(replace(argilla, api_url=gone), tmp_path)
     began = time.monotonic()
     with pytest.raises(UserError, match=f"no Argilla answers at {asked.argilla.api_url}.*mmpo argilla serve"):
         asked.push()
@@ -208,35 +193,26 @@ def test_a_record_that_argilla_refuses_does_not_hold_up_the_others(asked: Asked)
     asked.push(40)
     limited = {"name": "length", "title": "length", "settings": {"type": "integer", "max": 1}}
     asked.change("POST", f"{asked.path}/metadata-properties", **limited)
-    items = [
-        {"external_id": one["external_id"], "metadata": {"length": 2 if i % 20 == 7 else 1}}
-        for i, one in enumerate(asked.records())
-    ]
+    ids = [one["external_id"] for one in asked.records()]
+    items = [{"external_id": own, "metadata": {"length": 2 if i % 20 == 7 else 1}} for i, own in enumerate(ids)]
     with connect(asked.argilla.api_url) as client:
         [(taken, refused)] = list(upsert(client, asked.dataset["id"], items))
-    assert taken == 38
-    assert [record["external_id"] for record, _ in refused] == [items[i]["external_id"] for i in (7, 27)]
+    assert taken == 38 and [record["external_id"] for record, _ in refused] == [ids[7], ids[27]]
     assert all("greater than the maximum" in why for _, why in refused)
     assert [one["metadata"]["length"] for one in asked.records() if "length" in one["metadata"]] == [1] * 38
 
 
 def test_contradictory_answers_of_a_rater(asked: Asked) -> None:
-    """a beats b, b beats c, c beats a: three grades as they were given; the second opinion of one of them replaces the first."""
+    """a beats b, b beats c, c beats a: three grades as they were given; the second opinion of each replaces the first."""
     asked.push([{"prompt": "Which?", "completions": ["aa", "bb", "cc"]}])
-    records = asked.records()
-    assert len(records) == 3
     beats = {("aa", "bb"), ("bb", "cc"), ("cc", "aa")}
-    for record in records:
+    for record in asked.records():
         shown = (record["fields"]["reply_a"], record["fields"]["reply_b"])
-        asked.answer("anna", record, grade="-2" if shown in beats else "2")  # the first opinion, the wrong way round
-        asked.answer("anna", record, grade="2" if shown in beats else "-2")
+        for grade in ("-2", "2") if shown in beats else ("2", "-2"):
+            asked.answer("anna", record, grade=grade)
     assert asked.pull()["grades"] == 3
     found = {(one["first_text"], one["second_text"]): one["gap"] for one in comparisons(asked.out)}
-    assert all(gap == (2.0 if shown in beats else -2.0) for shown, gap in found.items())
-    build(asked.out, asked.folder / "p", options=BuildOptions(format="feedback"))
-    won = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in load_pairs(asked.folder / "p").to_pylist()}
-    assert won == beats
-    assert agree(asked.out, bootstrap=0)["raters"][0]["units"] == 3
+    assert len(found) == 3 and all(gap == (2.0 if shown in beats else -2.0) for shown, gap in found.items())
 
 
 def test_folders_that_hold_something_else(asked: Asked, tmp_path: Path) -> None:
@@ -252,7 +228,6 @@ def test_folders_that_hold_something_else(asked: Asked, tmp_path: Path) -> None:
     asked.pull()
     with pytest.raises(UserError, match=f"holds the answers of '{asked.name}'"):
         other.pull()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    write_rows(tmp_path / "mine" / "thesis.jsonl", [])
     with pytest.raises(UserError, match="holds something else"):
         asked.pull("mine")

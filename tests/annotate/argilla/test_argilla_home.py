@@ -50,15 +50,15 @@ def test_a_complete_environment_is_taken_without_a_question(argilla_environment:
 
 
 def test_an_environment_of_other_pins_or_half_made_is_not_complete(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    assert not is_complete(tmp_path)
-    (tmp_path / "mmpo-complete").write_text("0123abcd\n")
-    assert not is_complete(tmp_path)
-    (tmp_path / "mmpo-complete").write_text(digest_of_pins())
-    assert is_complete(tmp_path)
-    (tmp_path / "bin" / "python").unlink()
-    (tmp_path / "bin" / "python").symlink_to(tmp_path / "gone")
+    python, marker = tmp_path / "bin" / "python", tmp_path / "mmpo-complete"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    for text, complete in (("", False), ("0123abcd\n", False), (digest_of_pins(), True)):
+        assert not is_complete(tmp_path)
+        marker.write_text(text)
+        assert is_complete(tmp_path) == complete
+    python.unlink()
+    python.symlink_to(tmp_path / "gone")
     assert not is_complete(tmp_path)
 
 
@@ -67,10 +67,9 @@ def test_an_installation_that_fails_says_why_and_leaves_nothing(tmp_path: Path, 
     # Left by one that was killed: ours to remove.
     folder.mkdir()
     (folder / "mmpo-unfinished").touch()
-    monkeypatch.setenv("MMPO_ARGILLA_ENV", str(folder))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    pip = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": ""}
+    for name, value in {"MMPO_ARGILLA_ENV": str(folder), **pip}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"(?s)argilla-server.*same command again"):
         ensure(lambda question: True)
     assert not folder.exists()
@@ -99,8 +98,7 @@ def test_one_holds_a_folder_and_the_next_hears_who(tmp_path: Path) -> None:
 
 def test_the_secret_key_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
     key = secret_key(tmp_path)
-    assert len(key) == 64
-    assert secret_key(tmp_path) == key
+    assert len(key) == 64 and secret_key(tmp_path) == key
     assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
     assert secret_key(prepare(tmp_path / "other")) != key
     # A start that was killed in between leaves an empty file.
@@ -144,9 +142,9 @@ def test_a_workspace_without_a_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_new_folder_has_no_users(tmp_path: Path) -> None:
-    assert known_users(tmp_path) == {}
-    (tmp_path / "argilla.db").touch()
-    assert known_users(tmp_path) == {}
+    for name in ("nothing", "argilla.db"):
+        (tmp_path / name).touch()
+        assert known_users(tmp_path) == {}
 
 
 def test_what_is_loopback() -> None:

@@ -83,9 +83,9 @@ def test_selection_and_limit_put_the_closest_pairs_first(asked: Asked, tmp_path:
 
 
 def test_ratings_of_four_replies(asked: Asked, tmp_path: Path) -> None:
+    counts = enumerate((4, 3, 4, 3))
     rows = [
-        {"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(4 - i % 2)], "scores": [1, 2, 4, 5][: 4 - i % 2]}
-        for i in range(4)
+        {"prompt": f"Q{i}", "completions": [f"reply {j} of {i}" for j in range(n)], "scores": [1, 2, 4, 5][:n]} for i, n in counts
     ]
     data = feedback(tmp_path / "f", rows, scale=(1, 5), kind="ai")
     summary = asked.push(data, questions="ratings", suggest=True, scale=(0, 10))
@@ -112,27 +112,28 @@ def test_several_aspects_are_a_question_each(asked: Asked) -> None:
         asked.push(2)
 
 
-def test_a_dataset_of_others_is_left_alone(asked: Asked) -> None:
-    import argilla as rg
+def half_made(asked: Asked, field: dict[str, Any]) -> str:
+    """The id of a draft of this name with one field."""
+    spaces = asked.get("/api/v1/me/workspaces")["items"]
+    space = next(one["id"] for one in spaces if one["name"] == asked.argilla.workspace)
+    made = asked.change("POST", "/api/v1/datasets", name=asked.name, workspace_id=space).json()["id"]
+    asked.change("POST", f"/api/v1/datasets/{made}/fields", **field)
+    return made
 
-    client = asked.argilla.client()
-    settings = rg.Settings(
-        fields=[rg.TextField("text", client=client)], questions=[rg.LabelQuestion("label", ["a", "b"], client=client)]
-    )
-    rg.Dataset(asked.name, workspace=asked.argilla.workspace, settings=settings, client=client).create()
-    client.http_client.close()
+
+def test_a_dataset_of_others_is_left_alone(asked: Asked) -> None:
+    made = half_made(asked, {"name": "text", "title": "x", "required": True, "settings": {"type": "text"}})
+    options = [{"value": value, "text": value} for value in "ab"]
+    asks = {"name": "label", "title": "x", "required": True, "settings": {"type": "label_selection", "options": options}}
+    asked.change("POST", f"/api/v1/datasets/{made}/questions", **asks)
+    asked.change("PUT", f"/api/v1/datasets/{made}/publish")
     with pytest.raises(UserError, match="there already, one that asks nothing that mmpo asks"):
         asked.push()
 
 
 def test_a_half_made_dataset_is_completed(asked: Asked) -> None:
     """What a push leaves that is killed between its first requests: a draft with some of its fields."""
-    with asked.argilla.as_user("owner") as owner:
-        spaces = owner.get("/api/v1/me/workspaces").json()["items"]
-        space = next(one["id"] for one in spaces if one["name"] == asked.argilla.workspace)
-        made = owner.post("/api/v1/datasets", json={"name": asked.name, "workspace_id": space}).raise_for_status().json()
-        field = {"name": "prompt", "title": "x", "required": True, "settings": {"type": "chat", "use_markdown": True}}
-        owner.post(f"/api/v1/datasets/{made['id']}/fields", json=field).raise_for_status()
+    half_made(asked, {"name": "prompt", "title": "x", "required": True, "settings": {"type": "chat", "use_markdown": True}})
     assert asked.push()["sent"] == 6
     assert len(asked.records()) == 6
 

@@ -80,8 +80,7 @@ def test_a_long_message_is_shown_in_pieces_that_make_up_the_whole() -> None:
 def test_orders_are_balanced_and_do_not_depend_on_the_order_given() -> None:
     first = 0
     for i in range(2_000):
-        one = item([{"role": "user", "content": str(i)}], ("a", "b"))
-        turned = item([{"role": "user", "content": str(i)}], ("b", "a"))
+        one, turned = (item([{"role": "user", "content": str(i)}], tuple(texts)) for texts in ("ab", "ba"))
         assert order_of(one, "pairs", 0) == order_of(turned, "pairs", 0)
         first += order_of(one, "pairs", 0)[0] == min(one.ids)
     assert abs(first - 1_000) < 4 * np.sqrt(500)  # four standard deviations of a fair coin
@@ -95,27 +94,21 @@ def test_grades_and_their_certainty_by_hand() -> None:
     assert certainty(1.0, 1 / 3, 3) == pytest.approx(0.6915, abs=1e-4)  # P(z > −½)
 
 
-def known(margin: float, se: float | None, minority: float = 0.0, raters: int = 1) -> dict[frozenset[str], KnownMargin]:
-    return {frozenset("ab"): KnownMargin("a", margin, se, minority, raters, "ai")}
-
-
 def test_selections_by_hand() -> None:
+    """Each by margin, standard error, share of raters against it, and raters."""
+    known = {"sure": (3.0, 0.1, 0.0, 3), "unsure": (-2.0, 1.5, 0.2, 5), "close": (0.25, 0.3, 0.5, 2), "nobody": None}
     items = [
-        RecordItem("p", [], ("a", "b"), ("", ""), (None, None), text, margins)
-        for text, margins in (
-            ("sure", known(3.0, 0.1, 0.0, 3)),
-            ("unsure", known(-2.0, 1.5, 0.2, 5)),
-            ("close", known(0.25, 0.3, 0.5, 2)),
-            ("nobody", {}),
+        RecordItem(
+            "p", [], ("a", "b"), ("", ""), (None, None), text, {frozenset("ab"): KnownMargin("a", *one, "ai")} if one else {}
         )
-    ]  # fmt: skip
+        for text, one in known.items()
+    ]
 
     def order(way: str) -> list[str | None]:
         return [one.source for one in select(items, way, None, 0)]
 
     assert order("uncertain") == ["unsure", "close", "sure", "nobody"]
-    assert order("small-margin") == ["close", "unsure", "sure", "nobody"]
-    assert order("disagreement") == ["close", "unsure", "sure", "nobody"]
+    assert order("small-margin") == order("disagreement") == ["close", "unsure", "sure", "nobody"]
     assert sorted(map(str, order("random"))) == ["close", "nobody", "sure", "unsure"]
     for way in set(SELECTIONS) - {"random"}:
         with pytest.raises(UserError, match=f"--select {way} needs"):
@@ -174,11 +167,8 @@ def test_what_a_second_pull_writes_depends_on_what_argilla_has_now(
     then = merge_answers(state(two, raters, gone), earlier, raters, before=first.table, base=None, source="s")
     fresh = merge_answers(state(two, raters), {}, raters, before=None, base=None, source="s")
     assert then.table.equals(fresh.table) and then.answers == fresh.answers
-    assert (then.new, then.withdrawn, then.changed + then.unchanged) == (
-        len(set(two) - set(one)),
-        len(gone),
-        len(set(one) & set(two)),
-    )
+    counts = (len(set(two) - set(one)), len(gone), len(set(one) & set(two)))
+    assert (then.new, then.withdrawn, then.changed + then.unchanged) == counts
     kept = merge_answers(state({}, raters), earlier, raters, before=first.table, base=None, source="s")
     assert kept.table.equals(first.table) and kept.kept.total() == len(one)
 
@@ -186,16 +176,9 @@ def test_what_a_second_pull_writes_depends_on_what_argilla_has_now(
 def test_answers_without_a_place_leave_no_trace() -> None:
     """The base has a and b of the prompt, no c: of three pairs one has a place, whatever is tried first."""
     raters = Raters({"u1": "x"}, real_names=False)
+    completions = [{"id": IDS[j], "text": "ab"[j], "model": "m"} for j in range(2)]
     empty: dict[str, Any] = {"ratings": [], "comparisons": [], "source": "base", "extra": None}
-    rows = [
-        {
-            "prompt_id": OWN,
-            "prompt": PROMPT,
-            "completions": [{"id": IDS[j], "text": "ab"[j], "model": "m"} for j in range(2)],
-            **empty,
-        }
-    ]
-    base = pa.Table.from_pylist(rows, FEEDBACK)
+    base = pa.Table.from_pylist([{"prompt_id": OWN, "prompt": PROMPT, "completions": completions, **empty}], FEEDBACK)
     now = state({(own, "u1"): 1 for own in RECORDS}, raters)
     merged = merge_answers(now, {}, raters, before=None, base=base, source="s")
     assert (len(merged.answers), len(merged.homeless), merged.new) == (1, 2, 1)
