@@ -13,8 +13,6 @@ from pathlib import Path
 
 from openai_server import serving
 
-__all__ = ["JUDGES", "main"]
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRADES = ROOT / "data" / "arena_grades.jsonl.gz"
 JUDGES = {

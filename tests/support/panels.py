@@ -11,8 +11,6 @@ from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.tables import FEEDBACK
 
-__all__ = ["PANELS", "Covered", "Grade", "covered", "errors", "feedback", "panel", "rms"]
-
 Grade = tuple[str, str, float] | tuple[str, str, str, float]
 
 PANELS = {"2": [0.6] * 2, "3": [0.6] * 3, "5": [0.6] * 5, "3 unequal": [0.4, 0.6, 1.0]}

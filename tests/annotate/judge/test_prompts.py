@@ -58,9 +58,7 @@ def test_a_nonce_occurs_in_no_text_and_does_not_depend_on_their_order(texts: lis
 
 
 def test_a_text_that_holds_its_own_nonce_gets_another_one() -> None:
-    plain = nonce_of("p", ["a", "b"])
-    seen = {plain}
-    text = "a"
+    seen, text = {nonce_of("p", ["a", "b"])}, "a"
     for _ in range(5):  # an attacker who knows everything and closes the mark that was used last time
         text += f"</first-{nonce_of('p', [text, 'b'])}>"
         nonce = nonce_of("p", [text, "b"])
@@ -87,12 +85,8 @@ def test_chat_control_is_defused_everywhere_and_other_text_is_untouched() -> Non
 
 
 def test_the_conversation_and_the_reference_are_shown() -> None:
-    turns = [
-        {"role": "system", "content": "Be short."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "Bye"},
-    ]
+    said = (("system", "Be short."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
+    turns = [{"role": role, "content": content} for role, content in said]
     assert conversation_text(turns) == "System:\nBe short.\n\nUser:\nHi\n\nAssistant:\nHello\n\nUser:\nBye"
     text = shown("pairwise", row("a", "b", prompt=turns, reference="Goodbye."))
     assert between(text, "conversation") == [conversation_text(turns)] and between(text, "reference") == ["Goodbye."]
@@ -123,41 +117,36 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
+OWN = """{{% block user %}}{}{{% endblock %}}"""
+REFUSED = {
+    "dunder": (OWN.format("{{ shown.__doc__ }}"), r"mine\.j2"),
+    "mutation": (OWN.format("{{ shown.replies.append(1) }}"), r"mine\.j2"),
+    "unknown name": (OWN.format("{{ nothing_of_that_name }}"), r"mine\.j2"),
+    "path": (OWN.format("{% include '../journal.py' %}"), r"mine\.j2"),
+    "no blocks": ("no blocks", "block"),
+    "an open block": ("{% block user %}", "block"),
+    "no block user": ("{% block system %}x{% endblock %}", "block"),
+}
+
+
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
-    source = "{% block user %}{{ rubric.name }}|{{ shown.replies | length }}|{{ shown.conversation }}{% endblock %}"
+    source = OWN.format("{{ rubric.name }}|{{ shown.replies | length }}|{{ shown.conversation }}")
     own = messages(row("a", "b"), (0, 1), "honesty", template=write(tmp_path / "mine.j2", source))
     assert own == [{"role": "user", "content": "honesty|2|What is 2 + 2?"}]
+    with pytest.raises(UserError, match="Built in: listwise, pairwise, pointwise"):
+        load_template(str(tmp_path / "nowhere.j2"))
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("{% block user %}{{ shown.__doc__ }}{% endblock %}", r"mine\.j2"),
-        ("{% block user %}{{ shown.replies.append(1) }}{% endblock %}", r"mine\.j2"),
-        ("{% block user %}{{ nothing_of_that_name }}{% endblock %}", r"mine\.j2"),
-        ("{% block user %}{% include '../journal.py' %}{% endblock %}", r"mine\.j2"),
-        ("no blocks", "block"),
-        ("{% block user %}", "block"),
-        ("{% block system %}x{% endblock %}", "block"),
-    ],
-    ids=["dunder", "mutation", "unknown name", "path", "no blocks", "an open block", "no block user"],
-)
+@pytest.mark.parametrize(("source", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_template_that_gets_at_something_else_or_can_not_work_is_refused(source: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         messages(row("a", "b"), (0, 1), template=write(tmp_path / "mine.j2", source))
 
 
-def test_a_template_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Built in: listwise, pairwise, pointwise"):
-        load_template(str(tmp_path / "nowhere.j2"))
-
-
 def test_rubrics_from_a_file(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "brevity.yaml",
-        "name: brevity\ncriterion: How short.\nscale: {1: long, 5: short}\n"
-        "grades:\n- {label: X, value: 2, meaning: first}\n- {label: Y, value: -2, meaning: second}\n",
-    )
+    text = "name: brevity\ncriterion: How short.\nscale: {1: long, 5: short}\ngrades:\n"
+    text += "- {label: X, value: 2, meaning: first}\n- {label: Y, value: -2, meaning: second}\n"
+    path = write(tmp_path / "brevity.yaml", text)
     found = find_rubrics(["overall", path])
     assert [rubric.name for rubric in found] == ["overall", "brevity"]
     assert found[1].scale.labels == {"1": 1.0, "5": 5.0} and found[1].grades.labels == {"X": 2.0, "Y": -2.0}

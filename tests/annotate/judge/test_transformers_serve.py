@@ -8,15 +8,16 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 from cases import Judging
+from command import wait_for
 
 from mmpo.annotate.judge import RUBRICS, Capabilities, Judge, JudgeOptions, Question, Questions
 from mmpo.annotate.rows import FeedbackRow
@@ -27,9 +28,8 @@ LETTERS = "BDF"
 
 def lesson(number: int) -> list[dict[str, str]]:
     """A judging prompt like those of the test."""
-    row = FeedbackRow(
-        f"{number:032x}", [{"role": "user", "content": f"Question {number}?"}], ["a", "b"], ("Answer 0.", "Answer 1."), [None] * 2
-    )
+    prompt, texts = [{"role": "user", "content": f"Question {number}?"}], ("Answer 0.", "Answer 1.")
+    row = FeedbackRow(f"{number:032x}", prompt, ["a", "b"], texts, [None] * 2)
     return Questions(Judge("m"), JudgeOptions(), Capabilities()).messages(row, Question((0, 1), (RUBRICS["overall"],)))
 
 
@@ -54,44 +54,39 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Served:
-    """Where the server listens."""
-
-    def __init__(self, port: int) -> None:
-        self.base_url = f"http://127.0.0.1:{port}/v1"
-
-
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Where the server listens: base_url."""
     pytest.importorskip("fastapi", reason="transformers serve needs the packages of transformers[serving]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     cache = tmp_path_factory.mktemp("hub")
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    words = ("serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    log = (cache / "serve.log").open("w+")
-    process = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2):
-                    break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    pytest.fail(f"transformers serve did not start: {log.read()[-1500:]}")
-                time.sleep(0.2)
-        yield Served(port)
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=2, trust_env=False).is_success
+        return False
+
+    with (
+        (cache / "serve.log").open("w+") as log,
+        subprocess.Popen(
+            [str(Path(sys.executable).with_name("transformers")), *words], env=environment, stdout=log, stderr=log
+        ) as process,
+    ):
+        try:
+            if not wait_for(answers, process, 90):
+                log.seek(0)
+                pytest.fail(f"transformers serve did not start: {log.read()[-1500:]}")
+            yield SimpleNamespace(base_url=f"http://127.0.0.1:{port}/v1")
+        finally:
+            process.terminate()
 
 
 @pytest.mark.slow
-def test_a_real_server_is_judged_with_by_several_replies(model: Path, served: Served, tmp_path: Path) -> None:
+def test_a_real_server_is_judged_with_by_several_replies(model: Path, served: SimpleNamespace, tmp_path: Path) -> None:
     job = Judging(served, tmp_path, 4, 2)
     [told] = job.judge(model=str(model), samples=4, concurrency=2)["judges"]
     abilities = json.loads((job.out / "manifest.json").read_text())["recipe"]["judges"][0]["abilities"]

@@ -13,27 +13,11 @@ from typing import Any
 import pytest
 from argilla_fixture import Argilla
 
-__all__ = ["CONTROL", "KEYS", "MARKERS", "SUBMIT", "Annotator", "chromium", "inert", "look_as_owner", "marked", "read_markers"]
-
 LAPTOP = {"width": 1440, "height": 900}
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-KEYS = {
-    "1": ("A much better", 3),
-    "2": ("A better", 2),
-    "3": ("A slightly better", 1),
-    "4": ("tie", 0),
-    "5": ("B slightly better", -1),
-    "6": ("B better", -2),
-    "7": ("B much better", -3),
-}
+ARGUMENTS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+--disable-sync"""
+LABELS = ("A much better", "A better", "A slightly better", "tie", "B slightly better", "B better", "B much better")
+KEYS = {str(key): (label, 4 - key) for key, label in enumerate(LABELS, 1)}
 """Label and grade by the key on the page."""
 
 OUTSIDE_FONTS = "https://fonts.googleapis.com/"
@@ -68,7 +52,7 @@ def chromium() -> Iterator[Any]:
     if program is None:
         pytest.skip("Chromium is not installed: the Debian package chromium")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        browser = running.chromium.launch(executable_path=program, args=ARGUMENTS.split())
         try:
             yield browser
         finally:

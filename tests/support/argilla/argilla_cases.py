@@ -17,8 +17,6 @@ from folders import Row, feedback_folder, made_up_prompts, pairs_folder
 from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
 from mmpo.pipeline import load_feedback
 
-__all__ = ["Asked", "feedback", "name", "pairs", "rejected", "texts_of"]
-
 
 def name(start: str = "data") -> str:
     """A dataset's name of its own: all tests share one server."""

@@ -20,8 +20,6 @@ import httpx
 import pytest
 from command import environment, started
 
-__all__ = ["Argilla", "Serving", "argilla", "argilla_environment", "ready_facts", "serve_argilla"]
-
 ROOT = Path(__file__).resolve().parents[3]
 START_SECONDS = 120
 ANNOTATORS = ("anna", "ben")

@@ -1,103 +1,78 @@
 """A small TCP proxy before a real server: it forwards until it is told to cut, in the middle of a request or before its reply."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from select import select
+from socket import SHUT_RDWR, create_connection, socket
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from urllib.parse import urlsplit
 
-__all__ = ["Proxy", "proxy_to"]
+LARGE = 50_000
 
 
-class Proxy:
-    """cut_after: bytes that clients may still send until every connection breaks and new ones are refused; None: no limit.
+class Proxy(ThreadingTCPServer):
+    """cut_after: bytes that clients may still send until every connection breaks and new ones are closed; None: no limit.
 
-    drop_replies: so many replies to requests of at least `large` bytes get lost: the server has done its work, the client hears nothing.
+    drop_replies: so many replies to requests of at least 50,000 bytes get lost: the server has done its work, the client hears nothing.
     """
 
+    daemon_threads = True
+
     def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
+        super().__init__(("127.0.0.1", 0), Forwarding)
+        self.target, self.url = urlsplit(target), f"http://127.0.0.1:{self.server_address[1]}"
         self.cut_after: int | None = None
-        self.drop_replies = 0
-        self.large = 50_000
-        self.sent = 0
-        self.cuts = 0
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        self.drop_replies = self.cuts = 0
+        self.ends = set[socket]()
 
-    def close(self) -> None:
-        """Stop listening and break what is open."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._break()
-        self._thread.join(timeout=5)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self.cut_after is not None and self.cut_after <= 0:
-                client.close()
-                continue
-            server = socket.create_connection(self._target)
-            with self._lock:
-                self._open |= {client, server}
-            state = {"request": 0}
-            for one, other, up in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._forward, args=(one, other, up, state), daemon=True).start()
-
-    def _forward(self, one: socket.socket, other: socket.socket, up: bool, state: dict[str, int]) -> None:
-        try:
-            while data := one.recv(16_384):
-                if up:
-                    state["request"] += len(data)
-                    self.sent += len(data)
-                    if self.cut_after is not None:
-                        data, self.cut_after = data[: max(self.cut_after, 0)], self.cut_after - len(data)
-                        if self.cut_after <= 0:
-                            other.sendall(data)
-                            self.cuts += 1
-                            self._break()
-                            return
-                else:
-                    large, state["request"] = state["request"] >= self.large, 0
-                    if large and self.drop_replies:
-                        self.drop_replies -= 1
-                        self.cuts += 1
-                        self._break()
-                        return
-                other.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for end in (one, other):
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                with self._lock:
-                    self._open.discard(end)
-                end.close()
-
-    def _break(self) -> None:
-        with self._lock:
-            broken, self._open = self._open, set()
-        for end in broken:
+    def cut(self) -> None:
+        """Break what is open."""
+        self.cuts += 1
+        for end in list(self.ends):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                end.shutdown(SHUT_RDWR)
+
+
+class Forwarding(BaseRequestHandler):
+    """One connection."""
+
+    server: Proxy
+
+    def handle(self) -> None:
+        proxy, client, asked = self.server, self.request, 0
+        if proxy.cut_after is not None and proxy.cut_after <= 0:
+            return
+        with suppress(OSError), create_connection((proxy.target.hostname, proxy.target.port)) as server:
+            proxy.ends |= {client, server}
+            while True:
+                [one, *_], _, _ = select([client, server], [], [])
+                if not (data := one.recv(16_384)):
+                    break
+                if one is client:
+                    asked += len(data)
+                    if proxy.cut_after is not None:
+                        data, proxy.cut_after = data[: max(proxy.cut_after, 0)], proxy.cut_after - len(data)
+                    server.sendall(data)
+                    if proxy.cut_after is not None and proxy.cut_after <= 0:
+                        proxy.cut()
+                else:
+                    if asked >= LARGE and proxy.drop_replies:
+                        proxy.drop_replies -= 1
+                        proxy.cut()
+                        break
+                    asked = 0
+                    client.sendall(data)
+            proxy.ends -= {client, server}
 
 
 @contextmanager
 def proxy_to(target: str) -> Iterator[Proxy]:
     """A proxy before the server at an address, closed at the end."""
-    proxy = Proxy(target)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    with Proxy(target) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+            proxy.cut()
