@@ -1,6 +1,5 @@
-"""The families of judging are tables: a new member is one entry. A reply is parsed once: later runs take what was read from the journal."""
+"""What is asked: which pairs; families are tables, a new member is one entry; a reply is parsed once, then taken from the journal."""
 
-import dataclasses
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -19,10 +18,76 @@ from mmpo.annotate.client import Answer, Choice, Journal, Token
 from mmpo.annotate.judge import MODES, Capabilities, Judge, JudgeOptions, Questions, Reading, reading
 from mmpo.annotate.judge.questions import KnownReplies, usable
 from mmpo.annotate.judge.reading import Grade, dumps, loads
-from mmpo.annotate.pairings import PAIRINGS, Pairing
+from mmpo.annotate.pairings import PAIRINGS, Candidates, Pairing, parse_pairing
 from mmpo.annotate.replies import REPLIES, ParsedReply, ReplyFormat
 from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
+
+ids = st.lists(st.text("0123456789abcdef", min_size=4, max_size=4), unique=True, min_size=0, max_size=9)
+ways = st.sampled_from(["auto", "all", "chain", "best-worst", "random:1", "random:3", "random:50"])
+
+
+def named(way: str, names: list[str], scores: list[float | None] | None = None, seed: int = 0) -> set[frozenset[str]]:
+    pairing, k = parse_pairing(way)
+    pairs = pairing.choose(Candidates(names, scores or [None] * len(names), seed, k))
+    assert all(0 <= i < j < len(names) for i, j in pairs) and len(set(pairs)) == len(pairs)
+    return {frozenset((names[i], names[j])) for i, j in pairs}
+
+
+@given(ways, ids, st.randoms())
+def test_choices_do_not_depend_on_the_order_of_completions(way: str, names: list[str], random: object) -> None:
+    scores = {name: float(int(name, 16) % 5) for name in names}
+    chosen = named(way, names, [scores[name] for name in names])
+    shuffled = sorted(names, key=lambda name: name[::-1])
+    assert named(way, shuffled, [scores[name] for name in shuffled]) == chosen
+
+
+@given(ways, ids)
+def test_the_count_is_what_is_chosen(way: str, names: list[str]) -> None:
+    pairing, k = parse_pairing(way)
+    assert len(named(way, names, [float(i) for i in range(len(names))])) == pairing.count(len(names), k)
+
+
+@given(ids)
+def test_a_chain_connects_all_and_auto_holds_it(names: list[str]) -> None:
+    chain = named("chain", names)
+    assert len(chain) == max(0, len(names) - 1)
+    groups = {name: name for name in names}
+
+    def root(name: str) -> str:
+        return name if groups[name] == name else root(groups[name])
+
+    for a, b in map(sorted, chain):
+        groups[root(a)] = root(b)
+    assert len({root(name) for name in names}) == min(1, len(names))
+    if len(names) > 4:
+        assert chain <= named("auto", names)
+    else:
+        assert named("auto", names) == named("all", names)
+
+
+def test_a_chain_follows_the_grades_where_all_have_one() -> None:
+    names, scores = ["a", "b", "c", "d"], [1.0, 9.0, 5.0, 3.0]
+    assert named("chain", names, scores) == {frozenset("bc"), frozenset("cd"), frozenset("da")}
+    assert named("best-worst", names, scores) == {frozenset("ab")}
+    assert named("best-worst", names, [None, 2.0, None, 1.0]) == {frozenset("bd")}
+    assert named("best-worst", names, [None, 2.0, None, None]) == set()
+
+
+def test_the_seed_changes_what_is_drawn() -> None:
+    names = [f"{i:04x}" for i in range(9)]
+    assert len({frozenset(named("random:5", names, seed=seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("way", ["some", "random", "random:0", "random:x", "all:3", ""])
+def test_unknown_ways(way: str) -> None:
+    with pytest.raises(UserError, match="pairs"):
+        parse_pairing(way)
+
+
+def test_every_way_says_what_it_does() -> None:
+    assert all(pairing.summary for pairing in PAIRINGS.values())
+
 
 ROW = FeedbackRow("0" * 32, [{"role": "user", "content": "?"}], ["a", "b", "c"], ["x", "y", "z"], [None] * 3)
 
@@ -83,7 +148,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return counted
 
     for name in list(REPLIES):
-        monkeypatch.setitem(REPLIES, name, dataclasses.replace(REPLIES[name], parse=counting(name)))
+        monkeypatch.setitem(REPLIES, name, replace(REPLIES[name], parse=counting(name)))
     return counts
 
 
