@@ -1,6 +1,5 @@
 """How many files and classes of ours a judge's request and a person's answer pass: docs/architecture.md quotes these figures."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from argilla_cases import Asked
 from argilla_fixture import Argilla
+from folders import feedback_folder
 from row_path import row_path
 
 from mmpo.annotate import JudgeOptions, judge
@@ -21,10 +21,7 @@ def test_a_judges_request_becomes_a_margin_se(
 
     def work(rows: int) -> None:
         folder = tmp_path / str(next(runs))
-        folder.mkdir()
-        lines = [{"prompt": f"Question {i}?", "completions": ["Yes, so it is.", "No."]} for i in range(rows)]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        build(folder / "rows.jsonl", folder / "in", options=BuildOptions(format="jsonl", feedback_only=True))
+        feedback_folder(folder / "in", rows)
         judge(folder / "in", folder / "judged", options=JudgeOptions(base_url=server.base_url, model="judge-a"))
         build(folder / "judged", folder / "pairs", options=BuildOptions(format="feedback", split=(1, 0, 0)))
         assert load_pairs(folder / "pairs", "train").num_rows == rows

@@ -194,14 +194,6 @@ def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:
     assert "--host" in refused(home, "--host", "no such host", "--yes")
 
 
-def test_other_hosts_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = ready_facts(host="0.0.0.0")
-    say_ready(facts, only_here=False)
-    assert "WARNING" in capsys.readouterr().err
-    say_ready(facts, only_here=True)
-    assert "WARNING" not in capsys.readouterr().err
-
-
 def test_without_a_terminal_the_installation_wants_yes(tmp_path: Path) -> None:
     folder = tmp_path / "environment"
     said = refused(tmp_path / "home", "--port", "0", MMPO_ARGILLA_ENV=str(folder))
@@ -228,6 +220,10 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     assert "argilla.db" in refused(tmp_path / "home", "--port", "0", "--yes")
 
 
-def test_names_in_printed_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said_when_it_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other hosts are warned of, and names in printed commands are quoted."""
+    say_ready(ready_facts(host="0.0.0.0"), only_here=False)
+    assert "WARNING" in capsys.readouterr().err
     say_ready(ready_facts(workspace="our team; ls"), only_here=True)
-    assert capsys.readouterr().err.count("--workspace 'our team; ls'") == 2
+    said = capsys.readouterr().err
+    assert "WARNING" not in said and said.count("--workspace 'our team; ls'") == 2
