@@ -1,4 +1,4 @@
-"""Fixtures: the OpenAI-compatible server of our own, started with a plan and stopped after the test, alone or with candidates to judge."""
+"""Fixtures: the OpenAI-compatible server of our own, started with a plan, alone or with candidates to judge; a dataset of Argilla's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_fixture import argilla, argilla_environment  # noqa: F401
+from argilla_cases import Asked
+from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
 from cases import Judging
 from openai_server import Server, serving
 
@@ -34,3 +35,16 @@ def prices(tmp_path: Path) -> str:
     path = tmp_path / "prices.yaml"
     path.write_text("batch: 0.5\nmodels:\n  judge-a: [1000, 2000]\n  judge-b: [1, 1]\n  judge-c: [1, 1]\n")
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that use Argilla's server hold its owner's key, as a user does; the others any key."""
+    with_server = "argilla" in request.fixturenames
+    monkeypatch.setenv("ARGILLA_API_KEY", request.getfixturevalue("argilla").owner_key if with_server else "any.key")
+
+
+@pytest.fixture
+def asked(argilla: Argilla, tmp_path: Path) -> Asked:  # noqa: F811
+    """A dataset of the test's own, not pushed yet."""
+    return Asked(argilla, tmp_path)

@@ -33,10 +33,7 @@ def test_a_judges_request_becomes_a_margin_se(
 
 
 @pytest.mark.slow
-def test_a_persons_answer_becomes_feedback(
-    argilla: Argilla, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ARGILLA_API_KEY", argilla.owner_key)
+def test_a_persons_answer_becomes_feedback(argilla: Argilla, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datasets = {}
     for rows in (1, 2):
         (folder := tmp_path / str(rows)).mkdir()

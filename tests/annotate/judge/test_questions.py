@@ -83,9 +83,6 @@ def test_the_seed_changes_what_is_drawn() -> None:
 def test_unknown_ways(way: str) -> None:
     with pytest.raises(UserError, match="pairs"):
         parse_pairing(way)
-
-
-def test_every_way_says_what_it_does() -> None:
     assert all(pairing.summary for pairing in PAIRINGS.values())
 
 
@@ -169,17 +166,13 @@ def test_a_second_run_parses_nothing_and_another_reader_everything(
     assert job.count("answered") - before <= 3 * 6
 
 
-def questions(**options: Any) -> Questions:
-    return Questions(Judge("m"), JudgeOptions(model="m", **options), Capabilities())
-
-
 def test_readings_are_kept_by_what_they_depend_on(parsed: Counter[str], tmp_path: Path) -> None:
     row = FeedbackRow("p", [{"role": "user", "content": "?"}], ["a", "b"], ["x", "y"], [None, None])
-    asker, path = questions(), tmp_path / "journal.sqlite"
-    requests = [request for posed in asker.of(row) for request in posed.requests]
+    first, path = asker(), tmp_path / "journal.sqlite"
+    requests = [request for posed in first.of(row) for request in posed.requests]
     tokens = (Token("C", (("C", -0.1), ("D", -3.0))),)
-    outcomes = [asker.checked(one, Answer((Choice("C", "stop", tokens),), 1, 1, 0.0)) for one in requests]
-    outcomes[1] = asker.checked(requests[1], Answer((Choice("no grade"),), 1, 1, 0.0))
+    outcomes = [first.checked(one, Answer((Choice("C", "stop", tokens),), 1, 1, 0.0)) for one in requests]
+    outcomes[1] = first.checked(requests[1], Answer((Choice("no grade"),), 1, 1, 0.0))
 
     def read(how: Questions, expected: int, *, read_only: bool = False) -> KnownReplies:
         parsed.clear()
@@ -190,22 +183,22 @@ def test_readings_are_kept_by_what_they_depend_on(parsed: Counter[str], tmp_path
 
     with Journal(path) as journal:
         journal.put_all([("m", (one.key, outcome, 0.0)) for one, outcome in zip(requests, outcomes)])
-    kept = read(asker, 0)
+    kept = read(first, 0)
     assert usable(kept.replies[requests[0].key]) and kept.failures[requests[1].key].reason == "no_verdict"
     # A threshold, a format: the raw replies are read again, answers and failures, and that is kept.
-    for how in (questions(min_mass=0.99), questions(reply="double-bracket")):
+    for how in (asker(min_mass=0.99), asker(reply="double-bracket")):
         for expected in (2, 0):
             assert not usable(read(how, expected).replies[requests[0].key])
-    assert read(asker, 2).replies == kept.replies == read(asker, 0).replies
+    assert read(first, 2).replies == kept.replies == read(first, 0).replies
     # A version without readings puts another reply there, or has made the whole journal: what was read before is not taken for it.
     raw = Answer((Choice("A"),), 1, 1, 0.0).dumps()
     with closing(sqlite3.connect(path)) as old, old:
         old.execute("UPDATE answers SET reply = ?, at = at + 1 WHERE key = ?", (raw, requests[0].key))
-    assert read(asker, 1).replies[requests[0].key] == [Reading({"grade": Grade(3.0, None, None)}, "")]
+    assert read(first, 1).replies[requests[0].key] == [Reading({"grade": Grade(3.0, None, None)}, "")]
     with closing(sqlite3.connect(path)) as old, old:
         old.execute("DROP TABLE readings")
-    looked, again = read(asker, 2, read_only=True), read(asker, 2, read_only=True)
-    assert looked.replies == again.replies == read(asker, 2).replies == read(asker, 0).replies
+    looked, again = read(first, 2, read_only=True), read(first, 2, read_only=True)
+    assert looked.replies == again.replies == read(first, 2).replies == read(first, 0).replies
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
