@@ -32,7 +32,7 @@ def web_server(status: int, body: bytes) -> Iterator[str]:
     class Answering(StreamRequestHandler):
         def handle(self) -> None:
             self.request.recv(1 << 16)
-            self.wfile.write(b"HTTP/1.1 %d Fine\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+            self.wfile.write(b"HTTP/1.0 %d Fine\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
 
     with ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
