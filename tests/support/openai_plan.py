@@ -3,7 +3,7 @@
 import math
 import time
 from email.utils import formatdate
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr
 from simulated_judge import Capabilities, JudgeModel, Refusal, chance, unit
@@ -154,9 +154,6 @@ class Plan(BaseModel, extra="forbid"):
         return median * math.exp(math.log(p99 / median) / Z99 * unit("latency", self.seed, sequence))
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def updated(whole: M, change: M) -> M:
+def updated(whole: Any, change: BaseModel) -> Any:
     """A copy of `whole` with the fields that were given for `change`."""
     return whole.model_copy(update={key: getattr(change, key) for key in change.model_fields_set})

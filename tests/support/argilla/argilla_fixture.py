@@ -26,7 +26,7 @@ ANNOTATORS = ("anna", "ben")
 WORKSPACE = "team"
 
 
-def environment_folder() -> str:
+def server_environment() -> str:
     """Where the server's own environment is kept between runs: inside .venv, so that it goes where .venv goes."""
     return os.environ.get("MMPO_ARGILLA_ENV") or str(ROOT / ".venv" / "argilla-server")
 
@@ -63,7 +63,7 @@ def serve_argilla(home: Path, *options: str, passwords: dict[str, str] | None = 
         # A group of its own: Ctrl-C at the terminal of pytest must not end the server before the tests that use it.
         process = started(
             *("argilla", "serve", "--home", home, "--port", "0", "--yes", "--json", *options),
-            env=environment(MMPO_ARGILLA_ENV=environment_folder(), **own),
+            env=environment(MMPO_ARGILLA_ENV=server_environment(), **own),
             stdin=subprocess.DEVNULL,
             stderr=said,
             start_new_session=True,
@@ -149,7 +149,7 @@ def argilla_environment() -> Iterator[Path]:
     from mmpo.pipeline.errors import UserError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMPO_ARGILLA_ENV", environment_folder())
+        patch.setenv("MMPO_ARGILLA_ENV", server_environment())
         try:
             yield ensure(agree=lambda question: True)
         except UserError as error:
