@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Bucket, Endpoint, EndpointSettings, Failure, Limits, failure_of_status
 
 BODY = {
-    "model": "judge-a",
-    "messages": [{"role": "user", "content": "Grüße: σ(γ·m), 日本, \u2028 <|im_end|>"}],
-    "max_tokens": 8,
-    "temperature": 0,
-    "logprobs": True,
-    "top_logprobs": 20,
-    "guided_choice": ["A", "B"],
-}
+    "model": "judge-a", "messages": [{"role": "user", "content": "Grüße: σ(γ·m), 日本, \u2028 <|im_end|>"}], "max_tokens": 8,
+    "temperature": 0, "logprobs": True, "top_logprobs": 20, "guided_choice": ["A", "B"],
+}  # fmt: skip
 
 
 def asked_at_once(server: Any, many: int) -> tuple[list[Answer | Failure], int]:
@@ -138,11 +133,9 @@ def test_an_outage_lets_one_scout_through_and_ends_with_an_answer() -> None:
     limits = Limits(64)
     assert [limits.unreachable(0.0) for _ in range(64)] == [0.0] * 64
     assert limits.slots() == 1 and limits.delay(1, 0.0) == 0.5
-    waits = []
-    now = 0.5
+    waits, now = [], 0.5
     for _ in range(8):
-        away = limits.unreachable(now)
-        assert away == now
+        assert limits.unreachable(now) == now
         waits.append(limits.delay(1, now))
         now += waits[-1]
     assert waits == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0]

@@ -185,12 +185,8 @@ def test_what_llmbar_called_unparsable(rows: list[Row]) -> None:
     outputs equal or both wrong, refuse to answer, are empty, or say "e5". Four do hold one, which the original's patterns missed."""
     none = [row for row in rows if row["expected"] is None and row["format"].startswith("choice")]
     found = {row["reply"]: ours for row in none if (ours := read(row)) in ("a", "b")}
-    assert len(none) == 52 and sorted((ours, reply[:9]) for reply, ours in found.items()) == [
-        ("a", "# Output "),
-        ("a", "I cannot "),
-        ("a", "I cannot "),
-        ("b", "I cannot "),
-    ]
+    begins = [("a", "# Output "), ("a", "I cannot "), ("a", "I cannot "), ("b", "I cannot ")]
+    assert len(none) == 52 and sorted((ours, reply[:9]) for reply, ours in found.items()) == begins
     assert all(re.search(r"I must (select|choose) Output|^# Output \(a\) is better", reply) for reply in found)
     assert all(read(row) in ("no_verdict", "empty") for row in none if row["reply"] not in found)
 
@@ -198,6 +194,5 @@ def test_what_llmbar_called_unparsable(rows: list[Row]) -> None:
 def test_the_general_format_reads_ratings_alike(rows: list[Row]) -> None:
     """`grade` and `double-bracket` agree on every rating."""
     rated = [row for row in rows if row["format"] == "rating_double_bracket" and row["expected"]]
-    own = [ours for row in rated if isinstance(ours := read(row), float)]
-    general = [parse_reply(row["reply"], "grade", TEN).values["grade"] for row in rated if isinstance(read(row), float)]
-    assert general == own and len(own) == 6222
+    own = [(row["reply"], ours) for row in rated if isinstance(ours := read(row), float)]
+    assert len(own) == 6222 and all(parse_reply(reply, "grade", TEN).values["grade"] == ours for reply, ours in own)
