@@ -12,7 +12,7 @@ import pyarrow as pa
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import RowAccounting, batches, card, read_manifest, split_files, write_manifest
+from mmpo.pipeline.storage import RowAccounting, batches, card, manifest_of, split_files, write_manifest
 from mmpo.pipeline.tables import FEEDBACK, Message
 
 ROWS_AT_ONCE = 256
@@ -44,10 +44,7 @@ class Feedback:
     def open(cls, folder: str | Path, limit: int | None = None, seed: int = 0) -> "Feedback":
         """The folder, after a look at its kind; with `limit`, so many prompts drawn by hash. Raises UserError."""
         path = Path(folder)
-        if read_manifest(path).get("kind") != "feedback":
-            raise UserError(
-                f"{path} holds pairs, no FEEDBACK: judges grade candidates. Build them by `mmpo build ... --feedback-only --out DIR`"
-            )
+        manifest_of(path, "feedback")
         files = split_files(path, "feedback")
         if not files:
             raise UserError(f"{path} holds no prompts")

@@ -1,5 +1,6 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build import BuildOptions, merged_grades, resolve_build, with_learned
+from mmpo.pipeline.build import BuildOptions, check_rejects, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.dataset import PartWriter, card, read_manifest, replacing, split_files, write_manifest
+from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replacing, split_files, write_manifest
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import plan
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
@@ -37,15 +38,8 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
         raise UserError(f"read_feedback: {error}. Options: {known}") from error
     files = resolve_inputs([path] if isinstance(path, (str, Path)) else list(path), format)
     parts = [collect(chunk, source, source_options) for chunk in plan(files)]
-    lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
-    if not lines:
-        raise UserError(f"{files[0].name}: holds no rows")
-    if limited > max_rejects * lines:
-        first = next(part.rejects for part in parts if part.rejects.num_rows).slice(0, 1).to_pylist()[0]
-        raise UserError(
-            f"{limited:,} of {lines:,} rows are unreadable or invalid (max_rejects={max_rejects:g}). First: {first['file']}, "
-            f"line {first['row']}: {first['reason']} {first['evidence'] or ''}"
-        )
+    rejects = [part.rejects for part in parts]
+    check_rejects(parts, max_rejects, files, Counter(pa.concat_tables(rejects)["reason"].to_pylist()), rejects)
     merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
     return narrow(merged, FEEDBACK)
 
@@ -118,9 +112,7 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
 def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
     """The PAIRS of a dataset folder, of one split or of all. Raises UserError where there are none, naming the splits present."""
     folder = Path(dir)
-    manifest = read_manifest(folder)
-    if manifest.get("kind") != "pairs":
-        raise UserError(f"{folder} holds FEEDBACK, no pairs: mmpo build {folder} --format feedback --out ... makes them")
+    manifest_of(folder, "pairs")
     present = [name for name in SPLITS if split_files(folder, name)]
     if split is not None and split not in present:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(present)}")
@@ -130,8 +122,7 @@ def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
 def load_feedback(dir: str | Path) -> pa.Table:
     """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError."""
     folder = Path(dir)
-    if read_manifest(folder).get("kind") != "feedback":
-        raise UserError(f"{folder} holds pairs, no FEEDBACK: it was built without --feedback-only")
+    manifest_of(folder, "feedback")
     return _read(split_files(folder, "feedback"), FEEDBACK)
 
 

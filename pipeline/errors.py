@@ -8,7 +8,7 @@
 A message names what was given, what is allowed and the next move; it is all that a user sees, never a traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -35,6 +35,10 @@ def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
     unknown format 'ultrafedback'; did you mean 'ultrafeedback'? Known: shp, ultrafeedback
     """
     names = list(allowed)
-    close = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return UserError(f"unknown {kind} {given!r}{hint} Known: {', '.join(names)}")
+    return UserError(f"unknown {kind} {given!r}{closest(given, names) or '.'} Known: {', '.join(names)}")
+
+
+def closest(given: object, allowed: Sequence[str], cutoff: float = 0.5) -> str:
+    """The part of a message that names the closest allowed name, or nothing where none is close."""
+    close = get_close_matches(str(given), allowed, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
@@ -16,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, closest
 
 Kind = TypeVar("Kind")
 
@@ -165,7 +164,7 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
     item = items[0]
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _keys_at(model, place[:-1])
-        return f"{start}: unknown key{_closest(place[-1], allowed) or '.'} Known: {', '.join(allowed)}"
+        return f"{start}: unknown key{closest(place[-1], allowed, 0.4) or '.'} Known: {', '.join(allowed)}"
     if item["type"] == "missing":
         return f"{start}: missing" if len(place) == 1 else f"{start}: {item['input']!r} has too few values"
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
@@ -175,7 +174,7 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
     values = " or ".join(message.removeprefix("Input should be ") for message in messages)
     for theirs, ours in WORDS.items():
         values = re.sub(theirs, ours, values)
-    return f"{start}: {item['input']!r} is not {values}{_closest(item['input'], names)}"
+    return f"{start}: {item['input']!r} is not {values}{closest(item['input'], names, 0.4)}"
 
 
 WORDS = {
@@ -189,11 +188,6 @@ WORDS = {
     "less than": "below",
 }
 """pydantic's words, as regular expressions → plainer ones."""
-
-
-def _closest(given: Any, allowed: Sequence[str]) -> str:
-    close = get_close_matches(str(given), allowed, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _keys_at(model: type, place: Sequence[Any]) -> list[str]:

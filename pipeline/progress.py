@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -45,7 +45,7 @@ class _Rate(ProgressColumn):
         return Text(_rate(task, self.unit))
 
 
-class ProgressReporter:
+class ProgressReporter(AbstractContextManager["ProgressReporter"]):
     """Shows how much of each stage is done. A context manager, or to be closed by `close`.
 
     title: begins every line, for instance the command. unit: what is counted, in the plural. seconds: the least time between two plain
@@ -89,10 +89,7 @@ class ProgressReporter:
         if self._tasks:
             self._bars.stop()
 
-    def __enter__(self) -> "ProgressReporter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

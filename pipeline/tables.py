@@ -17,58 +17,45 @@ METADATA_KEY = b"mmpo"
 
 Message = dict[str, str]
 
-MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+TEXT, INDEX, NUMBER = pa.string(), pa.int32(), pa.float64()
+MESSAGE = pa.struct({"role": TEXT, "content": TEXT})
 MESSAGES = pa.list_(MESSAGE)
-COMPLETION = pa.struct([pa.field("id", pa.string()), pa.field("text", pa.string()), pa.field("model", pa.string())])
-RATING = pa.struct(
-    [
-        pa.field("completion", pa.int32()),
-        *(pa.field(name, pa.string()) for name in ("rater", "kind", "aspect")),
-        *(pa.field(name, pa.float64()) for name in ("score", "low", "high", "spread")),
-        pa.field("note", pa.string()),
-    ]
-)
-COMPARISON = pa.struct(
-    [
-        pa.field("first", pa.int32()),
-        pa.field("second", pa.int32()),
-        *(pa.field(name, pa.string()) for name in ("rater", "kind", "aspect")),
-        *(pa.field(name, pa.float64()) for name in ("gap", "limit", "spread")),
-        pa.field("note", pa.string()),
-    ]
-)
+COMPLETION = pa.struct(dict.fromkeys(("id", "text", "model"), TEXT))
+_GRADED = dict.fromkeys(("rater", "kind", "aspect"), TEXT)
+_SCORED, _COMPARED = (dict.fromkeys(names, NUMBER) for names in (("score", "low", "high", "spread"), ("gap", "limit", "spread")))
+RATING = pa.struct({"completion": INDEX, **_GRADED, **_SCORED, "note": TEXT})
+COMPARISON = pa.struct({"first": INDEX, "second": INDEX, **_GRADED, **_COMPARED, "note": TEXT})
 
 FEEDBACK = pa.schema(
-    [
-        pa.field("prompt_id", pa.string()),
-        pa.field("prompt", MESSAGES),
-        pa.field("completions", pa.list_(COMPLETION)),
-        pa.field("ratings", pa.list_(RATING)),
-        pa.field("comparisons", pa.list_(COMPARISON)),
-        pa.field("source", pa.string()),
-        pa.field("extra", pa.string()),
-    ]
+    {
+        "prompt_id": TEXT,
+        "prompt": MESSAGES,
+        "completions": pa.list_(COMPLETION),
+        "ratings": pa.list_(RATING),
+        "comparisons": pa.list_(COMPARISON),
+        "source": TEXT,
+        "extra": TEXT,
+    }
 )
 """One row a prompt: the candidate replies and every grade anybody gave them (data contract: docs/data-contract.md)."""
 
 PAIRS = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("prompt_id", "chosen_id", "rejected_id")),
-        *(pa.field(name, MESSAGES) for name in ("prompt", "chosen", "rejected")),
-        *(pa.field(name, pa.float64()) for name in ("score_chosen", "score_rejected", "quality_margin", "margin_se")),
-        *(pa.field(name, pa.int32()) for name in ("preferring", "raters")),
-        *(pa.field(name, pa.string()) for name in ("kind", "chosen_model", "rejected_model", "source")),
-    ]
+    {
+        **dict.fromkeys(("prompt_id", "chosen_id", "rejected_id"), TEXT),
+        **dict.fromkeys(("prompt", "chosen", "rejected"), MESSAGES),
+        **dict.fromkeys(("score_chosen", "score_rejected", "quality_margin", "margin_se"), NUMBER),
+        **dict.fromkeys(("preferring", "raters"), pa.int32()),
+        **dict.fromkeys(("kind", "chosen_model", "rejected_model", "source"), TEXT),
+    }
 )
 """One row a pair, in Hugging Face's conversational preference format with an explicit prompt."""
 
 REJECTS = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("unit", "stage", "reason", "file")),
-        pa.field("row", pa.int64()),
-        pa.field("prompt_id", pa.string()),
-        pa.field("evidence", pa.string()),
-    ]
+    {
+        **dict.fromkeys(("unit", "stage", "reason", "file"), TEXT),
+        "row": pa.int64(),
+        **dict.fromkeys(("prompt_id", "evidence"), TEXT),
+    }
 )
 """One row for everything dropped; `row` is the 1-based line or row of `file`, `evidence` a JSON object; both may be null."""
 

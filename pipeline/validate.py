@@ -18,7 +18,7 @@ from mmpo.pipeline.arrow import differing_messages, flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.pairs.splits import first_user_messages, split_position
-from mmpo.pipeline.storage.dataset import read_manifest, split_files
+from mmpo.pipeline.storage.dataset import manifest_of, split_files
 from mmpo.pipeline.tables import PAIRS, SPLITS, completion_id, metadata, prompt_id
 
 SATURATED = 0.95
@@ -225,9 +225,7 @@ def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = Fals
     Raises UserError where the folder is no dataset of mmpo or holds FEEDBACK.
     """
     folder = Path(dir)
-    manifest = read_manifest(folder)
-    if manifest.get("kind") != "pairs":
-        raise UserError(f"{folder} holds FEEDBACK, no pairs; build pairs from it first")
+    manifest = manifest_of(folder, "pairs")
     if gamma is not None and not gamma >= 0:
         raise UserError(f"gamma {gamma}: must be 0 or more")
     rows = manifest.get("rows")

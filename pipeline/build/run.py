@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def build(
                         progress(stage, number, len(tasks))
 
             reads = list(done("read", read_chunk, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]))
-            check_rejects(reads, options.max_rejects, files)
+            reasons = sum((read.reasons for read in reads), Counter())
+            rejects = (pq.read_table(path) for read in reads for path in read.rejects)
+            check_rejects(reads, options.max_rejects, files, reasons, rejects)
             statistics = GradeStatistics()
             for read in reads:
                 statistics.add(read.statistics)

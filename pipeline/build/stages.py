@@ -1,7 +1,7 @@
 """The two halves of a build: a chunk of input read, counted and spilled; a shard of partitions paired and written, split by split."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,17 @@ def _count(part: Collected, result: Read) -> None:
         count("source", unit, created=counts[unit] + merged + lost.total(), out=counts[unit], merged=merged, dropped=lost)
 
 
-def check_rejects(reads: Sequence[Read], limit: float, files: Sequence[InputFile]) -> None:
+def check_rejects(
+    parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], reasons: Counter[str], rejects: Iterable[pa.Table]
+) -> None:
     """Refuse an input of which too many lines are unreadable or invalid, naming the reason that leads."""
-    lines, limited = sum(read.lines for read in reads), sum(read.limited for read in reads)
+    lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
     if not lines:
         raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
     if limited <= limit * lines:
         return
-    reasons = sum((read.reasons for read in reads), Counter())
     shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(4))
-    example = next((pq.read_table(path).slice(0, 1).to_pylist()[0] for read in reads for path in read.rejects), {})
+    example = next((table.slice(0, 1).to_pylist()[0] for table in rejects if table.num_rows), {})
     where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
     evidence = f" {example['evidence']}" if example.get("evidence") else ""
     raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, lists, offsets_of, to_numpy, with_fields
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import averaged_aspects, places, run_means, runs
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
 
@@ -121,8 +121,6 @@ NORMALISATIONS: dict[str, Normalisation] = {
 
 def check_normalisation(name: str, groups: Sequence[GradeGroup], statistics: GradeStatistics) -> None:
     """Refuse a normalisation that the chosen grades do not allow. Raises UserError naming the groups in the way."""
-    if name not in NORMALISATIONS:
-        raise unknown_name("normalisation (--normalise)", name, NORMALISATIONS)
     chosen = NORMALISATIONS[name]
     if not chosen.for_comparisons and groups and groups[0].table == "comparisons":
         others = ", ".join(other for other, one in NORMALISATIONS.items() if one.for_comparisons)

@@ -32,15 +32,15 @@ def write_report(
     training = figures.margin[figures.training]
     decided = training[training > 0]
     gamma = gamma_for_mean_target(decided) if decided.size else None
-    lengths = _length_plots(figures) if longer_wins(figures) is not None else {}
-    plots = {"margins": _margin_plot(figures), "saturation": _saturation(decided, gamma) if gamma else None, **lengths}
+    longer = longer_wins(figures)
     values = {
         "title": title or f"Dataset {folder.resolve().name}",
         "numbers": _numbers(figures, gamma),
-        "gamma_words": _gamma_words(gamma),
+        "suggested": gamma,
         "gamma": _gamma_rows(figures, gamma) if gamma else None,
-        "length_words": _length_words(figures),
-        "plots": {"length": None, "longer": None, **plots},
+        "margin_plots": [_margin_plot(figures), *([_saturation(decided, gamma)] if gamma else [])],
+        "longer": longer,
+        "length_plots": _length_plots(figures) if longer is not None else [],
         "sources": _sources(figures),
         "checks": _checks(checks),
         "rejects": table(("unit", "stage", "reason", "count"), dropped(folder), text=("unit", "stage", "reason")),
@@ -59,15 +59,6 @@ def _numbers(figures: PairFigures, gamma: float | None) -> list[tuple[str, str]]
         ("with a standard error", f"{known:.0%}"),
         ("suggested γ", number(gamma)),
     ]
-
-
-def _gamma_words(gamma: float | None) -> str:
-    if gamma is None:
-        return "Every training pair is a tie: no γ makes anything of them."
-    return (
-        f"γ = {gamma:.4g} makes the mean target of the untied training pairs .75: a convention to start from, not a fit. "
-        "Too large a γ turns grades back into labels."
-    )
 
 
 def _margin_plot(figures: PairFigures) -> Picture:
@@ -111,18 +102,7 @@ def _gamma_rows(figures: PairFigures, gamma: float) -> dict[str, Any]:
     return table(columns, shown, text=("note",), marked="marked")
 
 
-def _length_words(figures: PairFigures) -> str:
-    share = longer_wins(figures)
-    if share is None:
-        return "No pair with a margin has completions of different length."
-    word = "the grades favour length" if share > 0.55 else "the grades favour brevity" if share < 0.45 else "no clear bias"
-    return (
-        f"The chosen completion is the longer one in {share:.1%} of the untied pairs ({word}). A model that only measures "
-        "length would be right as often: hold every accuracy against it."
-    )
-
-
-def _length_plots(figures: PairFigures) -> dict[str, Picture]:
+def _length_plots(figures: PairFigures) -> list[Picture]:
     decided = figures.margin > 0
     ratio = np.log2((figures.chosen_length[decided] + 1) / (figures.rejected_length[decided] + 1))
     edges = np.unique(np.quantile(figures.margin[decided], np.linspace(0, 1, 7)))
@@ -143,10 +123,10 @@ def _length_plots(figures: PairFigures) -> dict[str, Picture]:
         axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[1])
         axes.set(xlabel="mean quality margin of the bin", ylabel="longer one chosen", ylim=(0, 1))
 
-    return {
-        "length": draw("length", "Lengths in characters, untied pairs; right of 1 the chosen one is longer.", histogram),
-        "longer": draw("longer", "How often the longer completion is the chosen one, by margin. ½ is no bias.", line),
-    }
+    return [
+        draw("length", "Lengths in characters, untied pairs; right of 1 the chosen one is longer.", histogram),
+        draw("longer", "How often the longer completion is the chosen one, by margin. ½ is no bias.", line),
+    ]
 
 
 def _sources(figures: PairFigures) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from mmpo.pipeline.storage.dataset import (
     batches,
     card,
     check_out,
+    manifest_of,
     read_manifest,
     replacing,
     split_files,

@@ -35,6 +35,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+NEXT = {
+    "pairs": "holds FEEDBACK, no pairs: mmpo build {} --format feedback --out ... makes them",
+    "feedback": "holds pairs, no FEEDBACK: candidates and their grades; `mmpo build ... --feedback-only --out DIR` makes it",
+}
+"""Where a folder of this kind is needed: what the other kind holds, and how to get this one."""
+
+
+def manifest_of(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder of "pairs" or of "feedback". Raises UserError also where it holds the other kind."""
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} {NEXT[kind].format(folder)}")
+    return manifest
+
+
 def check_out(out: Path) -> None:
     """Refuse an output folder that exists and holds anything that we did not write. Raises UserError."""
     if not out.exists() and not out.is_symlink():
