@@ -215,7 +215,8 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     done = subprocess.run(build, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     [wheel] = (tmp_path / "dist").glob("*.whl")
-    inside = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    inside = set(archive.namelist())
     expected = {f"mmpo/{path.relative_to(ROOT)}" for folder in FOLDERS for path in files(folder, ".py", *DATA_FILES)}
     assert not expected - inside
     assert not {name for name in inside if not name.startswith("mmpo") or "test" in name.lower()}
@@ -224,7 +225,7 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     clean = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clean)], check=True, timeout=120)
     [site] = clean.glob("lib/python*/site-packages")
-    zipfile.ZipFile(wheel).extractall(site)
+    archive.extractall(site)
     borrowed = next(path for path in sys.path if path.endswith("site-packages"))
     code = (
         "import sys; sys.path.append(sys.argv.pop(1)); from mmpo.cli.main import run; import mmpo.cli.main as m; "
@@ -235,13 +236,8 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert str(site.resolve()) in done.stdout
-    assert re.search(r"mmpo = mmpo\.cli\.main:main", _entry_points(wheel))
-
-
-def _entry_points(wheel: Path) -> str:
-    archive = zipfile.ZipFile(wheel)
-    [name] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    return archive.read(name).decode()
+    [entry_points] = [name for name in inside if name.endswith("entry_points.txt")]
+    assert "mmpo = mmpo.cli.main:main" in archive.read(entry_points).decode()
 
 
 def test_every_command_has_help_and_stands_in_the_docs() -> None:

@@ -126,15 +126,23 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert read(path, FORMATS.get(suffix, "jsonl")) == ([(1, data[0]), (2, data[1])], [])
 
 
+PACKED = gzip.compress(LINES * 50)
+
+
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [("", "empty"), ("a,a\n1,2\n", "occur twice"), ('a,b\n1,"open\n2,3\n', "line 2 never ends")],
+    ("name", "raw", "told"),
+    [
+        ("rows.csv", b"", "empty"),
+        ("rows.csv", b"a,a\n1,2\n", "occur twice"),
+        ("rows.csv", b'a,b\n1,"open\n2,3\n', "line 2 never ends"),
+        ("rows.jsonl.gz", PACKED[:-6] + bytes([PACKED[-6] ^ 0xFF]) + PACKED[-5:], "damaged"),  # the checksum
+    ],
 )
-def test_csv_that_can_not_be_read(tmp_path: Path, text: str, told: str) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text(text)
+def test_what_can_not_be_read_is_told(tmp_path: Path, name: str, raw: bytes, told: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(raw)
     with pytest.raises(UserError, match=told):
-        read(path, "csv")
+        read(path, FORMATS.get(path.suffix, "jsonl"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".csv.gz", ".parquet", ".arrow", ".json"])
@@ -145,15 +153,6 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"rows\." + suffix.split(".")[1]):
             read(path, FORMATS.get(suffix, "jsonl"))
-
-
-def test_damage_inside_compressed_data_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl.gz"
-    whole = bytearray(gzip.compress(LINES * 50))
-    whole[-6] ^= 0xFF  # the checksum
-    path.write_bytes(whole)
-    with pytest.raises(UserError, match="damaged"):
-        read(path)
 
 
 def test_folders_mix_files_and_leave_out_what_is_no_data(tmp_path: Path) -> None:
