@@ -1,18 +1,26 @@
 """What the tests of training share: PAIRS tables with a signal, small models of any family, and memory that is full."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
-from mmpo.train.data import Renderer, prepare
+from mmpo.train.data import Rendered, Renderer, prepare
 
-__all__ = ["CLASSES", "FEW_STEPS", "full_memory", "make_pairs", "prompts_of", "save_model", "small_model"]
+__all__ = [
+    "CLASSES", "FEW_STEPS", "AtStep", "Operations", "branching_groups", "full_memory", "make_pairs", "prefixes", "prompts_of",
+    "save_model", "small_model", "user_error", "with_random_adapter",
+]  # fmt: skip
+
 
 TEXT = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town"
 WORDS = TEXT.split()
@@ -73,6 +81,71 @@ def make_pairs(prompts: int, completions: list[int], seed: int = 0) -> pa.Table:
 def prompts_of(table: pa.Table, tokenizer: Any, p: float = 0.7) -> list[Any]:
     """The rendered prompts of a PAIRS table, with the same target for all pairs."""
     return prepare(table, np.full(table.num_rows, p), Renderer(tokenizer, 1024, 512)).prompts
+
+
+def branching_groups(vocabulary: int, lengths: Iterable[int]) -> list[list[Rendered]]:
+    """A prompt for each length, with four completions of which two share their beginning."""
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(int(token) for token in random.integers(0, vocabulary, count))
+
+    groups = []
+    for length in lengths:
+        prompt, half = draw(length), draw(length // 2)
+        replies = [draw(length), (*half, *draw(length // 3)), (*half, *draw(5)), draw(3)]
+        groups.append([Rendered((*prompt, *reply), length) for reply in replies])
+    return groups
+
+
+def with_random_adapter(model: Any, std: float = 1.0) -> Any:
+    """The model with the weights of its adapters as after training: they change something."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=std)
+    return model
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that torch runs, and the number of elements of the largest tensor that any gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(function))
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+class AtStep(TrainerCallback):
+    """Does something in the middle of a step, counted from 0."""
+
+    def __init__(self, step: int, work: Callable[[], object]):
+        self.step, self.work = step, work
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.work()
+
+
+def prefixes(sequences: Iterable[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """All distinct ones: the nodes of the sequences' trie. Sorted they are in depth-first order."""
+    return {sequence[: length + 1] for sequence in sequences for length in range(len(sequence))}
+
+
+def user_error(said: str, call: Callable[..., object], *given: Any, **named: Any) -> str:
+    """The message of the UserError that a call must end with; the pattern `said`, where it is not "", is found in it."""
+    with pytest.raises(UserError, match=said or None) as error:
+        call(*given, **named)
+    return str(error.value)
 
 
 def full_memory(*_: object, **__: object) -> NoReturn:

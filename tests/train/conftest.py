@@ -142,13 +142,24 @@ if world > 1:  # through a file: a launcher's meeting point would listen on ever
     torch.distributed.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
     from mmpo.train.distributed import leave_at_exit
     leave_at_exit()
+
+def child(work):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return pid
 """
 
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
-    """Runs a script in `world` processes at once, with what a launcher tells each of its place; `rank` and `world` are
-    known in it. Returns exit codes and outputs; the processes are killed after `seconds`.
+    """Runs a script in `world` processes at once, with what a launcher tells each of its place; `rank`, `world`
+    and `child` (which forks) are known in it. Returns exit codes and outputs; the processes are killed after `seconds`.
     """
 
     def run(script: str, *arguments: str, world: int = 2, seconds: float = 240, **environment: str) -> list[Any]:

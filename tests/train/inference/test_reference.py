@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from training_cases import full_memory, prompts_of
+from training_cases import full_memory, prompts_of, user_error, with_random_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.errors import MmpoError
 from mmpo.train.inference import cached_logprobs, default_folder, reference_logprobs
 from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
 
@@ -52,19 +52,6 @@ def kept_in(path):
         return dict(db.execute("SELECT key, logprob FROM logprobs"))
 
 
-def with_weights(model, seed=0):
-    """Every adapter weight random, as after training."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_" in name:
-                value.normal_()
-    return model
-
-
-# --- what a value is kept under -----------------------------------------------------------------------------------------
-
-
 def test_the_fingerprint_names_what_differs_and_only_that(model, tokenizer, pairs):
     other = fingerprint_of(tiny_model("policy", tokenizer, size=32, layers=1, seed=1), tokenizer)
     base = fingerprint_of(model, tokenizer)
@@ -80,15 +67,12 @@ def test_the_fingerprint_names_what_differs_and_only_that(model, tokenizer, pair
     rounded = fingerprint_of(model, tokenizer, bf16=True)
     assert rounded.differences(base.as_dict()) == ["precision full, this run's bf16"]
     assert len({x.name for x in (base, other, rounded)}) == 3
-
-
-def test_every_number_of_the_weights_counts(model, tokenizer):
-    before = {fingerprint_of(model, tokenizer).weights}
-    for count, value in enumerate(model.parameters(), start=2):
+    seen = {base.weights}
+    for count, value in enumerate(model.parameters(), start=2):  # every tensor of the weights counts, to its last number
         with torch.no_grad():
             value.view(-1)[-1] += 1e-3
-        before.add(fingerprint_of(model, tokenizer).weights)
-        assert len(before) == count
+        seen.add(fingerprint_of(model, tokenizer).weights)
+        assert len(seen) == count
 
 
 def test_saving_loading_and_using_change_no_fingerprint(model, tokenizer, tmp_path):
@@ -105,7 +89,7 @@ def test_saving_loading_and_using_change_no_fingerprint(model, tokenizer, tmp_pa
 
 def test_a_lora_policy_has_its_bases_fingerprint_and_values(model, tokenizer, prompts, fill, tmp_path):
     before, values = fingerprint_of(model, tokenizer), fill(prompts, tmp_path)
-    policy = with_weights(add_lora(model, 4, "policy"))
+    policy = with_random_adapter(add_lora(model, 4, "policy"))
     flags = [value.requires_grad for value in policy.parameters()]
     assert fingerprint_of(policy, tokenizer) == before
     assert computed_tokens(policy, lambda: fill(prompts, tmp_path, policy)) == 0
@@ -126,25 +110,17 @@ def test_trained_copies_of_modules_and_adapters_that_were_loaded(model, tokenize
     model.save_pretrained(tmp_path / "base")
     before = fingerprint_of(model, tokenizer)
     config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], use_dora=True, task_type="CAUSAL_LM")
-    policy = with_weights(get_peft_model(model, config))
+    policy = with_random_adapter(get_peft_model(model, config))
     assert fingerprint_of(policy, tokenizer) == before
     policy.save_pretrained(tmp_path / "adapter")
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert fingerprint_of(again, tokenizer) == before
-
-
-def test_a_model_that_was_loaded_with_its_adapter_is_another_reference(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "base")
-    base = fingerprint_of(model, tokenizer)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    with_weights(add_lora(loaded, 4, "policy")).save_pretrained(tmp_path / "adapter")
-    injected = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    injected.load_adapter(str(tmp_path / "adapter"))
+    # a model that was loaded with its adapter is another reference
+    loaded, injected = (AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    with_random_adapter(add_lora(loaded, 4, "policy")).save_pretrained(tmp_path / "lora")
+    injected.load_adapter(str(tmp_path / "lora"))
     assert hasattr(injected, "peft_config")
-    assert "weights" in " ".join(fingerprint_of(injected, tokenizer).differences(base.as_dict()))
-
-
-# --- what is computed ---------------------------------------------------------------------------------------------------
+    assert "weights" in " ".join(fingerprint_of(injected, tokenizer).differences(before.as_dict()))
 
 
 def test_the_second_run_computes_nothing(model, prompts, pairs, tokenizer, fill, tmp_path, capsys):
@@ -205,15 +181,13 @@ def test_an_interrupted_run_keeps_what_it_had(model, prompts, fill, tmp_path):
 def test_values_that_are_not_finite_are_told_and_never_kept(model, prompts, fill, tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight[prompts[0].completions[0].ids[-2]] = float("nan")
-    with pytest.raises(UserError, match=r"no finite log-probability \(prompt_id [0-9a-f]{32}"):
-        fill(prompts, tmp_path / "x.sqlite")
+    user_error(r"no finite log-probability \(prompt_id [0-9a-f]{32}", fill, prompts, tmp_path / "x.sqlite")
     assert len(kept_in(tmp_path / "x.sqlite")) == 0
 
 
 def test_out_of_memory_names_the_setting(model, prompts, fill, tmp_path):
     model.get_input_embeddings().register_forward_hook(full_memory)
-    with pytest.raises(UserError, match="tokens_per_batch"):
-        fill(prompts, tmp_path)
+    user_error("tokens_per_batch", fill, prompts, tmp_path)
 
 
 def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):

@@ -3,8 +3,6 @@
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
@@ -15,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import split_folder
-from training_cases import make_pairs, save_model
+from training_cases import make_pairs, save_model, user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import with_metadata
@@ -72,10 +70,9 @@ def test_a_stale_file_is_refused_with_the_part_that_differs(part, suffix, tmp_pa
     path = tmp_path / f"x{suffix}"
     write_parquet(path, [1]) if suffix == ".parquet" else add(ReferenceStore.open(path, MINE), [1])
     before = path.read_bytes()
-    with pytest.raises(UserError, match=said) as refused:
-        ReferenceStore.open(path, replace(MINE, **{part: value}))
-    assert "--reference-cache" in str(refused.value)
-    assert "config" not in str(refused.value)
+    refused = user_error(said, ReferenceStore.open, path, replace(MINE, **{part: value}))
+    assert "--reference-cache" in refused
+    assert "config" not in refused
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -88,10 +85,10 @@ def test_in_a_folder_references_live_side_by_side(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def flipped(path):
+def flipped(path, place=2 / 3):
     """One bit in the middle of the values."""
     content = bytearray(path.read_bytes())
-    content[len(content) * 2 // 3] ^= 4
+    content[int(len(content) * place)] ^= 4
     path.write_bytes(content)
 
 
@@ -139,9 +136,6 @@ def test_an_empty_file_is_what_a_kill_at_the_first_save_leaves(tmp_path):
     assert known(store, [7]) == [-7.0]
 
 
-# --- what version 0.1.0 left --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("named", [True, False])
 def test_the_values_of_a_parquet_file_go_on(named, killed, tmp_path, capsys):
@@ -161,26 +155,21 @@ def test_the_values_of_a_parquet_file_go_on(named, killed, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"no Parquet at all, but long enough to look for a footer in it", None])
-def test_a_parquet_file_that_is_no_cache_is_refused_or_in_a_folder_left(content, tmp_path, capsys):
+PARQUET_DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"no Parquet at all, but long enough to look for a footer in it"),
+    "another table": lambda path: pq.write_table(pa.table({"key": [b"a"], "logprob": [1.0]}), path),
+    "one bit": lambda path: (write_parquet(path, range(300)), flipped(path, 1 / 3)),
+}
+
+
+@pytest.mark.parametrize("damage", PARQUET_DAMAGES)
+def test_a_parquet_file_that_is_no_cache_is_refused_or_in_a_folder_left(damage, tmp_path, capsys):
     for old in (tmp_path / "x.parquet", tmp_path / f"{MINE.name}.parquet"):
-        old.write_bytes(content) if content is not None else pq.write_table(pa.table({"key": [b"a"], "logprob": [1.0]}), old)
-    with pytest.raises(UserError, match=r"x\.parquet (can't be read \(|is no reference cache).*Delete it"):
-        ReferenceStore.open(tmp_path / "x.parquet", MINE)
+        PARQUET_DAMAGES[damage](old)
+    user_error(r"x\.parquet (can't be read \(|is no reference cache).*Delete it", ReferenceStore.open, tmp_path / "x.parquet", MINE)
     assert known(ReferenceStore.open(tmp_path, MINE), [1]) == NOTHING
     assert "left as it is" in capsys.readouterr().err
-
-
-def test_a_flipped_bit_in_a_parquet_file_is_found(tmp_path):
-    write_parquet(tmp_path / "x.parquet", range(300))
-    content = bytearray((tmp_path / "x.parquet").read_bytes())
-    content[len(content) // 3] ^= 4
-    (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(UserError, match="can't be read"):
-        ReferenceStore.open(tmp_path / "x.parquet", MINE)
-
-
-# --- places -------------------------------------------------------------------------------------------------------------
 
 
 def test_places_that_are_no_cache(tmp_path):
@@ -225,8 +214,7 @@ def test_a_run_waits_for_the_lock_and_not_for_ever(file):
     store = ReferenceStore.open(file, MINE)
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UserError, match=r"cannot read the reference cache .*locked"):
-            ReferenceStore.open(file, MINE, lock_seconds=0.1)
+        user_error(r"cannot read the reference cache .*locked", ReferenceStore.open, file, MINE, lock_seconds=0.1)
         start = time.monotonic()
         threading.Timer(0.3, lambda: other.execute("ROLLBACK")).start()
         add(store, [500])
@@ -234,15 +222,11 @@ def test_a_run_waits_for_the_lock_and_not_for_ever(file):
     assert known(ReferenceStore.open(file, MINE), [500]) == [-500.0]
 
 
-# --- processes ----------------------------------------------------------------------------------------------------------
-
 DRIVER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-import sqlite3
+import json, random, signal, sqlite3, time
 from contextlib import closing
-import numpy as np, torch
-torch.set_num_threads(1)
+from pathlib import Path
+import numpy as np
 from mmpo.train.data import Renderer, prepare, read_pairs
 from mmpo.train.inference import cached_logprobs, reference_logprobs
 from mmpo.train.model import ExecutionPlan, load_pretrained
@@ -259,17 +243,6 @@ model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.ap
 def fill(part, place=cache):
     filled = cached_logprobs(model, part, place, tokenizer=tokenizer, save_seconds=0.0, **options)
     return np.concatenate([prompt.reference for prompt in filled])
-
-def child(work):
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
 
 def held(place=cache):
     with closing(sqlite3.connect(place)) as db:
@@ -309,16 +282,10 @@ def together():
     pids = [child(lambda part=part: fill(part)) for part in (prompts[:40], prompts[20:], prompts[:40])]
     return {"codes": [os.waitpid(pid, 0)[1] for pid in pids]}
 
-def rank(number):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
-    values = fill(prompts)
-    (folder / f"rank{number}.json").write_text(json.dumps({"values": values.tolist(), "tokens": sum(seen)}))
-    torch.distributed.destroy_process_group()
-
 def ranks():
-    pids = [child(lambda number=number: rank(number)) for number in range(2)]
-    codes = [os.waitpid(pid, 0)[1] for pid in pids]
-    return {"codes": codes, "ranks": [json.loads((folder / f"rank{number}.json").read_text()) for number in range(2)]}
+    values = fill(prompts)
+    torch.distributed.destroy_process_group()
+    return {"shared": values.tolist(), "tokens": sum(seen)}
 
 result = {"kill": kill, "together": together, "ranks": ranks}[mode]()
 result["rows"] = len(held())
@@ -333,18 +300,17 @@ print(json.dumps(result))
 
 
 @pytest.fixture
-def drive(tmp_path, tokenizer):
-    """Runs the driver in a fresh interpreter that forks its children before anything else has started threads."""
+def drive(processes, tmp_path, tokenizer):
+    """Runs the driver, which forks its children before anything else has started threads; what each process says."""
     split_folder(tmp_path / "data", train=make_pairs(60, [3]))
     save_model(tmp_path / "model", tiny_model("policy", tokenizer, size=32, layers=1), tokenizer)
 
-    def run(mode):
-        command = [sys.executable, "-c", DRIVER, str(tmp_path), mode]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        result = json.loads(done.stdout)
-        assert result["values"] == pytest.approx(result["plain"], abs=1e-4)
-        return result
+    def run(mode, world=1):
+        done = processes(DRIVER, str(tmp_path), mode, world=world)
+        assert [one.returncode for one in done] == [0] * world, done[0].stderr[-3000:]
+        results = [json.loads(one.stdout) for one in done]
+        assert all(result["values"] == pytest.approx(result["plain"], abs=1e-4) for result in results)
+        return results
 
     return run
 
@@ -353,7 +319,7 @@ def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
     """In a pass drawn at random, so that some is done and some left whatever the machine; and at random times, in the midst of
     a write too, where one may be killed before it has done anything, or end before it is killed.
     """
-    result = drive("kill")
+    (result,) = drive("kill")
     assert [status for status, _ in result["by_count"]] == [signal.SIGKILL] * 6
     assert {status for status, _ in result["at_times"]} <= {0, signal.SIGKILL}
     first, *counts = (count for _, count in result["by_count"])
@@ -367,19 +333,17 @@ def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
 
 
 def test_runs_at_once_lose_nothing_of_each_other(drive):
-    result = drive("together")
+    (result,) = drive("together")
     assert result["codes"] == [0, 0, 0]
     assert result["rows"] == 180
     assert result["computed"] == 0
 
 
 def test_two_processes_share_the_work_and_the_first_writes(drive):
-    result = drive("ranks")
-    assert result["codes"] == [0, 0]
-    assert result["rows"] == 180
-    assert result["computed"] == 0
-    one, two = result["ranks"]
-    assert np.array_equal(one["values"], two["values"])
-    assert one["values"] == result["values"]
-    assert one["tokens"] + two["tokens"] == result["whole"]
-    assert abs(one["tokens"] - two["tokens"]) < 0.2 * result["whole"]
+    one, two = drive("ranks", world=2)
+    for result in (one, two):
+        assert (result["rows"], result["computed"]) == (180, 0)
+        assert result["shared"] == result["values"]
+    assert one["values"] == two["values"]
+    assert one["tokens"] + two["tokens"] == one["whole"]
+    assert abs(one["tokens"] - two["tokens"]) < 0.2 * one["whole"]

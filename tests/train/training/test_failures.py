@@ -5,9 +5,8 @@ import resource
 import pytest
 import torch
 from process_cases import said_once, spoiled
-from training_cases import FEW_STEPS, full_memory
+from training_cases import FEW_STEPS, full_memory, user_error
 
-from mmpo.pipeline.errors import UserError
 from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model import load_pretrained, tiny_model
 
@@ -61,10 +60,7 @@ def test_one_completion_that_is_larger_than_a_batch_needs_another_setting(traine
     trainer = trainer_of(tokens_per_batch=8)
     trainer.own_reference = False
     trainer.model.get_input_embeddings().register_forward_hook(full_memory)
-    with pytest.raises(
-        UserError, match=r"set max_length lower \(--max-length\): one completion alone has \d+ tokens, or recompute"
-    ):
-        trainer.train()
+    user_error(r"set max_length lower \(--max-length\): one completion alone has \d+ tokens, or recompute", trainer.train)
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
@@ -72,9 +68,7 @@ def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(
     """A learning rate that throws the weights out of float32's range within a few steps."""
     wild = {"learning_rate": 1e18, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     out = tmp_path / "out"
-    with pytest.raises(UserError) as stopped:
-        train_tiny(kind, dataset, out, epochs=20, save_steps=1, eval_split=None, **wild)
-    message = str(stopped.value)
+    message = user_error("", train_tiny, kind, dataset, out, epochs=20, save_steps=1, eval_split=None, **wild)
     assert any(what in message for what in ("the loss is", "the norm of the gradients is", "the weights are not finite"))
     assert " at step " in message or " after step " in message
     assert "Lower the learning rate" in message
@@ -87,9 +81,8 @@ def test_a_loss_that_is_not_finite_stops_with_ids_and_the_last_checkpoint_stays(
     assert record_of(out)["finished"] is False
 
 
-@pytest.fixture
-def overflowing(trainer_of, tokenizer):
-    """A policy with one token whose embedding is infinite, and the prompt that has it, whose pairs are not finite."""
+def test_the_prompts_whose_values_are_not_finite_are_named_first(trainer_of, tokenizer, tmp_path):
+    """Of a policy with one token whose embedding is infinite; in training and in measuring."""
     model = tiny_model("policy", tokenizer, size=16, layers=1)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as an output the token is everywhere
     trainer = trainer_of(model=model, run={"save_steps": 1}, tokens_per_batch=60)
@@ -102,23 +95,12 @@ def overflowing(trainer_of, tokenizer):
     trainer.own_reference = False
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = float("inf")
-    return trainer, counts[token][0]
-
-
-def test_the_prompts_whose_values_are_not_finite_are_named_first(overflowing, tmp_path):
-    trainer, culprit = overflowing
+    culprit = counts[token][0]
     trainer.pairs_per_step = 10**6
-    with pytest.raises(
-        UserError, match=rf"the loss is nan at step 1; prompts with pairs whose values are not finite: {culprit}; all prompts"
-    ):
-        trainer.train()
+    user_error(rf"the loss is nan at step 1; prompts with pairs whose values are not finite: {culprit}; all prompts", trainer.train)
     assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_measuring_names_them_too(overflowing):
-    trainer, culprit = overflowing
-    with pytest.raises(UserError, match=rf"\d+ of \d+ pairs have no finite value, of the prompts {culprit}\. Lower"):
-        trainer.predict_pairs(trainer.prompts)
+    said = rf"\d+ of \d+ pairs have no finite value, of the prompts {culprit}\. Lower"
+    user_error(said, trainer.predict_pairs, trainer.prompts)
 
 
 def test_gradients_that_are_not_finite_change_nothing(trainer_of):
@@ -127,8 +109,7 @@ def test_gradients_that_are_not_finite_change_nothing(trainer_of):
     model = trainer.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.get_input_embeddings().weight.register_hook(lambda grad: grad * float("nan"))
-    with pytest.raises(UserError, match="the norm of the gradients is nan at step 1; all prompts of the step"):
-        trainer.train()
+    user_error("the norm of the gradients is nan at step 1; all prompts of the step", trainer.train)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

@@ -6,10 +6,9 @@ import sys
 import tomllib
 
 import pytest
-from training_cases import small_model
+from training_cases import small_model, user_error
 from transformers import Trainer
 
-from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import fields_of, options_from
 from mmpo.train.distributed import check_launch, check_splittable
 from mmpo.train.model import tiny_model
@@ -53,9 +52,7 @@ from mmpo.train.training.checkpoints import OVERRIDDEN, GuardedTrainer
     ],
 )
 def test_refused(given, said):
-    with pytest.raises(UserError) as refusal:
-        TrainOptions(**{"kind": "policy", **given})
-    assert said in str(refusal.value)
+    assert said in user_error("", TrainOptions, **{"kind": "policy", **given})
 
 
 def test_an_objective_is_kept_in_one_way_however_it_was_written():
@@ -88,8 +85,6 @@ def test_every_option_has_help_and_no_torch_is_imported():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# --- launchers -----------------------------------------------------------------------------------------------------------------
-
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
 
 
@@ -108,24 +103,17 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYP
 def test_launchers_that_ask_for_what_is_not_exact_are_refused(environment, said, monkeypatch, train_tiny, dataset, tmp_path):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as refusal:
-        train_tiny("reward", dataset, tmp_path / "out")
-    assert said in str(refusal.value)
+    assert said in user_error("", train_tiny, "reward", dataset, tmp_path / "out")
     if "bf16" in said:
         check_launch(bf16=True)
 
 
 def test_what_fsdp_can_not_split_is_refused(tokenizer, monkeypatch, train_tiny, dataset, tmp_path):
     check_splittable(tiny_model("reward", tokenizer, size=16, layers=1))
-    with pytest.raises(UserError, match=r"embeddings lie in the block bert\.embeddings"):
-        check_splittable(small_model("Bert", "reward"))
+    user_error(r"embeddings lie in the block bert\.embeddings", check_splittable, small_model("Bert", "reward"))
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="LoRA adapter is merged"):
-        train_tiny("reward", dataset, tmp_path / "out", lora=2)
-
-
-# --- the internals of transformers that the trainer overrides: which they are, how they look, and which releases are known ------
+    user_error("LoRA adapter is merged", train_tiny, "reward", dataset, tmp_path / "out", lora=2)
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
@@ -144,10 +132,8 @@ def test_nothing_else_that_is_private_is_overridden(trainer):
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.22.9", "6.0.0", "6.0.0rc1", "7.1"])
 def test_other_releases_are_refused_with_what_to_install(version):
-    with pytest.raises(UserError) as refusal:
-        check_transformers(version)
-    for part in (f"transformers {version} is installed", KNOWN_TRANSFORMERS, f"pip install 'transformers{KNOWN_TRANSFORMERS}'"):
-        assert part in str(refusal.value)
+    message = user_error(f"transformers {version} is installed", check_transformers, version)
+    assert KNOWN_TRANSFORMERS in message and f"pip install 'transformers{KNOWN_TRANSFORMERS}'" in message
     for known in (None, "5.23.0", "5.99.1"):
         check_transformers(known)
 

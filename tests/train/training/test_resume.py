@@ -43,16 +43,8 @@ def writing_a_checkpoint():
 def train(kind, options):
     (module.train_policy if kind == "policy" else module.train_reward)(TrainOptions(kind, **options))
 
-def child(work):
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def code_of(work):
+    return os.waitstatus_to_exitcode(os.waitpid(child(work), 0)[1])
 """
 ALONE = """
 found = []
@@ -60,9 +52,9 @@ for kind, moment, options in json.loads(sys.argv[1]):
     def killed():
         globals()[moment]()
         train(kind, options)
-    codes = [child(killed)]
+    codes = [code_of(killed)]
     kept = sorted(name for name in os.listdir(options["out"]) if name.startswith("checkpoint-"))
-    codes.append(child(lambda: train(kind, options)))
+    codes.append(code_of(lambda: train(kind, options)))
     found.append({"codes": codes, "kept": kept})
 print(json.dumps(found))
 """

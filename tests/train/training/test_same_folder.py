@@ -9,9 +9,7 @@ import pytest
 import torch
 from folders import changed, split_folder
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from training_cases import full_memory, make_pairs, save_model
-from transformers import TrainerCallback
+from training_cases import AtStep, full_memory, make_pairs, save_model, user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.evaluation import evaluate
@@ -21,24 +19,12 @@ from mmpo.train.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 SHORT = {"max_steps": 3, "save_steps": 2}
+FULL = [AtStep(0, full_memory)]
 
 
-class FullAt(TrainerCallback):
-    """The device's memory is full before a step, counted from 0."""
-
-    def __init__(self, step=0):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == self.step:
-            full_memory()
-
-
-def saved(kind, tokenizer, folder, seed=0):
-    return save_model(folder, tiny_model(kind, tokenizer, size=16, layers=1, seed=seed), tokenizer)
-
-
-# --- whose it may be --------------------------------------------------------------------------------------------------------
+def saved(tokenizer, folder, seed=0):
+    """A policy."""
+    return save_model(folder, tiny_model("policy", tokenizer, size=16, layers=1, seed=seed), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["tiny", "./tiny"])
@@ -71,25 +57,19 @@ def test_a_kill_while_the_first_record_is_written_leaves_a_folder_to_begin_in(le
     assert not tmp_path.exists() or left == "of 0.1.0"
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "thesis.tex").write_text("...")  # beside something else that beginning proves nothing
-    with pytest.raises(UserError, match="holds something else than a training run"):
-        RunFolder(tiny_options("reward", "pairs", tmp_path), "digest")
+    user_error("holds something else than a training run", RunFolder, tiny_options("reward", "pairs", tmp_path), "digest")
 
 
 def test_folders_that_are_not_this_run_are_refused(train_tiny, dataset, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
-        train_tiny("reward", dataset, tmp_path / "taken", resume=False)
+    user_error("something else", train_tiny, "reward", dataset, tmp_path / "taken", resume=False)
     assert (tmp_path / "taken" / "thesis.tex").read_text() == "years of work"
     train_tiny("reward", dataset, tmp_path / "out", max_steps=2)
-    with pytest.raises(UserError, match=r"loss 'mmpo' -> 'dpo'"):
-        train_tiny("reward", dataset, tmp_path / "out", max_steps=2, loss="dpo")
+    user_error(r"loss 'mmpo' -> 'dpo'", train_tiny, "reward", dataset, tmp_path / "out", max_steps=2, loss="dpo")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert train_tiny("reward", dataset, tmp_path / "out", max_steps=3, loss="dpo", resume=False)["steps"] == 3
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-
-
-# --- the second time ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,21 +77,18 @@ def test_folders_that_are_not_this_run_are_refused(train_tiny, dataset, tmp_path
 )
 @pytest.mark.filterwarnings("ignore")
 def test_the_advice_can_be_followed_in_the_same_folder(changes, train_tiny, record_of, dataset, tmp_path):
-    with pytest.raises(UserError, match=r"the memory ran out .*lower") as stopped:
-        train_tiny("reward", dataset, tmp_path / "out", [FullAt()], **SHORT)
-    assert "--no-resume" not in str(stopped.value)  # nothing is there to go on from
+    stopped = user_error("the memory ran out .*lower", train_tiny, "reward", dataset, tmp_path / "out", FULL, **SHORT)
+    assert "--no-resume" not in stopped  # nothing is there to go on from
     assert record_of(tmp_path / "out")["finished"] is False
     assert train_tiny("reward", dataset, tmp_path / "out", **SHORT, **changes)["steps"] == 3
 
 
 def test_what_only_rounds_may_change_behind_a_checkpoint_and_the_rest_says_how(train_tiny, dataset, tmp_path):
     whole = train_tiny("reward", dataset, tmp_path / "whole", **SHORT)
-    with pytest.raises(UserError) as stopped:
-        train_tiny("reward", dataset, tmp_path / "out", [FullAt(2)], **SHORT)
-    assert "(--bf16; then give another --out or --no-resume)" in str(stopped.value)
-    assert "(--gradient-checkpointing)" in str(stopped.value)
-    with pytest.raises(UserError, match=r"other options \(bf16 False -> True\)"):
-        train_tiny("reward", dataset, tmp_path / "out", bf16=True, **SHORT)
+    stopped = user_error("", train_tiny, "reward", dataset, tmp_path / "out", [AtStep(2, full_memory)], **SHORT)
+    assert "(--bf16; then give another --out or --no-resume)" in stopped
+    assert "(--gradient-checkpointing)" in stopped
+    user_error(r"other options \(bf16 False -> True\)", train_tiny, "reward", dataset, tmp_path / "out", bf16=True, **SHORT)
     resumed = train_tiny("reward", dataset, tmp_path / "out", tokens_per_batch=150, **SHORT)
     assert resumed["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-5)
 
@@ -128,8 +105,7 @@ def test_logging_and_saving_are_free_to_change_on_resumption(train_tiny, dataset
 
 def test_memory_that_ran_out_before_training_leaves_nothing(train_tiny, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("mmpo.train.training.run.cached_logprobs", full_memory)
-    with pytest.raises(UserError, match="the memory ran out outside of the steps"):
-        train_tiny("policy", dataset, tmp_path / "out", **SHORT)
+    user_error("the memory ran out outside of the steps", train_tiny, "policy", dataset, tmp_path / "out", **SHORT)
     assert not (tmp_path / "out").exists()
 
 
@@ -140,29 +116,21 @@ def test_reference_values_are_computed_once_and_found_again(train_tiny, dataset,
     assert train_tiny("policy", dataset, tmp_path / "out", max_steps=2)["steps"] == 2
 
 
-@pytest.mark.parametrize("what", ["model", "reference"])
-def test_other_weights_behind_the_same_name_are_refused(what, train_tiny, dataset, tokenizer, unfinished, tmp_path):
-    named = {name: str(saved("policy", tokenizer, tmp_path / name, seed)) for seed, name in enumerate(("model", "reference"))}
+@pytest.mark.parametrize(
+    ("kind", "what", "part"),
+    [("policy", "model", "weights"), ("policy", "reference", "reference_weights"), ("reward", "model", "weights")],
+)
+def test_other_weights_behind_the_same_name_are_refused(kind, what, part, train_tiny, dataset, tokenizer, unfinished, tmp_path):
+    """A reward model's new score layer, which is random, makes no part of what must be found again."""
+    names = ("model", "reference") if kind == "policy" else ("model",)
+    named = {name: str(saved(tokenizer, tmp_path / name, seed)) for seed, name in enumerate(names)}
     for _ in range(2):
-        train_tiny("policy", dataset, tmp_path / "out", **SHORT, **named)
+        train_tiny(kind, dataset, tmp_path / "out", **SHORT, **named)
         unfinished(tmp_path / "out")
-    saved("policy", tokenizer, tmp_path / what, seed=9)
-    part = "weights" if what == "model" else "reference_weights"
-    with pytest.raises(UserError, match=rf"holds a run of another model \({part} \w{{8}}, now \w{{8}}\).*--no-resume"):
-        train_tiny("policy", dataset, tmp_path / "out", **SHORT, **named)
+    saved(tokenizer, tmp_path / what, seed=9)
+    said = rf"holds a run of another model \({part} \w{{8}}, now \w{{8}}\).*--no-resume"
+    user_error(said, train_tiny, kind, dataset, tmp_path / "out", **SHORT, **named)
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
-
-
-def test_a_reward_model_may_start_with_a_new_score_layer_again(train_tiny, dataset, tokenizer, unfinished, tmp_path):
-    """Of a changed body a run is refused; the new layer, which is random, makes no part of what must be found again."""
-    base = saved("policy", tokenizer, tmp_path / "base")
-    for _ in range(2):
-        train_tiny("reward", dataset, tmp_path / "out", model=str(base), **SHORT)
-        unfinished(tmp_path / "out")
-    values = load_file(base / "model.safetensors")
-    save_file({**values, "model.norm.weight": values["model.norm.weight"] * 2}, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"another model \(weights "):
-        train_tiny("reward", dataset, tmp_path / "out", model=str(base), **SHORT)
 
 
 def test_starting_again_keeps_the_old_model_until_the_new_one_can_be_trained(train_tiny, record_of, dataset, tmp_path):
@@ -171,8 +139,7 @@ def test_starting_again_keeps_the_old_model_until_the_new_one_can_be_trained(tra
     train_tiny("policy", dataset, out, **SHORT)
     (tmp_path / "cache.txt").write_text("no cache")
     kept = sorted(path.relative_to(out) for path in out.rglob("*"))
-    with pytest.raises(UserError):
-        train_tiny("policy", dataset, out, resume=False, reference_cache=str(tmp_path / "cache.txt"), **SHORT)
+    user_error("", train_tiny, "policy", dataset, out, resume=False, reference_cache=str(tmp_path / "cache.txt"), **SHORT)
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == kept
     assert record_of(out)["finished"] is True
     train_tiny("policy", dataset, out, resume=False, tiny_size=32, **SHORT)
@@ -189,8 +156,7 @@ def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, trai
     folder = split_folder(tmp_path / "data", **tables)
     train_tiny("reward", folder, tmp_path / "out", **SHORT)
     split_folder(folder, **{split: changed(tables[split], column, {0: value})})
-    with pytest.raises(UserError, match="data_digest"):
-        train_tiny("reward", folder, tmp_path / "out", **SHORT)
+    user_error("data_digest", train_tiny, "reward", folder, tmp_path / "out", **SHORT)
 
 
 def test_only_what_is_half_written_is_removed(train_tiny, dataset, unfinished, tmp_path):
@@ -201,8 +167,7 @@ def test_only_what_is_half_written_is_removed(train_tiny, dataset, unfinished, t
     (out / "checkpoint-notes").write_text("mine")
     (out / "checkpoint-9").mkdir()
     (out / "checkpoint-8" / "trainer_state.json").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"checkpoint-8/trainer_state\.json can't be read"):
-        train_tiny("reward", dataset, out, **SHORT)
+    user_error(r"checkpoint-8/trainer_state\.json can't be read", train_tiny, "reward", dataset, out, **SHORT)
     (out / "checkpoint-8" / "trainer_state.json").rmdir()
     train_tiny("reward", dataset, out, **SHORT)
     assert (out / "checkpoint-notes").read_text() == "mine"
@@ -211,7 +176,7 @@ def test_only_what_is_half_written_is_removed(train_tiny, dataset, unfinished, t
 
 def test_an_adapter_on_an_adapters_model_is_read_again_as_it_was(train_tiny, record_of, dataset, tokenizer, tmp_path):
     """Of three parts, base, first adapter and second, none may be lost: the folder is all that there is to read."""
-    base, one, two = saved("policy", tokenizer, tmp_path / "base"), tmp_path / "one", tmp_path / "two"
+    base, one, two = saved(tokenizer, tmp_path / "base"), tmp_path / "one", tmp_path / "two"
     usual = {"lora": 2, "learning_rate": 0.05, "max_steps": 6, "save_steps": 2}
     train_tiny("policy", dataset, one, model=str(base), **usual)
     train_tiny("policy", dataset, two, model=str(one), **usual)

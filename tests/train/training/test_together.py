@@ -22,8 +22,12 @@ def together(processes, dataset, tmp_path):
     return lambda spoil, *more, out="out": spoiled(processes, spoil, *command("reward", dataset, tmp_path / out, *more))
 
 
-def test_what_is_wrong_for_all_is_said_once(together):
-    said_once(together("", "--loss", "mmop"), "did you mean 'mmpo'")
+WILD = ["--learning-rate", "1e18", "--warmup-ratio", "0", "--schedule", "constant", "--max-grad-norm", "0", "--epochs", "9"]
+
+
+@pytest.mark.parametrize(("more", "said"), [(["--loss", "mmop"], "did you mean 'mmpo'"), (WILD, "all prompts of the step: ")])
+def test_what_is_wrong_for_all_is_said_once(more, said, together):
+    said_once(together("", *more), said)
 
 
 def test_what_is_wrong_for_one_is_said_once_and_ends_all(together, tmp_path):
@@ -40,11 +44,6 @@ def test_memory_that_runs_out_in_one_process_ends_all(together, tmp_path):
     assert second[0].startswith("error: process 1 (of 2, counted from 0): the memory ran out in step 1, in a pass of ")
     ended = "error: another process of this run has ended; if it could, it gave the reason. "
     assert first == [ended + "The same command goes on from the last checkpoint"]
-
-
-def test_a_loss_that_is_not_finite_is_said_once(together):
-    wild = ["--learning-rate", "1e18", "--warmup-ratio", "0", "--schedule", "constant", "--max-grad-norm", "0", "--epochs", "9"]
-    said_once(together("", *wild), "all prompts of the step: ")
 
 
 def test_a_signal_to_one_process_stops_all_behind_the_same_step(together, same_weights, tmp_path):

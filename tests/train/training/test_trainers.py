@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from training_cases import make_pairs, prompts_of, save_model, small_model
+from training_cases import make_pairs, prompts_of, save_model, small_model, user_error, with_random_adapter
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.errors import MmpoError
 from mmpo.train.batches import BATCHES
 from mmpo.train.evaluation import evaluate
 from mmpo.train.inference import with_reference
@@ -34,9 +34,6 @@ def pad_is_eos(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-# --- z and the terms ----------------------------------------------------------------------------------------------------------
 
 
 def test_z_is_beta_times_the_difference_of_log_ratios(trainer_of, other):
@@ -81,11 +78,7 @@ def test_each_term_has_the_z_of_its_own(trainer_of, other):
 
 def test_ipo_takes_the_policys_beta(trainer_of):
     assert trainer_of(loss="ipo", beta=0.25).objective.terms[0].options == {"beta": 0.25}
-    with pytest.raises(UserError, match="set beta"):
-        trainer_of(loss="ipo", beta=0.25, loss_options={"beta": 0.1})
-
-
-# --- scores -------------------------------------------------------------------------------------------------------------------
+    user_error("set beta", trainer_of, loss="ipo", beta=0.25, loss_options={"beta": 0.1})
 
 
 def test_scores_are_pooled_at_the_last_token_whatever_the_padding(pairs, tokenizer):
@@ -117,9 +110,6 @@ def test_the_pad_token_of_its_own_is_set_everywhere_and_embeddings_grow_only_if_
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) + room  # <|pad|> was in the vocabulary already
 
 
-# --- the first step -----------------------------------------------------------------------------------------------------------
-
-
 def test_the_first_step_check_fails_loudly_on_reference_values_of_other_weights(trainer_of):
     trainer = trainer_of()
     with torch.no_grad():
@@ -142,9 +132,8 @@ def test_the_first_step_may_be_off_by_the_rounding_of_each_token(bf16, allowed, 
     step.batches[0].reference.copy_(own + allowed * shift)
     trainer.check_first_step(step)
     step.batches[0].reference.copy_(own + (5 * allowed + (0.05 if bf16 else 1e-5) * -own / shift) * shift)
-    with pytest.raises(UserError, match=r"first-step check failed.*delete that reference cache.*--dropout") as failure:
-        trainer.check_first_step(step)
-    assert ("without --bf16" in str(failure.value)) == bf16
+    failure = user_error(r"first-step check failed.*delete that reference cache.*--dropout", trainer.check_first_step, step)
+    assert ("without --bf16" in failure) == bf16
 
 
 def test_dropout_is_off_unless_asked_for(trainer_of, gpt2):
@@ -160,13 +149,8 @@ def test_dropout_is_off_unless_asked_for(trainer_of, gpt2):
 def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reason(trainer_of):
     trainer = trainer_of(eval_dataset=make_pairs(4, [3], seed=5))
     assert trainer.evaluate()["eval_cross_entropy"] > 0
-    with pytest.raises(
-        UserError, match=r"no reference log-probabilities, which are computed when the trainer is made: .*eval_dataset"
-    ):
-        trainer.evaluate(make_pairs(4, [3], seed=6))
-
-
-# --- adapters and recomputing ---------------------------------------------------------------------------------------------------
+    said = r"no reference log-probabilities, which are computed when the trainer is made: .*eval_dataset"
+    user_error(said, trainer.evaluate, make_pairs(4, [3], seed=6))
 
 
 @pytest.mark.parametrize("kind", ["policy", "reward"])
@@ -192,11 +176,7 @@ def test_the_base_is_the_reference_of_an_adapter_that_is_not_zero(trainer_of, to
     trainer = trainer_of(model=model)
     trainer.check_first_step(trainer.make_step(trainer.prompts))
     assert np.abs(trainer.predict_pairs(trainer.prompts)["z"]).max() < 1e-4  # a new adapter changes nothing
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(generator=torch.Generator().manual_seed(0))
-    trainer = trainer_of(model=model)
+    trainer = trainer_of(model=with_random_adapter(model))
     with model.disable_adapter():
         assert np.abs(trainer.predict_pairs(trainer.prompts)["z"]).max() < 1e-4
     assert np.abs(trainer.predict_pairs(trainer.prompts)["z"]).max() > 0.01
@@ -241,9 +221,6 @@ def test_recomputing_activations_changes_no_gradient(kind, lora, trainer_of, tok
     assert not any(value is None for value in [*plain.values(), *recomputed.values()])
     difference = sum(float(((plain[name] - recomputed[name]) ** 2).sum()) for name in plain) ** 0.5
     assert difference <= 1e-6 * sum(float((value**2).sum()) for value in plain.values()) ** 0.5
-
-
-# --- steps --------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_part_that_is_recomputed_has_the_dropout_of_its_first_forward_pass(trainer_of, gpt2, monkeypatch):
