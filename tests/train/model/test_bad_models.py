@@ -10,7 +10,7 @@ import pytest
 import torch
 from command import environment, mmpo
 from safetensors.torch import load_file, save_file
-from training_cases import FEW_STEPS, save_model, small_model
+from training_cases import FEW_STEPS, save_model, small_model, user_error, with_random_adapter
 from transformers.utils import logging
 
 from mmpo.pipeline.errors import UserError
@@ -42,19 +42,18 @@ def copied(saved, tmp_path):
     return lambda kind: shutil.copytree(saved / kind, tmp_path / kind)
 
 
-def weights(folder, change):
-    """The folder with its weights changed: {name: tensor} in, the same out."""
-    values = change(load_file(folder / "model.safetensors"))
-    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def weights(folder, *gone, **changed):
+    """The folder with some of its weights gone and others changed."""
+    values = {name: value for name, value in load_file(folder / "model.safetensors").items() if name not in gone}
+    save_file({**values, **changed}, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def without(*names):
-    return lambda values: {name: value for name, value in values.items() if name not in names}
-
-
-def configured(folder, **changes):
-    path = folder / "config.json"
+def configured(folder, name="config.json", **changes):
+    path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return folder
 
@@ -68,55 +67,38 @@ def configured(folder, **changes):
 )
 def test_a_model_of_the_other_kind_is_refused_and_leaves_transformers_own_settings_as_they_were(kind, folder, said, saved):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with pytest.raises(UserError, match=said):
-        load_pretrained(kind, str(saved / folder))
+    user_error(said, load_pretrained, kind, str(saved / folder))
     load_pretrained(kind, str(saved / kind))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
-def test_a_policy_may_be_what_a_reward_model_starts_from(saved):
-    model, _ = load_pretrained("reward", str(saved / "policy"), new_head=True)
-    assert model.score.weight.shape == (1, 16)
-
-
-def test_weights_that_are_missing_are_not_made_up(copied):
-    folder = weights(copied("policy"), without("model.norm.weight", "model.layers.0.mlp.up_proj.weight"))
-    with pytest.raises(UserError, match=r"lacks 2 of the weights .*model\.layers\.0\.mlp\.up_proj\.weight, model\.norm\.weight"):
-        load_pretrained("policy", str(folder))
-    folder = weights(copied("reward"), without("model.norm.weight"))
-    with pytest.raises(UserError, match=r"lacks 1 of the weights .*half-written"):
-        load_pretrained("reward", str(folder), new_head=True)
-
-
-def test_weights_of_another_shape_are_named(copied):
-    with pytest.raises(UserError, match=r"embed_tokens\.weight \(\d+, 16\), the configuration says \(99, 16\)"):
-        load_pretrained("policy", str(configured(copied("policy"), vocab_size=99)))
-    folder = weights(copied("reward"), lambda values: {**values, "score.weight": torch.zeros(3, 16)})
-    with pytest.raises(
-        UserError, match=r"score\.weight \(3, 16\), the configuration says \(1, 16\)\. A reward model has one score"
-    ):
-        load_pretrained("reward", str(folder), new_head=True)
+SCORES = {"score.weight": torch.zeros(3, 16)}
+CANNOT = "cannot load the .*policy.*"
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("kind", "broken", "said"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is it whole"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 3000), "is it whole"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
-        (lambda folder: (folder / "config.json").unlink(), "what is there: chat_template.jinja, generation_config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
-        (lambda folder: os.truncate(folder / "tokenizer.json", 500), "is it whole"),
-        (lambda folder: configured(folder, model_type="frob"), "model type `frob`"),
-        (lambda folder: [path.unlink() for path in folder.iterdir()], "what is there: nothing"),
-        (shutil.rmtree, "there is no such folder"),
+        ("policy", lambda folder: (folder / "model.safetensors").write_bytes(b""), f"{CANNOT}is it whole"),
+        ("policy", lambda folder: os.truncate(folder / "model.safetensors", 3000), f"{CANNOT}is it whole"),
+        ("policy", lambda folder: (folder / "model.safetensors").unlink(), f"{CANNOT}no file named model.safetensors"),
+        ("policy", lambda folder: (folder / "config.json").unlink(), f"{CANNOT}there: chat_template.jinja, generation_config.json"),
+        ("policy", lambda folder: (folder / "config.json").write_text("{"), f"{CANNOT}not a valid JSON file"),
+        ("policy", lambda folder: os.truncate(folder / "tokenizer.json", 500), f"{CANNOT}is it whole"),
+        ("policy", lambda folder: configured(folder, model_type="frob"), f"{CANNOT}model type `frob`"),
+        ("policy", lambda folder: [path.unlink() for path in folder.iterdir()], f"{CANNOT}what is there: nothing"),
+        ("policy", shutil.rmtree, f"{CANNOT}there is no such folder"),
+        # weights that are missing are not made up, those of another shape are named
+        ("policy", lambda folder: weights(folder, "model.norm.weight", UP), rf"lacks 2 of the weights .*{UP}, model\.norm\."),
+        ("reward", lambda folder: weights(folder, "model.norm.weight"), r"lacks 1 of the weights .*half-written"),
+        ("policy", lambda folder: configured(folder, vocab_size=99), r"embed_tokens\.weight \(\d+, 16\), .* says \(99, 16\)"),
+        ("reward", lambda folder: weights(folder, **SCORES), r"score\.weight \(3, 16\), .* says \(1, 16\)\. .* has one score"),
     ],
 )
-def test_half_written_and_missing_folders(broken, said, copied):
-    folder = copied("policy")
+def test_half_written_and_missing_folders(kind, broken, said, copied):
+    folder = copied(kind)
     broken(folder)
-    with pytest.raises(UserError, match=f"cannot load the .*policy.*{said}"):
-        load_pretrained("policy", str(folder))
+    user_error(said, load_pretrained, kind, str(folder), new_head=kind == "reward")
 
 
 def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
@@ -127,8 +109,7 @@ def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
     folder = copied("policy")
     (folder / "model.safetensors").unlink()
     torch.save({"a": Hostile()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot load"):
-        load_pretrained("policy", str(folder))
+    user_error("cannot load", load_pretrained, "policy", str(folder))
     assert not (tmp_path / "was-run").exists()
 
 
@@ -146,26 +127,21 @@ def test_code_of_a_model_is_run_only_where_asked_for(trusted, copied, dataset, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_limit_beyond_the_models_positions_is_refused_naming_both(tokenizer):
-    model = small_model("GPT2", max_position_embeddings=64)
-    check_model(model, "small", 64)
-    with pytest.raises(UserError, match=r"small takes 64 tokens at most and --max-length is 65: give --max-length 64 .*as 32"):
-        check_model(model, "small", 65)
-    with pytest.raises(UserError, match=r"takes 4096 tokens at most and --max-length is 5000"):
-        check_model(tiny_model("policy", tokenizer, size=16, layers=1), "tiny", 5000)
-
-
-def test_the_limit_is_the_one_that_the_model_really_has():
+def test_a_limit_beyond_the_positions_that_the_model_really_has_is_refused_naming_both(tokenizer):
     """RoBERTa's 66 rows of positions serve 64 tokens: the first row is never used, and padding has the second."""
-    model = small_model("Roberta", "reward", max_position_embeddings=66, pad_token_id=1)
-    ids = torch.full((1, 64), 5)
+    roberta = small_model("Roberta", "reward", max_position_embeddings=66, pad_token_id=1)
     with torch.no_grad():
-        assert model(input_ids=ids).logits.shape == (1, 1)
+        assert roberta(input_ids=torch.full((1, 64), 5)).logits.shape == (1, 1)
         with pytest.raises((IndexError, RuntimeError)):
-            model(input_ids=torch.full((1, 65), 5))
-    check_model(model, "roberta", 64)
-    with pytest.raises(UserError, match="takes 64 tokens at most"):
-        check_model(model, "roberta", 65)
+            roberta(input_ids=torch.full((1, 65), 5))
+    for model, limit in (
+        (roberta, 64),
+        (small_model("GPT2", max_position_embeddings=64), 64),
+        (tiny_model("policy", tokenizer, size=16, layers=1), 4096),
+    ):
+        check_model(model, "small", limit)
+        said = rf"small takes {limit} tokens at most and --max-length is {limit + 1}: give --max-length {limit} .*as {limit // 2}"
+        user_error(said, check_model, model, "small", limit + 1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -175,12 +151,7 @@ def test_weights_that_are_no_numbers_are_found(value, tokenizer):
         model.model.norm.weight.fill_(3e38)  # large, and no infinite one: only their sum is infinite in float32
         check_model(model, "good", 100)
         model.model.norm.weight[3] = value
-    with pytest.raises(UserError, match=r"1 of the tensors of bad hold NaN or infinite values \(model\.norm\.weight\)"):
-        check_model(model, "bad", 100)
-
-
-def prompts_of(*ids):
-    return [SimpleNamespace(completions=[Rendered(ids, 1)])]
+    user_error(r"1 of the tensors of bad hold NaN or infinite values \(model\.norm\.weight\)", check_model, model, "bad", 100)
 
 
 def test_tokens_that_the_model_has_no_embedding_for_are_named(tokenizer):
@@ -188,46 +159,36 @@ def test_tokens_that_the_model_has_no_embedding_for_are_named(tokenizer):
     size = model.get_input_embeddings().num_embeddings
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<extra>"])
-    check_ids(prompts_of(1, size - 1), model, other, "small")  # more tokens than embeddings do no harm that are not used
-    with pytest.raises(
-        UserError, match=rf"1 completions have tokens that small does not know, such as '<extra>' \(number {size}\)"
-    ):
-        check_ids(prompts_of(1, size), model, other, "small")
+    used, beyond = ([SimpleNamespace(completions=[Rendered((1, last), 1)])] for last in (size - 1, size))
+    check_ids(used, model, other, "small")  # more tokens than embeddings do no harm that are not used
+    said = rf"1 completions have tokens that small does not know, such as '<extra>' \(number {size}\)"
+    user_error(said, check_ids, beyond, model, other, "small")
 
 
 def test_a_reference_numbers_its_tokens_as_the_policy_does(tokenizer, saved, tmp_path):
     model = load_reference(str(saved / "policy"), tokenizer, 100)
     assert type(model).__name__ == "LlamaForCausalLM"
-    with pytest.raises(UserError, match="takes 4096 tokens at most"):
-        load_reference(str(saved / "policy"), tokenizer, 5000)
+    user_error("takes 4096 tokens at most", load_reference, str(saved / "policy"), tokenizer, 5000)
     padded = copy.deepcopy(tokenizer)
     padded.add_special_tokens({"pad_token": "<one more>"})
     check_same_vocabulary(padded, tokenizer, "ours")
     check_same_vocabulary(tokenizer, padded, "ours")
     other = tiny_tokenizer(["zebras zigzag"] * 9, 300)
-    with pytest.raises(
-        UserError, match=r"the reference other has another vocabulary than the policy \(\d+ of \d+ numbers mean another token"
-    ):
-        check_same_vocabulary(tokenizer, other, "other")
+    said = r"the reference other has another vocabulary than the policy \(\d+ of \d+ numbers mean another token"
+    user_error(said, check_same_vocabulary, tokenizer, other, "other")
 
 
 def test_an_encoder_is_no_policy(tokenizer, tmp_path):
     save_model(tmp_path, small_model("Bert", "reward", vocab_size=len(tokenizer)), tokenizer)
     configured(tmp_path, architectures=["BertModel"])
-    with pytest.raises(UserError, match=r"is an encoder \(BertLMHeadModel\) and can't be a policy"):
-        load_pretrained("policy", str(tmp_path))
+    user_error(r"is an encoder \(BertLMHeadModel\) and can't be a policy", load_pretrained, "policy", str(tmp_path))
     assert load_pretrained("reward", str(tmp_path))[0].num_labels == 1
 
 
 def adapter(kind, tokenizer, folder, base):
     """A LoRA adapter with weights that change something, saved as peft saves it."""
     model, _ = load_pretrained(kind, str(base))
-    model = add_lora(model, 2, kind)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_()
+    model = with_random_adapter(add_lora(model, 2, kind))
     model.save_pretrained(folder)
     return model
 
@@ -245,18 +206,11 @@ def test_an_adapters_folder_is_its_base_with_the_adapter_merged(kind, saved, tok
         assert not torch.allclose(model(ids).logits, load_pretrained(kind, str(saved / kind))[0].eval()(ids).logits, atol=1e-3)
 
 
-def test_an_adapter_without_its_base_says_so(saved, tokenizer, tmp_path):
+def test_an_adapter_without_its_base_says_so_and_a_policys_is_no_reward_model(saved, tokenizer, tmp_path):
     adapter("policy", tokenizer, tmp_path / "adapter", shutil.copytree(saved / "policy", tmp_path / "base"))
+    user_error("no score layer", load_pretrained, "reward", str(tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UserError, match=r"is an adapter of '.*base', which is needed too: .*there is no such folder"):
         load_pretrained("policy", str(tmp_path / "adapter"))
-    path = tmp_path / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(UserError, match="does not say of which model: fill in base_model_name_or_path"):
-        load_pretrained("policy", str(tmp_path / "adapter"))
-
-
-def test_a_policys_adapter_is_no_reward_model(saved, tokenizer, tmp_path):
-    adapter("policy", tokenizer, tmp_path / "adapter", saved / "policy")
-    with pytest.raises(UserError, match="no score layer"):
-        load_pretrained("reward", str(tmp_path / "adapter"))
+    configured(tmp_path / "adapter", "adapter_config.json", base_model_name_or_path=None)
+    user_error("does not say of which model: fill in base_model_name_or_path", load_pretrained, "policy", str(tmp_path / "adapter"))

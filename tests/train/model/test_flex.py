@@ -4,22 +4,20 @@ A CPU has its compiled forward pass only. Gradients are proven there through tor
 operator, and in test_flex_gpu.py through the kernel itself.
 """
 
+import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
-from torch.utils._python_dispatch import TorchDispatchMode
-from training_cases import small_model
+from training_cases import Operations, branching_groups, small_model
 
 from mmpo.train.batches import BATCHES
-from mmpo.train.data import Rendered
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, inputs_of
-from mmpo.train.model.flex import BLOCK, FLEX, block_mask, flex_inputs
+from mmpo.train.model.flex import BLOCK, FLEX, flex_inputs
 from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
 from mmpo.train.model.plan import ATTENTIONS
 
@@ -36,21 +34,6 @@ FLEXED, LINEAR = (ExecutionPlan("packed", head, attention="flex") for head in ("
 
 def model_of(name):
     return small_model(name, vocab_size=VOCABULARY, head_dim=16, **LAYERS[name])
-
-
-def groups_of(lengths, seed=0):
-    """A prompt for each length, with four completions of which two share their beginning."""
-    random = np.random.default_rng(seed)
-
-    def draw(count):
-        return tuple(int(token) for token in random.integers(0, VOCABULARY, count))
-
-    groups = []
-    for length in lengths:
-        prompt, half = draw(length), draw(length // 2)
-        replies = [draw(length), (*half, *draw(length // 3)), (*half, *draw(5)), draw(3)]
-        groups.append([Rendered((*prompt, *reply), length) for reply in replies])
-    return groups
 
 
 def rows_of(groups):
@@ -85,10 +68,15 @@ def listed(number, indices):
 @pytest.mark.parametrize("lengths", [[7], [300], [40, 90, 11, 200, 130], [3] * 60])
 def test_blocks_hold_what_the_mask_shows_and_nothing_seen_is_left_out(kind, lengths):
     config = config_of(kind)
-    batch = packed(groups_of(lengths))
+    batch = packed(branching_groups(VOCABULARY, lengths))
     length = batch.ends.shape[1]
-    mask = flex_inputs(config, batch)["attention_mask"]
+    inputs = flex_inputs(config, batch)
+    mask = inputs["attention_mask"]
     total = mask.shape[-1]
+    assert total == max(2, math.ceil(length / BLOCK)) * BLOCK  # rows are padded, tokens keep their places
+    assert inputs["input_ids"].shape == inputs["position_ids"].shape == (1, total)
+    assert torch.equal(inputs["input_ids"][:, :length], batch.input_ids)
+    assert torch.equal(inputs["position_ids"][:, :length], batch.positions)
     seen = create_mask(mask.mask_mod, 1, 1, total, total, device="cpu")[0, 0]
     assert torch.equal(seen[:length, :length], tree_masks(batch, config)[0, 0])
     assert torch.equal(seen[length:], torch.eye(total, dtype=torch.bool)[length:])  # padding sees itself alone
@@ -108,7 +96,7 @@ def test_blocks_hold_what_the_mask_shows_and_nothing_seen_is_left_out(kind, leng
 
 
 def test_a_window_leaves_blocks_out():
-    batch = packed(groups_of([700]))
+    batch = packed(branching_groups(VOCABULARY, [700]))
     whole, windowed = (flex_inputs(config_of(kind), batch)["attention_mask"] for kind in ("full_attention", "sliding_attention"))
 
     def looked_at(mask):
@@ -120,20 +108,10 @@ def test_a_window_leaves_blocks_out():
     assert looked_at(whole) > 6 * 16
 
 
-def test_rows_are_padded_to_whole_blocks_and_tokens_keep_their_places():
-    for lengths, total in (([7], 2 * BLOCK), ([70], 2 * BLOCK), ([150], 4 * BLOCK)):
-        batch = packed(groups_of(lengths))
-        length = batch.ends.shape[1]
-        inputs = flex_inputs(config_of("full_attention"), batch)
-        assert inputs["input_ids"].shape == inputs["position_ids"].shape == (1, total)
-        assert torch.equal(inputs["input_ids"][:, :length], batch.input_ids)
-        assert torch.equal(inputs["position_ids"][:, :length], batch.positions)
-
-
 def test_attentions_and_ways_fit_together():
     assert {attention.layout for attention in ATTENTIONS.values()} <= BATCHES.keys()
     assert [ExecutionPlan(layout).attention for layout in ("packed", "tree", "rows")] == ["segments", "mask", ""]
-    groups = groups_of([4, 5])
+    groups = branching_groups(VOCABULARY, [4, 5])
     with pytest.raises(ValueError, match="attention by flex needs flex_attention, not sdpa"):
         inputs_of(model_of("Llama"), packed(groups), FLEXED)
     with pytest.raises(ValueError, match="one packed row, not 2 rows"):
@@ -150,7 +128,7 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
     counters.clear()
     graphs, errors = [], []
     for lengths in ([50], [60, 90], [130, 20, 70], [3], [200], [33] * 9):
-        groups = groups_of(lengths)
+        groups = branching_groups(VOCABULARY, lengths)
         with torch.no_grad():
             model.set_attn_implementation("sdpa")
             expected = completion_values(model, "policy", rows_of(groups), ExecutionPlan(head="linear"))
@@ -173,7 +151,7 @@ def test_the_compiled_forward_pass_is_exact_and_compiled_for_any_length_at_once(
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_through_the_operators_formula_are_those_of_rows(name, monkeypatch):
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # it refuses gradients on CPU, the formula has them
-    groups = groups_of([50, 9])
+    groups = branching_groups(VOCABULARY, [50, 9])
     gradients = []
     for attention, batch, plan in (("sdpa", rows_of(groups), ExecutionPlan()), (FLEX, packed(groups), FLEXED)):
         model = model_of(name)
@@ -185,20 +163,8 @@ def test_gradients_through_the_operators_formula_are_those_of_rows(name, monkeyp
     assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() <= 1e-5
 
 
-class Operations(TorchDispatchMode):
-    """Collects the names of the operations that torch runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def test_a_pass_over_a_tree_never_waits_for_the_device():
-    groups, model = groups_of([30, 9]), model_of("Gemma3Text")
+    groups, model = branching_groups(VOCABULARY, [30, 9]), model_of("Gemma3Text")
     with Operations() as run:
         flex_inputs(model.config, packed(groups))
         values = completion_values(model, "policy", BATCHES["tree"].build(groups, 0), ExecutionPlan("tree", "linear"))
@@ -219,12 +185,8 @@ def test_a_cpu_never_takes_it():
 
 
 def test_a_mask_of_its_own_for_each_type():
-    batch = packed(groups_of([60]))
-    config = model_of("Gemma3Text").config
-    masks = flex_inputs(config, batch)["attention_mask"]
+    batch = packed(branching_groups(VOCABULARY, [60]))
+    masks = flex_inputs(model_of("Gemma3Text").config, batch)["attention_mask"]
     assert list(masks) == ["sliding_attention", "full_attention"]
-    ends = torch.cat([batch.ends[0], torch.arange(batch.ends.shape[1], 2 * BLOCK) + 1])
-    alone = block_mask(
-        ends, torch.nn.functional.pad(batch.positions[0], (0, len(ends) - batch.ends.shape[1])), "full_attention", config
-    )
-    assert torch.equal(alone.kv_indices, masks["full_attention"].kv_indices)
+    for kind, mask in masks.items():
+        assert torch.equal(flex_inputs(config_of(kind), batch)["attention_mask"].kv_indices, mask.kv_indices)

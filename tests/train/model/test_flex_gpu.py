@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from training_cases import branching_groups
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from mmpo.train.batches import BATCHES
-from mmpo.train.data import Rendered
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, tiny_model
 from mmpo.train.model.flex import FLEX
 from mmpo.train.model.plan import ATTENTIONS
@@ -22,17 +22,6 @@ def model(tokenizer):
     return made.cuda()
 
 
-def groups_of(*lengths):
-    groups = []
-    for number, length in enumerate(lengths):
-        generator = torch.Generator().manual_seed(number)
-        prompt = tuple(torch.randint(0, 300, (length,), generator=generator).tolist())
-        start = tuple(torch.randint(0, 300, (length // 2,), generator=generator).tolist())
-        replies = [(number, *start), (*start, 1, 2), (*start, 3), (5, 6)]
-        groups.append([Rendered((*prompt, *reply), length) for reply in replies])
-    return groups
-
-
 def values_and_gradient(model, plan, groups, lower=None):
     model.set_attn_implementation((ATTENTIONS[plan.attention].implementation if plan.attention else "") or "sdpa")
     model.zero_grad()
@@ -46,7 +35,7 @@ def values_and_gradient(model, plan, groups, lower=None):
 @pytest.mark.parametrize("attention", ["flex", "mask"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_values_and_gradients_are_those_of_rows(model, attention, checkpointing):
-    groups = groups_of(200, 60, 7)
+    groups = branching_groups(300, [200, 60, 7])
     expected, known = values_and_gradient(model, ExecutionPlan(), groups)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -58,7 +47,7 @@ def test_values_and_gradients_are_those_of_rows(model, attention, checkpointing)
 
 
 def test_in_bfloat16_flex_is_as_near_as_masks(model):
-    groups = groups_of(200, 60, 7)
+    groups = branching_groups(300, [200, 60, 7])
     _, exact = values_and_gradient(model, ExecutionPlan(), groups)
     off = {}
     for name in ("flex", "mask"):
@@ -108,7 +97,7 @@ def test_new_lengths_compile_nothing_new(model):
     plan = ExecutionPlan("packed", "linear", attention="flex")
     graphs = []
     for prompts in (3, 7, 15, 25, 40, 9):
-        batch = BATCHES["packed"].build(groups_of(*range(20, 20 + prompts)), 0).to("cuda")
+        batch = BATCHES["packed"].build(branching_groups(300, range(20, 20 + prompts)), 0).to("cuda")
         completion_values(model, "policy", batch, plan).sum().backward()
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] >= 1

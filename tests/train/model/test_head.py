@@ -3,8 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from training_cases import small_model
+from training_cases import Operations, small_model
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import ExecutionPlan, completion_values, probe_group
@@ -54,28 +53,19 @@ def chunk(request):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_linear_head_is_exact_with_all_gradients(bias, chunk):
+@pytest.mark.parametrize("frozen", [(), ("hidden",), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+def test_the_linear_head_is_exact_with_all_gradients_that_are_asked_for(frozen, bias, chunk):
     model, (hidden, tokens, pull) = Bare(bias), drawn()
     layer = model.lm_head
     values, gradients = exact(hidden, layer.weight, layer.bias, tokens, pull)
+    parts = {"hidden": hidden, "weight": layer.weight, "bias": layer.bias}
+    parts = {name: part.requires_grad_(name not in frozen) for name, part in parts.items() if part is not None}
     found = linear_logprobs(model, hidden, tokens, chunk)
     (found * pull).sum().backward()
     assert found.dtype == torch.float32
     assert close(found.detach(), values, 1e-6)
-    for name, value in {"hidden": hidden, "weight": layer.weight, "bias": layer.bias}.items():
-        assert value is None or close(value.grad, gradients[name], 1e-6), name
-
-
-@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and bias"])
-def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen, chunk):
-    model, (hidden, tokens, pull) = Bare(), drawn()
-    parts = {"hidden": hidden, "weight": model.lm_head.weight, "bias": model.lm_head.bias}
-    _, gradients = exact(*parts.values(), tokens, pull)
-    for name in frozen.split(" and "):
-        parts[name].requires_grad_(False)
-    (linear_logprobs(model, hidden, tokens, chunk) * pull).sum().backward()
     for name, value in parts.items():
-        assert value.grad is None if name in frozen.split(" and ") else close(value.grad, gradients[name], 1e-6), name
+        assert value.grad is None if name in frozen else close(value.grad, gradients[name], 1e-6), name
 
 
 CAPPED = {
@@ -146,21 +136,6 @@ def test_weights_in_bfloat16_get_gradients_in_bfloat16():
     assert close(model.lm_head.bias.grad, gradients["bias"], 0.02)
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
-
-
 @pytest.mark.parametrize("layout", ["rows", "tree"])
 @pytest.mark.parametrize("name", [*HEADS, "whole"])
 def test_logits_of_a_whole_batch_never_exist(name, layout):
@@ -169,9 +144,9 @@ def test_logits_of_a_whole_batch_never_exist(name, layout):
     model = small_model("Llama", **{**SIZES, "vocab_size": vocabulary})
     batch = BATCHES[layout].build([probe_group(vocabulary, length)], 0)
     assert len(batch.tokens) >= 90
-    with Largest() as largest:
+    with Operations() as run:
         completion_values(model, "policy", batch, ExecutionPlan(layout, name, logit_bytes=10 * 4 * vocabulary)).sum().backward()
     if name == "whole":
-        assert largest.elements >= batch.input_ids.numel() * vocabulary
+        assert run.largest >= batch.input_ids.numel() * vocabulary
     else:  # the weights and their gradients, or a chunk
-        assert largest.elements <= max(vocabulary * SIZE, 10 * vocabulary, batch.input_ids.shape[1] ** 2 * 2)
+        assert run.largest <= max(vocabulary * SIZE, 10 * vocabulary, batch.input_ids.shape[1] ** 2 * 2)

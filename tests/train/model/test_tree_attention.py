@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from training_cases import prefixes
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmpo.train.batches import BATCHES
@@ -34,19 +35,14 @@ def drawn(batch):
 
 
 def seen_by_definition(window):
-    """Of every column of the packed row, the columns that lie on its path, by spelling all prefixes."""
-    columns = [(number, prefix) for number, group in enumerate(TEXTS) for prefix in prefixes(group)]
+    """Of every column of the packed row, the columns that lie on its path, by spelling all prefixes in depth-first order."""
+    columns = [(number, prefix) for number, group in enumerate(TEXTS) for prefix in sorted(prefixes(group))]
     sees = torch.zeros(len(columns), len(columns), dtype=torch.bool)
     for i, (mine, text) in enumerate(columns):
         for j, (theirs, start) in enumerate(columns):
             ancestor = mine == theirs and text[: len(start)] == start
             sees[i, j] = ancestor and (window is None or len(text) - len(start) < window)
     return sees
-
-
-def prefixes(group):
-    """In depth-first order, which is that of sorting."""
-    return sorted({text[: length + 1] for text in group for length in range(len(text))})
 
 
 def exact(query, key, value, sees, scaling):
