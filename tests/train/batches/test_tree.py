@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
-from training_cases import small_model
+from training_cases import small_model, with_random_adapter
 
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.model import ExecutionPlan, add_lora, choose_plan
@@ -209,12 +209,7 @@ def test_with_activations_computed_again(name, layout, compare, tokenizer):
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_with_an_adapter(kind, layout, compare, tokenizer):
     """Only the adapter (and the score layer) has gradients, and they are the same."""
-    models = []
-    for _ in range(2):
-        models.append(add_lora(small_model("Qwen3", kind, vocab_size=len(tokenizer)), 4, kind))
-        torch.manual_seed(3)
-        for name, value in models[-1].named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(value, std=0.1)
+    models = [add_lora(small_model("Qwen3", kind, vocab_size=len(tokenizer)), 4, kind) for _ in range(2)]
+    models = [with_random_adapter(model, std=0.1) for model in models]
     trainer = compare(kind, layout, *models, "whole" if kind == "reward" else "linear")
     assert all("lora_" in name or "score" in name for name in gradient_of(trainer.model))

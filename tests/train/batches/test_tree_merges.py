@@ -4,14 +4,12 @@ The template ends in a space, and byte-level BPE has tokens that begin with one:
 "Assistant:" + " " + "the".
 """
 
-import pyarrow as pa
 import pytest
 import torch
+from folders import pairs_folder, read_table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from training_cases import make_pairs
 from transformers import PreTrainedTokenizerFast
 
-from mmpo.pipeline.tables import completion_id, prompt_id
 from mmpo.train.model import choose_plan, tiny_model
 
 TEMPLATE = (
@@ -38,21 +36,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE)
 
 
-@pytest.fixture(scope="module")
-def table():
-    """All pairs of six replies to two questions, in the columns of the other tests' tables."""
-    rows, pattern = [], make_pairs(1, [2]).to_pylist()[0]
-    for question in QUESTIONS:
-        prompt = [{"role": "user", "content": question}]
-        identity = prompt_id(prompt)
-        for i, chosen in enumerate(REPLIES):
-            for rejected in REPLIES[i + 1 :]:
-                ids = {"prompt_id": identity, "chosen_id": completion_id(identity, chosen)}
-                ids["rejected_id"] = completion_id(identity, rejected)
-                texts = {"chosen": chosen, "rejected": rejected}
-                messages = {side: [{"role": "assistant", "content": text}] for side, text in texts.items()}
-                rows.append({**pattern, **ids, "prompt": prompt, **messages})
-    return pa.Table.from_pylist(rows, schema=make_pairs(1, [2]).schema)
+@pytest.fixture
+def table(tmp_path):
+    """All pairs of six replies to two questions."""
+    rows = [{"prompt": question, "completions": REPLIES, "scores": [*range(len(REPLIES))]} for question in QUESTIONS]
+    return read_table(pairs_folder(tmp_path / "pairs", rows, split=(1.0, 0.0, 0.0)) / "train")
 
 
 def defined(model, tokenizer, question, reply):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training_cases import prefixes
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.batches.layouts import segments_of, trie_of, trie_size
@@ -13,47 +14,30 @@ from mmpo.train.data import Rendered
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=6)
 
 
-def prefixes(sequences):
-    return {sequence[: length + 1] for sequence in sequences for length in range(len(sequence))}
-
-
-def spelled(trie, sequences):
-    """The prefix that each column stands for."""
-    found = {}
-    for sequence, path in zip(sequences, trie.paths, strict=True):
-        for length, column in enumerate(path):
-            found.setdefault(int(column), set()).add(sequence[: length + 1])
-    return found
-
-
 @given(SEQUENCES)
-def test_each_path_spells_its_sequence_and_no_prefix_has_two_columns(sequences):
+def test_each_path_spells_its_sequence_and_each_prefix_has_one_column_that_sees_its_ancestors(sequences):
     trie = trie_of(sequences)
     for sequence, path in zip(sequences, trie.paths, strict=True):
         assert tuple(trie.ids[path]) == sequence
         assert trie.positions[path].tolist() == list(range(len(sequence)))
         assert (np.diff(path) > 0).all()
     assert len(trie.ids) == len(trie.positions) == len(trie.ends) == trie_size(sequences) == len(prefixes(sequences))
-    columns = spelled(trie, sequences)
+    columns = {}  # the prefixes that each stands for
+    for sequence, path in zip(sequences, trie.paths, strict=True):
+        for length, column in enumerate(path):
+            columns.setdefault(int(column), set()).add(sequence[: length + 1])
     assert sorted(columns) == list(range(len(trie.ids)))
     assert all(len(meanings) == 1 for meanings in columns.values())
-
-
-@given(SEQUENCES)
-def test_a_token_sees_its_ancestors_and_itself(sequences):
-    trie = trie_of(sequences)
-    prefix = {column: next(iter(meanings)) for column, meanings in spelled(trie, sequences).items()}
+    # a token sees its ancestors and itself
+    prefix = {column: next(iter(meanings)) for column, meanings in columns.items()}
     for i, mine in prefix.items():
         for j, theirs in prefix.items():
             assert (j <= i < trie.ends[j]) == (mine[: len(theirs)] == theirs)
-
-
-@given(SEQUENCES)
-def test_the_order_of_the_sequences_changes_nothing_but_the_paths_order(sequences):
-    one, other = trie_of(sequences), trie_of(sequences[::-1])
+    # the order of the sequences changes nothing but that of the paths
+    other = trie_of(sequences[::-1])
     for name in ("ids", "positions", "ends"):
-        assert (getattr(one, name) == getattr(other, name)).all()
-    assert all((a == b).all() for a, b in zip(one.paths, other.paths[::-1], strict=True))
+        assert (getattr(trie, name) == getattr(other, name)).all()
+    assert all((a == b).all() for a, b in zip(trie.paths, other.paths[::-1], strict=True))
 
 
 @given(st.lists(SEQUENCES, min_size=1, max_size=3))
