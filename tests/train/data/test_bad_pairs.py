@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import changed, split_folder
+from training_cases import user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, with_metadata
@@ -14,54 +15,43 @@ from mmpo.train.data import Renderer, check_margins, check_sources, prepare, rea
 from mmpo.train.messages import target_warnings
 
 
+def refused(said, path, split="train"):
+    user_error(said, read_pairs, path, split)
+
+
 def test_files_of_another_schema_version_are_refused_naming_both(pairs, tmp_path):
     """One file, one part among others, and a folder whose manifest says so."""
     newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 7}'})
     pq.write_table(newer, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet: schema version 7; this mmpo reads 1: build the dataset again"):
-        read_pairs(tmp_path / "a.parquet", "train")
+    refused(r"a\.parquet: schema version 7; this mmpo reads 1: build the dataset again", tmp_path / "a.parquet")
     for same in (pairs.replace_schema_metadata(with_metadata(PAIRS, {}).metadata), pairs.replace_schema_metadata(None)):
         pq.write_table(same, tmp_path / "a.parquet")
         assert read_pairs(tmp_path / "a.parquet", "train").num_rows == pairs.num_rows
     folder = split_folder(tmp_path / "data", train=pairs)
     pq.write_table(newer, folder / "train" / "part-00001.parquet")
-    with pytest.raises(UserError, match=r"part-00001\.parquet: schema version 7"):
-        read_pairs(folder, "train")
+    refused(r"part-00001\.parquet: schema version 7", folder)
     (folder / "manifest.json").write_text(json.dumps({"schema_version": 0, "kind": "pairs"}))
-    with pytest.raises(UserError, match=r"schema version 0; this mmpo reads 1"):
-        read_pairs(folder, "train")
+    refused("schema version 0; this mmpo reads 1", folder)
 
 
-def test_feedback_is_named_as_such(tmp_path):
-    pq.write_table(FEEDBACK.empty_table(), tmp_path / "grades.parquet")
-    with pytest.raises(UserError, match=r"grades\.parquet holds FEEDBACK.*mmpo build .* --format feedback"):
-        read_pairs(tmp_path / "grades.parquet", "train")
-    (tmp_path / "judged").mkdir()
-    (tmp_path / "judged" / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "feedback"}))
-    with pytest.raises(UserError, match=r"judged holds FEEDBACK"):
-        read_pairs(tmp_path / "judged", "train")
-
-
-def test_splits_that_are_empty_or_missing(pairs, tmp_path):
+def test_what_is_no_table_of_pairs_is_refused(pairs, tmp_path):
+    """FEEDBACK, splits that are empty or missing, and other files."""
     folder = split_folder(tmp_path / "data", train=pairs, test=pairs.slice(0, 0))
-    with pytest.raises(UserError, match=r"test holds no pairs \(0 rows\)"):
-        read_pairs(folder, "test")
-    with pytest.raises(UserError, match=r"no split 'validation'; it has: test, train"):
-        read_pairs(folder, "validation")
-
-
-def test_files_that_are_no_such_table(pairs, tmp_path):
+    refused(r"test holds no pairs \(0 rows\)", folder, "test")
+    refused("no split 'validation'; it has: test, train", folder, "validation")
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "feedback"}))
+    refused("data holds FEEDBACK", folder)
     file = tmp_path / "a.parquet"
     file.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="cannot read"):
-        read_pairs(file, "train")
-    pq.write_table(pairs.drop_columns(["quality_margin", "source"]), file)
-    with pytest.raises(UserError, match="lacks the columns quality_margin, source"):
-        read_pairs(file, "train")
-    texts = pa.array(["a text"] * len(pairs))
-    pq.write_table(pairs.set_column(pairs.column_names.index("prompt"), "prompt", texts), file)
-    with pytest.raises(UserError, match=r"prompt is of type string, PAIRS has list<.*role.*content"):
-        read_pairs(file, "train")
+    refused("cannot read", file)
+    texts = pairs.set_column(pairs.column_names.index("prompt"), "prompt", pa.array(["a text"] * len(pairs)))
+    for table, said in (
+        (FEEDBACK.empty_table(), r"a\.parquet holds FEEDBACK.*mmpo build .* --format feedback"),
+        (pairs.drop_columns(["quality_margin", "source"]), "lacks the columns quality_margin, source"),
+        (texts, r"prompt is of type string, PAIRS has list<.*role.*content"),
+    ):
+        pq.write_table(table, file)
+        refused(said, file)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +70,7 @@ def test_files_that_are_no_such_table(pairs, tmp_path):
 def test_rows_that_no_run_can_use_are_counted_and_the_first_is_named(name, value, said, pairs, tmp_path):
     bad = changed(pairs, name, {3: value, 8: value})
     pq.write_table(pa.concat_tables([bad.slice(0, 5), bad.slice(5)]), tmp_path / "a.parquet", row_group_size=4)
-    with pytest.raises(UserError, match=rf"2 of {len(pairs)} rows {said} \(the first: row 3\)"):
-        read_pairs(tmp_path / "a.parquet", "train")
+    user_error(rf"2 of {len(pairs)} rows {said} \(the first: row 3\)", read_pairs, tmp_path / "a.parquet", "train")
 
 
 def test_a_dataset_of_which_every_source_weighs_nothing(pairs):
@@ -101,8 +90,7 @@ def test_an_id_that_stands_under_two_prompts_is_named(pairs, tokenizer):
     for column in ("chosen_id", "rejected_id"):
         bad = changed(pairs, column, {1: identity})
         said = f"the completion {identity} stands under two prompts, {names[0]} and {names[1]} .*mmpo validate"
-        with pytest.raises(UserError, match=said):
-            rendered(bad, tokenizer)
+        user_error(said, rendered, bad, tokenizer)
     assert rendered(pairs, tokenizer) == pairs.num_rows
 
 
@@ -125,8 +113,7 @@ def test_an_id_with_two_texts_is_named(column, pairs, tokenizer):
             pa.concat_tables([bad.slice(7), bad.slice(0, 7)]),
             pa.concat_tables([bad.slice(row), bad.slice(0, row)]),
         ):
-            with pytest.raises(UserError, match=said):
-                rendered(table, tokenizer)
+            user_error(said, rendered, table, tokenizer)
     assert rendered(pa.concat_tables([pairs.slice(7), pairs.slice(0, 7)]), tokenizer) == pairs.num_rows
 
 
@@ -150,8 +137,7 @@ def test_an_id_with_two_prompts_is_counted_from_its_second_row_on(pairs, tokeniz
     ],
 )
 def test_margins_that_are_all_zero_are_refused(terms, target, said, pairs):
-    with pytest.raises(UserError, match=f"all 9 pairs are ties: .*{said}"):
-        check_margins(np.zeros(9), terms, target)
+    user_error(f"all 9 pairs are ties: .*{said}", check_margins, np.zeros(9), terms, target)
     check_margins(np.array([0.0, 1.0]), terms, target)
     check_margins(np.zeros(9), ["mmpo"], "measured")  # of votes there is something to learn
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
+from training_cases import user_error
 from transformers.utils import chat_template_utils
 
-from mmpo.pipeline.errors import UserError
 from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template
 from mmpo.train.data.chat_template import PINNED_DATE, common_prefix
 from mmpo.train.messages import nothing_left, rendering_warnings
@@ -65,10 +65,47 @@ def render(tokenizer, prompt=USER, reply=REPLY, length=200, prompt_length=100):
     return renderer, ids, None if ids is None else renderer.completion(prompt, ids, reply)
 
 
-def test_the_completion_is_the_reply_and_its_end_and_nothing_else(tokenizer):
-    _, prompt, row = render(tokenizer)
-    assert tuple(row.ids[: row.start]) == prompt
-    assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
+def completion(tokenizer, row):
+    return tokenizer.decode(row.ids[row.start :])
+
+
+ASKED = "<|bos|><|user|>Where is the cat?<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "text", "reply", "counts", "said"),
+    [
+        # a refused system message joins the first user turn
+        (GEMMA_LIKE, [*SYSTEM, *USER], ASKED.replace("Where", "Be brief.\n\nWhere"), "on a mat<|end|>", {"system_merged": 1},
+         "refuses system messages: in 1 of 1 prompts"),
+        # one that would vanish before a reply is put into the user's turn
+        (LAST_ONLY, [*SYSTEM, *USER], "[INST]Be brief.\n\nWhere is the cat?[/INST]", "on a mat<|end|>", {"system_moved": 1},
+         "only where the user speaks last: in 1 of 1 prompts"),
+        (LAST_ONLY, USER, "[INST]Where is the cat?[/INST]", "on a mat<|end|>", {}, ""),
+        # a prompt that is another before a reply is left out; with thoughts that are dropped in both it is the same
+        (FORGETFUL, [*USER, *THOUGHTFUL], None, None, {"prompt_changed": 1},
+         "1 of 1 prompts were left out with all their pairs: the chat template writes them otherwise"),
+        (FORGETFUL, [*USER, *THOUGHTFUL, *USER],
+         "<|user|>Where is the cat?<|end|>\n<|assistant|>on a mat<|end|>\n<|user|>Where is the cat?<|end|>\n<|assistant|>",
+         "on a mat<|end|>\n", {}, ""),
+        # what a template writes behind the last turn is no change of the prompt
+        (LLAMA_LIKE + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", USER, ASKED, "on a mat<|end|><|end|>", {}, ""),
+        (LLAMA_LIKE + "<|end|>", USER, ASKED, "on a mat<|end|><|end|>", {}, ""),
+        ("{{ messages | tojson }}", USER, '[{"role": "user", "content": "Where is the cat?"}',
+         ', {"role": "assistant", "content": "on a mat"}]', {}, ""),
+        ("{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<|end|>{% else %} (last){% endif %}{% endfor %}", USER,
+         "Where is the cat?", "<|end|>on a mat (last)", {}, ""),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_prompt(template, prompt, text, reply, counts, said, tokenizer):
+    tokenizer = with_template(tokenizer, template)
+    renderer, ids, row = render(tokenizer, prompt)
+    if text is None:
+        assert ids is None
+    else:
+        assert (tokenizer.decode(row.ids[: row.start]), completion(tokenizer, row)) == (text, reply)
+    assert renderer.counts == counts
+    assert said in "".join(rendering_warnings(renderer))
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -86,15 +123,6 @@ def test_a_template_that_writes_bos_gives_exactly_one(alone, tokenizer):
     assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
 
 
-def test_a_refused_system_message_joins_the_first_user_turn(tokenizer):
-    tokenizer = with_template(tokenizer, GEMMA_LIKE)
-    renderer, _, row = render(tokenizer, [*SYSTEM, *USER])
-    assert "Be brief.\n\nWhere is the cat?" in tokenizer.decode(row.ids)
-    assert renderer.counts["system_merged"] == 1
-    assert tokenizer.decode(row.ids[row.start :]) == "on a mat<|end|>"
-    assert "refuses system messages: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
-
-
 def test_a_prompt_that_the_template_refuses_is_counted_with_its_reason(tokenizer):
     tokenizer = with_template(tokenizer, GEMMA_LIKE)
     renderer, prompt, _ = render(tokenizer, [*SYSTEM, *REPLY])
@@ -107,39 +135,37 @@ def test_a_prompt_that_the_template_refuses_is_counted_with_its_reason(tokenizer
 def test_without_a_template_there_is_a_choice_to_make(tokenizer):
     bare = with_template(tokenizer, None)
     for refused in (lambda: Renderer(bare, 200, 100), lambda: choose_template(bare)):
-        with pytest.raises(UserError, match=r"no chat template.*--chat-template plain .*--chat-template FILE .*instruction-tuned"):
-            refused()
+        user_error(r"no chat template.*--chat-template plain .*--chat-template FILE .*instruction-tuned", refused)
     assert bare.chat_template is None
 
 
-def test_the_plain_template_is_used_where_asked_for_and_saved(tokenizer, tmp_path):
-    bare = with_template(tokenizer, None)
-    choose_template(bare, "plain")
-    _, _, row = render(bare)
-    assert bare.decode(row.ids) == "User: Where is the cat?\nAssistant: on a mat<|end|>\n"
-    bare.save_pretrained(tmp_path)
-    assert type(bare).from_pretrained(tmp_path).chat_template == PLAIN_TEMPLATE
-
-
-def test_the_plain_template_writes_the_bos_that_the_tokenizer_would_add(tokenizer):
-    """Without it a model that never saw a text without BOS would see all of them so."""
-    bare = adds_tokens_itself(with_template(tokenizer, None))
-    choose_template(bare, "plain")
-    _, _, row = render(bare)
-    assert bare.decode(row.ids) == "<|bos|>User: Where is the cat?\nAssistant: on a mat<|end|>\n"
-
-
-def test_the_plain_template_of_an_encoder_has_its_own_marks(tokenizer):
+def of_an_encoder(encoder):
     """[CLS], which encoders pool at, and [SEP] for the end-of-text token that they lack."""
-    encoder = with_template(tokenizer, None)
     encoder.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
     encoder.eos_token = encoder.bos_token = None
     special = [(name, encoder.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
     encoder.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
-    choose_template(encoder, "plain")
-    renderer, _, row = render(encoder)
-    assert encoder.decode(row.ids) == "[CLS]User: Where is the cat?\nAssistant: on a mat[SEP]\n"
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after"),
+    [
+        (lambda tokenizer: tokenizer, "", "<|end|>"),
+        (adds_tokens_itself, "<|bos|>", "<|end|>"),  # a model that never saw a text without BOS would see all of them so
+        (of_an_encoder, "[CLS]", "[SEP]"),
+    ],
+)
+def test_the_plain_template_is_used_where_asked_for_with_the_tokenizers_own_marks_and_saved(
+    change, before, after, tokenizer, tmp_path
+):
+    bare = change(with_template(tokenizer, None))
+    choose_template(bare, "plain")
+    renderer, _, row = render(bare)
+    assert bare.decode(row.ids) == f"{before}User: Where is the cat?\nAssistant: on a mat{after}\n"
     assert renderer.counts == {}
+    bare.save_pretrained(tmp_path)
+    assert (type(bare).from_pretrained(tmp_path).chat_template == PLAIN_TEMPLATE) == (not before)
 
 
 def test_a_template_from_a_file_replaces_the_own_one(tokenizer, tmp_path):
@@ -161,22 +187,32 @@ def test_a_template_from_a_file_replaces_the_own_one(tokenizer, tmp_path):
 def test_template_files_that_cannot_be_used(text, said, tokenizer, tmp_path):
     if text is not None:
         (tmp_path / "a.jinja").write_text(text)
-    with pytest.raises(UserError, match=said):
-        choose_template(copy.deepcopy(tokenizer), str(tmp_path / "a.jinja"))
+    user_error(said, choose_template, copy.deepcopy(tokenizer), str(tmp_path / "a.jinja"))
 
 
 def test_several_templates_without_a_default_are_named(tokenizer):
     several = with_template(tokenizer, {"rag": LLAMA_LIKE, "tools": LLAMA_LIKE})
-    with pytest.raises(UserError, match=r"rag.*tools.*--chat-template FILE"):
-        choose_template(several)
+    user_error(r"rag.*tools.*--chat-template FILE", choose_template, several)
 
 
-def test_eos_is_appended_only_where_the_template_leaves_the_turn_open(tokenizer):
-    open_ended = with_template(tokenizer, OPEN_ENDED)
-    _, _, row = render(open_ended)
-    assert row.ids[-1] == open_ended.eos_token_id
-    _, _, closed = render(tokenizer)
-    assert closed.ids.tolist().count(tokenizer.eos_token_id) == 2  # the user's turn and the reply's, none added
+@pytest.mark.parametrize(
+    ("template", "reply", "end"),
+    [
+        (None, "on a mat", "on a mat<|end|>"),
+        (None, "", "<|end|>"),
+        (None, " \n", " \n<|end|>"),
+        (OPEN_ENDED, "on a mat", "on a mat\n<|end|>"),  # appended only where the template leaves the turn open
+        # whatever the template makes of the reply, and where the reply ends as the closing does
+        (STRIPPING, "<think>the cat</think>on a mat", "on a mat<|end|>\n"),
+        (STRIPPING, "on a mat>", "on a mat><|end|>\n"),
+        (STRIPPING, "", "<|end|>\n"),
+    ],
+)
+def test_a_completion_is_the_reply_and_its_one_end(template, reply, end, tokenizer):
+    tokenizer = with_template(tokenizer, template) if template else tokenizer
+    _, prompt, row = render(tokenizer, reply=[{"role": "assistant", "content": reply}])
+    assert tuple(row.ids[: row.start]) == prompt
+    assert completion(tokenizer, row) == end
 
 
 def test_where_there_is_no_end_of_text_token_the_open_ends_are_counted(tokenizer):
@@ -188,12 +224,6 @@ def test_where_there_is_no_end_of_text_token_the_open_ends_are_counted(tokenizer
     assert "no end-of-text token: 1 of 1 completions" in rendering_warnings(renderer)[0]
     endless.chat_template = tokenizer.chat_template  # this one closes turns itself
     assert render(endless)[0].counts == {}
-
-
-@pytest.mark.parametrize("reply", ["", " \n"])
-def test_an_empty_reply_is_its_end_alone(reply, tokenizer):
-    _, _, row = render(tokenizer, reply=[{"role": "assistant", "content": reply}])
-    assert tokenizer.decode(row.ids[row.start :]) == reply + "<|end|>"
 
 
 def test_the_boundary_is_the_first_token_that_differs(tokenizer):
@@ -242,51 +272,3 @@ def test_a_template_that_writes_today_always_writes_the_same_day(start, tokenize
     assert "Saturday, 27" in dated.apply_chat_template(USER, tokenize=False)
     assert render(dated)[2].ids.tolist() == row.ids.tolist()
     assert dated.chat_template == start + DATED  # what is saved with the model asks the clock
-
-
-def test_a_system_message_that_vanishes_before_a_reply_is_put_into_the_users_turn(tokenizer):
-    mistral = with_template(tokenizer, LAST_ONLY)
-    renderer, prompt, row = render(mistral, [*SYSTEM, *USER])
-    assert mistral.decode(row.ids[: row.start]) == "[INST]Be brief.\n\nWhere is the cat?[/INST]" == mistral.decode(prompt)
-    assert mistral.decode(row.ids[row.start :]) == "on a mat<|end|>"
-    assert renderer.counts == {"system_moved": 1}
-    assert "only where the user speaks last: in 1 of 1 prompts" in rendering_warnings(renderer)[0]
-    assert render(mistral)[0].counts == {}
-
-
-def test_a_prompt_that_is_another_before_a_reply_is_left_out_and_counted(tokenizer):
-    forgetful = with_template(tokenizer, FORGETFUL)
-    renderer, prompt, _ = render(forgetful, [*USER, *THOUGHTFUL])
-    assert prompt is None
-    assert renderer.counts == {"prompt_changed": 1}
-    assert "1 of 1 prompts were left out with all their pairs: the chat template writes them otherwise" in str(
-        rendering_warnings(renderer)
-    )
-    whole, _, row = render(forgetful, [*USER, *THOUGHTFUL, *USER])  # dropped in both: the same prompt
-    assert whole.counts == {}
-    assert forgetful.decode(row.ids[row.start :]) == "on a mat<|end|>\n"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        LLAMA_LIKE + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
-        LLAMA_LIKE + "<|end|>",
-        "{{ messages | tojson }}",
-        "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<|end|>{% else %} (last){% endif %}{% endfor %}",
-    ],
-)
-def test_what_a_template_writes_behind_the_last_turn_is_no_change_of_the_prompt(template, tokenizer):
-    renderer, _, row = render(with_template(tokenizer, template))
-    assert renderer.counts == {}
-    assert "on a mat" in tokenizer.decode(row.ids[row.start :])
-    assert "the cat" not in tokenizer.decode(row.ids[row.start :])
-
-
-@pytest.mark.parametrize(
-    "reply", [THOUGHTFUL, [{"role": "assistant", "content": "on a mat>"}], [{"role": "assistant", "content": ""}]]
-)
-def test_a_turn_that_the_template_closes_gets_no_second_end(reply, tokenizer):
-    """Whatever the template makes of the reply, and where the reply ends as the closing does."""
-    _, _, row = render(with_template(tokenizer, STRIPPING), reply=reply)
-    assert tokenizer.decode(row.ids[row.start :]) == reply[0]["content"].split("</think>")[-1] + "<|end|>\n"

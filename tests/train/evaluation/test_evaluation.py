@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from folders import changed, read_table, split_folder
-from training_cases import full_memory, make_pairs
+from training_cases import full_memory, make_pairs, user_error
 from transformers import AutoModelForSequenceClassification
 
 import mmpo.train.evaluation.pair_values as pair_values_module
@@ -67,18 +67,6 @@ def test_what_is_undefined_is_none(trained, tmp_path):
     assert found["soft_brier"] is not None
 
 
-def test_votes_of_other_raters_give_ece_vote_either_way_round(trained, dataset, tmp_path):
-    table = read_table(dataset / "test")
-    errors = []
-    for chosen, rejected, preferring in (("chosen_id", "rejected_id", 7), ("rejected_id", "chosen_id", 3)):
-        counts = {"preferring": [preferring] * len(table), "raters": [10] * len(table)}
-        votes = pa.table({"chosen_id": table[chosen], "rejected_id": table[rejected], **counts})
-        pq.write_table(votes, tmp_path / "votes.parquet")
-        errors.append(evaluate("reward", trained["reward"], dataset, votes=tmp_path / "votes.parquet")["ece_vote"])
-    assert 0 < errors[0] < 1
-    assert errors[0] == errors[1]
-
-
 def votes_file(path, rows):
     """Rows of chosen_id, rejected_id, preferring, raters."""
     names = ("chosen_id", "rejected_id", "preferring", "raters")
@@ -116,13 +104,11 @@ def test_it_says_how_many_pairs_have_votes_and_measures_on_those(trained, datase
 def test_votes_that_are_none_are_told_before_anything_is_computed(row, said, dataset, tmp_path):
     votes = votes_file(tmp_path / "votes.parquet", [("x", "y", 1, 2), row])
     (tmp_path / "no-model").mkdir()
-    with pytest.raises(UserError, match=said):
-        evaluate("reward", tmp_path / "no-model", dataset, gamma=1.0, votes=votes)
+    user_error(said, evaluate, "reward", tmp_path / "no-model", dataset, gamma=1.0, votes=votes)
 
 
 def test_a_vote_that_is_a_text_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"row 0: .*preferring 'yes'"):
-        Votes(votes_file(tmp_path / "votes.parquet", [("a", "b", "yes", 1)]))
+    user_error(r"row 0: .*preferring 'yes'", Votes, votes_file(tmp_path / "votes.parquet", [("a", "b", "yes", 1)]))
 
 
 def test_a_reference_that_has_changed_is_refused_unless_it_is_named(trained, train_tiny, dataset, tmp_path):
@@ -170,23 +156,6 @@ def test_the_reference_cache_may_be_named(trained, dataset, tmp_path):
     assert evaluate("policy", trained["policy"], dataset) == found
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"max_length": -5}, "max_length: -5 is not 1 or more"),
-        ({"max_length": 0}, "max_length: 0 is not 1 or more"),
-        ({"max_length": 20, "max_prompt_length": 5000}, "must be below max_length"),
-        ({"beta": float("nan")}, "beta: nan is not a finite number"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch: 0 is not 1 or more"),
-        ({"gamma": -1.0}, "gamma: -1.0 is not 0 or more"),
-        ({"reference": "some/model"}, "a reward model has no reference"),
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(given, said, trained, dataset):
-    with pytest.raises(UserError, match=said):
-        evaluate("reward", trained["reward"], dataset, **given)
-
-
 def test_a_shorter_max_length_alone_is_enough(trained, dataset):
     found = evaluate("reward", trained["reward"], dataset, max_length=25)
     assert found == evaluate("reward", trained["reward"], dataset, max_length=25, max_prompt_length=24)
@@ -195,10 +164,8 @@ def test_a_shorter_max_length_alone_is_enough(trained, dataset):
 
 def test_memory_that_runs_out_is_named_with_what_to_set(trained, dataset, monkeypatch):
     monkeypatch.setattr(pair_values_module, "predict_values", full_memory)
-    with pytest.raises(
-        UserError, match=r"memory ran out while measuring: set tokens_per_batch lower \(--tokens-per-batch, now 4096\)"
-    ):
-        evaluate("reward", trained["reward"], dataset)
+    said = r"memory ran out while measuring: set tokens_per_batch lower \(--tokens-per-batch, now 4096\)"
+    user_error(said, evaluate, "reward", trained["reward"], dataset)
 
 
 def test_values_that_are_not_finite_are_named_with_their_prompts(trained, dataset, tmp_path):
@@ -207,8 +174,7 @@ def test_values_that_are_not_finite_are_named_with_their_prompts(trained, datase
     with torch.no_grad():
         model.score.weight.fill_(3e38)
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"completions of \d+ of \d+ prompts no finite value \(prompt_id "):
-        evaluate("reward", tmp_path / "model", dataset)
+    user_error(r"completions of \d+ of \d+ prompts no finite value \(prompt_id ", evaluate, "reward", tmp_path / "model", dataset)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +188,13 @@ def test_values_that_are_not_finite_are_named_with_their_prompts(trained, datase
         ("reward", "some/typo", {}, r"some/typo is no folder here, .*give --gamma"),
         ("reward", "reward", {"per_pair": "EMPTY"}, "is a folder: name the Parquet file to write"),
         ("reward", "reward", {"data": "EMPTY/nowhere"}, "no dataset"),
+        ("reward", "reward", {"max_length": -5}, "max_length: -5 is not 1 or more"),
+        ("reward", "reward", {"max_length": 0}, "max_length: 0 is not 1 or more"),
+        ("reward", "reward", {"max_length": 20, "max_prompt_length": 5000}, "must be below max_length"),
+        ("reward", "reward", {"beta": float("nan")}, "beta: nan is not a finite number"),
+        ("reward", "reward", {"tokens_per_batch": 0}, "tokens_per_batch: 0 is not 1 or more"),
+        ("reward", "reward", {"gamma": -1.0}, "gamma: -1.0 is not 0 or more"),
+        ("reward", "reward", {"reference": "some/model"}, "a reward model has no reference"),
     ],
 )
 def test_mistakes_are_named(kind, model, options, said, trained, dataset, tmp_path):
@@ -230,5 +203,4 @@ def test_mistakes_are_named(kind, model, options, said, trained, dataset, tmp_pa
 
     given = {"data": dataset, **{name: here(value) for name, value in options.items()}}
     models = {**trained, "base": trained["policy"] / "reference"}
-    with pytest.raises(UserError, match=here(said)):
-        evaluate(kind, models.get(model, here(model)), given.pop("data"), **given)
+    user_error(here(said), evaluate, kind, models.get(model, here(model)), given.pop("data"), **given)

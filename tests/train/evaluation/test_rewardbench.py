@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import read_table, write_rows
+from training_cases import user_error
 
 from mmpo.cli.main import run
-from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import REWARDBENCH_COUNTS
 from mmpo.train.evaluation import evaluate, rewardbench_pairs
 
@@ -79,8 +79,7 @@ def test_pairs_with_margins_are_no_benchmark(dataset, tmp_path):
 def test_a_row_that_is_no_pair_is_named(row, said, tmp_path):
     rows = benchmark_rows(3)
     rows[1] |= row
-    with pytest.raises(UserError, match=said):
-        rewardbench_pairs(write_rows(tmp_path / "bench.jsonl", rows))
+    user_error(said, rewardbench_pairs, write_rows(tmp_path / "bench.jsonl", rows))
 
 
 def test_the_command_prints_the_sections(trained, tmp_path, capsys):

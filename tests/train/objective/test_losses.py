@@ -1,18 +1,21 @@
-"""Every objective against numbers derived by hand, its gradient from the literature, and the identities between them."""
+"""Every objective against numbers derived by hand, its gradient from the literature, identities between them; and the targets."""
 
 import math
 import subprocess
 import sys
 from itertools import product
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from training_cases import user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import target_probability
-from mmpo.train.objective import LOSSES
+from mmpo.train.objective import LOSSES, targets
 
 torch.set_num_threads(1)
 LN2 = math.log(2)
@@ -111,24 +114,36 @@ def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
             LOSSES[name].per_pair(z, p, m)
 
 
-def test_mmpo_is_binary_cross_entropy_and_rpo_bwd_plus_entropy() -> None:
-    bce = binary_cross_entropy_with_logits(Z, P, reduction="none")
-    torch.testing.assert_close(loss("mmpo"), bce)
-    torch.testing.assert_close(loss("mmpo"), softplus(Z) - P * Z)
-    torch.testing.assert_close(loss("mmpo"), loss("rpo-bwd") + entropy(P))
+CERTAIN, HALF = (torch.from_numpy(target_probability(M.numpy(), gamma)) for gamma in (math.inf, 0.0))
+IDENTITIES = {
+    "mmpo is binary cross entropy": (loss("mmpo"), binary_cross_entropy_with_logits(Z, P, reduction="none")),
+    "mmpo written out": (loss("mmpo"), softplus(Z) - P * Z),
+    "mmpo is rpo-bwd plus entropy": (loss("mmpo"), loss("rpo-bwd") + entropy(P)),
+    "mmpo at gamma infinite on untied pairs is dpo": (loss("mmpo", p=CERTAIN, gamma=math.inf), loss("dpo", gamma=math.inf)),
+    "rpo-bwd there": (loss("rpo-bwd", p=CERTAIN, gamma=math.inf), loss("dpo")),
+    "mmpo at gamma 0 is p = ½": (loss("mmpo", p=HALF, gamma=0.0), (softplus(Z) + softplus(-Z)) / 2),
+    "mmpo at p = 1 − ε is cdpo": (loss("mmpo", p=torch.full_like(Z, 0.8)), loss("cdpo", epsilon=0.2)),
+    "cdpo and robust at ε = 0": (loss("cdpo", epsilon=0.0), loss("robust", epsilon=0)),
+    "odpo with identity is margin": (loss("odpo", transform="identity"), loss("margin")),
+    "odpo without offset is dpo": (loss("odpo", alpha=0), loss("dpo")),
+    "odpo at log 1": (loss("odpo", m=torch.ones_like(M)), loss("dpo")),
+    "gdpo at p = 1 is dpo": (loss("gdpo", p=torch.ones_like(P)), loss("dpo")),
+    "gdpo at p = ½ says nothing": (loss("gdpo", p=torch.full_like(P, 0.5)), torch.full_like(P, LN2)),
+    # whether the target is p, or as in the last two gamma times the margin
+    **{f"{n} with the pair swapped": (loss(n, -Z, 1 - P, -M), loss(n)) for n in ("mmpo", "rpo-bwd", "gdpo", "rpo-fwd", "rpo-sq")},
+}
 
 
-def test_limits_of_mmpo() -> None:
-    """γ → ∞ on untied pairs is dpo; γ = 0 is p = ½ and not γ = ∞ (the reference code's `if bt_beta:`); p = 1 − ε is cdpo."""
-    certain = torch.from_numpy(target_probability(M.numpy(), math.inf))
-    torch.testing.assert_close(loss("mmpo", p=certain, gamma=math.inf), loss("dpo", gamma=math.inf))
-    torch.testing.assert_close(loss("rpo-bwd", p=certain, gamma=math.inf), loss("dpo"))
-    half = torch.from_numpy(target_probability(M.numpy(), 0.0))
-    assert (half == 0.5).all()
-    torch.testing.assert_close(loss("mmpo", p=half, gamma=0.0), (softplus(Z) + softplus(-Z)) / 2)
-    assert not torch.allclose(loss("mmpo", p=half, gamma=0.0), loss("dpo"))
-    torch.testing.assert_close(loss("mmpo", p=torch.full_like(Z, 0.8)), loss("cdpo", epsilon=0.2))
-    torch.testing.assert_close(loss("cdpo", epsilon=0.0), loss("robust", epsilon=0))
+@pytest.mark.parametrize("which", IDENTITIES)
+def test_identities(which: str) -> None:
+    torch.testing.assert_close(*IDENTITIES[which])
+
+
+def test_limits_at_their_ends() -> None:
+    """γ = 0 is p = ½ and not γ = ∞ (the reference code's `if bt_beta:`), and odpo without offset takes a tie."""
+    assert (HALF == 0.5).all()
+    assert not torch.allclose(loss("mmpo", p=HALF, gamma=0.0), loss("dpo"))
+    assert one("odpo", 1.0, 0.5, 0.0, alpha=0) == pytest.approx(math.log1p(math.exp(-1)))
 
 
 @pytest.mark.parametrize("name", ["mmpo", "rpo-bwd", "rpo-fwd", "rpo-sq"])
@@ -138,26 +153,6 @@ def test_minimum_is_at_gamma_times_margin(name: str) -> None:
     torch.testing.assert_close(gradient, torch.zeros_like(M), atol=1e-12, rtol=0)
     for step in (-0.01, 0.01):
         assert (loss(name, z + step) > loss(name, z)).all()
-
-
-@pytest.mark.parametrize("name", ["mmpo", "rpo-bwd", "gdpo", "rpo-fwd", "rpo-sq"])
-def test_swapping_the_pair_changes_nothing(name: str) -> None:
-    """Whether the target is p, or as in the last two γ times the margin."""
-    torch.testing.assert_close(loss(name, -Z, 1 - P, -M), loss(name))
-
-
-def test_odpo_with_identity_is_margin_and_without_offset_dpo() -> None:
-    torch.testing.assert_close(loss("odpo", transform="identity"), loss("margin"))
-    torch.testing.assert_close(loss("odpo", alpha=0), loss("dpo"))
-    torch.testing.assert_close(loss("odpo", m=torch.ones_like(M)), loss("dpo"))
-    assert one("odpo", 1.0, 0.5, 0.0, alpha=0) == pytest.approx(math.log1p(math.exp(-1)))
-
-
-def test_gdpo_at_its_ends() -> None:
-    torch.testing.assert_close(loss("gdpo", p=torch.ones_like(P)), loss("dpo"))
-    z = Z.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss("gdpo", z, torch.full_like(P, 0.5)).sum(), z)
-    assert (gradient == 0).all()
 
 
 def test_who_starts_at_log_2() -> None:
@@ -208,10 +203,8 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, object],
 
 
 def test_unknown_options_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="did you mean 'epsilon'"):
-        loss("cdpo", epsilo=0.1)
-    with pytest.raises(UserError, match="it takes: none"):
-        loss("mmpo", epsilon=0.1)
+    user_error("did you mean 'epsilon'", loss, "cdpo", epsilo=0.1)
+    user_error("it takes: none", loss, "mmpo", epsilon=0.1)
 
 
 def test_names_and_summaries_need_no_torch() -> None:
@@ -221,3 +214,40 @@ def test_names_and_summaries_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", str(len(LOSSES) + 1)], done.stderr
+
+
+TABLE = pa.table(
+    {
+        "quality_margin": [0.0, 1.0, 2.0, 3.0],
+        "margin_se": [1.0, None, 3.0, 0.0],
+        "preferring": pa.array([1, 2, 3, 0], pa.int32()),
+        "raters": pa.array([3, 2, 3, 0], pa.int32()),
+    }
+)
+
+
+def test_plain() -> None:
+    p, counts = targets("plain", TABLE, 1.0)
+    assert p.dtype == np.float64 and counts == {}
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.arange(4.0))))
+
+
+def test_noise_aware_fills_the_median_and_counts_it() -> None:
+    p, counts = targets("noise-aware", TABLE, 1.0)
+    assert counts == {"margin_se_filled": 1}
+    np.testing.assert_array_equal(p, target_probability([0, 1, 2, 3], 1.0, [1, 1, 3, 0]))
+    user_error("no pair has a known margin_se", targets, "noise-aware", TABLE.slice(1, 1), 1.0)
+
+
+def test_measured_is_from_votes_alone() -> None:
+    p, counts = targets("measured", TABLE, np.inf)
+    np.testing.assert_allclose(p, [1.5 / 4, 2.5 / 3, 3.5 / 4, 0.5])
+    assert counts == {"pairs_without_raters": 1}
+
+
+def test_errors_name_what_there_is() -> None:
+    user_error("did you mean 'plain'", targets, "plane", TABLE, 1.0)
+    with pytest.raises(UserError, match="needs the column 'margin_se'; there are: quality_margin"):
+        targets("noise-aware", TABLE.select(["quality_margin"]), 1.0)
+    with pytest.raises(ValueError, match="gamma"):
+        targets("plain", TABLE, -1.0)

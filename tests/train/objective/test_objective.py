@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from folders import split_folder
-from training_cases import make_pairs
+from training_cases import make_pairs, user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
@@ -107,12 +107,6 @@ def test_the_shares_of_any_partition_add_up_to_the_whole():
     torch.testing.assert_close(sum(parts), total(objective, at))
 
 
-def test_swapping_the_pairs_changes_nothing_for_soft_targets():
-    objective = Objective.parse("mmpo=1,rpo-fwd=0.2,rpo-sq=0.1", gamma=0.7)
-    at = logits()
-    torch.testing.assert_close(total(objective, Logits(-at.z), 1 - P, -MARGIN), total(objective, at))
-
-
 def test_options_nested_dotted_or_flat_are_the_same():
     ways = ({"cdpo": {"epsilon": 0.2}}, {"cdpo.epsilon": "0.2"}, {"epsilon": 0.2})
     assert all(Objective.parse("mmpo=1,cdpo=1", given).terms[1].options == {"epsilon": 0.2} for given in ways)
@@ -131,17 +125,11 @@ def test_options_nested_dotted_or_flat_are_the_same():
         ("sft", {"alpha": 1}, "option of loss sft"),
         ("ipo", {"beta": 0.2}, "set beta, not loss_options.beta"),
         ("mmpo=1,mmop=1", {}, "did you mean 'mmpo'"),
+        *((loss, None, "policies only") for loss in ("ipo", "sft", "mmpo=1,sft=0.1")),  # without beta: a reward model's
     ],
 )
 def test_what_cannot_work_is_refused(loss, options, said):
-    with pytest.raises(UserError, match=said):
-        Objective.parse(loss, options, beta=0.1)
-
-
-@pytest.mark.parametrize("loss", ["ipo", "sft", "mmpo=1,sft=0.1"])
-def test_a_reward_model_has_no_terms_on_log_probabilities(loss):
-    with pytest.raises(UserError, match="policies only"):
-        Objective.parse(loss)
+    user_error(said, Objective.parse, loss, options, beta=None if options is None else 0.1)
 
 
 def test_each_term_is_logged_by_itself(trainer_of):
@@ -158,39 +146,30 @@ def test_each_term_is_logged_by_itself(trainer_of):
     assert not any(name.startswith("loss/") for entry in plain.state.log_history for name in entry)
 
 
-def test_source_weights_multiply_and_zero_leaves_out(pairs, tokenizer):
+def test_source_weights_multiply_and_zero_leaves_out(pairs, tokenizer, trainer_of):
     sources = np.array(pairs["source"].to_pylist())
     renderer = Renderer(tokenizer, 1024, 512)
     for weight in ("pair", "prompt"):
-        prompts = prepare(pairs, np.full(len(pairs), 0.7), renderer, weight, {"source-0": 2.5}).prompts
-        for prompt in prompts:
+        for prompt in prepare(pairs, np.full(len(pairs), 0.7), renderer, weight, {"source-0": 2.5}).prompts:
             factor = np.where(sources[prompt.rows] == "source-0", 2.5, 1.0)
             assert (prompt.weight == factor / (1 if weight == "pair" else len(prompt.rows))).all()
     kept, counts = usable_pairs(pairs, ties=False, source_weights={"source-0": 0.0, "source-1": 4})
     assert set(kept["source"].to_pylist()) == {"source-1"} and min(kept["quality_margin"].to_pylist()) > 0
     assert kept.num_rows + counts["dropped_source_weight"] + counts["dropped_ties"] == pairs.num_rows
     assert counts["dropped_source_weight"] == (sources == "source-0").sum()
-
-
-def test_a_weight_of_two_counts_like_the_pairs_twice(pairs, trainer_of):
-    trainer = trainer_of("reward", source_weights={"source-0": 2.0})
-    plain = trainer_of("reward")
-    sources = np.array(pairs["source"].to_pylist())
+    # a weight of two counts like the pairs twice
+    trainer, plain = trainer_of("reward", source_weights={"source-0": 2.0}), trainer_of("reward")
     values = plain.predict_pairs(plain.prompts)
-    twice = np.where(sources[values["rows"]] == "source-0", 2.0, 1.0)
-    expected = np.average(values["loss/mmpo"], weights=twice)
+    expected = np.average(values["loss/mmpo"], weights=np.where(sources[values["rows"]] == "source-0", 2.0, 1.0))
     assert trainer.evaluate(trainer.prompts)["eval_loss"] == pytest.approx(expected, abs=1e-6)
     assert abs(expected - values["loss/mmpo"].mean()) > 1e-5
 
 
 def test_sources_that_are_not_there_are_named(pairs, trainer_of):
-    with pytest.raises(UserError, match="did you mean 'source-1'") as refusal:
-        check_sources(pairs, {"source-9": 2.0})
-    assert "source-0, source-1" in str(refusal.value) and "'a + b'" in str(refusal.value)
-    with pytest.raises(UserError, match="unknown source"):
-        trainer_of(source_weights={"arena": 2.0})
-    with pytest.raises(UserError, match="-1 is not 0 or more"):
-        trainer_of(source_weights={"source-0": -1})
+    message = user_error("did you mean 'source-1'", check_sources, pairs, {"source-9": 2.0})
+    assert "source-0, source-1" in message and "'a + b'" in message
+    user_error("unknown source", trainer_of, source_weights={"arena": 2.0})
+    user_error("-1 is not 0 or more", trainer_of, source_weights={"source-0": -1})
 
 
 def test_the_record_counts_what_each_term_leaves_out(train_tiny, record_of, tmp_path):
