@@ -49,7 +49,6 @@ def disk_full():
             raise UserError("disk full")
         plain(self, keys, values)
     ReferenceStore.add, reference.BATCHES_PER_CHUNK = add, 1
-    reference.cached_logprobs.__kwdefaults__["save_seconds"] = 0.0
 
 if sys.argv[2] or rank == world - 1:
     exec(sys.argv[1])

@@ -6,7 +6,7 @@ first, and saves as it goes. Several processes share the work; the first alone r
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.progress import ProgressReporter, duration, say
 from mmpo.train.data import PromptPairs, Rendered
-from mmpo.train.distributed import from_all, from_first, rank_and_world
+from mmpo.train.distributed import agreed, from_all, from_first, rank_and_world
 from mmpo.train.inference.predict import predict_values, token_runs
 from mmpo.train.inference.reference_store import ReferenceStore
+from mmpo.train.messages import some_ids
 from mmpo.train.model import choose_plan, fingerprint_of
 
-SAVE_SECONDS = 60.0
 BATCHES_PER_CHUNK = 8
-"""Micro-batches' worth of tokens computed between two looks at the clock: few to lose, enough to fill micro-batches."""
+"""Micro-batches' worth of tokens computed between two saves: few to lose, enough to fill micro-batches."""
 
-Compute = Callable[[Sequence[PromptPairs]], list[np.ndarray]]
 Work = tuple[PromptPairs, np.ndarray]
 """A prompt with only those of its completions that are missing (its pairs mean nothing); their places among all keys."""
 
@@ -48,32 +47,58 @@ def cached_logprobs(
     tokens: int,
     bf16: bool = False,
     layout: str = "auto",
-    save_seconds: float = SAVE_SECONDS,
     **options: Any,
 ) -> list[PromptPairs]:
     """The prompts with `reference` filled in, from the cache where it has them, else computed and added to it.
 
     cache: as `ReferenceStore.open` takes it, None for the user's cache folder; False: no file. tokenizer: the
     one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
-    save_seconds: how much work a kill may cost. layout: as `choose_plan` takes it, which is asked where no plan is given and
-    something is to be computed. tokens, bf16 and the other options are `predict_values`'. Every
-    process of a distributed run calls this with the same prompts and holds the whole model.
+    layout: as `choose_plan` takes it, which is asked where no plan is given and something is to be computed. tokens, bf16 and
+    the other options are `predict_values`'. Every process of a distributed run calls this with the same prompts and holds the
+    whole model.
 
     Raises UserError for a cache that belongs to another reference, can't be read or can't be written, for a model whose
     values are not finite, and where the memory runs out; what was computed until then is saved.
     """
+    plan = options.pop("plan", None)
 
-    def opened() -> ReferenceStore:
-        return ReferenceStore.open(cache, fingerprint_of(model, tokenizer, bf16=bf16))
+    def compute(chunk: Sequence[Work]) -> np.ndarray:
+        """The values of a chunk's completions in their order, float64, all finite."""
+        nonlocal plan
+        if not chunk:
+            return np.zeros(0)
+        try:
+            if plan is None:  # one serves for all, and is looked for only when it is needed
+                model.to(options["device"])
+                plan = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
+            some = [prompt for prompt, _ in chunk]
+            values = predict_values(model, "policy", some, tokens=tokens, bf16=bf16, plan=plan, **options)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "the memory ran out while the reference's log-probabilities were computed: set tokens_per_batch lower"
+            ) from error
+        bad = [prompt.prompt_id for prompt, found in zip(some, values, strict=True) if not np.isfinite(found).all()]
+        if bad:
+            raise UserError(
+                f"the reference gives completions of {len(bad)} prompts no finite log-probability (prompt_id {some_ids(bad, 3)}): "
+                "check the model's weights, and try it without bf16"
+            )
+        return np.concatenate(values)
 
-    def compute(some: Sequence[PromptPairs]) -> list[np.ndarray]:
-        if options.get("plan") is None:  # one serves for all, and is looked for only when it is needed
-            model.to(options["device"])
-            options["plan"] = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
-        return predict_values(model, "policy", some, tokens=tokens, bf16=bf16, **options)
-
+    numbers: dict[bytes, int] = {}
+    places = [np.array([numbers.setdefault(_key(item), len(numbers)) for item in prompt.completions]) for prompt in prompts]
+    keys, writes = list(numbers), cache is not False and rank_and_world()[0] == 0
     with adapter_off(model):
-        return _filled(prompts, compute, None if cache is False else opened, tokens, save_seconds)
+        store = agreed(lambda: ReferenceStore.open(cache, fingerprint_of(model, tokenizer, bf16=bf16)) if writes else None)
+        values = from_first(lambda: _known(store, keys))
+        work = _missing(prompts, places, values)
+        for done, found in _computed(list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens)), compute):
+            values[done] = found
+            from_first(partial(_save, store, keys, done, found))  # the others must hear of a file that can't be written
+        if work:  # as the next run will find them: another run may have been first to write
+            kept = from_first(lambda: store.lookup(keys)) if cache is not False else values
+            values = np.where(np.isnan(kept), values, kept)
+    return with_reference(prompts, [values[where] for where in places])
 
 
 def reference_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[PromptPairs]:
@@ -86,81 +111,25 @@ def adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
 
 
-def _filled(
-    prompts: Sequence[PromptPairs],
-    compute: Compute,
-    opened: Callable[[], ReferenceStore] | None,
-    tokens: int,
-    save_seconds: float,
-) -> list[PromptPairs]:
-    numbers: dict[bytes, int] = {}
-    places = [np.array([numbers.setdefault(_key(item), len(numbers)) for item in prompt.completions]) for prompt in prompts]
-    saved = _SavedValues(list(numbers), opened, save_seconds)
-    values = from_first(saved.known)
-    work = _missing(prompts, places, values)
-    if work:
-        try:
-            for done, found in _computed(list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens)), compute):
-                values[done] = found
-                from_first(partial(saved.note, done, found))  # the others must hear of a file that can't be written
-        except BaseException:
-            with suppress(MmpoError):
-                saved.save()
-            raise
-        values = from_first(lambda: saved.settled(values))
-    return with_reference(prompts, [values[where] for where in places])
-
-
 def _key(item: Rendered) -> bytes:
     return blake2b(np.array([item.start, *item.ids], dtype="<i8").tobytes(), digest_size=16).digest()
 
 
-class _SavedValues:
-    """The store of a run's values, in the first process alone, and what is not saved yet.
+def _known(store: ReferenceStore | None, keys: Sequence[bytes]) -> np.ndarray:
+    """What the store has of every key, (keys,), NaN where it has none."""
+    if store is None:
+        return np.full(len(keys), np.nan)
+    values = store.lookup(keys)
+    missing = int(np.isnan(values).sum())
+    say(f"reference: {len(values) - missing} of {len(values)} completions are in {store.path}, {missing} to compute")
+    if missing:
+        store.add([], [])  # before hours of work: can it be written?
+    return values
 
-    keys: of all completions, each once. opened: opens the store; None for no store. save_seconds: how much work a kill may
-    cost.
-    """
 
-    def __init__(self, keys: Sequence[bytes], opened: Callable[[], ReferenceStore] | None, save_seconds: float) -> None:
-        self.keys, self.opened, self.save_seconds = keys, opened, save_seconds
-        self.store: ReferenceStore | None = None
-        self.unsaved: list[tuple[np.ndarray, np.ndarray]] = []
-        self.saved_at = time.monotonic()
-
-    def known(self) -> np.ndarray:
-        """Opens the store: what it has of every key, (keys,), NaN where it has none."""
-        if self.opened is None:
-            return np.full(len(self.keys), np.nan)
-        self.store = self.opened()
-        values = self.store.lookup(self.keys)
-        missing = int(np.isnan(values).sum())
-        say(f"reference: {len(values) - missing} of {len(values)} completions are in {self.store.path}, {missing} to compute")
-        if missing:
-            self.store.add([], [])  # before hours of work: can it be written?
-        return values
-
-    def note(self, places: np.ndarray, values: np.ndarray) -> None:
-        """Takes new values, (new,), of the keys at these places, and saves from time to time."""
-        self.unsaved.append((places, values))
-        if time.monotonic() - self.saved_at >= self.save_seconds:
-            self.save()
-
-    def save(self) -> None:
-        """Writes what is not saved yet."""
-        if self.store is not None and self.unsaved:
-            places, values = (np.concatenate(parts) for parts in zip(*self.unsaved, strict=True))
-            self.store.add([self.keys[place] for place in places], values)
-        self.unsaved = []
-        self.saved_at = time.monotonic()
-
-    def settled(self, values: np.ndarray) -> np.ndarray:
-        """Saves the rest; the values as the next run will find them, which another run may have been first to write."""
-        self.save()
-        if self.store is None:
-            return values
-        kept = self.store.lookup(self.keys)
-        return np.where(np.isnan(kept), values, kept)
+def _save(store: ReferenceStore | None, keys: Sequence[bytes], places: np.ndarray, values: np.ndarray) -> None:
+    if store is not None:
+        store.add([keys[place] for place in places], values)
 
 
 def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], values: np.ndarray) -> list[Work]:
@@ -179,7 +148,9 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
     return sorted(work, key=lambda item: (-item[0].length, item[0].prompt_id))
 
 
-def _computed(chunks: Sequence[Sequence[Work]], compute: Compute) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _computed(
+    chunks: Sequence[Sequence[Work]], compute: Callable[[Sequence[Work]], np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places and values of the missing completions as they are computed, in every process one chunk at a time; all get all."""
     rank, world = rank_and_world()
     completions = sum(len(places) for chunk in chunks for _, places in chunk)
@@ -189,7 +160,7 @@ def _computed(chunks: Sequence[Sequence[Work]], compute: Compute) -> Iterator[tu
     with ProgressReporter("reference", "tokens") if rank == 0 else nullcontext() as report:
         for start in range(0, len(chunks), world):
             mine = chunks[start + rank] if start + rank < len(chunks) else []
-            for values, chunk in zip(from_all(partial(_values, mine, compute)), chunks[start:]):
+            for values, chunk in zip(from_all(partial(compute, mine)), chunks[start:]):
                 if report is not None:
                     report("", tokens_done, tokens, f"{done} of {completions} completions")
                 places = np.concatenate([where for _, where in chunk])
@@ -198,22 +169,3 @@ def _computed(chunks: Sequence[Sequence[Work]], compute: Compute) -> Iterator[tu
     if rank == 0:
         seconds = max(time.monotonic() - began, 1e-9)
         say(f"reference: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")
-
-
-def _values(chunk: Sequence[Work], compute: Compute) -> np.ndarray:
-    """The values of a chunk's completions in their order, float64, all finite."""
-    if not chunk:
-        return np.zeros(0)
-    try:
-        values = compute([prompt for prompt, _ in chunk])
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the memory ran out while the reference's log-probabilities were computed: set tokens_per_batch lower"
-        ) from error
-    bad = [prompt.prompt_id for (prompt, _), found in zip(chunk, values, strict=True) if not np.isfinite(found).all()]
-    if bad:
-        raise UserError(
-            f"the reference gives completions of {len(bad)} prompts no finite log-probability (prompt_id {', '.join(bad[:3])}): "
-            "check the model's weights, and try it without bf16"
-        )
-    return np.concatenate(values)

@@ -241,7 +241,7 @@ seen = []
 model.get_input_embeddings().register_forward_hook(lambda _, given, out: seen.append(given[0].numel()))
 
 def fill(part, place=cache):
-    filled = cached_logprobs(model, part, place, tokenizer=tokenizer, save_seconds=0.0, **options)
+    filled = cached_logprobs(model, part, place, tokenizer=tokenizer, **options)
     return np.concatenate([prompt.reference for prompt in filled])
 
 def held(place=cache):
