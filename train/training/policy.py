@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import Batch, MicroBatch, Step
@@ -22,9 +23,9 @@ class PolicyTrainer(MarginTrainer):
     """Trains a causal language model on quality margins; the other arguments are `MarginTrainer`'s.
 
     beta: weight of the log-ratio. ref_model: the reference; by default the model itself as it is when the trainer is
-    made. Its log-probabilities are computed once per completion, before the first step, and kept in the SQLite file
-    `reference_cache` if one is named. own_reference: whether reference values that the prompts bring are this very
-    model's, so that the first step checks it.
+    made. Its log-probabilities are computed once per completion, before the first step, and kept in the folder or SQLite
+    file `reference_cache` if one is named (True: the user's cache folder). own_reference: whether reference values that the
+    prompts bring are this very model's, so that the first step checks it.
     """
 
     kind = "policy"
@@ -34,35 +35,28 @@ class PolicyTrainer(MarginTrainer):
         *args: Any,
         beta: float = 0.1,
         ref_model: nn.Module | None = None,
-        reference_cache: Path | None = None,
+        reference_cache: str | Path | Literal[True] | None = None,
         own_reference: bool | None = None,
         **options: Any,
     ) -> None:
-        self.beta, self.ref_model = beta, ref_model
+        self.beta, self.ref_model, self.own_reference = beta, ref_model, own_reference
+        self.reference_cache = None if reference_cache is True else reference_cache or False
         super().__init__(*args, **options)
-        parts = [self.prompts, self.eval_prompts or []]
-        known = all(prompt.reference is not None for part in parts for prompt in part)
-        self.own_reference = (ref_model is None and not known) if own_reference is None else own_reference
-        if not known:
-            everything = self._referenced([*parts[0], *parts[1]], reference_cache)
-            self.prompts, rest = everything[: len(parts[0])], everything[len(parts[0]) :]
-            self.eval_prompts = rest if self.eval_prompts is not None else None
-        self.ref_model = None  # not needed again; free its memory
+        self.ref_model = None
 
-    def _referenced(self, prompts: list[PromptPairs], cache: Path | None) -> list[PromptPairs]:
-        model = self.model if self.ref_model is None else self.ref_model
-        return cached_logprobs(
-            model,
-            prompts,
-            False if cache is None else cache,
-            tokenizer=self.processing_class,
-            tokens=self.tokens_per_batch,
-            pad_token=self.pad_token,
-            device=self.args.device,
-            bf16=self.args.bf16,
-            plan=self.execution_plan if self.ref_model is None else None,
-            layout=self.layout,
-        )
+    def complete(self, prompts: list[PromptPairs], model: nn.Module, args: TrainingArguments) -> list[PromptPairs]:
+        """The prompts with the reference's log-probabilities, unless all bring them."""
+        known = all(prompt.reference is not None for prompt in prompts)
+        if self.own_reference is None:
+            self.own_reference = self.ref_model is None and not known
+        if known:
+            return prompts
+        how: dict[str, Any] = {"tokens": self.tokens_per_batch, "pad_token": self.pad_token, "layout": self.layout}
+        how |= {"tokenizer": self.renderer.tokenizer, "device": args.device, "bf16": args.bf16}
+        filled = cached_logprobs(self.ref_model or model, prompts, self.reference_cache, **how)
+        if self.ref_model is not None:
+            self.ref_model = self.ref_model.to("cpu")  # not needed again, and the policy comes to the device
+        return filled
 
     def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """z, z from means per token and the chosen one's −log-probability per token; log-probabilities and rewards of both."""

@@ -26,7 +26,6 @@ from mmpo.train.data import (
     Renderer,
     check_margins,
     check_sources,
-    pad_token,
     prepare_pairs,
     read_pairs,
     usable_pairs,
@@ -43,7 +42,6 @@ from mmpo.train.distributed import (
     rank_and_world,
     uses_fsdp,
 )
-from mmpo.train.inference import cached_logprobs
 from mmpo.train.messages import memory_advice, memory_error, nothing_left, out_of_memory, rendering_warnings, target_warnings, warn
 from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
 from mmpo.train.objective import Objective, parse_terms
@@ -267,55 +265,36 @@ def _trainer(
     same = ("loss", "loss_options", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}
     shared |= {"processing_class": ready.tokenizer, "gamma": ready.gamma, "callbacks": watching}
-    model, train, held_out = ready.model, ready.train, ready.held_out
+    model = ready.model
     if options.kind == "policy":
-        found = _with_reference(options, args, ready)
-        train, held_out = found[: len(train)], None if held_out is None else found[len(train) :]
-        shared |= {"beta": options.beta, "own_reference": options.reference is None}
+        reference = agreed(lambda: _reference(options, ready))
+        shared |= {"beta": options.beta, "ref_model": reference, "reference_cache": options.reference_cache or True}
+        if not model.name_or_path and (options.lora or (options.model == "tiny" and reference is None)):
+            from_first(lambda: _keep(ready))
     else:
         own_pad_token(model, ready.tokenizer)
     if options.lora:
         torch.manual_seed(options.seed)
         model = add_lora(model, options.lora, options.kind)
     kind = PolicyTrainer if options.kind == "policy" else RewardTrainer
-    trainer = kind(model, args, train, held_out, **shared)
+    trainer = kind(model, args, ready.train, ready.held_out, **shared)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to --json
     check_plan(trainer.execution_plan, trainer.model, options)
     set_intervals(trainer.args, options, len(trainer.plan()), bool(trainer.eval_prompts))
     return trainer
 
 
-def _with_reference(options: TrainOptions, args: TrainingArguments, ready: Preparation) -> list[PromptPairs]:
-    """All prompts with the reference's log-probabilities, from the reference cache where it has them."""
-    tokenizer, prompts = ready.tokenizer, [*ready.train, *(ready.held_out or [])]
-    reference = agreed(lambda: _reference(options, ready, prompts).to(args.device))
-    is_reference = options.model == "tiny" and options.reference is None
-    if not ready.model.name_or_path and (is_reference or options.lora is not None):
-        from_first(lambda: _keep(ready))
-    return cached_logprobs(
-        reference,
-        prompts,
-        options.reference_cache,
-        tokenizer=tokenizer,
-        tokens=pass_tokens(options.tokens_per_batch, args.device),
-        pad_token=pad_token(tokenizer),
-        device=args.device,
-        bf16=options.bf16,
-        layout=options.layout,
-    )
-
-
-def _reference(options: TrainOptions, ready: Preparation, prompts: list[PromptPairs]) -> Any:
-    """The model that log-ratios are taken to: the policy itself before training, or the one that is named."""
+def _reference(options: TrainOptions, ready: Preparation) -> Any:
+    """The model that log-ratios are taken to where one is named; None: the policy itself before training."""
     if options.reference is None:
-        return ready.model
+        return None
     if options.lora and not ready.model.name_or_path:
         raise UserError(
             f"{options.model} is an adapter: one on top of it finds its base where the reference is kept. Leave out `reference` or "
             "`lora`, or merge first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR), and name DIR"
         )
     reference = load_reference(options.reference, ready.tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
-    check_ids(prompts, reference, ready.tokenizer, options.reference)
+    check_ids([*ready.train, *(ready.held_out or [])], reference, ready.tokenizer, options.reference)
     ready.folder.same_model({"reference_weights": weights_digest(reference)})
     return reference
 

@@ -80,6 +80,9 @@ class MarginTrainer(GuardedTrainer):
         if not self.prompts:
             raise UserError(f"no pair is left to train on; of the texts: {dict(self.renderer.counts)}")
         self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
+        everything = self.complete([*self.prompts, *(self.eval_prompts or [])], model, args)
+        self.prompts, held_out = everything[: len(self.prompts)], everything[len(self.prompts) :]
+        self.eval_prompts = None if self.eval_prompts is None else held_out
         self.metrics, self.throughput = MetricAccumulator(), Throughput()
         self.last_step: int | None = None  # a run that ends early ends here
         super().__init__(
@@ -92,7 +95,7 @@ class MarginTrainer(GuardedTrainer):
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
         self.execution_plan, self._probed, self._planned = ExecutionPlan(), 0, (1.0, 1)  # epochs, their steps
-        self.probe([*self.prompts, *(self.eval_prompts or [])])
+        self.probe(everything)
         attach(model)
 
     # --- the data ---------------------------------------------------------------------------------------------------
@@ -106,6 +109,10 @@ class MarginTrainer(GuardedTrainer):
             check_sources(table, self.source_weights)
         ties, weights = not self.objective.needs_winner, (self.weight, self.source_weights)
         return prepare_pairs(table, self.renderer, self.target, self.objective.gamma, ties, *weights).prompts
+
+    def complete(self, prompts: list[PromptPairs], model: nn.Module, args: TrainingArguments) -> list[PromptPairs]:
+        """The prompts with what else training needs of them; called once, before the model is the trainer's."""
+        return prompts
 
     def plan(self) -> list[np.ndarray]:
         """The prompts of every step of the run."""
