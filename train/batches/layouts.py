@@ -10,7 +10,7 @@ which tokens may see it.
 one forward pass or, for prompts that are too large for one, in several.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -47,29 +47,19 @@ def trie_of(sequences: Sequence[Sequence[int]]) -> Trie:
     >>> trie.ids.tolist(), trie.positions.tolist(), trie.ends.tolist()
     ([7, 8, 1, 2, 4, 3], [0, 1, 2, 3, 3, 2], [6, 6, 5, 4, 5, 6])
     """
-    order, arrays, shared = _sorted_with_prefixes(sequences)
-    paths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(sequences)
-    pieces, size = [], 0
-    ends = np.zeros(sum(len(a) - n for a, n in zip(arrays, shared, strict=True)), dtype=np.int64)
-    path = np.zeros(0, dtype=np.int64)
-    for place, array, common in zip(order, arrays, shared, strict=True):
-        path = np.concatenate([path[:common], np.arange(size, size + len(array) - common)])
-        size += len(array) - common
-        ends[path] = size  # whoever is still on the path has descendants up to here
-        pieces.append(array[common:])
-        paths[place] = path
-    positions = np.concatenate([np.arange(n, len(a)) for a, n in zip(arrays, shared, strict=True)])
-    return Trie(np.concatenate(pieces), positions, ends, paths)
-
-
-def trie_size(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens `trie_of` would hold.
-
-    >>> trie_size([[7, 8, 1, 2], [7, 8, 3], [7, 8, 1, 4]])
-    6
-    """
-    _, arrays, shared = _sorted_with_prefixes(sequences)
-    return sum(len(array) for array in arrays) - sum(shared)
+    given = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    order = sorted(range(len(given)), key=lambda place: given[place].tolist())
+    paths = list(given)
+    ids, positions, ends = (np.zeros(sum(map(len, given)), dtype=np.int64) for _ in range(3))  # too long: cut at the end
+    path, size = np.zeros(0, dtype=np.int64), 0
+    for place in order:
+        sequence = given[place]
+        common = _common(ids[path], sequence)
+        new = slice(size, size + len(sequence) - common)
+        ids[new], positions[new] = sequence[common:], np.arange(common, len(sequence))
+        paths[place] = path = np.concatenate([path[:common], np.arange(new.start, new.stop)])
+        ends[path] = size = new.stop  # whoever is still on the path has descendants up to here
+    return Trie(ids[:size], positions[:size], ends[:size], paths)
 
 
 def segments_of(ends: np.ndarray) -> tuple[Segment, ...]:
@@ -89,15 +79,6 @@ def segments_of(ends: np.ndarray) -> tuple[Segment, ...]:
         found.append((int(size), tuple(path)))
         path.append(number)
     return tuple(found)
-
-
-def _sorted_with_prefixes(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[np.ndarray], list[int]]:
-    """Sorted order, the sequences in it, and how many tokens each shares with the one before."""
-    given = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    order = sorted(range(len(given)), key=lambda place: given[place].tolist())
-    arrays = [given[place] for place in order]
-    shared = [0, *(_common(a, b) for a, b in zip(arrays, arrays[1:], strict=False))]
-    return order, arrays, shared
 
 
 def _common(first: np.ndarray, second: np.ndarray) -> int:
@@ -183,7 +164,7 @@ class Layout:
     def size(self, group: Group) -> tuple[int, int]:
         """What a group takes: so many rows of up to so many tokens."""
         if self.tree:
-            return 1, trie_size([item.ids for item in group])
+            return 1, len(trie_of([item.ids for item in group]).ids)
         return len(group), max(len(item.ids) for item in group)
 
     def tokens(self, sizes: Sequence[tuple[int, int]]) -> int:
@@ -227,25 +208,23 @@ BATCHES: dict[str, Layout] = {
 
 def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> MicroBatch:
     """All pairs of whole prompts over forward passes that hold their completions in the same order."""
-    offsets = np.cumsum([0, *(len(prompt.completions) for prompt in prompts)])[:-1]
+    sizes = [len(prompt.completions) for prompt in prompts]
+    offsets = np.cumsum([0, *sizes])[:-1]
 
-    def joined(values: Sequence[np.ndarray]) -> Tensor:
-        tensor = torch.from_numpy(np.concatenate(values))
+    def joined(values: Iterable[np.ndarray]) -> Tensor:
+        tensor = torch.from_numpy(np.concatenate(list(values)))
         return tensor.float() if tensor.is_floating_point() else tensor  # some accelerators have no float64
 
-    def each(name: str) -> list[np.ndarray]:
-        return [getattr(prompt, name) for prompt in prompts]
-
-    unknown = [np.full(len(prompt.completions), np.nan) for prompt in prompts]
+    references = [np.full(size, np.nan) if p.reference is None else p.reference for p, size in zip(prompts, sizes, strict=True)]
     return MicroBatch(
         parts=parts,
-        chosen=joined([values + offset for values, offset in zip(each("chosen"), offsets, strict=True)]),
-        rejected=joined([values + offset for values, offset in zip(each("rejected"), offsets, strict=True)]),
-        p=joined(each("p")),
-        margin=joined(each("margin")),
-        weight=joined(each("weight")),
-        pairs=joined(each("rows")),
-        reference=joined([none if known is None else known for known, none in zip(each("reference"), unknown, strict=True)]),
+        chosen=joined(prompt.chosen + offset for prompt, offset in zip(prompts, offsets, strict=True)),
+        rejected=joined(prompt.rejected + offset for prompt, offset in zip(prompts, offsets, strict=True)),
+        p=joined(prompt.p for prompt in prompts),
+        margin=joined(prompt.margin for prompt in prompts),
+        weight=joined(prompt.weight for prompt in prompts),
+        pairs=joined(prompt.rows for prompt in prompts),
+        reference=joined(references),
         counts=torch.cat([part.counts for part in parts]),
         ids=tuple(prompt.prompt_id for prompt in prompts),
     )

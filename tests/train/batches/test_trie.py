@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from training_cases import prefixes
 
 from mmpo.train.batches import BATCHES
-from mmpo.train.batches.layouts import segments_of, trie_of, trie_size
+from mmpo.train.batches.layouts import segments_of, trie_of
 from mmpo.train.data import Rendered
 
 # Three tokens only: shared beginnings, prefixes of one another and equal sequences are the rule.
