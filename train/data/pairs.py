@@ -4,7 +4,7 @@ A completion that takes part in many pairs is rendered, stored and later compute
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import differing_messages
+from mmpo.pipeline.arrow import differing_messages, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
@@ -93,20 +93,12 @@ def check_rows(table: pa.Table, where: str) -> None:
         _refuse(pc.is_null(table[name]).to_numpy(), f"have no {name}", where)
     for name in ("prompt", "chosen", "rejected"):
         _refuse(pc.equal(pc.list_value_length(table[name]), 0).to_numpy(), f"have no message in {name}", where)
-        bad = np.concatenate([_incomplete(chunk) for chunk in table[name].chunks])
+        parts, bad = pc.list_flatten(table[name]), np.zeros(table.num_rows, dtype=bool)
+        for part in ("role", "content"):
+            bad[pc.list_parent_indices(table[name]).filter(pc.is_null(pc.struct_field(parts, part))).to_numpy()] = True
         _refuse(bad, f"have a message without role or text in {name}", where)
     margin = table["quality_margin"].to_numpy()
     _refuse(~np.isfinite(margin) | (margin < 0), "have a quality_margin that is no finite number of at least 0", where)
-
-
-def _incomplete(messages: pa.ListArray) -> np.ndarray:
-    """Which rows have a message without a role or without a text, shape (rows,)."""
-    rows = pc.list_parent_indices(messages).to_numpy()
-    flat = pc.list_flatten(messages)
-    bad = np.zeros(len(messages), dtype=bool)
-    for part in ("role", "content"):
-        bad[rows[pc.is_null(pc.struct_field(flat, part)).to_numpy(zero_copy_only=False)]] = True
-    return bad
 
 
 def _refuse(bad: np.ndarray, what: str, where: str) -> None:
@@ -120,50 +112,13 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
 
     terms: the names of the objective's. The target `measured` comes from votes: with it mmpo can learn from ties.
     """
-    if (margin > 0).any():
-        return
-    if target == "measured" and reads_targets(terms):
+    if (margin > 0).any() or (target == "measured" and reads_targets(terms)):
         return
     means = "and this objective leaves ties out" if not reads_targets(terms) else "so that every target is .5 at any gamma"
     raise UserError(
         f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
         "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"
     )
-
-
-def check_prompts(table: pa.Table, first: np.ndarray) -> None:
-    """Raises UserError where an id stands for two prompts. first: the row where each row's prompt id is first, (pairs,)."""
-    wrong = np.flatnonzero(differing_messages(table["prompt"], first))
-    if len(wrong):
-        raise UserError(
-            f"the prompt {table['prompt_id'][wrong[0]].as_py()} has two texts (row {wrong[0]}; {len(wrong)} of {len(first)} rows are "
-            "such): an id is that of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
-        )
-
-
-def check_completions(
-    table: pa.Table, texts: pa.ChunkedArray, identities: Sequence[str], prompt_of: np.ndarray, first: np.ndarray
-) -> None:
-    """Raises UserError where an id stands for completions of two prompts, or for two texts.
-
-    texts, identities, first: of every row's chosen and then of every row's rejected completion, (2·pairs,), the messages, the id and
-    the place among them where that id is first. prompt_of: a number for each row's prompt, (pairs,).
-    """
-    again = "an id is that of one completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
-    prompts = np.tile(prompt_of, 2)
-    wrong = np.flatnonzero(prompts != prompts[first])
-    if len(wrong):
-        names = table["prompt_id"].take(pa.array(np.array([first[wrong[0]], wrong[0]]) % table.num_rows)).to_pylist()
-        raise UserError(
-            f"the completion {identities[wrong[0]]} stands under two prompts, {names[0]} and {names[1]} "
-            f"({len(wrong)} of {len(first)} places are such): {again}"
-        )
-    wrong = np.flatnonzero(differing_messages(texts, first))
-    if len(wrong):
-        raise UserError(
-            f"the completion {identities[wrong[0]]} has two texts (row {wrong[0] % table.num_rows}; "
-            f"{len(wrong)} of {len(first)} places are such): {again}"
-        )
 
 
 def read_pairs(data: str | Path, split: str) -> pa.Table:
@@ -202,17 +157,12 @@ def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, fl
     if unused:
         table, counts["dropped_source_weight"] = _kept(table, ~np.isin(np.array(table["source"].to_pylist(), dtype=object), unused))
     if not ties:
-        table, counts["dropped_ties"] = _kept(table, float_column(table, "quality_margin") > 0)
+        table, counts["dropped_ties"] = _kept(table, to_numpy(table["quality_margin"]) > 0)
     return table, counts
 
 
 def _kept(table: pa.Table, mask: np.ndarray) -> tuple[pa.Table, int]:
     return table.filter(pa.array(mask, pa.bool_())), int((~mask).sum())
-
-
-def float_column(table: pa.Table, column: str) -> np.ndarray:
-    """A column as float64, shape (rows,); NaN where it is null."""
-    return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 # --- prompts with their pairs --------------------------------------------------------------------------------------
@@ -270,10 +220,11 @@ def prepare(
     the order of the table's rows has no influence. Raises UserError where an id stands for two texts.
     """
     prompt_ids, first, prompt_of = _unique(table["prompt_id"].to_pylist())
-    check_prompts(table, first[prompt_of])
+    differing = differing_messages(table["prompt"], first[prompt_of])
+    _refuse_ambiguous(differing, lambda at: f"the prompt {table['prompt_id'][at]} has two texts (row {at}; ", "rows")
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
-    margin = float_column(table, "quality_margin")
+    margin = to_numpy(table["quality_margin"])
     factor = np.array([(source_weights or {}).get(name, 1.0) for name in table["source"].to_pylist()], dtype=np.float64)
     order = np.argsort(prompt_of, kind="stable")
     bounds = np.searchsorted(prompt_of[order], np.arange(len(prompt_ids) + 1))
@@ -332,18 +283,37 @@ def prepare_pairs(
 
 
 def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarray, list[list[int]]]:
-    """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions."""
+    """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions. prompt_of: a number for
+    each row's prompt, (pairs,). Raises UserError where an id stands for completions of two prompts, or for two texts.
+    """
+    rows, names = table.num_rows, table["prompt_id"]
     _, first, codes = _unique(identities := [*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()])
     texts = pa.chunked_array([*table["chosen"].chunks, *table["rejected"].chunks], table["chosen"].type)
-    check_completions(table, texts, identities, prompt_of, first[codes])
+    before, prompts = first[codes], np.tile(prompt_of, 2)
+
+    def two_prompts(at: int) -> str:
+        return f"the completion {identities[at]} stands under two prompts, {names[before[at] % rows]} and {names[at % rows]} ("
+
+    _refuse_ambiguous(prompts != prompts[before], two_prompts, "places")
+    differing = differing_messages(texts, before)
+    _refuse_ambiguous(differing, lambda at: f"the completion {identities[at]} has two texts (row {at % rows}; ", "places")
     owners: list[list[int]] = [[] for _ in range(int(prompt_of.max(initial=-1)) + 1)]
     for completion, place in enumerate(first):
-        owners[prompt_of[place % table.num_rows]].append(completion)
+        owners[prompt_of[place % rows]].append(completion)
     # Each column by itself: what is taken from one array may hold 2 GiB of text at most.
-    sides = ((table["chosen"], first[first < table.num_rows]), (table["rejected"], first[first >= table.num_rows] - table.num_rows))
+    sides = ((table["chosen"], first[first < rows]), (table["rejected"], first[first >= rows] - rows))
     chosen, rejected = (iter(column.take(pa.array(places)).to_pylist()) for column, places in sides)
-    messages = [next(chosen if place < table.num_rows else rejected) for place in first]
-    return messages, codes.reshape(2, table.num_rows).T, owners
+    messages = [next(chosen if place < rows else rejected) for place in first]
+    return messages, codes.reshape(2, rows).T, owners
+
+
+def _refuse_ambiguous(bad: np.ndarray, found: Callable[[int], str], where: str) -> None:
+    """Raises UserError where an id stands for several things. bad: at which places it does; found: says what stands at one."""
+    if bad.any():
+        raise UserError(
+            f"{found(int(bad.argmax()))}{int(bad.sum())} of {len(bad)} {where} are such): an id is that of one prompt, or of one "
+            "completion of one prompt. `mmpo validate` lists such pairs; build them again with `mmpo build`"
+        )
 
 
 def _unique(names: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:

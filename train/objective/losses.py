@@ -18,11 +18,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.margins import InvalidValue, check_gamma
-from mmpo.train.objective.loss_options import checked_options
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epsilon": (lambda v: _number(v) and 0 <= v < 0.5, "a number in [0, 0.5)"),
+    "beta": (lambda v: _number(v) and v > 0, "a number above 0"),
+    "eta": (lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0, or None for gamma"),
+    "alpha": (lambda v: _number(v) and v >= 0, "a number of at least 0"),
+    "transform": (lambda v: v in ("log", "identity"), "'log' or 'identity'"),
+}
+"""What each option of a loss may be: a check and the words for it."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +67,23 @@ class Loss:
         UserError) where the shapes differ or are not (pairs,), or an option is unknown or out of range. Shapes must
         be *equal*: (B, 1) against (B,) would silently train every pair on all B targets.
         """
-        _check_shapes(z, p, margin)
+        if z.ndim != 1 or p.shape != z.shape or margin.shape != z.shape:
+            shapes = f"z {tuple(z.shape)}, p {tuple(p.shape)}, margin {tuple(margin.shape)}"
+            raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
         return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of range."""
-        return checked_options(self.name, self.options, options)
-
-
-def _check_shapes(z: Tensor, p: Tensor, margin: Tensor) -> None:
-    if z.ndim != 1 or p.shape != z.shape or margin.shape != z.shape:
-        shapes = f"z {tuple(z.shape)}, p {tuple(p.shape)}, margin {tuple(margin.shape)}"
-        raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
+        for name in options:
+            if name not in self.options:
+                takes = ", ".join(self.options) or "none"
+                raise unknown_name(f"option of loss {self.name} (it takes: {takes})", name, self.options)
+        values = {**self.options, **options}
+        for name, value in values.items():
+            allowed, text = RANGES[name]
+            if not allowed(value):
+                raise InvalidValue(f"loss {self.name}: {name} must be {text}, not {value!r}")
+        return values
 
 
 def softplus(x: Tensor) -> Tensor:
