@@ -6,7 +6,7 @@ shows only in rows that are longer than it, hence the length. Where activations 
 that branch of a model may hand on other arguments.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,6 @@ ROUNDING_TOLERANCE = 1e-4
 """Relative difference of a token's hidden state that float32 may explain; a wrong mask makes a thousand times as much."""
 RANDOM_DRAWS = 3
 _SWITCH, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
-_MISSING = object()
 
 
 @torch.no_grad()
@@ -89,20 +88,18 @@ def probe_group(vocabulary: int, length: int, seed: int = 0) -> list[Rendered]:
     return [Rendered(row.int().numpy(), start) for row in rows]
 
 
-def _candidates(plain: nn.Module, on_cpu: bool, flex_first: bool) -> Iterator[ExecutionPlan]:
+def _candidates(plain: nn.Module, on_cpu: bool, flex_first: bool) -> list[ExecutionPlan]:
     """Plans to try over trees, in the order in which they are preferred."""
     if _unknown_types(plain):
-        return
-    by_segments = plain.config._attn_implementation == "sdpa" and "chunked_attention" not in attention_types(plain.config)
-    if on_cpu and by_segments:
-        yield ExecutionPlan("packed", attention="segments")
-    mask, flex = ExecutionPlan("tree", attention="mask"), ExecutionPlan("packed", attention="flex")
-    on_gpu = not on_cpu and next(plain.parameters()).device.type == "cuda"  # a sharded model is elsewhere at first
-    if on_gpu:
+        return []
+    plans = [ExecutionPlan("tree", attention="mask")]
+    if on_cpu:
+        if plain.config._attn_implementation == "sdpa" and "chunked_attention" not in attention_types(plain.config):
+            plans.insert(0, ExecutionPlan("packed", attention="segments"))
+    elif next(plain.parameters()).device.type == "cuda":  # a sharded model is elsewhere at first
         allow_recompilation()
-        yield from (flex, mask) if flex_first else (mask, flex)
-    else:
-        yield mask
+        plans.insert(0 if flex_first else 1, ExecutionPlan("packed", attention="flex"))
+    return plans
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ class _Probe:
         finally:
             self.plain.eval()
 
-    def _group(self, seed: int) -> list[Rendered]:
+    def _group(self, seed: int = 0) -> list[Rendered]:
         return probe_group(self.plain.get_input_embeddings().num_embeddings, self.length, seed)  # type: ignore[operator]
 
 
@@ -282,18 +279,15 @@ def recomputing_exactly(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _attributes(changes: Any) -> Iterator[None]:
-    """Sets attributes of modules, and puts back those of the instance, or takes away what it had none of."""
-    before: list[tuple[nn.Module, str, Any]] = []
+def _attributes(changes: Iterable[tuple[nn.Module, Mapping[str, Any]]]) -> Iterator[None]:
+    """Sets attributes of modules; afterwards each module has those of its own that it had before."""
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for module, values in changes:
-            for name, value in values.items():
-                before.append((module, name, vars(module).get(name, _MISSING)))
-                setattr(module, name, value)
+            before.append((module, dict(vars(module))))
+            vars(module).update(values)
         yield
     finally:
-        for module, name, value in reversed(before):
-            if value is _MISSING:
-                delattr(module, name)
-            else:
-                setattr(module, name, value)
+        for module, own in reversed(before):
+            vars(module).clear()
+            vars(module).update(own)

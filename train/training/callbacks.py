@@ -25,16 +25,15 @@ Log = Sequence[Mapping[str, Any]]
 """Entries of transformers' TrainerState.log_history."""
 Means = Mapping[str, float]
 
+_SIDES = ("chosen", "rejected")
 _SHOWN = (
     "loss",
     "rewards/accuracy",
-    "logps/chosen",
-    "logps/rejected",
     "eval_loss",
     "eval_accuracy",
-    "eval_logps/chosen",
-    "eval_logps/rejected",
+    *(f"{part}logps/{side}" for part in ("", "eval_") for side in _SIDES),
 )
+"""Figures of the progress."""
 _SPEEDS = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s"}
 _SAME_PRESS_SECONDS = 2.0
 """A terminal and a launcher both hand on the one Ctrl-C."""
@@ -42,7 +41,6 @@ _CLEAR_NATS, _CLEAR_SHARE = 1.0, 0.05
 """A clear margin: a completion's log-probability fell by more than a nat and more than 5% of what it was."""
 _RECENT_LOGS = 5
 """Log entries of a training run that are averaged, each over other prompts."""
-_SIDES = ("chosen", "rejected")
 _LIKELIHOODS = tuple(f"{kind}/{side}" for kind in ("logps", "rewards") for side in _SIDES)
 
 
@@ -211,11 +209,9 @@ class StopSafely(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Asks the trainer to save and stop. Before a checkpoint the figures are logged, which else it would not hold."""
         self.stopped = self.stopped or any_process(self.asked_at is not None, args.device)
-        if self.stopped:
-            control.should_save = True
-            control.should_training_stop = True
-        if control.should_save or control.should_evaluate:  # a better model is saved too
-            control.should_log = True
+        control.should_training_stop |= self.stopped
+        control.should_save |= self.stopped
+        control.should_log |= control.should_save or control.should_evaluate  # a better model is saved too
 
 
 class EarlyStop(TrainerCallback):
@@ -229,12 +225,9 @@ class EarlyStop(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Looks at the newest evaluation."""
-        worse = _worse_since(state.log_history)
-        if worse == 0:
-            control.should_save = True
-        if worse is not None and worse >= self.patience:
-            control.should_training_stop = True
-            control.should_save = True
+        ended = ended_early(state.log_history, self.patience)
+        control.should_training_stop |= ended
+        control.should_save |= ended or _worse_since(state.log_history) == 0
 
 
 def ended_early(log: Log, patience: int | None) -> bool:
@@ -274,7 +267,15 @@ class Displacement(TrainerCallback):
         entries = _series(state.log_history, prefix, newest=count)
         if len(entries) == count and fallen(means := _mean(entries), self.beta):
             self.warned = True
-            warn([_displacement_warning(means, self.beta, "held-out" if held_out else "training", state.global_step)])
+            ratios, part = _ratios(means, self.beta), "held-out" if held_out else "training"
+            warn(
+                [
+                    f"likelihood displacement at step {state.global_step}: on {part} pairs both log-probabilities fell below the "
+                    f"reference's, the chosen one's by {-ratios['chosen']:.1f} to {means['logps/chosen']:.1f} nats, the rejected one's by "
+                    f"{-ratios['rejected']:.1f} to {means['logps/rejected']:.1f}. The difference still grows, but the model makes even the "
+                    "better completions less likely. If that is not wanted: add --loss mmpo=1,sft=0.1, or lower --learning-rate"
+                ]
+            )
 
 
 def fallen(means: Means, beta: float) -> bool:
@@ -319,13 +320,3 @@ def _mean(entries: Sequence[Means]) -> dict[str, float]:
 
 def _ratios(means: Means, beta: float) -> dict[str, float]:
     return {side: means[f"rewards/{side}"] / beta for side in _SIDES}
-
-
-def _displacement_warning(means: Means, beta: float, part: str, step: int) -> str:
-    ratios = _ratios(means, beta)
-    return (
-        f"likelihood displacement at step {step}: on {part} pairs both log-probabilities fell below the reference's, the chosen one's by "
-        f"{-ratios['chosen']:.1f} to {means['logps/chosen']:.1f} nats, the rejected one's by {-ratios['rejected']:.1f} to "
-        f"{means['logps/rejected']:.1f}. The difference still grows, but the model makes even the better completions less likely. If that "
-        "is not wanted: add --loss mmpo=1,sft=0.1, or lower --learning-rate"
-    )
