@@ -5,7 +5,7 @@ run goes on exactly where it stopped and every process knows the others' shares.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Step:
     decided_weight: float
     tokens: int
     pairs: int
-    idle: Batch | None = None
-    idle_forwards: int = 0
-    idle_passes: int = 0
+    idle: Batch
+    idle_forwards: int
+    idle_passes: int
 
 
 def plan_steps(pairs: Sequence[int], pairs_per_step: int, epochs: float, seed: int) -> list[np.ndarray]:
@@ -104,18 +104,17 @@ def make_step(
     batches = [_micro_batch(group, pad_token, layout) for group in shares[rank]]
     # as float32, like the batches: a margin that is no more than 0 there has no winner
     weight, decided = np.sum([[p.weight.sum(), p.weight[p.margin.astype(np.float32) > 0].sum()] for p in prompts], axis=0)
-    step = Step(
+    smallest = min(prompts, key=lambda prompt: (len(prompt.completions[0].ids), prompt.prompt_id))
+    return Step(
         batches=batches,
         total_weight=float(weight),
         decided_weight=float(decided),
         tokens=sum(batch.computed_tokens for batch in batches),
         pairs=sum(len(prompt.rows) for prompt in prompts),
+        idle=layout.build([[smallest.completions[0]]], pad_token),
+        idle_forwards=int(looks.max() - looks[rank]),
+        idle_passes=int(passes.max() - passes[rank]),
     )
-    if world == 1:
-        return step
-    smallest = min(prompts, key=lambda prompt: (len(prompt.completions[0].ids), prompt.prompt_id))
-    idle = layout.build([[smallest.completions[0]]], pad_token)
-    return replace(step, idle=idle, idle_forwards=int(looks.max() - looks[rank]), idle_passes=int(passes.max() - passes[rank]))
 
 
 def _count_passes(groups: Sequence[list[Pass]]) -> tuple[int, int]:

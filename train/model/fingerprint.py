@@ -128,23 +128,15 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if held:
                 holders[name] = held[0]
     for name, value in plain.state_dict().items():
-        base = _base_name(name, holders)
-        if base is not None and isinstance(value, Tensor):
-            yield base, value
-
-
-def _base_name(name: str, holders: Mapping[str, str]) -> str | None:
-    """A tensor's name without the adapter layers' own part; None for a tensor that belongs to the adapter."""
-    kept: list[str] = []
-    path: list[str] = []
-    for part in name.split("."):
-        held = holders.get(".".join(path))
-        path.append(part)
-        if held is None:
-            kept.append(part)
-        elif part != held:
-            return None
-    return ".".join(kept)
+        for holder, held in reversed(holders.items()):  # inner ones first
+            if name.startswith(f"{holder}."):
+                part, _, rest = name.removeprefix(f"{holder}.").partition(".")
+                if part != held:
+                    break  # the adapter's own
+                name = f"{holder}.{rest}"
+        else:
+            if isinstance(value, Tensor):
+                yield name, value
 
 
 def _config_facts(plain: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
 from mmpo.train.batches import Batch
-from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
+from mmpo.train.model.masks import ATTENTION_TYPES, masks_by_type
 
 FLEX = "flex_attention"
 """The name by which transformers' models find FlexAttention."""
@@ -46,11 +46,10 @@ def flex_inputs(config: Any, batch: Batch) -> dict[str, Any]:
     more = max(2, -(-length // BLOCK)) * BLOCK - length
     ends = torch.cat([batch.ends[0], torch.arange(length + 1, length + more + 1, device=batch.ends.device)])
     positions = pad(batch.positions, (0, more))
-    masks = {name: block_mask(ends, positions[0], name, config) for name in attention_types(config)}
     return {
         "input_ids": pad(batch.input_ids, (0, more)),
         "position_ids": positions,
-        "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+        "attention_mask": masks_by_type(config, lambda name: block_mask(ends, positions[0], name, config)),
     }
 
 

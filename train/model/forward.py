@@ -16,24 +16,19 @@ from mmpo.train.model.logprobs import HEADS, whole_logprobs
 from mmpo.train.model.plan import ATTENTIONS, ExecutionPlan
 
 
-class _Call:
-    """One pass. No dataclass, tuple or dictionary: wrappers would look into those and cast them."""
-
-    def __init__(self, kind: str, batch: Batch, plan: ExecutionPlan) -> None:
-        self.kind, self.batch, self.plan = kind, batch, plan
-
-    def __call__(self, plain: nn.Module) -> Tensor:
-        return _RUNS[self.kind](plain, self.batch, self.plan)
-
-
 def completion_values(model: nn.Module, kind: str, batch: Batch, plan: ExecutionPlan) -> Tensor:
     """One value a completion, float32, shape (completions,).
 
     kind "policy": the sum of the completion's log-probabilities. "reward": the score at its last token. Sums are in
     float32: 2,000 bfloat16 values summed in bfloat16 are nats off.
     """
-    call, plain = _Call(kind, batch, plan), plain_model(model)
-    return model(mmpo=call) if is_attached(plain) else call(plain)
+    plain = plain_model(model)
+
+    def run(inner: nn.Module) -> Tensor:
+        """One pass. No dataclass, tuple or dictionary: wrappers would look into those and cast them."""
+        return _RUNS[kind](inner, batch, plan)
+
+    return model(mmpo=run) if is_attached(plain) else run(plain)
 
 
 def _logprobs(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:

@@ -6,12 +6,14 @@ the mask, one with several types of layers a mask for each.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmpo.train.batches import Batch
+
+Mask = TypeVar("Mask")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def attention_types(config: Any) -> tuple[str, ...]:
     return ("full_attention",) if getattr(text, "sliding_window", None) is None else ("sliding_attention",)
 
 
+def masks_by_type(config: Any, make: Callable[[str], Mask]) -> Mask | dict[str, Mask]:
+    """The mask that `make` gives for a model's type of attention, or, where it has several, for each."""
+    masks = {name: make(name) for name in attention_types(config)}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
 def tree_masks(batch: Batch, config: Any) -> Tensor | dict[str, Tensor]:
     """Boolean masks (rows, 1, length, length), True where the query (row of the mask) sees the key.
 
@@ -69,6 +77,9 @@ def tree_masks(batch: Batch, config: Any) -> Tensor | dict[str, Tensor]:
     tree = (columns <= columns[:, None]) & (columns[:, None] < batch.ends[:, None, :])
     query, key = batch.positions[:, :, None], batch.positions[:, None, :]
     own = torch.eye(len(columns), dtype=torch.bool, device=columns.device)  # padding sees itself: no empty row
-    kinds = {name: ATTENTION_TYPES[name] for name in attention_types(config)}
-    masks = {name: ((tree & kind.sees(query, key, kind.size_in(config))) | own)[:, None] for name, kind in kinds.items()}
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def mask(name: str) -> Tensor:
+        kind = ATTENTION_TYPES[name]
+        return ((tree & kind.sees(query, key, kind.size_in(config))) | own)[:, None]
+
+    return masks_by_type(config, mask)

@@ -11,7 +11,7 @@ import torch
 
 from mmpo.train.batches import BATCHES, Batch, Layout
 from mmpo.train.model.flex import FLEX, flex_inputs
-from mmpo.train.model.masks import attention_types, tree_masks
+from mmpo.train.model.masks import masks_by_type, tree_masks
 from mmpo.train.model.segments import SEGMENTS
 
 
@@ -30,9 +30,11 @@ class Attention:
 def _segment_inputs(config: Any, batch: Batch) -> dict[str, Any]:
     # Models hand a four-dimensional mask on as it is, and `segments` reads none.
     anything = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.ends.device)
-    masks = dict.fromkeys(attention_types(config), anything)
-    mask = masks if len(masks) > 1 else anything
-    return {"attention_mask": mask, "position_ids": batch.positions, "segments": batch.segments}
+    return {
+        "attention_mask": masks_by_type(config, lambda _: anything),
+        "position_ids": batch.positions,
+        "segments": batch.segments,
+    }
 
 
 def _mask_inputs(config: Any, batch: Batch) -> dict[str, Any]:

@@ -57,9 +57,6 @@ def tiny_model(kind: Literal["policy", "reward"], tokenizer: Any, *, size: int =
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
     config.num_labels = 1
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
         return LlamaForCausalLM(config) if kind == "policy" else LlamaForSequenceClassification(config)
-    finally:
-        torch.random.set_rng_state(state)

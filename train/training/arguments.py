@@ -16,23 +16,20 @@ MOST_LOGS, EVALUATIONS = 200, 5
 
 def training_arguments(options: TrainOptions) -> TrainingArguments:
     """The arguments of a run. Creating them joins the other processes of a distributed run."""
+    same = ("weight_decay", "max_grad_norm", "seed", "bf16", "save_steps")
     return TrainingArguments(
+        **{name: getattr(options, name) for name in same},
         output_dir=options.out,
         learning_rate=options.resolved_learning_rate,
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup_ratio,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
         optim="adamw_torch",
-        seed=options.seed,
-        bf16=options.bf16,
         activation_checkpointing=options.gradient_checkpointing,
         use_cpu=not torch.accelerator.is_available(),  # said explicitly, or bf16 is refused on a CPU
         logging_strategy="steps",
         save_strategy="steps",
-        save_steps=options.save_steps,
         save_total_limit=2,
         report_to=trackers(options.report_to),
         disable_tqdm=True,

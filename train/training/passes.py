@@ -89,8 +89,7 @@ class StepPasses:
         with self.model.no_sync() if self.left and isinstance(self.model, DistributedDataParallel) else nullcontext():
             yield
 
-    def _values(self, part: Batch | None) -> Tensor:
-        assert part is not None
+    def _values(self, part: Batch) -> Tensor:
         return self.trainer.values(self.model, part)
 
     def _loss(self, values: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

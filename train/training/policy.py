@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.batches import Batch, MicroBatch, Step
+from mmpo.train.batches import MicroBatch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_process, from_all
 from mmpo.train.inference import adapter_off, cached_logprobs
@@ -97,12 +97,14 @@ class PolicyTrainer(MarginTrainer):
         Dropout would fail it, and so would reference values of other weights.
         """
         self.model.train()
-        part, reference = self._first_pass(step)
-        part = part.to(self.args.device)
+        part = step.batches[0].parts[0] if step.batches else step.idle  # one pass in every process; of an idle one nothing is known
+        counts = part.counts.to(self.args.device)
+        reference = step.batches[0].reference[: len(counts)] if step.batches else torch.zeros(len(counts))
+        reference = reference.to(self.args.device)
         with self._as_reference():
             off = (self.values(self.model_wrapped, part) - reference).abs()
         absolute, relative = (0.1, 5e-3) if self.args.bf16 else (1e-3, 1e-5)
-        allowed = absolute * part.counts.to(off) ** 0.5 + relative * reference.abs()
+        allowed = absolute * counts.to(off) ** 0.5 + relative * reference.abs()
         wrong = bool(step.batches) and not bool((off <= allowed).all())
         if any_process(wrong, self.args.device):
             most = max(from_all(lambda: float(off.max()) if wrong else 0.0))
@@ -113,14 +115,6 @@ class PolicyTrainer(MarginTrainer):
                 f"another (--reference-cache){without}; if the model is not deterministic in training mode because of dropout "
                 "that is wanted, give --dropout, which leaves this check out"
             )
-
-    def _first_pass(self, step: Step) -> tuple[Batch, Tensor]:
-        """One pass, in every process, and the reference's values of its completions (of an idle one nothing is known)."""
-        if step.batches:
-            batch = step.batches[0]
-            return batch.parts[0], batch.reference[: len(batch.parts[0].counts)].to(self.args.device)
-        assert step.idle is not None
-        return step.idle, torch.zeros(len(step.idle.counts), device=self.args.device)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
         """The model with its adapter off, which need not start as zero. Split by FSDP it can't be switched: what is frozen at
