@@ -172,6 +172,10 @@ def _gdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
     return softplus(-(2 * p - 1) * z)
 
 
+def _sft(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return z  # which here is the completion's own mean, not the pair's logit
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
@@ -215,3 +219,8 @@ LOSSES: dict[str, Loss] = {
     )
 }
 """Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""
+
+_SFT = "mean negative log-probability per token of the chosen completion; policies only"
+# Of a tie it is the ids' accident which completion is "chosen".
+TERMS: dict[str, Loss] = {**LOSSES, "sft": Loss("sft", _SFT, "plain fine-tuning", _sft, needs_winner=True)}
+"""What an objective may be made of: the losses of pairs, and `sft`, which sees the chosen completion only."""

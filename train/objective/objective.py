@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
-from mmpo.train.objective.losses import LOSSES
+from mmpo.train.objective.losses import TERMS
 from mmpo.train.objective.terms import check_reward_terms, options_by_term, parse_terms, policies_only, write_terms
 
 Totals = tuple[float, float]
@@ -70,16 +70,16 @@ class Term:
         return (self.pair_weight(weight, margin) * values).sum() / (whole or 1.0)
 
     def _formula(self, logits: Logits, p: Tensor, margin: Tensor, gamma: float) -> Tensor:
-        loss = LOSSES.get(self.name)
-        z = logits.nll if loss is None else logits.z_mean if loss.average_logprobs else logits.z
+        loss = TERMS[self.name]
+        z = logits.nll if self.name == "sft" else logits.z_mean if loss.average_logprobs else logits.z
         if z is None:
             raise policies_only(self.name)
-        return z if loss is None else loss.per_pair(z, p, margin, gamma=gamma, **self.options)
+        return loss.per_pair(z, p, margin, gamma=gamma, **self.options)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms, in the order of TERM_NAMES, and the γ (1/margin-unit) that they share."""
+    """Weighted terms, in the order of TERMS, and the γ (1/margin-unit) that they share."""
 
     terms: tuple[Term, ...]
     gamma: float
@@ -146,9 +146,7 @@ def pair_totals(weight: Tensor, margin: Tensor) -> Totals:
 
 
 def _term(name: str, weight: float, options: Mapping[str, Any], beta: float | None) -> Term:
-    if name == "sft":
-        return Term(name, weight, {}, needs_winner=True)  # which completion of a tie is "chosen" is the ids' accident
-    loss = LOSSES[name]
+    loss = TERMS[name]
     if "beta" in loss.options and beta is not None:
         if options.get("beta", beta) != beta:
             raise UserError(f"{name} works with the policy's beta ({beta}): set beta, not loss_options.beta")

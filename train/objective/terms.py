@@ -5,15 +5,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.train.objective.losses import LOSSES
-
-TERM_NAMES = (*LOSSES, "sft")
-"""What an objective is made of: the losses of pairs, and `sft`, which sees the chosen completion only."""
-SFT_SUMMARY = "mean negative log-probability per token of the chosen completion; policies only (plain fine-tuning)"
+from mmpo.train.objective.losses import TERMS
 
 
 def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
-    """Weights by term, in the order of TERM_NAMES, from `mmpo`, `mmpo=1,sft=0.1` or {"mmpo": 1, "sft": 0.1}.
+    """Weights by term, in the order of TERMS, from `mmpo`, `mmpo=1,sft=0.1` or {"mmpo": 1, "sft": 0.1}.
 
     A name without a weight has weight 1. Raises UserError for an unknown name, one given twice, or a weight that is
     no finite number above 0.
@@ -22,7 +18,8 @@ def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
     {'mmpo': 1.0, 'sft': 0.1}
     """
     if isinstance(given, str):
-        parts = [(name.strip(), text.strip() if equals else 1.0) for name, equals, text in _split(given)]
+        split = [part.partition("=") for part in given.split(",")] if given.strip() else []
+        parts = [(name.strip(), text.strip() if equals else 1.0) for name, equals, text in split]
     elif isinstance(given, Mapping):
         parts = list(given.items())
     else:
@@ -31,24 +28,24 @@ def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
         raise UserError("loss names no objective: give one name, or weighted terms such as mmpo=1,sft=0.1")
     terms: dict[str, float] = {}
     for name, value in parts:
-        if name not in TERM_NAMES:
-            raise unknown_name("loss", name, TERM_NAMES)
+        if name not in TERMS:
+            raise unknown_name("loss", name, TERMS)
         if name in terms:
             raise UserError(f"loss names {name} twice: give each term one weight")
         terms[name] = _weight(name, value)
-    return {name: terms[name] for name in TERM_NAMES if name in terms}
+    return {name: terms[name] for name in TERMS if name in terms}
 
 
 def check_reward_terms(terms: Iterable[str]) -> None:
     """Raises UserError for a term made of log-probabilities per token, which a reward model has none of."""
     for name in terms:
-        if name == "sft" or LOSSES[name].average_logprobs:
+        if name == "sft" or TERMS[name].average_logprobs:
             raise policies_only(name)
 
 
 def reads_targets(terms: Iterable[str]) -> bool:
     """Whether any of the terms looks at the targets or at gamma·margin."""
-    return any(name in LOSSES and LOSSES[name].reads_target for name in terms)
+    return any(TERMS[name].reads_target for name in terms)
 
 
 def policies_only(name: str) -> UserError:
@@ -85,8 +82,6 @@ def options_by_term(terms: Mapping[str, float], given: Mapping[str, Any]) -> dic
         for name, one in parts.items():
             if name in found[term]:
                 raise UserError(f"loss_options gives {name} of {term} twice")
-            if term == "sft":
-                raise unknown_name("option of loss sft (it takes: none)", name, ())
             found[term][name] = _read_number(one)
     return found
 
@@ -95,12 +90,12 @@ def _owner(option: str, terms: Mapping[str, float]) -> str:
     """The one term that takes the option."""
     if len(terms) == 1:
         return next(iter(terms))
-    owners = [name for name in terms if name in LOSSES and option in LOSSES[name].options]
+    owners = [name for name in terms if option in TERMS[name].options]
     if len(owners) == 1:
         return owners[0]
     if owners:
         raise UserError(f"several terms take the option {option}: write {' or '.join(f'{name}.{option}' for name in owners)}")
-    known = [f"{name}.{key}" for name in terms if name in LOSSES for key in LOSSES[name].options]
+    known = [f"{name}.{key}" for name in terms for key in TERMS[name].options]
     raise unknown_name(f"option of the losses {', '.join(terms)}", option, known)
 
 
@@ -110,10 +105,6 @@ def _read_number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _split(text: str) -> list[tuple[str, str, str]]:
-    return [part.partition("=") for part in text.split(",")] if text.strip() else []
 
 
 def _weight(name: str, given: Any) -> float:

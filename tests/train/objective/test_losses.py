@@ -209,8 +209,8 @@ def test_unknown_options_are_refused_by_name() -> None:
 
 def test_names_and_summaries_need_no_torch() -> None:
     code = (
-        "import sys; from mmpo.train.objective import LOSSES, TARGETS, TERM_NAMES; assert 'torch' not in sys.modules; "
-        "print(all(name == entry.name and entry.summary and entry.source for name, entry in LOSSES.items()), len(TERM_NAMES))"
+        "import sys; from mmpo.train.objective import LOSSES, TARGETS, TERMS; assert 'torch' not in sys.modules; "
+        "print(all(name == entry.name and entry.summary and entry.source for name, entry in LOSSES.items()), len(TERMS))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", str(len(LOSSES) + 1)], done.stderr

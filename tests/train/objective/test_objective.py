@@ -10,7 +10,7 @@ from training_cases import make_pairs, user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
-from mmpo.train.objective import LOSSES, TERM_NAMES, Logits, Objective, pair_totals
+from mmpo.train.objective import LOSSES, TERMS, Logits, Objective, pair_totals
 
 LOG3 = math.log(3)
 MARGIN = torch.tensor([2.0, 0.0, 1.0, 0.0], dtype=torch.float64)
@@ -69,13 +69,13 @@ def gradient(objective, **given):
 
 
 def test_the_gradient_of_the_sum_is_the_sum_of_the_weighted_gradients():
-    weights = {name: 0.1 * place + 0.3 for place, name in enumerate(TERM_NAMES)}
+    weights = {name: 0.1 * place + 0.3 for place, name in enumerate(TERMS)}
     alone = sum(weight * gradient(Objective.parse(name, gamma=0.7, beta=0.1)) for name, weight in weights.items())
     torch.testing.assert_close(gradient(Objective.parse(weights, gamma=0.7, beta=0.1)), alone)
     assert (alone != 0).any(dim=1).all()
 
 
-@pytest.mark.parametrize("name", [name for name in TERM_NAMES if name == "sft" or LOSSES[name].needs_winner])
+@pytest.mark.parametrize("name", [name for name in TERMS if name == "sft" or LOSSES[name].needs_winner])
 def test_a_tie_has_neither_value_nor_gradient_where_a_winner_is_needed(name):
     """odpo's log 0 among them."""
     objective = Objective.parse(f"mmpo=1,{name}=1", beta=0.1)
