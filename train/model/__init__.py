@@ -1,6 +1,7 @@
 """Loading a model, and running it over a batch."""
 
 from mmpo.train.model.attach import attach, plain_model
+from mmpo.train.model.attention import ExecutionPlan
 from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of, identity, weights_digest
 from mmpo.train.model.forward import body_of, completion_values, inputs_of
 from mmpo.train.model.load import (
@@ -17,6 +18,5 @@ from mmpo.train.model.load import (
     load_reference,
     missing_folder,
 )
-from mmpo.train.model.plan import ExecutionPlan
 from mmpo.train.model.probe import choose_plan, probe_group, recomputes, recomputing_exactly
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer

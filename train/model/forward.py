@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmpo.train.batches import Batch
 from mmpo.train.model.attach import is_attached, plain_model
+from mmpo.train.model.attention import ATTENTIONS, ExecutionPlan
 from mmpo.train.model.logprobs import HEADS, whole_logprobs
-from mmpo.train.model.plan import ATTENTIONS, ExecutionPlan
 
 
 def completion_values(model: nn.Module, kind: str, batch: Batch, plan: ExecutionPlan) -> Tensor:

@@ -20,7 +20,7 @@ from mmpo.train.data import PromptPairs, choose_template
 from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
 from mmpo.train.model.attach import plain_model
-from mmpo.train.model.plan import ExecutionPlan
+from mmpo.train.model.attention import ExecutionPlan
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 

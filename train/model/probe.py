@@ -21,12 +21,17 @@ from mmpo.train.batches import BATCHES, Batch
 from mmpo.train.data import Rendered
 from mmpo.train.distributed import from_all
 from mmpo.train.model.attach import plain_model
-from mmpo.train.model.flex import FLEX, allow_recompilation
+from mmpo.train.model.attention import (
+    ATTENTION_TYPES,
+    ATTENTIONS,
+    FLEX,
+    SEGMENTS,
+    ExecutionPlan,
+    allow_recompilation,
+    attention_types,
+)
 from mmpo.train.model.forward import body_of, inputs_of
 from mmpo.train.model.logprobs import linear_logprobs, model_logprobs, whole_logprobs
-from mmpo.train.model.masks import ATTENTION_TYPES, attention_types
-from mmpo.train.model.plan import ATTENTIONS, ExecutionPlan
-from mmpo.train.model.segments import SEGMENTS
 
 ROUNDING_TOLERANCE = 1e-4
 """Relative difference of a token's hidden state that float32 may explain; a wrong mask makes a thousand times as much."""

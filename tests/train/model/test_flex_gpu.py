@@ -8,8 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, tiny_model
-from mmpo.train.model.flex import FLEX
-from mmpo.train.model.plan import ATTENTIONS
+from mmpo.train.model.attention import ATTENTIONS, FLEX
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

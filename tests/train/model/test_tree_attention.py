@@ -11,8 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.data import Rendered
-from mmpo.train.model.masks import attention_types, tree_masks
-from mmpo.train.model.segments import segment_attention
+from mmpo.train.model.attention import attention_types, segment_attention, tree_masks
 
 HEADS, GROUPS, SIZE, VALUE_SIZE = 4, 2, 8, 6
 # Two tries: branches of branches, a text that is another's beginning, twins, and a single one longer than the window.

@@ -10,7 +10,7 @@ from training_cases import small_model
 from transformers import AutoModelForCausalLM
 
 from mmpo.train.model import ExecutionPlan, attach, completion_values, probe_group
-from mmpo.train.model.segments import SEGMENTS
+from mmpo.train.model.attention import SEGMENTS
 
 MODELS = {
     "Llama": {},
