@@ -100,7 +100,8 @@ def make_step(
 ) -> Step:
     """What process `rank` of `world` does of a step, in passes of at most `tokens` tokens."""
     shares = [list(group_prompts(share, tokens, layout)) for share in share_prompts(prompts, layout, world)]
-    looks, passes = np.array([_count_passes(groups) for groups in shares]).T
+    passes = [sum(len(group) for group in groups) for groups in shares]
+    looks = [sum(len(group) for group in groups if len(group) > 1) for groups in shares]  # what is split is looked at once before
     batches = [_micro_batch(group, pad_token, layout) for group in shares[rank]]
     # as float32, like the batches: a margin that is no more than 0 there has no winner
     weight, decided = np.sum([[p.weight.sum(), p.weight[p.margin.astype(np.float32) > 0].sum()] for p in prompts], axis=0)
@@ -112,15 +113,9 @@ def make_step(
         tokens=sum(batch.computed_tokens for batch in batches),
         pairs=sum(len(prompt.rows) for prompt in prompts),
         idle=layout.build([[smallest.completions[0]]], pad_token),
-        idle_forwards=int(looks.max() - looks[rank]),
-        idle_passes=int(passes.max() - passes[rank]),
+        idle_forwards=max(looks) - looks[rank],
+        idle_passes=max(passes) - passes[rank],
     )
-
-
-def _count_passes(groups: Sequence[list[Pass]]) -> tuple[int, int]:
-    """Forward passes without and with a backward pass. What is split is looked at once before."""
-    counts = [len(passes) for passes in groups]
-    return sum(count for count in counts if count > 1), sum(counts)
 
 
 def _micro_batch(passes: Sequence[Pass], pad_token: int, layout: Layout) -> MicroBatch:

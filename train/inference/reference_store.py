@@ -77,7 +77,8 @@ class ReferenceStore:
         self.named, self.optional, self.lock_seconds = named, optional, lock_seconds
         self.writable = True
         self._older: dict[bytes, float] = {}
-        if not self._begun() and self.writable and self._there(older):
+        begun = os.path.exists(path) and self._connected("rw", self._is_ours)
+        if not begun and self.writable and os.path.exists(older):
             self._older = self._read_parquet(older)
 
     @classmethod
@@ -114,7 +115,7 @@ class ReferenceStore:
                     found[key] = logprob
             return found
 
-        there = self.writable and self._there(self.path)
+        there = self.writable and os.path.exists(self.path)
         known = self._older | ((self._connected("rw", read) or {}) if there else {})
         return np.array([known.get(key, np.nan) for key in keys], dtype=np.float64)
 
@@ -143,18 +144,6 @@ class ReferenceStore:
         except OSError as error:
             return self._give_up(f"cannot write the reference cache {self.path}: {error.strerror or error}", error)
         self._connected("rwc", write)
-
-    def _there(self, path: Path) -> bool:
-        """Whether a file is there; a folder that can't be entered ends the run, or its use of files."""
-        try:
-            return path.exists()
-        except OSError as error:
-            self._give_up(f"cannot read the reference cache {path}: {error.strerror or error}", error)
-            return False
-
-    def _begun(self) -> bool:
-        """Whether the file is there and holds this store's tables: a run that was killed at its first save leaves an empty one."""
-        return self._there(self.path) and bool(self._connected("rw", self._is_ours))
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
         """Whether the file has tables (a run may have been killed at its first save). _Unusable: those of something else."""

@@ -1,4 +1,4 @@
-"""What a trainer's model gives the pairs of prepared prompts, and the measures of that, during training."""
+"""What a trainer's model gives the pairs of prepared prompts, during training."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import from_all, rank_and_world
 from mmpo.train.inference import token_runs
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from mmpo.train.training.trainer import MarginTrainer
 
 
-def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batches_at_once: int) -> dict[str, np.ndarray]:
+def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batches_at_once: int = 8) -> dict[str, np.ndarray]:
     """Per-pair values in the order of `rows`: z, p, margin, weight, rows and the outputs of `MarginTrainer.loss_of`, each (pairs,),
     float64 (rows: int64).
 
@@ -59,11 +58,3 @@ def _predicted(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batches
             yield {**found, "rows": batch.pairs.cpu().numpy()}
         for _ in range(step.idle_passes):
             trainer.values(trainer.model_wrapped, step.idle)
-
-
-def measure(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], prefix: str) -> dict[str, float]:
-    """The measures of `mmpo.pipeline.metrics` over all pairs, and the objective's means, by name behind `prefix_`."""
-    values = trainer.predict_pairs(prompts)
-    terms = {term.name: values.pop(f"loss/{term.name}") for term in trainer.objective.terms}
-    found = {**training_metrics(values), **trainer.objective.means(terms, values["weight"], values["margin"])}
-    return {f"{prefix}_{name}": value for name, value in found.items() if value is not None}

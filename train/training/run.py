@@ -21,15 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 from mmpo.pipeline.progress import say
-from mmpo.train.data import (
-    PromptPairs,
-    Renderer,
-    check_margins,
-    check_sources,
-    prepare_pairs,
-    read_pairs,
-    usable_pairs,
-)
+from mmpo.train.data import PromptPairs, Renderer, check_margins, check_sources, prepare_pairs, read_pairs, usable_pairs
 from mmpo.train.distributed import (
     LocalFailure,
     MemoryElsewhere,
@@ -189,7 +181,8 @@ def prepare_run(options: TrainOptions) -> Preparation:
     train, counts = _prompts(pairs, options, objective, renderer)
     if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
-    warn(_target_warnings(train, options, gamma) + rendering_warnings(renderer))
+    p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
+    warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
     check_ids([*train, *(held_out or [])], model, tokenizer, options.model)
     return Preparation(folder, gamma, counts, model, tokenizer, train, held_out)
@@ -231,11 +224,6 @@ def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, toke
     return prompts
 
 
-def _target_warnings(train: Sequence[PromptPairs], options: TrainOptions, gamma: float) -> list[str]:
-    p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
-    return target_warnings(p, margin, gamma, parse_terms(options.loss), options.target)
-
-
 def _digest(splits: Sequence[pa.Table]) -> str:
     """Digest of everything in the splits that a run reads, whatever the order of their rows; an id is that of a text."""
     whole = blake2b(digest_size=16)
@@ -270,7 +258,8 @@ def _trainer(
         reference = agreed(lambda: _reference(options, ready))
         shared |= {"beta": options.beta, "ref_model": reference, "reference_cache": options.reference_cache or True}
         if not model.name_or_path and (options.lora or (options.model == "tiny" and reference is None)):
-            from_first(lambda: _keep(ready))
+            # no other place has it: evaluation needs it, and an adapter's folder
+            from_first(lambda: ready.folder.keep_reference(model, ready.tokenizer))
     else:
         own_pad_token(model, ready.tokenizer)
     if options.lora:
@@ -297,14 +286,6 @@ def _reference(options: TrainOptions, ready: Preparation) -> Any:
     check_ids([*ready.train, *(ready.held_out or [])], reference, ready.tokenizer, options.reference)
     ready.folder.same_model({"reference_weights": weights_digest(reference)})
     return reference
-
-
-def _keep(ready: Preparation) -> None:
-    """A model as it was before training, where no other place has it: evaluation needs it, and an adapter's folder."""
-    place = ready.folder.new_reference()
-    if place is not None:
-        ready.model.save_pretrained(place)
-        ready.tokenizer.save_pretrained(place)
 
 
 def _save(trainer: MarginTrainer, options: TrainOptions) -> None:

@@ -119,11 +119,11 @@ class RunFolder:
             shutil.rmtree(self.path / "reference", ignore_errors=True)
             (self.path / _NEW_REFERENCE).rename(self.path / "reference")
 
-    def new_reference(self) -> Path | None:
-        """Where to save the model as it is before training, which `start` puts in its place; None where it is there."""
-        if self.goes_on and (self.path / "reference" / "config.json").is_file():
-            return None
-        return self.path / _NEW_REFERENCE
+    def keep_reference(self, *parts: Any) -> None:
+        """Saves the model as it is before training and its tokenizer, unless they are there; `start` puts them in their place."""
+        if not (self.goes_on and (self.path / "reference" / "config.json").is_file()):
+            for part in parts:
+                part.save_pretrained(self.path / _NEW_REFERENCE)
 
     def abandon(self) -> None:
         """Takes back what was made since `claim`."""

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare_pairs
 from mmpo.train.distributed import agreed, rank_and_world, summed
@@ -28,7 +29,7 @@ from mmpo.train.options import pass_tokens
 from mmpo.train.training.arguments import check_arguments
 from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
 from mmpo.train.training.checkpoints import GuardedTrainer, memory_guard
-from mmpo.train.training.measures import measure, predict_pairs
+from mmpo.train.training.measures import predict_pairs
 from mmpo.train.training.passes import StepPasses
 
 
@@ -98,8 +99,6 @@ class MarginTrainer(GuardedTrainer):
         self.probe(everything)
         attach(model)
 
-    # --- the data ---------------------------------------------------------------------------------------------------
-
     def as_prompts(self, data: Any, training: bool = False) -> list[PromptPairs]:
         """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner."""
         if isinstance(data, list):
@@ -146,8 +145,6 @@ class MarginTrainer(GuardedTrainer):
             return self.make_step([self.prompts[i] for i in plans[0]])
 
         return DataLoader(self.plan(), batch_size=1, shuffle=False, collate_fn=step)  # type: ignore[arg-type]
-
-    # --- the loss ---------------------------------------------------------------------------------------------------
 
     def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """What the objective reads of every pair, and named values per pair, from the completions' (completions,)."""
@@ -211,11 +208,7 @@ class MarginTrainer(GuardedTrainer):
         for name in rates:
             self.state.log_history[-1].pop(name)
 
-    # --- measures ---------------------------------------------------------------------------------------------------
-
-    def predict_pairs(self, prompts: Sequence[PromptPairs], batches_at_once: int = 8) -> dict[str, np.ndarray]:
-        """As `mmpo.train.training.measures.predict_pairs`."""
-        return predict_pairs(self, prompts, batches_at_once)
+    predict_pairs = predict_pairs
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -224,7 +217,10 @@ class MarginTrainer(GuardedTrainer):
         prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else self.eval_prompts
         if not prompts:
             raise UserError("there are no pairs to evaluate on")
-        metrics = measure(self, prompts, metric_key_prefix)
+        values = self.predict_pairs(prompts)
+        terms = {term.name: values.pop(f"loss/{term.name}") for term in self.objective.terms}
+        found = {**training_metrics(values), **self.objective.means(terms, values["weight"], values["margin"])}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
