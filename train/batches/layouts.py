@@ -216,13 +216,12 @@ def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> Mic
         return tensor.float() if tensor.is_floating_point() else tensor  # some accelerators have no float64
 
     references = [np.full(size, np.nan) if p.reference is None else p.reference for p, size in zip(prompts, sizes, strict=True)]
+    same = {name: joined(getattr(prompt, name) for prompt in prompts) for name in ("p", "margin", "weight")}
     return MicroBatch(
+        **same,
         parts=parts,
         chosen=joined(prompt.chosen + offset for prompt, offset in zip(prompts, offsets, strict=True)),
         rejected=joined(prompt.rejected + offset for prompt, offset in zip(prompts, offsets, strict=True)),
-        p=joined(prompt.p for prompt in prompts),
-        margin=joined(prompt.margin for prompt in prompts),
-        weight=joined(prompt.weight for prompt in prompts),
         pairs=joined(prompt.rows for prompt in prompts),
         reference=joined(references),
         counts=torch.cat([part.counts for part in parts]),

@@ -1,5 +1,6 @@
-"""`mmpo evaluate`: a trained model's accuracy and calibration on the pairs of a dataset or a file."""
+"""`mmpo evaluate`: a trained model's accuracy and calibration on the pairs of a dataset or a file, and the votes for ece_vote."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,18 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, temperature_fit
 from mmpo.pipeline.storage import atomic_file
 from mmpo.train.data import read_pairs
-from mmpo.train.evaluation.pair_values import Split, pair_values
+from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
-from mmpo.train.evaluation.votes import Votes
 from mmpo.train.messages import warn
 from mmpo.train.model import missing_folder
 from mmpo.train.objective import targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record
+
+_SIDES = ("chosen", "rejected")
+_VOTES = ("chosen_id", "rejected_id", "preferring", "raters")
 
 
 def evaluate(
@@ -74,15 +77,16 @@ def evaluate(
             raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
         Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
     other = _other_split(options, data, split)
-    splits = [Split(pairs, f"{data} ({split})"), *([] if other is None else [Split(other)])]
+    splits = [(pairs, f"{data} ({split})"), *([] if other is None else [(other, "")])]
     then = record.get("identity", {})
     reference_weights = None if reference else then.get("reference_weights", then.get("weights"))
     (values, counts), *rest = pair_values(options, splits, reference_weights)
     pairs = pairs.take(pa.array(values["rows"]))
+    sources = np.array(pairs["source"].to_pylist(), dtype=object)
     if per_pair is not None:
         _write(Path(per_pair), pairs, values)
     if bench is not None:
-        return {**rewardbench_measures(values, _sources(pairs)), "counts": counts}
+        return {**rewardbench_measures(values, sources), "counts": counts}
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
     fit = rest[0][0] if fitted_on != split else values
     temperature = temperature_fit(fit["z"], fit["p"])
@@ -97,9 +101,8 @@ def evaluate(
         **dict.fromkeys(METRICS),
         **pair_measures(judged),
         "by_margin": by_margin(values["z"], values["margin"], values["p"]),
-        "by_source": by_source(values, _sources(pairs)),
-        "mean_logratio_chosen": _mean(values, "ratio/chosen"),
-        "mean_logratio_rejected": _mean(values, "ratio/rejected"),
+        "by_source": by_source(values, sources),
+        **{f"mean_logratio_{side}": float(values[f"ratio/{side}"].mean()) if kind == "policy" else None for side in _SIDES},
         "temperature": temperature,
         "temperature_from": fitted_on,
         "scaled": pair_measures({**values, "z": values["z"] / (temperature or 1.0)}),
@@ -152,14 +155,6 @@ def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Tabl
     return pairs
 
 
-def _sources(pairs: pa.Table) -> np.ndarray:
-    return np.array(pairs["source"].to_pylist(), dtype=object)
-
-
-def _mean(values: dict[str, np.ndarray], name: str) -> float | None:
-    return float(values[name].mean()) if name in values else None
-
-
 def _write(path: Path, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
     """One row per pair: ids, source, margin, target, z, and both completions' scores or log-ratios."""
     table = pairs.select(["prompt_id", "chosen_id", "rejected_id", "source"])
@@ -167,3 +162,54 @@ def _write(path: Path, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
         table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd")
+
+
+# --- votes --------------------------------------------------------------------------------------------------------------------
+
+
+class Votes:
+    """The votes in a Parquet file with chosen_id, rejected_id, preferring and raters; rows of one pair, either way round,
+    are added up. Reading it checks it: UserError names the row that holds no votes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._sums: dict[tuple[str, str], tuple[float, float]] = {}
+        try:
+            table = pq.ParquetFile(path).read()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"cannot read the votes in {path}: {error}") from error
+        for name in _VOTES:
+            if name not in table.column_names:
+                raise unknown_name(f"column in {path}; votes need {', '.join(_VOTES)}, and not", name, table.column_names)
+        for row, values in enumerate(zip(*(table[name].to_pylist() for name in _VOTES), strict=True)):
+            self._add(row, *values)
+
+    def of(self, pairs: pa.Table) -> np.ndarray:
+        """Votes for the chosen completion and all votes, (pairs, 2), 0 and 0 where there are none.
+
+        pairs: a table with chosen_id and rejected_id. Raises UserError where not one of the pairs has votes.
+        """
+        ids = zip(pairs["chosen_id"].to_pylist(), pairs["rejected_id"].to_pylist(), strict=True)
+        found = np.array([self._sums.get(pair, (0.0, 0.0)) for pair in ids], dtype=np.float64).reshape(-1, 2)
+        if not found[:, 1].any():
+            raise UserError(
+                f"none of the {len(found)} measured pairs has votes in {self.path} ({len(self._sums) // 2} pairs): its chosen_id and "
+                "rejected_id must be those of the dataset; is it of another dataset or split?"
+            )
+        return found
+
+    def _add(self, row: int, chosen: Any, rejected: Any, preferring: Any, raters: Any) -> None:
+        numbers = _number(preferring) and _number(raters) and 0 <= preferring <= raters
+        if not numbers or not isinstance(chosen, str) or not isinstance(rejected, str) or chosen == rejected:
+            raise UserError(
+                f"{self.path}, row {row}: chosen_id {chosen!r}, rejected_id {rejected!r}, preferring {preferring!r}, raters {raters!r}: "
+                "votes are two different ids and numbers with 0 <= preferring <= raters"
+            )
+        for pair, votes in (((chosen, rejected), preferring), ((rejected, chosen), raters - preferring)):
+            before = self._sums.get(pair, (0.0, 0.0))
+            self._sums[pair] = (before[0] + votes, before[1] + raters)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

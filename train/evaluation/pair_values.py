@@ -1,7 +1,6 @@
 """What a finished model gives the pairs of one or more splits: rendered, and each model loaded and run once for all of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,29 +17,20 @@ from mmpo.train.options import TrainOptions, pass_tokens
 Values = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Pairs to measure. where: their place, for messages; "": they only serve another split, so that nothing is said of
-    them and none need be left.
-    """
-
-    pairs: pa.Table
-    where: str = ""
-
-
 def pair_values(
-    options: TrainOptions, splits: Sequence[Split], reference_weights: str | None
+    options: TrainOptions, splits: Sequence[tuple[pa.Table, str]], reference_weights: str | None
 ) -> list[tuple[Values, dict[str, int]]]:
     """Of each split every pair's values by table row (z, p, margin, rows, and score/… or ratio/… of both completions, each
     (pairs,)), and the counts of what could not be rendered.
 
-    options: kind, model, reference, lengths and so on, as for training. reference_weights: the digest that a policy's
+    options: kind, model, reference, lengths and so on, as for training. splits: pairs, and their place for messages; "": they only
+    serve another split, so that nothing is said of them and none need be left. reference_weights: the digest that a policy's
     reference must have. Raises UserError, where the memory runs out too.
     """
     model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=options.trust_remote_code)
     choose_template(tokenizer, options.chat_template)
     check_model(model, options.model, options.max_length)
-    rendered = [_render(options, split, tokenizer) for split in splits]
+    rendered = [_render(options, *split, tokenizer) for split in splits]
     prompts = [prompt for part in rendered for prompt in part.prompts]
     check_ids(prompts, model, tokenizer, options.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -64,12 +54,12 @@ def pair_values(
     return [(_by_row(options, part.prompts, [next(left) for _ in part.prompts]), part.counts) for part in rendered]
 
 
-def _render(options: TrainOptions, split: Split, tokenizer: Any) -> Prepared:
+def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any) -> Prepared:
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
-    prepared = prepare_pairs(split.pairs, renderer, options.target, float(options.gamma))
-    if split.where:
+    prepared = prepare_pairs(pairs, renderer, options.target, float(options.gamma))
+    if where:
         if not prepared.prompts:
-            raise nothing_left(renderer, split.where, prepared.counts)
+            raise nothing_left(renderer, where, prepared.counts)
         warn(rendering_warnings(renderer))
     return prepared
 

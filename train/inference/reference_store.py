@@ -166,7 +166,7 @@ class ReferenceStore:
         file is as it was. mode: of SQLite, rw or rwc.
         """
         try:
-            if self.path.exists() and not self.path.is_file():
+            if os.path.exists(self.path) and not os.path.isfile(self.path):  # which raise nothing
                 raise _Unusable("can't be read (it is no file)")
             address = f"{self.path.absolute().as_uri()}?mode={mode}"
             with closing(sqlite3.connect(address, timeout=self.lock_seconds, isolation_level=None, uri=True)) as db:

@@ -108,10 +108,7 @@ def _read_number(value: Any) -> Any:
 
 
 def _weight(name: str, given: Any) -> float:
-    try:
-        weight = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not (weight > 0 and math.isfinite(weight)):
+    weight = _read_number(given)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise UserError(f"loss: the weight of {name} must be a finite number above 0, not {given!r}; leave out a term of no weight")
-    return weight
+    return float(weight)

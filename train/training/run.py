@@ -40,10 +40,9 @@ from mmpo.train.objective import Objective, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, StopSafely, TrainingProgress, ended_early
-from mmpo.train.training.policy import PolicyTrainer
-from mmpo.train.training.reward import RewardTrainer, own_pad_token
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
+from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
 
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
 """Columns that a run's targets and weights depend on, with the ids of the texts."""
