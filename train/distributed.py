@@ -134,12 +134,9 @@ def leave_at_exit() -> None:
     interpreter that is ending it aborts the process instead, after all its work is done.
     """
     if rank_and_world()[1] > 1 and torch.distributed.get_backend() == "gloo":
-        atexit.unregister(_wait_for_threads)
-        atexit.register(_wait_for_threads)
-
-
-def _wait_for_threads() -> None:
-    time.sleep(_GLOO_THREAD_SECONDS)  # what they wait for is the interpreter's lock, which sleeping gives them
+        # what they wait for is the interpreter's lock, which sleeping gives them
+        atexit.unregister(time.sleep)
+        atexit.register(time.sleep, _GLOO_THREAD_SECONDS)
 
 
 def reported_elsewhere(error: Exception) -> bool:
@@ -178,18 +175,13 @@ def check_launch(bf16: bool) -> None:
         )
     if precision == "bf16" and not bf16:
         raise UserError("accelerate is set to mixed_precision bf16: give --bf16 too, or set it to 'no'")
-    if uses_fsdp():
-        _check_fsdp()
-
-
-def _check_fsdp() -> None:
     wanted = {
         "FSDP_VERSION": ("1", "2", "fsdp_version"),
         "FSDP_STATE_DICT_TYPE": ("sharded_state_dict", "full_state_dict", "fsdp_state_dict_type"),
         # every process computes its share of the reference's values with a whole model before it is split
         "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "false", "fsdp_cpu_ram_efficient_loading"),
     }
-    for variable, (default, needed, key) in wanted.items():
+    for variable, (default, needed, key) in wanted.items() if uses_fsdp() else ():
         given = _variable(variable) or default
         if given != needed:
             raise UserError(f"FSDP: {key} is {given}; training needs {needed}: {_RECIPE}")

@@ -1,14 +1,13 @@
 """What a training run is told: one frozen record that the command line, the recipes and Python share. Imports no torch."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, OneOf, Positive, TextOrPath, options, options_from
+from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, OneOf, Positive, TextOrPath, options
 from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write_terms
 
 MAX_SEED = 2**32 - 1
@@ -140,11 +139,6 @@ class TrainOptions:
         if self.model == "tiny":
             return 1e-3
         return 5e-7 if self.kind == "policy" else 3e-6
-
-
-def check_source_weights(weights: Mapping[str, Any]) -> None:
-    """Raises UserError unless every weight is a finite number of at least 0."""
-    options_from(TrainOptions, {"kind": "policy", "source_weights": weights})
 
 
 def pass_tokens(given: int | None, device: Any) -> int:

@@ -87,8 +87,15 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
+class _Movable:
+    def to(self: Any, device: torch.device | str) -> Any:
+        """The same on another device: its tensors (the parts of a micro-batch stay, and are moved when their turn comes)."""
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(_Movable):
     """Completions laid out for one forward pass.
 
     input_ids, positions, ends: (rows, length); token i of a row sees token j iff j <= i < ends[j], padding sees itself.
@@ -115,13 +122,9 @@ class Batch:
         columns = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
         return (columns < self.lengths[:, None]).long()
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return _moved(self, device)
-
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
+class MicroBatch(_Movable):
     """Whole prompts and all their pairs: `parts` are forward passes over their completions, in order.
 
     chosen, rejected: (pairs,), numbers of completions. p, margin, weight: (pairs,). pairs: (pairs,), rows of the pairs
@@ -144,10 +147,6 @@ class MicroBatch:
     def computed_tokens(self) -> int:
         """Tokens that go through the model, padding included."""
         return sum(part.input_ids.numel() for part in self.parts)
-
-    def to(self, device: torch.device | str) -> "MicroBatch":
-        """The pairs on another device; the parts stay and are moved when their turn comes."""
-        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -257,8 +256,3 @@ def _batch(tries: Sequence[Trie], groups: Sequence[Group], pad_token: int) -> Ba
         counts=torch.tensor(counts),
         last=torch.from_numpy(np.array(last)),
     )
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    tensors = {item.name: getattr(value, item.name) for item in fields(value)}
-    return replace(value, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})

@@ -5,7 +5,7 @@ A completion that takes part in many pairs is rendered, stored and later compute
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import differing_messages, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.options import options_from
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.objective import reads_targets, targets
-from mmpo.train.options import check_source_weights
+from mmpo.train.options import TrainOptions
 
 Counts = dict[str, int]
 
@@ -134,7 +135,7 @@ def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
     """Raises UserError for a weight that is no finite number of at least 0, or that names no source of the table, and where
     every source has weight 0.
     """
-    check_source_weights(source_weights)
+    options_from(TrainOptions, {"kind": "policy", "source_weights": source_weights})
     known = sorted(set(table["source"].to_pylist()), key=str)
     for name in source_weights:
         if name not in known:
@@ -203,7 +204,7 @@ class Prepared:
     """The outcome of `prepare`: in pairs = kept pairs + dropped by reason, and what rendering changed."""
 
     prompts: list[PromptPairs]
-    counts: Counts = field(default_factory=dict)
+    counts: Counts
 
 
 def prepare(

@@ -66,8 +66,7 @@ def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any) 
 
 def _reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
     assert options.reference is not None
-    trust = options.trust_remote_code
-    reference = load_reference(options.reference, tokenizer, options.max_length, trust_remote_code=trust)
+    reference = load_reference(options.reference, tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
     if weights is not None and (now := weights_digest(reference)) != weights:
         raise UserError(
             f"{options.reference} is no longer the reference that {options.model} was trained against: its weights were {weights[:8]} and "

@@ -1,11 +1,4 @@
 """Values of given completions without gradients, and the reference's log-probabilities."""
 
-from mmpo.train.inference.reference import (
-    adapter_off,
-    cached_logprobs,
-    predict_values,
-    reference_logprobs,
-    token_runs,
-    with_reference,
-)
+from mmpo.train.inference.reference import adapter_off, cached_logprobs, predict_values, token_runs, with_reference
 from mmpo.train.inference.reference_store import ReferenceStore, default_folder

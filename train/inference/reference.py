@@ -159,11 +159,6 @@ def cached_logprobs(
     return with_reference(prompts, [values[where] for where in places])
 
 
-def reference_logprobs(model: nn.Module, prompts: Sequence[PromptPairs], **options: Any) -> list[PromptPairs]:
-    """As `cached_logprobs`, but nothing is read from a file and nothing kept in one."""
-    return cached_logprobs(model, prompts, False, **options)
-
-
 def adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
     """Within, a peft model is its base."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]

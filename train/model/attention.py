@@ -128,8 +128,8 @@ def segment_attention(
     its position. Raises ValueError for what it can't do, so that a probe takes another plan.
     """
     if segments is None:
-        options["sliding_window"] = sliding_window
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
+        options |= {"scaling": scaling, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **options)
     for name in ("softcap", "position_bias", "s_aux"):
         if options.get(name) is not None:
             raise ValueError(f"attention by segments knows no {name}")

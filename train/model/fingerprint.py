@@ -68,9 +68,11 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *, bf16: bool = False) -> F
     tokenizer: the one that the texts were rendered with; None where they were rendered elsewhere. bf16: whether it
     computes in bfloat16.
     """
+    plain = plain_model(model)
+    config = getattr(plain, "config", None)
     return Fingerprint(
         weights=weights_digest(model),
-        config=_digest(_config_facts(plain_model(model))),
+        config=_digest({"class": type(plain).__name__, "config": _without_noise(config.to_dict()) if config is not None else {}}),
         tokenizer=_digest(_tokenizer_facts(tokenizer)),
         template=_digest(getattr(tokenizer, "chat_template", None)),
         precision="bf16" if bf16 else "full",
@@ -89,7 +91,8 @@ def weights_digest(model: nn.Module) -> str:
     for name, value in sorted(_base_tensors(model), key=lambda item: item[0]):
         same = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
         if same not in read or not value.numel():
-            read[same] = blake2b(_bytes_of(value), digest_size=16).digest()
+            own = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # shares its memory where it can
+            read[same] = blake2b(own, digest_size=16).digest()
         whole.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode() + read[same])
     return whole.hexdigest()
 
@@ -109,11 +112,6 @@ def identity(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         "vocabulary": _digest(vocabulary),
         "chat_template": _digest(tokenizer.chat_template),
     }
-
-
-def _bytes_of(value: Tensor) -> Any:
-    """The tensor's bytes as an array that shares its memory, where it already lies on the CPU in order."""
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -137,12 +135,6 @@ def _base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         else:
             if isinstance(value, Tensor):
                 yield name, value
-
-
-def _config_facts(plain: nn.Module) -> dict[str, Any]:
-    """The model's class and all of its configuration that may change what it computes."""
-    config = getattr(plain, "config", None)
-    return {"class": type(plain).__name__, "config": _without_noise(config.to_dict()) if config is not None else {}}
 
 
 def _without_noise(values: Any) -> Any:

@@ -36,8 +36,7 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
     """
     if options.model == "tiny":
         tokenizer = tiny_tokenizer(_texts(pairs), options.tiny_vocab)
-        size, layers = options.tiny_size, options.tiny_layers
-        model = tiny_model(options.kind, tokenizer, size=size, layers=layers, seed=options.seed)
+        model = tiny_model(options.kind, tokenizer, size=options.tiny_size, layers=options.tiny_layers, seed=options.seed)
     else:
         torch.manual_seed(options.seed)  # the new score layer of a reward model
         trust = options.trust_remote_code
@@ -162,15 +161,10 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
             ) from error
         if missing_folder(name):
             raise UserError(f"{tried}: there is no such folder") from error
-        path = Path(name)
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        broken = f" (what is there: {_inside(path)}; is it whole?)" if path.is_dir() else ""
+        inside = some_ids(sorted(child.name for child in Path(name).iterdir())) or "nothing" if Path(name).is_dir() else ""
+        broken = f" (what is there: {inside}; is it whole?)" if inside else ""
         raise UserError(f"{tried}: {lines[0]}{broken}") from error
-
-
-def _inside(folder: Path) -> str:
-    names = sorted(child.name for child in folder.iterdir())
-    return some_ids(names) or "nothing"
 
 
 @contextmanager
@@ -212,7 +206,8 @@ def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, n
         raise UserError(f"{name} is an encoder ({type(model).__name__}) and can't be a policy; it can be a reward model")
     missing = sorted(info["missing_keys"])
     if kind == "reward":
-        new = [key for key in missing if _is_head(key, model)]
+        # outside of the body; poolers, which language models are saved without, belong to the head
+        new = [key for key in missing if not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key]
         if new and not new_head:
             raise UserError(
                 f"{name} has no score layer ({some_ids(new, 3)} would be random): it is no reward model but "
@@ -229,11 +224,6 @@ def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, n
         raise UserError(
             f"{name}: weights do not fit: {some_ids(shapes, 3)}. A reward model has one score; weights and config.json must be of one model"
         )
-
-
-def _is_head(key: str, model: Any) -> bool:
-    """Whether a weight lies outside the body; poolers, which language models are saved without, belong to the head."""
-    return not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key
 
 
 def check_model(model: nn.Module, name: str, max_length: int) -> None:

@@ -21,8 +21,14 @@ def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batc
     float64 (rows: int64).
 
     Every process calls this with the same prompts and gets all values. batches_at_once: how many micro-batches a process lays out at a
-    time, as those of a large set would fill the memory. Raises UserError, with prompt ids, where a value is not finite.
+    time, as those of a large set would fill the memory. Raises UserError, with prompt ids, where a value is not finite, and for a policy's
+    prompts without the reference's log-probabilities.
     """
+    if trainer.kind == "policy" and any(prompt.reference is None for prompt in prompts):
+        raise UserError(  # the reference's are those of the model as it was before training, and its weights are gone
+            "these pairs have no reference log-probabilities, which are computed when the trainer is made: give them to it as "
+            "eval_dataset, or save the model and measure it by mmpo.train.evaluate"
+        )
     was_training = trainer.model.training
     trainer.model.eval()
     trainer.probe(prompts)

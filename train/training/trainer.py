@@ -22,11 +22,10 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare_pairs
-from mmpo.train.distributed import agreed, rank_and_world, summed
+from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals
 from mmpo.train.options import pass_tokens
-from mmpo.train.training.arguments import check_arguments
 from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
 from mmpo.train.training.checkpoints import GuardedTrainer, memory_guard
 from mmpo.train.training.measures import predict_pairs
@@ -68,7 +67,12 @@ class MarginTrainer(GuardedTrainer):
         layout: str = "auto",
         callbacks: list[Any] | None = None,
     ) -> None:
-        check_arguments(args)
+        if args.gradient_accumulation_steps != 1:
+            raise UserError("leave gradient_accumulation_steps at 1: tokens_per_batch sets the micro-batches")
+        check_launch(args.bf16)
+        for name in ("eval_strategy", "save_strategy"):
+            if str(getattr(args, name).value) == "epoch":
+                raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
         self.objective = Objective.parse(loss, loss_options, gamma, beta=self.beta)
         self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
         self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)

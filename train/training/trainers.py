@@ -2,12 +2,10 @@
 and the pad token that makes a saved reward model readable to others.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -74,17 +72,6 @@ class PolicyTrainer(MarginTrainer):
             "rewards/rejected": rewards[batch.rejected],
             "nll/chosen": nll,
         }
-
-    def predict_pairs(self, prompts: Sequence[PromptPairs], batches_at_once: int = 8) -> dict[str, np.ndarray]:
-        """As the base. Raises UserError for prompts without the reference's log-probabilities: they are those of the model as it
-        was before training, and its weights are gone.
-        """
-        if any(prompt.reference is None for prompt in prompts):
-            raise UserError(
-                "these pairs have no reference log-probabilities, which are computed when the trainer is made: give them to it as "
-                "eval_dataset, or save the model and measure it by mmpo.train.evaluate"
-            )
-        return super().predict_pairs(prompts, batches_at_once)
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
         """A step; before the very first, the policy must still equal its own reference."""

@@ -132,7 +132,7 @@ def test_the_second_run_computes_nothing(model, prompts, pairs, tokenizer, fill,
     turned = prompts_of(pairs.take(list(range(pairs.num_rows))[::-1]).slice(0, 40), tokenizer, p=0.9)
     assert computed_tokens(model, lambda: fill(turned[::-1], tmp_path)) == 0  # other targets, pairs, order
     assert computed_tokens(model, lambda: fill(prompts, tmp_path, plan=None, tokens=999)) == 0  # another layout, no probe
-    plain = reference_logprobs(model, prompts, tokens=64, pad_token=0, device="cpu")  # probes, and takes the tree
+    plain = cached_logprobs(model, prompts, False, tokens=64, pad_token=0, device="cpu")  # probes, and takes the tree
     assert np.concatenate([prompt.reference for prompt in plain]) == pytest.approx(first, abs=1e-4)
 
 

@@ -229,7 +229,7 @@ from contextlib import closing
 from pathlib import Path
 import numpy as np
 from mmpo.train.data import Renderer, prepare, read_pairs
-from mmpo.train.inference import cached_logprobs, reference_logprobs
+from mmpo.train.inference import cached_logprobs
 from mmpo.train.model import ExecutionPlan, load_pretrained
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
@@ -294,7 +294,7 @@ seen.clear()
 result["values"] = fill(prompts).tolist()
 result["computed"] = sum(seen)
 seen.clear()
-result["plain"] = np.concatenate([p.reference for p in reference_logprobs(model, prompts, **options)]).tolist()
+result["plain"] = np.concatenate([p.reference for p in cached_logprobs(model, prompts, False, **options)]).tolist()
 result["whole"] = sum(seen)
 print(json.dumps(result))
 """
