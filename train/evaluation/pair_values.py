@@ -33,8 +33,7 @@ def pair_values(
     rendered = [_render(options, *split, tokenizer) for split in splits]
     prompts = [prompt for part in rendered for prompt in part.prompts]
     check_ids(prompts, model, tokenizer, options.model)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     tokens = pass_tokens(options.tokens_per_batch, device)
     shared: dict[str, Any] = {"tokens": tokens, "pad_token": pad_token(tokenizer), "device": device}
     try:
@@ -65,8 +64,7 @@ def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any) 
 
 
 def _reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
-    assert options.reference is not None
-    reference = load_reference(options.reference, tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
+    reference = load_reference(str(options.reference), tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
     if weights is not None and (now := weights_digest(reference)) != weights:
         raise UserError(
             f"{options.reference} is no longer the reference that {options.model} was trained against: its weights were {weights[:8]} and "

@@ -90,14 +90,12 @@ class ReferenceStore:
         another fingerprint, naming the parts that differ, and for one that can't be read.
         """
         path = default_folder() if place is None else Path(place)
-        if path.suffix in (".sqlite", ".parquet") and not os.path.isdir(path):
-            own, older = path.with_suffix(".sqlite"), path.with_suffix(".parquet")
-            return cls(own, fingerprint, older, named=True, lock_seconds=lock_seconds)
-        if os.path.exists(path) and not os.path.isdir(path):
+        named = path.suffix in (".sqlite", ".parquet") and not os.path.isdir(path)
+        if not named and os.path.exists(path) and not os.path.isdir(path):
             raise UserError(f"{path} is a file: a reference cache is a folder or a file whose name ends in .sqlite")
-        name = path / fingerprint.name
+        name = path if named else path / fingerprint.name
         own, older = name.with_suffix(".sqlite"), name.with_suffix(".parquet")
-        return cls(own, fingerprint, older, optional=place is None, lock_seconds=lock_seconds)
+        return cls(own, fingerprint, older, named=named, optional=place is None, lock_seconds=lock_seconds)
 
     def lookup(self, keys: Sequence[bytes]) -> np.ndarray:
         """The log-probabilities of these keys, float64, shape (keys,), NaN where none is known."""

@@ -23,7 +23,6 @@ from mmpo.train.objective import Objective
 
 Log = Sequence[Mapping[str, Any]]
 """Entries of transformers' TrainerState.log_history."""
-Means = Mapping[str, float]
 
 _SIDES = ("chosen", "rejected")
 _SHOWN = (
@@ -278,7 +277,7 @@ class Displacement(TrainerCallback):
             )
 
 
-def fallen(means: Means, beta: float) -> bool:
+def fallen(means: Mapping[str, float], beta: float) -> bool:
     """Whether both log-probabilities are below the reference's by a clear margin.
 
     means: of logps/chosen, logps/rejected (nats a completion, ≤ 0), rewards/chosen and rewards/rejected (β · log-ratio).
@@ -314,9 +313,9 @@ def _series(log: Log, prefix: str, newest: int | None = None) -> list[dict[str, 
     return [{name: entry[prefix + name] for name in _LIKELIHOODS} for entry in islice(whole, newest)][::-1]
 
 
-def _mean(entries: Sequence[Means]) -> dict[str, float]:
+def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(entry[name] for entry in entries) / len(entries) for name in _LIKELIHOODS}
 
 
-def _ratios(means: Means, beta: float) -> dict[str, float]:
+def _ratios(means: Mapping[str, float], beta: float) -> dict[str, float]:
     return {side: means[f"rewards/{side}"] / beta for side in _SIDES}

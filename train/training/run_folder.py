@@ -112,7 +112,6 @@ class RunFolder:
         if not (self.goes_on or self._claimed):
             cache = self.options.reference_cache
             self._clear(keep=Path(cache).resolve() if cache else None)
-        self._claimed = False
         if not self.goes_on:
             self.write({"finished": False})
         if (self.path / _NEW_REFERENCE).is_dir():
