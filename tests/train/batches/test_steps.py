@@ -13,7 +13,6 @@ from transformers.training_args import OptimizerNames
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES, group_prompts, make_step, plan_steps
-from mmpo.train.batches.layouts import trie_size
 from mmpo.train.model import tiny_model
 from mmpo.train.training import PolicyTrainer
 
@@ -128,7 +127,7 @@ def test_the_order_of_the_rows_changes_nothing(pairs, prompts, tokenizer):
 def test_a_packed_step_computes_each_distinct_prefix_once(prompts):
     step = make_step(prompts, 10**6, 0, BATCHES["packed"])
     distinct = [len(prefixes(tuple(item.ids) for item in prompt.completions)) for prompt in prompts]
-    assert [trie_size([item.ids for item in prompt.completions]) for prompt in prompts] == distinct
+    assert [BATCHES["packed"].size(prompt.completions)[1] for prompt in prompts] == distinct
     assert step.tokens == sum(distinct) == sum(batch.computed_tokens for batch in step.batches)
     assert step.pairs == sum(len(prompt.rows) for prompt in prompts)
 

@@ -21,7 +21,7 @@ def test_each_path_spells_its_sequence_and_each_prefix_has_one_column_that_sees_
         assert tuple(trie.ids[path]) == sequence
         assert trie.positions[path].tolist() == list(range(len(sequence)))
         assert (np.diff(path) > 0).all()
-    assert len(trie.ids) == len(trie.positions) == len(trie.ends) == trie_size(sequences) == len(prefixes(sequences))
+    assert len(trie.ids) == len(trie.positions) == len(trie.ends) == len(prefixes(sequences))
     columns = {}  # the prefixes that each stands for
     for sequence, path in zip(sequences, trie.paths, strict=True):
         for length, column in enumerate(path):

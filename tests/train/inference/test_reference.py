@@ -15,7 +15,7 @@ from training_cases import full_memory, prompts_of, user_error, with_random_adap
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmpo.pipeline.errors import MmpoError
-from mmpo.train.inference import cached_logprobs, default_folder, reference_logprobs
+from mmpo.train.inference import cached_logprobs, default_folder
 from mmpo.train.model import ExecutionPlan, Fingerprint, add_lora, fingerprint_of, tiny_model, tiny_tokenizer
 
 

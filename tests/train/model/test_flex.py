@@ -17,9 +17,7 @@ from training_cases import Operations, branching_groups, small_model
 
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, inputs_of
-from mmpo.train.model.flex import BLOCK, FLEX, flex_inputs
-from mmpo.train.model.masks import ATTENTION_TYPES, tree_masks
-from mmpo.train.model.plan import ATTENTIONS
+from mmpo.train.model.attention import ATTENTION_TYPES, ATTENTIONS, BLOCK, FLEX, flex_inputs, tree_masks
 
 WINDOW, VOCABULARY = 40, 90
 LAYERS = {

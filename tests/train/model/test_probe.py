@@ -13,6 +13,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train.batches import BATCHES
 from mmpo.train.model import (
     ExecutionPlan,
+    attention,
     body_of,
     check_plan,
     choose_plan,
@@ -23,8 +24,7 @@ from mmpo.train.model import (
     recomputing_exactly,
     tiny_model,
 )
-from mmpo.train.model import masks as attention
-from mmpo.train.model.segments import SEGMENTS, segment_attention
+from mmpo.train.model.attention import SEGMENTS, segment_attention
 from mmpo.train.options import TrainOptions
 
 VOCABULARY, WINDOW = 120, 16

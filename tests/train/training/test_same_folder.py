@@ -104,7 +104,7 @@ def test_logging_and_saving_are_free_to_change_on_resumption(train_tiny, dataset
 
 
 def test_memory_that_ran_out_before_training_leaves_nothing(train_tiny, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmpo.train.training.run.cached_logprobs", full_memory)
+    monkeypatch.setattr("mmpo.train.training.trainers.cached_logprobs", full_memory)
     user_error("the memory ran out outside of the steps", train_tiny, "policy", dataset, tmp_path / "out", **SHORT)
     assert not (tmp_path / "out").exists()
 
