@@ -15,7 +15,7 @@ from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
-from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise
+from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps
 from mmpo.pipeline.grades.position_bias import position_biases
 from mmpo.pipeline.grades.rater_effects import RaterSample, fit_rater_effects
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
@@ -41,7 +41,11 @@ class ResolvedBuild:
     def metadata(self) -> dict[str, Any]:
         """What manifest and Parquet metadata keep of it: scales, normalisation, and what was found of raters."""
         scales = sorted({(group.low, group.high) for group in self.groups}, key=str)
-        return {"scales": scales, "normalisation": self.options.normalise, **self.rules.learned()}
+        steps = {
+            f"{g.rater}/{g.aspect}": self.rules.steps[g.rater, g.aspect] for g in self.groups if g.low is None or g.high is None
+        }
+        of_unbounded = {"rounding_steps": steps} if steps else {}
+        return {"scales": scales, "normalisation": self.options.normalise, **of_unbounded, **self.rules.learned()}
 
 
 def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> ResolvedBuild:
@@ -58,7 +62,8 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
             f"--strategy {options.strategy} needs a score for each completion; the grades are comparisons, whose pairs are given. "
             f"Use {fitting}"
         )
-    rules = PairRules(**{**shared(options, PairRules), "evidence": evidence, "score": score})
+    steps = rounding_steps(groups, statistics, options.normalise)
+    rules = PairRules(**{**shared(options, PairRules), "evidence": evidence, "score": score, "steps": steps})
     return ResolvedBuild(options, rules, tuple(groups), statistics)
 
 

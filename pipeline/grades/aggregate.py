@@ -4,7 +4,7 @@ An *item* is what is graded: a completion, or an unordered pair of completions. 
 for one rater and for a thousand.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.grades.rounding import Step, coarsest, rounded
 from mmpo.pipeline.grades.statistics import COLUMNS
 
 
@@ -22,7 +23,7 @@ class Grades:
 
     shown: of a comparison 1 where the item's first half was shown first, else 0 (None: there is no order). coefficient: how often the
     rater's bias is in the value (None: once): of a comparison 1 or -1 by the order shown, 0 where both were. weight: what the grade counts
-    for when raters merge (None: all the same).
+    for when raters merge (None: all the same). step: what values are rounded to, after every merge again.
     """
 
     prompt: np.ndarray
@@ -35,22 +36,25 @@ class Grades:
     shown: np.ndarray | None = None
     coefficient: np.ndarray | None = None
     weight: np.ndarray | None = None
+    step: Step = 0.0
 
     def take(self, index: np.ndarray) -> "Grades":
         """The grades at these positions (or where a boolean mask holds)."""
         columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Grades(*(None if column is None else column[index] for column in columns))
+        return Grades(*(column[index] if isinstance(column, np.ndarray) else column for column in columns))
 
     def mean_of_runs(self, starts: np.ndarray, weights: np.ndarray | None = None) -> "Grades":
         """One grade per run of grades: the mean of its values (or the weighted sum), its variance likewise; a coefficient's mean."""
         if not len(starts):
             return self.take(np.zeros(0, dtype=np.int64))
-        counts = run_sizes(starts, len(self.value))
-        w = np.repeat(1 / counts, counts) if weights is None else weights
-        value, variance = (np.add.reduceat(column, starts) for column in (self.value * w, self.variance * w * w))
+        counts, step = run_sizes(starts, len(self.value)), coarsest(self.step, starts)
+        if weights is None:
+            value, variance = run_means(self.value, starts), run_means(self.variance, starts) / counts
+        else:
+            value, variance = (np.add.reduceat(column, starts) for column in (self.value * weights, self.variance * weights**2))
         merged = self.take(starts)
         coefficient = None if self.coefficient is None else run_means(self.coefficient, starts)
-        return replace(merged, value=value, variance=variance, coefficient=coefficient)
+        return replace(merged, value=rounded(value, step), variance=variance, coefficient=coefficient, step=step)
 
 
 @dataclass(frozen=True)
@@ -65,25 +69,38 @@ class FlatGrades:
     second: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
-def flatten(table: pa.Table, evidence: str) -> FlatGrades:
-    """The grades of a batch as they were given. Items are positions among the batch's completions, or compared pairs first < second."""
+def flatten(table: pa.Table, evidence: str, steps: Mapping[tuple[str, str], float] | None = None) -> FlatGrades:
+    """The grades of a batch. Items are positions among the batch's completions, or compared pairs first < second.
+
+    steps: what the values of each rater and aspect are rounded to; as they are without.
+    """
     column = flat(table[evidence])
     rows, prompt = column.flatten(), parents(offsets_of(column))
     (rater, raters), (aspect, aspects), (kind, kinds) = (codes(rows.field(name)) for name in ("rater", "aspect", "kind"))
-    value, variance = to_numpy(rows.field(COLUMNS[evidence][0])), to_numpy(rows.field("spread")) ** 2
+    step = _steps(steps or {}, raters, aspects, rater, aspect)
+    value, variance = rounded(to_numpy(rows.field(COLUMNS[evidence][0])), step), to_numpy(rows.field("spread")) ** 2
     base = offsets_of(flat(table["completions"]))[prompt]
 
     def place(name: str) -> np.ndarray:
         return base + np.asarray(rows.field(name)).astype(np.int64)
 
     if evidence == "ratings":
-        return FlatGrades(Grades(prompt, place("completion"), rater, aspect, kind, value, variance), raters, kinds, aspects)
+        grades = Grades(prompt, place("completion"), rater, aspect, kind, value, variance, step=step)
+        return FlatGrades(grades, raters, kinds, aspects)
     first, second = place("first"), place("second")
     pairs, item = np.unique(np.stack([np.minimum(first, second), np.maximum(first, second)]), axis=1, return_inverse=True)
     shown = (first < second).astype(np.int64)
     value = np.where(shown == 1, value, -value)
-    grades = Grades(prompt, item.reshape(-1), rater, aspect, kind, value, variance, shown)
+    grades = Grades(prompt, item.reshape(-1), rater, aspect, kind, value, variance, shown, step=step)
     return FlatGrades(grades, raters, kinds, aspects, pairs[0], pairs[1])
+
+
+def _steps(
+    steps: Mapping[tuple[str, str], float], raters: Sequence[str], aspects: Sequence[str], rater: np.ndarray, aspect: np.ndarray
+) -> Step:
+    """The step of each grade; one number where it is the same for all, as it nearly always is."""
+    table = np.array([[steps.get((name, one), 0.0) for one in aspects] for name in raters])
+    return float(table.flat[0]) if table.size and (table == table.flat[0]).all() else table[rater, aspect] if table.size else 0.0
 
 
 def group_starts(*keys: np.ndarray) -> np.ndarray:
@@ -195,10 +212,11 @@ ASPECT_MERGERS: dict[str, Callable[[Grades], np.ndarray]] = {"mean": _common_asp
 """What `--score` may be beside aspects and weights: the name, and which of the aspects' grades are averaged."""
 
 
-def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Items that have a value, and that value, as RATER_MERGERS says. grades: sorted by item, one per rater."""
+def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray, Step]:
+    """Items that have a value, that value, as RATER_MERGERS says, and what it is rounded to. grades: sorted by item, one per rater."""
     starts = group_starts(grades.item)
-    return grades.item[starts], RATER_MERGERS[how].merge(grades, starts)
+    step = coarsest(grades.step, starts)
+    return grades.item[starts], rounded(RATER_MERGERS[how].merge(grades, starts), step), step
 
 
 def _mean(grades: Grades, starts: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import flat, lists, offsets_of, to_numpy, with_fields
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import averaged_aspects, places, run_means, runs
+from mmpo.pipeline.grades.rounding import step_of
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, Moments, grouped
 
 
@@ -50,7 +51,7 @@ def _zscore(given: _Given) -> dict[str, np.ndarray]:
     combinations, which = grouped(given.table, given.evidence, ("rater", "aspect"))
     found = [totals[key] for key in combinations]
     if given.evidence == "comparisons":
-        found = [Moments(m.count, 0.0, m.squares + m.count * m.mean * m.mean, m.least) for m in found]
+        found = [m._replace(mean=0.0, squares=m.squares + m.count * m.mean * m.mean) for m in found]
     shift = np.array([moments.mean for moments in found])
     scale = np.array([np.sqrt(moments.squares / moments.count) or 1.0 for moments in found])
     return given.moved(shift[which], scale[which], np.nan, np.nan)
@@ -96,7 +97,7 @@ class Normalisation(NamedTuple):
     """One normalisation. each: new columns of the grades; within_prompt: (values, *groups) → values of the merged scores, later on.
 
     refuse: why these groups of grades can't be normalised so; for_comparisons: whether gaps can; one_scale: whether all grades are on one
-    scale afterwards, whatever theirs was.
+    scale afterwards, whatever theirs was; of_unit_size: whether they are about 1 in size, so that the width of their scale counts as 1.
     """
 
     summary: str
@@ -105,16 +106,19 @@ class Normalisation(NamedTuple):
     refuse: Callable[[Sequence[GradeGroup], GradeStatistics], str | None] | None = None
     for_comparisons: bool = True
     one_scale: bool = True
+    of_unit_size: bool = True
 
 
 NORMALISATIONS: dict[str, Normalisation] = {
-    "none": Normalisation("grades as they are", one_scale=False),
+    "none": Normalisation("grades as they are", one_scale=False, of_unit_size=False),
     "minmax": Normalisation("(score - low)/(high - low) by the declared scale; gap/limit", _minmax, refuse=_without_scale),
     "zscore": Normalisation("(score - mean)/standard deviation of the rater's grades; gap/root mean square gap", _zscore),
     "log": Normalisation(
         "natural logarithm, for counts such as votes", _log, refuse=_not_positive, for_comparisons=False, one_scale=False
     ),
-    "rank": Normalisation("rank within the prompt, from 0 to 1, of the merged score", within_prompt=ranks, for_comparisons=False),
+    "rank": Normalisation(
+        "rank within the prompt, from 0 to 1, of the merged score", within_prompt=ranks, for_comparisons=False, of_unit_size=False
+    ),
 }
 """What `--normalise` may be. Adding one: a function and a line here."""
 
@@ -127,6 +131,20 @@ def check_normalisation(name: str, groups: Sequence[GradeGroup], statistics: Gra
         raise UserError(f"--normalise {name} is for scores; the grades are comparisons. Use one of {others}")
     if message := chosen.refuse and chosen.refuse(groups, statistics):
         raise UserError(f"--normalise {name} {message}")
+
+
+def rounding_steps(groups: Sequence[GradeGroup], statistics: GradeStatistics, name: str) -> dict[tuple[str, str], float]:
+    """What the normalised grades are rounded to, by (rater, aspect): the coarsest step of the rater's groups (`rounding.step_of`)."""
+    steps: dict[tuple[str, str], float] = {}
+    for group in groups:
+        moments = statistics.groups[group]
+        largest = max(abs(moments.least), abs(moments.most))
+        bounded = group.low is not None and group.high is not None and group.low < group.high
+        width = group.high - group.low if bounded else largest
+        step = step_of(1.0, 1.0) if NORMALISATIONS[name].of_unit_size else step_of(width, largest)
+        key = (group.rater, group.aspect)
+        steps[key] = max(step, steps.get(key, 0.0))
+    return steps
 
 
 def _names(groups: Sequence[GradeGroup]) -> str:

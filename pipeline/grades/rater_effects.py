@@ -17,6 +17,7 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import Grades
+from mmpo.pipeline.grades.rounding import rounded
 
 LEAST_SHARED = 20
 """Items shared with other raters from which on a rater gets a scale of its own, and can be found to give no signal."""
@@ -388,6 +389,6 @@ def remove_effects(grades: Grades, raters: Sequence[str], effects: Mapping[str, 
     r = grades.rater
     coefficient = 1.0 if grades.coefficient is None else grades.coefficient
     value = center[r] + (grades.value - center[r] - coefficient * bias[r]) / scale[r]
-    result = replace(grades, value=value, variance=grades.variance / scale[r] ** 2, weight=weight[r])
+    result = replace(grades, value=rounded(value, grades.step), variance=grades.variance / scale[r] ** 2, weight=weight[r])
     heard = weight[r] > 0
     return result.take(heard), grades.item[~heard]

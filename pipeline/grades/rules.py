@@ -22,8 +22,8 @@ SAMPLED_GRADES = 2_000_000
 class PairRules:
     """What decides which pairs come out: see `mmpo build --help`. evidence: "ratings" or "comparisons"; score: see `parse_score`.
 
-    position, effects: what a first pass over the whole input found, by (rater, aspect) and by rater; empty before it and where none is
-    needed.
+    steps: what values are rounded to, by (rater, aspect), see `rounding`. position, effects: what a first pass over the whole input found,
+    by (rater, aspect) and by rater; empty before it and where none is needed.
     """
 
     evidence: str = "ratings"
@@ -37,6 +37,7 @@ class PairRules:
     ties: str = "keep"
     max_chars: int | None = None
     seed: int = 0
+    steps: Mapping[tuple[str, str], float] = field(default_factory=dict)
     position: Mapping[tuple[str, str], PositionBias] = field(default_factory=dict)
     effects: Mapping[str, RaterEffect] = field(default_factory=dict)
 
@@ -62,7 +63,7 @@ class RaterValues:
 
 def rater_values(table: pa.Table, rules: PairRules) -> RaterValues:
     """Repeats, orders and aspects of each rater merged, its effects taken out where the rules have any."""
-    given = flatten(table, rules.evidence)
+    given = flatten(table, rules.evidence, rules.steps)
     if rules.evidence == "ratings":
         grades, in_one_order = merge_repeats(given.grades), given.grades.item[:0]
     else:
@@ -87,7 +88,7 @@ def wants_orders(rules: PairRules, groups: Sequence[GradeGroup]) -> bool:
 
 def orders_of(table: pa.Table, rules: PairRules) -> dict[tuple[str, str], OrderTotals]:
     """By rater and aspect: what the batch's comparisons in both orders add to the position bias."""
-    return order_totals(flatten(table, rules.evidence))
+    return order_totals(flatten(table, rules.evidence, rules.steps))
 
 
 def sample_share(groups: Sequence[GradeGroup], statistics: GradeStatistics) -> float:

@@ -32,18 +32,21 @@ class GradeGroup(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean, sum of squared deviations from the mean, and minimum of grades."""
+    """Count, mean, sum of squared deviations from the mean, minimum and maximum of grades."""
 
     count: int
     mean: float
     squares: float
     least: float
+    most: float
 
     def with_more(self, other: "Moments") -> "Moments":
         """Of the grades of both together (Chan's parallel update of mean and squared deviations)."""
         count, delta = self.count + other.count, other.mean - self.mean
         squares = self.squares + other.squares + delta * delta * self.count * other.count / count
-        return Moments(count, self.mean + delta * other.count / count, squares, min(self.least, other.least))
+        return Moments(
+            count, self.mean + delta * other.count / count, squares, min(self.least, other.least), max(self.most, other.most)
+        )
 
 
 @dataclass
@@ -84,9 +87,10 @@ def grade_statistics(table: pa.Table) -> GradeStatistics:
         counts = np.bincount(group)
         means = np.bincount(group, weights=scores) / counts
         squares = np.bincount(group, weights=(scores - means[group]) ** 2)
-        least = np.full(len(counts), np.inf)
+        least, most = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
         np.minimum.at(least, group, scores)
-        moments = zip(*(column.tolist() for column in (counts, means, squares, least)), strict=True)
+        np.maximum.at(most, group, scores)
+        moments = zip(*(column.tolist() for column in (counts, means, squares, least, most)), strict=True)
         for (source, rater, kind, aspect, *found), one in zip(combinations, moments, strict=True):
             if evidence == "comparisons":  # one bound, the limit: gaps lie between it and its negative
                 found = [None if found[0] is None else -found[0], found[0]]

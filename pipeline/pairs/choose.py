@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
 from mmpo.pipeline.grades.aggregate import Grades, merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
+from mmpo.pipeline.grades.rounding import rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
 from mmpo.pipeline.margins import margin_standard_error
 from mmpo.pipeline.pairs.table import ChosenPairs
@@ -87,7 +88,10 @@ def _stratify(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: in
     np.minimum.at(least, prompt, margin)
     np.maximum.at(largest, prompt, margin)
     width = (largest - least)[prompt]
-    bins = np.minimum((most * (margin - least[prompt]) / np.where(width > 0, width, 1)).astype(np.int64), most - 1)
+    place = np.round(
+        most * (margin - least[prompt]) / np.where(width > 0, width, 1), 9
+    )  # a margin on a bin's edge is in the upper bin
+    bins = np.minimum(place.astype(np.int64), most - 1)
     order = np.lexsort((rank, bins, prompt))
     turn = np.empty(len(order), dtype=np.int64)
     turn[order] = places(*runs(prompt[order], bins[order]))
@@ -149,7 +153,8 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
     both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
     pair, left, right = pair[both], left[both], right[both]
-    gap = grades.value[left] - grades.value[right]
+    step = np.maximum(grades.step[left], grades.step[right]) if isinstance(grades.step, np.ndarray) else grades.step
+    gap = rounded(grades.value[left] - grades.value[right], step)
     return OwnGaps(pair, gap, grades.variance[left] + grades.variance[right], grades.kind[left], _weights(grades)[left])
 
 
@@ -177,12 +182,15 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     completions = flat(table["completions"])
     prompt = parents(offsets_of(completions))
     scores = np.full(len(prompt), np.nan)
-    items, merged = merge_raters(grades, rules.merge_raters)
+    items, merged, step = merge_raters(grades, rules.merge_raters)
     scores[items] = merged
+    steps = np.zeros(len(prompt))
+    steps[items] = step
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
         scores = within_prompt(scores, prompt)
         own = within_prompt(grades.value, grades.prompt, grades.rater)
-        grades = replace(grades, value=own, variance=np.full_like(own, np.nan))
+        steps[:] = step_of(1.0, 1.0)
+        grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step_of(1.0, 1.0))
     known = np.flatnonzero(np.isfinite(scores))
     order = known[np.lexsort((known, -scores[known], prompt[known]))]
     sizes = np.bincount(prompt[order], minlength=table.num_rows)
@@ -191,14 +199,15 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     chosen, rejected = order[better], order[worse]
     gaps = own_gaps(grades, chosen, rejected)
     score_chosen, score_rejected = scores[chosen], scores[rejected]
-    return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, score_chosen - score_rejected, gaps)
+    margin = rounded(score_chosen - score_rejected, np.maximum(steps[chosen], steps[rejected]))
+    return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, margin, gaps)
 
 
 def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     """The compared pairs that have a value; of a tie the smaller id is chosen."""
     values = rater_values(table, rules)
     grades, first, second = values.grades, values.given.first, values.given.second
-    items, margin = merge_raters(grades, rules.merge_raters)
+    items, margin, _ = merge_raters(grades, rules.merge_raters)
     first_wins = margin >= 0
     chosen, rejected = np.where(first_wins, first[items], second[items]), np.where(first_wins, second[items], first[items])
     place = np.full(len(first), -1)

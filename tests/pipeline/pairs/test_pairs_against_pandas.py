@@ -60,7 +60,7 @@ def expected(frame: pd.DataFrame) -> dict[tuple[str, frozenset[str]], tuple[str 
 def same(found: dict, wanted: dict) -> None:
     assert found.keys() == wanted.keys()
     for key, (chosen, margin) in wanted.items():
-        assert found[key][1] == pytest.approx(margin, abs=1e-12)
+        assert found[key][1] == pytest.approx(margin, abs=1e-11)
         if margin > 1e-9:
             assert found[key][0] == chosen
 

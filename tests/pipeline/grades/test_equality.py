@@ -1,0 +1,167 @@
+"""Ties, votes, thresholds and ranks are those of exact arithmetic, whatever the raters are called and however grades are cut and scaled."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import permutations
+from math import floor
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pytest
+from folders import write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmpo.pipeline import FEEDBACK, BuildOptions, build, build_pairs, load_pairs
+from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.sources import FeedbackBuilder
+
+Grade = tuple[str, str, Fraction]
+"""Completion, rater, grade."""
+LOW, HIGH = Fraction(-13), Fraction(17)
+MERGES: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {"mean": lambda values: sum(values) / len(values), "median": median}
+
+
+@st.composite
+def panels(draw: st.DrawFn) -> list[Grade]:
+    """Grades in tenths or thirds, by up to five raters with repeats and gaps, of two completions or more; many true ties."""
+    unit = draw(st.sampled_from([Fraction(1, 10), Fraction(1, 3), Fraction(1)]))
+    grade = st.integers(int(LOW / unit), int(HIGH / unit)).map(lambda n: n * unit)
+    values = draw(st.lists(grade, min_size=1, max_size=4))
+    rows = st.tuples(st.sampled_from("xyz"), st.sampled_from("abcde"), st.sampled_from(values))
+    return [*draw(st.lists(rows, min_size=1, max_size=16)), ("x", "a", values[0]), ("y", "a", values[-1])]
+
+
+def exact(grades: Sequence[Grade], merge: str, scale: Fraction = Fraction(1)) -> dict[tuple[str, str], tuple[Fraction, int, int]]:
+    """By (first, second), both ways: first's margin, the raters that prefer it (ties count half), the raters of both."""
+    of_rater: dict[str, dict[str, Fraction]] = {}
+    for text, rater in {(text, rater) for text, rater, _ in grades}:
+        given = [value for of, by, value in grades if (of, by) == (text, rater)]
+        of_rater.setdefault(text, {})[rater] = sum(given) / len(given) / scale
+    score = {text: MERGES[merge](list(by.values())) for text, by in of_rater.items()}
+    result = {}
+    for first, second in permutations(sorted(score), 2):
+        both = of_rater[first].keys() & of_rater[second].keys()
+        gaps = [of_rater[first][rater] - of_rater[second][rater] for rater in both]
+        votes = floor(sum(1 if gap > 0 else Fraction(gap == 0, 2) for gap in gaps))
+        result[first, second] = (score[first] - score[second], votes, len(both))
+    return result
+
+
+def table(grades: Sequence[Grade], low: Fraction | None = LOW, high: Fraction | None = HIGH) -> pa.Table:
+    out = FeedbackBuilder("made")
+    out.prompt("question")
+    bounds = {"low": None if low is None else float(low), "high": None if high is None else float(high)}
+    for text, rater, value in grades:
+        out.rating(out.completion(text), float(value), rater=rater, **bounds)
+    return narrow(out.finish(), FEEDBACK)
+
+
+def pairs(made: pa.Table) -> dict[tuple[str, str], tuple[float, int, int]]:
+    """By (chosen, rejected): margin, preferring, raters."""
+    return {
+        (row["chosen"][0]["content"], row["rejected"][0]["content"]): (row["quality_margin"], row["preferring"], row["raters"])
+        for row in made.to_pylist()
+    }
+
+
+def agrees(found: dict, wanted: dict) -> None:
+    """The same ties, order and votes; margins but for rounding."""
+    for pair, (margin, *votes) in found.items():
+        gap, *exact_votes = wanted[pair]
+        assert (margin == 0, votes) == (gap == 0, exact_votes)
+        assert margin == pytest.approx(float(gap), abs=1e-8)
+
+
+@given(panels(), st.sampled_from(sorted(MERGES)), st.sampled_from(["none", "minmax", "unbounded"]))
+@settings(max_examples=150, deadline=None)
+def test_ties_and_votes_are_those_of_exact_arithmetic(grades: list[Grade], merge: str, normalise: str) -> None:
+    if normalise == "unbounded":
+        found, scale = build_pairs(table(grades, None, None), merge_raters=merge), Fraction(1)
+    else:
+        scale = HIGH - LOW if normalise == "minmax" else Fraction(1)
+        found = build_pairs(table(grades), merge_raters=merge, normalise=normalise)
+    agrees(pairs(found), exact(grades, merge, scale))
+
+
+@given(panels(), st.permutations("abcde"), st.randoms(use_true_random=False), st.sampled_from(["none", "minmax", "rank"]))
+@settings(max_examples=100, deadline=None)
+def test_names_order_repeats_shifts_and_units_change_nothing(grades: list[Grade], names, shuffler, normalise: str) -> None:
+    whole = pairs(build_pairs(table(grades), normalise=normalise))
+    renamed = [(text, dict(zip("abcde", names, strict=True))[rater], value) for text, rater, value in grades]
+    shuffled = shuffler.sample(grades, len(grades)) * 3  # every grade given three times
+    shifted = [(text, rater, value + HIGH) for text, rater, value in grades]
+    others = [table(renamed), table(shuffled), table(shifted, LOW + HIGH, HIGH + HIGH)]
+    if normalise == "minmax":
+        others.append(table([(text, rater, value * 7 / 3) for text, rater, value in grades], LOW * 7 / 3, HIGH * 7 / 3))
+    for other in others:
+        agrees(pairs(build_pairs(other, normalise=normalise)), whole)
+
+
+@given(panels(), st.permutations("abc"), st.sampled_from(["mean", "median"]))
+@settings(max_examples=60, deadline=None)
+def test_comparisons_tie_as_in_exact_arithmetic(grades: list[Grade], names, merge: str) -> None:
+    """Each grade is taken for a gap of x over y, shown in either order by turns."""
+    out, given_gaps = FeedbackBuilder("made"), {}
+    out.prompt("question")
+    for i, (_, rater, value) in enumerate(grades):
+        sides, sign = ((out.completion("x"), out.completion("y")), 1) if i % 2 else ((out.completion("y"), out.completion("x")), -1)
+        out.comparison(*sides, float(sign * value), rater=rater, limit=float(HIGH), kind="human")
+        given_gaps.setdefault((rater, i % 2), []).append(value)
+    one_order = {key: sum(values) / len(values) for key, values in given_gaps.items()}
+    raters = {rater: [one_order[key] for key in one_order if key[0] == rater] for rater, _ in one_order}
+    gap = MERGES[merge]([sum(orders) / len(orders) for orders in raters.values()])
+    (((better, _), (margin, *_)),) = pairs(build_pairs(narrow(out.finish(), FEEDBACK), merge_raters=merge)).items()
+    assert (margin == 0) == (gap == 0)
+    assert margin == pytest.approx(float(gap if better == "x" else -gap), abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "wanted"),
+    [
+        pytest.param({"apple": {"r": [7]}, "pear": {"r": [7, 7, 7]}}, {"scale": (1, 10)}, ("", 0.0, 0, 1), id="repeated"),
+        pytest.param(
+            {"apple": {"a": [-12.3], "b": [-0.3], "c": [-6.3]}, "pear": {"a": [-6.3], "b": [-0.3], "c": [-12.3]}},
+            {}, ("", 0.0, 1, 3), id="unbounded",
+        ),
+        pytest.param(
+            {"apple": {"a": [1], "b": [4], "c": [1]}, "pear": {"a": [1], "b": [1], "c": [1]}},
+            {"scale": (1, 5), "min_margin": 1.0}, ("apple", 1.0, 2, 3), id="least margin",
+        ),
+        pytest.param(
+            {"apple": {"a": [0.1], "b": [0.5]}, "pear": {"a": [0.2], "b": [0.1]}},
+            {"scale": (0, 1), "min_margin": 0.15}, ("apple", 0.15, 1, 2), id="least margin of decimals",
+        ),
+        pytest.param(
+            {"apple": {"a": [1000000.1], "b": [1000000.3]}, "pear": {"a": [1000000.2], "b": [1000000.2]}},
+            {"scale": (1000000, 1000001)}, ("", 0.0, 1, 2), id="a scale far from 0",
+        ),
+    ],
+)  # fmt: skip
+def test_cases_through_files_cut_anywhere(rows: dict, options: dict, wanted: tuple, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "Name a fruit.", "completion": text, "score": score, "rater": rater}
+        for text, raters in rows.items()
+        for rater, scores in raters.items()
+        for score in scores
+    ]
+    for cut in (0, 1, len(lines) // 2):
+        parts = [write_rows(tmp_path / f"{cut}-{i}.jsonl", part) for i, part in enumerate((lines[:cut], lines[cut:])) if part]
+        build(parts, tmp_path / f"out-{cut}", options=BuildOptions(format="jsonl", kind="human", ties="keep", **options))
+        ((better, _), found) = next(iter(pairs(load_pairs(tmp_path / f"out-{cut}")).items()))
+        assert (better if found[0] else "", *found) == wanted
+
+
+def test_ranks_of_raters_whose_means_tie_are_equal() -> None:
+    """Scores 2, 2 and 1 (means of thirds): ranks ¾, ¾, 0, so the tie stays one and the others are .75 better."""
+    thirds = {"x": (1, 2, 3), "y": (3, 1, 2), "z": (1, 1, 1)}
+    grades = [
+        (text, rater, Fraction(value, 10)) for text, values in thirds.items() for rater, value in zip("abc", values, strict=True)
+    ]
+    found = pairs(build_pairs(table(grades), normalise="rank"))
+    assert {tuple(sorted(pair)): margin for pair, (margin, *_) in found.items()} == {
+        ("x", "y"): 0,
+        ("x", "z"): 0.75,
+        ("y", "z"): 0.75,
+    }
