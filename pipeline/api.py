@@ -78,7 +78,7 @@ def build_pairs(
     merged = merged_grades(rows, resolved, RowAccounting())
     resolved = with_learned(resolved, lambda build, function: [function(merged, build.rules)])
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
-    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled}))
+    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
 
 
 def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
     index = np.asarray(encoded.indices.fill_null(len(values))).astype(np.int64)
     if len(column) and column.null_count:
         values.append(None)
-    order = sorted(range(len(values)), key=lambda i: (values[i] is not None, values[i] or ""))
+    order = sorted(range(len(values)), key=lambda i: (values[i] is not None, values[i]))
     rank = np.empty(len(values), dtype=np.int64)
     rank[order] = np.arange(len(values))
     return (rank[index] if len(index) else index), [values[i] for i in order]

@@ -24,6 +24,7 @@ __all__ = [
     "gamma_for_mean_target",
     "margin_standard_error",
     "measured_probability",
+    "median_standard_error",
     "sigmoid",
     "softplus",
     "target_probability",
@@ -163,6 +164,55 @@ def margin_standard_error(n: ArrayLike, s2: ArrayLike, pooled_variance: ArrayLik
     several = np.sqrt((4.0 * s02 + degrees * s2_) / (4.0 + degrees) / count)
     single = np.where(np.isnan(s02), spread, np.sqrt(s02))
     return np.where(count > 1, several, single)
+
+
+SIMULATED_PANELS = 256
+"""Of each pair, for the standard error of a median."""
+
+
+def _draws(raters: int) -> Floats:
+    """Normal draws for biases and two scores, shape (3, SIMULATED_PANELS, raters), the same ones always.
+
+    They come with their negatives and, as far as there are draws enough, with unit variances and no correlations: means of raters are then
+    exact, and medians nearly.
+    """
+    half = np.random.default_rng(0).standard_normal((SIMULATED_PANELS // 2, 3 * raters))
+    if 3 * raters <= len(half):
+        half = np.linalg.qr(half)[0] * np.sqrt(len(half))
+    return np.concatenate([half, -half]).reshape(SIMULATED_PANELS, 3, raters).swapaxes(0, 1)
+
+
+def median_standard_error(gaps: ArrayLike, middles: ArrayLike, pooled_variance: ArrayLike, pooled_middles: ArrayLike) -> Floats:
+    """The standard error of the difference of the medians of n raters' scores of two completions, or of the median of their gaps.
+
+    gaps, middles: each rater's own difference and mean of its two scores, shape (pairs, n), n ≥ 2, in score units; middles NaN: gaps were
+    given, and their median is meant. pooled_variance, pooled_middles: the source's variances of both within pairs, shape (pairs,).
+
+    No formula in n alone covers: with raters who differ by a constant, the median of many may rest on one of them. So the pair's panel is
+    graded again, many times: rater r's bias is drawn given its middle, which is bias and noise (their shares come from the pooled
+    variances), then its two scores; noise has variance V/2, V being the own gaps' variance shrunk to the pooled one as for the mean.
+    The draws are the same for all pairs and runs. Normal noise of a half, one and three times smaller biases, 3 to 9 raters: ± 1.96 of
+    these hold the true margin in .93 to .97 of pairs (tested).
+    """
+    gap, middle = as_floats(gaps, "gaps"), as_floats(middles, "middles")
+    pooled, of_middles = as_floats(pooled_variance, "pooled_variance"), as_floats(pooled_middles, "pooled_middles")
+    size, n = gap.shape
+    variance = (4.0 * pooled + (n - 1) * gap.var(axis=1, ddof=1)) / (4.0 + n - 1)
+    draws = _draws(n)
+    compared = np.isnan(middle).any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        real = np.clip(np.nan_to_num(1.0 - pooled / 4.0 / of_middles), 0.0, 1.0)  # share of the middles' variance that biases make
+    result = np.sqrt(variance * np.mean(np.median(draws[0], axis=1) ** 2))
+    batch = max(1, (1 << 22) // (SIMULATED_PANELS * n))
+    for start in range(0, size, batch):
+        of = np.arange(start, min(start + batch, size))[~compared[start : start + batch]]
+        noise = np.sqrt(variance[of] / 2)[:, None, None]
+        share = real[of][:, None]
+        center = middle[of].mean(axis=1, keepdims=True)
+        bias = (center + (middle[of] - center) * share)[:, None, :] + np.sqrt(share / 2)[:, :, None] * noise * draws[0]
+        medians = [np.median(bias + noise * draw, axis=2) for draw in draws[1:]]
+        result[of] = np.sqrt(np.mean((medians[0] - medians[1]) ** 2, axis=1))
+    return result
 
 
 def gamma_for_mean_target(margins: ArrayLike, mean: float = 0.75) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat
@@ -21,7 +22,8 @@ from mmpo.pipeline.grades.rater_effects import RaterSample, fit_rater_effects
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
 from mmpo.pipeline.options import shared
-from mmpo.pipeline.pairs.choose import STRATEGIES, within_pair_variance
+from mmpo.pipeline.pairs.choose import STRATEGIES, within_pair_squares
+from mmpo.pipeline.pairs.uncertainty import PooledVariance
 from mmpo.pipeline.storage.accounting import RowAccounting
 
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
@@ -30,13 +32,17 @@ Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iter
 
 @dataclass(frozen=True)
 class ResolvedBuild:
-    """A build that can be done. groups: the grades it uses; pooled: each source's within-pair variance, where passes found one."""
+    """A build that can be done. groups: the grades it uses; pooled: each source's within-pair variances, where passes found any."""
 
     options: BuildOptions
     rules: PairRules = field(default_factory=PairRules)
     groups: tuple[GradeGroup, ...] = ()
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
-    pooled: dict[str, float] = field(default_factory=dict)
+    pooled: dict[str, PooledVariance] = field(default_factory=dict)
+
+    def pooled_variance(self) -> dict[str, float]:
+        """By source, as the manifest keeps it: the variance of raters' own gaps within pairs."""
+        return {source: variance.gaps for source, variance in self.pooled.items()}
 
     def metadata(self) -> dict[str, Any]:
         """What manifest and Parquet metadata keep of it: scales, normalisation, and what was found of raters."""
@@ -96,10 +102,10 @@ def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
         effects = fit_rater_effects(sample, centered=build.rules.evidence == "ratings", weighted=weighted)
         build = replace(build, rules=replace(build.rules, effects=effects))
     if len({group.rater for group in build.groups}) > 1:
-        total: dict[str, tuple[float, int]] = {}
-        for part in collect(build, within_pair_variance):
-            for source, (squares, degrees) in part.items():
-                before = total.get(source, (0.0, 0))
-                total[source] = (before[0] + squares, before[1] + degrees)
-        build = replace(build, pooled={source: squares / degrees for source, (squares, degrees) in sorted(total.items())})
+        total: dict[str, np.ndarray] = {}
+        for part in collect(build, within_pair_squares):
+            for source, squares in part.items():
+                total[source] = total.get(source, np.zeros(3)) + squares
+        pooled = {source: PooledVariance(*(sums[:2] / sums[2]).tolist()) for source, sums in sorted(total.items())}
+        build = replace(build, pooled=pooled)
     return build

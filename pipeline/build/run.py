@@ -143,7 +143,7 @@ def _finish(
     held = [name for name in names if rows[name]]
     (folder / "README.md").write_text(card(held, rows, metadata["recipe"], feedback=feedback_only), encoding="utf-8")
     prompts = sum(result.prompts for result in results)
-    variances = {"pooled_variance": resolved.pooled} if resolved.pooled else {}
+    variances = {"pooled_variance": resolved.pooled_variance()} if resolved.pooled else {}
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json()}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts})
     return {

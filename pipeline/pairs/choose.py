@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
-from mmpo.pipeline.grades.aggregate import Grades, merge_raters, places, runs
+from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rounding import rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
-from mmpo.pipeline.margins import margin_standard_error
 from mmpo.pipeline.pairs.table import ChosenPairs
+from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
 
 
 def pair_hash(seed: int, chosen: str, rejected: str) -> bytes:
@@ -128,40 +128,6 @@ STRATEGIES: dict[str, Strategy] = {
 """What `--strategy` may be."""
 
 
-class OwnGaps(NamedTuple):
-    """Raters' own gaps for pairs, shape (gaps,), sorted by pair; variance of the gap, NaN: unknown; weight 1 unless raters differ."""
-
-    pair: np.ndarray
-    gap: np.ndarray
-    variance: np.ndarray
-    kind: np.ndarray
-    weight: np.ndarray
-
-
-def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
-    """Each rater's own gap first - second, for the raters who graded both.
-
-    grades: sorted by item and rater, one a rater and item. first, second: items, shape (pairs,).
-    """
-    raters = int(grades.rater.max()) + 1 if len(grades.rater) else 1
-    key = grades.item * raters + grades.rater
-    starts = np.searchsorted(grades.item, first, side="left")
-    sizes = np.searchsorted(grades.item, first, side="right") - starts
-    pair = np.repeat(np.arange(len(first)), sizes)
-    left = ranges(starts, sizes)
-    wanted = second[pair] * raters + grades.rater[left]
-    right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
-    both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
-    pair, left, right = pair[both], left[both], right[both]
-    step = np.maximum(grades.step[left], grades.step[right]) if isinstance(grades.step, np.ndarray) else grades.step
-    gap = rounded(grades.value[left] - grades.value[right], step)
-    return OwnGaps(pair, gap, grades.variance[left] + grades.variance[right], grades.kind[left], _weights(grades)[left])
-
-
-def _weights(grades: Grades) -> np.ndarray:
-    return np.ones(len(grades.value)) if grades.weight is None else grades.weight
-
-
 class _Candidates(NamedTuple):
     """Pairs before any is left out, arrays of shape (pairs,), positions in the batch; score: NaN where pairs were compared."""
 
@@ -213,7 +179,8 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     place = np.full(len(first), -1)
     place[items] = np.arange(len(items))
     pair = place[grades.item]
-    gaps = OwnGaps(pair, np.where(first_wins[pair], grades.value, -grades.value), grades.variance, grades.kind, _weights(grades))
+    value = np.where(first_wins[pair], grades.value, -grades.value)
+    gaps = OwnGaps(pair, value, np.full_like(value, np.nan), grades.variance, grades.kind, weights_of(grades))
     none = np.full(len(chosen), np.nan)
     return _Candidates(values, _prompts(table, chosen), chosen, rejected, none, none, np.abs(margin), gaps)
 
@@ -221,37 +188,31 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
 _CANDIDATES = {"ratings": _rated, "comparisons": _compared}
 
 
-def within_pair_variance(table: pa.Table, rules: PairRules) -> dict[str, tuple[float, int]]:
-    """By source: the (weighted) sum of squared deviations of raters' own gaps from their pair's mean, and its degrees of freedom.
+def within_pair_squares(table: pa.Table, rules: PairRules) -> dict[str, np.ndarray]:
+    """By source: (weighted) sums of squared deviations from the pair's mean, of raters' own gaps and of their middles, and the degrees of
+    freedom; shape (3,).
 
     Taken over every pair of completions that two or more raters graded, whatever the strategy keeps.
     """
     found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"))
-    n, _, squares = _deviations(found.gaps, len(found.prompt))
+    n, _, squares = deviations(found.gaps, found.gaps.gap, len(found.prompt))
+    _, _, of_middles = deviations(found.gaps, found.gaps.middle, len(found.prompt))
     source, names = codes(flat(table["source"]))
-    by_source: dict[str, tuple[float, int]] = {}
+    by_source: dict[str, np.ndarray] = {}
     for code, name in enumerate(names):
         chosen = (source[found.prompt] == code) & (n >= 2)
         if chosen.any():
-            by_source[name] = (float(squares[chosen].sum()), int((n[chosen] - 1).sum()))
+            by_source[name] = np.array([squares[chosen].sum(), of_middles[chosen].sum(), (n[chosen] - 1).sum()])
     return by_source
 
 
-def _deviations(gaps: OwnGaps, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each pair: how many raters, their weight, and the weighted sum of squared deviations from the weighted mean."""
-    n = np.bincount(gaps.pair, minlength=size)
-    weight = np.bincount(gaps.pair, weights=gaps.weight, minlength=size)
-    mean = np.bincount(gaps.pair, weights=gaps.gap * gaps.weight, minlength=size) / np.where(n > 0, weight, 1.0)
-    return n, weight, np.bincount(gaps.pair, weights=gaps.weight * (gaps.gap - mean[gaps.pair]) ** 2, minlength=size)
-
-
-def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, float]) -> ChosenPairs:
-    """The pairs of a batch, by the rules. pooled: each source's within-pair variance, where known."""
+def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledVariance]) -> ChosenPairs:
+    """The pairs of a batch, by the rules. pooled: each source's within-pair variances, where known."""
     found = _CANDIDATES[rules.evidence](table, rules)
     size, values = len(found.prompt), found.values
     pairs = ChosenPairs(
         found.prompt, found.chosen, found.rejected, found.score_chosen, found.score_rejected, found.margin,
-        *_uncertainty(table, found.prompt, found.gaps, pooled), *_kinds(found.gaps, values.given.kinds, size),
+        *_uncertainty(table, found, rules, pooled), *_kinds(found.gaps, values.given.kinds, size),
         created=size, used_grades=len(values.grades.value), dropped_grades=values.dropped,
     )  # fmt: skip
     if rules.evidence == "comparisons":
@@ -270,25 +231,15 @@ def _prompts(table: pa.Table, completion: np.ndarray) -> np.ndarray:
 
 
 def _uncertainty(
-    table: pa.Table, prompt: np.ndarray, gaps: OwnGaps, pooled: Mapping[str, float]
+    table: pa.Table, found: _Candidates, rules: PairRules, pooled: Mapping[str, PooledVariance]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """margin_se (NaN: unknown), raters that prefer the chosen one (ties count half, rounded down), raters.
-
-    With weights, variances are those of a rater of weight 1, and the variance of the mean is 1/Σ weight of it where it else is 1/n.
-    """
-    size = len(prompt)
-    n, weight, squares = _deviations(gaps, size)
-    s2 = np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan)
+    """margin_se (NaN: unknown), raters that prefer the chosen one (ties count half, rounded down), raters; shape (pairs,) each."""
     source, names = codes(flat(table["source"]))
-    s0 = np.array([pooled.get(name, np.nan) for name in names] or [np.nan])[source][prompt]
-    own = np.sqrt(np.bincount(gaps.pair, weights=gaps.variance, minlength=size))
+    by_source = np.array([pooled.get(name, PooledVariance()) for name in names] or [PooledVariance()])
+    gaps, size = found.gaps, len(found.prompt)
     votes = np.bincount(gaps.pair, weights=(gaps.gap > 0) + 0.5 * (gaps.gap == 0), minlength=size)
-    se = np.full(size, np.nan)
-    known = n > 0
-    se[known] = margin_standard_error(n[known], s2[known], s0[known], np.where(n == 1, own, np.nan)[known])
-    weighed = known & ~((n == 1) & np.isnan(s0))  # a judge's own spread needs no weight
-    se[weighed] *= np.sqrt(n[weighed] / weight[weighed])
-    return se, np.floor(votes).astype(np.int32), n.astype(np.int32)
+    se = MARGIN_ERRORS[rules.merge_raters](gaps, *by_source[source][found.prompt].T)
+    return se, np.floor(votes).astype(np.int32), np.bincount(gaps.pair, minlength=size).astype(np.int32)
 
 
 def _kinds(gaps: OwnGaps, kinds: Sequence[str], size: int) -> tuple[np.ndarray, list[str]]:

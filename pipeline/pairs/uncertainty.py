@@ -1,0 +1,97 @@
+"""Raters' own gaps for pairs, and what they say of a margin's standard error: of the mean of raters and of their median."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from mmpo.pipeline.arrow import ranges
+from mmpo.pipeline.grades.aggregate import RATER_MERGERS, Grades
+from mmpo.pipeline.grades.rounding import rounded
+from mmpo.pipeline.margins import margin_standard_error, median_standard_error
+
+
+class PooledVariance(NamedTuple):
+    """A source's variances within pairs, over raters: of their own gaps, and of the middles of their two scores; NaN: unknown."""
+
+    gaps: float = float("nan")
+    middles: float = float("nan")
+
+
+class OwnGaps(NamedTuple):
+    """Raters' own gaps for pairs, shape (gaps,), sorted by pair; variance of the gap, NaN: unknown; weight 1 unless raters differ.
+
+    middle: the mean of the rater's two scores, NaN where the pair was compared.
+    """
+
+    pair: np.ndarray
+    gap: np.ndarray
+    middle: np.ndarray
+    variance: np.ndarray
+    kind: np.ndarray
+    weight: np.ndarray
+
+
+def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
+    """Each rater's own gap first - second, for the raters who graded both.
+
+    grades: sorted by item and rater, one a rater and item. first, second: items, shape (pairs,).
+    """
+    raters = int(grades.rater.max()) + 1 if len(grades.rater) else 1
+    key = grades.item * raters + grades.rater
+    starts = np.searchsorted(grades.item, first, side="left")
+    sizes = np.searchsorted(grades.item, first, side="right") - starts
+    pair = np.repeat(np.arange(len(first)), sizes)
+    left = ranges(starts, sizes)
+    wanted = second[pair] * raters + grades.rater[left]
+    right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
+    both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
+    pair, left, right = pair[both], left[both], right[both]
+    step = np.maximum(grades.step[left], grades.step[right]) if isinstance(grades.step, np.ndarray) else grades.step
+    gap = rounded(grades.value[left] - grades.value[right], step)
+    middle = (grades.value[left] + grades.value[right]) / 2
+    return OwnGaps(pair, gap, middle, grades.variance[left] + grades.variance[right], grades.kind[left], weights_of(grades)[left])
+
+
+def weights_of(grades: Grades) -> np.ndarray:
+    """What each grade counts for, shape (grades,)."""
+    return np.ones(len(grades.value)) if grades.weight is None else grades.weight
+
+
+def deviations(gaps: OwnGaps, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each pair: how many raters, their weight, and the weighted sum of squared deviations of the values from their weighted mean."""
+    n = np.bincount(gaps.pair, minlength=size)
+    weight = np.bincount(gaps.pair, weights=gaps.weight, minlength=size)
+    mean = np.bincount(gaps.pair, weights=values * gaps.weight, minlength=size) / np.where(n > 0, weight, 1.0)
+    return n, weight, np.bincount(gaps.pair, weights=gaps.weight * (values - mean[gaps.pair]) ** 2, minlength=size)
+
+
+def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:
+    """With weights, variances are those of a rater of weight 1, and the variance of the mean is 1/Σ weight of it where it else is 1/n."""
+    size = len(pooled)
+    n, weight, squares = deviations(gaps, gaps.gap, size)
+    s2 = np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan)
+    own = np.sqrt(np.bincount(gaps.pair, weights=gaps.variance, minlength=size))
+    se, known = np.full(size, np.nan), n > 0
+    se[known] = margin_standard_error(n[known], s2[known], pooled[known], np.where(n == 1, own, np.nan)[known])
+    weighed = known & ~((n == 1) & np.isnan(pooled))  # a judge's own spread needs no weight
+    se[weighed] *= np.sqrt(n[weighed] / weight[weighed])
+    return se
+
+
+def _of_the_median(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:
+    """Of one or two raters the median is the mean."""
+    se = _of_the_mean(gaps, pooled, pooled_middles)
+    n = np.bincount(gaps.pair, minlength=len(pooled))
+    starts = np.cumsum(n) - n
+    for raters in np.unique(n[n > 2]).tolist():
+        of = np.flatnonzero(n == raters)
+        grid = starts[of][:, None] + np.arange(raters)
+        se[of] = median_standard_error(gaps.gap[grid], gaps.middle[grid], pooled[of], pooled_middles[of])
+    return se
+
+
+MARGIN_ERRORS: dict[str, Callable[[OwnGaps, np.ndarray, np.ndarray], np.ndarray]] = {
+    name: _of_the_median if name == "median" else _of_the_mean for name in RATER_MERGERS
+}
+"""By the merger of raters: (own gaps, the source's variance of gaps and of middles, shape (pairs,) each) → margin_se, NaN: unknown."""

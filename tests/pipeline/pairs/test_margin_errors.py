@@ -1,0 +1,55 @@
+"""margin_se belongs to the way raters merge: ± 1.96 of it holds the true margin in .93 to .97 of pairs, with and without rater biases."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from panels import errors, rms
+
+from mmpo.pipeline import FEEDBACK
+from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.margins import margin_standard_error, median_standard_error
+from mmpo.pipeline.sources import FeedbackBuilder
+
+PROMPTS = 4000
+SAMPLING = 2 * np.sqrt(0.95 * 0.05 / PROMPTS)
+
+
+def rated(raters: int, bias: float, prompts: int = PROMPTS) -> tuple[pa.Table, np.ndarray]:
+    """Two answers of each prompt graded by everybody, noise 1, biases of a size; and the margins (of a over b)."""
+    rng = np.random.default_rng(10 * raters + int(bias))
+    margin, biases = rng.normal(0, 1, prompts), rng.normal(0, bias, raters)
+    out = FeedbackBuilder("made")
+    for p, m in enumerate(margin.tolist()):
+        out.prompt(f"question {p}")
+        sides = (out.completion("a"), m), (out.completion("b"), 0.0)
+        for r, own in enumerate(biases.tolist()):
+            for side, value in sides:
+                out.rating(side, value + own + float(rng.normal()), rater=f"r{r}", kind="human")
+    return narrow(out.finish(), FEEDBACK), margin
+
+
+@pytest.mark.parametrize("how", ["mean", "median", "rater-effects"])
+@pytest.mark.parametrize("bias", [0, 1, 3])
+@pytest.mark.parametrize("raters", [3, 4, 6, 9])
+def test_intervals_cover(raters: int, bias: float, how: str) -> None:
+    error, se = errors(*rated(raters, bias), merge_raters=how)
+    share = float(np.mean(np.abs(error) <= 1.96 * se))
+    assert 0.93 - SAMPLING <= share <= 0.97 + SAMPLING
+    assert rms(se) == pytest.approx(rms(error), rel=0.09)
+
+
+def test_the_median_of_gaps_and_of_unbiased_scores_by_known_factors() -> None:
+    """Of normal values the median of 5 has variance .28683 (mean: .2); of the difference of two medians it is twice that of one score's."""
+    same = np.zeros((1, 5)) + np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    variance = same.var(ddof=1)
+    of_gaps = median_standard_error(same, np.full((1, 5), np.nan), [variance], [np.nan])
+    of_scores = median_standard_error(same, np.zeros((1, 5)), [variance], [variance / 4])
+    assert of_gaps**2 / variance == pytest.approx([0.28683], rel=0.05)
+    assert of_scores**2 / variance == pytest.approx([0.28683], rel=0.1)
+    assert margin_standard_error(5, variance, variance, np.nan) ** 2 / variance == pytest.approx(0.2)
+
+
+def test_one_rater_far_from_the_others_leaves_the_median_to_those_between() -> None:
+    """Three raters 100 apart: the median score is always the second one's, so that the difference has that rater's whole variance."""
+    gaps, middles = np.array([[1.0, -1.0, 0.0]]), np.array([[-100.0, 0.0, 100.0]])
+    assert median_standard_error(gaps, middles, [1.0], [1e4]) == pytest.approx([1.0], rel=0.02)
