@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "validate": ("mmpo.cli.commands.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
     "report": ("mmpo.cli.commands.dataset:report", "A self-contained HTML page about a dataset."),
+    "rejects": ("mmpo.cli.commands.dataset:rejects", "What a build left out, by reason, with examples."),
     "gamma": ("mmpo.cli.commands.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
     "export": ("mmpo.cli.commands.dataset:export", "Write a dataset in another tool's format."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
@@ -191,6 +192,8 @@ def _version() -> str:
 
 
 def _say(message: str, status: int, context: Any = None) -> int:
+    from mmpo.pipeline.errors import inert  # imported here: the package mmpo.pipeline loads pyarrow
+
     hint = f"\nSee: {context.command_path} --help" if context is not None else ""
-    print(f"error: {message}{hint}", file=sys.stderr)
+    print(inert(f"error: {message}{hint}"), file=sys.stderr)
     return status

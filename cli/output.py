@@ -9,7 +9,9 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.progress import say
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
@@ -46,9 +48,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
         number = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_escape(shown(value)) for value in row))
+        table.add_row(*(Text(printable(shown(value), None)) for value in row))
     console().print(table)
 
 
@@ -70,10 +72,6 @@ def print_rows(
 def _with_interval(row: Mapping[str, Any], key: str) -> Any:
     interval = row.get(f"{key}_95")
     return row.get(key) if interval is None else f"{row[key]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def shown(value: Any) -> str:

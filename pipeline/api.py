@@ -59,6 +59,7 @@ def build_pairs(
     one_order: str = "drop",
     max_per_prompt: int | None = None,
     min_margin: float = 0.0,
+    min_raters: int = 0,
     ties: str = "keep",
     max_chars: int | None = None,
     seed: int = 0,
@@ -71,7 +72,7 @@ def build_pairs(
         format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
         aspects=tuple(aspects) if aspects else None, normalise=normalise, score=score, merge_raters=merge_raters,
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
-        ties=ties, max_chars=max_chars, seed=seed,
+        min_raters=min_raters, ties=ties, max_chars=max_chars, seed=seed,
     )  # fmt: skip
     rows = large(feedback).combine_chunks()
     resolved = resolve_build(grade_statistics(rows), options)

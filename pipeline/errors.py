@@ -5,11 +5,34 @@
     │   └── InvalidValue     a number that a formula does not allow                exit 2
     └── PartialResult    finished in part; the same command resumes                exit 3
 
-A message names what was given, what is allowed and the next move; it is all that a user sees, never a traceback.
+A message names what was given, what is allowed and the next move; it is all that a user sees, never a traceback. Text of data may stand in
+it: whatever goes to a terminal is made inert on the way (`inert`), in this one place.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def printable(text: object, most: int | None = 200) -> str:
+    r"""The text for a message or a table, on one line: control and direction characters are spelled out; at most `most` characters.
+
+    >>> printable("\x1b[1mbold\x1b[0m")
+    '\\x1b[1mbold\\x1b[0m'
+    """
+    spelled = UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
+    return spelled if most is None or len(spelled) <= most else spelled[: most - 1] + "…"
+
+
+def inert(message: str) -> str:
+    r"""A message for a terminal: as `printable`, of any length, its line ends kept.
+
+    >>> inert("two\nlines\x07")
+    'two\nlines\\x07'
+    """
+    return "\n".join(printable(line, None) for line in message.split("\n"))
 
 
 class MmpoError(Exception):

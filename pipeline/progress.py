@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from mmpo.pipeline.errors import inert
+
 Progress = Callable[[str, int, int], None]
 """What a long step calls from time to time with (stage, done, all)."""
 
@@ -18,8 +20,8 @@ RATE_OVER_SECONDS = 300.0
 
 
 def say(message: str) -> None:
-    """One line on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """One line on standard error, made inert."""
+    print(inert(message), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float | None) -> str:

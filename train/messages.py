@@ -4,7 +4,6 @@ A warning is a line of text with numbers in it, which `warn` shows. Importing th
 """
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.pipeline.progress import say
 from mmpo.train.objective import reads_targets
 
 
@@ -27,7 +27,7 @@ def warn(lines: Iterable[str]) -> None:
     """Shows each line on standard error behind `warning: `; of several processes the first one alone does."""
     if is_first_process():
         for line in lines:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            say(f"warning: {line}")
 
 
 def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequence[str], target: str) -> list[str]:

@@ -3,7 +3,7 @@
 from mmpo.annotate.argilla.answers import HumanGrade, PulledAnswers, Raters
 from mmpo.annotate.argilla.client import api_url_of, connect, upsert
 from mmpo.annotate.argilla.dataset import GRADES
-from mmpo.annotate.argilla.display import DISPLAYS, printable
+from mmpo.annotate.argilla.display import DISPLAYS
 from mmpo.annotate.argilla.items import SELECTIONS, RecordItem, select
 from mmpo.annotate.argilla.known_margins import KnownMargin
 from mmpo.annotate.argilla.merge import merge_answers

@@ -10,8 +10,8 @@ import orjson
 import pyarrow as pa
 
 from mmpo.annotate.argilla.dataset import GRADES, RATIONALE, AskedQuestion
-from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.records import LETTERS, NotOurs, ShownRecord, read_record
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.storage import text_digest
 
 Key = tuple[str, str, str, str]

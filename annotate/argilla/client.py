@@ -19,9 +19,8 @@ from typing import Any
 
 import orjson
 
-from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.client import public_url, retry_after
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
 
 DEFAULT_URL = "http://127.0.0.1:6900"

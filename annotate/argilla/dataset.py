@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmpo.annotate.argilla.client import Client, RequestRefused, dataset_of, settings_of
-from mmpo.annotate.argilla.display import DISPLAYS, printable
+from mmpo.annotate.argilla.display import DISPLAYS
 from mmpo.annotate.argilla.records import LETTERS
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, printable
 
 GRADES = {
     "3": "A much better",

@@ -52,15 +52,3 @@ DISPLAYS: dict[str, Display] = {
     "markdown": Display(_joined, _parted, True, "headings, lists, tables and code as Markdown; no HTML, pictures or formulas"),
 }
 """The family of `--display`."""
-
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-
-
-def printable(text: object, most: int = 200) -> str:
-    r"""The text for a terminal, a message or a table: control and direction characters are spelled out; at most `most` characters.
-
-    >>> printable("\x1b[31mred\x1b[0m")
-    '\\x1b[31mred\\x1b[0m'
-    """
-    spelled = UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
-    return spelled if len(spelled) <= most else spelled[: most - 1] + "…"

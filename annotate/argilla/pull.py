@@ -27,13 +27,12 @@ from mmpo.annotate.argilla.client import (
     workspace_of,
 )
 from mmpo.annotate.argilla.dataset import AskedQuestion, asked_of
-from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
 from mmpo.annotate.client import public_url
 from mmpo.annotate.rows import describe
 from mmpo.pipeline.api import load_feedback
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage import PartWriter, RowAccounting, check_out, read_manifest, replacing
 from mmpo.pipeline.tables import REJECTS

@@ -22,7 +22,6 @@ from mmpo.annotate.argilla.dataset import (
     guidelines_of,
     question_name,
 )
-from mmpo.annotate.argilla.display import printable
 from mmpo.annotate.argilla.items import RecordItem, read_items, select
 from mmpo.annotate.argilla.known_margins import SuggestionMargins
 from mmpo.annotate.argilla.options import PushOptions
@@ -37,7 +36,7 @@ from mmpo.annotate.argilla.records import (
     suggestion_of,
     too_many_messages,
 )
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
 
 LONGEST_NAME = 200

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.annotate.argilla import PullOptions, PushOptions, printable
+from mmpo.annotate.argilla import PullOptions, PushOptions
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 

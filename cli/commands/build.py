@@ -9,8 +9,11 @@ from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.build import build as build_dataset
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
+
+EXAMPLE_WIDTH = 70
 
 
 @with_flags(BuildOptions)
@@ -48,7 +51,17 @@ def _say_built(summary: dict[str, Any]) -> None:
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
     _say_raters(summary)
+    for warning in summary.get("warnings", []):
+        say(f"warning: {warning}")
+    for example in summary.get("examples", []):
+        better, worse = (_short(example[side]) for side in ("better", "worse"))
+        by = f"is better than {worse} by {example['margin']:.4g}" if example["margin"] else f"is as good as {worse}"
+        say(f"{better} {by}")
     say(f"dataset: {summary['out']}")
+
+
+def _short(text: str) -> str:
+    return f"'{printable(' '.join(text.split()), EXAMPLE_WIDTH)}'"
 
 
 def _say_raters(summary: dict[str, Any]) -> None:

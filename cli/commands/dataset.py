@@ -1,8 +1,9 @@
-"""`mmpo report`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
+"""`mmpo report`, `mmpo rejects`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from mmpo.cli.output import AsJson, print_json, print_rows, say, shown
@@ -24,6 +25,26 @@ def report(
     page = write_report(dataset, out or dataset.with_name(dataset.resolve().name + ".html"))
     say(f"page: {page}")
     print_json({"out": str(page)}, as_json)
+
+
+def rejects(
+    dataset: Dataset,
+    examples: Annotated[int, typer.Option(min=0, help="How many examples of each reason.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a build left out: how many for each reason, and the first of them with file, row and details."""
+    from mmpo.pipeline.report import rejects as left_out
+
+    summary = left_out(dataset, examples)
+    rows = [{"reason": reason, **entry} for reason, entry in summary["reasons"].items()]
+    print_rows("left out", rows, {name: name for name in ("reason", "unit", "stage", "count", "share")})
+    for row in rows:
+        for example in row["examples"]:
+            where = f"{example['file']}, row {example['row']}: " if example["file"] else ""
+            say(f"{row['reason']}: {where}{orjson.dumps(example['details']).decode() if example['details'] else ''}")
+    if not rows:
+        say("nothing was left out")
+    print_json(summary, as_json)
 
 
 def gamma(dataset: Dataset, as_json: AsJson = False) -> None:

@@ -11,7 +11,7 @@ from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
 from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Share, options, shared
 from mmpo.pipeline.pairs.choose import STRATEGIES
-from mmpo.pipeline.pairs.splits import check_shares
+from mmpo.pipeline.pairs.splits import check_shares, split_column
 from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import check_options
 
@@ -56,6 +56,8 @@ class BuildOptions:
     """Keep at most this many pairs of a prompt."""
     min_margin: AtLeastZero = 0.0
     """Drop pairs whose quality margin is smaller, in margin units."""
+    min_raters: Annotated[int, Field(ge=0), NUMBER] = 0
+    """Drop pairs that fewer raters graded both sides of; with 0 pairs whose margin no rater witnessed stay, and are said."""
     ties: Literal["keep", "drop"] = "keep"
     """Pairs with margin 0: keep or drop."""
     max_chars: Count | None = None
@@ -63,7 +65,9 @@ class BuildOptions:
     seed: Annotated[int, NUMBER] = 0
     """Seed of every random choice; results don't depend on the order of the input."""
     split: Annotated[tuple[float, float, float], LISTED] = (0.9, 0.05, 0.05)
-    """Shares of train, validation and test, by the first user message."""
+    """Shares of train, validation and test."""
+    split_by: str = "first-message"
+    """What stays on one side: first-message (the conversation's first user message), prompt, or column:NAME."""
     max_rejects: Share = 0.01
     """Largest share of unreadable or invalid lines before the build is refused."""
     feedback_only: bool = False
@@ -78,6 +82,7 @@ class BuildOptions:
                 "all count the same anyway. Leave it out, or choose --raters rater-effects"
             )
         check_shares(self.split)
+        split_column(self.split_by)
         check_options(get_source(self.format), source_options(self))
 
     @property
@@ -89,4 +94,6 @@ class BuildOptions:
 
 def source_options(options: BuildOptions) -> SourceOptions:
     """What of the options concerns reading the source."""
-    return SourceOptions(**shared(options, SourceOptions), need_scores=not options.feedback_only)
+    column = split_column(options.split_by)
+    keep = () if column is None else (column,)
+    return SourceOptions(**shared(options, SourceOptions), need_scores=not options.feedback_only, keep=keep)

@@ -18,11 +18,11 @@ from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps
 from mmpo.pipeline.grades.position_bias import position_biases
-from mmpo.pipeline.grades.rater_effects import RaterSample, fit_rater_effects
+from mmpo.pipeline.grades.rater_effects import RaterAgreement, RaterSample, fit_rater_effects, rater_agreement
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
 from mmpo.pipeline.options import shared
-from mmpo.pipeline.pairs.choose import STRATEGIES, within_pair_squares
+from mmpo.pipeline.pairs.choose import STRATEGIES, between_raters
 from mmpo.pipeline.pairs.uncertainty import PooledVariance
 from mmpo.pipeline.storage.accounting import RowAccounting
 
@@ -32,13 +32,18 @@ Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iter
 
 @dataclass(frozen=True)
 class ResolvedBuild:
-    """A build that can be done. groups: the grades it uses; pooled: each source's within-pair variances, where passes found any."""
+    """A build that can be done.
+
+    groups: the grades it uses; pooled: each source's within-pair variances, and agreement: each rater's with the others, where passes found
+    any.
+    """
 
     options: BuildOptions
     rules: PairRules = field(default_factory=PairRules)
     groups: tuple[GradeGroup, ...] = ()
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
     pooled: dict[str, PooledVariance] = field(default_factory=dict)
+    agreement: dict[str, RaterAgreement] = field(default_factory=dict)
 
     def pooled_variance(self) -> dict[str, float]:
         """By source, as the manifest keeps it: the variance of raters' own gaps within pairs."""
@@ -102,10 +107,11 @@ def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
         effects = fit_rater_effects(sample, centered=build.rules.evidence == "ratings", weighted=weighted)
         build = replace(build, rules=replace(build.rules, effects=effects))
     if len({group.rater for group in build.groups}) > 1:
+        parts = list(collect(build, partial(between_raters, share=sample_share(build.groups, build.statistics))))
         total: dict[str, np.ndarray] = {}
-        for part in collect(build, within_pair_squares):
-            for source, squares in part.items():
-                total[source] = total.get(source, np.zeros(3)) + squares
+        for source, squares in (item for part in parts for item in part.squares.items()):
+            total[source] = total.get(source, np.zeros(3)) + squares
         pooled = {source: PooledVariance(*(sums[:2] / sums[2]).tolist()) for source, sums in sorted(total.items())}
-        build = replace(build, pooled=pooled)
+        agreement = rater_agreement(RaterSample.joined([part.sample for part in parts]))
+        build = replace(build, pooled=pooled, agreement=agreement)
     return build

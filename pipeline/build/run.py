@@ -9,16 +9,18 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
+from mmpo.pipeline.build.summary import largest, sides_of, warnings_of
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
@@ -57,8 +59,9 @@ def build(
     sources: files, folders, globs or Hub datasets in `options.format`. out: the folder, written whole or not at all; an older
     dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part. partition_bytes: input that is merged and
     paired at a time; memory grows with it, the pairs stay the same.
-    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}, and where there are any
-    "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
+    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}; of pairs also "examples": two of them in
+    words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and "warnings": sentences; and
+    where there are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)
@@ -144,7 +147,8 @@ def _finish(
     (folder / "README.md").write_text(card(held, rows, metadata["recipe"], feedback=feedback_only), encoding="utf-8")
     prompts = sum(result.prompts for result in results)
     variances = {"pooled_variance": resolved.pooled_variance()} if resolved.pooled else {}
-    counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json()}
+    said = {} if feedback_only else _said(resolved, rows, results)
+    counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts})
     return {
         "out": str(out),
@@ -152,6 +156,18 @@ def _finish(
         "pairs": {} if feedback_only else rows,
         "rejected": dropped,
         **resolved.rules.learned(),
+        **said,
+    }
+
+
+def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[ShardResult]) -> dict[str, Any]:
+    """{"examples", "unwitnessed", "warnings"}, of the whole build."""
+    unwitnessed, ties = (sum(getattr(result, name) for result in results) for name in ("unwitnessed", "ties"))
+    lies = sides_of(*(np.concatenate([getattr(result, name) for result in results]) for name in ("first_messages", "sides")))
+    return {
+        "examples": [example.as_json() for example in largest([one for result in results for one in result.examples])],
+        "unwitnessed": unwitnessed,
+        "warnings": warnings_of(resolved, rows, ties, unwitnessed, *lies),
     }
 
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, without_texts
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
+from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
 from mmpo.pipeline.pairs.choose import STRATEGIES, choose_pairs
-from mmpo.pipeline.pairs.splits import split_of_prompts
+from mmpo.pipeline.pairs.splits import check_one_value, split_of_positions, split_positions
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.base import collect_parts
@@ -108,13 +109,22 @@ class Shard:
 
 @dataclass
 class ShardResult:
-    """What a shard wrote: files and rows by split, counts, and its file of rejects."""
+    """What a shard wrote: files and rows by split, counts, its file of rejects, and what the summary of the build is made of.
+
+    examples: its two pairs of the largest margins, of two prompts; ties, unwitnessed: pairs of margin 0, and of 0 raters; first_messages:
+    where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to lie.
+    """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     accounting: RowAccounting = field(default_factory=RowAccounting)
     rejects: Path | None = None
+    examples: list[Example] = field(default_factory=list)
+    ties: int = 0
+    unwitnessed: int = 0
+    first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
 
 
 def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
@@ -146,8 +156,10 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
             waiting[name], held[name] = [], 0
 
     for partition in shard.partitions:
-        merged = merged_grades(read_partition(shard.spills, partition), build, result.accounting)
-        side = split_of_prompts(merged, build.options.split) if len(names) > 1 else np.zeros(merged.num_rows, dtype=np.int64)
+        rows = read_partition(shard.spills, partition)
+        check_one_value(rows, build.options.split_by)
+        merged = merged_grades(rows, build, result.accounting)
+        side = _sides(merged, build, result) if len(names) > 1 else np.zeros(merged.num_rows, dtype=np.int64)
         for index, name in enumerate(names):
             part = merged.filter(pa.array(side == index)).combine_chunks()
             for piece, size in _pieces(part, build):
@@ -161,6 +173,17 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
         result.files[name] = writers[name].paths
     result.rejects = rejects.close()
     return result
+
+
+def _sides(merged: pa.Table, build: ResolvedBuild, result: ShardResult) -> np.ndarray:
+    """The split of each prompt; which splits its first user message now lies in is noted."""
+    positions = split_positions(merged)
+    by = build.options.split_by
+    side = split_of_positions(positions if by == "first-message" else split_positions(merged, by), build.options.split)
+    result.first_messages, result.sides = sides_of(
+        np.concatenate([result.first_messages, positions]), np.concatenate([result.sides, (1 << side).astype(np.int8)])
+    )
+    return side
 
 
 def _pieces(table: pa.Table, build: ResolvedBuild) -> list[tuple[pa.Table, int]]:
@@ -205,7 +228,11 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     for reason, mask in lost.items():
         rejects.add("prompt", "pair", reason, flat(batch["prompt_id"]).filter(pa.array(mask)))
     rejects.add_pairs(batch, pairs)
-    return pairs_table(batch, pairs)
+    table = pairs_table(batch, pairs)
+    result.examples = largest([*result.examples, *examples_of(table)])
+    result.ties += int((pairs.quality_margin == 0).sum())
+    result.unwitnessed += int((pairs.raters == 0).sum())
+    return table
 
 
 class _Rejects:

@@ -23,7 +23,7 @@ class Grades:
 
     shown: of a comparison 1 where the item's first half was shown first, else 0 (None: there is no order). coefficient: how often the
     rater's bias is in the value (None: once): of a comparison 1 or -1 by the order shown, 0 where both were. weight: what the grade counts
-    for when raters merge (None: all the same). step: what values are rounded to, after every merge again.
+    for when raters merge (None: all the same). step: what values are rounded to where they are compared.
     """
 
     prompt: np.ndarray
@@ -37,6 +37,10 @@ class Grades:
     coefficient: np.ndarray | None = None
     weight: np.ndarray | None = None
     step: Step = 0.0
+
+    def comparable(self) -> np.ndarray:
+        """The values rounded: what is equal is equal here. Means are taken of the others, since rounding twice could part equals."""
+        return rounded(self.value, self.step)
 
     def take(self, index: np.ndarray) -> "Grades":
         """The grades at these positions (or where a boolean mask holds)."""
@@ -54,7 +58,7 @@ class Grades:
             value, variance = (np.add.reduceat(column, starts) for column in (self.value * weights, self.variance * weights**2))
         merged = self.take(starts)
         coefficient = None if self.coefficient is None else run_means(self.coefficient, starts)
-        return replace(merged, value=rounded(value, step), variance=variance, coefficient=coefficient, step=step)
+        return replace(merged, value=value, variance=variance, coefficient=coefficient, step=step)
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,13 @@ class FlatGrades:
 def flatten(table: pa.Table, evidence: str, steps: Mapping[tuple[str, str], float] | None = None) -> FlatGrades:
     """The grades of a batch. Items are positions among the batch's completions, or compared pairs first < second.
 
-    steps: what the values of each rater and aspect are rounded to; as they are without.
+    steps: what values of each rater and aspect are rounded to where they are compared; without they are compared as they are.
     """
     column = flat(table[evidence])
     rows, prompt = column.flatten(), parents(offsets_of(column))
     (rater, raters), (aspect, aspects), (kind, kinds) = (codes(rows.field(name)) for name in ("rater", "aspect", "kind"))
     step = _steps(steps or {}, raters, aspects, rater, aspect)
-    value, variance = rounded(to_numpy(rows.field(COLUMNS[evidence][0])), step), to_numpy(rows.field("spread")) ** 2
+    value, variance = to_numpy(rows.field(COLUMNS[evidence][0])), to_numpy(rows.field("spread")) ** 2
     base = offsets_of(flat(table["completions"]))[prompt]
 
     def place(name: str) -> np.ndarray:

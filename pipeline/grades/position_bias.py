@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mmpo.pipeline.grades.aggregate import FlatGrades, Grades, merge_repeats, runs
-from mmpo.pipeline.grades.rounding import rounded
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom the group's variance of h counts for beside a pair's own; margin_se shrinks by as many."""
@@ -148,7 +147,7 @@ def merge_orders(flat: FlatGrades, biases: Mapping[tuple[str, str], PositionBias
     variance[two] = _known_sum(variance[two], shrunk)
     value[one] -= (sign * bias)[one]
     variance[one] = _known_sum(variance[one], 2 * order_variance[one])
-    merged = replace(merged, value=rounded(value, merged.step), variance=variance, coefficient=np.where(both | known, 0.0, sign))
+    merged = replace(merged, value=value, variance=variance, coefficient=np.where(both | known, 0.0, sign))
     if one_order == "keep":
         return merged, merged.item[:0]
     return merged.take(~one), merged.item[one]

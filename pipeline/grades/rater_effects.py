@@ -17,7 +17,6 @@ import numpy as np
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import Grades
-from mmpo.pipeline.grades.rounding import rounded
 
 LEAST_SHARED = 20
 """Items shared with other raters from which on a rater gets a scale of its own, and can be found to give no signal."""
@@ -136,6 +135,27 @@ def without_signal(sample: RaterSample) -> np.ndarray:
             return ~alive
         # Two raters who only share items with one another have the same correlation: neither can be blamed alone.
         alive &= ~(bad & (correlation <= correlation[bad].min() + 1e-9))
+
+
+class RaterAgreement(NamedTuple):
+    """A rater's correlation with the mean of the others over the items they share, from -1 to 1, its 95% interval, and how many items."""
+
+    correlation: float
+    low: float
+    high: float
+    items: int
+
+
+def rater_agreement(sample: RaterSample) -> dict[str, RaterAgreement]:
+    """Of each rater who shares 20 items or more with others: how far its grades go with theirs, within prompts."""
+    within = sample.within_prompts()
+    if not len(within.item):
+        return {}
+    correlation, n = _with_the_others(within)
+    error = 2 / np.sqrt(np.maximum(n * within.independent, 1))
+    low, high = np.maximum(correlation - error, -1), np.minimum(correlation + error, 1)
+    columns = zip(sample.raters, *(column.tolist() for column in (correlation, low, high, n)), strict=True)
+    return {name: RaterAgreement(*row) for name, *row in columns if row[-1] >= LEAST_SHARED}
 
 
 def _with_the_others(sample: RaterSample) -> tuple[np.ndarray, np.ndarray]:
@@ -389,6 +409,6 @@ def remove_effects(grades: Grades, raters: Sequence[str], effects: Mapping[str, 
     r = grades.rater
     coefficient = 1.0 if grades.coefficient is None else grades.coefficient
     value = center[r] + (grades.value - center[r] - coefficient * bias[r]) / scale[r]
-    result = replace(grades, value=rounded(value, grades.step), variance=grades.variance / scale[r] ** 2, weight=weight[r])
+    result = replace(grades, value=value, variance=grades.variance / scale[r] ** 2, weight=weight[r])
     heard = weight[r] > 0
     return result.take(heard), grades.item[~heard]

@@ -1,4 +1,4 @@
-"""Equality of grades: values are rounded to a step of their scale, since means and normalised grades that are the same differ by 1e-16.
+"""Equality of grades: values that are compared are rounded to a step of their scale, since equal means differ by 1e-16 as floats.
 
 The step is the largest power of ten ≤ 1e-12 of the scale's width, or of the largest grade where there is no scale: never relative to a
 value or a gap, which would make a tie depend on what is compared. A scale far from 0 (a million to a million and one) has no twelve

@@ -34,6 +34,7 @@ class PairRules:
     strategy: str = "all"
     max_per_prompt: int | None = None
     min_margin: float = 0.0
+    min_raters: int = 0
     ties: str = "keep"
     max_chars: int | None = None
     seed: int = 0
@@ -106,9 +107,13 @@ def in_sample(ids: pa.Array, share: float) -> pa.Array:
 def rater_sample(table: pa.Table, rules: PairRules, share: float = 1.0) -> RaterSample:
     """The batch's part of what raters are compared by: the grades of items that two raters or more graded, in the sampled prompts."""
     chosen = table.filter(in_sample(flat(table["prompt_id"]), share)).combine_chunks()
-    values = rater_values(chosen, rules)
+    return sample_of(rater_values(chosen, rules), rules)
+
+
+def sample_of(values: RaterValues, rules: PairRules, prompts: np.ndarray | None = None) -> RaterSample:
+    """The grades of items that two raters or more graded, of the prompts of a mask where there is one."""
     grades = values.grades
     coefficient = np.ones(len(grades.value)) if grades.coefficient is None else grades.coefficient
     prompt = grades.prompt if rules.evidence == "ratings" else None
     sample = RaterSample(grades.item, grades.rater, grades.value, coefficient, values.given.raters, prompt)
-    return sample.take(np.arange(len(grades.value)))
+    return sample.take(np.arange(len(grades.value)) if prompts is None else np.flatnonzero(prompts[grades.prompt]))

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
 from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
+from mmpo.pipeline.grades.rater_effects import RaterSample
 from mmpo.pipeline.grades.rounding import rounded, step_of
-from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
+from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_values, sample_of
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
 
@@ -154,7 +155,7 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     steps[items] = step
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
         scores = within_prompt(scores, prompt)
-        own = within_prompt(grades.value, grades.prompt, grades.rater)
+        own = within_prompt(grades.comparable(), grades.prompt, grades.rater)
         steps[:] = step_of(1.0, 1.0)
         grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step_of(1.0, 1.0))
     known = np.flatnonzero(np.isfinite(scores))
@@ -179,7 +180,8 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     place = np.full(len(first), -1)
     place[items] = np.arange(len(items))
     pair = place[grades.item]
-    value = np.where(first_wins[pair], grades.value, -grades.value)
+    value = grades.comparable()
+    value = np.where(first_wins[pair], value, -value)
     gaps = OwnGaps(pair, value, np.full_like(value, np.nan), grades.variance, grades.kind, weights_of(grades))
     none = np.full(len(chosen), np.nan)
     return _Candidates(values, _prompts(table, chosen), chosen, rejected, none, none, np.abs(margin), gaps)
@@ -188,12 +190,17 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
 _CANDIDATES = {"ratings": _rated, "comparisons": _compared}
 
 
-def within_pair_squares(table: pa.Table, rules: PairRules) -> dict[str, np.ndarray]:
-    """By source: (weighted) sums of squared deviations from the pair's mean, of raters' own gaps and of their middles, and the degrees of
-    freedom; shape (3,).
+class BetweenRaters(NamedTuple):
+    """What a batch says of how raters differ. squares: by source (weighted) sums of squared deviations from the pair's mean, of raters' own
+    gaps and of their middles, and the degrees of freedom, shape (3,); sample: the grades that raters are compared by."""
 
-    Taken over every pair of completions that two or more raters graded, whatever the strategy keeps.
-    """
+    squares: dict[str, np.ndarray]
+    sample: RaterSample
+
+
+def between_raters(table: pa.Table, rules: PairRules, share: float = 1.0) -> BetweenRaters:
+    """Taken over every pair of completions that two or more raters graded, whatever the strategy keeps; the sample over a share of the
+    prompts."""
     found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"))
     n, _, squares = deviations(found.gaps, found.gaps.gap, len(found.prompt))
     _, _, of_middles = deviations(found.gaps, found.gaps.middle, len(found.prompt))
@@ -203,7 +210,7 @@ def within_pair_squares(table: pa.Table, rules: PairRules) -> dict[str, np.ndarr
         chosen = (source[found.prompt] == code) & (n >= 2)
         if chosen.any():
             by_source[name] = np.array([squares[chosen].sum(), of_middles[chosen].sum(), (n[chosen] - 1).sum()])
-    return by_source
+    return BetweenRaters(by_source, sample_of(found.values, rules, np.asarray(in_sample(flat(table["prompt_id"]), share))))
 
 
 def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledVariance]) -> ChosenPairs:
@@ -274,6 +281,11 @@ def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.n
     return pairs.quality_margin < rules.min_margin
 
 
+def _few_raters(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs that fewer raters graded both sides of than are wanted."""
+    return pairs.raters < rules.min_raters
+
+
 def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
     """Pairs beyond the largest number of pairs that a prompt may have."""
     strategy, out = STRATEGIES[rules.strategy], np.zeros(len(pairs.prompt), dtype=bool)
@@ -293,6 +305,7 @@ def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.n
 FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
     "tie": _tie,
     "over_long": _over_long,
+    "min_raters": _few_raters,
     "min_margin": _small_margin,
     "max_per_prompt": _over_the_cap,
 }

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import row_sums
 from mmpo.pipeline.errors import UserError
@@ -96,17 +95,6 @@ def source_rows(figures: PairFigures) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def dropped(dataset: Path) -> list[dict[str, Any]]:
-    """What rejects.parquet counts, most frequent first: unit, stage, reason, count. Empty where there is none."""
-    path = dataset / "rejects.parquet"
-    if not path.is_file():
-        return []
-    columns = ["unit", "stage", "reason"]
-    counts = pq.read_table(path, columns=columns).group_by(columns).aggregate([([], "count_all")]).to_pylist()
-    rows = [{**{name: row[name] for name in columns}, "count": row["count_all"]} for row in counts]
-    return sorted(rows, key=lambda row: (-row["count"], row["reason"] or ""))
 
 
 def samples(dataset: Path, figures: PairFigures, most: int = 420) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
-from mmpo.pipeline.report.dataset_figures import PairFigures, dropped, longer_wins, read_figures, samples, source_rows
+from mmpo.pipeline.report.dataset_figures import PairFigures, longer_wins, read_figures, samples, source_rows
 from mmpo.pipeline.report.gamma import gamma_table
+from mmpo.pipeline.report.left_out import rejects
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table
+from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.validate import SATURATED
 
 
@@ -18,8 +20,8 @@ def write_report(
 ) -> Path:
     """Write the page about a dataset folder to the file `out`, whole, and return it.
 
-    checks: rows {"name", "status", "count", "message"}; by default `mmpo.pipeline.validate` makes them. It holds
-    margins, what each γ makes of them, lengths, sources, checks, what was dropped and three samples; every text is
+    checks: rows {"name", "status", "count", "message"}; by default `mmpo.pipeline.validate` makes them. It holds what the build
+    warned of, margins, what each γ makes of them, lengths, sources, checks, what was left out and three samples; every text is
     escaped, no script is in it, nothing is loaded from elsewhere. UserError where the folder is no dataset or the
     page can't be written.
     """
@@ -33,6 +35,9 @@ def write_report(
     decided = training[training > 0]
     gamma = gamma_for_mean_target(decided) if decided.size else None
     longer = longer_wins(figures)
+    manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
+    reasons = rejects(folder, 0)["reasons"] if manifest else {}
+    left_out = [{"reason": reason, **entry} for reason, entry in reasons.items()]
     values = {
         "title": title or f"Dataset {folder.resolve().name}",
         "numbers": _numbers(figures, gamma),
@@ -43,7 +48,8 @@ def write_report(
         "length_plots": _length_plots(figures) if longer is not None else [],
         "sources": _sources(figures),
         "checks": _checks(checks),
-        "rejects": table(("unit", "stage", "reason", "count"), dropped(folder), text=("unit", "stage", "reason")),
+        "warnings": manifest.get("warnings", []),
+        "rejects": table(("unit", "stage", "reason", "count"), left_out, text=("unit", "stage", "reason")),
         "samples": samples(folder, figures),
     }
     return render("dataset.html.j2", Path(out), values)

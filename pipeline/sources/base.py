@@ -1,7 +1,7 @@
 """What a source of feedback is, the options that all share, and the loop over a chunk's rows that reads it into FEEDBACK."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -27,6 +27,7 @@ class SourceOptions:
     fix_known_defects: repair known defects of the format, counted, instead of dropping what has them.
     rater: name of the rater where the rows give none (default: the file's name without suffixes). kind: human, ai or
     reward_model where the rows do not say (default: the source's). need_scores: rows without a score are wrong.
+    keep: columns whose values stay with the prompt, in `extra`; a row without one is wrong.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class SourceOptions:
     rater: str | None = None
     kind: str | None = None
     need_scores: bool = True
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,12 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     if head:
         # Rows of JSON may leave out what is null, so one row alone says little.
         columns = dict.fromkeys(name for _, row in head for name in row)
+        absent = [name for name in options.keep if name not in columns]
+        if absent:
+            raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
         parse = source.parser(columns, options, chunk.name)
         for count, (number, row) in enumerate(chain(head, found)):
-            part.add(number, row, parse)
+            part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
                 part.chars += _chars(row) * SAMPLED
                 if part.chars >= part_chars:
@@ -199,11 +204,15 @@ class _Part:
         self.out.at(self.file, number)
         self.out.reject(reason, evidence=evidence)
 
-    def add(self, number: int, row: Mapping[str, Any], parse: RowParser) -> None:
+    def add(self, number: int, row: Mapping[str, Any], parse: RowParser, keep: Sequence[str]) -> None:
         self.lines += 1
         self.out.at(self.file, number)
         try:
             parse(row, self.out)
+            for name in keep:
+                if row.get(name) is None:
+                    raise BadRow("no_split_value", {"column": name})
+                self.out.extra({name: row[name]})
         except BadRow as error:
             self.dropped += 1
             self.out.drop(error)

@@ -182,10 +182,11 @@ class FeedbackBuilder:
         self._comparisons.append((first, second, rater, kind, aspect, value, limit, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
-        """Keep what is not None of a JSON object beside the current row."""
+        """Keep what is not None of a JSON object beside the current row, with what is there already."""
         kept = {name: value for name, value in values.items() if value is not None}
         if kept:
-            self._extra[-1] = _evidence_json(kept)
+            before = self._extra[-1]
+            self._extra[-1] = _evidence_json({**orjson.loads(before), **kept} if before else kept)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,0 +1,144 @@
+"""What a build says at its end, so that nothing passes unseen: two of its pairs in words, and what a reader of the margins should know."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.build.resolve import ResolvedBuild
+from mmpo.pipeline.grades.statistics import GradeGroup
+from mmpo.pipeline.tables import SPLITS
+
+EXAMPLES = 2
+EXAMPLE_CHARACTERS = 200
+SAME_SCALE_TIMES = 5.0
+"""Raters without a declared scale whose grades range so many times as far as others' are taken to use another one."""
+LEAST_GRADES = 10
+"""Of a rater before it is said that all of them are the same."""
+MOST_NAMES = 5
+
+
+class Example(NamedTuple):
+    """A pair in words, its texts cut short; what it is chosen by comes first."""
+
+    negative_margin: float
+    ids: tuple[str, str]
+    prompt_id: str
+    better: str
+    worse: str
+
+    def as_json(self) -> dict[str, str | float]:
+        """{"better", "worse", "margin"}."""
+        return {"better": self.better, "worse": self.worse, "margin": -self.negative_margin}
+
+
+def examples_of(pairs: pa.Table) -> list[Example]:
+    """The pairs of the largest margins of a table of PAIRS, of two prompts."""
+    margins = np.asarray(flat(pairs["quality_margin"]))
+    found: list[Example] = []
+    for row in np.argsort(-margins, kind="stable")[: 50 * EXAMPLES].tolist():
+        one = pairs.slice(row, 1).select(["chosen_id", "rejected_id", "prompt_id", "chosen", "rejected"]).to_pylist()[0]
+        texts = (one[side][0]["content"][:EXAMPLE_CHARACTERS] for side in ("chosen", "rejected"))
+        found = largest([*found, Example(-float(margins[row]), (one["chosen_id"], one["rejected_id"]), one["prompt_id"], *texts)])
+        if len(found) == EXAMPLES:
+            break
+    return found
+
+
+def largest(examples: Sequence[Example]) -> list[Example]:
+    """Two of them, of two prompts: those of the largest margins, by ids where they are equal."""
+    by_prompt: dict[str, Example] = {}
+    for example in sorted(examples):
+        by_prompt.setdefault(example.prompt_id, example)
+    return list(by_prompt.values())[:EXAMPLES]
+
+
+def sides_of(positions: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct positions of first user messages, and for each the bits of all sides that it lies on."""
+    distinct, inverse = np.unique(positions, return_inverse=True)
+    joined = np.zeros(len(distinct), dtype=np.int8)
+    np.bitwise_or.at(joined, inverse, sides)
+    return distinct, joined
+
+
+def warnings_of(
+    build: ResolvedBuild, rows: Mapping[str, int], ties: int, unwitnessed: int, first_messages: np.ndarray, sides: np.ndarray
+) -> list[str]:
+    """What the user should know of the margins, one sentence each, the gravest first."""
+    pairs, prompts = sum(rows.values()), len(first_messages)
+    found = []
+    if unwitnessed:
+        found.append(
+            f"{unwitnessed:,} of {pairs:,} pairs have a margin that no rater witnessed: nobody graded both sides (raters 0), so that it "
+            "may be two raters' taste. --min-raters 1 leaves them out"
+        )
+    found += _of_scales(build)
+    if ties == pairs:
+        found.append(f"all {pairs:,} pairs are ties: every margin is 0, and nothing can be learned from them")
+    flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
+    if flat_raters:
+        found.append(f"{_names(flat_raters)}: gave everything the same grade")
+    doubtful = {name: one for name, one in build.agreement.items() if one.low <= 0}
+    for name, one in list(doubtful.items())[:MOST_NAMES]:
+        against = "goes against the others" if one.high < 0 else "can't be told from chance"
+        found.append(
+            f"rater {name!r}: agreement with the others {against} (correlation {one.correlation:.2f}, 95% {one.low:.2f} to {one.high:.2f}, "
+            f"{one.items:,} items). Is its scale the other way round, or --rater to leave it out?"
+        )
+    if len(doubtful) > MOST_NAMES:
+        found.append(f"{len(doubtful) - MOST_NAMES:,} more raters whose agreement with the others can't be told from chance")
+    empty = [name for name, share in zip(SPLITS, build.options.split, strict=True) if share and not rows[name]]
+    if empty:
+        by = build.options.split_by
+        what = (
+            f"{prompts:,} distinct first user message{'s' if prompts != 1 else ''}" if by == "first-message" else f"--split-by {by}"
+        )
+        other = ", or another rule: --split-by prompt or column:NAME" if by == "first-message" else ""
+        found.append(
+            f"{' and '.join(empty)} hold{'s' if len(empty) == 1 else ''} no pair: splits follow {what}. Add prompts{other}"
+        )
+    crossing = int((np.bitwise_count(sides) > 1).sum()) if len(sides) else 0
+    if build.options.split_by == "prompt" and crossing:
+        found.append(
+            f"{crossing:,} first user messages lie in more than one split: turns of one conversation may be trained and tested on"
+        )
+    return found
+
+
+def _same_grades(build: ResolvedBuild, group: GradeGroup) -> bool:
+    moments = build.statistics.groups[group]
+    return moments.count >= LEAST_GRADES and moments.least == moments.most
+
+
+def _of_scales(build: ResolvedBuild) -> list[str]:
+    """Raters of one aspect without a declared scale whose grades range much farther than others'."""
+    if build.options.normalise not in ("none",):
+        return []
+    by_aspect: dict[str, list[tuple[float, GradeGroup]]] = {}
+    for group in build.groups:
+        moments = build.statistics.groups[group]
+        if (group.low is None or group.high is None) and moments.most > moments.least:
+            by_aspect.setdefault(group.aspect, []).append((moments.most - moments.least, group))
+    found = []
+    for aspect, ranges in by_aspect.items():
+        (narrow, first), (wide, last) = min(ranges), max(ranges)
+        if wide >= SAME_SCALE_TIMES * narrow:
+            found.append(
+                f"no scale is declared, and the grades of {aspect!r} do not look like one: rater {first.rater!r} "
+                f"{_range(build, first)}, rater {last.rater!r} {_range(build, last)}. Declare scales with --scale in builds of their own "
+                "and --normalise minmax, or use --normalise zscore or rank"
+            )
+    return found
+
+
+def _range(build: ResolvedBuild, group: GradeGroup) -> str:
+    moments = build.statistics.groups[group]
+    return f"grades {moments.least:g} to {moments.most:g}"
+
+
+def _names(names: Sequence[str]) -> str:
+    distinct = sorted(set(names))
+    more = f" and {len(distinct) - MOST_NAMES} more" if len(distinct) > MOST_NAMES else ""
+    return f"rater{'s' if len(distinct) > 1 else ''} {', '.join(map(repr, distinct[:MOST_NAMES]))}{more}"

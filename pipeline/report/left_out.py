@@ -1,0 +1,62 @@
+"""What a build left out, by reason, with examples: from rejects.parquet, and from the manifest what is only counted."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import read_manifest
+
+EXAMPLES = 3
+
+
+def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
+    """{"reasons": {reason: {"unit", "stage", "count", "share", "examples": [{"file", "row", "details"}]}}}, the most frequent first.
+
+    dataset: a folder that `mmpo build` wrote. count: how many; share: of all units of that kind that came to the stage, from 0 to 1, null
+    where the manifest does not say. examples: the first ones; file and row (from 1) where it was read, null for what was left out later;
+    details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. Raises UserError.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    came: dict[str, int] = {}
+    path = dataset / "rejects.parquet"
+    known = {} if path.is_file() and not (dataset / "manifest.json").is_file() else read_manifest(dataset)
+    for stage, units in known.get("counts", {}).items():
+        for unit, counts in units.items():
+            for reason, count in counts["dropped"].items():
+                entry = found.setdefault(reason, {"unit": unit, "stage": stage, "count": 0, "share": None, "examples": []})
+                entry["count"] += count
+                came[reason] = came.get(reason, 0) + counts["in"] + counts["created"]
+    for reason, entry in found.items():
+        entry["share"] = entry["count"] / came[reason] if came[reason] else None
+    listed: dict[str, int] = {}
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["unit", "stage", "reason", "file", "row", "prompt_id", "evidence"]):
+                for one in pc.value_counts(batch["reason"]).to_pylist():
+                    reason = str(one["values"])
+                    listed[reason] = listed.get(reason, 0) + one["counts"]
+                    rows = batch.filter(pc.equal(batch["reason"], one["values"])).slice(0, max(examples, 1)).to_pylist()
+                    entry = found.setdefault(
+                        reason, {"unit": rows[0]["unit"], "stage": rows[0]["stage"], "count": 0, "share": None, "examples": []}
+                    )
+                    entry["examples"] += [_example(row) for row in rows[: examples - len(entry["examples"])]]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: can't be read as what a build left out ({str(error).splitlines()[0]}); build {dataset} again"
+        ) from error
+    for reason, count in listed.items():
+        found[reason]["count"] = max(found[reason]["count"], count)
+    return {"reasons": dict(sorted(found.items(), key=lambda item: (-item[1]["count"], item[0])))}
+
+
+def _example(row: dict[str, Any]) -> dict[str, Any]:
+    details = orjson.loads(row["evidence"]) if row["evidence"] else {}
+    if row["prompt_id"]:
+        details = {"prompt_id": row["prompt_id"], **details}
+    return {"file": row["file"], "row": row["row"], "details": details or None}
