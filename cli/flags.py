@@ -18,7 +18,8 @@ from mmpo.pipeline.options import fields_of, flags_of
 def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the command gets one flag for every field of `options`; its `given` holds those that were used.
 
-    The signature keeps its own parameters and must end with `given: dict`. Values arrive as text, bools as bools.
+    The signature keeps its own parameters and must end with `given: dict`. Values arrive as text, bools as bools, `null` as None where a
+    field may be None.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +29,9 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
 
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in fields}
-            return command(**arguments, given={name: value for name, value in given.items() if value is not None})
+            given = {name: value for name, value in given.items() if value is not None}
+            nothing = {name: None for name, value in given.items() if value == "null" and "null" in _types(types[name])}
+            return command(**arguments, given=given | nothing)
 
         added = [_parameter(name, field, flags_of(options, name), _types(types[name])) for name, field in fields.items()]
         call.__doc__ = command.__doc__

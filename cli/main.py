@@ -8,6 +8,7 @@ Only the command that is asked for is imported, so `mmpo --help` costs milliseco
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -85,7 +86,8 @@ def _was_interrupted(error: BaseException | None) -> bool:
 def _failed(error: Exception) -> int:
     """The exit status of an error, after its one message; a traceback only where it is our bug."""
     if isinstance(error, TyperException):
-        return _say(str(error).removeprefix("Value error, ") or "wrong usage", 2, getattr(error, "ctx", None))
+        context = getattr(error, "ctx", None)
+        return _say((str(error).removeprefix("Value error, ") or "wrong usage") + _closest_option(error, context), 2, context)
     # Imported here: the package mmpo.pipeline loads pyarrow, which --help does without.
     from mmpo.pipeline.errors import PartialResult, UserError
 
@@ -103,6 +105,16 @@ def _failed(error: Exception) -> int:
         return _say(f"{where}{error.strerror or error}", 2)
     traceback.print_exception(error)
     return 1
+
+
+def _closest_option(error: Exception, context: Any) -> str:
+    """Of an option that there is not: the nearest one that there is."""
+    given = getattr(error, "option_name", None)
+    if given is None or context is None:
+        return ""
+    known = ["--help", *(name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts))]
+    close = get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def all_commands() -> dict[str, Any]:

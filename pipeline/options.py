@@ -154,6 +154,9 @@ def explain(error: ValidationError, model: type, *, where: str = "", flags: bool
         last = str(item["loc"][-1]) if item["loc"] else ""
         union = last.removeprefix("constrained-") in ("float", "int", "str", "bool") or "[" in last
         places.setdefault(item["loc"][:-1] if union else item["loc"], []).append(item)
+    # of several values written as one text, that there are too few says it all
+    few = {place[0] for place, items in places.items() if len(place) > 1 and items[0]["type"] == "missing"}
+    places = {place: items for place, items in places.items() if not place or place[0] not in few or items[0]["type"] == "missing"}
     return "; ".join(_explain_one(place, items, model, where, flags) for place, items in places.items())
 
 
@@ -166,7 +169,9 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
         allowed = _keys_at(model, place[:-1])
         return f"{start}: unknown key{closest(place[-1], allowed, 0.4) or '.'} Known: {', '.join(allowed)}"
     if item["type"] == "missing":
-        return f"{start}: missing" if len(place) == 1 else f"{start}: {item['input']!r} has too few values"
+        return (
+            f"{start}: missing" if len(place) == 1 else _too_few(start.removesuffix(f".{place[-1]}"), place, item["input"], model)
+        )
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
     if not all(message.startswith("Input should be ") for message in messages):
         return f"{start}: {messages[0]}"
@@ -175,6 +180,15 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
     for theirs, ours in WORDS.items():
         values = re.sub(theirs, ours, values)
     return f"{start}: {item['input']!r} is not {values}{closest(item['input'], names, 0.4)}"
+
+
+def _too_few(start: str, place: tuple[Any, ...], given: Any, model: type) -> str:
+    """Where several values are written as one text."""
+    text = ",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+    field = fields_of(model).get(str(place[0]))
+    default = field.get_default() if field else None
+    example = field.examples[0] if field and field.examples else ",".join(map(str, default)) if isinstance(default, tuple) else ""
+    return f"{start}: {text} has too few values" + (f"; write it as {example}" if example else "")
 
 
 WORDS = {

@@ -24,7 +24,7 @@ class BuildOptions:
     """Input format; `mmpo formats` lists them, `module:function` brings your own."""
     columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
     """Names of the columns in generic files: field=column,field=column."""
-    scale: Annotated[tuple[float, float] | None, LISTED] = None
+    scale: Annotated[tuple[float, float] | None, LISTED, Field(examples=["1:10"])] = None
     """The score scale of generic files, low:high."""
     fix_known_defects: bool = False
     """Repair a format's known defects where possible, counted; without it such rows are rejected."""

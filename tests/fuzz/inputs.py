@@ -15,7 +15,8 @@ from folders import write_rows
 ODD: list[Any] = [
     None, "", " ", "NaN", "inf", "1,5", "4/5", "N/A", "\t", "\x07", "a\x00b", "\u202ename", "😀" * 3, "x" * 5000, "[1, 2", "{}",
     "<b>bold</b>", "[/b]", "../x", "-1", "1e400", 0, -0.0, 1, -1, 2, 0.1, 1e-300, 1e308, -1e308, 10**30, True, [], {}, [None], [[]],
-    [1, "a"], {"role": "user"}, [{"role": "user", "content": None}], [{"role": "robot", "content": "x"}], [{"role": "user", "content": "Hi"}],
+    [1, "a"], {"role": "user"}, [{"role": "user", "content": None}], [{"role": "robot", "content": "x"}],
+    [{"role": "user", "content": "Hi"}],
     '[{"role": "user"}]',
 ]  # fmt: skip
 """Values for any place. What is text stays harmless for other software."""
