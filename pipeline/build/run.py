@@ -60,7 +60,8 @@ def build(
     dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part. partition_bytes: input that is merged and
     paired at a time; memory grows with it, the pairs stay the same.
     Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}; of pairs also "examples": two of them in
-    words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and "warnings": sentences; and
+    words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, "rounded_ties": how many are ties of values that
+    differ by less than the rounding step, and "warnings": sentences; and
     where there are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
@@ -162,11 +163,13 @@ def _finish(
 
 def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[ShardResult]) -> dict[str, Any]:
     """{"examples", "unwitnessed", "warnings"}, of the whole build."""
-    unwitnessed, ties = (sum(getattr(result, name) for result in results) for name in ("unwitnessed", "ties"))
+    names = ("unwitnessed", "ties", "rounded_ties")
+    unwitnessed, ties, rounded_ties = (sum(getattr(result, name) for result in results) for name in names)
     lies = sides_of(*(np.concatenate([getattr(result, name) for result in results]) for name in ("first_messages", "sides")))
     return {
         "examples": [example.as_json() for example in largest([one for result in results for one in result.examples])],
         "unwitnessed": unwitnessed,
+        "rounded_ties": rounded_ties,
         "warnings": warnings_of(resolved, rows, ties, unwitnessed, *lies),
     }
 

@@ -111,7 +111,8 @@ class Shard:
 class ShardResult:
     """What a shard wrote: files and rows by split, counts, its file of rejects, and what the summary of the build is made of.
 
-    examples: its two pairs of the largest margins, of two prompts; ties, unwitnessed: pairs of margin 0, and of 0 raters; first_messages:
+    examples: its two pairs of the largest margins, of two prompts; ties, rounded_ties, unwitnessed: pairs of margin 0, those of
+    them whose values differ by less than the rounding step, and pairs of 0 raters; first_messages:
     where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to lie.
     """
 
@@ -122,6 +123,7 @@ class ShardResult:
     rejects: Path | None = None
     examples: list[Example] = field(default_factory=list)
     ties: int = 0
+    rounded_ties: int = 0
     unwitnessed: int = 0
     first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
@@ -231,6 +233,7 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     table = pairs_table(batch, pairs)
     result.examples = largest([*result.examples, *examples_of(table)])
     result.ties += int((pairs.quality_margin == 0).sum())
+    result.rounded_ties += int(pairs.rounded_ties.sum())
     result.unwitnessed += int((pairs.raters == 0).sum())
     return table
 

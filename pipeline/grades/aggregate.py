@@ -217,10 +217,12 @@ ASPECT_MERGERS: dict[str, Callable[[Grades], np.ndarray]] = {"mean": _common_asp
 
 
 def merge_raters(grades: Grades, how: str) -> tuple[np.ndarray, np.ndarray, Step]:
-    """Items that have a value, that value, as RATER_MERGERS says, and what it is rounded to. grades: sorted by item, one per rater."""
+    """Items that have a value, that value, as RATER_MERGERS says, and what it is to be rounded to where it is compared.
+
+    grades: sorted by item, one per rater.
+    """
     starts = group_starts(grades.item)
-    step = coarsest(grades.step, starts)
-    return grades.item[starts], rounded(RATER_MERGERS[how].merge(grades, starts), step), step
+    return grades.item[starts], RATER_MERGERS[how].merge(grades, starts), coarsest(grades.step, starts)
 
 
 def _mean(grades: Grades, starts: np.ndarray) -> np.ndarray:

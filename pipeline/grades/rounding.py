@@ -43,3 +43,8 @@ def rounded(values: np.ndarray, step: Step) -> np.ndarray:
 def coarsest(step: Step, starts: np.ndarray) -> Step:
     """The largest step of each run of values."""
     return np.maximum.reduceat(step, starts) if isinstance(step, np.ndarray) and len(starts) else step
+
+
+def differ(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether values differ by more than operations on floats of their size may make."""
+    return np.abs(first - second) > 4 * OF_LARGEST * np.maximum(np.abs(first), np.abs(second))

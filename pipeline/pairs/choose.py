@@ -18,7 +18,7 @@ from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_su
 from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rater_effects import RaterSample
-from mmpo.pipeline.grades.rounding import rounded, step_of
+from mmpo.pipeline.grades.rounding import OF_LARGEST, differ, rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_values, sample_of
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
@@ -130,7 +130,10 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 class _Candidates(NamedTuple):
-    """Pairs before any is left out, arrays of shape (pairs,), positions in the batch; score: NaN where pairs were compared."""
+    """Pairs before any is left out, arrays of shape (pairs,), positions in the batch; score: NaN where pairs were compared.
+
+    rounded_ties: which are ties only because unequal values became equal when they were rounded.
+    """
 
     values: RaterValues
     prompt: np.ndarray
@@ -140,6 +143,7 @@ class _Candidates(NamedTuple):
     score_rejected: np.ndarray
     margin: np.ndarray
     gaps: OwnGaps
+    rounded_ties: np.ndarray
 
 
 def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
@@ -148,11 +152,9 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     grades = values.grades
     completions = flat(table["completions"])
     prompt = parents(offsets_of(completions))
-    scores = np.full(len(prompt), np.nan)
     items, merged, step = merge_raters(grades, rules.merge_raters)
-    scores[items] = merged
-    steps = np.zeros(len(prompt))
-    steps[items] = step
+    exact, scores, steps = np.full(len(prompt), np.nan), np.full(len(prompt), np.nan), np.zeros(len(prompt))
+    exact[items], scores[items], steps[items] = merged, rounded(merged, step), step
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
         scores = within_prompt(scores, prompt)
         own = within_prompt(grades.comparable(), grades.prompt, grades.rater)
@@ -167,14 +169,16 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     gaps = own_gaps(grades, chosen, rejected)
     score_chosen, score_rejected = scores[chosen], scores[rejected]
     margin = rounded(score_chosen - score_rejected, np.maximum(steps[chosen], steps[rejected]))
-    return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, margin, gaps)
+    rounded_ties = (margin == 0) & differ(exact[chosen], exact[rejected])
+    return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, margin, gaps, rounded_ties)
 
 
 def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     """The compared pairs that have a value; of a tie the smaller id is chosen."""
     values = rater_values(table, rules)
     grades, first, second = values.grades, values.given.first, values.given.second
-    items, margin, _ = merge_raters(grades, rules.merge_raters)
+    items, exact, step = merge_raters(grades, rules.merge_raters)
+    margin = rounded(exact, step)
     first_wins = margin >= 0
     chosen, rejected = np.where(first_wins, first[items], second[items]), np.where(first_wins, second[items], first[items])
     place = np.full(len(first), -1)
@@ -184,7 +188,8 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     value = np.where(first_wins[pair], value, -value)
     gaps = OwnGaps(pair, value, np.full_like(value, np.nan), grades.variance, grades.kind, weights_of(grades))
     none = np.full(len(chosen), np.nan)
-    return _Candidates(values, _prompts(table, chosen), chosen, rejected, none, none, np.abs(margin), gaps)
+    rounded_ties = (margin == 0) & (np.abs(exact) > OF_LARGEST)
+    return _Candidates(values, _prompts(table, chosen), chosen, rejected, none, none, np.abs(margin), gaps, rounded_ties)
 
 
 _CANDIDATES = {"ratings": _rated, "comparisons": _compared}
@@ -220,7 +225,7 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledV
     pairs = ChosenPairs(
         found.prompt, found.chosen, found.rejected, found.score_chosen, found.score_rejected, found.margin,
         *_uncertainty(table, found, rules, pooled), *_kinds(found.gaps, values.given.kinds, size),
-        created=size, used_grades=len(values.grades.value), dropped_grades=values.dropped,
+        created=size, rounded_ties=found.rounded_ties, used_grades=len(values.grades.value), dropped_grades=values.dropped,
     )  # fmt: skip
     if rules.evidence == "comparisons":
         # compared pairs that no grade is left of count as made and dropped; the smaller id stands for the chosen one

@@ -16,7 +16,7 @@ LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 class ChosenPairs:
     """Pairs of a batch, all arrays of shape (pairs,). prompt: its row; chosen, rejected: positions among the batch's completions.
 
-    margin_se: NaN where unknown; kind: a place in kinds. created: how many pairs there were before any was left out; dropped,
+    margin_se: NaN where unknown; kind: a place in kinds; rounded_ties: ties of unequal values. created: how many pairs there were before any was left out; dropped,
     dropped_grades: pairs left out and grades that had no part, by reason.
     """
 
@@ -31,6 +31,7 @@ class ChosenPairs:
     raters: np.ndarray
     kind: np.ndarray
     kinds: list[str]
+    rounded_ties: np.ndarray
     created: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)

@@ -165,3 +165,11 @@ def test_ranks_of_raters_whose_means_tie_are_equal() -> None:
         ("x", "z"): 0.75,
         ("y", "z"): 0.75,
     }
+
+
+@pytest.mark.parametrize(("gap", "count"), [(0.0, 0), (1e-13, 1), (1e-11, 0)])
+def test_unequal_grades_that_become_equal_are_counted(gap: float, count: int, tmp_path: Path) -> None:
+    """The step of a scale of width 4 is 1e-12."""
+    rows = [{"prompt": "q", "completion": text, "score": score} for text, score in (("a", 3.0), ("b", 3.0 + gap), ("c", 1.0))]
+    summary = build(write_rows(tmp_path / "g.jsonl", rows), tmp_path / "out", options=BuildOptions(format="jsonl", scale=(1, 5)))
+    assert summary["rounded_ties"] == count
