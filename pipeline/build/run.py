@@ -59,10 +59,10 @@ def build(
     sources: files, folders, globs or Hub datasets in `options.format`. out: the folder, written whole or not at all; an older
     dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part. partition_bytes: input that is merged and
     paired at a time; memory grows with it, the pairs stay the same.
-    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}; of pairs also "examples": two of them in
-    words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, "rounded_ties": how many are ties of values that
-    differ by less than the rounding step, and "warnings": sentences; and
-    where there are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
+    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}; of pairs also "examples": two of them
+    in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, "rounded_ties": how many are
+    ties of values that differ by less than the rounding step, and "warnings": sentences; and where there are any "position_bias" and
+    "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)

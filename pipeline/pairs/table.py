@@ -16,8 +16,8 @@ LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 class ChosenPairs:
     """Pairs of a batch, all arrays of shape (pairs,). prompt: its row; chosen, rejected: positions among the batch's completions.
 
-    margin_se: NaN where unknown; kind: a place in kinds; rounded_ties: ties of unequal values. created: how many pairs there were before any was left out; dropped,
-    dropped_grades: pairs left out and grades that had no part, by reason.
+    margin_se: NaN where unknown; kind: a place in kinds; rounded_ties: which are ties of unequal values. created: how many pairs there were
+    before any was left out; dropped, dropped_grades: pairs left out and grades that had no part, by reason.
     """
 
     prompt: np.ndarray
