@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from mmpo.annotate.batch.api import BatchSettings
-from mmpo.annotate.client import Answer, Endpoint, Failure, Request, Stop, failure_of_status
+from mmpo.annotate.client import Answer, Endpoint, Failure, Request, Stop, failure_of_status, refusal_of
 
 UNDONE = ("batch_expired", "batch_cancelled")
 NO_TEXTS: dict[str, Any] = {"messages": []}
@@ -115,19 +115,19 @@ def outcome_of(row: Any, request: Request, endpoint: Endpoint) -> Answer | Failu
     row: {"custom_id", "response": {"status_code", "body"} or null, "error": {"code", "message"} or null}, as OpenAI's reference has it.
     """
     response = _object(row.get("response"))
-    status, body = int(response.get("status_code") or 0), _object(response.get("body"))
+    status = response.get("status_code")
+    status = status if isinstance(status, int) else 0
     if status == 200:
-        found = endpoint.read(orjson.dumps(body), request.body, 0.0)
+        found = endpoint.read(orjson.dumps(response.get("body")), request.body, 0.0)
         if isinstance(found, Answer) and not found.prompt_tokens:  # no usage was reported, and the texts are not kept
             return replace(found, prompt_tokens=request.prompt_tokens)
         return found
-    error = _object(body.get("error")) or _object(row.get("error"))
-    code = str(error.get("code") or error.get("type") or "")
-    message = endpoint.scrubbed(str(error.get("message") or "the request failed in its batch"))[:500]
-    failure = failure_of_status(status, code, message)
+    refusal = refusal_of(response.get("body") or row.get("error") or "the request failed in its batch")
+    failure = failure_of_status(status, refusal, sent=request.body, secrets=endpoint.secrets)
     if failure.kind in ("run", "request"):
         return failure
-    reason = code if code.isidentifier() else failure.reason if status else "batch_error"
+    code = next((code for code in refusal.codes if code.isidentifier()), "")
+    reason = code or (failure.reason if status else "batch_error")
     return replace(failure, kind="transient", reason=reason)
 
 

@@ -1,6 +1,6 @@
 """What can go wrong with a request, classified once, and how long to wait before the next try.
 
-`failure_of` reads the openai client's errors, `failure_of_status` their statuses:
+`failure_of` reads exceptions, `failure_of_status` statuses with what the body says in any shape (`refusal_of`):
 
 rate_limit    429: wait as asked, ask again                   transient   5xx, reset, time-out, broken JSON: ask again
 unreachable   connection refused: wait for the endpoint       request     this request can't be answered: leave it, go on
@@ -10,7 +10,7 @@ run           wrong key, unknown model, no credit: stop all
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -53,33 +53,45 @@ CODES = ("code", "type", "error_type", "status")
 PLACES = ("param", "parameter", "loc", "field")
 ABOUT_LENGTH = re.compile(r"context[ _]length|context window|too many tokens", re.IGNORECASE)
 """A refusal of a prompt that is too long names the reply's limit as one remedy; the parameter is not what is refused."""
+MOST_WORDS = 500
+"""Characters of a refusal that messages hold."""
+OF_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
+"""Faults of a connection that waiting does not mend."""
 SHORTEST_KEY = 16
 KEY_SHAPED = re.compile(r"\b(?:sk|pk|gsk|xai|hf|key)[-_][A-Za-z0-9_*-]{6,}")
 
 
-def scrub(text: str, secret: str | None) -> str:
-    """The text without the key, and without what looks like one (endpoints echo them).
+def scrub(text: str, *secrets: str) -> str:
+    """The text without the keys, and without what looks like one (endpoints echo them).
 
-    >>> scrub("Incorrect API key provided: sk-abc***xyz1.", None)
+    >>> scrub("Incorrect API key provided: sk-abc***xyz1.")
     'Incorrect API key provided: [key].'
     """
-    if secret and len(secret) > 3:
-        text = text.replace(secret, "[key]")
+    for secret in secrets:
+        if len(secret) > 3:
+            text = text.replace(secret, "[key]")
     return KEY_SHAPED.sub("[key]", text)
 
 
-def without_key(text: str, secret: str | None) -> str:
-    """A judge's words without the key itself. Nothing else is touched: a verdict may lie in "key-features"."""
-    return text.replace(secret, "[key]") if secret and len(secret) >= SHORTEST_KEY else text
+def without_key(text: str, *secrets: str) -> str:
+    """A judge's words without the keys themselves. Nothing else is touched: a verdict may lie in "key-features"."""
+    for secret in secrets:
+        if len(secret) >= SHORTEST_KEY:
+            text = text.replace(secret, "[key]")
+    return text
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What an error's body says, whatever its shape. codes: of all its levels, the outermost first; places: the parameters it is about."""
+    """What an error's body says, whatever its shape.
+
+    codes: codes and types of all its levels, the outermost first; code: the first that is no type. places: the parameters it is about.
+    """
 
     words: str
     codes: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    code: str = ""
 
     @property
     def message(self) -> str:
@@ -94,15 +106,16 @@ def refusal_of(body: Any) -> Refusal:
     >>> refusal_of({"detail": [{"loc": ["body", "top_logprobs"], "msg": "Extra inputs are not permitted"}]}).message
     'top_logprobs: Extra inputs are not permitted'
     >>> refusal_of({"error": {"message": "no such model", "code": "model_not_found"}})
-    Refusal(words='no such model', codes=('model_not_found',), places=())
+    Refusal(words='no such model', codes=('model_not_found',), places=(), code='model_not_found')
     """
-    found: dict[str, list[str]] = {"words": [], "codes": [], "places": []}
+    found: dict[str, list[str]] = {"words": [], "code": [], "codes": [], "places": []}
     for kind, text in _said(body, 0):
         if text and text not in found[kind]:
             found[kind].append(text)
     if not found["words"] and body:
         found["words"] = [body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)]
-    return Refusal(" ".join("; ".join(found["words"]).split()), tuple(found["codes"]), tuple(found["places"]))
+    words, codes = " ".join("; ".join(found["words"]).split()), (*found["code"], *found["codes"])
+    return Refusal(words, codes, tuple(found["places"]), next(iter(found["code"]), ""))
 
 
 def _said(value: Any, depth: int) -> Iterator[tuple[str, str]]:
@@ -124,7 +137,7 @@ def _said(value: Any, depth: int) -> Iterator[tuple[str, str]]:
         lower = {str(key).lower(): one for key, one in value.items()}
         for key in CODES:
             if isinstance(lower.get(key), str | int) and not isinstance(lower[key], bool):
-                yield "codes", str(lower[key])
+                yield "code" if key == "code" else "codes", str(lower[key])
         for key in PLACES:
             place = lower.get(key)
             for one in place if isinstance(place, list | tuple) else (place,):
@@ -157,7 +170,8 @@ def named_parameter(body_or_message: Any, sent: Iterable[str]) -> str | None:
     'logprobs'
     >>> named_parameter("maximum context length is 8192 tokens; reduce max_tokens", ["max_tokens"])
     """
-    names, refusal = list(sent), refusal_of(body_or_message)
+    names = list(sent)
+    refusal = body_or_message if isinstance(body_or_message, Refusal) else refusal_of(body_or_message)
     for place in refusal.places:
         if place in names:
             return place
@@ -203,34 +217,50 @@ def backoff(tries: int, first: float = 0.5, longest: float = MAX_BACKOFF) -> flo
     return min(longest, first * 2.0 ** min(tries, 30))
 
 
-def failure_of(error: Exception, secret: str | None = None) -> Failure:
-    """The failure behind an exception of the openai client; errors of our own are raised again."""
+def failure_of(error: Exception, secrets: Sequence[str] = ()) -> Failure:
+    """The failure behind an exception of the openai client or of its transport; errors of our own are raised again."""
+    import httpx2
     import openai
 
-    message = scrub(str(error), secret)[:500]
-    if isinstance(error, openai.APITimeoutError):
-        return Failure("transient", "timeout", "no reply within the time limit")
-    if isinstance(error, openai.APIConnectionError):
-        refused = "ConnectError" in type(error.__cause__).__name__ or "ConnectTimeout" in type(error.__cause__).__name__
-        cause = scrub(str(error.__cause__ or error), secret)[:300]
-        return Failure("unreachable" if refused else "transient", "unreachable" if refused else "connection_lost", cause)
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return Failure("transient", "timeout", "no whole reply within the time limit (--timeout)")
     if isinstance(error, openai.APIResponseValidationError):
-        return Failure("transient", "invalid_json", message)
-    if not isinstance(error, openai.APIStatusError):
+        return Failure("transient", "invalid_json", scrub(str(error), *secrets)[:MOST_WORDS])
+    if isinstance(error, openai.APIStatusError):
+        wait = retry_after(error.response.headers)
+        return failure_of_status(int(error.status_code), refusal_of(error.body or error.message), wait, secrets=secrets)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    if not isinstance(cause, httpx2.HTTPError | openai.APIConnectionError):
         raise error
-    wait = retry_after(error.response.headers)
-    return failure_of_status(int(error.status_code), str(error.code or ""), message, wait, type=str(error.type or ""))
+    words = scrub(str(cause) or type(cause).__name__, *secrets)[:MOST_WORDS]
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+        if any(fault in words for fault in OF_TLS):
+            return Failure("run", "tls", f"no safe connection: {words}")
+        return Failure("unreachable", "unreachable", words or type(cause).__name__)
+    if isinstance(cause, httpx2.TimeoutException):
+        return Failure("transient", "timeout", "no whole reply within the time limit (--timeout)")
+    return Failure("transient", "connection_lost", words)
 
 
-def failure_of_status(status: int, code: str, message: str, wait: float | None = None, *, type: str = "") -> Failure:
-    """The failure behind an HTTP status (0: none came) and the code and type in the error's body; wait: what the endpoint asked for."""
-    named = next(((name, OF_THE_RUN[name]) for name in OF_THE_RUN if name in (code, type)), None)
-    if fatal := named or OF_THE_RUN_BY_STATUS.get(status):
+def failure_of_status(
+    status: int, refusal: Refusal, wait: float | None = None, *, sent: Iterable[str] = (), secrets: Sequence[str] = ()
+) -> Failure:
+    """The failure behind an HTTP status (0: none came) and what the body said; wait: what the endpoint asked for.
+
+    sent: names of the parameters that were sent; a refusal of one is no word about the key, whatever its status.
+    """
+    words = scrub(refusal.message, *secrets)[:MOST_WORDS]
+    message = (f"{words} (status {status})" if words else f"status {status}, without a word") if status else words
+    named = next(((code, OF_THE_RUN[code]) for code in refusal.codes if code in OF_THE_RUN), None)
+    fatal = named or OF_THE_RUN_BY_STATUS.get(status)
+    if fatal and not named and status in (403, 404) and named_parameter(refusal, set(sent) - {"model", "messages"}):
+        return Failure("request", "unsupported_parameter", message)
+    if fatal:
         return Failure("run", fatal[0], f"{fatal[1]}: {message}")
     if status == 429:
         return Failure("rate_limit", "rate_limit", message, wait)
     if status in (0, 408, 409, 425) or status >= 500:
-        return Failure("transient", f"status_{status}", message, wait)
-    if "content_filter" in (code, type) or "content management policy" in message:
+        return Failure("transient", f"status_{status}" if status else "error_in_reply", message, wait)
+    if "content_filter" in refusal.codes or "content management policy" in refusal.words:
         return Failure("request", "content_filter", message)
-    return Failure("request", code if code and code.isidentifier() else f"status_{status}", message)
+    return Failure("request", refusal.code if refusal.code.isidentifier() else f"status_{status}", message)

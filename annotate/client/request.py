@@ -37,11 +37,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Choice:
-    """One reply. finish: the endpoint's finish_reason. tokens: empty where the endpoint gave no log-probabilities."""
+    """One reply. finish: the endpoint's finish_reason. tokens: empty where the endpoint gave no log-probabilities.
+
+    thinking: what the model thought before it answered, where the endpoint gives it apart; no part of text.
+    """
 
     text: str
     finish: str = "stop"
     tokens: tuple[Token, ...] = ()
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,20 @@ class Answer:
 
     def dumps(self) -> bytes:
         """As the journal keeps it."""
-        rows = [[c.text, c.finish, [[t.text, t.top] if t.top else [t.text] for t in c.tokens]] for c in self.choices]
+        rows = [
+            [c.text, c.finish, [[t.text, t.top] if t.top else [t.text] for t in c.tokens], *([c.thinking] if c.thinking else [])]
+            for c in self.choices
+        ]
         return orjson.dumps(rows)
 
     @classmethod
     def loads(cls, raw: bytes, prompt_tokens: int, reply_tokens: int, seconds: float) -> "Answer":
         """Back from the journal."""
         choices = tuple(
-            Choice(text, finish, tuple(Token(t[0], tuple((a, b) for a, b in t[1]) if len(t) > 1 else ()) for t in tokens))
-            for text, finish, tokens in orjson.loads(raw)
+            Choice(
+                text, finish, tuple(Token(t[0], tuple((a, b) for a, b in t[1]) if len(t) > 1 else ()) for t in tokens), *thinking
+            )
+            for text, finish, tokens, *thinking in orjson.loads(raw)
         )
         return cls(choices, prompt_tokens, reply_tokens, seconds)
 

@@ -9,7 +9,6 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 
 from mmpo.annotate.client.failures import backoff
@@ -28,12 +27,12 @@ MAX_FAILURES_WITHOUT_SUCCESS = 50
 class Stop:
     """Why a run should start nothing more: "" (go on), "interrupted", "budget", or a failure of the whole run.
 
-    All judges of a run share it and wait on its one event: for a stop, and for anything that ends at any of them.
+    All judges of a run share it and wait on it: for a stop, and for anything that ends at any of them.
     """
 
     reason: str = ""
     message: str = ""
-    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _waiters: set["asyncio.Future[None]"] = field(default_factory=set, repr=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, repr=False)
 
     def __call__(self, reason: str, message: str) -> None:
@@ -47,20 +46,27 @@ class Stop:
             self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
-        """Something has ended: whoever waits looks again."""
-        self._changed.set()
+        """Something has ended: whoever waits looks again, every one of them."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Until a stop, or something ended at any judge, or so many seconds are over."""
+        """Until a stop, or something ended at any judge, or so many seconds are over.
+
+        Every waiter has a future of its own: with one event for all, a waiter that clears it takes the signal from one that has not
+        begun to wait on it.
+        """
         self._loop = asyncio.get_running_loop()
-        self._changed.clear()
-        if timeout is None:
-            await self._changed.wait()
-        elif timeout <= 0:
+        if timeout is not None and timeout <= 0:
             await asyncio.sleep(0)
-        else:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout)
+            return
+        waiter = self._loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=timeout)
+        finally:
+            self._waiters.discard(waiter)
 
 
 @dataclass
@@ -100,6 +106,14 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = 0
         self._error: BaseException | None = None
+        self._why = ""
+
+    def waiting(self) -> tuple[float, str] | None:
+        """Seconds until the next try and why it is waited for; None while anything is in flight or may start."""
+        if self.tally.in_flight or self.stop.reason or not self._waiting:
+            return None
+        seconds = max(self._waiting[0][0], self.limits.paused_until) - self._now()
+        return (seconds, self._why) if seconds > 0 else None
 
     async def run(self, requests: AsyncGenerator[Request, None]) -> None:
         """Ask them all; returns when every one is answered or given up, or, after a stop, when nothing is in flight any more.
@@ -199,7 +213,7 @@ class Scheduler:
 
     def _again(self, request: Request, failure: Failure, attempt: int, limited: int, started: float) -> bool:
         """Put a request that failed by a passing fault back into the heap; False where it is given up."""
-        now = self._now()
+        now, self._why = self._now(), failure.message
         wait = backoff(attempt + limited) * random.uniform(0.5, 1.0)
         if failure.kind == "run":
             self.stop(failure.reason, failure.message)

@@ -293,6 +293,54 @@ def test_a_stop_from_outside_is_seen_at_once(
     assert world.closed and not world.reserved
 
 
+@pytest.mark.parametrize("many", [1, 20])
+def test_what_ends_one_judge_wakes_the_others_out_of_their_longest_wait(many: int) -> None:
+    """One judge is told to come again in ten minutes; the other's key is refused after a second, and nobody waits for the rest."""
+    waits = World(lambda number, _: (0.01, failure("rate_limit", 600.0)))
+    refused = World(lambda number, _: (1.0, failure("run")))
+
+    async def work() -> tuple[Stop, float]:
+        stop = Stop()
+        schedulers = [waits.scheduler(4, stop=stop), refused.scheduler(4, stop=stop)]
+        await asyncio.gather(*(one.run(world.requests(many)) for one, world in zip(schedulers, (waits, refused), strict=True)))
+        return stop, asyncio.get_running_loop().time()
+
+    stop, ended = running(work)
+    assert stop.reason == "reason_run" and ended == pytest.approx(1.0, abs=1e-3)
+    assert not waits.reserved and not refused.reserved
+
+
+def test_a_signal_reaches_every_waiter_also_when_another_one_begins_to_wait_at_that_moment() -> None:
+    async def work() -> float:
+        stop = Stop()
+        await stop.wait(0)
+        waits = [asyncio.create_task(stop.wait(600.0)) for _ in range(3)]
+        stop("forbidden", "the key has no access")
+        waits.append(asyncio.create_task(stop.wait(0.5)))
+        await asyncio.gather(*waits)
+        return asyncio.get_running_loop().time()
+
+    assert running(work) <= 1.0
+
+
+def test_what_a_run_waits_for_is_known_while_nothing_is_in_flight() -> None:
+    world = World(lambda number, attempt: (1.0, failure("rate_limit", 30.0) if attempt == 1 else ANSWER))
+
+    async def work() -> list[tuple[float, str] | None]:
+        scheduler = world.scheduler(2)
+        task = asyncio.create_task(scheduler.run(world.requests(2)))
+        seen = []
+        for _ in range(4):
+            await asyncio.sleep(10.5)
+            seen.append(scheduler.waiting())
+        await task
+        return seen
+
+    assert running(work) == [
+        (pytest.approx(left, abs=1e-3), "message of rate_limit") for left in (20.5, 10.0)
+    ] + [None, None]  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["done", "requests"])
 def test_an_error_of_ours_stops_the_run_and_comes_out_when_what_was_in_flight_has_ended(where: str) -> None:
     world, error = World(lambda number, _: (1.0 + number, ANSWER)), OSError("no space left")
