@@ -29,7 +29,7 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
 
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in fields}
-            given = {name: value for name, value in given.items() if value is not None}
+            given = {name: value for name, value in given.items() if value not in (None, [])}
             nothing = {name: None for name, value in given.items() if value == "null" and "null" in _types(types[name])}
             return command(**arguments, given=given | nothing)
 
@@ -58,6 +58,8 @@ def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str]) -
     if "boolean" in types:
         flags = [f"{flags[0]}/--no-{flags[0].removeprefix('--')}"]
         annotation: Any = Annotated[bool | None, typer.Option(*flags, help=help_text, show_default=False)]
+    elif "object" in types:  # a mapping, whose entries may be given one by one
+        annotation = Annotated[list[str] | None, typer.Option(*flags, help=help_text, metavar="NAME=VALUE", show_default=False)]
     else:
         metavar = "NUMBER" if types & {"number", "integer"} else "TEXT"
         annotation = Annotated[str | None, typer.Option(*flags, help=help_text, metavar=metavar, show_default=False)]

@@ -61,9 +61,10 @@ def _listed(value: Any) -> Any:
 
 
 def _mapped(value: Any) -> Any:
-    if not isinstance(value, str):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
-    parts = [part for part in value.split(",") if part.strip()]
+    parts = [part for text in texts for part in text.split(",") if part.strip()]
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise ValueError(f"{wrong!r} is not of the form name=value")
@@ -73,7 +74,7 @@ def _mapped(value: Any) -> Any:
 LISTED = BeforeValidator(_listed)
 """Several values may also be written as text: x,y,z or 1:10."""
 MAPPED = BeforeValidator(_mapped)
-"""A mapping may also be written as text: a=b,c=d."""
+"""A mapping may also be written as text, or as several: a=b,c=d."""
 NUMBER = BeforeValidator(_no_truth)
 """True and False are no numbers."""
 Count = Annotated[int, Field(ge=1), NUMBER]

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from mmpo.annotate.client import public_url, retry_after
+from mmpo.annotate.client import proxy_for, public_url, retry_after
 from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
 
@@ -89,6 +89,7 @@ def connect(api_url: str | None = None) -> "Client":
     Raises UserError: no server, no Argilla there, wrong key.
     """
     url, key = api_url_of(api_url), _key()
+    proxy_for(url)
     return _with_retries(lambda: _connected(url, key), CONNECT_PAUSES)
 
 

@@ -1,9 +1,11 @@
 """The calls of the OpenAI Batch API: passing faults are waited out, no batch is created twice, results pass through a file on the disk."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
+from os import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
@@ -18,6 +20,8 @@ TOKEN = "mmpo"
 CLOCKS_DIFFER = 3600.0
 """Seconds by which the provider's clock may be behind ours, when its list is searched."""
 ROWS_AT_ONCE = 500
+SLOWEST = 10_000
+"""Bytes a second below which a transfer is given up as hanging."""
 PASSING = ("rate_limit", "transient", "unreachable")
 
 T = TypeVar("T")
@@ -56,6 +60,12 @@ class BatchApi:
 
     def __init__(self, endpoint: Endpoint, settings: BatchSettings, stop: Stop) -> None:
         self.endpoint, self.client, self.settings, self.stop = endpoint, endpoint.client, settings, stop
+        self._next_try, self._why = 0.0, ""
+
+    def waiting(self) -> tuple[float, str] | None:
+        """Seconds until the next try of a call that failed and why it did; None while no call waits for one."""
+        seconds = self._next_try - time.monotonic()
+        return (seconds, self._why) if seconds > 0 and self.going() else None
 
     def going(self) -> bool:
         """Whether to go on with the batches that are under way; a spent budget only keeps new ones from being made."""
@@ -63,12 +73,13 @@ class BatchApi:
 
     async def upload(self, stream: IO[bytes], name: str) -> str:
         """Send a file of requests; its id."""
+        size = stream.seek(0, SEEK_END)
 
         async def once() -> str:
             stream.seek(0)
             return _id_of(await self.client.files.create(file=(name, stream), purpose="batch"))
 
-        return await self._call(once)
+        return await self._call(once, size)
 
     async def create(self, file: str, token: str) -> str:
         """Make a batch of an uploaded file; its id. A try whose reply was lost may have made it, so every further one looks first."""
@@ -116,21 +127,34 @@ class BatchApi:
 
         async def once() -> None:
             with TemporaryFile(dir=folder) as stream:
-                async with self.client.files.with_streaming_response.content(file) as reply:
+                async with (
+                    asyncio.timeout(self._seconds_for(0)) as limit,
+                    self.client.files.with_streaming_response.content(file) as reply,
+                ):
+                    began = asyncio.get_running_loop().time()
                     async for part in reply.iter_bytes():
                         stream.write(part)
+                        limit.reschedule(began + self._seconds_for(stream.tell()))
                 stream.seek(0)
                 while lines := list(islice(stream, ROWS_AT_ONCE)):
                     await take([orjson.loads(line) for line in lines if line.strip()])
 
-        await self._call(once)
+        await self._call(once, None)
 
-    async def _call(self, once: Callable[[], Awaitable[T]]) -> T:
-        """What `once` returns; passing faults are tried again for as long as the options say. Raises CallRefused, Halted."""
+    def _seconds_for(self, size: int) -> float:
+        """How long a transfer of so many bytes may take: the time limit of a request, and more for a file."""
+        return self.endpoint.timeout + size / SLOWEST
+
+    async def _call(self, once: Callable[[], Awaitable[T]], size: int | None = 0) -> T:
+        """What `once` returns; passing faults are tried again for as long as the options say. Raises CallRefused, Halted.
+
+        size: bytes that go over, None: once has a time limit of its own.
+        """
         tries, since = 0, None
         while True:
             try:
-                return await once()
+                async with asyncio.timeout(None if size is None else self._seconds_for(size)):
+                    return await once()
             except Exception as error:
                 failure = self._failure(error)
             now = time.monotonic()
@@ -142,7 +166,9 @@ class BatchApi:
             if failure.kind not in PASSING or not patient:
                 raise CallRefused(failure)
             tries += 1
-            await self.pause(failure.retry_after or backoff(tries))
+            wait = failure.retry_after or backoff(tries)
+            self._next_try, self._why = time.monotonic() + wait, failure.message
+            await self.pause(wait)
             if not self.going():
                 raise Halted
 
@@ -150,8 +176,6 @@ class BatchApi:
         """What is behind an error; one that is not the client's is raised again."""
         if isinstance(error, ValueError):
             return Failure("transient", "invalid_json", f"the Batch API's reply can't be read: {error}"[:300])
-        if any(base.__name__ == "HTTPError" for base in type(error).__mro__):  # the transport's own, while a reply is streamed
-            return Failure("transient", "connection_lost", f"{type(error).__name__}: {error}"[:300])
         return self.endpoint.failure(error)
 
     async def pause(self, seconds: float) -> None:

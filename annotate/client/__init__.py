@@ -7,7 +7,7 @@ from mmpo.annotate.client.address import (
     api_key,
     base_url_of,
     check_address,
-    check_proxy,
+    proxy_for,
     public_url,
 )
 from mmpo.annotate.client.chat_reply import answer_of

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -102,8 +103,7 @@ def check_address(endpoint: EndpointSettings, where: str = "base_url") -> None:
     """Raises UserError for an address that is none, or one with a secret in it; for headers likewise. where: what named the address."""
     parts = _parts(endpoint.base_url)
     if parts is None or parts.scheme not in ("http", "https"):
-        # What can't be taken apart is not shown: it may hold a password.
-        shown = "" if parts is None else f" {public_url(endpoint.base_url)!r}"
+        shown = _shown(endpoint.base_url) and f" {_shown(endpoint.base_url)!r}"
         raise UserError(f"{where}{shown} is no address; write it as http://HOST:PORT/v1, for example http://127.0.0.1:8000/v1")
     if parts.username or parts.password or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
         raise UserError(
@@ -166,50 +166,52 @@ def http_client(judge: EndpointSettings, timeout: float) -> "httpx2.AsyncClient"
     import httpx2
     import openai
 
-    check_proxy(judge.base_url)
+    variable, proxy = proxy_for(judge.base_url)
     # A redirect to another host would take headers along that are keys.
     follow = not any(value.startswith(ENVIRONMENT) for value in judge.headers.values())
     try:
-        return openai.DefaultAsyncHttpxClient(timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=follow)
+        transport = httpx2.AsyncHTTPTransport(proxy=proxy, limits=openai.DEFAULT_CONNECTION_LIMITS)
     except OSError as error:
         named = " or ".join(f"{name}={os.environ[name]}" for name in CERTIFICATES if os.environ.get(name))
         raise UserError(
             f"the file of certificates that the environment names can't be read: {named} ({error.strerror or error})"
         ) from None
     except (ImportError, ValueError) as error:
-        raise _bad_proxy(error) from None
+        raise _bad_proxy(variable, proxy, " needs the package socksio" if isinstance(error, ImportError) else "") from None
+    return openai.DefaultAsyncHttpxClient(
+        transport=transport, timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=follow
+    )
 
 
-def check_proxy(url: str) -> None:
-    """Raises UserError where the environment names a proxy for this address that is none."""
-    parts = urlsplit(url)
-    found = {name: value for name, value in getproxies().items() if name in (parts.scheme, "all")}
-    scheme = next((name for name in (parts.scheme, "all") if name in found), None)
-    if scheme is None or proxy_bypass(parts.hostname or ""):
-        return
+def proxy_for(url: str) -> tuple[str, str | None]:
+    """The variable of the environment that names a proxy for an address, and the proxy; "" and None: it goes direct. Raises UserError."""
+    parts, found = urlsplit(url), getproxies()
+    scheme = next((name for name in (parts.scheme, "all") if found.get(name)), None)
+    host = parts.hostname or ""
+    if scheme is None or proxy_bypass(host) or (parts.port and proxy_bypass(f"{host}:{parts.port}")):
+        return "", None
+    variable = next((name for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY") if os.environ.get(name)), f"{scheme}_proxy")
     value = found[scheme]
-    proxy = _parts(value if "://" in value else f"http://{value}")
-    if proxy is None or ("://" not in value and not proxy.port):
-        raise _bad_proxy(None, scheme)
+    proxy = value if "://" in value else f"http://{value}"
+    given = _parts(proxy)
+    if given is None or ("://" not in value and not given.port):
+        raise _bad_proxy(variable, value)
+    if given.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise _bad_proxy(variable, value, " needs the package socksio")
+    return variable, proxy
 
 
-def _bad_proxy(error: Exception | None, scheme: str = "") -> UserError:
-    """The error about a variable of the environment that names a proxy; without a scheme, the one whose kind of proxy is refused."""
-    found = getproxies()
-    unknown = (name for name, value in found.items() if "://" in value and not value.lower().startswith(("http://", "https://")))
-    scheme = scheme or next(unknown, "all")
-    variable = next(
-        (name for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY") if os.environ.get(name)), f"{scheme.upper()}_PROXY"
-    )
-    value = found.get(scheme, "")
-    try:
-        shown = public_url(value) if "://" in value else value if "@" not in value else ""
-    except ValueError:
-        shown = ""
-    needs = (
-        " needs the package socksio (pip install socksio)" if isinstance(error, ImportError) else " is no proxy that can be used"
-    )
+def _bad_proxy(variable: str, value: str | None, why: str = "") -> UserError:
+    shown = f"={_shown(value)}" if value and _shown(value) else ""
     return UserError(
-        f"the environment variable {variable}{f'={shown}' if shown else ''}{needs}; write http://HOST:PORT, unset it, or name the "
-        "endpoint's host in NO_PROXY"
+        f"the environment variable {variable}{shown}{why or ' is no proxy that can be used'}; write http://HOST:PORT, unset it, or name "
+        "the endpoint's host in NO_PROXY"
     )
+
+
+def _shown(url: str) -> str:
+    """An address for a message, "" where it can't be taken apart and may hold a password."""
+    try:
+        return public_url(url) if "://" in url else "" if "@" in url else url
+    except ValueError:
+        return "" if "@" in url else url

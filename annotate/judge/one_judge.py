@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from mmpo.annotate.batch import Batches, BatchSettings, open_batches
@@ -19,7 +19,10 @@ TOKEN_SAFETY_FACTOR = 1.3
 
 @dataclass
 class Counts:
-    """What a judge has done in this run. total: requests of the run; cached: answered before it; priced: its cost is known."""
+    """What a judge has done in this run. total: requests of the run; cached: answered before it; priced: its cost is known.
+
+    waiting: seconds until the next try and why it is waited for, None while nothing is waited for.
+    """
 
     total: int
     priced: bool = True
@@ -32,6 +35,7 @@ class Counts:
     in_flight: int = 0
     retried: int = 0
     started: float = field(default_factory=time.monotonic)
+    waiting: Callable[[], tuple[float, str] | None] = lambda: None
 
     @property
     def done(self) -> int:
@@ -80,6 +84,7 @@ class JudgeRun:
                 self.endpoint, self.pending, self.questions.checked, self._done, self.journal, settings, self.stop,
                 afford=self._afford, release=self._release, under_way=self._under_way,
             )  # fmt: skip
+            self.counts.waiting = batches.api.waiting
             await batches.run()
             return
         limits = Limits(judge.concurrency or options.concurrency, judge.requests_per_minute, judge.tokens_per_minute)
@@ -87,6 +92,7 @@ class JudgeRun:
             self._send, self._done, limits, self.stop, retries=options.retries, outage_timeout=options.patience,
             afford=self._afford, release=self._release, others=lambda: self.budget.held > 0,
         )  # fmt: skip
+        self.counts.waiting = self.scheduler.waiting
         await self.scheduler.run(self.pending())
 
     def _under_way(self, waiting: int, again: int) -> None:

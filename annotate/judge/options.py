@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from mmpo.annotate.client import OPENAI, EndpointSettings, public_url
+from mmpo.annotate.client import EndpointSettings, Headers, base_url_of, check_address
 from mmpo.annotate.judge.modes import MODES, reply_format
 from mmpo.annotate.judge.rubrics import find_rubrics
 from mmpo.annotate.pairings import parse_pairing
@@ -39,10 +38,14 @@ class JudgeOptions:
     """How judges are asked: {names}; `mmpo list modes` says more."""
     model: str | None = None
     """The judge's model, as its endpoint calls it; several judges: --judge."""
-    base_url: str = OPENAI
-    """The endpoint: any server that speaks OpenAI's chat completions."""
+    base_url: str | None = None
+    """The endpoint: any server that speaks OpenAI's chat completions; a query goes along with every request. Default: OPENAI_BASE_URL of
+    the environment, else OpenAI."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the API key; never given as an option."""
+    headers: Annotated[Headers, Flags("--header")] = Field(default_factory=dict)
+    """NAME=VALUE, a header that goes along with every request; NAME=env:VARIABLE takes the value from the environment, as keys must be.
+    May be repeated."""
     rubrics: Annotated[tuple[str, ...], LISTED, Flags("--rubric", "--rubrics")] = ("overall",)
     """What is judged: names of rubrics or .yaml files, separated by commas."""
     pairs: str = "auto"
@@ -82,7 +85,7 @@ class JudgeOptions:
     tokens_per_minute: Positive | None = None
     """The endpoint's limit of tokens a minute."""
     timeout: Positive = 120.0
-    """Seconds until a request that got no reply counts as lost and is asked again."""
+    """Seconds for a whole request, to the last byte of its reply; then it counts as lost and is asked again."""
     retries: Annotated[int, Field(ge=0)] = 6
     """How often a request is asked again after passing faults."""
     patience: AtLeastZero = 300.0
@@ -134,7 +137,7 @@ class Judge(EndpointSettings):
         return self.rater or self.model
 
 
-SHARED = ("base_url", "api_key_env", "requests_per_minute", "tokens_per_minute")
+SHARED = ("base_url", "api_key_env", "headers", "requests_per_minute", "tokens_per_minute")
 
 
 def _keys_of(given: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +169,7 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
         )
     extra = json_object(options.extra_body)
     shared = {name: getattr(options, name) for name in SHARED}
+    shared["base_url"], where = base_url_of(options.base_url)
     asked = [_keys_of(one) for one in given] or [{"model": options.model}]
     judges = [options_from(Judge, {**shared, "extra_body": {}, **values}, where="a judge's ") for values in asked]
     judges = [replace(judge, extra_body={**extra, **judge.extra_body}) for judge in judges]
@@ -176,22 +180,8 @@ def judges_of(options: JudgeOptions, given: list[str] | list[Mapping[str, Any]] 
     if twice:
         raise UserError(f"two judges are called {twice[0]!r}: give one a name of its own, --judge {twice[0]},rater=...")
     for judge in judges:
-        parts = urlsplit(judge.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(judge.base_url):
-            raise UserError(f"base_url {judge.base_url!r} is no address; for example http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise UserError(
-                f"base_url {public_url(judge.base_url)}: an address with a password or a key in it would end up in files; give the key "
-                f"by the environment variable {judge.api_key_env}"
-            )
+        check_address(judge, where if judge.base_url == shared["base_url"] else "base_url")
     return judges
-
-
-def _has_good_port(url: str) -> bool:
-    try:
-        return urlsplit(url).port != 0
-    except ValueError:
-        return False
 
 
 def json_object(text: str | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def finish(
         "judges": [_described(run) for run in runs],
         "feedback": before.get("recipe"),
     }
-    recipe["judge"]["base_url"] = public_url(options.base_url)
+    recipe["judge"]["base_url"] = options.base_url and public_url(options.base_url)
     inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
     metadata = {"recipe": recipe, "inputs": inputs}
     with replacing(out) as folder:
@@ -146,7 +146,8 @@ def _accounted(totals: OutputTotals) -> RowAccounting:
 def _described(run: JudgeRun) -> dict[str, Any]:
     judge, template = run.judge, run.questions.template
     return {
-        "rater": judge.name, "model": judge.model, "base_url": public_url(judge.base_url), "extra_body": dict(judge.extra_body),
+        "rater": judge.name, "model": judge.model, "base_url": judge.public, "headers": dict(judge.headers),
+        "extra_body": dict(judge.extra_body),
         "template": template.name, "template_digest": template.digest, "rubrics": [rubric.name for rubric in run.questions.rubrics],
         "abilities": dataclasses.asdict(run.questions.capabilities), "samples": run.questions.samples,
     }  # fmt: skip

@@ -25,7 +25,6 @@ from mmpo.annotate.client import (
     api_key,
     backoff,
     load_prices,
-    public_url,
     spent_by,
 )
 from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
@@ -191,7 +190,7 @@ def _interrupts(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
 def capabilities_key(judge: Judge, options: JudgeOptions) -> str:
     """The name under which the journal keeps what a probe found."""
     by_schema = Questions(judge, options, Capabilities()).by_schema
-    asked = [public_url(judge.base_url), judge.model, options.logprobs != "off", by_schema, dict(judge.extra_body)]
+    asked = [judge.public, judge.model, options.logprobs != "off", by_schema, dict(judge.extra_body)]
     return "abilities:" + orjson.dumps(asked).decode()
 
 

@@ -1,5 +1,6 @@
 """`mmpo judge`: LLM judges that grade how much better; `mmpo replies`, `mmpo rubrics`: what they are offered and how they are read."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,9 @@ WORDS = {
     "writing": "judge: writing feedback",
 }
 
+MOST_REASON = 100
+"""Characters of the reason for a wait that a line of progress has room for."""
+
 
 @contextmanager
 def _progress() -> Iterator[Any]:
@@ -132,4 +136,12 @@ def _detail(counts: Any) -> str:
         "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
     }  # fmt: skip
     cost = [f"${counts.cost:.4f}"] if counts.priced else []
-    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost])
+    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost, *_wait(counts.waiting())])
+
+
+def _wait(waiting: tuple[float, str] | None) -> list[str]:
+    """Until when nothing is asked, and why."""
+    if waiting is None:
+        return []
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + waiting[0]))
+    return [f"waiting until {until}: {waiting[1][:MOST_REASON]}"]
