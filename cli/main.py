@@ -61,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     mmpo ...
     0
     """
+    for word in arguments:
+        if not word.isascii() and word != word.encode(errors="replace").decode():
+            return _say(f"{word!a} holds bytes that are no UTF-8 text, and what is given is kept in files: write or rename it", 2)
     try:
         # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
         command = typer.main.get_command(make_app(_asked_for(arguments)))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
+from itertools import chain
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -116,9 +117,31 @@ def options(cls: type[Kind]) -> type[Kind]:
             create(self, *values, **named)
         except ValidationError as error:
             raise UserError(explain(error, made)) from None
+        _check_texts(self)
 
     made.__init__ = checked
     return made
+
+
+def _check_texts(made: Any) -> None:
+    for name in fields_of(type(made)):
+        if (text := unwritable(getattr(made, name))) is not None:
+            raise UserError(f"{name}: {text!a} holds bytes that are no UTF-8 text, or half a character; write it anew")
+
+
+def unwritable(value: Any) -> str | None:
+    """The first text in a value that is no UTF-8 (a lone surrogate, as for bytes of another encoding), which no file of ours can hold.
+
+    >>> unwritable({"rater": ["ann", "b\udcff"]}) == "b\udcff", unwritable("日本")
+    (True, None)
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value
+    inside = chain(value.keys(), value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((text for one in inside if (text := unwritable(one)) is not None), None)
 
 
 def fields_of(options: type) -> dict[str, FieldInfo]:
@@ -140,7 +163,9 @@ def shared(options: Any, kind: type) -> dict[str, Any]:
 def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = "", flags: bool = False) -> Kind:
     """The options from text or YAML values. `where`: set before the message; `flags`: name fields by their flags. Raises UserError."""
     try:
-        return TypeAdapter(options).validate_python(dict(given))
+        made = TypeAdapter(options).validate_python(dict(given))
+        _check_texts(made)
+        return made
     except ValidationError as error:
         raise UserError(explain(error, options, where=where, flags=flags)) from None
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 
 import orjson
 
-from mmpo.annotate.client import Endpoint, Failure, Request, Stop, backoff
+from mmpo.annotate.client import Endpoint, Failure, Request, Stop, backoff, loads
 
 CHAT = "/v1/chat/completions"
 TOKEN = "mmpo"
@@ -137,7 +137,7 @@ class BatchApi:
                         limit.reschedule(began + self._seconds_for(stream.tell()))
                 stream.seek(0)
                 while lines := list(islice(stream, ROWS_AT_ONCE)):
-                    await take([orjson.loads(line) for line in lines if line.strip()])
+                    await take([loads(line) for line in lines if line.strip()])
 
         await self._call(once, None)
 

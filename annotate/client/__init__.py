@@ -10,7 +10,7 @@ from mmpo.annotate.client.address import (
     proxy_for,
     public_url,
 )
-from mmpo.annotate.client.chat_reply import answer_of
+from mmpo.annotate.client.chat_reply import answer_of, loads
 from mmpo.annotate.client.cost import Budget, Price, Prices, load_prices
 from mmpo.annotate.client.endpoint import REQUESTS_PER_POOL, Endpoint
 from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of_status, named_parameter, refusal_of, retry_after, scrub

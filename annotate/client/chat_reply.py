@@ -158,11 +158,11 @@ def _decoded(content: bytes) -> Any:
     """The JSON in a reply, which may be one chunk after the other. Raises NoCompletion."""
     if content.lstrip()[:5] in (b"data:", b"event") or content.startswith(b":"):
         return _assembled(_events(content))
-    return _json(content)
+    return loads(content)
 
 
-def _json(content: bytes) -> Any:
-    """JSON, also with the NaN, Infinity and lone surrogates that Python's writers let through. Raises NoCompletion."""
+def loads(content: bytes) -> Any:
+    """JSON of others, also with the NaN, Infinity and lone surrogates that Python's writers let through. Raises NoCompletion."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -182,7 +182,7 @@ def _events(content: bytes) -> Iterator[Any]:
         if data == b"[DONE]":
             ended = True
         elif data:
-            chunk = _json(data)
+            chunk = loads(data)
             if not isinstance(chunk, Mapping):
                 raise NoCompletion("the reply is a stream of something else than chunks of a chat completion")
             choices = chunk.get("choices")

@@ -27,6 +27,7 @@ from mmpo.pipeline.options import (
     fields_of,
     options,
     options_from,
+    unwritable,
 )
 
 
@@ -192,6 +193,8 @@ def json_object(text: str | None) -> dict[str, Any]:
         raise UserError(f"--extra-body: no JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"--extra-body: a JSON object is needed, not {text!r}")
+    if (wrong := unwritable(value)) is not None:
+        raise UserError(f"--extra-body: {wrong!a} holds half a character (a lone surrogate), which can't be sent")
     clash = sorted(set(value) & {"model", "messages", "n", "logprobs", "top_logprobs", "stream"})
     if clash:
         raise UserError(f"--extra-body: {', '.join(clash)} is set by the run itself")

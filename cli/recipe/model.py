@@ -13,7 +13,7 @@ from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.cli.flags import model_of
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import explain, options_from
+from mmpo.pipeline.options import explain, options_from, unwritable
 from mmpo.train.options import TrainOptions
 
 SET_BY_THE_RUN = ("data", "out")
@@ -93,6 +93,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(values, override)
     where = f"{path}: "
+    if (text := unwritable(values)) is not None:
+        raise UserError(f"{where}{text!a} holds half a character (a lone surrogate), which no file can hold; write it anew")
     try:
         parsed: Any = recipe_model()(**values)
     except ValidationError as error:

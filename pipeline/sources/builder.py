@@ -103,6 +103,7 @@ class FeedbackBuilder:
             raise BadRow("not_text", {"prompt": type(messages).__name__})
         if not any(content and not content.isspace() for _, content in pairs):
             raise BadRow("empty_prompt")
+        _check_texts(source=self.source)
         try:
             raw = prompt_bytes([{"role": role, "content": content} for role, content in pairs])
         except TypeError as error:
@@ -130,9 +131,11 @@ class FeedbackBuilder:
             digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
         except UnicodeEncodeError as error:
             raise BadRow("lone_surrogate", {"where": "completion"}) from error
+        model = model if model is None else str(model)
+        _check_texts(model=model)
         index = len(self._seen)
         self._seen[text] = index
-        self._completions.append((digest, text, model if model is None else str(model)))
+        self._completions.append((digest, text, model))
         return index
 
     def rating(
@@ -150,11 +153,12 @@ class FeedbackBuilder:
     ) -> None:
         """Add one grade of a completion of the current row, on the scale low..high (None: unbounded).
 
-        Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_out_of_scale.
+        Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_out_of_scale, lone_surrogate.
         """
         value = _number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
             raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
+        _check_texts(rater=rater, kind=kind, aspect=aspect, note=note)
         self._ratings.append((completion, rater, kind, aspect, value, low, high, spread, note))
 
     def comparison(
@@ -172,13 +176,14 @@ class FeedbackBuilder:
     ) -> None:
         """Add one graded comparison; `first` was shown first, gap > 0 says that it is better, |gap| <= limit.
 
-        Raises BadRow: identical_texts, score_not_a_number, score_out_of_scale.
+        Raises BadRow: identical_texts, score_not_a_number, score_out_of_scale, lone_surrogate.
         """
         if first == second:
             raise BadRow("identical_texts", limited=False)
         value = _number(gap, "gap")
         if limit is not None and abs(value) > limit:
             raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
+        _check_texts(rater=rater, kind=kind, aspect=aspect, note=note)
         self._comparisons.append((first, second, rater, kind, aspect, value, limit, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
@@ -232,6 +237,16 @@ def _message(message: Any) -> tuple[str, str]:
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadRow("not_text", {"role": role, "content": type(content).__name__})
     return role, content
+
+
+def _check_texts(**texts: str | None) -> None:
+    """Raises BadRow lone_surrogate, naming the field, where a text holds half a character: no file of ours can store it."""
+    for where, text in texts.items():
+        if text is not None and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRow("lone_surrogate", {"where": where}) from error
 
 
 def _number(value: Any, name: str) -> float:

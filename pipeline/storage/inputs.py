@@ -90,6 +90,8 @@ def _kind(path: Path) -> str | None:
 
 def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFile:
     """The file with its kind: by content where that is plain to see, else by name, else by format."""
+    if given != given.encode(errors="replace").decode():
+        raise UserError(f"the name of the file {given!a} holds bytes that are no UTF-8 text, and names are kept: rename it")
     named = _kind(Path(given)) or (kinds[0] if kinds else "json")
     start = next(blocks(given), b"")
     held = _held(start, named)
