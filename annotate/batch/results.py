@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import orjson
-
 from mmpo.annotate.batch.api import BatchSettings
 from mmpo.annotate.client import Answer, Endpoint, Failure, Request, Stop, failure_of_status, refusal_of
 
@@ -118,7 +116,7 @@ def outcome_of(row: Any, request: Request, endpoint: Endpoint) -> Answer | Failu
     status = response.get("status_code")
     status = status if isinstance(status, int) else 0
     if status == 200:
-        found = endpoint.read(orjson.dumps(response.get("body")), request.body, 0.0)
+        found = endpoint.read(response.get("body"), request.body, 0.0)
         if isinstance(found, Answer) and not found.prompt_tokens:  # no usage was reported, and the texts are not kept
             return replace(found, prompt_tokens=request.prompt_tokens)
         return found

@@ -29,14 +29,15 @@ class NoCompletion(ValueError):
 
 
 def read_reply(
-    content: bytes, body: Mapping[str, Any], seconds: float, secrets: Sequence[str] = (), wait: float | None = None
+    reply: Any, body: Mapping[str, Any], seconds: float, secrets: Sequence[str] = (), wait: float | None = None
 ) -> Answer | Failure:
-    """The answer in a reply that came under status 200. wait: seconds that it asks to wait, should it be an error."""
+    """The answer in a reply that came under status 200. reply: its bytes, or the JSON in them. wait: seconds that an error asks to wait."""
     try:
-        return answer_of(_decoded(content), body, seconds, secrets, wait)
+        return answer_of(_decoded(reply) if isinstance(reply, bytes) else reply, body, seconds, secrets, wait)
     except (NoCompletion, AttributeError, KeyError, TypeError, ValueError) as error:
         what = error if isinstance(error, NoCompletion) else "the reply is no chat completion"
-        begins = " ".join(content[: 4 * SHOWN].decode(errors="replace").split())[:SHOWN]
+        content = reply[: 4 * SHOWN].decode(errors="replace") if isinstance(reply, bytes) else str(reply)
+        begins = " ".join(content.split())[:SHOWN]
         return Failure(
             "transient", "invalid_json", f"{what}; it begins: {scrub(begins, *secrets)}" if begins else "the reply is empty"
         )

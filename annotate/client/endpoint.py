@@ -96,7 +96,7 @@ class Endpoint:
                 content = await _read(response)
         except _TooLong:
             message = f"the reply passed {MOST_REPLY_BYTES:,} bytes, which no chat completion needs, and was not read on"
-            return Failure("request", "reply_too_long", message)
+            return Failure("request", "reply_too_large", message)
         except Exception as error:
             return self.failure(error)
         finally:
@@ -115,9 +115,9 @@ class Endpoint:
         self._pools.append(_Pool(http_client(self.judge, self.timeout)))
         return self._pools[-1]
 
-    def read(self, content: bytes, body: Mapping[str, Any], seconds: float) -> Answer | Failure:
-        """The answer in a reply's bytes."""
-        return read_reply(content, body, seconds, self.secrets)
+    def read(self, reply: Any, body: Mapping[str, Any], seconds: float) -> Answer | Failure:
+        """The answer in a reply, given as its bytes or as the JSON in them."""
+        return read_reply(reply, body, seconds, self.secrets)
 
     def failure(self, error: Exception) -> Failure:
         """The failure behind an exception of the client; errors of our own are raised again."""

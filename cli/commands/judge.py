@@ -125,12 +125,13 @@ def _progress() -> Iterator[Any]:
             if what:
                 say(WORDS[what])
             for name, one in counts.items():
-                report(name, one.done - one.cached, one.total - one.cached, _detail(one))
+                report(name, one.done - one.cached, one.total - one.cached, told_of(one))
 
         yield show
 
 
-def _detail(counts: Any) -> str:
+def told_of(counts: Any) -> str:
+    """A line about one judge: what it has done, and what it waits for."""
     parts = {
         "known before": counts.cached, "in flight": counts.in_flight, "retried": counts.retried,
         "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
