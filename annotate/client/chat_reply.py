@@ -146,7 +146,7 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
 
 
 def _alternatives(tops: Any) -> Iterator[tuple[str, float]]:
-    for top in tops if isinstance(tops, list) else ():
+    for top in tops if isinstance(tops, list | tuple) else ():
         token, logprob = (top.get("token"), top.get("logprob")) if isinstance(top, Mapping) else (None, None)
         if isinstance(token, str) and isinstance(logprob, int | float) and math.isfinite(logprob):
             yield token, float(logprob)

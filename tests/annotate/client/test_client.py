@@ -8,7 +8,17 @@ from command import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.annotate.client import REQUESTS_PER_POOL, Answer, Bucket, Endpoint, EndpointSettings, Failure, Limits, failure_of_status
+from mmpo.annotate.client import (
+    REQUESTS_PER_POOL,
+    Answer,
+    Bucket,
+    Endpoint,
+    EndpointSettings,
+    Failure,
+    Limits,
+    failure_of_status,
+    refusal_of,
+)
 
 BODY = {
     "model": "judge-a", "messages": [{"role": "user", "content": "Grüße: σ(γ·m), 日本, \u2028 <|im_end|>"}], "max_tokens": 8,
@@ -60,12 +70,12 @@ def test_a_request_that_fails_leaves_its_place_in_the_pool(openai_server: Any) -
         (403, "", "run", "forbidden"),
         (400, "forbidden", "request", "forbidden"),
         (302, "", "request", "status_302"),
-        (0, "", "transient", "status_0"),
+        (0, "", "transient", "error_in_reply"),
         (503, "", "transient", "status_503"),
     ],
 )
 def test_a_status_ends_the_run_a_code_of_its_name_only_the_request(status: int, code: str, kind: str, reason: str) -> None:
-    failure = failure_of_status(status, code, "so it is")
+    failure = failure_of_status(status, refusal_of({"error": {"code": code, "message": "so it is"}}))
     assert (failure.kind, failure.reason) == (kind, reason)
 
 

@@ -275,7 +275,9 @@ def test_what_can_not_work_is_refused_before_anything_is_asked(
 def read_of(text: str, *top: dict[str, Any], key: str = "") -> Choice:
     """What is kept of a reply of this text, whose first token could have been others."""
     tokens = {"content": [{"token": text, "top_logprobs": top}]}
-    found = answer_of({"choices": [{"message": {"content": text}, "logprobs": tokens}]}, {"messages": []}, 0.0, key)
+    found = answer_of(
+        {"choices": [{"message": {"content": text}, "logprobs": tokens}]}, {"messages": []}, 0.0, (key,) if key else ()
+    )
     assert isinstance(found, Answer)
     return found.choices[0]
 
