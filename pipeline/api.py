@@ -25,7 +25,7 @@ from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, wit
 def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
     """FEEDBACK from files, folders, globs or Hub datasets, one row per prompt, in the order of the prompts' ids.
 
-    options: the fields of `sources.SourceOptions` (columns, scale, fix_known_defects, rater, kind, need_scores).
+    options: the fields of `sources.SourceOptions` (columns, scale, decimal, na, ...).
     Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid.
 
     >>> feedback = read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized")  # doctest: +SKIP
@@ -36,7 +36,8 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
     except TypeError as error:
         known = ", ".join(SourceOptions.__dataclass_fields__)
         raise UserError(f"read_feedback: {error}. Options: {known}") from error
-    files = resolve_inputs([path] if isinstance(path, (str, Path)) else list(path), format)
+    given = [path] if isinstance(path, (str, Path)) else list(path)
+    files = resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
     parts = [collect(chunk, source, source_options) for chunk in plan(files)]
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, Counter(pa.concat_tables(rejects)["reason"].to_pylist()), rejects)

@@ -6,12 +6,14 @@
     └── PartialResult    finished in part; the same command resumes                exit 3
 
 A message names what was given, what is allowed and the next move; it is all that a user sees, never a traceback. Text of data may stand in
-it: whatever goes to a terminal is made inert on the way (`inert`), in this one place.
+it: whatever goes to a terminal is made inert on the way (`inert`), in this one place. `BadRow` is apart: it costs one row of the input,
+which is counted by its reason.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
@@ -49,6 +51,22 @@ class InvalidValue(UserError, ValueError):
 
 class PartialResult(MmpoError):
     """Finished in part; what succeeded is safe and the same command resumes: exit status 3."""
+
+
+class BadRow(Exception):
+    """The current row can't be used; it is dropped whole, with its reason.
+
+    reason: one of the short names that rejects.parquet and the summary count by.
+    evidence: a JSON object that lets a person see why.
+    limited: whether it counts against `--max-rejects` (unreadable or invalid) or not (a known defect of the format, a filter).
+    unit: what was dropped, normally "line".
+    """
+
+    def __init__(self, reason: str, evidence: Mapping[str, Any] | None = None, *, limited: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.evidence = evidence
+        self.limited = limited
 
 
 def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:

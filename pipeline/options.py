@@ -196,7 +196,9 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
         return f"{start}: unknown key{closest(place[-1], allowed, 0.4) or '.'} Known: {', '.join(allowed)}"
     if item["type"] == "missing":
         return (
-            f"{start}: missing" if len(place) == 1 else _too_few(start.removesuffix(f".{place[-1]}"), place, item["input"], model)
+            f"{start}: missing{_help(model, place[0])}"
+            if len(place) == 1
+            else _too_few(start.removesuffix(f".{place[-1]}"), place, item["input"], model)
         )
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
     if not all(message.startswith("Input should be ") for message in messages):
@@ -206,6 +208,12 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
     for theirs, ours in WORDS.items():
         values = re.sub(theirs, ours, values)
     return f"{start}: {item['input']!r} is not {values}{closest(item['input'], names, 0.4)}"
+
+
+def _help(model: type, name: Any) -> str:
+    """What a field is, for a message that it is missing."""
+    field = fields_of(model).get(str(name))
+    return f"; it is: {' '.join(field.description.split())}" if field and field.description else ""
 
 
 def _too_few(start: str, place: tuple[Any, ...], given: Any, model: type) -> str:

@@ -7,9 +7,9 @@ import typer
 
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
-from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.build import BuildOptions, check_format, peek
 from mmpo.pipeline.build import build as build_dataset
-from mmpo.pipeline.errors import printable
+from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
@@ -20,7 +20,8 @@ EXAMPLE_WIDTH = 70
 def build(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets.")],
     *,
-    out: Annotated[Path, typer.Option(help="The dataset folder to write; written whole or not at all.")],
+    out: Annotated[Path | None, typer.Option(help="The dataset folder to write; written whole or not at all.")] = None,
+    look: Annotated[bool, typer.Option("--peek", help="Show what is recognised of the first file, and write nothing.")] = False,
     as_json: AsJson = False,
     given: dict[str, Any],
 ) -> None:
@@ -28,7 +29,16 @@ def build(
 
     Example: mmpo build ratings.jsonl --format jsonl --columns prompt=question,completion=answer,score=grade --out pairs
     """
-    print_json(run_build("build", sources, out, options_from(BuildOptions, given, flags=True)), as_json)
+    check_format(sources, given.get("format"), encoding=given.get("encoding"), sep=given.get("sep"))
+    options = options_from(BuildOptions, given, flags=True)
+    if look:
+        found = peek(sources, options)
+        _say_peeked(found)
+        print_json(found, as_json)
+        return
+    if out is None:
+        raise UserError("--out is missing: it names the dataset folder to write; --peek looks at the input and writes nothing")
+    print_json(run_build("build", sources, out, options), as_json)
 
 
 def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) -> dict[str, Any]:
@@ -37,6 +47,28 @@ def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) 
         summary = build_dataset(sources, out, options=options, progress=progress)
     _say_built(summary)
     return summary
+
+
+def _say_peeked(found: dict[str, Any]) -> None:
+    """What a look found, on standard error."""
+    say(f"{found['file']}: {found['layout']}; {found['lines']:,} lines read")
+    print_table("columns", ("column", "read as"), [(column, field or "(not read)") for column, field in found["columns"].items()])
+    for row in found["rows"]:
+        say(f"prompt: {_short(' / '.join(message['role'] + ': ' + message['content'] for message in row['prompt']))}")
+        texts = [one["text"] for one in row["completions"]]
+        for place, text in enumerate(texts):
+            given = ", ".join(f"{one['rater']} {one['score']:g}" for one in row["ratings"] if one["completion"] == place)
+            say(f"  {_short(text)}{': ' + given if given else ''}")
+        for one in row["comparisons"]:
+            better, worse = (one["first"], one["second"]) if one["gap"] >= 0 else (one["second"], one["first"])
+            verb, by = ("is better than", f" by {abs(one['gap']):g}") if one["gap"] else ("ties with", "")
+            say(f"  {one['rater']}: {_short(texts[better])} {verb} {_short(texts[worse])}{by}")
+    print_table("grades", ("rater", "grades"), list(found["raters"].items())[:20])
+    bad = [(reason, value, count) for reason, values in found["bad_values"].items() for value, count in values.items()]
+    if bad:
+        print_table("left out", ("reason", "value", "count"), bad)
+    for line in found["warnings"]:
+        say(f"warning: {line}")
 
 
 def _say_built(summary: dict[str, Any]) -> None:

@@ -66,7 +66,11 @@ def list_(
     elif name not in known:
         raise unknown_name(family.removesuffix("s"), name, known)
     else:
-        _print({name: _line(known[name]), **_facts(known[name])}, as_json)
+        samples = getattr(known[name], "samples", ())
+        shown = [{"title": one.title, "command": one.command(name), "text": one.text} for one in samples]
+        _print({name: _line(known[name]), **_facts(known[name]), **({"samples": shown} if as_json and shown else {})}, as_json)
+        for one in [] if as_json else shown:
+            print(f"\n{one['title']}\n    {one['command']}\n{one['text']}", end="")
 
 
 def _alias(family: str) -> Callable[..., None]:
@@ -97,7 +101,7 @@ def _facts(member: Any) -> dict[str, str]:
     """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
     names = [field.name for field in fields(member)] if is_dataclass(member) else getattr(member, "_fields", ())
     known = {name: getattr(member, name) for name in names}
-    shown = ("name", "summary", "criterion", "source")
+    shown = ("name", "summary", "criterion", "source", "samples")
     plain = {name: value for name, value in known.items() if name not in shown and isinstance(value, int | float | Collection)}
     return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}
 
@@ -114,7 +118,7 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _print(lines: Mapping[str, str], as_json: bool) -> None:
+def _print(lines: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(lines)
         return

@@ -83,7 +83,7 @@ def _digests(recipe: Recipe) -> list[str]:
         return []
     from mmpo.pipeline.storage import digest, resolve_inputs
 
-    files = resolve_inputs(recipe.inputs, recipe.build.format)
+    files = resolve_inputs(recipe.inputs, recipe.build.format, encoding=recipe.build.encoding, separator=recipe.build.sep)
     return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]
 
 

@@ -9,7 +9,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
-from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Share, options, shared
+from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Positive, Share, options, shared
 from mmpo.pipeline.pairs.choose import STRATEGIES
 from mmpo.pipeline.pairs.splits import check_shares, split_column
 from mmpo.pipeline.sources import SourceOptions, get_source
@@ -23,9 +23,22 @@ class BuildOptions:
     format: str
     """Input format; `mmpo formats` lists them, `module:function` brings your own."""
     columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
-    """Names of the columns in generic files: field=column,field=column."""
+    """Names of the columns in generic files: field=column,field=column. score=anna+ben: a column for each rater; gap=-COLUMN: with the
+    sign turned; completions=replies[].text: inside a column of objects."""
     scale: Annotated[tuple[float, float] | None, LISTED, Field(examples=["1:10"])] = None
     """The score scale of generic files, low:high."""
+    decimal: str | None = None
+    """The decimal mark of numbers that generic files hold as text: . or , (in CSV the point; elsewhere text is no number)."""
+    na: Annotated[tuple[str, ...], LISTED] = ()
+    """Texts that stand for no value in generic files, such as N/A,- (in CSV an empty cell always does)."""
+    gap_of: Annotated[Mapping[str, float], MAPPED] = Field(default_factory=dict)
+    """What a winner in words is worth as a gap in generic files: left=1,right=-1,tie=0."""
+    clip: Positive | None = None
+    """Where alpaca-eval's log-odds end (16); what is clipped is counted."""
+    encoding: str | None = None
+    """The encoding of text files, such as cp1252 (UTF-8, or what a byte-order mark says)."""
+    sep: str | None = None
+    """The separator of CSV, such as ; or tab (found in the header)."""
     fix_known_defects: bool = False
     """Repair a format's known defects where possible, counted; without it such rows are rejected."""
     rater: Annotated[str | None, Flags("--rater-name")] = None

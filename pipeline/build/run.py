@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
-from mmpo.pipeline.build.summary import largest, sides_of, warnings_of
+from mmpo.pipeline.build.summary import largest, reading_warnings, sides_of, warnings_of
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
@@ -28,8 +28,9 @@ from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest
-from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
+from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
 from mmpo.pipeline.storage.rows import plan
+from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import REJECTS
 
 CHUNK_BYTES = 8 << 20
@@ -59,15 +60,16 @@ def build(
     sources: files, folders, globs or Hub datasets in `options.format`. out: the folder, written whole or not at all; an older
     dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part. partition_bytes: input that is merged and
     paired at a time; memory grows with it, the pairs stay the same.
-    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}}; of pairs also "examples": two of them
-    in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, "rounded_ties": how many are
-    ties of values that differ by less than the rounding step, and "warnings": sentences; and where there are any "position_bias" and
+    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "warnings": sentences}; of pairs also
+    "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and
+    "rounded_ties": how many are ties of values that differ by less than the rounding step; and where there are any "position_bias" and
     "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)
     check_out(out)
-    files = resolve_inputs([sources] if isinstance(sources, (str, Path)) else list(sources), options.format)
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    files = resolve_inputs(given, options.format, encoding=options.encoding, separator=options.sep)
     chunks = plan(files, CHUNK_BYTES)
     partitions = _partitions(files, partition_bytes)
     workers = options.workers or (os.cpu_count() or 1 if input_bytes(files) >= PARALLEL_FROM_BYTES else 1)
@@ -148,7 +150,11 @@ def _finish(
     (folder / "README.md").write_text(card(held, rows, metadata["recipe"], feedback=feedback_only), encoding="utf-8")
     prompts = sum(result.prompts for result in results)
     variances = {"pooled_variance": resolved.pooled_variance()} if resolved.pooled else {}
-    said = {} if feedback_only else _said(resolved, rows, results)
+    said = {"warnings": []} if feedback_only else _said(resolved, rows, results)
+    noted = sum((read.noted for read in reads), Counter())
+    said["warnings"] += reading_warnings(
+        noted, sum(read.grades for read in reads), {k: v for read in reads for k, v in read.unused.items()}
+    )
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts})
     return {

@@ -25,31 +25,42 @@ from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.base import collect_parts
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter
-from mmpo.pipeline.storage.inputs import InputFile
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import read_partition, write_spill
+from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import FEEDBACK, REJECTS, SPLITS
 
 
 @dataclass
 class Read:
-    """What reading a chunk left: its spills, its rejects, and the statistics of its grades."""
+    """What reading a chunk left: its spills, its rejects, and the statistics of its grades. noted: what was noted of rows that were kept;
+    unused: file → its columns that are not read.
+    """
 
     spills: list[Path] = field(default_factory=list)
     rejects: list[Path] = field(default_factory=list)
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
     lines: int = 0
+    grades: int = 0
     limited: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     accounting: RowAccounting = field(default_factory=RowAccounting)
 
 
 def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, partitions: int) -> Read:
     """Read one chunk into spill files, part by part: a compressed file is one chunk however large it is."""
     result = Read()
-    for number, part in enumerate(collect_parts(chunk, get_source(options.format), source_options(options))):
+    reading = source_options(options)
+    for number, part in enumerate(collect_parts(chunk, get_source(options.format), reading)):
         result.lines += part.lines
+        result.grades += part.counts["grade"]
         result.limited += part.limited
+        result.noted.update(part.noted)
+        unused = tuple(name for name in part.unused if name not in reading.keep)
+        if unused and chunk.first:
+            result.unused[chunk.name] = unused
         result.statistics.add(grade_statistics(part.feedback))
         _count(part, result)
         name = f"{index:06d}-{number:06d}"

@@ -142,3 +142,29 @@ def _names(names: Sequence[str]) -> str:
     distinct = sorted(set(names))
     more = f" and {len(distinct) - MOST_NAMES} more" if len(distinct) > MOST_NAMES else ""
     return f"rater{'s' if len(distinct) > 1 else ''} {', '.join(map(repr, distinct[:MOST_NAMES]))}{more}"
+
+
+NOTED = {
+    "clipped": "of {grades:,} grades {n:,} were clipped at the end of their range (--clip): among them differences are lost",
+    "null_before_scores": "in {n:,} rows a null stands before scores in a list: lists are joined by place, so that where the writer "
+    "numbered the grades by place (distilabel's UltraFeedback task does) they may stand one reply off",
+    **{
+        f"{key}_left_out": f"of {{n:,}} messages the {key} was left out: what is graded and trained on is the content"
+        for key in ("reasoning_content", "reasoning", "thinking")
+    },
+}
+"""What is said of what the sources note about rows that are kept."""
+
+
+def reading_warnings(noted: Mapping[str, int], grades: int, unused: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What the user should know of the input that was read, a line each. noted: what the sources noted, by name, of so many grades;
+    unused: file → its columns that nothing reads.
+    """
+    found = [NOTED.get(name, name + ": {n:,}").format(n=n, grades=grades) for name, n in sorted(noted.items())]
+    files: dict[tuple[str, ...], list[str]] = {}
+    for name, columns in unused.items():
+        files.setdefault(columns, []).append(name)
+    for columns, names in files.items():
+        others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        found.append(f"{names[0]}{others}: columns that are not read: {', '.join(map(repr, columns))}")
+    return found

@@ -5,16 +5,37 @@ from functools import partial
 from importlib import import_module
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.sources.alpaca_eval import log_odds, parse_alpaca_eval
-from mmpo.pipeline.sources.base import Collected, RowParser, Source, SourceOptions, check_options, collect, collect_parts
+from mmpo.pipeline.sources.alpaca_eval import ALPACA_EVAL_SAMPLE, log_odds, parse_alpaca_eval
+from mmpo.pipeline.sources.base import (
+    Collected,
+    FormatSample,
+    RowParser,
+    RowReader,
+    Source,
+    SourceOptions,
+    check_options,
+    collect,
+    collect_parts,
+)
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.feedback import feedback_table
-from mmpo.pipeline.sources.generic import FIELDS, LAYOUTS, prepare_generic
-from mmpo.pipeline.sources.pair_rows import split_pair
-from mmpo.pipeline.sources.shp import parse_shp
-from mmpo.pipeline.sources.trl import TRL_FIELDS, prepare_trl
-from mmpo.pipeline.sources.ultrafeedback import parse_ultrafeedback
-from mmpo.pipeline.sources.ultrafeedback_binarized import parse_ultrafeedback_binarized
+from mmpo.pipeline.sources.generic import (
+    FIELDS,
+    LAYOUTS,
+    LISTS,
+    OBJECT_SAMPLES,
+    OBJECTS,
+    SHEETS,
+    TRL_FIELDS,
+    TRL_SAMPLES,
+    prepare_generic,
+    prepare_trl,
+)
+from mmpo.pipeline.sources.helpsteer3 import HELPSTEER3_SAMPLE, parse_helpsteer3
+from mmpo.pipeline.sources.messages import read_message, split_pair
+from mmpo.pipeline.sources.shp import SHP_SAMPLE, parse_shp
+from mmpo.pipeline.sources.ultrafeedback import ULTRAFEEDBACK_SAMPLE, parse_ultrafeedback
+from mmpo.pipeline.sources.ultrafeedback_binarized import BINARIZED_SAMPLE, parse_ultrafeedback_binarized
 from mmpo.pipeline.tables import FEEDBACK
 
 
@@ -29,6 +50,7 @@ SOURCES: dict[str, Source] = {
         parse=parse_ultrafeedback,
         requires=_columns("instruction completions"),
         named=False,
+        samples=(ULTRAFEEDBACK_SAMPLE,),
     ),
     "ultrafeedback-binarized": Source(
         "ultrafeedback-binarized",
@@ -40,18 +62,30 @@ SOURCES: dict[str, Source] = {
             "chosen rejected chosen_avg_rating rejected_avg_rating",
         ),
         named=False,
+        samples=(BINARIZED_SAMPLE,),
     ),
     "shp": Source(
         "shp",
         "Stanford Human Preferences: two Reddit comments and their votes (heavy tails: normalise with log or rank)",
         parse=parse_shp,
         requires=_columns("history human_ref_A human_ref_B score_A score_B"),
+        samples=(SHP_SAMPLE,),
     ),
     "alpaca-eval": Source(
         "alpaca-eval",
         "AlpacaEval annotations: a judge's preference over one reference as a log-odds, the reference 0",
         parse=parse_alpaca_eval,
         requires=_columns("instruction output_1 output_2 preference"),
+        clipped=True,
+        samples=(ALPACA_EVAL_SAMPLE,),
+    ),
+    "helpsteer3": Source(
+        "helpsteer3",
+        "HelpSteer3's preferences: how much better one of two replies is, -3 to 3, by up to three people each",
+        parse=parse_helpsteer3,
+        requires=_columns("context response1 response2 overall_preference"),
+        named=False,
+        samples=(HELPSTEER3_SAMPLE,),
     ),
     "trl": Source(
         "trl",
@@ -60,6 +94,7 @@ SOURCES: dict[str, Source] = {
         requires=_columns("chosen rejected"),
         fields=TRL_FIELDS,
         scaled=True,
+        samples=TRL_SAMPLES,
     ),
     **{
         name: Source(
@@ -68,11 +103,12 @@ SOURCES: dict[str, Source] = {
             prepare=prepare,
             fields=FIELDS,
             scaled=True,
+            samples=samples,
         )
-        for name, files, prepare in (
-            ("jsonl", "JSON lines or a JSON array", prepare_generic),
-            ("csv", "CSV or TSV", partial(prepare_generic, text=True)),
-            ("parquet", "Parquet or Arrow", prepare_generic),
+        for name, files, prepare, samples in (
+            ("jsonl", "JSON lines or a JSON array", prepare_generic, (*LISTS, *OBJECT_SAMPLES)),
+            ("csv", "CSV or TSV", partial(prepare_generic, text=True), SHEETS),
+            ("parquet", "Parquet or Arrow", prepare_generic, ()),
         )
     },
     "feedback": Source(
@@ -105,6 +141,6 @@ def get_source(name: str) -> Source:
 
 def fitting(columns: Collection[str]) -> list[str]:
     """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
-    present = set(columns)
+    present = set(columns) | {name for name, path in OBJECTS.items() if path in columns}
     names = [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]
     return names + ["jsonl"] * any(present.issuperset(layout.texts + layout.grades) for layout in LAYOUTS)

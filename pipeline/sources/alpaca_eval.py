@@ -1,18 +1,18 @@
 """AlpacaEval annotations: every model's output against one reference, with a judge's probability that it is better.
 
-`preference` is 1 + P(output_2 better). Read as ratings by the judge: the output's is the log-odds, clipped at ±6, the
-reference's 0; so all models' outputs to a prompt compare with each other. Grades hold for one reference: do not mix
-several.
+`preference` is 1 + P(output_2 better). Read as ratings by the judge: the output's is the log-odds, clipped at ±16 (--clip) and
+counted where it is, the reference's 0; so all models' outputs to a prompt compare with each other. Grades hold for one reference: do not
+mix several. Half of real log-odds lie below -9.6, so that a clip at ±6 made ties of two thirds of all pairs.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import SourceOptions, stem
+from mmpo.pipeline.sources.base import FormatSample, SourceOptions, stem
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
-CLIP = 6.0
+CLIP = 16.0
 
 
 def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
@@ -30,19 +30,39 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     if reference == output:
         raise BadRow("identical_texts", {"generator_2": row.get("generator_2")}, limited=False)
     judge = str(options.rater or row.get("annotator") or stem(out.file))
-    kind = options.kind or "ai"
-    out.rating(reference, 0.0, rater=judge, kind=kind, low=-CLIP, high=CLIP)
-    out.rating(output, log_odds(preference), rater=judge, kind=kind, low=-CLIP, high=CLIP)
+    kind, clip = options.kind or "ai", options.clip or CLIP
+    odds = log_odds(preference)
+    if abs(odds) > clip:
+        out.count("clipped")
+        odds = math.copysign(clip, odds)
+    out.rating(reference, 0.0, rater=judge, kind=kind, low=-clip, high=clip)
+    out.rating(output, odds, rater=judge, kind=kind, low=-clip, high=clip)
     out.extra({name: row.get(name) for name in ("dataset", "generator_1")})
 
 
 def log_odds(preference: float) -> float:
-    """log(P/(1−P)) of P = preference − 1 in [0, 1], clipped to [−6, 6].
+    """log(P/(1−P)) of P = preference − 1 in [0, 1]; infinite at both ends.
 
     >>> log_odds(1.5), log_odds(1.0), log_odds(2), round(log_odds(1.75), 6)
-    (0.0, -6.0, 6.0, 1.098612)
+    (0.0, -inf, inf, 1.098612)
     """
     p = preference - 1
     if p <= 0 or p >= 1:
-        return CLIP if p > 0.5 else -CLIP
-    return max(-CLIP, min(CLIP, math.log(p / (1 - p))))
+        return math.inf if p > 0.5 else -math.inf
+    return math.log(p / (1 - p))
+
+
+ALPACA_EVAL_SAMPLE = FormatSample(
+    "a model's output against the reference; `preference` is 1 + P(output_2 is better)",
+    (
+        {
+            "instruction": "Name a planet.",
+            "output_1": "The moon.",
+            "generator_1": "reference",
+            "output_2": "Mars, the red one.",
+            "generator_2": "large",
+            "annotator": "a-judge",
+            "preference": 1.98,
+        },
+    ),
+)

@@ -1,8 +1,12 @@
 """What a source of feedback is, the options that all share, and the loop over a chunk's rows that reads it into FEEDBACK."""
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -11,12 +15,48 @@ from typing import Any
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
-from mmpo.pipeline.storage.rows import Chunk, rows, table
+from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.cells import DECIMALS
+from mmpo.pipeline.storage.rows import Chunk, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
 
 RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """The parser of one file's rows. layout: what a row is; columns: column (or path) → the field that is read from it; unused: the
+    columns that no field is read from.
+    """
+
+    parse: RowParser
+    layout: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def __call__(self, row: Mapping[str, Any], out: FeedbackBuilder) -> None:
+        self.parse(row, out)
+
+
+@dataclass(frozen=True)
+class FormatSample:
+    """An example of a format: a file's text, or rows of JSON lines; and the options that read it."""
+
+    title: str
+    content: str | tuple[Mapping[str, Any], ...]
+    options: str = ""
+
+    @property
+    def text(self) -> str:
+        """The file's text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.content)
+
+    def command(self, format: str) -> str:
+        """The command that builds it."""
+        return " ".join(f"mmpo build FILE --format {format} {self.options} --out pairs".split())
 
 
 @dataclass(frozen=True)
@@ -26,8 +66,11 @@ class SourceOptions:
     columns: field → column, for the formats without fixed columns. scale: (low, high) of the scores.
     fix_known_defects: repair known defects of the format, counted, instead of dropping what has them.
     rater: name of the rater where the rows give none (default: the file's name without suffixes). kind: human, ai or
-    reward_model where the rows do not say (default: the source's). need_scores: rows without a score are wrong.
-    keep: columns whose values stay with the prompt, in `extra`; a row without one is wrong.
+    reward_model where the rows do not say (default: the source's). need_scores: rows without a score are wrong. keep: columns whose
+    values stay with the prompt, in `extra`; a row without one is wrong. decimal: the decimal mark of numbers written as text (default:
+    "." in CSV, else text is no number). na: texts that stand for no value. gap_of: what a winner in words is worth as a gap. clip: where
+    a source's transform of its grades ends (default: the source's). encoding: of text files (default: UTF-8, or what a byte-order mark
+    says). sep: the separator of CSV (default: found in the header).
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +80,12 @@ class SourceOptions:
     kind: str | None = None
     need_scores: bool = True
     keep: tuple[str, ...] = ()
+    decimal: str | None = None
+    na: tuple[str, ...] = ()
+    gap_of: Mapping[str, float] = field(default_factory=dict)
+    clip: float | None = None
+    encoding: str | None = None
+    sep: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,27 +95,30 @@ class Source:
     parse(row, out, options) adds one row. prepare(columns, options, file), where given, replaces it: it looks at the
     columns once per file and returns the parser of its rows. requires: sets of columns of which one must be there.
     fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
-    name rater and kind. table: reads a whole table into FEEDBACK at once instead.
+    name rater and kind. clipped: whether `--clip` means something. table: reads a whole table into FEEDBACK at once instead.
+    samples: examples of what it reads.
     """
 
     name: str
     summary: str
     parse: Callable[[Mapping[str, Any], FeedbackBuilder, SourceOptions], None] | None = None
-    prepare: Callable[[Collection[str], SourceOptions, str], RowParser] | None = None
+    prepare: Callable[[Collection[str], SourceOptions, str], RowReader] | None = None
     requires: tuple[frozenset[str], ...] = ()
     fields: tuple[str, ...] = ()
     scaled: bool = False
     named: bool = True
     table: Callable[[pa.Table, str], pa.Table] | None = None
+    clipped: bool = False
+    samples: tuple[FormatSample, ...] = ()
 
-    def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowParser:
+    def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
         """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
         if self.prepare:
             return self.prepare(columns, options, file)
         self.check(columns, file)
         parse = self.parse
         assert parse is not None
-        return lambda row, out: parse(row, out, options)
+        return RowReader(lambda row, out: parse(row, out, options), self.name)
 
     def check(self, columns: Collection[str], file: str) -> None:
         """Raise UserError where none of the required sets of columns is there."""
@@ -82,11 +134,15 @@ def missing_columns(file: str, needs: str, missing: Collection[str], present: Co
 
     kind = next((kind for kind in ("csv", "parquet") if f".{kind}" in Path(file).suffixes), "jsonl")
     others = [kind if name == "jsonl" else name for name in fitting(present) if repr(name) not in needs]
-    told = ", ".join(map(repr, sorted(present))) or "none"
+    told = ", ".join(repr(name) for name in sorted(present) if "[]." not in name) or "none"
+    inside = ", ".join(repr(name) for name in sorted(present) if "[]." in name)
     lacking = ", ".join(map(repr, missing))
+    close = {name: get_close_matches(name.split(" (for ")[0], present, n=1) for name in missing}
+    meant = "; ".join(f"{found[0]!r} for {name!r}" for name, found in close.items() if found)
     return UserError(
         f"{file}: {needs} needs the column{'s' if len(missing) > 1 else ''} {lacking}. "
-        f"Columns present: {told}."
+        f"Columns present: {told}{f' (inside: {inside})' if inside else ''}."
+        + (f" Did you mean {meant}?" if meant else "")
         + (f" They fit --format {' or '.join(others)}." if others else "")
         + (f" {hint}" if hint else "")
     )
@@ -101,6 +157,7 @@ def check_options(source: Source, options: SourceOptions) -> None:
             raise unknown_name("field in --columns", name, source.fields)
     if options.kind is not None and options.kind not in KINDS:
         raise unknown_name("kind", options.kind, KINDS)
+    _check_cells(source, options)
     for name, given in (("rater", options.rater), ("kind", options.kind)):
         if given is not None and not source.named:
             raise UserError(f"format {source.name!r} says itself who graded; it takes no {name}, but was given {given!r}")
@@ -109,10 +166,22 @@ def check_options(source: Source, options: SourceOptions) -> None:
     if source.fields and not source.scaled:
         raise UserError(f"format {source.name!r} takes no --scale")
     low, high = options.scale
-    if not low < high or high - low == float("inf"):
+    if not low < high or max(-low, high) > LARGEST:
         raise UserError(f"--scale {low:g}:{high:g}: the first number must be the smaller, both finite, such as 1:10")
     if not source.scaled:
         raise UserError(f"format {source.name!r} has a scale of its own; --scale is for {_formats(lambda other: other.scaled)}")
+
+
+def _check_cells(source: Source, options: SourceOptions) -> None:
+    """Of the options that say what stands in a file's cells."""
+    cells = {"--decimal": options.decimal, "--na": options.na, "--gap-of": options.gap_of}
+    for flag, given in cells.items():
+        if given and not source.fields:
+            raise UserError(f"format {source.name!r} takes no {flag}; it is for {_formats(lambda other: bool(other.fields))}")
+    if options.decimal not in (None, *DECIMALS):
+        raise UserError(f"--decimal {options.decimal!r}: the decimal mark is one of {' '.join(DECIMALS)}")
+    if options.clip is not None and not source.clipped:
+        raise UserError(f"format {source.name!r} clips nothing; --clip is for {_formats(lambda other: other.clipped)}")
 
 
 def _formats(wanted: Callable[[Source], bool]) -> str:
@@ -144,6 +213,7 @@ class Collected:
 
     lines: input rows read, blank lines apart. dropped: how many of them gave no FEEDBACK row. limited: how many had
     something that counts against --max-rejects. counts: of prompts, completions, grades and merged completions.
+    noted: what was noted of rows that were kept, by name. unused, layout, columns: of `RowReader`, with the chunk's first part.
     """
 
     feedback: pa.Table
@@ -152,6 +222,10 @@ class Collected:
     dropped: int
     limited: int
     counts: Mapping[str, int]
+    noted: Counter[str] = field(default_factory=Counter)
+    unused: tuple[str, ...] = ()
+    layout: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def collect(chunk: Chunk, source: Source, options: SourceOptions) -> Collected:
@@ -175,19 +249,31 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     head = list(islice(found, HEAD_ROWS))
     if head:
         # Rows of JSON may leave out what is null, so one row alone says little.
-        columns = dict.fromkeys(name for _, row in head for name in row)
+        columns = columns_of([row for _, row in head])
         absent = [name for name in options.keep if name not in columns]
         if absent:
             raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
-        parse = source.parser(columns, options, chunk.name)
+        part.prepared = source.parser(columns, options, chunk.name)
+        parse = part.prepared.parse
         for count, (number, row) in enumerate(chain(head, found)):
             part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
-                part.chars += _chars(row) * SAMPLED
+                part.chars += size_of(row) * SAMPLED
                 if part.chars >= part_chars:
                     yield part.collected()
                     part = _Part(chunk, source)
     yield part.collected()
+
+
+def columns_of(head: list[Mapping[str, Any]]) -> dict[str, None]:
+    """The columns of the rows, and what candidates that are objects hold: `completions[].text`."""
+    found = dict.fromkeys(name for row in head for name in row)
+    if "completions" in found:
+        candidates: list[Any] = []
+        with suppress(BadRow):  # of a cell that can't be read
+            candidates = [one for row in head if isinstance(many := row.get("completions"), list) for one in many]
+        found |= dict.fromkeys(f"completions[].{key}" for one in candidates if isinstance(one, Mapping) for key in one)
+    return found
 
 
 class _Part:
@@ -197,6 +283,7 @@ class _Part:
         self.out = FeedbackBuilder(source.name)
         self.file = chunk.name
         self.lines = self.dropped = self.chars = 0
+        self.prepared: RowReader | None = None
 
     def unreadable(self, number: int, reason: str, evidence: Mapping[str, Any]) -> None:
         self.lines += 1
@@ -219,16 +306,9 @@ class _Part:
 
     def collected(self) -> Collected:
         out = self.out
-        return Collected(out.finish(), out.rejects_table(), self.lines, self.dropped, len(out.limited_rows), out.counts)
-
-
-def _chars(value: Any) -> int:
-    """About how much text a value holds."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_chars, value.values()))
-    return sum(map(_chars, value)) if isinstance(value, list) else 8
+        counted = (self.lines, self.dropped, len(out.limited_rows), out.counts)
+        known = (self.prepared.unused, self.prepared.layout, self.prepared.columns) if self.prepared else ()
+        return Collected(out.finish(), out.rejects_table(), *counted, out.noted, *known)
 
 
 def _collect_table(chunk: Chunk, source: Source) -> Collected:

@@ -4,7 +4,9 @@ A source only says what a row holds; ids, checks, counting and the columnar layo
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
@@ -13,25 +15,13 @@ import orjson
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
+from mmpo.pipeline.errors import BadRow
+from mmpo.pipeline.sources.messages import read_message, read_text
 from mmpo.pipeline.tables import COMPARISON, COMPLETION, MESSAGE, RATING, REJECTS, prompt_bytes
 
 KINDS = ("human", "ai", "reward_model")
-
-
-class BadRow(Exception):
-    """The current row can't be used; it is dropped whole, with its reason.
-
-    reason: one of the short names that rejects.parquet and the summary count by.
-    evidence: a JSON object that lets a person see why.
-    limited: whether it counts against `--max-rejects` (unreadable or invalid) or not (a known defect of the format, a filter).
-    unit: what was dropped, normally "line".
-    """
-
-    def __init__(self, reason: str, evidence: Mapping[str, Any] | None = None, *, limited: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.evidence = evidence
-        self.limited = limited
+LARGEST = 1e150
+"""The largest size of a grade: differences, their squares and sums of these are still finite."""
 
 
 class FeedbackBuilder:
@@ -52,8 +42,11 @@ class FeedbackBuilder:
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
         self._seen: dict[str, int] = {}
+        self._last: tuple[str | None, str] = (None, "")
+        self._noted: list[str] = []
         self._lists = (
             self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
+            self._noted,
         )  # fmt: skip
         self._mark = ([0] * len(self._lists), 0)
 
@@ -85,6 +78,10 @@ class FeedbackBuilder:
         if limited and row is not None:
             self.limited_rows.add(row)
 
+    def count(self, name: str) -> None:
+        """Note something about the current row that drops nothing, such as a score that was clipped; `noted` counts it by name."""
+        self._noted.append(name)
+
     def drop(self, error: BadRow) -> None:
         """Take back the current row and count it as dropped for the error's reason."""
         self.rollback()
@@ -93,12 +90,14 @@ class FeedbackBuilder:
     def prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> int:
         """Start a FEEDBACK row for a prompt: a text (one user message) or a list of {"role", "content"}; the row's index.
 
-        Raises BadRow: empty_prompt, not_text, tool_call, lone_surrogate.
+        Raises BadRow: empty_prompt, lone_surrogate, and those of `messages.read_message`.
         """
         if isinstance(messages, str):
+            if messages == self._last[0]:  # rows of one prompt mostly stand together
+                return self._start(self._last[1], [("user", messages)])
             pairs = [("user", messages)]
         elif isinstance(messages, Sequence):
-            pairs = [_message(message) for message in messages]
+            pairs = [read_message(message, self.count) for message in messages]
         else:
             raise BadRow("not_text", {"prompt": type(messages).__name__})
         if not any(content and not content.isspace() for _, content in pairs):
@@ -109,20 +108,28 @@ class FeedbackBuilder:
             raw = prompt_bytes([{"role": role, "content": content} for role, content in pairs])
         except TypeError as error:
             raise BadRow("lone_surrogate", {"where": "prompt"}) from error
+        identity = blake2b(raw, digest_size=16).hexdigest()
+        if isinstance(messages, str):
+            self._last = (messages, identity)
+        return self._start(identity, pairs)
+
+    def _start(self, identity: str, pairs: list[tuple[str, str]]) -> int:
         self._starts.append((len(self._messages), len(self._completions), len(self._ratings), len(self._comparisons)))
-        self._ids.append(blake2b(raw, digest_size=16).hexdigest())
+        self._ids.append(identity)
         self._extra.append(None)
         self._messages += pairs
         self._seen = {}
         return len(self._ids) - 1
 
     def completion(self, text: Any, model: str | None = None) -> int:
-        """Add a candidate reply to the current row; its index there. The same text twice is one completion.
+        """Add a candidate reply (a text, or its parts) to the current row; its index there. The same text twice is one completion.
 
-        Raises BadRow: empty_completion, not_text, lone_surrogate.
+        Raises BadRow: empty_completion, not_text, images, lone_surrogate.
         """
         if not isinstance(text, str):
-            raise BadRow("not_text", {"completion": type(text).__name__})
+            text = read_text(text)
+            if not isinstance(text, str):
+                raise BadRow("not_text", {"completion": type(text).__name__})
         if not text or text.isspace():
             raise BadRow("empty_completion")
         if text in self._seen:
@@ -155,7 +162,7 @@ class FeedbackBuilder:
     ) -> None:
         """Add one grade of a completion of the current row, on the scale low..high (None: unbounded).
 
-        Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_out_of_scale, lone_surrogate.
+        Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_too_large, score_out_of_scale, lone_surrogate.
         """
         value = _number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
@@ -181,7 +188,7 @@ class FeedbackBuilder:
     ) -> None:
         """Add one graded comparison; `first` was shown first, gap > 0 says that it is better, |gap| <= limit.
 
-        Raises BadRow: identical_texts, score_not_a_number, score_out_of_scale, lone_surrogate.
+        Raises BadRow: identical_texts, score_not_a_number, score_too_large, score_out_of_scale, lone_surrogate.
         """
         if first == second:
             raise BadRow("identical_texts", limited=False)
@@ -200,6 +207,11 @@ class FeedbackBuilder:
         if kept:
             before = self._extra[-1]
             self._extra[-1] = _evidence_json({**orjson.loads(before), **kept} if before else kept)
+
+    @property
+    def noted(self) -> Counter[str]:
+        """How often what was noted about rows that were kept."""
+        return Counter(self._noted)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -235,18 +247,6 @@ class FeedbackBuilder:
         )
 
 
-def _message(message: Any) -> tuple[str, str]:
-    """Role and content of a message, or BadRow where it is no plain text."""
-    if not isinstance(message, Mapping):
-        raise BadRow("not_text", {"message": type(message).__name__})
-    role, content = message.get("role"), message.get("content")
-    if message.get("tool_calls") or message.get("function_call") or role in ("tool", "function"):
-        raise BadRow("tool_call", {"role": role})
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise BadRow("not_text", {"role": role, "content": type(content).__name__})
-    return role, content
-
-
 def _check_texts(**texts: str | None) -> None:
     """Raises BadRow lone_surrogate, naming the field, where a text holds half a character: no file of ours can store it."""
     for where, text in texts.items():
@@ -258,7 +258,7 @@ def _check_texts(**texts: str | None) -> None:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, Decimal)):
         raise BadRow("score_not_a_number", {name: _short(value)})
     try:
         number = float(value)
@@ -266,6 +266,8 @@ def _number(value: Any, name: str) -> float:
         raise BadRow("score_not_a_number", {name: "an integer too large for a double"}) from error
     if not math.isfinite(number):
         raise BadRow("score_not_a_number", {name: str(number)})
+    if abs(number) > LARGEST:
+        raise BadRow("score_too_large", {name: number, "largest": LARGEST})
     return number
 
 

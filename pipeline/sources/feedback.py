@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import large
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.builder import KINDS
+from mmpo.pipeline.sources.builder import KINDS, LARGEST
 
 
 def feedback_table(table: pa.Table, file: str) -> pa.Table:
@@ -40,7 +40,7 @@ def _check(column: pa.ListArray, completions: np.ndarray, indices: tuple[str, ..
     known = np.isin(texts["kind"].to_numpy(zero_copy_only=False).astype(str), KINDS)
     nameless = texts["rater"].is_null().to_numpy(zero_copy_only=False) | texts["aspect"].is_null().to_numpy(zero_copy_only=False)
     bad = {
-        f"its {value} is no finite number": ~np.isfinite(numbers[value]),
+        f"its {value} is no finite number up to {LARGEST:g}": ~(np.abs(numbers[value]) <= LARGEST),
         f"its kind is none of {', '.join(KINDS)}": ~known,
         "it has no rater or aspect": nameless,
     }

@@ -1,4 +1,4 @@
-"""Files of any columns (jsonl, csv, parquet): one row per rating, per prompt, per pair or per comparison.
+"""Files of any columns (jsonl, csv, parquet, trl): one row per rating, per prompt, per pair or per comparison.
 
 Which one a file holds follows from its columns, once per file; `--columns field=column` names columns that are called otherwise. Another
 layout of rows is a function that makes its parser and one line in LAYOUTS.
@@ -9,124 +9,242 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import orjson
-
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.base import RowParser, SourceOptions, missing_columns, stem
+from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns, stem
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.pair_rows import split_pair
+from mmpo.pipeline.sources.cells import Cells, is_empty, reader, terms, top_column
+from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, with_system
+
+Row = Mapping[str, Any]
+Score = Callable[[Row, FeedbackBuilder], Any]
 
 GRADE = ("rater", "aspect", "kind")
+CONTEXT = ("system", "tools", "images")
+OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
+"""Where the fields of one row per prompt are found in candidates that are objects."""
+PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 
 
 class RowFields:
-    """Reads the fields of one file's rows by the names of its columns. text: all cells are text (CSV)."""
+    """Reads the fields of one file's rows by the names of its columns. text: all cells are text (CSV).
+
+    read: field → the function that takes its value out of a row.
+    column: field → column, a path (`completions[].text`) or several (`anna+ben`, one a rater), of the fields that the file has.
+    """
 
     def __init__(self, columns: Collection[str], options: SourceOptions, file: str, text: bool) -> None:
-        present = set(columns)
-        names = {name: options.columns.get(name, name) for name in FIELDS}
-        self.column = {name: column for name, column in names.items() if column in present or name in options.columns}
-        self.grade_columns = [(name, self.column[name]) for name in GRADE if name in self.column]
-        self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
-        self.need_scores = options.need_scores
+        # What is listed of the inside of a column is no column.
+        self.inside = {name for name in columns if "[]." in name and name.partition("[].")[0] in columns}
+        self.present = set(columns) - self.inside
+        named = {PLURAL.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
+        inside = {
+            name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
+        }
+        self.column = {name: named.get(name) or inside.get(name, name) for name in FIELDS}
+        self.column = {name: column for name, column in self.column.items() if not self.absent(column)}
+        self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given)]
+        self.named, self.file, self.need_scores = named, file, options.need_scores
         self.low, self.high = options.scale or (None, None)
-        self.number: Callable[[Any], Any] = _number_in_text if text else _same
-        self.list_of: Callable[[Any], Any] = _list_in_text if text else _same
+        self.cells = Cells(options.decimal or ("." if text else None), options.na, self.high, options.gap_of)
+        self.list_of: Callable[[Any], Any] = self.cells.listed if text else _same
+        self.read = {name: reader(column, self.present) for name, column in self.column.items()}
+        self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
+        self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
+        self.context = [name for name in CONTEXT if name in self.column]
 
-    def get(self, row: Mapping[str, Any], name: str) -> Any:
+    def absent(self, column: str) -> list[str]:
+        """The columns that a name stands for and that are not there."""
+        return [one for one, _ in terms(column, self.present) if not self._there(one)]
+
+    def _there(self, column: str) -> bool:
+        top, _, key = column.partition("[].")
+        listed = any(name.startswith(f"{top}[].") for name in self.inside)
+        if key and listed and column not in self.present:
+            return f"{top}[].{key.split('.')[0]}" in self.inside
+        return top_column(column, self.present) in self.present
+
+    def get(self, row: Row, name: str) -> Any:
         """The value of a field, None where the file has no such column."""
-        column = self.column.get(name)
-        return None if column is None else row.get(column)
+        read = self.read.get(name)
+        return None if read is None else read(row)
 
-    def grade(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Rater, kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
+    def name(self, row: Row, name: str) -> str | None:
+        """A model's name, None where there is none."""
+        return self.cells.name(self.get(row, name))
+
+    def grade(self, row: Row, rater: str | None = None) -> dict[str, str]:
+        """Rater (the one given, else the row's), kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
         found = dict(self.usual_grade)
-        for name, column in self.grade_columns:
-            given = row.get(column)
+        for name, read in self.grade_columns:
+            given = self.cells.name(read(row))
             if given is not None:
-                found[name] = str(given)
+                found[name] = given
+        if rater is not None:
+            found["rater"] = rater
         if found["kind"] not in KINDS:
             raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
         return found
 
-    def score(self, row: Mapping[str, Any], name: str, out: FeedbackBuilder) -> Any:
-        """The value of a score field; None for null (counted as no_grade). Raises BadRow: missing_column."""
-        column = self.column.get(name)
-        if column is None:
-            return None
-        if column not in row and self.need_scores:
-            raise BadRow("missing_column", {"missing": column})
-        value = self.number(row.get(column))
-        if value is None and self.need_scores:
-            out.reject("no_grade", unit="grade", limited=False)
-        return value
+    def framed(self, row: Row, prompt: Any) -> Any:
+        """The prompt, a chat in a text read as messages, behind the row's system text. Raises BadRow: tools, images, as with_system."""
+        prompt = read_conversation(prompt)
+        for name in self.context:
+            given = self.get(row, name)
+            if is_empty(given):
+                continue
+            if name != "system":
+                raise BadRow(name, {name: repr(given)[:200], "hint": f"prompts with {name} can't be kept; leave such rows out"})
+            prompt = with_system(prompt, given)
+        return prompt
+
+    def scores(self, name: str) -> list[tuple[Score, str | None]]:
+        """One for each column that a field of scores is read from: the function that reads it (None for null, counted as no_grade;
+        BadRow missing_column), and the rater of that column's name (None: the row's).
+
+        Raises UserError where raters are named twice, or `--gap-of` has nothing to read.
+        """
+        found = terms(self.column[name], self.present) if name in self.column else []
+        several = len(found) > 1
+        if several and ("rater" in self.column or name.startswith("score_")):
+            why = "the column 'rater' names them too" if "rater" in self.column else "the other score's columns have other names"
+            raise UserError(
+                f"{self.file}: {name}={self.column[name]} takes each column's name for its rater, but {why}; name one column, or "
+                "write one row per rating"
+            )
+        if self.cells.gap_of and name not in ("gap", "margin"):
+            raise UserError(f"{self.file}: --gap-of reads the winner of a comparison (gap, or a pair's margin), and here is {name}")
+        return [(self._score(name, column, sign), column if several else None) for column, sign in found]
+
+    def _score(self, name: str, column: str, sign: float) -> Score:
+        read, top, need = reader(column, self.present), top_column(column, self.present), self.need_scores
+        number = self.cells.gap if name in ("gap", "margin") else self.cells.number
+        as_it_is = (int, float) if sign > 0 and not self.cells.gap_of else ()
+
+        def one(value: Any) -> Any:
+            if type(value) in as_it_is:
+                return value
+            value = number(value, name)
+            return -value if sign < 0 and value is not None and not isinstance(value, (bool, str, list, dict)) else value
+
+        def score(row: Row, out: FeedbackBuilder) -> Any:
+            if need and top not in row:
+                raise BadRow("missing_column", {"missing": column})
+            value = one(read(row))
+            if value is None and need:
+                out.reject("no_grade", unit="grade", limited=False)
+            return value
+
+        def score_list(row: Row, _: FeedbackBuilder) -> Any:
+            values = self.list_of(read(row))
+            return [partial(one, value) for value in values] if isinstance(values, list) else values
+
+        return score_list if name == "scores" else score
 
 
 def _rating_parser(fields: RowFields) -> RowParser:
-    prompt_column, completion_column = fields.column["prompt"], fields.column["completion"]
+    prompt_column, completion_column = (top_column(fields.column[name], fields.present) for name in ("prompt", "completion"))
+    prompt_of, completion_of = fields.read["prompt"], fields.read["completion"]
+    model_of = fields.read.get("model")
+    scores, framed, name_in = fields.scores("score"), fields.framed, fields.cells.name
     low, high = fields.low, fields.high
 
-    def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
-        try:
-            prompt, completion = row[prompt_column], row[completion_column]
-        except KeyError as error:
-            raise BadRow("missing_column", {"missing": error.args[0]}) from error
-        out.prompt(prompt)
-        index = out.completion(completion, fields.get(row, "model"))
-        score = fields.score(row, "score", out)
-        if score is not None:
-            out.rating(index, score, **fields.grade(row), low=low, high=high)
+    def parse(row: Row, out: FeedbackBuilder) -> None:
+        if prompt_column not in row or completion_column not in row:
+            raise BadRow("missing_column", {"missing": completion_column if prompt_column in row else prompt_column})
+        out.prompt(framed(row, prompt_of(row)))
+        index = out.completion(read_reply(completion_of(row), out.count), model_of and name_in(model_of(row)))
+        for read, rater in scores:
+            try:
+                score = read(row, out)
+                if score is not None:
+                    out.rating(index, score, **fields.grade(row, rater), low=low, high=high)
+            except BadRow as error:
+                _lost(error, scores, out)
 
     return parse
+
+
+def _lost(error: BadRow, scores: list[tuple[Score, str | None]], out: FeedbackBuilder) -> None:
+    """Count a grade that can't be used; where it is the only one, the row can't be used either."""
+    if len(scores) == 1:
+        raise error
+    out.reject(error.reason, unit="grade", limited=error.limited, evidence=error.evidence)
 
 
 def _prompt_parser(fields: RowFields) -> RowParser:
-    def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
-        texts = fields.list_of(row.get(fields.column["completions"]))
+    columns = fields.scores("scores")
+
+    def parse(row: Row, out: FeedbackBuilder) -> None:
+        texts = fields.list_of(fields.get(row, "completions"))
         if not isinstance(texts, list):
             raise BadRow("not_a_list", {"completions": type(texts).__name__})
-        scores = _as_long(fields.list_of(fields.get(row, "scores")), texts, "scores")
+        scores = [(_as_long(read(row, out), texts, "scores"), rater) for read, rater in columns] or [([None] * len(texts), None)]
         models = _as_long(fields.list_of(fields.get(row, "models")), texts, "models")
-        out.prompt(row.get(fields.column["prompt"]))  # type: ignore[arg-type]
-        graded = fields.grade(row)
-        ungraded = 0
-        for text, score, model in zip(texts, scores, models):
-            unit = "completion"
+        out.prompt(fields.framed(row, fields.get(row, "prompt")))
+        ungraded = shifted = 0
+        graded = [fields.grade(row, rater) for _, rater in scores]
+        nulls = [False] * len(scores)
+        for place, (text, model) in enumerate(zip(texts, models)):
             try:
-                index = out.completion(text, model)
-                unit = "grade"
-                if score is None:
-                    ungraded += 1
-                else:
-                    out.rating(index, score, **graded, low=fields.low, high=fields.high)
+                index = out.completion(_candidate(text, out), fields.cells.name(model))
             except BadRow as error:
-                out.reject(error.reason, unit=unit, limited=error.limited, evidence=error.evidence)
+                out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
+                continue
+            for rater, (values, _) in enumerate(scores):
+                try:
+                    score = values[place] and values[place]()
+                    if score is None:
+                        ungraded += 1
+                        nulls[rater] = True
+                    else:
+                        out.rating(index, score, **graded[rater], low=fields.low, high=fields.high)
+                        shifted += nulls[rater]
+                except BadRow as error:
+                    out.reject(error.reason, unit="grade", limited=error.limited, evidence=error.evidence)
         for _ in range(ungraded if fields.need_scores else 0):
             out.reject("no_grade", unit="grade", limited=False)
+        if shifted:
+            out.count("null_before_scores")
 
     return parse
 
 
-def pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
+def _candidate(text: Any, out: FeedbackBuilder) -> Any:
+    if isinstance(text, Mapping):
+        told = {
+            "completion": "object",
+            "keys": list(text)[:8],
+            "hint": "--columns completions=completions[].KEY names the text's key",
+        }
+        raise BadRow("not_text", told)
+    return read_reply(text, out.count)
+
+
+def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all."""
     # Scores low..high can be at most high - low apart.
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
+    margins = fields.scores("margin") if by_margin else []
+    sides = [] if by_margin else [fields.scores(name) for name in ("score_chosen", "score_rejected")]
 
-    def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
-        prompt, chosen, rejected = split_pair(*(fields.get(row, name) for name in ("prompt", "chosen", "rejected")))
-        out.prompt(prompt)
-        first = out.completion(chosen, fields.get(row, "chosen_model"))
-        second = out.completion(rejected, fields.get(row, "rejected_model"))
-        graded = fields.grade(row)
-        if by_margin:
-            gap = fields.score(row, "margin", out)
-            if gap is not None:
-                out.comparison(first, second, gap, **graded, limit=limit)
-            return
-        for index, name in ((first, "score_chosen"), (second, "score_rejected")):
-            score = fields.score(row, name, out)
-            if score is not None:
-                out.rating(index, score, **graded, low=fields.low, high=fields.high)
+    def parse(row: Row, out: FeedbackBuilder) -> None:
+        prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = split_pair(prompt, chosen, rejected, out.count)
+        out.prompt(fields.framed(row, prompt))
+        first = out.completion(chosen, fields.name(row, "chosen_model"))
+        second = out.completion(rejected, fields.name(row, "rejected_model"))
+        for read, rater in margins:
+            try:
+                gap = read(row, out)
+                if gap is not None:
+                    out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
+            except BadRow as error:
+                _lost(error, margins, out)
+        for index, scores in zip((first, second), sides):
+            for read, _ in scores:
+                score = read(row, out)
+                if score is not None:
+                    out.rating(index, score, **fields.grade(row), low=fields.low, high=fields.high)
 
     return parse
 
@@ -135,79 +253,196 @@ def _comparison_parser(fields: RowFields) -> RowParser:
     low, high = fields.low, fields.high
     if low is not None and high is not None and low != -high:
         raise UserError(f"--scale {low:g}:{high:g}: the scale of a gap must be symmetric, such as -3:3")
+    gaps = fields.scores("gap")
+    words = fields.cells.gap_of.values()
+    limit = high if high is not None or not words else max(map(abs, words))
 
-    def parse(row: Mapping[str, Any], out: FeedbackBuilder) -> None:
-        out.prompt(row.get(fields.column["prompt"]))  # type: ignore[arg-type]
-        first = out.completion(row.get(fields.column["first"]), fields.get(row, "first_model"))
-        second = out.completion(row.get(fields.column["second"]), fields.get(row, "second_model"))
+    def parse(row: Row, out: FeedbackBuilder) -> None:
+        out.prompt(fields.framed(row, fields.get(row, "prompt")))
+        first = out.completion(read_reply(fields.get(row, "first"), out.count), fields.name(row, "first_model"))
+        second = out.completion(read_reply(fields.get(row, "second"), out.count), fields.name(row, "second_model"))
         if first == second:
             raise BadRow("identical_texts", limited=False)
-        gap = fields.score(row, "gap", out)
-        if gap is not None:
-            out.comparison(first, second, gap, **fields.grade(row), limit=fields.high)
+        for read, rater in gaps:
+            try:
+                gap = read(row, out)
+                if gap is not None:
+                    out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
+            except BadRow as error:
+                _lost(error, gaps, out)
 
     return parse
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """A way to lay out feedback in rows. texts and grades: the fields that it needs; others: those that it also takes."""
+    """A way to lay out feedback in rows. texts and grades: the fields that it needs; others: those that it also takes; sample: a few
+    rows."""
 
     name: str
     texts: tuple[str, ...]
     grades: tuple[str, ...]
     others: tuple[str, ...]
     parser: Callable[[RowFields], RowParser]
+    sample: tuple[Row, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that it reads."""
+        return (*self.texts, *self.grades, *self.others)
+
+    def prepared(self, fields: RowFields) -> RowReader:
+        """The parser of a file's rows, and which column each field is read from."""
+        held = {name: terms(fields.column[name], fields.present) for name in self.fields if name in fields.column}
+        columns = {column: name for name, found in held.items() for column, _ in found}
+        read = {top_column(column, fields.present) for column in columns}
+        return RowReader(self.parser(fields), self.name, columns, tuple(sorted(fields.present - read)))
 
 
 _PAIR = ("prompt", "chosen", "rejected")
 _MODELS = ("chosen_model", "rejected_model")
+_ASKED = {"prompt": "Name a planet."}
+_CHOSEN = {**_ASKED, "chosen": "Mars, the red one.", "rejected": "The moon."}
 LAYOUTS = (
-    RowLayout("one row per rating", ("prompt", "completion"), ("score",), ("model", *GRADE), _rating_parser),
-    RowLayout("one row per prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE), _prompt_parser),
-    RowLayout("one row per pair", _PAIR, ("score_chosen", "score_rejected"), (*_MODELS, *GRADE), pair_parser),
-    RowLayout("one row per pair with its margin", _PAIR, ("margin",), (*_MODELS, *GRADE), partial(pair_parser, by_margin=True)),
-    RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE),
-              _comparison_parser),
+    RowLayout("one row per rating", ("prompt", "completion"), ("score",), ("model", *GRADE, *CONTEXT), _rating_parser, (
+        {**_ASKED, "completion": "Mars, the red one.", "score": 5, "rater": "anna", "model": "large"},
+        {**_ASKED, "completion": "The moon.", "score": 2, "rater": "anna", "model": "small"},
+    )),
+    RowLayout("one row per prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE, *CONTEXT), _prompt_parser, (
+        {**_ASKED, "completions": ["Mars, the red one.", "The moon."], "scores": [5, 2], "models": ["large", "small"]},
+    )),
+    RowLayout("one row per pair", _PAIR, ("score_chosen", "score_rejected"), (*_MODELS, *GRADE, *CONTEXT), _pair_parser, (
+        {**_CHOSEN, "score_chosen": 5, "score_rejected": 2},
+    )),
+    RowLayout("one row per pair with its margin", _PAIR, ("margin",), (*_MODELS, *GRADE, *CONTEXT),
+              partial(_pair_parser, by_margin=True), ({**_CHOSEN, "margin": 3},)),
+    RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE, *CONTEXT),
+              _comparison_parser, (
+        {**_ASKED, "first": "The moon.", "second": "Mars, the red one.", "gap": -3, "rater": "ben"},
+    )),
 )  # fmt: skip
-FIELDS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in (*layout.texts, *layout.grades, *layout.others)))
+FIELDS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.fields))
+LISTS = tuple(
+    FormatSample(f"{layout.name}: {', '.join(layout.texts + layout.grades)}; also {', '.join(layout.others[:-2])}", layout.sample)
+    for layout in LAYOUTS
+)
+_OBJECTS = FormatSample(
+    "candidates that are objects, each with its text and score",
+    ({**_ASKED, "completions": [{"text": "Mars, the red one.", "score": 5}, {"text": "The moon.", "score": 2}]},),
+)
+_INSIDE = FormatSample(
+    "candidates inside other columns: `a.b` is inside an object, `a[].b` in each of a list of objects",
+    (
+        {
+            "task": {"question": "Name a planet."},
+            "replies": [{"said": "Mars, the red one.", "stars": 5}, {"said": "The moon.", "stars": 2}],
+        },
+    ),
+    "--columns prompt=task.question,completions=replies[].said,scores=replies[].stars --scale 1:5",
+)
+OBJECT_SAMPLES = (_OBJECTS, _INSIDE)
+SHEETS = (
+    FormatSample(
+        "a spreadsheet with one column a rater, decimal commas and gaps",
+        "question;answer;anna;ben\nName a planet.;Mars, the red one.;4,5;5/5\nName a planet.;The moon.;2;N/A\n",
+        "--columns prompt=question,completion=answer,score=anna+ben --decimal , --na N/A --scale 1:5",
+    ),
+    FormatSample(
+        "a winner in words, of a chat that stands in a cell",
+        'chat,left,right,winner\n"[{""role"": ""user"", ""content"": ""Name a planet.""}]",The moon.,"Mars, the red one.",right\n',
+        "--columns prompt=chat,first=left,second=right,gap=winner --gap-of left=1,right=-1,tie=0",
+    ),
+    FormatSample(
+        "a gap whose sign says the opposite: below 0 the first one is better",
+        'prompt,first,second,preference\nName a planet.,The moon.,"Mars, the red one.",2\n',
+        "--columns gap=-preference --scale -3:3",
+    ),
+)
 
 
-def prepare_generic(columns: Collection[str], options: SourceOptions, file: str, *, text: bool = False) -> RowParser:
+def prepare_generic(columns: Collection[str], options: SourceOptions, file: str, *, text: bool = False) -> RowReader:
     """The parser of the rows whose layout the columns make. text: all cells are text (CSV), lists are JSON in a cell.
 
     Raises UserError where no layout of rows fits the columns.
     """
-    layout = _layout(columns, options, file)
     fields = RowFields(columns, options, file, text)
+    if fields.lacking:
+        raise missing_columns(file, "what --columns names", fields.lacking, columns)
+    layout = _layout(fields, columns)
     if not all(name in fields.column for name in layout.grades):
         fields.column = {name: column for name, column in fields.column.items() if name not in layout.grades}
-    return layout.parser(fields)
+    return layout.prepared(fields)
 
 
-def _layout(columns: Collection[str], options: SourceOptions, file: str) -> RowLayout:
+def _layout(fields: RowFields, columns: Collection[str]) -> RowLayout:
     """The layout whose fields are there; of several, the one with most fields named in --columns, then the first."""
-    absent = [f"{column} (for {name})" for name, column in options.columns.items() if column not in columns]
-    if absent:
-        raise missing_columns(file, "what --columns names", absent, columns)
-    there = {name for name in FIELDS if options.columns.get(name, name) in columns}
+    there = fields.column
 
     def missing(layout: RowLayout) -> list[str]:
-        needed = layout.texts + (layout.grades if options.need_scores else ())
+        needed = layout.texts + (layout.grades if fields.need_scores else ())
         return [name for name in needed if name not in there]
 
     def rank(layout: RowLayout) -> tuple[int, int]:
         graded = sum(name not in there for name in layout.grades)
-        return -sum(name in options.columns for name in (*layout.texts, *layout.grades)), graded
+        return -sum(name in fields.named for name in (*layout.texts, *layout.grades)), graded
 
     fits = [layout for layout in LAYOUTS if not missing(layout)]
     if fits:
         return min(fits, key=rank)
     close = min(LAYOUTS, key=lambda layout: (len(missing(layout)), rank(layout)))
     hint = "Name columns that are called otherwise by --columns field=column,..."
-    if set(close.texts) <= there:
+    if set(close.texts) <= set(there):
         hint += " Without grades only --feedback-only reads the file."
-    raise missing_columns(file, f"{close.name} ({', '.join(close.texts + close.grades)})", missing(close), columns, hint)
+    needs = f"{close.name} ({', '.join(close.texts + close.grades)})"
+    raise missing_columns(fields.file, needs, missing(close), columns, hint)
+
+
+_SCORED = next(layout for layout in LAYOUTS if "score_chosen" in layout.grades)
+_MARGIN = next(layout for layout in LAYOUTS if "margin" in layout.grades)
+TRL_FIELDS = tuple(name for name in FIELDS if name in (*_SCORED.fields, "margin"))
+TRL_SAMPLES = (
+    FormatSample(
+        "conversations that hold their prompt, with the scores in columns of any name",
+        (
+            {
+                "chosen": [{"role": "user", "content": "Name a planet."}, {"role": "assistant", "content": "Mars, the red one."}],
+                "rejected": [{"role": "user", "content": "Name a planet."}, {"role": "assistant", "content": "The moon."}],
+                "grade_a": 5,
+                "grade_b": 2,
+            },
+        ),
+        "--columns score_chosen=grade_a,score_rejected=grade_b --scale 1:5",
+    ),
+    FormatSample(
+        "turns in a text, as HH-RLHF has them, and a margin",
+        (
+            {
+                "chosen": "\n\nHuman: Name a planet.\n\nAssistant: Mars, the red one.",
+                "rejected": "\n\nHuman: Name a planet.\n\nAssistant: The moon.",
+                "margin": 3,
+            },
+        ),
+    ),
+)
+
+
+def prepare_trl(columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
+    """The parser of a file in TRL's preference format: chosen and rejected as texts or messages, the prompt outside or inside; the
+    grades are in columns of the user's own. Raises UserError: no chosen or rejected, no column with grades."""
+    fields = RowFields(columns, options, file, text=False)
+    absent = fields.lacking + [name for name in ("chosen", "rejected") if name not in fields.column and name not in fields.named]
+    if absent:
+        raise missing_columns(file, "format 'trl'", absent, columns)
+    scored = set(_SCORED.grades) <= set(fields.column)
+    if options.need_scores and "margin" not in fields.column and not scored:
+        told = ", ".join(map(repr, sorted(columns)))
+        raise UserError(
+            f"{file}: pairs without grades have no margin. Columns present: {told}. Name those with the scores by "
+            "--columns score_chosen=COLUMN,score_rejected=COLUMN, or the one with their difference by --columns "
+            "margin=COLUMN; --feedback-only reads the pairs without grades, for a judge or people to grade"
+        )
+    by_margin = "margin" in fields.column and (not scored or "margin" in options.columns)
+    return (_MARGIN if by_margin else _SCORED).prepared(fields)
 
 
 def _as_long(values: Any, texts: list[Any], name: str) -> list[Any]:
@@ -222,23 +457,3 @@ def _as_long(values: Any, texts: list[Any], name: str) -> list[Any]:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _number_in_text(value: Any) -> Any:
-    """The number in a CSV cell; what is none stays text, which is then refused (1_000 too, which float() would take)."""
-    if not isinstance(value, str) or "_" in value:
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value if value.strip() else None
-
-
-def _list_in_text(value: Any) -> Any:
-    """The JSON list in a CSV cell; anything else stays what it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return value

@@ -7,7 +7,7 @@ rating, which averages away.
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 RATER = "votes"
@@ -45,3 +45,20 @@ def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOp
 
 def _deleted(text: Any) -> bool:
     return isinstance(text, str) and text.strip() in DELETED
+
+
+SHP_SAMPLE = FormatSample(
+    "two comments under a post, and their votes",
+    (
+        {
+            "post_id": "p1",
+            "domain": "askscience_train",
+            "history": "Name a planet.",
+            "human_ref_A": "The moon.",
+            "human_ref_B": "Mars, the red one.",
+            "score_A": 4,
+            "score_B": 31,
+            "labels": 0,
+        },
+    ),
+)

@@ -8,7 +8,7 @@ benchmark.
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 RATER = "gpt-4"
@@ -92,3 +92,20 @@ def _plain(raw: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return value if value - value == 0 else None
+
+
+def _sample(response: str, overall: float, helpfulness: str) -> dict[str, Any]:
+    annotations = {"helpfulness": {"Rating": helpfulness, "Rationale": "..."}}
+    return {"model": "a-model", "response": response, "critique": "...", "overall_score": overall, "annotations": annotations}
+
+
+ULTRAFEEDBACK_SAMPLE = FormatSample(
+    "a prompt with its completions, each with an overall score and aspects",
+    (
+        {
+            "source": "sharegpt",
+            "instruction": "Name a planet.",
+            "completions": [_sample("Mars, the red one.", 8.5, "5"), _sample("The moon.", 3, "2")],
+        },
+    ),
+)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, SourceOptions
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.pair_rows import split_pair
+from mmpo.pipeline.sources.messages import split_pair
 
 RATER = "gpt-4"
 # Columns of the two scores and their scale: overall scores 1-10, but Argilla's are means of the aspects, 1-5.
@@ -23,7 +23,7 @@ def parse_ultrafeedback_binarized(row: Mapping[str, Any], out: FeedbackBuilder, 
     if layout is None:
         raise BadRow("missing_column", {"missing": LAYOUTS[0][0]})
     chosen_column, rejected_column, low, high = layout
-    prompt, chosen, rejected = split_pair(row.get("prompt"), row.get("chosen"), row.get("rejected"))
+    prompt, chosen, rejected = split_pair(row.get("prompt"), row.get("chosen"), row.get("rejected"), out.count)
     scores = row[chosen_column], row.get(rejected_column)
     out.prompt(prompt)
     first = out.completion(chosen, row.get("chosen-model") or row.get("chosen_model"))
@@ -39,3 +39,21 @@ def parse_ultrafeedback_binarized(row: Mapping[str, Any], out: FeedbackBuilder, 
             raise BadRow("chosen_scored_lower", evidence, limited=False)
         out.reject("chosen_scored_lower_repaired", unit="label", limited=False, evidence=evidence)
     out.extra({"source": row.get("source") or None})
+
+
+def _sample(reply: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "Name a planet."}, {"role": "assistant", "content": reply}]
+
+
+BINARIZED_SAMPLE = FormatSample(
+    "a pair of conversations and their two scores",
+    (
+        {
+            "prompt": "Name a planet.",
+            "chosen": _sample("Mars, the red one."),
+            "rejected": _sample("The moon."),
+            "score_chosen": 8.5,
+            "score_rejected": 3.0,
+        },
+    ),
+)

@@ -15,5 +15,6 @@ from mmpo.pipeline.storage.dataset import (
 )
 from mmpo.pipeline.storage.export import EXPORTS, export
 from mmpo.pipeline.storage.files import atomic_file, atomic_folder, digest, file_lock, is_leftover, text_digest
-from mmpo.pipeline.storage.inputs import InputFile, input_bytes, resolve_inputs
-from mmpo.pipeline.storage.rows import plan, rows, split_lines, table
+from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
+from mmpo.pipeline.storage.rows import plan, rows, table
+from mmpo.pipeline.storage.text_files import InputFile, split_lines

@@ -1,12 +1,14 @@
 """What the user names as input - files, folders, globs, Hub datasets - as a list of files whose kind is known."""
 
+import codecs
 import glob
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.rows import BOM, COMPRESSIONS, InputFile, blocks
+from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, InputFile, blocks
 
 KINDS = {
     ".jsonl": "json",
@@ -31,19 +33,53 @@ BESIDE_DATA = {
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
 
 
-def resolve_inputs(paths: Sequence[str | Path], format: str) -> list[InputFile]:
+def resolve_inputs(
+    paths: Sequence[str | Path], format: str, *, encoding: str | None = None, separator: str | None = None
+) -> list[InputFile]:
     """The data files behind the paths, in a fixed order, each once.
 
     paths: files, folders (searched for data files at any depth, hidden ones left out), globs, or Hub datasets
     "owner/name" or "owner/name:split". format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the
-    files of their kind out of a folder.
-    Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read.
+    files of their kind out of a folder. encoding: of text files, by a name that Python knows (default: UTF-8, or what a byte-order mark
+    says). separator: of CSV, one character or "tab" (default: found in the header).
+    Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read, an unknown encoding.
     """
+    encoding, separator = _encoding(encoding), _separator(separator)
     found: dict[str, InputFile] = {}
     for given in paths:
         for file in _files(str(given), FORMAT_KINDS.get(format), format):
-            found.setdefault(str(Path(file.path).resolve()), file)
+            found.setdefault(str(Path(file.path).resolve()), _written(file, encoding, separator))
     return list(found.values())
+
+
+def _encoding(name: str | None) -> str | None:
+    """The encoding by the name that Python has for it; None for UTF-8."""
+    if name is None:
+        return None
+    try:
+        "".encode(name)
+        known = codecs.lookup(name).name
+    except (LookupError, UnicodeError) as error:
+        raise UserError(
+            f"--encoding {name}: {error}. Known are utf-8, utf-16, cp1252, latin-1, gb18030, shift_jis and others"
+        ) from error
+    return None if known in ("utf-8", "utf-8-sig", "ascii") else known
+
+
+def _separator(given: str | None) -> str | None:
+    sign = {"tab": "\t", "\\t": "\t"}.get(given or "", given)
+    if sign is not None and (len(sign) != 1 or sign in '\r\n"'):
+        raise UserError(f"--sep {given!r}: the separator is one character, such as ; or tab")
+    return sign
+
+
+def _written(file: InputFile, encoding: str | None, separator: str | None) -> InputFile:
+    """The file with what was said of how it is written. Raises UserError where that means nothing."""
+    if encoding is not None and file.kind not in ("json", "csv"):
+        raise UserError(f"{file.name}: --encoding is for text files, and this one holds {_SPOKEN[file.kind]}")
+    if separator is not None and file.kind != "csv":
+        raise UserError(f"{file.name}: --sep is for CSV, and this file holds {_SPOKEN[file.kind]}")
+    return replace(file, encoding=encoding or file.encoding, separator=separator)
 
 
 def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
@@ -94,13 +130,38 @@ def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFil
         raise UserError(f"the name of the file {given!a} holds bytes that are no UTF-8 text, and names are kept: rename it")
     named = _kind(Path(given)) or (kinds[0] if kinds else "json")
     start = next(blocks(given), b"")
-    held = _held(start, named)
+    marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
+    held = _held(start if marked is None else start.decode(marked, "ignore").encode(), named)
+    other = next((what for begin, what in OTHERS if start.startswith(begin)), None)
+    if other is not None:
+        raise UserError(f"{given}: is {other}")
     if kinds and held not in kinds:
         better = {"json": "jsonl", "csv": "csv"}.get(held, "parquet")
         raise UserError(f"{given}: format {format!r} was named, but the file holds {_SPOKEN[held]}; try --format {better}")
     if held != named:
         raise UserError(f"{given}: by its name it holds {_SPOKEN[named]}, but its content is {_SPOKEN[held]}; rename it")
-    return InputFile(given, held, given)
+    return InputFile(given, held, given, marked)
+
+
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+"""Byte-order marks, the longer ones first, and the encodings that they stand for."""
+OTHERS = (
+    (b"PK\x03\x04", "a ZIP archive (an .xlsx workbook is one too): unpack it, or save its sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook: save its sheet as CSV"),
+    (b"\x1f\x8b", "compressed by gzip: its name must end in .jsonl.gz, .json.gz or .csv.gz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: its name must end in .jsonl.zst, .json.zst or .csv.zst"),
+    (b"BZh", "compressed by bzip2: unpack it, or compress it by gzip"),
+    (b"\xfd7zXZ", "compressed by xz: unpack it, or compress it by gzip"),
+    (b"SQLite format 3\0", "an SQLite database: write its rows as JSON lines or CSV"),
+    (b"%PDF", "a PDF"),
+    (b"<!DOCTYPE", "a web page: what was saved is perhaps a site's error or log-in page"),
+    (b"<!doctype", "a web page: what was saved is perhaps a site's error or log-in page"),
+    (b"<html", "a web page: what was saved is perhaps a site's error or log-in page"),
+    (b"version https://git-lfs", "a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+)
+"""How files begin that hold no rows, and what they are."""
 
 
 _SPOKEN = {"json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}

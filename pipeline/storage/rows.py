@@ -4,11 +4,8 @@ Reads JSON lines and arrays, CSV (these three also as .gz and .zst, truncation a
 malformed line costs one line.
 """
 
-import csv
 import json
 import mmap
-import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,78 +15,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
-from mmpo.pipeline.errors import UserError
-
-BOM = b"\xef\xbb\xbf"
-BLOCK_BYTES = 1 << 18
-
-# A new decompressor per member or frame; both kinds have decompress(), eof and unused_data. The file object of zstandard 0.25 would be
-# shorter, but ends without an error where a file is truncated.
-COMPRESSIONS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-}
-
-
-def blocks(path: str) -> Iterator[bytes]:
-    """The content of a file, decompressed by its suffix, in blocks of any size.
-
-    Raises UserError naming the file: missing, unreadable, truncated or damaged.
-    """
-    make = COMPRESSIONS.get(Path(path).suffix.lower())
-    try:
-        with open(path, "rb") as file:
-            raw = iter(lambda: file.read(BLOCK_BYTES), b"")
-            yield from raw if make is None else _decompressed(path, raw, make)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
-
-
-def _decompressed(path: str, raw: Iterator[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
-    frame, started = make(), False
-    try:
-        for block in raw:
-            while block:
-                started = True
-                text = frame.decompress(block)
-                block = b""
-                if frame.eof:
-                    # Files may be several members end to end, and padded with zeros.
-                    block, frame, started = frame.unused_data.lstrip(b"\0"), make(), False
-                if text:
-                    yield text
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: the compressed data is damaged ({error}); fetch or write the file again") from error
-    if started:
-        raise UserError(f"{path}: the compressed data ends too early (truncated); fetch or write the file again")
-
-
-def split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines in consecutive blocks of bytes, without their newline; only b"\\n" ends a line (U+2028 does not).
-
-    >>> list(split_lines(iter([b"a", b"b\\nc", b"\\n"])))
-    [b'ab', b'c']
-    """
-    carry: list[bytes] = []
-    for part in parts:
-        found = part.split(b"\n")
-        carry.append(found[0])
-        if len(found) > 1:
-            yield b"".join(carry)
-            yield from found[1:-1]
-            carry = [found[-1]]
-    rest = b"".join(carry)
-    if rest:
-        yield rest
-
-
-def lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, decompressed, without a leading byte order mark."""
-    for number, line in enumerate(split_lines(blocks(path))):
-        yield line.removeprefix(BOM) if number == 0 else line
-
+from mmpo.pipeline.errors import BadRow, UserError
+from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
 OnReject = Callable[[int, str, Mapping[str, Any]], None]
 """Called with the row's number, the reason and the evidence of a row that can't be read."""
@@ -126,15 +54,15 @@ def parse_line(line: bytes) -> tuple[Any, str | None, dict[str, Any]]:
     try:
         return json.loads(line.decode()), None, {}
     except UnicodeDecodeError as error:
-        return None, "invalid_utf8", {"byte": error.start + 1, "line": _shown(line)}
+        return None, "invalid_utf8", {"byte": error.start + 1, "line": _shown(line), "hint": ENCODING_HINT}
     except (ValueError, RecursionError) as error:
         return None, "malformed_json", {"error": str(error), "line": _shown(line)}
 
 
-def holds_array(path: str) -> bool:
+def holds_array(file: InputFile) -> bool:
     """Whether a JSON file is one array rather than lines: it starts with "[" and its first line is no array by itself,
     or is one that holds objects. An object over several lines is also read whole."""
-    for line in lines(path):
+    for line in lines(file):
         if not line or line.isspace():
             continue
         start = line.lstrip()[:1]
@@ -147,13 +75,13 @@ def holds_array(path: str) -> bool:
     return False
 
 
-def array_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
+def array_rows(file: InputFile, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON array (or one object) with their 1-based position. Raises UserError: unreadable."""
-    raw = b"".join(blocks(path)).removeprefix(BOM)
+    raw = b"".join(utf8_blocks(file)).removeprefix(BOM)
     value, reason, evidence = parse_line(raw)
     if reason:
         told = evidence.get("error") or f"byte {evidence['byte']} is no UTF-8"
-        raise UserError(f"{path}: is no readable JSON array ({reason}: {told}). One object a line is read as JSON lines")
+        raise UserError(f"{file.name}: is no readable JSON array ({reason}: {told}). One object a line is read as JSON lines")
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
         if isinstance(row, dict):
             yield number, row
@@ -165,74 +93,7 @@ def _shown(line: bytes) -> str:
     return line[:SHOWN_BYTES].decode(errors="backslashreplace")
 
 
-# The module's own limit of 128 KiB is less than a long completion.
-FIELD_BYTES = 1 << 28
-NO_UTF8 = re.compile("[\udc80-\udcff]")
-
-
-def csv_rows(path: str, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records under the header, each with the number of its first line; an empty cell is None, all others text.
-
-    Separators: tab for .tsv; else the comma, or where the header has none, the semicolon or tab. Reasons:
-    malformed_csv, wrong_number_of_cells, invalid_utf8.
-    Raises UserError: no header, repeated column names, a quote that never closes.
-    """
-    csv.field_size_limit(FIELD_BYTES)
-    # csv wants the newlines that a quoted cell may hold; bytes that are no UTF-8 become surrogates, found below.
-    text = (line.decode(errors="surrogateescape") + "\n" for line in lines(path))
-    names, separator = _header(path, next(text, ""))
-    reader = csv.reader(text, delimiter=separator, strict=True)
-    begin = 2
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise UserError(f"{path}: the quoted cell that begins in the record of line {begin} never ends") from error
-            on_reject(begin, "malformed_csv", {"error": str(error)})
-            begin = reader.line_num + 2
-            continue
-        number, begin = begin, reader.line_num + 2
-        if not cells:
-            continue
-        if len(cells) != len(names):
-            on_reject(number, "wrong_number_of_cells", {"cells": len(cells), "columns": len(names)})
-        elif wrong := [name for name, cell in zip(names, cells) if not cell.isascii() and NO_UTF8.search(cell)]:
-            on_reject(number, "invalid_utf8", {"columns": wrong})
-        else:
-            yield number, {name: cell or None for name, cell in zip(names, cells)}
-
-
-def _header(path: str, first: str) -> tuple[list[str], str]:
-    """Column names and separator from the first line."""
-    name = Path(path)
-    suffix = Path(name.stem).suffix.lower() if name.suffix.lower() in COMPRESSIONS else name.suffix.lower()
-    separator = "\t" if suffix == ".tsv" else next((sign for sign in ",;\t" if sign in first), ",")
-    try:
-        names = next(csv.reader([first], delimiter=separator, strict=True), [])
-    except csv.Error as error:
-        raise UserError(f"{path}: the first line is no CSV header: {error}") from error
-    names = [column.strip() for column in names]
-    if not any(names):
-        raise UserError(f"{path}: the first line must name the columns, but it is empty")
-    if len(set(names)) != len(names):
-        twice = sorted({column for column in names if names.count(column) > 1})
-        raise UserError(f"{path}: column names occur twice in the header: {', '.join(map(repr, twice))}")
-    return names, separator
-
-
 BATCH_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow."""
-
-    path: str
-    kind: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -273,9 +134,9 @@ def plan(files: Sequence[InputFile], chunk_bytes: int = 16 << 20) -> list[Chunk]
             size = Path(file.path).stat().st_size
             if file.kind == "parquet":
                 chunks += _row_groups(file, size)
-            elif file.kind == "json" and holds_array(file.path):
+            elif file.kind == "json" and holds_array(file):
                 chunks.append(Chunk(file, "array", 0, size, 1, size))
-            elif file.kind == "json" and Path(file.path).suffix.lower() not in COMPRESSIONS:
+            elif file.kind == "json" and file.encoding is None and Path(file.path).suffix.lower() not in COMPRESSIONS:
                 chunks += _line_ranges(file, chunk_bytes)
             else:
                 kind = {"json": "stream"}.get(file.kind, file.kind)
@@ -318,21 +179,21 @@ def _row_groups(file: InputFile, size: int) -> Iterator[Chunk]:
         row += count
 
 
-def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a chunk, each with its 1-based number: the line (JSON lines, CSV) or the row in its file.
+def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows of a chunk, each with its 1-based number: the line (JSON lines, CSV) or the row in its file. The cells of Parquet and
+    Arrow are made into objects of Python when they are asked for; what can't be raises BadRow unreadable_cell then.
 
     A row that can't be read goes to on_reject(number, reason, evidence) and costs nothing else.
     Raises UserError naming the file where it is truncated or damaged.
     """
-    path = chunk.file.path
     if chunk.kind == "lines":
         return line_rows(_range(chunk), chunk.first_row, on_reject)
     if chunk.kind == "stream":
-        return line_rows(lines(path), 1, on_reject)
+        return line_rows(lines(chunk.file), 1, on_reject)
     if chunk.kind == "array":
-        return array_rows(path, on_reject)
+        return array_rows(chunk.file, on_reject)
     if chunk.kind == "csv":
-        return csv_rows(path, on_reject)
+        return csv_rows(chunk.file, on_reject)
     return _table_rows(chunk)
 
 
@@ -346,13 +207,100 @@ def _range(chunk: Chunk) -> list[bytes]:
     return (content.removeprefix(BOM) if chunk.offset == 0 else content).split(b"\n")
 
 
-def _table_rows(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table_rows(chunk: Chunk) -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = chunk.first_row
     with _opened(chunk) as (_, batches):
         for batch in batches:
-            for row in batch.to_pylist():
-                yield number, row
+            cells = _Cells(batch)
+            for place in range(batch.num_rows):
+                yield number, _TableRow(cells, place)
                 number += 1
+
+
+class _Cells:
+    """The columns of a batch as lists, each made when it is first asked for: what no one reads may hold anything."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+        self.names = dict.fromkeys(batch.schema.names)
+        self.lists: dict[str, list[Any]] = {}
+        self.row_bytes = batch.nbytes // max(batch.num_rows, 1)
+
+    def column(self, name: str) -> list[Any]:
+        """One column's cells."""
+        column = self.batch.column(name)
+        try:
+            found = column.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException):
+            found = [_cell(name, value) for value in column]
+        self.lists[name] = found
+        return found
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """A cell that Python has no object for."""
+
+    column: str
+    why: str
+
+
+def _cell(name: str, value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return _Unreadable(name, str(error))
+
+
+class _TableRow(Mapping[str, Any]):
+    """One row of a batch."""
+
+    __slots__ = ("_cells", "_place")
+
+    def __init__(self, cells: _Cells, place: int) -> None:
+        self._cells, self._place = cells, place
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._cells.names:
+            raise KeyError(name)
+        return self.get(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """What is asked of every row; the mixin's own takes three times as long."""
+        column = self._cells.lists.get(name)
+        if column is None:
+            if name not in self._cells.names:
+                return default
+            column = self._cells.column(name)
+        value = column[self._place]
+        if type(value) is _Unreadable:
+            raise BadRow("unreadable_cell", {"column": name, "error": value.why[:SHOWN_BYTES]})
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._cells.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells.names)
+
+    def __len__(self) -> int:
+        return len(self._cells.names)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        return self._cells.row_bytes
+
+
+def size_of(value: Any) -> int:
+    """About how much text a row or a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, _TableRow):
+        return value.size
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list) else 8
 
 
 def table(chunk: Chunk) -> pa.Table:

@@ -1,7 +1,7 @@
 """Every format: rows by hand after data cards and what they become, rows that are dropped, published files, refusals."""
 
 import json
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def by(rater: str, kind: str, low: float | None = None, high: float | None = Non
 
 
 GPT5, GPT10 = by("gpt-4", "ai", 1.0, 5.0), by("gpt-4", "ai", 1.0, 10.0)
-JUDGE = by("judge", "ai", -6.0, 6.0)
+JUDGE = by("judge", "ai", -16.0, 16.0)
 PEOPLE, PEOPLE5, VOTES, AI5 = (
     by("people", "human"),
     by("people", "human", 1.0, 5.0),
@@ -263,13 +263,11 @@ def test_what_is_refused_names_columns(format: str, row: dict[str, Any], options
     assert not [words for words in told if words not in str(caught.value)]
 
 
-def test_log_odds_end_at_six() -> None:
-    assert [log_odds(value) for value in (1, 1.0001, 1.5, 1.9999, 2)] == [-6, -6, 0, 6, 6]
+def test_log_odds_have_no_end() -> None:
+    assert [log_odds(value) for value in (1, 1.5, 2)] == [-inf, 0, inf]
 
 
-def test_trl_texts_share_their_prompt_as_in_trl() -> None:
-    # The example in the docstring of TRL's extract_prompt.
-    assert split_pair(None, "The sky is blue.", "The sky is green.") == ("The sky is", " blue.", " green.")
+def test_pairs_of_texts_and_of_messages() -> None:
     assert split_pair("Ask", "good", "bad") == ("Ask", "good", "bad")
     turns = talk("one", "two", "three")
     assert split_pair(None, [*turns, *talk("", "x")[1:]], [*turns, *talk("", "y")[1:]]) == (turns, "x", "y")
@@ -365,8 +363,8 @@ def test_real_alpaca_eval(real_data: Path, path: str, lines: int, found: dict[st
     assert (result.lines, reasons(result), result.limited) == (lines, found, 0)
     kept = [row for row in json.loads(file.read_text()) if row["preference"] and row["output_1"] != row["output_2"]]
     scores = [row["ratings"][1]["score"] for row in result.feedback.to_pylist()]
-    clipped = {1: -6.0, 2: 6.0}
-    expected = [clipped[p] if p in clipped else max(-6, min(6, log((p - 1) / (2 - p)))) for p in (r["preference"] for r in kept)]
+    clipped = {1: -16.0, 2: 16.0}
+    expected = [clipped[p] if p in clipped else max(-16, min(16, log((p - 1) / (2 - p)))) for p in (r["preference"] for r in kept)]
     assert scores == pytest.approx(expected, abs=1e-12)
 
 

@@ -64,6 +64,23 @@ def test_messages_and_texts_mean_the_same(tmp_path):
     assert texts["prompt"].to_pylist()[0] == [{"role": "user", "content": "Question 0?"}]
 
 
+def test_rows_of_several_replies_are_read_as_pairs(tmp_path, capsys):
+    row = {"id": "1", "subset": "Focus", "prompt": "Q", "chosen": ["good"], "rejected": ["bad", "worse", "worst"]}
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Q"}]}]
+    pairs = rewardbench_pairs(write_rows(tmp_path / "bench.jsonl", [row, {**row, "prompt": parts}]))
+    assert pairs is not None
+    assert [one["rejected"][0]["content"] for one in pairs.to_pylist()] == ["bad", "worse", "worst"] * 2
+    assert len(set(pairs["prompt_id"].to_pylist())) == 1 and set(pairs["source"].to_pylist()) == {"Focus"}
+    assert "not best of 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[{"prompt": "Q", "good": "a", "bad": "b"}], []])
+def test_a_file_without_the_columns_has_them_named(rows, tmp_path):
+    user_error(
+        "have the columns chosen, rejected, subset and prompt", rewardbench_pairs, write_rows(tmp_path / "bench.jsonl", rows)
+    )
+
+
 def test_pairs_with_margins_are_no_benchmark(dataset, tmp_path):
     assert rewardbench_pairs(dataset / "test" / "part-00000.parquet") is None
     assert rewardbench_pairs(dataset) is None

@@ -1,0 +1,118 @@
+"""A first look at files before they are built: what is recognised of their columns, how rows are read, and which values are wrong."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from mmpo.pipeline.build.options import BuildOptions, source_options
+from mmpo.pipeline.build.summary import reading_warnings
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
+from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of
+from mmpo.pipeline.storage.inputs import resolve_inputs
+from mmpo.pipeline.storage.rows import Chunk, plan, rows
+
+PEEKED_CHARS = 4 << 20
+SHOWN_ROWS = 3
+MOST_VALUES = 20
+
+
+def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]:
+    """What a build would read of the first file, from its first four million characters; nothing is written.
+
+    Returns {"file", "lines" (read), "columns": {column: field that is read from it, or None}, "layout": what a row is, "rows": three
+    FEEDBACK rows as read, "raters": {rater: grades}, "bad_values": {reason: {what was wrong, with the option that would read it: rows}},
+    "warnings": as a build's}. Raises UserError as a build does.
+    """
+    chunk = _first(sources, options.format, options.encoding, options.sep)
+    source = get_source(options.format)
+    reading = source_options(options)
+    part = next(collect_parts(chunk, source, reading, PEEKED_CHARS))
+    head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
+    columns: dict[str, str | None] = dict.fromkeys(name for row in head for name in row)
+    columns |= part.columns or _asked(source, reading, chunk, head)
+    graded = Counter[str]()
+    for name in ("ratings", "comparisons"):
+        graded.update(part.feedback[name].combine_chunks().flatten().field("rater").to_pylist())
+    shown = part.feedback.slice(0, SHOWN_ROWS).select(["prompt", "completions", "ratings", "comparisons"])
+    return {
+        "file": chunk.name,
+        "lines": part.lines,
+        "columns": columns,
+        "layout": part.layout or source.name,
+        "rows": shown.to_pylist(),
+        "raters": dict(graded.most_common()),
+        "bad_values": _bad_values(part.rejects),
+        "warnings": reading_warnings(part.noted, part.counts["grade"], {}),
+    }
+
+
+class _Recorded(Mapping[str, Any]):
+    """A row that keeps what it was asked for."""
+
+    def __init__(self, row: Mapping[str, Any], asked: dict[str, str]) -> None:
+        self.row, self.asked = row, asked
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.row[name]
+        self.asked[name] = name
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def _asked(source: Source, options: SourceOptions, chunk: Chunk, head: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns that a format with columns of its own asks the first rows for."""
+    if source.table:
+        return {name: name for row in head for name in row}
+    asked: dict[str, str] = {}
+    parse = source.parser(columns_of(head), options, chunk.name)
+    for row in head:
+        out = FeedbackBuilder(source.name)
+        out.at(chunk.name, 1)
+        with suppress(BadRow):
+            parse(_Recorded(row, asked), out)
+    return asked
+
+
+def _bad_values(rejects: pa.Table) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for reason, evidence in zip(rejects["reason"].to_pylist(), rejects["evidence"].to_pylist(), strict=True):
+        told = orjson.loads(evidence) if evidence else {}
+        hint = told.pop("hint", None)
+        value = ", ".join(f"{name} {value}" for name, value in told.items())
+        found.setdefault(reason, Counter())[f"{value} ({hint})" if hint else value] += 1
+    return {reason: dict(values.most_common(MOST_VALUES)) for reason, values in found.items()}
+
+
+def _first(sources: Sequence[str | Path], format: str, encoding: str | None, sep: str | None) -> Chunk:
+    files = resolve_inputs(sources, format, encoding=encoding, separator=sep)
+    chunks = plan(files[:1])
+    if not chunks:
+        raise UserError(f"{files[0].name}: holds no rows")
+    return chunks[0]
+
+
+def check_format(sources: Sequence[str | Path], format: str | None, *, encoding: str | None = None, sep: str | None = None) -> None:
+    """Refuse a format that is missing or unknown, naming the formats that the columns of the first file fit. Raises UserError."""
+    if format in SOURCES or (format and ":" in format):
+        return
+    chunk = _first(sources, "", encoding, sep)
+    columns = columns_of([row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)])
+    kind = {"json": "jsonl", "arrow": "parquet"}.get(chunk.file.kind, chunk.file.kind)
+    fits = [kind if name == "jsonl" else name for name in fitting(columns)]
+    told = ", ".join(repr(name) for name in columns if "[]." not in name) or "none"
+    first = str(unknown_name("format", format, SOURCES)) if format else f"--format is missing. Known: {', '.join(SOURCES)}"
+    otherwise = f"fit none as they are: --format {kind} takes columns of any name by --columns"
+    advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
+    raise UserError(f"{first}. The columns of {chunk.name} ({told}) {advice}")

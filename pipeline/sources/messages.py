@@ -1,0 +1,247 @@
+"""Conversations as others write them, read as messages of ours, and the prompt and replies of a pair.
+
+Roles go by other names (human, gpt), content comes in parts, and a chat may stand in a cell as JSON or as "Human: … Assistant: …".
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from mmpo.pipeline.errors import BadRow
+
+Prompt = str | Sequence[Mapping[str, Any]]
+Count = Callable[[str], None]
+"""Takes the name of something that was left out of a row that is kept."""
+
+ROLES = {
+    **{role: role for role in ("system", "user", "assistant")},
+    "developer": "system",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+"""The roles that are read, in lower case → the role that is stored."""
+TOOL_ROLES = ("tool", "function")
+THINKING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message under which servers and data sets keep what a model thought before its reply."""
+
+
+def uncounted(_: str) -> None:
+    """For whoever does not keep counts."""
+
+
+def read_message(message: Any, count: Count = uncounted) -> tuple[str, str]:
+    """Role and content of a message {"role" or "from", "content" or "value"}; thinking that stands apart is left out and counted.
+
+    Raises BadRow: not_text, tool_call, images, unknown_role.
+    """
+    if not isinstance(message, Mapping):
+        raise BadRow("not_text", {"message": type(message).__name__})
+    role = message.get("role") or message.get("from")
+    if message.get("tool_calls") or message.get("function_call") or role in TOOL_ROLES:
+        raise BadRow("tool_call", {"role": role})
+    if message.get("images"):
+        raise BadRow("images", {"role": role})
+    content = message.get("content")
+    if content is None:
+        content = message.get("value")
+    if not isinstance(role, str):
+        raise BadRow("not_text", {"role": role, "content": type(content).__name__})
+    text = read_text(content)
+    if not isinstance(text, str):
+        raise BadRow("not_text", {"role": role, "content": type(content).__name__})
+    known = ROLES.get(role) or ROLES.get(role.strip().lower())
+    if known is None:
+        raise BadRow("unknown_role", {"role": role[:80], "allowed": sorted(ROLES)})
+    for key in THINKING:
+        if message.get(key):
+            count(f"{key}_left_out")
+    return known, text
+
+
+def read_text(content: Any) -> Any:
+    """The text of a list of parts ({"type": "text", "text": …} or texts), joined as chat templates join them; all else as it is.
+
+    Raises BadRow: images (or another part that is no text, by name).
+
+    >>> read_text([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+    'ab'
+    """
+    if not isinstance(content, list) or not content:
+        return content
+    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    for part, text in zip(content, texts):
+        if isinstance(part, Mapping) and (part.get("image") or part.get("image_url") or "image" in str(part.get("type"))):
+            raise BadRow("images", {"part": str(part.get("type"))[:80]})
+        if not isinstance(text, str):
+            return content
+    return "".join(texts)
+
+
+_OPENERS = frozenset("[{H \t\r\n\f\v")
+"""What a text begins with that may be a chat: most are ruled out by their first character."""
+_STRUCTURE = re.compile(r"\s*(?:\[\s*)?\{\s*[\"']")
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:")
+_HUMAN = re.compile(r"\s*Human:")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def structure(text: str) -> Any:
+    """What a text spells as JSON, or as Python writes lists and dicts; None where it spells neither.
+
+    >>> structure('[1, "a"]'), structure("['a', None]"), structure("[1, 2")
+    ([1, 'a'], ['a', None], None)
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        with warnings.catch_warnings():  # of escapes that Python does not know
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def read_conversation(value: Any) -> Any:
+    """A prompt as a text or as messages: a chat that stands in a text as JSON, as Python writes it, or as "Human: … Assistant:" is
+    read as messages; all else is returned as it is.
+
+    Raises BadRow: malformed_messages, where a text evidently is a chat and can't be read as one.
+
+    >>> read_conversation('[{"role": "user", "content": "Hi"}]')
+    [{'role': 'user', 'content': 'Hi'}]
+    >>> read_conversation("\\n\\nHuman: Hi\\n\\nAssistant:")
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if not isinstance(value, str) or value[:1] not in _OPENERS:
+        return value
+    turns = read_turns(value) if _HUMAN.match(value) else None
+    return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else _messages_in(value)
+
+
+def _messages_in(value: Any) -> Any:
+    """The messages that a text spells; all else as it is."""
+    if not isinstance(value, str) or value[:1] not in _OPENERS or not _STRUCTURE.match(value):
+        return value
+    found = structure(value)
+    found = found.get("messages", [found]) if isinstance(found, dict) else found
+    if isinstance(found, list) and found and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in found):
+        return found
+    if _MESSAGES.match(value):
+        raise BadRow("malformed_messages", {"text": value[:200]})
+    return value
+
+
+def read_turns(text: str) -> list[dict[str, str]] | None:
+    """The turns of a text "\\n\\nHuman: … \\n\\nAssistant: …" (HH-RLHF), without the white space around them; None where it
+    does not begin with one."""
+    first, *rest = _TURN.split("\n\n" + text.lstrip())
+    if first or not rest:
+        return None
+    return [{"role": _SPEAKERS[name], "content": said.strip()} for name, said in zip(rest[::2], rest[1::2])]
+
+
+def read_reply(value: Any, count: Count = uncounted) -> Any:
+    """A reply's text: given as one, in parts, or as a single message of the assistant (JSON in a text too); all else as it is.
+
+    Raises BadRow: as read_message; malformed_messages; last_message_not_assistant.
+    """
+    if isinstance(value, str) and value[:1] not in _OPENERS:
+        return value
+    found = _messages_in(value)
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], Mapping) and (found[0].keys() & {"role", "from"}):
+        return _reply(found, count)[1]
+    return read_text(value)
+
+
+def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted) -> tuple[Prompt, str, str]:
+    """The prompt and the two replies of a pair.
+
+    prompt: text, messages or None (inside chosen and rejected). chosen, rejected: both texts, or both messages that end with one reply:
+    the reply alone, or the whole conversation, whose beginning is then the prompt. Texts with the prompt inside must have turns
+    ("\\n\\nHuman: … \\n\\nAssistant: …"). Messages may stand in a text as JSON. count: told what was left out of a message.
+    Raises BadRow: not_text, identical_texts, different_prompts, no_prompt, empty_completion, last_message_not_assistant, and those of
+    read_message.
+    """
+    if chosen == rejected:
+        raise BadRow("identical_texts", limited=False)
+    prompt, chosen, rejected = read_conversation(prompt), _messages_in(chosen), _messages_in(rejected)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        turns = _turns_of_both(prompt, chosen, rejected)
+        if turns is None and prompt is not None:
+            return prompt, chosen, rejected
+        if turns is None:
+            raise BadRow(
+                "no_prompt", {"hint": "replies as texts need a column `prompt`, or turns: '\\n\\nHuman: … \\n\\nAssistant: …'"}
+            )
+        chosen, rejected = turns
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise BadRow("not_text", {"chosen": type(chosen).__name__, "rejected": type(rejected).__name__})
+    before, reply = _reply(chosen, count)
+    other_before, other_reply = _reply(rejected, count)
+    if _plain(before) != _plain(other_before):
+        raise BadRow("different_prompts", {"chosen": len(chosen), "rejected": len(rejected)}, limited=False)
+    if reply == other_reply:
+        raise BadRow("identical_texts", limited=False)
+    if before:
+        if prompt is not None and not _belongs(prompt, before):
+            raise BadRow("different_prompts", {"where": "prompt column"}, limited=False)
+        return before, reply, other_reply
+    if prompt is None:
+        raise BadRow("no_prompt")
+    return prompt, reply, other_reply
+
+
+def _turns_of_both(prompt: Any, chosen: str, rejected: str) -> tuple[list[Any], list[Any]] | None:
+    """The turns of both texts where they have some and (given a prompt) begin with it."""
+    a, b = (read_turns(text) if _HUMAN.match(text) else None for text in (chosen, rejected))
+    if not a or not b or (prompt is not None and not _belongs(prompt, a[:-1])):
+        return None
+    return a, b
+
+
+def _reply(messages: list[Any], count: Count) -> tuple[list[Any], str]:
+    """The messages before the last one, and the text of the last one."""
+    if not messages:
+        raise BadRow("empty_completion")
+    role, text = read_message(messages[-1], count)
+    if role != "assistant":
+        raise BadRow("last_message_not_assistant", {"role": role})
+    return messages[:-1], text
+
+
+def _plain(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    return [read_message(message) for message in messages]
+
+
+def _belongs(prompt: Any, before: list[Any]) -> bool:
+    """Whether a prompt column says the same as the conversation: its messages, or the text of a user message."""
+    if isinstance(prompt, str):
+        return any(role == "user" and text.strip() == prompt.strip() for role, text in _plain(before))
+    return isinstance(prompt, Sequence) and _plain(prompt) == _plain(before)
+
+
+def with_system(prompt: Any, system: Any) -> Any:
+    """The prompt with a system text as its first message; of one that has it already, as it is.
+
+    Raises BadRow: not_text; two_system_messages, where the prompt begins with another one.
+    """
+    text = read_text(system)
+    if not isinstance(text, str):
+        raise BadRow("not_text", {"system": type(system).__name__})
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Sequence):
+        return prompt  # which the builder refuses
+    first = read_message(messages[0]) if messages else ("", "")
+    if first[0] == "system" and first[1].strip() != text.strip():
+        raise BadRow("two_system_messages", {"system": text[:80], "prompt": first[1][:80]})
+    return messages if first[0] == "system" else [{"role": "system", "content": text}, *messages]

@@ -1,0 +1,179 @@
+"""The text of files: decompressed by their suffix, decoded, in lines; and the records of CSV."""
+
+import codecs
+import csv
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from mmpo.pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow. encoding: of text (None: UTF-8);
+    separator: of CSV (None: found in the header).
+    """
+
+    path: str
+    kind: str
+    name: str
+    encoding: str | None = None
+    separator: str | None = None
+
+
+BOM = b"\xef\xbb\xbf"
+BLOCK_BYTES = 1 << 18
+
+# A new decompressor per member or frame; both kinds have decompress(), eof and unused_data. The file object of zstandard 0.25 would be
+# shorter, but ends without an error where a file is truncated.
+COMPRESSIONS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+
+
+def blocks(path: str) -> Iterator[bytes]:
+    """The content of a file, decompressed by its suffix, in blocks of any size.
+
+    Raises UserError naming the file: missing, unreadable, truncated or damaged.
+    """
+    make = COMPRESSIONS.get(Path(path).suffix.lower())
+    try:
+        with open(path, "rb") as file:
+            raw = iter(lambda: file.read(BLOCK_BYTES), b"")
+            yield from raw if make is None else _decompressed(path, raw, make)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _decompressed(path: str, raw: Iterator[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
+    frame, started = make(), False
+    try:
+        for block in raw:
+            while block:
+                started = True
+                text = frame.decompress(block)
+                block = b""
+                if frame.eof:
+                    # Files may be several members end to end, and padded with zeros.
+                    block, frame, started = frame.unused_data.lstrip(b"\0"), make(), False
+                if text:
+                    yield text
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: the compressed data is damaged ({error}); fetch or write the file again") from error
+    if started:
+        raise UserError(f"{path}: the compressed data ends too early (truncated); fetch or write the file again")
+
+
+def split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines in consecutive blocks of bytes, without their newline; only b"\\n" ends a line (U+2028 does not).
+
+    >>> list(split_lines(iter([b"a", b"b\\nc", b"\\n"])))
+    [b'ab', b'c']
+    """
+    carry: list[bytes] = []
+    for part in parts:
+        found = part.split(b"\n")
+        carry.append(found[0])
+        if len(found) > 1:
+            yield b"".join(carry)
+            yield from found[1:-1]
+            carry = [found[-1]]
+    rest = b"".join(carry)
+    if rest:
+        yield rest
+
+
+def utf8_blocks(file: InputFile) -> Iterator[bytes]:
+    """The text of a file, decompressed, as UTF-8. Raises UserError where its encoding does not fit.
+
+    A byte that a one-byte encoding does not have stays what it is, so that it costs its row alone.
+    """
+    if file.encoding is None:
+        yield from blocks(file.path)
+        return
+    decoder = codecs.getincrementaldecoder(file.encoding)("surrogateescape")
+    try:
+        for part in blocks(file.path):
+            yield decoder.decode(part).encode("utf-8", "surrogateescape")
+        yield decoder.decode(b"", True).encode("utf-8", "surrogateescape")
+    except UnicodeError as error:
+        raise UserError(f"{file.name}: is not written in {file.encoding} ({error}); --encoding names another one") from error
+
+
+def lines(file: InputFile) -> Iterator[bytes]:
+    """The lines of a file, decompressed, as UTF-8, without a leading byte order mark."""
+    for number, line in enumerate(split_lines(utf8_blocks(file))):
+        yield line.removeprefix(BOM) if number == 0 else line
+
+
+# The module's own limit of 128 KiB is less than a long completion.
+FIELD_BYTES = 1 << 28
+ENCODING_HINT = "--encoding says how the file is written, such as cp1252 or utf-16"
+NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def csv_rows(file: InputFile, on_reject: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records under the header, each with the number of its first line; an empty cell is None, all others text; records of empty
+    cells alone are skipped as blank lines are. A column without a name is called by its place, "column 3".
+
+    Reasons: malformed_csv, wrong_number_of_cells, invalid_utf8.
+    Raises UserError: no header, repeated column names, a quote that never closes.
+    """
+    csv.field_size_limit(FIELD_BYTES)
+    # csv wants the newlines that a quoted cell may hold; bytes that are no UTF-8 become surrogates, found below.
+    text = (line.decode(errors="surrogateescape") + "\n" for line in lines(file))
+    names, separator = _header(file, next(text, ""))
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    begin = 2
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise UserError(f"{file.name}: the quoted cell that begins in the record of line {begin} never ends") from error
+            on_reject(begin, "malformed_csv", {"error": str(error)})
+            begin = reader.line_num + 2
+            continue
+        number, begin = begin, reader.line_num + 2
+        if not any(cells):
+            continue
+        if len(cells) != len(names):
+            told = {"cells": len(cells), "columns": len(names), "separator": separator}
+            on_reject(
+                number, "wrong_number_of_cells", {**told, "hint": "quote cells that hold the separator, or name another by --sep"}
+            )
+        elif wrong := [name for name, cell in zip(names, cells) if not cell.isascii() and NO_UTF8.search(cell)]:
+            on_reject(number, "invalid_utf8", {"columns": wrong, "hint": ENCODING_HINT})
+        else:
+            yield number, {name: cell or None for name, cell in zip(names, cells)}
+
+
+def _header(file: InputFile, first: str) -> tuple[list[str], str]:
+    """Column names and separator from the first line: the separator given, the tab of .tsv, else the one that the line has most of."""
+    path = Path(file.name)
+    suffix = Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
+    bare = re.sub(r'"[^"]*"', "", first)
+    separator = file.separator or ("\t" if suffix == ".tsv" else max(",;\t", key=bare.count))
+    try:
+        names = next(csv.reader([first], delimiter=separator, strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"{file.name}: the first line is no CSV header: {error}") from error
+    names = [column.strip() for column in names]
+    if not any(names):
+        raise UserError(f"{file.name}: the first line must name the columns, but it is empty")
+    if any(NO_UTF8.search(column) for column in names):
+        raise UserError(f"{file.name}: the names of the columns are no UTF-8; {ENCODING_HINT}")
+    names = [column or f"column {place}" for place, column in enumerate(names, 1)]
+    if len(set(names)) != len(names):
+        twice = sorted({column for column in names if names.count(column) > 1})
+        raise UserError(f"{file.name}: column names occur twice in the header: {', '.join(map(repr, twice))}")
+    return names, separator

@@ -1,0 +1,63 @@
+"""A first look at files: columns recognised, rows as read, wrong values with what would read them; and formats that are missing or
+misspelt."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command import refused
+from folders import write_rows
+
+from mmpo.cli.main import run
+from mmpo.pipeline import BuildOptions
+from mmpo.pipeline.build import peek
+
+SHEET = "question;answer;anna;ben;id\nQ;A;4,5;5/5;1\nQ;B;2;N/A;2\nQ;C;x;1;3\nQ;D;x;1;4\n"
+OPTIONS = ["--columns", "prompt=question,completion=answer,score=anna+ben", "--decimal", ",", "--scale", "1:5"]
+
+
+def test_a_look_shows_what_is_recognised_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_text(SHEET)
+    assert run(["build", str(path), "--format", "csv", "--peek", "--json", *OPTIONS]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["columns"] == {"question": "prompt", "answer": "completion", "anna": "score", "ben": "score", "id": None}
+    assert found["layout"] == "one row per rating" and found["raters"] == {"ben": 3, "anna": 2}
+    assert [row["completions"][0]["text"] for row in found["rows"]] == ["A", "B", "C"]
+    [bad] = found["bad_values"].items()
+    assert bad[0] == "score_not_a_number" and sorted(bad[1].values()) == [1, 2]
+    assert any("'x'" in value for value in bad[1]) and any("--na N/A" in value for value in bad[1])
+    for words in ("(not read)", "A: anna 4.5, ben 5", "one row per rating; 4 lines read"):
+        assert words in captured.err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_columns_of_published_formats_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    row = {"instruction": "Q", "output_1": "a", "output_2": "b", "preference": 1.2, "annotator": "j", "time": 3}
+    found = peek([write_rows(tmp_path / "rows.jsonl", [row])], BuildOptions("alpaca-eval"))
+    assert [name for name, field in found["columns"].items() if field is None] == ["time"]
+    assert found["layout"] == "alpaca-eval" and found["raters"] == {"j": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "told"),
+    [
+        ({"prompt": "Q", "completion": "A", "score": 1}, [], ["--format is missing", "fit --format jsonl"]),
+        ({"prompt": "Q", "completions": [{"text": "a", "score": 1}]}, [], ["fit --format jsonl"]),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}, [], ["fit --format trl or jsonl"]),
+        ({"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "score_A": 1, "score_B": 2}, ["--format", "spp"],
+         ["did you mean 'shp'?", "fit --format shp"]),
+        ({"q": "Q"}, ["--format", "json"], ["did you mean 'jsonl'?", "('q') fit none as they are: --format jsonl takes"]),
+    ],
+)  # fmt: skip
+def test_a_format_that_is_not_named_is_guessed_from_the_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, object], format: list[str], told: list[str]
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    refused(["build", str(path), "--out", str(tmp_path / "out"), *format], tmp_path, capsys, *told)
+
+
+def test_a_build_without_a_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": 1}])
+    refused(["build", str(path), "--format", "jsonl"], tmp_path, capsys, "--out is missing", "--peek")
