@@ -28,7 +28,7 @@ def test_a_look_shows_what_is_recognised_and_writes_nothing(tmp_path: Path, caps
     [bad] = found["bad_values"].items()
     assert bad[0] == "score_not_a_number" and sorted(bad[1].values()) == [1, 2]
     assert any("'x'" in value for value in bad[1]) and any("--na N/A" in value for value in bad[1])
-    for words in ("(not read)", "A: anna 4.5, ben 5", "one row per rating; 4 lines read"):
+    for words in ("(not read)", "'A': anna 4.5, ben 5", "one row per rating; 4 lines read"):
         assert words in captured.err
     assert list(tmp_path.iterdir()) == [path]
 
