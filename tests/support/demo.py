@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", default="out/ai-feedback")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
-    plan = {"models": JUDGES, "any_model": False, "latency": {"median": 0.03, "p99": 0.3}}
+    plan = {"models": JUDGES, "latency": {"median": 0.03, "p99": 0.3}}
     with serving(plan, grades=GRADES) as server:
         sets = [f"out={options.out}", f"judge.base_url={server.base_url}", *options.sets]
         flags = [part for value in sets for part in ("--set", value)]

@@ -17,8 +17,8 @@ from secrets import token_hex
 from typing import Any
 
 import orjson
-from openai_plan import STATUS, Fault, Plan, updated
-from simulated_judge import JudgeModel, Qualities, Refusal, chance, complete, estimated_tokens, prompt_of
+from openai_plan import STATUS, Fault, Plan
+from simulated_judge import Qualities, Refusal, chance, complete, estimated_tokens, prompt_of
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -51,17 +51,14 @@ class App:
         api: dict[str, tuple[str, Callable[[Request, bytes], Any]]] = {
             "chat": ("POST chat/completions", lambda _, raw: orjson.loads(raw)),
             "files.create": ("POST files", lambda _, raw: desk.upload(*_parts(raw))),
-            "files.list": ("GET files", lambda *_: {"object": "list", "data": [*desk.files.values()][::-1], "has_more": False}),
             "files.content": ("GET files/{id}/content", lambda request, _: desk.content(request.path_params["id"])),
             "batches.create": ("POST batches", lambda _, raw: desk.create(orjson.loads(raw))),
             "batches.list": ("GET batches", lambda request, _: desk.page(request.query_params)),
             "batches.get": ("GET batches/{id}", lambda request, _: desk.get(request.path_params["id"])),
             "batches.cancel": ("POST batches/{id}/cancel", lambda request, _: desk.cancel(request.path_params["id"])),
         }
-        routes = []
-        for name, (where, serve) in api.items():
-            method, path = where.split()
-            routes.append(Route(f"/v1/{path}", partial(self.answer, name, serve), methods=[method]))
+        calls = ((*where.split(), partial(self.answer, name, serve)) for name, (where, serve) in api.items())
+        routes = [Route(f"/v1/{path}", serve, methods=[method]) for method, path, serve in calls]
         # Idle connections stay open: a client that comes back to one that was just closed would meet a fault that nobody planned.
         self.config = Config(Starlette(routes=routes), ws="none", lifespan="off", proxy_headers=False, access_log=False,
                              log_config=None, log_level="critical", timeout_keep_alive=3600)  # fmt: skip
@@ -145,9 +142,8 @@ class App:
 
     def fault(self, record: Json, raw: bytes) -> Fault | None:
         """The fault that strikes a request, if any; one of STATUS is raised as its Refusal."""
-        text = (
-            prompt_of(orjson.loads(raw)) if self.plan.faults and record["route"] in self.records else raw.decode(errors="replace")
-        )
+        asks = self.plan.faults and record["route"] in self.records
+        text = prompt_of(orjson.loads(raw)) if asks else raw.decode(errors="replace")
         for number, fault in enumerate(self.plan.faults):
             if fault.strikes(record, text, self.plan.seed, number):
                 record["fault"] = fault.kind
@@ -158,13 +154,12 @@ class App:
 
     def chat(self, body: Json, record: Json, fault: Fault | None) -> Json:
         """The reply to a chat request."""
-        plan, name = self.plan, body["model"]
-        if name not in plan.models and not plan.any_model:
-            raise Refusal(404, f"The model '{name}' does not exist or you do not have access to it.", "model_not_found")
-        model = updated(plan.defaults, plan.models.get(name, JudgeModel()))
+        if self.plan.models and body["model"] not in self.plan.models:
+            raise Refusal(404, f"The model '{body['model']}' does not exist or you do not have access to it.", "model_not_found")
+        model = self.plan.models.get(body["model"], self.plan.defaults)
         if fault is not None and fault.kind == "low_mass":
             model = model.model_copy(update={"mass": fault.mass})
-        reply = complete(body, model, plan.capabilities, self.qualities, record["digest"])
+        reply = complete(body, model, self.plan.capabilities, self.qualities, record["digest"])
         if fault is not None:
             fault.spoil(reply)
         self.tokens.update(reply["usage"])
@@ -185,7 +180,8 @@ class App:
             return self.records
         if name == "plan":
             try:
-                self.plan = updated(self.plan, Plan(**change))
+                changed = Plan(**change)
+                self.plan = self.plan.model_copy(update={key: getattr(changed, key) for key in change})
             except ValueError as wrong:
                 return str(wrong)
         chat, lines = self.records.values()
@@ -359,8 +355,6 @@ class Batches:
     def cancel(self, name: str) -> Json:
         """POST /v1/batches/{id}/cancel: cancelling now, cancelled at the next look."""
         batch = self.get(name)
-        if batch["status"] in TERMINAL:
-            raise Refusal(400, f"Cannot cancel a batch with status '{batch['status']}'.", "invalid_batch_status")
         batch["status"] = "cancelling"
         return batch
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-from email.utils import formatdate
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr
@@ -48,8 +47,7 @@ class Fault(BaseModel, extra="forbid"):
     at: sequence numbers on its route, from 1. probability: in [0, 1], drawn from the seed, the body's digest and how often that body
     has come, so it does not depend on the order of requests. contains: in the prompt (chat, batch_line) or in the body (other routes).
     attempts: only the first so many times that a body comes. times: strikes so many times in all. seconds: delay of the answer
-    (`slow`), or how long `down` is. retry_after, retry_after_ms, retry_after_date: the header, counted in seconds, milliseconds, and
-    seconds from now. mass: what `low_mass` leaves to the grades.
+    (`slow`), or how long `down` is. headers: of a refusal. mass: what `low_mass` leaves to the grades.
     """
 
     kind: Literal[(*STATUS, *REPLY, *WIRE)]  # type: ignore[valid-type]
@@ -60,9 +58,7 @@ class Fault(BaseModel, extra="forbid"):
     attempts: int | None = None
     times: int | None = None
     seconds: float = 0.0
-    retry_after: float | None = None
-    retry_after_ms: float | None = None
-    retry_after_date: float | None = None
+    headers: dict[str, str] | None = None
     mass: float = 0.05
     status: int | None = None
     message: str | None = None
@@ -84,11 +80,7 @@ class Fault(BaseModel, extra="forbid"):
     def refusal(self) -> Refusal:
         """What a fault of STATUS answers."""
         status, code, type, message = STATUS[self.kind]
-        headers = {"retry-after": self.retry_after, "retry-after-ms": self.retry_after_ms}
-        headers = {name: f"{value:g}" for name, value in headers.items() if value is not None}
-        if self.retry_after_date is not None:
-            headers["retry-after"] = formatdate(math.ceil(time.time() + self.retry_after_date), usegmt=True)
-        return Refusal(self.status or status, self.message or message, code, type=type, headers=headers)
+        return Refusal(self.status or status, self.message or message, code, type=type, headers=self.headers)
 
     def spoil(self, reply: dict[str, Any]) -> None:
         """Does to a chat reply what a fault of REPLY does."""
@@ -122,16 +114,15 @@ class RateLimit(BaseModel, extra="forbid"):
 class Plan(BaseModel, extra="forbid"):
     """What the server plays, can do and does wrong; without any key it is fast and faultless.
 
-    models: how each judge grades. defaults: the same for models that are not listed, and for what a listed one leaves out. any_model:
-    whether a model that is not listed exists. latency: seconds, or {median, p99} of a lognormal distribution of them, drawn by seed and
-    sequence number. api_keys: those that are let in; null: any, and none. keep_bodies: the log holds every chat request's body.
-    batch_seconds: from a batch's creation to its end; one beyond a limit fails. batch_expire: {share, times}: the next batches expire
-    with that share of their requests done. batch_fail: {code, message, line, times}: the next batches fail at validation.
+    models: how each judge grades; there are no others, unless none is listed: then all grade as `defaults`. latency: seconds, or
+    {median, p99} of a lognormal distribution of them, drawn by seed and sequence number. api_keys: those that are let in; null: any, and
+    none. keep_bodies: the log holds every chat request's body. batch_seconds: from a batch's creation to its end; one beyond a limit
+    fails. batch_expire: {share, times}: the next batches expire with that share of their requests done. batch_fail: {code, message,
+    line, times}: the next batches fail at validation.
     """
 
     models: dict[str, JudgeModel] = Field(default_factory=dict)
     defaults: JudgeModel = JudgeModel()
-    any_model: bool = True
     capabilities: Capabilities = Capabilities()
     faults: list[Fault] = Field(default_factory=list)
     latency: float | dict[str, float] = 0.0
@@ -147,13 +138,8 @@ class Plan(BaseModel, extra="forbid"):
     batch_fail: dict[str, Any] | None = None
 
     def drawn_latency(self, sequence: int) -> float:
-        """The latency of the chat request of that sequence number, in seconds: median·exp(σz), σ = ln(p99/median)/z₉₉."""
+        """The latency of the chat request of that sequence number, in seconds: median·(p99/median)^(z/z₉₉)."""
         if not isinstance(self.latency, dict):
             return self.latency
         median, p99 = self.latency["median"], self.latency["p99"]
-        return median * math.exp(math.log(p99 / median) / Z99 * unit("latency", self.seed, sequence))
-
-
-def updated(whole: Any, change: BaseModel) -> Any:
-    """A copy of `whole` with the fields that were given for `change`."""
-    return whole.model_copy(update={key: getattr(change, key) for key in change.model_fields_set})
+        return median * (p99 / median) ** (unit("latency", self.seed, sequence) / Z99)

@@ -122,7 +122,7 @@ def test_reasoning_ends_in_a_verdict_and_its_words_are_kept(thinking: bool, judg
 def test_a_jury_writes_every_judges_grades_and_the_build_takes_their_effects_out(judging: Any) -> None:
     models = {"mild": {"scale": 0.5, "noise": 0.3, "tau": 0.4}, "plain": {"scale": 1.0, "noise": 0.3, "tau": 0.4},
               "strong": {"scale": 1.0, "bias": 1.0, "noise": 0.6, "tau": 0.4}}  # fmt: skip
-    job = judging({"models": models, "any_model": False}, 30)
+    job = judging({"models": models}, 30)
     summary = job.judge(judges=["mild", "plain,rater=simple", {"model": "strong"}])
     assert [(row["rater"], row["answered"]) for row in summary["judges"]] == [("mild", 180), ("simple", 180), ("strong", 180)]
     made, table = built(job, merge_raters="rater-effects")

@@ -22,9 +22,9 @@ PASSING = {
     "502": {"kind": "bad_gateway"},
     "503": {"kind": "unavailable"},
     "429 without Retry-After": {"kind": "rate_limit"},
-    "429 with Retry-After": {"kind": "rate_limit", "retry_after": 2},
-    "429 with Retry-After as a date": {"kind": "rate_limit", "retry_after_date": 1},
-    "429 with retry-after-ms": {"kind": "rate_limit", "retry_after_ms": 200},
+    "429 with Retry-After": {"kind": "rate_limit", "headers": {"retry-after": "2"}},
+    "429 with Retry-After as a date": {"kind": "rate_limit", "headers": {"retry-after": "Sat, 01 Jan 2000 00:00:00 GMT"}},
+    "429 with retry-after-ms": {"kind": "rate_limit", "headers": {"retry-after-ms": "200"}},
     "reset in mid-body": {"kind": "reset"},
     "closed before the status line": {"kind": "close"},
     "invalid JSON": {"kind": "bad_json"},
@@ -44,7 +44,7 @@ def test_passing_faults_are_asked_again_until_every_request_has_its_answer(
     job.server = openai_server({"faults": [{**fault, "probability": 0.34, "attempts": 1}], "seed": 3})
     started = time.monotonic()
     summary = job.judge(timeout=2.0)
-    assert time.monotonic() - started >= fault.get("retry_after", 0.0)
+    assert time.monotonic() - started >= (2.0 if fault.get("headers") == {"retry-after": "2"} else 0.0)
     struck = sum(job.count("by_fault").values())
     assert summary["finished"] and struck >= 3 and struck - 3 <= summary["judges"][0]["retried"] <= struck
     assert job.comparisons() == job.comparisons("clean")

@@ -57,7 +57,7 @@ def test_a_wrong_key_of_one_judge_ends_the_run_while_another_is_told_to_wait(jud
     with serving({}) as other:
         judges = [{"model": "judge-a"}, {"model": "judge-b", "base_url": other.base_url}]
         assert job.judge("first", judges, limit=1, journal=str(job.journal))["finished"]
-        job.server.plan({"faults": [{"kind": "rate_limit", "retry_after": 300}]})
+        job.server.plan({"faults": [{"kind": "rate_limit", "headers": {"retry-after": "300"}}]})
         other.plan({"faults": [{"kind": "auth"}], "latency": 0.5})
         started = time.monotonic()
         with pytest.raises(UserError, match="API key"):
@@ -71,7 +71,7 @@ def test_what_a_run_waits_for_is_told(judging: Any) -> None:
 
     job = judging({}, 2, 2)
     job.judge("first", limit=1, journal=str(job.journal))
-    job.server.plan({"faults": [{"kind": "rate_limit", "retry_after": 3, "times": 2}]})
+    job.server.plan({"faults": [{"kind": "rate_limit", "headers": {"retry-after": "3"}, "times": 2}]})
     seen = []
 
     def progress(counts: dict[str, Any], what: str) -> None:
