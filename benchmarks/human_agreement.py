@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from human_sets import HUMAN_SETS, agreed, flipped
+from human_cases import agreed
+from human_sets import HUMAN_SETS, flipped
 
 __all__ = ["run"]
 

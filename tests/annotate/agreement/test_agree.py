@@ -55,9 +55,6 @@ def row_of(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return row
 
 
-# --- margins ----------------------------------------------------------------------------------------------------------
-
-
 def test_repeats_are_averaged_within_an_order_then_the_orders() -> None:
     """A before B: 2 and 0, so 1; B before A: −3, so 3 toward A: the margin is 2, where a plain mean would be 5/3. Toward the first: −1."""
     table = feedback([said("ann", 0, 1, 2), said("ann", 0, 1, 0), said("ann", 1, 0, -3)])
@@ -97,9 +94,6 @@ def test_a_rater_with_both_kinds_of_evidence_is_two_columns() -> None:
     assert [row["name"] for row in agree(table)["raters"]] == names
     assert [row["name"] for row in agree(table, evidence="ratings")["raters"]] == ["gpt"]
     assert len(agree(table, evidence="comparisons", kinds=["ai"])["raters"]) == 1
-
-
-# --- what a rater is like ---------------------------------------------------------------------------------------------
 
 
 def test_position_bias_by_hand() -> None:
@@ -152,9 +146,6 @@ def test_repeats_by_hand() -> None:
     grades = [rated("gpt", 0, score) for score in (4, 1, 2)] + [rated("gpt", 1, 3)] * 2
     [row] = agree(feedback([*grades, said("ann", 0, 1, 2), said("ann", 1, 0, 2)]))["consistency"]
     assert row == {"name": "gpt", "items": 2, "grades": 5, "mean_difference": 1.0, "equal": 0.5}
-
-
-# --- reference raters and judges --------------------------------------------------------------------------------------------
 
 
 def jury(prompts: int = 400, gamma: float = 0.8, seed: int = 0) -> pa.Table:
@@ -223,9 +214,6 @@ def test_no_order_matters(order: random.Random) -> None:
         shuffled += [(prompt, texts, moved[:cut]), (prompt, texts, moved[cut:])]
     order.shuffle(shuffled)
     assert agree(table_of(shuffled), bootstrap=30) == agree(table_of(rows), bootstrap=30)
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 TWO = feedback([said("ann", 0, 1, 1), said("bob", 1, 2, 1, aspect="style")], texts="ABC")

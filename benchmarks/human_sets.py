@@ -1,4 +1,4 @@
-"""Real grades of several people each, as rows of JSON lines, for tests and for benchmarks/human.py.
+"""benchmarks/human.py: real grades of several people each, as rows of JSON lines.
 
 A row is a comparison (prompt, first, second, gap, rater; gap > 0: the first is better) or a rating (prompt, completion, score, rater and
 perhaps aspect).
@@ -6,31 +6,15 @@ perhaps aspect).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import orjson
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from human_cases import Rows, Scale, compared, table, tulu
 
-from mmpo.annotate.agreement import agree
-from mmpo.pipeline import read_feedback
-
-Rows = list[dict[str, Any]]
-Scale = tuple[float, float] | None
+__all__ = ["HUMAN_SETS", "flipped", "mqm"]
 
 SUMMEVAL = ("coherence", "consistency", "fluency", "relevance")
-
-
-def table(folder: Path, name: str) -> pd.DataFrame:
-    return pq.read_table(folder / f"{name}.parquet").to_pandas()
-
-
-def compared(frame: pd.DataFrame, first: str, second: str, gap: str, rater: str) -> Rows:
-    columns = {"prompt": "prompt", first: "first", second: "second", gap: "gap", rater: "rater"}
-    chosen = frame[list(columns)].rename(columns=columns).astype({"rater": str})
-    return [{**row, "gap": float(row["gap"])} for row in chosen.to_dict("records")]
 
 
 def ragchecker(folder: Path) -> Rows:
@@ -45,11 +29,6 @@ def pandalm(folder: Path) -> Rows:
     frame["rater"] = frame.groupby(level=0).cumcount()
     frame["gap"] = frame["annotators"].map({0: 0, 1: 1, 2: -1})
     return compared(frame, "response_1", "response_2", "gap", "rater")
-
-
-def tulu(folder: Path) -> Rows:
-    """Some pairs were shown to one person in one order and to another in the other."""
-    return compared(table(folder, "tulu_human_pairs"), "response_a", "response_b", "preference_margin", "annotator")
 
 
 def summeval(folder: Path) -> Rows:
@@ -109,13 +88,3 @@ def flipped(rows: Rows, which: Sequence[bool] | np.ndarray) -> Rows:
         return rows[::-1]
     turned: Rows = [{**row, "first": row["second"], "second": row["first"], "gap": -row["gap"]} for row in rows]
     return [other if turn else row for row, other, turn in zip(rows, turned, which, strict=True)]
-
-
-def feedback_of(path: Path, rows: Rows, scale: Scale) -> pa.Table:
-    """FEEDBACK, by way of a file at `path`; empty and identical texts are left out."""
-    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return read_feedback(path, "jsonl", scale=scale, kind="human", max_rejects=0.05)
-
-
-def agreed(path: Path, rows: Rows, scale: Scale, **options: Any) -> dict[str, Any]:
-    return agree(feedback_of(path, rows, scale), **options)
