@@ -206,19 +206,6 @@ def test_a_record_that_argilla_refuses_does_not_hold_up_the_others(asked: Asked)
     assert [one["metadata"]["length"] for one in asked.records() if "length" in one["metadata"]] == [1] * 38
 
 
-def test_contradictory_answers_of_a_rater(asked: Asked) -> None:
-    """a beats b, b beats c, c beats a: three grades as they were given; the second opinion of each replaces the first."""
-    asked.push([{"prompt": "Which?", "completions": ["aa", "bb", "cc"]}])
-    beats = {("aa", "bb"), ("bb", "cc"), ("cc", "aa")}
-    for record in asked.records():
-        shown = (record["fields"]["reply_a"], record["fields"]["reply_b"])
-        for grade in ("-2", "2") if shown in beats else ("2", "-2"):
-            asked.answer("anna", record, grade=grade)
-    assert asked.pull()["grades"] == 3
-    found = {(one["first_text"], one["second_text"]): one["gap"] for one in comparisons(asked.out)}
-    assert len(found) == 3 and all(gap == (2.0 if shown in beats else -2.0) for shown, gap in found.items())
-
-
 def test_folders_that_hold_something_else(asked: Asked, tmp_path: Path) -> None:
     other = Asked(asked.argilla, tmp_path)
     for one in (asked, other):

@@ -196,9 +196,6 @@ def test_an_unknown_format_lists_the_known_ones() -> None:
     assert set(SETTINGS) == set(REPLIES) and all(format.summary for format in REPLIES.values())
 
 
-# --- replies that say more than one thing -----------------------------------------------------------------------------
-
-
 def ranks(**entries: Any) -> str:
     return json.dumps([{"model": model, "rank": rank} for model, rank in entries.items()])
 
