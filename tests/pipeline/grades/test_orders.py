@@ -14,7 +14,7 @@ import pytest
 from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panels import Grade, errors, feedback, rms
+from panels import Grade, feedback
 
 from mmpo.pipeline import BuildOptions, build, build_pairs, load_feedback, load_pairs
 from mmpo.pipeline.grades import OrderTotals, exact_sum, position_biases
@@ -115,48 +115,6 @@ def test_biases_of_parts_are_those_of_the_whole() -> None:
     assert whole == position_biases([{("j", "x"): part} for part in totals[:0:-1]])
     assert whole["j", "x"].bias == pytest.approx(h.mean(), abs=1e-15)
     assert whole["j", "x"].variance == pytest.approx(h.var(ddof=1), rel=1e-12)
-
-
-NOISE, BIAS = 0.8, 1.0
-
-
-def judged(seed: int, prompts: int = 3000, in_both: bool = True) -> tuple[pa.Table, np.ndarray]:
-    """A judge of known bias and noise on pairs of known margins, and those margins (of a over b)."""
-    rng = np.random.default_rng(seed)
-    margin = rng.normal(0, 2, prompts)
-    a_first = margin + BIAS + rng.normal(0, NOISE, prompts)
-    b_first = -margin + BIAS + rng.normal(0, NOISE, prompts)
-    orders = rng.random(prompts) < 0.5
-    answers: list[list[Grade]] = []
-    for x, y, a in zip(a_first.tolist(), b_first.tolist(), orders.tolist(), strict=True):
-        two = [("j", "a", "b", x), ("j", "b", "a", y)]
-        answers.append(two if in_both else [two[0] if a else two[1]])
-    return answered(answers), margin
-
-
-def test_the_standard_error_is_that_of_the_margins_and_the_bias_has_no_part_in_it() -> None:
-    """Noise t = .8 an answer leaves t/√2 = .566 in two orders; order gaps with the bias of 1 still in them would say √(1 + .32)."""
-    table, margin = judged(1)
-    error, se = errors(table, margin)
-    assert rms(error) == pytest.approx(NOISE / math.sqrt(2), rel=0.05)
-    assert rms(se) == pytest.approx(rms(error), rel=0.05)
-    with_bias = math.sqrt(BIAS**2 + NOISE**2 / 2)
-    assert with_bias > 2 * rms(error)
-    assert biases(table)["j/overall"]["bias"] == pytest.approx(BIAS, abs=4 * NOISE / math.sqrt(2 * 3000))
-    assert biases(table)["j/overall"]["order_sd"] == pytest.approx(NOISE / math.sqrt(2), rel=0.05)
-
-
-def test_both_orders_beat_one_by_the_bias_and_half_the_noise() -> None:
-    """One order: √(b² + t²) = 1.28. Both: t/√2 = .57. One order of a judge whose bias is known: t = .8."""
-    both_orders, one_order = (errors(*judged(2, in_both=way))[0] for way in (True, False))
-    assert rms(one_order) == pytest.approx(math.hypot(BIAS, NOISE), rel=0.05)
-    assert rms(both_orders) < 0.5 * rms(one_order)
-    whole, margin = judged(3)
-    half = pa.concat_tables([whole.slice(0, 1500), judged(3, in_both=False)[0].slice(1500)])
-    error, se = errors(half, margin, one_order="keep")
-    in_one = np.array([int(row["prompt"][0]["content"].split()[1]) >= 1500 for row in rows(half, one_order="keep")])
-    assert rms(error[in_one]) == pytest.approx(NOISE, rel=0.05)
-    assert rms(se[in_one]) == pytest.approx(rms(error[in_one]), rel=0.1)
 
 
 def test_normalisations_take_the_bias_along() -> None:
