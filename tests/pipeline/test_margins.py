@@ -25,9 +25,6 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
 @given(finite, st.floats(0, 1e300))
 def test_targets_are_probabilities_at_any_size(margin: float, gamma: float) -> None:
     """1/(1 + exp(−γm)) overflows near γm = −880; here nothing does (warnings are errors in this suite)."""
@@ -70,17 +67,11 @@ def test_unknown_errors_take_the_median_of_the_known_ones() -> None:
     assert given_null[0] == given_null[1]
 
 
-def test_measured_probability() -> None:
-    np.testing.assert_allclose(mm.measured_probability([0, 3, 1], [0, 3, 2]), [0.5, 3.5 / 4, 0.5])
-
-
-def test_margin_standard_error_by_hand() -> None:
+def test_measured_probability_and_margin_standard_error_by_hand() -> None:
     """Three raters, s² = 2, s0² = 1: √((4·1 + 2·2)/6/3) = √(4/9). One rater: s0, else its own spread, else unknown."""
+    np.testing.assert_allclose(mm.measured_probability([0, 3, 1], [0, 3, 2]), [0.5, 3.5 / 4, 0.5])
     se = mm.margin_standard_error([3, 1, 1, 1, 2], [2, 9, 0, 0, 0], [1, 4, np.nan, np.nan, 1], [9, 9, 0.3, np.nan, 9])
     np.testing.assert_allclose(se, [2 / 3, 2.0, 0.3, np.nan, math.sqrt(4 / 5 / 2)])
-
-
-# --- the choice of γ --------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30), st.floats(0.51, 0.99), positive)
@@ -97,25 +88,8 @@ def test_votes_give_back_the_gamma_that_made_them(noisy: bool) -> None:
     se = rng.uniform(0, 2, m.size) if noisy else None
     votes = rng.binomial(raters, mm.target_probability(m, 0.8, se))
     assert mm.fit_gamma_to_votes(m, votes, raters, se) == pytest.approx(0.8, rel=0.03)
-
-
-def test_votes_at_the_ends() -> None:
-    m = np.array([1.0, 2.0, 3.0])
-    assert mm.fit_gamma_to_votes(m, [1, 1, 1], [1, 1, 1]) == math.inf
-    assert mm.fit_gamma_to_votes(m, [0, 0, 0], [1, 1, 1]) == 0.0
-
-
-# --- calibration ------------------------------------------------------------------------------------------------------
-
-
-def test_ece_target_is_zero_for_a_perfect_model_whose_label_error_is_not() -> None:
-    m = generator(1).integers(1, 10, 4000).astype(float)
-    p = mm.target_probability(m, 0.3)
-    assert mm.ece_target(p, p) == 0
-    label = mm.ece_label(p, m > 0)
-    assert label == pytest.approx(1 - p.mean()) and label is not None and label > 0.1
-    certain = mm.target_probability(m, 50.0)
-    assert mm.ece_label(certain) == pytest.approx(0, abs=1e-6) and (mm.ece_target(certain, p) or 0) > 0.1
+    ends = [mm.fit_gamma_to_votes(np.array([1.0, 2.0, 3.0]), [vote] * 3, [1, 1, 1]) for vote in (1, 0)]
+    assert ends == [math.inf, 0.0]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(0, 1)), min_size=1, max_size=40))
@@ -139,9 +113,10 @@ def test_ece_target_is_the_plain_binned_error_over_both_orientations() -> None:
 def test_ece_label_agrees_with_torchmetrics() -> None:
     for seed in range(5):
         q = mm.sigmoid(generator(seed).normal(0.5, 1.5, 3000))
-        confidence, correct = np.maximum(q, 1 - q), q > 0.5
-        theirs = BinaryCalibrationError(n_bins=15, norm="l1")(torch.tensor(confidence), torch.tensor(correct).int())
-        assert mm.ece_label(q) == pytest.approx(float(theirs), abs=1e-6)
+        confidence, correct, decided = np.maximum(q, 1 - q), q > 0.5, generator(seed + 9).random(3000) > 0.3
+        for found, of in ((mm.ece_label(q), slice(None)), (mm.ece_label(q, decided), decided)):
+            theirs = BinaryCalibrationError(n_bins=15, norm="l1")(torch.tensor(confidence[of]), torch.tensor(correct[of]).int())
+            assert found == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_ece_vote_counts_every_vote() -> None:
@@ -180,8 +155,6 @@ def test_by_margin_holds_every_pair_once() -> None:
     assert sum(row["accuracy"] * row["pairs"] for row in rows[1:]) == pytest.approx((z[m > 0] > 0).sum())
 
 
-# --- RewardBench ------------------------------------------------------------------------------------------------------
-
 BEAVER = """.5 .5894736842105263 .7052631578947368 .5714285714285714 .725 .5405405405405406 .2953020134228188 .97 1 .52
 .43283582089552236 .391304347826087 .46808510638297873 .3695652173913043 1 .284 .8235294117647058 .6280487804878049
 .6341463414634146 .7073170731707317 .6646341463414634 .5487804878048781 .6463414634146342"""
@@ -190,20 +163,9 @@ BEAVER = """.5 .5894736842105263 .7052631578947368 .5714285714285714 .725 .54054
 def test_rewardbench_gives_its_own_readme_example() -> None:
     """PKU-Alignment/beaver-7b-v1.0-cost, from the README of allenai/reward-bench."""
     accuracies = dict(zip(mm.REWARDBENCH_COUNTS, map(float, BEAVER.split()), strict=True))
-    assert mm.rewardbench_sections(accuracies) == pytest.approx(
-        {
-            "Chat": 0.6089385474860335,
-            "Chat Hard": 0.44956140350877194,
-            "Safety": 0.7216216216216216,
-            "Reasoning": 0.46675669776831996,
-        },
-        abs=1e-14,
-    )
-
-
-def test_rewardbench_average_of_the_authors_checkpoint() -> None:
-    sections = {"Chat": 97.21, "Chat Hard": 63.38, "Safety": 76.35, "Reasoning": 72.84, "Prior Sets": 68.56}
-    assert mm.rewardbench_average(sections) == pytest.approx(76.46, abs=0.005)
+    chat = {"Chat": 0.6089385474860335, "Chat Hard": 0.44956140350877194}
+    expected = {**chat, "Safety": 0.7216216216216216, "Reasoning": 0.46675669776831996}
+    assert mm.rewardbench_sections(accuracies) == pytest.approx(expected, abs=1e-14)
 
 
 def test_rewardbench_rows_ties_are_wrong_and_absent_subsets_are_left_out() -> None:
@@ -211,6 +173,8 @@ def test_rewardbench_rows_ties_are_wrong_and_absent_subsets_are_left_out() -> No
     assert accuracies == {"hep-go": 0.5, "math-prm": 1.0}
     assert mm.rewardbench_sections(accuracies) == {"Reasoning": pytest.approx((0.5 * 164 + 984) / 1148)}
     assert mm.rewardbench_sections({"shp": 0.5, "summarize": 0.7}) == {"Prior Sets": pytest.approx(0.6)}
+    of_the_authors = {"Chat": 97.21, "Chat Hard": 63.38, "Safety": 76.35, "Reasoning": 72.84, "Prior Sets": 68.56}
+    assert mm.rewardbench_average(of_the_authors) == pytest.approx(76.46, abs=0.005)
 
 
 def test_rewardbench_2() -> None:

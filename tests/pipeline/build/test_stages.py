@@ -87,13 +87,9 @@ def test_a_single_judges_spread_follows_the_delta_method() -> None:
     assert build_pairs(table, normalise="log")["margin_se"].to_pylist() == [pytest.approx(math.hypot(0.6 / 8, 0.6 / 4))]
 
 
-def test_a_comparison_has_no_scores() -> None:
-    assert build_pairs(compared(("j", "a", "b", 2)))["score_chosen"].to_pylist() == [None]
-
-
-def test_votes_count_ties_half_rounded_down() -> None:
+def test_votes_count_ties_half_rounded_down_and_make_no_scores() -> None:
     row = build_pairs(compared(*((rater, "a", "b", gap) for rater, gap in zip("rstuv", (2, 0, -1, 0, 0))))).to_pylist()[0]
-    assert (row["preferring"], row["raters"], row["chosen"][0]["content"]) == (2, 5, "a")
+    assert (row["preferring"], row["raters"], row["chosen"][0]["content"], row["score_chosen"]) == (2, 5, "a", None)
 
 
 def test_of_a_tie_the_smaller_id_is_chosen_and_filters_apply() -> None:
