@@ -38,10 +38,7 @@ def gradients(trainer, prompts):
     return float(loss), found
 
 
-WEIGHTS = [{}, {"weight": "prompt"}, {"weight": "prompt", "source_weights": {"source-0": 3.0}}]
-
-
-@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("weights", [{}, {"weight": "prompt"}, {"weight": "prompt", "source_weights": {"source-0": 3.0}}], ids=str)
 @pytest.mark.parametrize("loss", ["mmpo", "mmpo=1,sft=0.5", "mmpo=1,odpo=0.5,ipo=0.01", "reward"])
 def test_four_micro_batches_give_the_gradients_of_one(loss, weights, step_trainer, tokenizer):
     """Prompts of 1 to 28 pairs, with and without ties, of unlike weights: each term divides by its own weight in the whole step.

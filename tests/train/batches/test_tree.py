@@ -120,9 +120,18 @@ def distance(found, expected):
     return float(torch.stack([(found[name] - expected[name]).double().norm() for name in expected]).norm() / norm)
 
 
+BUDGETS = {
+    "packed": {10**6: "one", 130: "several", 45: "split"},
+    "tree": {10**6: "one", 130: "several", 45: "split"},
+    "rows": {10**6: "one", 250: "several", 90: "split"},
+}
+
+
 @pytest.fixture
 def compare(trainer_of, tokenizer):
-    """Checks the real trainer, on the way that it chose itself ("tree": what it would choose on a GPU), against a plain model."""
+    """Checks the real trainer, on the way that it chose itself ("tree": what it would choose on a GPU), against a plain model: values,
+    loss and gradients of whole steps in one pass, several micro-batches, and prompts too large for one pass.
+    """
 
     def equal(kind, layout, model, plain, head, prepare=lambda trainer: None):
         prompts = made_prompts(len(tokenizer))
@@ -133,44 +142,26 @@ def compare(trainer_of, tokenizer):
             trainer.execution_plan = choose_plan(model, kind, trainer.prompts[1].length, device="cuda")
         assert (trainer.execution_plan.layout, trainer.execution_plan.head) == (layout, head)
         prepare(trainer)
-        check_equal(trainer, kind, prompts, plain)
+        plain.zero_grad()
+        expected = plain_loss(plain, kind, prompts)
+        expected.backward()
+        by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        for tokens, shape in BUDGETS[layout].items():
+            trainer.tokens_per_batch = tokens
+            step = trainer.make_step(prompts)
+            parts = [len(batch.parts) for batch in step.batches]
+            assert shape == ("split" if max(parts) > 1 else "one" if len(parts) == 1 else "several")
+            trainer.model.zero_grad()
+            loss = trainer.training_step(trainer.model, step)
+            with torch.no_grad():
+                items = [item for batch in step.batches for name in batch.ids for item in by_id[name].completions]
+                found = [trainer.values(trainer.model, part) for batch in step.batches for part in batch.parts]
+                assert (torch.cat(found) - plain_values(plain, kind, items)).abs().max() <= 1e-4
+            assert abs(loss.item() - expected.item()) <= 1e-5
+            assert distance(gradient_of(trainer.model), gradient_of(plain)) <= 1e-5
         return trainer
 
     return equal
-
-
-def values_of(trainer, step):
-    with torch.no_grad():
-        parts = [part for batch in step.batches for part in batch.parts]
-        return torch.cat([trainer.values(trainer.model, part) for part in parts])
-
-
-BUDGETS = {
-    "packed": {10**6: "one", 130: "several", 45: "split"},
-    "tree": {10**6: "one", 130: "several", 45: "split"},
-    "rows": {10**6: "one", 250: "several", 90: "split"},
-}
-
-
-def check_equal(trainer, kind, prompts, plain):
-    """Values, loss and gradients of whole steps: in one pass, several micro-batches, and prompts too large for one pass."""
-    plain.zero_grad()
-    expected = plain_loss(plain, kind, prompts)
-    expected.backward()
-    for tokens, shape in BUDGETS[trainer.execution_plan.layout].items():
-        trainer.tokens_per_batch = tokens
-        step = trainer.make_step(prompts)
-        parts = [len(batch.parts) for batch in step.batches]
-        assert shape == ("split" if max(parts) > 1 else "one" if len(parts) == 1 else "several")
-        order = {prompt.prompt_id: prompt for prompt in prompts}
-        items = [item for batch in step.batches for name in batch.ids for item in order[name].completions]
-        with torch.no_grad():
-            known = plain_values(plain, kind, items)
-        trainer.model.zero_grad()
-        loss = trainer.training_step(trainer.model, step)
-        assert (values_of(trainer, step) - known).abs().max() <= 1e-4
-        assert abs(loss.item() - expected.item()) <= 1e-5
-        assert distance(gradient_of(trainer.model), gradient_of(plain)) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "kind", "layout"), CASES)

@@ -10,7 +10,7 @@ from training_cases import user_error
 from transformers.utils import chat_template_utils
 
 from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template
-from mmpo.train.data.chat_template import PINNED_DATE, common_prefix
+from mmpo.train.data.chat_template import PINNED_DATE
 from mmpo.train.messages import nothing_left, rendering_warnings
 
 USER = [{"role": "user", "content": "Where is the cat?"}]
@@ -231,7 +231,7 @@ def test_the_boundary_is_the_first_token_that_differs(tokenizer):
     glued = with_template(tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     prompt, reply = [{"role": "user", "content": "the ca"}], [{"role": "assistant", "content": "t sat"}]
     _, ids, row = render(glued, prompt, reply)
-    assert row.start == common_prefix(ids, row.ids) < len(ids)
+    assert row.start == next(place for place, pair in enumerate(zip(ids, row.ids, strict=False)) if len(set(pair)) == 2) < len(ids)
     assert glued.decode(row.ids) == "the cat sat<|end|>"
 
 
