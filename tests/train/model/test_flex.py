@@ -180,11 +180,3 @@ def test_a_cpu_never_takes_it():
         model.set_attn_implementation(before)
         plan = choose_plan(model, "policy", 60, "tree", training=True, bf16=True)
         assert (plan.layout, plan.attention, plan.reason) == ("packed", "segments", "")
-
-
-def test_a_mask_of_its_own_for_each_type():
-    batch = packed(branching_groups(VOCABULARY, [60]))
-    masks = flex_inputs(model_of("Gemma3Text").config, batch)["attention_mask"]
-    assert list(masks) == ["sliding_attention", "full_attention"]
-    for kind, mask in masks.items():
-        assert torch.equal(flex_inputs(config_of(kind), batch)["attention_mask"].kv_indices, mask.kv_indices)

@@ -94,19 +94,6 @@ def test_the_models_own_head_is_exact_with_all_gradients_and_what_it_does_to_log
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_tied_weights_gather_both_gradients(name):
-    """Of a step through the whole model: the embedding's own and the output layer's add up in one tensor."""
-    model, (ids, tokens) = small_model("Llama", **SIZES, tie_word_embeddings=True), torch.randint(1, VOCABULARY, (2, 1, 9))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    plain = model(ids).logits[0].log_softmax(dim=-1).gather(1, tokens[0, :, None]).sum()
-    (expected,) = torch.autograd.grad(plain, model.lm_head.weight)
-    found = HEADS[name](model, model.model(ids).last_hidden_state[0], tokens[0]).sum()
-    (gradient,) = torch.autograd.grad(found, model.lm_head.weight)
-    assert found.item() == pytest.approx(plain.item(), abs=1e-4)
-    assert close(gradient, expected.double(), 1e-5)
-
-
-@pytest.mark.parametrize("name", HEADS)
 def test_in_bfloat16_only_the_logits_are_rounded(name, chunk):
     """Softmax and sums are float32: 1 in 256 of a logit of about 10, not of a log-probability in bfloat16 throughout."""
     model, (hidden, tokens, pull) = small_model("Llama", **SIZES), drawn()

@@ -63,17 +63,6 @@ def deaf(monkeypatch):
     )
 
 
-def test_by_default_each_device_gets_its_fastest_exact_plan():
-    model = model_of()
-    assert choose_plan(model, "policy", 40) == PACKED
-    assert model.config._attn_implementation == SEGMENTS
-    assert error_of(model, PACKED, 40) <= 1e-4
-    assert choose_plan(model, "policy", 40, device=GPU) == TREE
-    assert model.config._attn_implementation == "sdpa"
-    assert error_of(model, TREE, 40) <= 1e-4
-    assert choose_plan(model, "policy", 40, layout="rows") == ExecutionPlan("rows", "linear", "asked for")
-
-
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_a_window_shorter_than_the_rows_is_seen_in_rows_that_are_longer(kind, no_window):
     model, head = model_of(kind=kind), "linear" if kind == "policy" else "whole"
@@ -95,6 +84,7 @@ def test_layers_that_do_not_hand_on_their_window_get_masks_then_rows(deaf, reque
     assert choose_plan(model, "policy", 3 * WINDOW) == TREE
     assert model.config._attn_implementation == "sdpa"
     assert error_of(model, TREE, 3 * WINDOW) <= 1e-4
+    assert choose_plan(model, "policy", 40, layout="rows") == ExecutionPlan("rows", "linear", "asked for")
     model.set_attn_implementation(SEGMENTS)
     assert error_of(model, PACKED, 3 * WINDOW) > 0.1
     request.getfixturevalue("no_window")
