@@ -175,16 +175,19 @@ def test_sources_that_are_not_there_are_named(pairs, trainer_of):
 def test_the_record_counts_what_each_term_leaves_out(train_tiny, record_of, tmp_path):
     folder = split_folder(tmp_path / "data", train=make_pairs(6, [7]), validation=make_pairs(2, [3], seed=4))  # two ties a prompt
     counts = {}
-    for name, loss, weights in (
+    for name, loss, more in (
+        ("soft", "mmpo", {}),
+        ("drop", "mmpo", {"ties": "drop"}),
         ("both", "mmpo=1,sft=0.1", {}),
         ("none", "dpo=1,sft=0.1", {}),
-        ("half", "mmpo=1,sft=0.1", {"source-1": 0.0}),
+        ("half", "mmpo=1,sft=0.1", {"source_weights": {"source-1": 0.0}}),
     ):
-        train_tiny("policy", folder, tmp_path / name, max_steps=1, loss=loss, source_weights=weights)
+        train_tiny("policy", folder, tmp_path / name, max_steps=1, loss=loss, **more)
         counts[name] = record_of(tmp_path / name)["counts"]
         assert record_of(tmp_path / name)["options"]["loss"] == loss
+    assert counts["soft"] == {"pairs_in": 126, "pairs": 126, "prompts": 6}
     assert counts["both"] == {"pairs_in": 126, "pairs": 126, "prompts": 6, "ties_without_sft": 12}
-    assert counts["none"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
+    assert counts["none"] == counts["drop"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
     assert counts["half"] == {"pairs_in": 126, "dropped_source_weight": 63, "pairs": 63, "prompts": 3, "ties_without_sft": 6}
     with pytest.raises(UserError, match="unknown source 'source-2'"):
         train_tiny("reward", folder, tmp_path / "no", max_steps=1, source_weights={"source-2": 1.0})
