@@ -92,23 +92,20 @@ def test_it_says_how_many_pairs_have_votes_and_measures_on_those(trained, datase
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("rows", "said"),
     [
-        (("a", "b", None, 1), "row 1: .*preferring None"),
-        (("a", "b", 2, 1), "0 <= preferring <= raters"),
-        (("a", "a", 1, 1), "two different ids"),
-        ((None, "b", 1, 1), "chosen_id None"),
-        (("a", "b", 1, 1), "none of the 48 measured pairs has votes"),
+        ([("x", "y", 1, 2), ("a", "b", None, 1)], "row 1: .*preferring None"),
+        ([("a", "b", "yes", 1)], "row 0: .*preferring 'yes'"),
+        ([("a", "b", 2, 1)], "0 <= preferring <= raters"),
+        ([("a", "a", 1, 1)], "two different ids"),
+        ([(None, "b", 1, 1)], "chosen_id None"),
+        ([("a", "b", 1, 1)], "none of the 48 measured pairs has votes"),
     ],
 )
-def test_votes_that_are_none_are_told_before_anything_is_computed(row, said, dataset, tmp_path):
-    votes = votes_file(tmp_path / "votes.parquet", [("x", "y", 1, 2), row])
+def test_votes_that_are_none_are_told_before_anything_is_computed(rows, said, dataset, tmp_path):
+    votes = votes_file(tmp_path / "votes.parquet", rows)
     (tmp_path / "no-model").mkdir()
     user_error(said, evaluate, "reward", tmp_path / "no-model", dataset, gamma=1.0, votes=votes)
-
-
-def test_a_vote_that_is_a_text_is_named(tmp_path):
-    user_error(r"row 0: .*preferring 'yes'", Votes, votes_file(tmp_path / "votes.parquet", [("a", "b", "yes", 1)]))
 
 
 def test_a_reference_that_has_changed_is_refused_unless_it_is_named(trained, train_tiny, dataset, tmp_path):

@@ -49,14 +49,8 @@ def test_sections_follow_from_the_values_of_every_row(kind, trained, tmp_path):
 
 def test_messages_and_texts_mean_the_same(tmp_path):
     rows = benchmark_rows(6)
-    spoken = [
-        {
-            **row,
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
-        }
-        for row in rows
-    ]
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    spoken = [row | {name: [{"role": role, "content": row[name]}] for name, role in roles.items()} for row in rows]
     write_rows(tmp_path / "bench.parquet", spoken)
     texts = rewardbench_pairs(write_rows(tmp_path / "bench.jsonl", rows))
     assert texts is not None

@@ -136,20 +136,6 @@ def test_the_second_run_computes_nothing(model, prompts, pairs, tokenizer, fill,
     assert np.concatenate([prompt.reference for prompt in plain]) == pytest.approx(first, abs=1e-4)
 
 
-def test_runs_with_other_settings_find_the_values_again(train_tiny, dataset, tmp_path, capsys):
-    said = []
-    for name, changes in {
-        "first": {},
-        "hard": {"loss": "dpo", "learning_rate": 1e-4},
-        "rows": {"layout": "rows"},
-        "lora": {"lora": 2},
-    }.items():
-        train_tiny("policy", dataset, tmp_path / name, max_steps=1, reference_cache=str(tmp_path / "cache"), **changes)
-        said.append(next(line.split()[1:4] for line in capsys.readouterr().err.splitlines() if "completions are in" in line))
-    count = said[0][2]
-    assert said == [["0", "of", count]] + 3 * [[count, "of", count]]
-
-
 def test_a_partial_cache_is_completed_by_exactly_what_is_missing(model, prompts, fill, tmp_path):
     some = [replace(prompt, completions=prompt.completions[::2]) for prompt in prompts[:9]]
     rest = [replace(prompt, completions=prompt.completions[1::2]) for prompt in prompts[:9]] + prompts[9:]

@@ -140,13 +140,7 @@ def test_prompts_that_are_too_long_are_left_out_aloud_or_stop_the_run(dataset, r
         ("policy", "--model", {}, (), ["takes 256 tokens at most and --max-length is 1024: give --max-length 256"]),
         ("policy", "--model", {"weight": float("nan")}, SHORT, ["hold NaN or infinite values"]),
         ("policy", "--model", {"kind": "reward"}, SHORT, ["is a reward model"]),
-        (
-            "reward",
-            "--model",
-            {"change": lambda tokenizer: tokenizer.add_tokens(["good"])},
-            SHORT,
-            ["tokens that", "such as 'good'"],
-        ),
+        ("reward", "--model", {"change": lambda own: own.add_tokens(["good"])}, SHORT, ["tokens that", "such as 'good'"]),
         # its tokenizer is of other texts than that which `tiny` builds
         ("policy", "--reference", {}, SHORT, ["has another vocabulary than the policy"]),
     ],

@@ -92,30 +92,11 @@ def test_splits_that_are_not_there(train_tiny, tiny_options, tmp_path):
     user_error("give eval_split", tiny_options, "reward", early_stopping=2, eval_split=None)
 
 
-def test_ties_train_soft_targets_and_are_left_out_of_hard_ones(train_tiny, record_of, tmp_path):
-    folder = split_folder(
-        tmp_path / "data", train=make_pairs(6, [7])
-    )  # grades repeat after five completions: two ties in each prompt
-    counts = {}
-    for name, changes in (("soft", {}), ("hard", {"loss": "dpo"}), ("dropped", {"ties": "drop"})):
-        train_tiny("reward", folder, tmp_path / name, max_steps=1, **changes)
-        counts[name] = record_of(tmp_path / name)["counts"]
-    assert counts["soft"] == {"pairs_in": 126, "pairs": 126, "prompts": 6}
-    assert counts["hard"] == counts["dropped"] == {"pairs_in": 126, "dropped_ties": 12, "pairs": 114, "prompts": 6}
-
-
-VARIANTS = [
-    {"loss": "ipo"},
-    {"target": "noise-aware"},
-    {"weight": "prompt", "loss": "mmpo=1,sft=0.1", "source_weights": {"source-0": 2.0}},
-    {"bf16": True},
-    {"gradient_checkpointing": True},
-    {"gamma": float("inf")},
-]
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("changes", [
+    {"loss": "ipo", "target": "noise-aware", "bf16": True},
+    {"weight": "prompt", "loss": "mmpo=1,sft=0.1", "source_weights": {"source-0": 2.0}, "gradient_checkpointing": True},
+], ids=str)  # fmt: skip
 def test_variants_run(changes, train_tiny, dataset, tmp_path):
     assert train_tiny("policy", dataset, tmp_path / "out", max_steps=3, **changes)["steps"] == 3
 
