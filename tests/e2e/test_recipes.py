@@ -15,17 +15,9 @@ from mmpo.cli.main import run
 from mmpo.pipeline import load_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "training.max_steps=2",
-    "training.pairs_per_step=32",
-    "training.max_length=128",
-    "training.max_prompt_length=64",
-    "training.tiny_size=32",
-    "training.tiny_layers=1",
-    "training.tiny_vocab=400",
-    "runs.policy-mmpo.max_steps=2",
-    "build.max_per_prompt=4",
-)
+SIZES = {"max_steps": 2, "pairs_per_step": 32, "max_length": 128, "max_prompt_length": 64}
+SIZES |= {"tiny_size": 32, "tiny_layers": 1, "tiny_vocab": 400}
+SMALL = [*(f"training.{name}={size}" for name, size in SIZES.items()), "runs.policy-mmpo.max_steps=2", "build.max_per_prompt=4"]
 
 
 def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
@@ -39,12 +31,7 @@ def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
 def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
     out = tmp_path / "quickstart"
     summary, messages = run_small(out)
-    assert set(summary["runs"]) == {
-        "reward-mmpo",
-        "reward-bradley-terry",
-        "reward-mmpo-ties-dropped",
-        "policy-mmpo",
-    }
+    assert set(summary["runs"]) == {"reward-mmpo", "reward-bradley-terry", "reward-mmpo-ties-dropped", "policy-mmpo"}
     for measures in summary["runs"].values():
         assert 0 <= measures["accuracy"] <= 1
         assert 0 <= measures["ece_target"] <= 1
@@ -79,15 +66,12 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_recipe_from_candidates_to_a_model(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    with serving({"models": JUDGES, "any_model": False}, grades=GRADES) as server:
+    with serving({"models": JUDGES}, grades=GRADES) as server:
         sets = {"out": out, "judge.base_url": server.base_url, "judge.limit": 8, "judge.pairs": "random:8", "training.max_steps": 2}
         recipe = (root / "recipes" / "ai-feedback.yaml").read_text().replace("data/", f"{root}/data/")
         (tmp_path / "recipe.yaml").write_text(recipe)
-        command = [
-            "run",
-            str(tmp_path / "recipe.yaml"),
-            *(part for pair in sets.items() for part in ("--set", "=".join(map(str, pair)))),
-        ]
+        flags = [part for pair in sets.items() for part in ("--set", "=".join(map(str, pair)))]
+        command = ["run", str(tmp_path / "recipe.yaml"), *flags]
         # A judge that is not there: the other one's answers are safe, and the run says how to go on.
         server.plan({"models": {"careful": JUDGES["careful"]}})
         assert run(command) == 2

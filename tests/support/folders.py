@@ -11,18 +11,6 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline import PAIRS, BuildOptions, build
 
-__all__ = [
-    "Row",
-    "changed",
-    "contents",
-    "feedback_folder",
-    "made_up_prompts",
-    "pairs_folder",
-    "read_table",
-    "split_folder",
-    "write_rows",
-]
-
 Row = Mapping[str, Any]
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from subprocess import CompletedProcess
 from typing import Any
 
-__all__ = ["errors", "said_once", "spoiled"]
-
 SCRIPT = """
 import resource, signal, torch
 import mmpo.train.training.run as run_module  # what loading the libraries takes is not limited

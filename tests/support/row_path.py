@@ -17,8 +17,6 @@ from typing import Any
 
 import mmpo.pipeline
 
-__all__ = ["row_path", "ultrafeedback_row"]
-
 ROOT = str(Path(mmpo.pipeline.__file__).resolve().parent.parent) + os.sep
 FOLDERS = ("pipeline", "annotate", "train", "cli")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")

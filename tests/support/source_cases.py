@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from mmpo.pipeline.sources import Collected, FeedbackBuilder, SourceOptions, collect, get_source
 from mmpo.pipeline.storage import plan, resolve_inputs
 
-__all__ = ["DATA", "Added", "add", "collected", "reasons", "ultrafeedback"]
-
 DATA = Path(__file__).parents[2] / "data"
 
 

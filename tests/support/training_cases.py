@@ -16,12 +16,6 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id, with_metadata
 from mmpo.train.data import Rendered, Renderer, prepare
 
-__all__ = [
-    "CLASSES", "FEW_STEPS", "AtStep", "Operations", "branching_groups", "full_memory", "make_pairs", "prefixes", "prompts_of",
-    "save_model", "small_model", "user_error", "with_random_adapter",
-]  # fmt: skip
-
-
 TEXT = "the cat sat on a mat and looked at some birds in trees while rain fell over hills far away from town"
 WORDS = TEXT.split()
 CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
