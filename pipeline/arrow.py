@@ -30,7 +30,10 @@ LARGE_FEEDBACK = pa.schema([_large_field(field) for field in FEEDBACK])
 
 
 def large(table: pa.Table) -> pa.Table:
-    """A FEEDBACK table with 64-bit text offsets; other columns and metadata are left behind."""
+    """A FEEDBACK table of any readable version with 64-bit text offsets; other columns and metadata are left behind.
+
+    Fields of grades that an older version has not become null.
+    """
     return table.select(LARGE_FEEDBACK.names).replace_schema_metadata(None).cast(LARGE_FEEDBACK)
 
 
@@ -40,11 +43,13 @@ def narrow(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def structs(rows: Sequence[tuple[Any, ...]], kind: pa.StructType) -> pa.StructArray:
-    """A struct array from tuples in the order of the type's fields; long texts get 64-bit offsets."""
+    """A struct array from tuples in the order of the type's fields, of which the last ones may be left out as null; long texts get
+    64-bit offsets."""
     kind = _large_field(pa.field("row", kind)).type
-    columns = list(zip(*rows, strict=True)) or [()] * kind.num_fields
+    columns = list(zip(*rows, strict=True))
     fields = [kind.field(i) for i in range(kind.num_fields)]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields[: len(columns)], strict=True)]
+    arrays += [pa.nulls(len(rows), field.type) for field in fields[len(columns) :]]
     return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
@@ -64,15 +69,15 @@ def with_fields(rows: pa.StructArray, new: Mapping[str, pa.Array]) -> pa.StructA
 
 
 def without_texts(table: pa.Table) -> pa.Table:
-    """FEEDBACK with 64-bit text offsets, the same ids and grades, ids in the place of texts, and no prompts, notes and extras: grades of
-    millions of pairs fit in memory."""
+    """FEEDBACK with 64-bit text offsets, the same ids and grades, ids in the place of texts, and no prompts, notes, probabilities and
+    extras: grades of millions of pairs fit in memory."""
     columns = {name: flat(table[name]) for name in LARGE_FEEDBACK.names}
     columns["prompt"] = lists(np.zeros(table.num_rows, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
     columns["extra"] = pa.nulls(table.num_rows)
     for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
         inner = columns[name].flatten()
         left = inner.field("id") if text == "text" else pa.nulls(len(inner))
-        columns[name] = lists(offsets_of(columns[name])[:-1], with_fields(inner, {text: left}))
+        columns[name] = lists(offsets_of(columns[name])[:-1], with_fields(inner, {text: left, "probabilities": pa.nulls(len(inner))}))
     return pa.table([columns[name].cast(LARGE_FEEDBACK.field(name).type) for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 

@@ -1,4 +1,4 @@
-"""The two tables that pass between stages, FEEDBACK and PAIRS, and the rule that makes ids. Schema version 1.
+"""The two tables that pass between stages, FEEDBACK and PAIRS, and the rule that makes ids. Schema version 2, which reads 1.
 
 Everything else in mmpo is a function from one of these tables to the other, or from files into the first.
 """
@@ -11,7 +11,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no `probabilities`; where its tables are read they are null."""
 SPLITS = ("train", "validation", "test")
 METADATA_KEY = b"mmpo"
 
@@ -23,8 +25,9 @@ MESSAGES = pa.list_(MESSAGE)
 COMPLETION = pa.struct(dict.fromkeys(("id", "text", "model"), TEXT))
 _GRADED = dict.fromkeys(("rater", "kind", "aspect"), TEXT)
 _SCORED, _COMPARED = (dict.fromkeys(names, NUMBER) for names in (("score", "low", "high", "spread"), ("gap", "limit", "spread")))
-RATING = pa.struct({"completion": INDEX, **_GRADED, **_SCORED, "note": TEXT})
-COMPARISON = pa.struct({"first": INDEX, "second": INDEX, **_GRADED, **_COMPARED, "note": TEXT})
+_SAID = {"note": TEXT, "probabilities": pa.list_(NUMBER)}
+RATING = pa.struct({"completion": INDEX, **_GRADED, **_SCORED, **_SAID})
+COMPARISON = pa.struct({"first": INDEX, "second": INDEX, **_GRADED, **_COMPARED, **_SAID})
 
 FEEDBACK = pa.schema(
     {
@@ -81,6 +84,16 @@ def prompt_id(messages: Sequence[Message]) -> str:
 def completion_id(prompt: str, text: str) -> str:
     """The id of a completion: blake2b-128 of its prompt's id, a NUL and its text, 32 hexadecimal digits."""
     return blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()
+
+
+def is_readable(version: Any) -> bool:
+    """Whether tables of a schema version, as files and manifests name it, can be read."""
+    return version in READABLE_VERSIONS and not isinstance(version, bool)
+
+
+def readable_versions() -> str:
+    """For messages: "1 and 2"."""
+    return " and ".join(map(str, READABLE_VERSIONS))
 
 
 def metadata(schema: pa.Schema) -> dict[str, Any]:

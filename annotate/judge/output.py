@@ -311,8 +311,8 @@ def _with_grades(table: pa.Table, name: str, found: Sequence[GradeInRow]) -> tup
 def _struct(one: GradeInRow) -> tuple[Any, ...]:
     grade, note = one.grade, one.note or None
     if grade.second is None:
-        return (grade.first, one.rater, "ai", grade.aspect, grade.value, grade.low, grade.high, grade.std, note)
-    return (grade.first, grade.second, one.rater, "ai", grade.aspect, grade.value, grade.high, grade.std, note)
+        return (grade.first, one.rater, "ai", grade.aspect, grade.value, grade.low, grade.high, grade.std, note, grade.probabilities)
+    return (grade.first, grade.second, one.rater, "ai", grade.aspect, grade.value, grade.high, grade.std, note, grade.probabilities)
 
 
 def _given_before(grades: pa.StructArray, rows: np.ndarray, found: Sequence[GradeInRow]) -> np.ndarray:

@@ -7,6 +7,9 @@ from mmpo.pipeline.arrow import large
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.builder import KINDS, LARGEST
 
+MOST_MASS = 1.01
+"""What rounded probabilities may sum to."""
+
 
 def feedback_table(table: pa.Table, file: str) -> pa.Table:
     """The table with 64-bit text offsets, after a check of what later stages rely on.
@@ -52,6 +55,18 @@ def _check(column: pa.ListArray, completions: np.ndarray, indices: tuple[str, ..
     else:
         bad["its gap is larger than limit"] = np.abs(numbers["gap"]) > numbers["limit"]
         bad["it compares a completion with itself"] = numbers["first"] == numbers["second"]
+    bad["its probabilities are no shares that sum to at most 1"] = _impossible(grades.field("probabilities"))
     for told, where in bad.items():
         if where.any():
             raise UserError(f"{file}: row {rows[int(np.argmax(where))] + 1}: a grade can't be used: {told}")
+
+
+def _impossible(probabilities: pa.ListArray) -> np.ndarray:
+    """Which lists hold what is no probability, or sum to more than 1 (a hundredth is forgiven), shape (grades,)."""
+    bad = np.zeros(len(probabilities), dtype=bool)
+    if probabilities.null_count < len(probabilities):
+        values, rows = probabilities.flatten().to_numpy(zero_copy_only=False), probabilities.value_parent_indices().to_numpy()
+        sums = np.bincount(rows, np.nan_to_num(values, nan=np.inf), len(bad))
+        bad[rows[~(values >= 0)]] = True
+        bad |= sums > MOST_MASS
+    return bad

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import atomic_folder
-from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS
+from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
 
 MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
@@ -29,9 +29,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no {MANIFEST}: it is no dataset of mmpo; `mmpo build` writes one") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-        raise UserError(f"{folder}: schema version {version!r}; this mmpo reads {SCHEMA_VERSION}. Build the dataset again")
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if not is_readable(version):
+        raise UserError(f"{folder}: schema version {version!r}; this mmpo reads {readable_versions()}. Build the dataset again")
     return manifest
 
 

@@ -17,7 +17,7 @@ from mmpo.pipeline.arrow import differing_messages, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.storage import MANIFEST, read_manifest
-from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, metadata
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, is_readable, metadata, readable_versions
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.objective import reads_targets, targets
 from mmpo.train.options import TrainOptions
@@ -55,8 +55,8 @@ def _as_pairs(file: Path) -> pa.Table:
         version = metadata(table.schema).get("schema_version", SCHEMA_VERSION)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{file}: schema version {version!r}; this mmpo reads {SCHEMA_VERSION}: {_AGAIN}")
+    if not is_readable(version):
+        raise UserError(f"{file}: schema version {version!r}; this mmpo reads {readable_versions()}: {_AGAIN}")
     missing = [name for name in PAIRS.names if name not in table.column_names]
     if missing and set(FEEDBACK.names) <= set(table.column_names):
         raise UserError(f"{file} {_feedback(file)}")
