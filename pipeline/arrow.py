@@ -77,7 +77,9 @@ def without_texts(table: pa.Table) -> pa.Table:
     for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
         inner = columns[name].flatten()
         left = inner.field("id") if text == "text" else pa.nulls(len(inner))
-        columns[name] = lists(offsets_of(columns[name])[:-1], with_fields(inner, {text: left, "probabilities": pa.nulls(len(inner))}))
+        columns[name] = lists(
+            offsets_of(columns[name])[:-1], with_fields(inner, {text: left, "probabilities": pa.nulls(len(inner))})
+        )
     return pa.table([columns[name].cast(LARGE_FEEDBACK.field(name).type) for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 

@@ -2,23 +2,28 @@
 
 Servers differ silently: some return no log-probabilities though asked for them, some ignore `n` or a JSON schema, some refuse
 `max_tokens`, a temperature or a system message, and some models think before they answer, whoever asks. A question with a plain answer is
-sent as the run would send it; what is refused is left out and asked again.
+sent as the run would send it, with the run's own limit on the reply; what a refusal names, by whatever status, is left out, and the
+question asked again.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmpo.annotate.client import Answer, Failure
+from mmpo.annotate.client import Answer, Choice, Failure, named_parameter
+from mmpo.annotate.judge.reading import has_distributions
+from mmpo.annotate.replies import holds_thinking
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.tables import Message
 
 PLAIN = ("What is 2 + 2?", ("2 + 2 is 4.", "2 + 2 is 5."))
 """The conversation and the replies that a probe asks about."""
 MAX_TRIES = 10
-REPLY_TOKENS = 64
 UNASKED_REASONING_TOKENS = 4096
-"""What a model that thinks unasked gets for it, at every reply."""
+"""What a model that thinks unasked gets for it, at every reply; less where the endpoint takes no reply that long."""
+LEAST_ROOM = 512
+NAMING = ("request", "run", "transient")
+"""Kinds of failures in which an endpoint may name a parameter that it does not take: hosted models refuse one by 403, servers by 500."""
 TOP_LOGPROBS, FEWER_TOP_LOGPROBS = 20, 5
 """Alternatives asked for at each token, among which the labels must be: the most that OpenAI gives, and what smaller ones allow."""
 
@@ -48,19 +53,21 @@ Ask = Callable[[Mapping[str, Any]], Awaitable[Answer | Failure]]
 
 @dataclass(frozen=True)
 class Probe:
-    """What is sent: model, messages, and what goes along with every request. name: the judge's, for messages."""
+    """What is sent: model, messages, the longest reply in tokens, and what goes along with every request. name: the judge's, for
+    messages."""
 
     ask: Ask
     name: str
     model: str
     messages: Sequence[Message]
+    length: int
     extra: Mapping[str, Any]
 
     async def send(self, found: Capabilities, **more: Any) -> Answer | Failure:
         """One request with the parameters that the endpoint takes as far as is known."""
         messages = self.messages if found.system else folded(self.messages)
         return await self.ask(
-            {"model": self.model, "messages": messages, **parameters(found, REPLY_TOKENS, None), **more, **self.extra}
+            {"model": self.model, "messages": messages, **parameters(found, self.length, None), **more, **self.extra}
         )
 
 
@@ -70,11 +77,11 @@ async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None
     Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
     """
     found, reply = await _until_taken(this, Capabilities(logprobs=logprobs, several=False))
-    if _thinks(reply):
+    if any(map(_thinks, reply.choices)):
         found, reply = await _until_taken(this, replace(found, room=UNASKED_REASONING_TOKENS))
     if found.logprobs:
-        found = replace(found, logprobs=any(len(token.top) > 1 for choice in reply.choices for token in choice.tokens))
-    if not found.logprobs:
+        found = replace(found, logprobs=any(map(has_distributions, reply.choices)))
+    if not found.logprobs or found.room:
         outcome = await this.send(found, n=2)
         found = replace(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
         if not found.several:
@@ -93,7 +100,8 @@ async def _until_taken(this: Probe, found: Capabilities) -> tuple[Capabilities, 
         if isinstance(outcome, Answer):
             return found, outcome
         failure = outcome
-        simpler = _simpler(found, outcome) if outcome.kind == "request" else None
+        named = named_parameter(outcome.message, parameters(found, 1, None)) if outcome.kind in NAMING else None
+        simpler = _without(found, named or "", outcome.message) if named or outcome.kind == "request" else None
         if simpler is None:
             break
         found = simpler
@@ -104,25 +112,25 @@ async def _until_taken(this: Probe, found: Capabilities) -> tuple[Capabilities, 
     raise PartialResult(f"judge {this.name}: the endpoint does not answer: {failure.message}. The same command again goes on")
 
 
-def _thinks(reply: Answer) -> bool:
-    """Whether the model thinks before it answers: a thinking block, or a reply that used its tokens up and says nothing."""
-    return any(
-        choice.text.lstrip().lower().startswith(("<think", "◁think")) or (choice.finish == "length" and not choice.text.strip())
-        for choice in reply.choices
-    )
+def _thinks(choice: Choice) -> bool:
+    """Whether the model thinks before it answers: apart from the text, between tags in it, or until its tokens were used up."""
+    cut_off = choice.finish == "length" and not choice.text.strip()
+    return bool(choice.thinking.strip()) or cut_off or holds_thinking(choice.text)
 
 
-def _simpler(found: Capabilities, failure: Failure) -> Capabilities | None:
-    """The capabilities without what the refusal names, or, where it names nothing, without what is dispensable; None: nothing is left."""
-    message = failure.message.lower()
-    if "system" in message and found.system:
-        return replace(found, system=False)
-    if "max_completion_tokens" in message and found.length == "max_tokens":
-        return replace(found, length="max_completion_tokens")
-    if ("max_tokens" in message or "max_completion_tokens" in message) and found.length:
-        return replace(found, length="max_completion_tokens" if found.length == "max_tokens" else "")
-    if "temperature" in message and found.temperature:
+def _without(found: Capabilities, named: str, message: str) -> Capabilities | None:
+    """The capabilities without the parameter that a refusal names; where it names none, without what is dispensable. None: nothing is
+    left."""
+    if found.room:  # without it the same question was taken
+        return replace(found, room=found.room // 2) if found.room >= 2 * LEAST_ROOM else None
+    if named == "logprobs" and found.logprobs:
+        return replace(found, logprobs=False)
+    if named == found.length and named:
+        return replace(found, length="max_completion_tokens" if named == "max_tokens" else "")
+    if named == "temperature":
         return replace(found, temperature=False)
+    if not named and "system" in message.lower() and found.system:
+        return replace(found, system=False)
     if found.logprobs:
         return replace(found, top=FEWER_TOP_LOGPROBS) if found.top > FEWER_TOP_LOGPROBS else replace(found, logprobs=False)
     if found.temperature:

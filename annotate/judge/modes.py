@@ -43,7 +43,10 @@ class Question:
 
 @dataclass(frozen=True)
 class NewGrade:
-    """One grade for FEEDBACK: of a completion (second is None) or of two, `first` as shown; value on low..high."""
+    """One grade for FEEDBACK: of a completion (second is None) or of two, `first` as shown; value on low..high.
+
+    std, probabilities: the judge's own, None where its distribution is not known.
+    """
 
     first: int
     second: int | None
@@ -52,6 +55,7 @@ class NewGrade:
     low: float
     high: float
     std: float | None
+    probabilities: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,16 @@ def _gaps(question: Question, reading: Reading, scale: Scale, graded: str) -> li
         return [NewGrade(first, second, question.aspect, a.value - b.value, -limit, limit, std)]
     limit = max(abs(scale.low), abs(scale.high))
     return [
-        NewGrade(first, second, name if graded == "aspects" else question.aspect, grade.value, -limit, limit, grade.std)
+        NewGrade(
+            first,
+            second,
+            name if graded == "aspects" else question.aspect,
+            grade.value,
+            -limit,
+            limit,
+            grade.std,
+            grade.probabilities,
+        )
         for name, grade in reading.grades.items()
     ]
 
@@ -152,7 +165,7 @@ def _scores(question: Question, reading: Reading, scale: Scale, graded: str) -> 
     return [
         NewGrade(
             place.get(name, question.shown[0]), None, name if graded == "aspects" else question.aspect,
-            grade.value, scale.low, scale.high, grade.std,
+            grade.value, scale.low, scale.high, grade.std, grade.probabilities,
         )
         for name, grade in reading.grades.items()
     ]  # fmt: skip

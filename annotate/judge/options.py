@@ -63,8 +63,8 @@ class JudgeOptions:
     """How the reply is read, for templates of your own; `mmpo replies` lists the ways."""
     logprobs: Literal["auto", "off", "need"] = "auto"
     """auto: use token probabilities where one probe finds them; off: never; need: refuse to go on without."""
-    samples: Count = 5
-    """Replies drawn a request where the endpoint gives no token probabilities."""
+    samples: Count | None = None
+    """Replies drawn a question. Default: 5 without token probabilities; with them 1, of judges that think first also more."""
     min_mass: Share = 0.5
     """Least probability that must lie on the offered grades; below it the reply counts as failed."""
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None

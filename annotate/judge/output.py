@@ -20,6 +20,7 @@ from mmpo.annotate.judge.modes import MODES, NewGrade
 from mmpo.annotate.judge.one_judge import JudgeRun
 from mmpo.annotate.judge.options import JudgeOptions
 from mmpo.annotate.judge.questions import PosedQuestion, Questions
+from mmpo.annotate.judge.reading import differ
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of
@@ -42,6 +43,8 @@ NOT_OF_THE_RECIPE = (
     "tokens_per_minute",
 )
 """Options that change how fast or where, never what comes out."""
+LEAST_SAMPLED = 20
+"""Questions whose drawn replies must all be the same before an endpoint is said not to sample."""
 USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated")
 """Reasons to stop that the user can mend."""
 
@@ -52,6 +55,8 @@ class JudgeTotals:
 
     label_probability: sum and count over questions of what lay on the offered labels. position_bias: sum and count over pairs of
     ½(gap + gap in the other order), the mean of which is how much the judge favours what is shown first.
+    samples_differ: whether replies drawn to one question do (None: none were drawn, or too few questions tell); sampled_alike: questions
+    whose drawn replies are all the same, as far as was looked.
     """
 
     requests: int = 0
@@ -61,6 +66,8 @@ class JudgeTotals:
     failed: Counter[str] = field(default_factory=Counter)
     label_probability: tuple[float, int] = (0.0, 0)
     position_bias: tuple[float, int] = (0.0, 0)
+    samples_differ: bool | None = None
+    sampled_alike: int = 0
 
 
 @dataclass
@@ -164,7 +171,8 @@ def _summary(run: JudgeRun, totals: JudgeTotals, spent: dict[str, float]) -> dic
         "cost": spent.get("cost", 0.0) if run.price else None, "mean_mass": _mean(totals.label_probability),
         "seconds_a_request": _mean((spent.get("seconds", 0.0), int(spent.get("requests", 0)))), "retried": run.counts.retried,
         "position_bias": _mean(totals.position_bias), "pairs_both_orders": pairs,
-        "one_order_only": asked_twice and totals.grades > 0 and not pairs,
+        "one_order_only": asked_twice and totals.grades > 0 and not pairs, "samples": run.questions.samples,
+        "samples_differ": totals.samples_differ, "sampled_alike": totals.sampled_alike,
     }  # fmt: skip
 
 
@@ -179,7 +187,7 @@ def _write(
     feedback: Feedback, judges: Sequence[Questions], journal: Journal, folder: Path, metadata: dict[str, Any]
 ) -> OutputTotals:
     """Write the parts and rejects.parquet of a FEEDBACK folder; grades that the same judges gave earlier are replaced."""
-    totals = OutputTotals([JudgeTotals() for _ in judges])
+    totals = OutputTotals([_first_look(feedback, one, journal) for one in judges])
     writer = PartWriter(folder / "feedback", "part", metadata)
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(folder / "rejects.parquet", REJECTS, compression="zstd") as rejects:
@@ -195,6 +203,27 @@ def _write(
     if waiting:
         writer.write(pa.concat_tables(waiting).combine_chunks())
     writer.close()
+    return totals
+
+
+def _first_look(feedback: Feedback, one: Questions, journal: Journal) -> JudgeTotals:
+    """Totals that say whether the endpoint samples: an even mind and a greedy endpoint look alike at one question, not at many.
+
+    Looks no further than the first question whose replies differ.
+    """
+    totals = JudgeTotals()
+    if one.samples < 2:
+        return totals
+    for rows in feedback.rows(scores=one.needs_scores, reference=one.options.reference):
+        asked = [posed for row in rows for posed in one.of(row)]
+        known = one.known([request for posed in asked for request in posed.requests], journal).replies
+        for posed in asked:
+            found = differ([reply for request in posed.requests for reply in known.get(request.key, ())])
+            if found:
+                totals.samples_differ = True
+                return totals
+            totals.sampled_alike += found is False
+    totals.samples_differ = False if totals.sampled_alike >= LEAST_SAMPLED else None
     return totals
 
 
@@ -253,7 +282,8 @@ def _look_up(
             rejected.append(_reject(one, row, posed, failure.reason, failure.message, text))
         elif all(key in known.replies for key in keys):
             try:
-                found, note, probability = one.grades(posed, [reply for key in keys for reply in known.replies[key]])
+                replies = [reply for key in keys for reply in known.replies[key]]
+                found, note, probability = one.grades(posed, replies, drawn=totals.samples_differ is True)
             except Unparsable as error:  # another --min-mass or reader than when it was asked
                 totals.answered -= len(keys)
                 totals.failed[error.reason] += len(keys)
@@ -311,7 +341,18 @@ def _with_grades(table: pa.Table, name: str, found: Sequence[GradeInRow]) -> tup
 def _struct(one: GradeInRow) -> tuple[Any, ...]:
     grade, note = one.grade, one.note or None
     if grade.second is None:
-        return (grade.first, one.rater, "ai", grade.aspect, grade.value, grade.low, grade.high, grade.std, note, grade.probabilities)
+        return (
+            grade.first,
+            one.rater,
+            "ai",
+            grade.aspect,
+            grade.value,
+            grade.low,
+            grade.high,
+            grade.std,
+            note,
+            grade.probabilities,
+        )
     return (grade.first, grade.second, one.rater, "ai", grade.aspect, grade.value, grade.high, grade.std, note, grade.probabilities)
 
 

@@ -17,6 +17,8 @@ from mmpo.annotate.rows import FeedbackRow
 
 REASONING_TOKENS = 1024
 """Allowed for reasoning, unless --max-tokens says otherwise."""
+SAMPLES = 5
+"""Replies drawn a question where the endpoint gives no token probabilities, unless --samples says otherwise."""
 MESSAGE_TOKENS = 8
 """Added to the estimate of a request for what chat templates put around its messages."""
 
@@ -46,7 +48,9 @@ class Questions:
         self.form_name, self.form = options.reply or self.mode.reply, reply_format(options)
         self.template = load_template(options.template or self.mode.template)
         self.rubrics = find_rubrics(options.rubrics)
-        self.samples = 1 if capabilities.logprobs else options.samples
+        # One reply's distribution says what others would say, unless the judge thinks first: then it is that of one thought.
+        one_is_enough = capabilities.logprobs and not (options.samples and (capabilities.room or options.reasoning))
+        self.samples = 1 if one_is_enough else options.samples or SAMPLES
         several = self.samples > 1
         self.replies_a_request = self.samples if several and capabilities.several else 1
         self.requests_a_question = self.samples if several and not capabilities.several else 1
@@ -70,7 +74,7 @@ class Questions:
         for question in self.mode.questions(row, self.options, self.rubrics):
             body = self._body(row, question)
             prompt = sum(estimated_tokens(message["content"]) for message in body["messages"]) + MESSAGE_TOKENS
-            reply = (self._length(question) + self.capabilities.room) * self.replies_a_request
+            reply = (self.length(question) + self.capabilities.room) * self.replies_a_request
             requests = []
             for draw in range(self.requests_a_question):
                 one = {**body, "seed": draw + 1} if self.capabilities.seed and self.requests_a_question > 1 else body
@@ -92,7 +96,8 @@ class Questions:
         """The response_format of a reply by schema."""
         return schema_of(list(names_of(question, self.form)), list(scale_of(self.mode, question, self.form).labels))
 
-    def _length(self, question: Question) -> int:
+    def length(self, question: Question) -> int:
+        """The longest reply to a question in tokens, room to think unasked apart."""
         if self.options.max_tokens is not None:
             return self.options.max_tokens
         own = not self.form.short or self.options.template is not None
@@ -102,7 +107,7 @@ class Questions:
         messages = self.messages(row, question)
         messages = messages if self.capabilities.system else folded(messages)
         temperature = self.options.temperature if self.options.temperature is not None else 1.0 if self.samples > 1 else None
-        sent = parameters(self.capabilities, self._length(question), temperature)
+        sent = parameters(self.capabilities, self.length(question), temperature)
         body = {"model": self.judge.model, "messages": messages, **sent}
         if self.replies_a_request > 1:
             body["n"] = self.replies_a_request
@@ -131,7 +136,7 @@ class Questions:
         if isinstance(outcome, Failure):
             return outcome
         reader = self.reader(request.about)
-        choices = tuple(replace(choice, tokens=reader.trimmed(choice.tokens)) for choice in outcome.choices)
+        choices = tuple(reader.trimmed(choice) for choice in outcome.choices)
         replies = reader.each(choices)
         kept = replace(outcome, choices=choices, reading=(reader.digest, dumps(replies)))
         reason = _unusable(replies)
@@ -161,11 +166,16 @@ class Questions:
         replies |= {key: loads(answer.reading[1]) for key in (*unread, *readable) if (answer := read[key]) and answer.reading}
         return KnownReplies(replies, {key: failure for key, failure in failures.items() if key not in readable})
 
-    def grades(self, posed: PosedQuestion, replies: Sequence[ReadReply]) -> tuple[list[NewGrade], str, float | None]:
-        """The grades of a question, the judge's words, and the least label probability. Raises Unparsable."""
-        reading = combined(replies)
-        probabilities = [grade.label_probability for grade in reading.grades.values() if grade.label_probability is not None]
+    def grades(
+        self, posed: PosedQuestion, replies: Sequence[ReadReply], *, drawn: bool = True
+    ) -> tuple[list[NewGrade], str, float | None]:
+        """The grades of a question, the judge's words, and the least label probability. Raises Unparsable.
+
+        drawn: whether the endpoint is known to sample; replies that may be one and the same have no spread.
+        """
         scale = scale_of(self.mode, posed.question, self.form)
+        reading = combined(replies, None if self.form.grades == "ranks" else scale, drawn=drawn)
+        probabilities = [grade.label_probability for grade in reading.grades.values() if grade.label_probability is not None]
         grades = self.mode.grades(posed.question, reading, scale, self.form.grades)
         return grades, reading.rationale, min(probabilities, default=None)
 
@@ -185,7 +195,8 @@ def _unusable(replies: Sequence[ReadReply]) -> str:
 
 WHY = {
     "cut_off": "the reply was cut off before its verdict: raise --max-tokens",
-    "no_logprobs": "the reply came without log-probabilities, and --logprobs need insists on them",
+    "no_logprobs": "the reply came without log-probabilities of its grade, and --logprobs need insists on them",
+    "impossible_logprobs": "its log-probabilities are none: they sum to more than 1 (logits, or probabilities): --logprobs off",
     "low_mass": "too little probability lies on the offered grades (--min-mass)",
     "content_filter": "the endpoint's filter withheld the reply",
     "out_of_scale": "the reply's grade is none of those offered",

@@ -31,7 +31,7 @@ from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
 from mmpo.annotate.judge.one_judge import Counts, JudgeRun
 from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.output import finish, nothing_to_ask
-from mmpo.annotate.judge.questions import Questions
+from mmpo.annotate.judge.questions import SAMPLES, Questions
 from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import check_out
@@ -207,8 +207,9 @@ async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journ
         journal.set_meta(key, dataclasses.asdict(found))
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
-            f"judge {judge.name}: its endpoint returns no log-probabilities, and --logprobs need insists on them; with auto each "
-            f"question is asked for {options.samples} replies instead"
+            f"judge {judge.name}: its endpoint returns no log-probabilities that can be used (alternatives at the tokens that spell the "
+            "reply), and --logprobs need insists on them; with auto each question is asked for "
+            f"{options.samples or SAMPLES} replies instead"
         )
     return found
 
@@ -224,7 +225,7 @@ async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid:
     row = FeedbackRow("probe", [{"role": "user", "content": prompt}], ["a", "b"], replies, [None, None])
     asker = Questions(judge, dataclasses.replace(options, pairs="all"), Capabilities())
     question = next(asker.mode.questions(row, asker.options, asker.rubrics))
-    this = Probe(ask, judge.name, judge.model, asker.messages(row, question), judge.extra_body)
+    this = Probe(ask, judge.name, judge.model, asker.messages(row, question), asker.length(question), judge.extra_body)
     schema = asker.schema(question) if asker.by_schema else None
     for tries in range(PROBE_RETRIES):
         try:

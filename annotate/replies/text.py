@@ -89,6 +89,11 @@ def readable(reply: str) -> str:
     return text
 
 
+def holds_thinking(text: str) -> bool:
+    """Whether the text opens or closes a thinking block."""
+    return _TAG.search(text) is not None
+
+
 def _without_thinking(text: str) -> str:
     opened: int | None = None
     blocks: list[Span] = []

@@ -92,6 +92,16 @@ def _say_judged(summary: dict[str, Any]) -> None:
     for row in summary["judges"]:
         if row["one_order_only"]:
             say(f"warning: {row['rater']} answered no pair in both orders: its margins keep its liking for what is shown first")
+        if row["samples"] > 1 and row["samples_differ"] is not True:
+            told = (
+                "so its endpoint does not sample"
+                if row["samples_differ"] is False
+                else "too few to tell whether its endpoint samples"
+            )
+            say(
+                f"warning: {row['rater']}: the {row['samples']} replies drawn are the same at each of {row['sampled_alike']:,} questions, "
+                f"{told}: its spread is unknown (null)"
+            )
     if summary["not_asked"]:
         say(f"prompts without a question: {_counts(summary['not_asked'])}")
     if summary["replaced"]:
