@@ -1,7 +1,7 @@
 """LLM judges: questions, rubrics and modes, expected grades, a run and its output."""
 
 from mmpo.annotate.judge.capabilities import Capabilities
-from mmpo.annotate.judge.estimate import estimate
+from mmpo.annotate.judge.estimate import estimate, rendered
 from mmpo.annotate.judge.modes import MODES, Question, offered
 from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.prompts import conversation_text, load_template, neutralise_chat_tokens, nonce_of

@@ -1,6 +1,7 @@
-"""What a run will take, and what a journal holds, without a single request: `--dry-run` and `--status`."""
+"""What a run will take and send, and what a journal holds, without a single request: `--dry-run`, `--status` and `--show`."""
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from mmpo.annotate.batch import open_batches
-from mmpo.annotate.client import Journal
+from mmpo.annotate.client import Answer, Journal
 from mmpo.annotate.judge.capabilities import Capabilities
 from mmpo.annotate.judge.options import Judge
 from mmpo.annotate.judge.output import nothing_to_ask
-from mmpo.annotate.judge.questions import Questions, usable
+from mmpo.annotate.judge.questions import PosedQuestion, Questions, usable
 from mmpo.annotate.judge.run import JudgePlan, capabilities_key
+from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
 
 SAMPLED_PROMPTS = 2_000
@@ -24,6 +26,9 @@ REASONED_REPLY_SECONDS = 15.0
 """Assumed for a reply where the journal has not measured any of this judge."""
 SHORT_REPLY_SHARE, REASONED_REPLY_SHARE = 0.25, 0.35
 """Of the longest reply that a request allows: replies end at their grade, long before it."""
+
+
+PosedInRow = tuple[FeedbackRow, PosedQuestion]
 
 
 @dataclass
@@ -64,11 +69,82 @@ def estimate(plan: JudgePlan, *, whole: bool) -> dict[str, Any]:
     }
 
 
+def rendered(plan: JudgePlan, count: int) -> list[dict[str, Any]]:
+    """So many requests of each judge as they would be sent, with the replies that the journal has to them; nothing is asked.
+
+    Those that have a reply come first, then one of each prompt in the order of the input. Returns [{"rater", "prompt_id", "shown" (ids of
+    completions), "aspect", "probed", "body", "replies": [{"text", "thinking", "finish", "grades" or "reason"}]}]; "probed" says whether
+    the endpoint's abilities, on which the parameters depend, are known. Raises UserError: there is nothing to ask.
+    """
+    journal = Journal(plan.journal, read_only=True) if plan.journal.is_file() else None
+    with journal or nullcontext():
+        found = [one for judge in plan.judges for one in _rendered(plan, judge, journal, count)]
+    if not found:
+        raise UserError(nothing_to_ask(plan.options))
+    return found
+
+
+def _rendered(plan: JudgePlan, judge: Judge, journal: Journal | None, count: int) -> list[dict[str, Any]]:
+    questions, probed = _questions(plan, judge, journal)
+    replied: list[PosedInRow] = []
+    first: list[PosedInRow] = []
+    others: list[PosedInRow] = []
+    for rows in plan.feedback.rows(scores=questions.needs_scores, reference=plan.options.reference):
+        posed = [(row, list(questions.of(row))) for row in rows]
+        have = _answers(journal, [one for _, asked in posed for one in asked])
+        for row, asked in posed:
+            replied += [(row, one) for one in asked if any(request.key in have for request in one.requests)]
+            for kept, more in ((first, asked[:1]), (others, asked[1:])):
+                kept += [(row, one) for one in more][: count - len(kept)]
+        if len(replied) >= count or (journal is None and len(first) >= count):
+            break
+    keys = {one.requests[0].key for _, one in replied}
+    chosen = [*replied, *(pair for pair in (*first, *others) if pair[1].requests[0].key not in keys)][:count]
+    answers = _answers(journal, [one for _, one in chosen])
+    return [
+        {
+            "rater": judge.name,
+            "prompt_id": row.prompt_id,
+            "shown": [row.ids[place] for place in one.question.shown],
+            "aspect": one.question.aspect,
+            "probed": probed,
+            "body": dict(one.requests[0].body),
+            "replies": [
+                reply for request in one.requests if request.key in answers
+                for reply in _replies(questions, one, answers[request.key])
+            ],
+        }
+        for row, one in chosen
+    ]  # fmt: skip
+
+
+def _answers(journal: Journal | None, posed: list[PosedQuestion]) -> dict[bytes, Answer]:
+    """What a journal has of these questions, read or not, by the requests' keys."""
+    keys = [request.key for one in posed for request in one.requests]
+    if journal is None:
+        return {}
+    failed = {key: failure.answer for key, failure in journal.failures(keys).items() if failure.answer}
+    return {**failed, **journal.answers(keys)}
+
+
+def _replies(questions: Questions, posed: PosedQuestion, answer: Answer) -> Iterator[dict[str, Any]]:
+    for choice, read in zip(answer.choices, questions.reader(posed.question).each(answer.choices)):
+        found = (
+            {"reason": read} if isinstance(read, str) else {"grades": {name: grade.value for name, grade in read.grades.items()}}
+        )
+        yield {"text": choice.text, "thinking": choice.thinking, "finish": choice.finish, **found}
+
+
+def _questions(plan: JudgePlan, judge: Judge, journal: Journal | None) -> tuple[Questions, bool]:
+    """A judge's questions, and whether the journal knows what its endpoint can do; else the best is assumed."""
+    known = journal.meta(capabilities_key(judge, plan.options)) if journal else None
+    assumed = Capabilities(logprobs=plan.options.logprobs != "off", several=True)
+    return Questions(judge, plan.options, Capabilities(**known) if known else assumed), bool(known)
+
+
 def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.ndarray, whole: bool) -> dict[str, Any]:
     options = plan.options
-    known = journal.meta(capabilities_key(judge, options)) if journal else None
-    capabilities = Capabilities(**known) if known else Capabilities(logprobs=options.logprobs != "off", several=True)
-    questions = Questions(judge, options, capabilities)
+    questions, probed = _questions(plan, judge, journal)
     every = 1 if whole else max(1, len(sizes) // SAMPLED_PROMPTS)
     sample = _sample(plan, questions, journal, every)
     requests = sample.requests if every == 1 else questions.count(sizes)
@@ -86,8 +162,8 @@ def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.nda
         "failed": dict(sample.failed),
         "left": requests - answered,
         "sampled": share != 1.0,
-        "probed": bool(known),
-        "logprobs": capabilities.logprobs,
+        "probed": probed,
+        "logprobs": questions.capabilities.logprobs,
         "prompt_tokens": round(prompts),
         "reply_tokens": round(replies),
         "left_cost": price.of(prompts, replies) if price else None,

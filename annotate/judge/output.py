@@ -19,7 +19,7 @@ from mmpo.annotate.client import Journal, Stop, public_url
 from mmpo.annotate.judge.modes import MODES, NewGrade
 from mmpo.annotate.judge.one_judge import JudgeRun
 from mmpo.annotate.judge.options import JudgeOptions
-from mmpo.annotate.judge.questions import PosedQuestion, Questions
+from mmpo.annotate.judge.questions import WHY, PosedQuestion, Questions
 from mmpo.annotate.judge.reading import differ
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
@@ -134,6 +134,7 @@ def _refuse(options: JudgeOptions, stop: Stop, totals: OutputTotals, journal: Jo
         raise PartialResult("interrupted before the first answer; nothing was written, and the same command again starts over")
     failed = sum((one.failed for one in totals.judges), Counter())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in failed.most_common(4))
+    reasons += "".join(f" ({WHY[reason]})" for reason, _ in failed.most_common(1) if reason in WHY)
     if stop.reason in USER_ERRORS:
         raise UserError(f"the endpoint refuses: {stop.message}")
     message = stop.message or f"no request was answered: {reasons}; the replies are in {journal.path}"

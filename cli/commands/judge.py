@@ -1,5 +1,6 @@
 """`mmpo judge`: LLM judges that grade how much better; `mmpo replies`, `mmpo rubrics`: what they are offered and how they are read."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ def judge(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens, cost and time, and ask nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Print what the journal has of this run, and ask nothing.")] = False,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            "--show",
+            min=1,
+            metavar="N",
+            help="Print N requests as they would be sent, and replies that are known, and ask nothing.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     given: dict[str, Any],
 ) -> int:
@@ -38,15 +48,21 @@ def judge(
     mmpo judge candidates --model gpt-4o-mini --out judged --dry-run
     """
     options = options_from(JudgeOptions, given, flags=True)
-    if dry_run or status:
-        from mmpo.annotate.judge import estimate, prepared
+    if dry_run or status or show:
+        from mmpo.annotate.judge import estimate, prepared, rendered
 
-        summary = estimate(prepared(feedback, out, options, judges or []), whole=status)
-        _say_estimate(summary, status)
-    else:
-        summary = run_judges(feedback, out, options, judges or [])
+        plan, summary = prepared(feedback, out, options, judges or []), {}
+        if show:
+            summary["shown"] = rendered(plan, show)
+            _say_rendered(summary["shown"])
+        if dry_run or status:
+            summary |= estimate(plan, whole=status)
+            _say_estimate(summary, status)
+        print_json(summary, as_json)
+        return 0
+    summary = run_judges(feedback, out, options, judges or [])
     print_json(summary, as_json)
-    return 0 if dry_run or status or summary["finished"] else 3
+    return 0 if summary["finished"] else 3
 
 
 def run_judges(feedback: Path, out: Path, options: JudgeOptions, judges: list[Any]) -> dict[str, Any]:
@@ -80,6 +96,28 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
             say(f"{row['rater']}: no price is known for {row['model']}; --prices mine.yaml gives one")
 
 
+def _say_rendered(found: list[dict[str, Any]]) -> None:
+    """Requests in the words in which they are sent, and what came back; control characters of data are shown, never sent on."""
+    for number, one in enumerate(found, 1):
+        sent = {key: value for key, value in one["body"].items() if key != "messages"}
+        say(f"request {number} of {len(found)} to {one['rater']}, {one['aspect']}: {json.dumps(sent, ensure_ascii=False)}")
+        for message in one["body"]["messages"]:
+            say(f"--- {message['role']} ---\n{_inert(message['content'])}")
+        for reply in one["replies"]:
+            read = (
+                f"no grade: {reply['reason']}" if "reason" in reply else ", ".join(f"{k} {v:g}" for k, v in reply["grades"].items())
+            )
+            thinking = f"{_inert(reply['thinking'])}\n--- reply after thinking ---\n" if reply["thinking"] else ""
+            say(f"--- {'thinking' if thinking else 'reply'} ---\n{thinking}{_inert(reply['text'])}\n--- read as: {read} ---")
+        say("")
+    if not all(one["probed"] for one in found):
+        say("not probed yet: the parameters are those of an endpoint that takes all of them")
+
+
+def _inert(text: str) -> str:
+    return "".join(one if one.isprintable() or one == "\n" else f"\\x{ord(one):02x}" for one in text)
+
+
 def _say_judged(summary: dict[str, Any]) -> None:
     """What a run did, on standard error."""
     columns = {"rater": "judge", **{name: name for name in ("requests", "answered", "failed", "left", "grades", "tokens")}}
@@ -100,7 +138,7 @@ def _say_judged(summary: dict[str, Any]) -> None:
             )
             say(
                 f"warning: {row['rater']}: the {row['samples']} replies drawn are the same at each of {row['sampled_alike']:,} questions, "
-                f"{told}: its spread is unknown (null)"
+                f"{told}: its spread is {'that of one reply' if row['mean_mass'] is not None else 'unknown (null)'}"
             )
     if summary["not_asked"]:
         say(f"prompts without a question: {_counts(summary['not_asked'])}")
