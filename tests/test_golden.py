@@ -9,11 +9,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from command import mmpo
 from openai_server import serving
 
-from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline import FEEDBACK, BuildOptions, build, load_feedback, load_pairs, validate
+from mmpo.pipeline.storage import read_manifest
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "v1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -49,8 +52,18 @@ def test_grades_build_the_feedback_of_v1(v1: Path) -> None:
     assert load_feedback(v1 / "again").to_pylist() == load_feedback(v1 / "feedback").to_pylist()
 
 
-@pytest.mark.parametrize("words", [("validate", "pairs"), ("gamma", "pairs"), ("report", "pairs", "--out", "page.html")])
-def test_commands_read_the_pairs_of_v1(v1: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("validate", "pairs"),
+        ("gamma", "pairs"),
+        ("report", "pairs", "--out", "page.html"),
+        ("export", "pairs", "--to", "trl-dpo", "--out", "export"),
+        ("agree", "judged"),
+        ("judge", "judged", "--model", "m", "--out", "out", "--dry-run", "--show", "1"),
+    ],
+)
+def test_commands_read_the_tables_of_v1(v1: Path, words: tuple[str, ...]) -> None:
     done = mmpo(*words, cwd=v1)
     assert done.returncode == 0, done.stderr
 
@@ -65,7 +78,27 @@ def test_a_judges_journal_of_v1_holds_every_answer(v1: Path) -> None:
         assert server.counts()["answered"] <= 1, "what was paid for is not asked again; a new address may be probed"
     again = load_feedback(v1 / "judged").to_pylist()
     assert sum(len(row["comparisons"]) for row in golden) == 72
+    for row, before in zip(again, golden, strict=True):
+        for one in row["comparisons"]:
+            p = np.array(one.pop("probabilities"))  # which version 1 threw away, though its journal had what they are made of
+            values = np.arange(3, -4, -1)
+            assert one["gap"] == pytest.approx((p * values).sum() / p.sum(), abs=1e-9)
+            assert one["spread"] ** 2 == pytest.approx((p * (values - one["gap"]) ** 2).sum() / p.sum(), abs=1e-9)
+        for one in before["comparisons"]:
+            assert one.pop("probabilities") is None
     assert again == golden
+
+
+def test_grades_of_v1_and_of_a_judge_of_now_merge(v1: Path) -> None:
+    with serving() as server:
+        words = ["--model", "judge-b", "--base-url", server.base_url, "--limit", "4", "--out", "now"]
+        assert mmpo("judge", "feedback", *words, cwd=v1).returncode == 0
+    for out, feedback_only in (("merged", True), ("both", False)):
+        build([v1 / "judged", v1 / "now"], v1 / out, options=BuildOptions(format="feedback", feedback_only=feedback_only))
+    assert pq.read_schema(v1 / "merged/feedback/part-00000.parquet").remove_metadata().equals(FEEDBACK)
+    found = [one for row in load_feedback(v1 / "merged").to_pylist() for one in row["comparisons"]]
+    assert {(one["rater"], one["probabilities"] is None) for one in found} == {("judge-a", True), ("judge-b", False)}
+    assert read_manifest(v1 / "merged")["schema_version"] == 2 and validate(v1 / "both")["ok"]
 
 
 def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> None:

@@ -10,6 +10,7 @@ from argilla_cases import Asked
 from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
 from cases import Judging
 from openai_server import Server, serving
+from own_endpoint import own_endpoint
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def _key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def asked(argilla: Argilla, tmp_path: Path) -> Asked:  # noqa: F811
     """A dataset of the test's own, not pushed yet."""
     return Asked(argilla, tmp_path)
+
+
+@pytest.fixture
+def judging_by(tmp_path: Path) -> Iterator[Callable[..., Judging]]:
+    """Starts an endpoint that answers by a function of the request's body, with candidates for it; `Judging.server` has the bodies."""
+    with ExitStack() as running:
+        yield lambda answer, *rows: Judging(running.enter_context(own_endpoint(answer)), tmp_path, *(rows or (1, 2)))

@@ -38,7 +38,7 @@ def test_a_dataset_opens_with_datasets_and_holds_the_contract(tmp_path: Path, mo
     assert sum(summary["pairs"].values()) == summary["prompts"] * 6 == 480
     schema = pq.read_schema(tmp_path / "out/train/part-00000.parquet")
     assert schema.remove_metadata().equals(PAIRS)
-    assert metadata(schema)["schema_version"] == 1
+    assert metadata(schema)["schema_version"] == 2
     assert metadata(schema)["scales"] == [[1, 5]]
     assert pq.read_schema(tmp_path / "out/rejects.parquet").remove_metadata().equals(REJECTS)
     assert validate(tmp_path / "out")["ok"]

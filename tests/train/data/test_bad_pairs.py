@@ -23,7 +23,7 @@ def test_files_of_another_schema_version_are_refused_naming_both(pairs, tmp_path
     """One file, one part among others, and a folder whose manifest says so."""
     newer = pairs.replace_schema_metadata({b"mmpo": b'{"schema_version": 7}'})
     pq.write_table(newer, tmp_path / "a.parquet")
-    refused(r"a\.parquet: schema version 7; this mmpo reads 1: build the dataset again", tmp_path / "a.parquet")
+    refused(r"a\.parquet: schema version 7; this mmpo reads 1 and 2: build the dataset again", tmp_path / "a.parquet")
     for same in (pairs.replace_schema_metadata(with_metadata(PAIRS, {}).metadata), pairs.replace_schema_metadata(None)):
         pq.write_table(same, tmp_path / "a.parquet")
         assert read_pairs(tmp_path / "a.parquet", "train").num_rows == pairs.num_rows
@@ -31,7 +31,7 @@ def test_files_of_another_schema_version_are_refused_naming_both(pairs, tmp_path
     pq.write_table(newer, folder / "train" / "part-00001.parquet")
     refused(r"part-00001\.parquet: schema version 7", folder)
     (folder / "manifest.json").write_text(json.dumps({"schema_version": 0, "kind": "pairs"}))
-    refused("schema version 0; this mmpo reads 1", folder)
+    refused("schema version 0; this mmpo reads 1 and 2", folder)
 
 
 def test_what_is_no_table_of_pairs_is_refused(pairs, tmp_path):

@@ -1,0 +1,110 @@
+"""What one probe finds out: by the words of a refusal, whatever its status and shape; with the run's own limit; numbers that can be."""
+
+import json
+import math
+import sys
+from typing import Any
+
+import pytest
+from own_endpoint import GRADE, GRADE_TOKEN, chat, refusal
+
+from mmpo.pipeline.errors import PartialResult, UserError
+
+
+def refuses(status: int, key: str = "error") -> Any:
+    """An endpoint that gives no log-probabilities, says so by this status, and takes everything else."""
+    words = "parameter logprobs: not offered for this model"
+    return lambda body: refusal(status, words, key) if "logprobs" in body else chat(body, "C")
+
+
+@pytest.mark.parametrize("key", ["error", "detail"])
+@pytest.mark.parametrize("status", [400, 403, 422, 500])
+def test_refused_log_probabilities_are_left_out_and_nothing_else(status: int, key: str, judging_by: Any) -> None:
+    job = judging_by(refuses(status, key), 2, 2)
+    job.judge()
+    sent = job.server.bodies[-1]
+    assert sent["temperature"] == 1.0 and sent["max_tokens"] == 8 and sent["n"] == 5 and "logprobs" not in sent
+    assert sum("logprobs" in body for body in job.server.bodies) == 1, "the words are believed at once"
+
+
+def test_each_refusal_takes_what_it_names(judging_by: Any) -> None:
+    def strict(body: dict[str, Any]) -> Any:
+        if "max_tokens" in body:
+            return refusal(400, "max_tokens is unknown here, max_completion_tokens is known")
+        if body.get("temperature", 1) != 1:
+            return refusal(400, "temperature must be left at 1", "detail")
+        return refusal(403, "parameter logprobs: not offered") if "logprobs" in body else chat(body, "C")
+
+    job = judging_by(strict, 2, 2)
+    job.judge()
+    assert job.server.bodies[-1].keys() == {"model", "messages", "max_completion_tokens", "n"}
+
+
+def test_a_refused_temperature_leaves_the_log_probabilities(judging_by: Any) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        return refusal(400, "temperature: not here", "detail") if "temperature" in body else chat(body, "C", [GRADE_TOKEN])
+
+    job = judging_by(answer, 2, 2)
+    assert job.judge()["judges"][0]["samples"] == 1
+    assert [one["gap"] for one in job.comparisons()] == pytest.approx([GRADE[0]] * 4)
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, UserError), (500, PartialResult)])
+def test_a_refusal_that_names_nothing_of_ours_is_what_it_was(status: int, error: Any, judging_by: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.modules["mmpo.annotate.judge.run"], "backoff", lambda tries: 0.0)
+    job = judging_by(lambda body: refusal(status, "not today"))
+    with pytest.raises(error, match="not today"):
+        job.judge()
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"), [({}, 8), ({"max_tokens": 3}, 3), ({"reasoning": True}, 1032), ({"mode": "listwise"}, 32)]
+)
+def test_the_probe_asks_with_the_runs_own_limit(options: dict[str, Any], tokens: int, judging_by: Any) -> None:
+    job = judging_by(
+        lambda body: chat(body, "Verdict: C" if options.get("mode") != "listwise" else '{"A": 1, "B": 2}', [GRADE_TOKEN])
+    )
+    job.judge(**options)
+    assert job.server.bodies[0]["max_tokens"] == tokens
+
+
+def test_a_model_that_thinks_gets_what_room_the_endpoint_has(judging_by: Any) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        if body["max_tokens"] > 1500:
+            return refusal(400, "maximum context length is 1500 tokens; reduce max_tokens")
+        return chat(body, "C", [GRADE_TOKEN], reasoning="Hm") if body["max_tokens"] > 99 else chat(body, None, [], "length")
+
+    job = judging_by(answer, 2, 2)
+    assert job.judge(logprobs="need")["finished"] and job.server.bodies[-1]["max_tokens"] == 8 + 1024
+
+
+SURE = {"C": 0.5, "B": 0.4, "E": 0.08}
+IMPOSSIBLE = {
+    "logits": {"C": 12.5, "B": 11.0, "E": -3.0},
+    "logits below 0": {"C": -0.2, "B": -0.5, "E": -1.5},
+    "probabilities": SURE,
+    "huge": {"C": 1e300, "B": -1.0},
+    "signs turned": {label: -math.log(p) for label, p in SURE.items()},
+}
+
+
+def given(numbers: dict[str, float]) -> dict[str, Any]:
+    return {"token": "C", "logprob": 0.0, "top_logprobs": [{"token": label, "logprob": value} for label, value in numbers.items()]}
+
+
+@pytest.mark.parametrize("numbers", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_log_probabilities_that_can_be_none_are_not_used(numbers: dict[str, float], judging_by: Any) -> None:
+    job = judging_by(lambda body: chat(body, "C", [given(numbers)]), 2, 2)
+    [told] = job.judge()["judges"]
+    assert told["samples"] == 5 and told["mean_mass"] is None and {one["gap"] for one in job.comparisons()} == {1.0}
+    assert json.loads((job.out / "manifest.json").read_text())["recipe"]["judges"][0]["abilities"]["logprobs"] is False
+
+
+def test_impossible_numbers_that_the_probe_did_not_see_are_failures_by_name(judging_by: Any) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        return chat(body, "C", [given(IMPOSSIBLE["logits"])] if "Question 1?" in body["messages"][-1]["content"] else [GRADE_TOKEN])
+
+    job = judging_by(answer, 3, 2)
+    [told] = job.judge()["judges"]
+    assert told["failed"] == {"impossible_logprobs": 2} and told["mean_mass"] == pytest.approx(0.98)
+    assert [one["gap"] for one in job.comparisons()] == pytest.approx([GRADE[0]] * 4)
