@@ -15,7 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.annotate.client import Journal, Stop, public_url
+from mmpo.annotate.client import Answer, Journal, Stop, public_url
 from mmpo.annotate.judge.modes import MODES, NewGrade
 from mmpo.annotate.judge.one_judge import JudgeRun
 from mmpo.annotate.judge.options import JudgeOptions
@@ -31,7 +31,7 @@ from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
 MAX_PART_BYTES = 64 << 20
 MAX_REJECT_REPLY = 2_000
-"""Characters of a reply that can't be read that go into rejects.parquet; the journal has all of it."""
+"""Characters of a reply that can't be read that go into rejects.parquet, and the last ones of its thinking; the journal has all of it."""
 NOT_OF_THE_RECIPE = (
     "journal",
     "concurrency",
@@ -279,8 +279,7 @@ def _look_up(
         keys = [request.key for request in posed.requests]
         failure = next((known.failures[key] for key in keys if key in known.failures), None)
         if failure:
-            text = failure.answer.text if failure.answer else ""
-            rejected.append(_reject(one, row, posed, failure.reason, failure.message, text))
+            rejected.append(_reject(one, row, posed, failure.reason, failure.message, failure.answer))
         elif all(key in known.replies for key in keys):
             try:
                 replies = [reply for key in keys for reply in known.replies[key]]
@@ -288,7 +287,7 @@ def _look_up(
             except Unparsable as error:  # another --min-mass or reader than when it was asked
                 totals.answered -= len(keys)
                 totals.failed[error.reason] += len(keys)
-                rejected.append(_reject(one, row, posed, error.reason, "", ""))
+                rejected.append(_reject(one, row, posed, error.reason, "", None))
                 continue
             grades += [GradeInRow(i, grade, one.judge.name, note) for grade in found]
             totals.grades += len(found)
@@ -311,11 +310,16 @@ def _count_orders(row: int, grades: Sequence[NewGrade], gaps: dict[tuple[int, in
             totals.position_bias = (total + (grade.value + other) / 2, count + 1)
 
 
-def _reject(one: Questions, row: FeedbackRow, posed: PosedQuestion, reason: str, message: str, reply: str) -> dict[str, Any]:
+def _reject(
+    one: Questions, row: FeedbackRow, posed: PosedQuestion, reason: str, message: str, answer: Answer | None
+) -> dict[str, Any]:
     shown = [row.ids[place] for place in posed.question.shown]
     details = {"judge": one.judge.name, "aspect": posed.question.aspect, "shown": shown, "message": message}
-    if reply:
-        details["reply"] = reply[:MAX_REJECT_REPLY]
+    thinking = "\n".join(choice.thinking for choice in answer.choices) if answer else ""
+    if answer and answer.text:
+        details["reply"] = answer.text[:MAX_REJECT_REPLY]
+    if thinking.strip():
+        details["thinking"] = thinking[-MAX_REJECT_REPLY:]
     return {
         "unit": "request", "stage": "judge", "reason": reason, "file": None, "row": None, "prompt_id": row.prompt_id,
         "evidence": orjson.dumps(details).decode(),

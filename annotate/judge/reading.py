@@ -226,10 +226,12 @@ def expected(top: Alternatives, scale: Scale, written: str = "", label: str = ""
     if max(_mass(top), _mass(then)) > MOST_MASS:
         raise Unparsable("impossible_logprobs")
     spelled = [(token.strip(EDGES), math.exp(logprob)) for token, logprob in top]
-    whole = {text for text, _ in spelled}
     probability, unclear = dict.fromkeys(scale.labels, 0.0), 0.0
+    longer = [one for one in scale.labels if len(one) > 1 and not any(text == one for text, _ in spelled)]
     for text, share in spelled:
-        meant = [one for one in scale.labels if text and one.startswith(text) and (one == text or one not in whole)]
+        meant = [text] if text in probability else []
+        if longer and text:
+            meant += [one for one in longer if one != text and one.startswith(text)]
         if len(meant) > 1 and text == written and (then or label == text):
             rest = {one[len(text) :]: one for one in meant if one != text}
             went = {token: math.exp(logprob) for token, logprob in then if token in rest}

@@ -55,6 +55,8 @@ def _check(column: pa.ListArray, completions: np.ndarray, indices: tuple[str, ..
     else:
         bad["its gap is larger than limit"] = np.abs(numbers["gap"]) > numbers["limit"]
         bad["it compares a completion with itself"] = numbers["first"] == numbers["second"]
+    spread = grades.field("spread").fill_null(0.0).to_numpy(zero_copy_only=False)
+    bad["its spread is no finite number of at least 0"] = ~(np.isfinite(spread) & (spread >= 0))
     bad["its probabilities are no shares that sum to at most 1"] = _impossible(grades.field("probabilities"))
     for told, where in bad.items():
         if where.any():

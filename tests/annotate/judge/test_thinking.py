@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from own_endpoint import GRADE, GRADE_TOKEN, chat, token
 
@@ -66,6 +67,17 @@ def test_a_thought_without_an_end_is_a_failure_and_no_grade(first: str, options:
     with pytest.raises(UserError, match=r"cut_off \d+ \(.*--max-tokens"):
         job.judge(**options)
     assert not job.out.exists() and job.rows("SELECT count(*) FROM answers") == [(0,)]
+
+
+def test_where_others_are_read_the_thought_is_the_evidence(judging_by: Any) -> None:
+    endless = cut_off("A")
+    job = judging_by(
+        lambda body: endless(body) if "Question 1?" in body["messages"][-1]["content"] else chat(body, "C", [GRADE_TOKEN]), 3, 2
+    )
+    [told] = job.judge()["judges"]
+    assert told["failed"] == {"cut_off": 2} and told["grades"] == 4
+    rejected = pq.read_table(job.out / "rejects.parquet").to_pylist()
+    assert [(one["reason"], json.loads(one["evidence"])["thinking"]) for one in rejected] == [("cut_off", "A user")] * 2
 
 
 @pytest.mark.parametrize(
