@@ -10,7 +10,8 @@ from argilla_cases import Asked
 from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
 from cases import Judging
 from openai_server import Server, serving
-from own_endpoint import own_endpoint
+from own_judges import answering
+from raw_endpoint import raw_endpoint
 
 
 @pytest.fixture
@@ -53,6 +54,6 @@ def asked(argilla: Argilla, tmp_path: Path) -> Asked:  # noqa: F811
 
 @pytest.fixture
 def judging_by(tmp_path: Path) -> Iterator[Callable[..., Judging]]:
-    """Starts an endpoint that answers by a function of the request's body, with candidates for it; `Judging.server` has the bodies."""
+    """Starts an endpoint that answers by a function of the request's body, with candidates for it."""
     with ExitStack() as running:
-        yield lambda answer, *rows: Judging(running.enter_context(own_endpoint(answer)), tmp_path, *(rows or (1, 2)))
+        yield lambda answer, *rows: Judging(running.enter_context(raw_endpoint(answering(answer))), tmp_path, *(rows or (1, 2)))

@@ -173,6 +173,19 @@ def test_what_a_second_pull_writes_depends_on_what_argilla_has_now(
     assert kept.table.equals(first.table) and kept.kept.total() == len(one)
 
 
+def test_a_judges_probabilities_stay_and_people_have_none() -> None:
+    raters = Raters({"u1": "x"}, real_names=False)
+    judged = {"first": 0, "second": 1, "rater": "j", "kind": "ai", "aspect": "overall", "gap": 1.0, "limit": 3.0}
+    judged["probabilities"] = [0.0, 0.4, 0.5, 0.0, 0.08, 0.0, 0.0]
+    completions = [{"id": one, "text": text, "model": None} for one, text in zip(IDS, "abc")]
+    row = {"prompt_id": OWN, "prompt": PROMPT, "completions": completions, "ratings": [], "comparisons": [judged], "source": "s"}
+    base = pa.Table.from_pylist([row], FEEDBACK)
+    merged = merge_answers(state({("pairs-2", "u1"): 1}, raters), {}, raters, before=None, base=base, source="s")
+    [found] = merged.table.to_pylist()
+    assert {one["kind"]: one["probabilities"] for one in found["comparisons"]} == {"ai": judged["probabilities"], "human": None}
+    assert merged.table.schema.equals(FEEDBACK)
+
+
 def test_answers_without_a_place_leave_no_trace() -> None:
     """The base has a and b of the prompt, no c: of three pairs one has a place, whatever is tried first."""
     raters = Raters({"u1": "x"}, real_names=False)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from own_endpoint import GRADE, GRADE_TOKEN, chat, refusal
+from own_judges import GRADE, GRADE_TOKEN, bodies, chat, refusal
 
 from mmpo.pipeline.errors import PartialResult, UserError
 
@@ -22,9 +22,9 @@ def refuses(status: int, key: str = "error") -> Any:
 def test_refused_log_probabilities_are_left_out_and_nothing_else(status: int, key: str, judging_by: Any) -> None:
     job = judging_by(refuses(status, key), 2, 2)
     job.judge()
-    sent = job.server.bodies[-1]
+    sent = bodies(job.server)[-1]
     assert sent["temperature"] == 1.0 and sent["max_tokens"] == 8 and sent["n"] == 5 and "logprobs" not in sent
-    assert sum("logprobs" in body for body in job.server.bodies) == 1, "the words are believed at once"
+    assert sum("logprobs" in body for body in bodies(job.server)) == 1, "the words are believed at once"
 
 
 def test_each_refusal_takes_what_it_names(judging_by: Any) -> None:
@@ -37,7 +37,7 @@ def test_each_refusal_takes_what_it_names(judging_by: Any) -> None:
 
     job = judging_by(strict, 2, 2)
     job.judge()
-    assert job.server.bodies[-1].keys() == {"model", "messages", "max_completion_tokens", "n"}
+    assert bodies(job.server)[-1].keys() == {"model", "messages", "max_completion_tokens", "n"}
 
 
 def test_a_refused_temperature_leaves_the_log_probabilities(judging_by: Any) -> None:
@@ -65,7 +65,7 @@ def test_the_probe_asks_with_the_runs_own_limit(options: dict[str, Any], tokens:
         lambda body: chat(body, "Verdict: C" if options.get("mode") != "listwise" else '{"A": 1, "B": 2}', [GRADE_TOKEN])
     )
     job.judge(**options)
-    assert job.server.bodies[0]["max_tokens"] == tokens
+    assert bodies(job.server)[0]["max_tokens"] == tokens
 
 
 def test_a_model_that_thinks_gets_what_room_the_endpoint_has(judging_by: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_model_that_thinks_gets_what_room_the_endpoint_has(judging_by: Any) ->
         return chat(body, "C", [GRADE_TOKEN], reasoning="Hm") if body["max_tokens"] > 99 else chat(body, None, [], "length")
 
     job = judging_by(answer, 2, 2)
-    assert job.judge(logprobs="need")["finished"] and job.server.bodies[-1]["max_tokens"] == 8 + 1024
+    assert job.judge(logprobs="need")["finished"] and bodies(job.server)[-1]["max_tokens"] == 8 + 1024
 
 
 SURE = {"C": 0.5, "B": 0.4, "E": 0.08}

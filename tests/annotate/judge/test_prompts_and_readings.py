@@ -232,6 +232,44 @@ def test_a_label_of_two_tokens_keeps_its_plain_value() -> None:
     assert one(choice, numbers(1, 10), direct=False) == (10.0, None, None)
 
 
+TENTHS = numbers(1, 10)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "value"),
+    [
+        # The tokenizer writes 10 as two tokens: "1" alone is 1 or 10, as the next place says.
+        ({"9": 0.5, "1": 0.5}, {"0": 0.8, "</s>": 0.2}, 0.5 * 9 + 0.4 * 10 + 0.1 * 1),
+        ({"1": 0.9, "2": 0.1}, {"0": 1.0}, 0.9 * 10 + 0.1 * 2),
+        # It has a token for 10: "1" is 1.
+        ({"1": 0.6, "10": 0.4}, {}, 0.6 * 1 + 0.4 * 10),
+    ],
+)
+@pytest.mark.parametrize("thought", [(), ("1", "0", " of")])
+def test_a_token_that_begins_two_labels_is_what_follows(first: dict, then: dict, value: float, thought: tuple[str, ...]) -> None:
+    said = reply(("1", logs(**first)), *([("0", logs(**then))] if then else []))
+    choice = Choice(said.text, "stop", (*map(Token, thought), *said.tokens))
+    assert one(choice, TENTHS)[::2] == pytest.approx((value, 1.0))
+    assert one(Reader("grade", TENTHS, ("grade",), True, 0.5).trimmed(choice), TENTHS) == one(choice, TENTHS)
+
+
+def test_what_may_be_one_label_or_another_is_no_distribution() -> None:
+    # 9 was written; .4 lies on "1", which may be the beginning of 10.
+    assert one(reply(("9", logs(**{"9": 0.6, "1": 0.4}))), TENTHS) == (9.0, None, None)
+    assert one(reply(("9", logs(**{"9": 0.995, "1": 0.005}))), TENTHS) == pytest.approx((9.0, 0.0, 0.995))
+
+
+def test_where_log_probabilities_are_needed_a_grade_without_them_is_a_failure() -> None:
+    reader = Reader("grade", PREFERENCE, ("grade",), True, 0.5, need_logprobs=True)
+    elsewhere = Choice("C", "stop", (Token("A", logs(A=0.9, B=0.1)),))
+    assert reader.each([elsewhere, Choice("C"), Choice("C", "stop", (Token("C"),))]) == ["no_logprobs"] * 3
+
+
+def test_probabilities_stand_in_the_order_of_the_scale_and_sum_to_the_mass() -> None:
+    grade = read([reply(("A", logs(B=0.2, A=0.3, The=0.2)))], "grade", PREFERENCE, ("grade",)).grades["grade"]
+    assert grade.probabilities == pytest.approx((0.3, 0.2, 0, 0, 0, 0, 0)) and grade.label_probability == pytest.approx(0.5)
+
+
 def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
     tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
     grade = expected(tops, PREFERENCE)
@@ -276,7 +314,7 @@ def test_turning_the_distribution_around_turns_the_grade_around(weights: list[fl
 
 def test_what_is_kept_of_the_tokens_reads_the_same() -> None:
     choice = reply(("I", logs(I=1.0)), (" prefer", logs(x=1.0)), "\nVerdict: ", ("C", logs(C=0.5, B=0.5)))
-    kept = Choice(choice.text, choice.finish, Reader("grade", PREFERENCE, ("grade",), False, 0.5).trimmed(choice.tokens))
+    kept = Reader("grade", PREFERENCE, ("grade",), False, 0.5).trimmed(choice)
     assert one(kept, direct=False) == one(choice, direct=False)
     assert sum(bool(token.top) for token in kept.tokens) == 2
 

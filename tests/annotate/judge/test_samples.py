@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from command import mmpo
-from own_endpoint import chat
+from own_judges import chat
 
 
 def greedy(body: dict[str, Any]) -> Any:

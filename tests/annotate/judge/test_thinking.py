@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from own_endpoint import GRADE, GRADE_TOKEN, chat, token
+from own_judges import GRADE, GRADE_TOKEN, bodies, chat, token
 
 from mmpo.pipeline.errors import UserError
 
@@ -99,7 +99,7 @@ def test_nothing_is_read_from_a_text_that_is_empty_or_cut(content: Any, finish: 
 def test_tokens_of_a_thought_alone_are_no_log_probabilities(judging_by: Any) -> None:
     job = judging_by(lambda body: chat(body, "C", THOUGHT[:2], reasoning="Okay B"), 2, 2)
     job.judge()
-    assert {one["gap"] for one in job.comparisons()} == {1.0} and job.server.bodies[-1]["n"] == 5
+    assert {one["gap"] for one in job.comparisons()} == {1.0} and bodies(job.server)[-1]["n"] == 5
     with pytest.raises(UserError, match="no log-probabilities that can be used"):
         job.judge("need", logprobs="need")
 
@@ -119,7 +119,7 @@ def test_replies_drawn_from_a_model_that_thinks_spread_as_its_thoughts_do(judgin
 
     job = judging_by(answer, 3, 2)
     [told] = job.judge(samples=4)["judges"]
-    assert told["samples"] == 4 and told["samples_differ"] is True and job.server.bodies[-1]["temperature"] == 1.0
+    assert told["samples"] == 4 and told["samples_differ"] is True and bodies(job.server)[-1]["temperature"] == 1.0
     # Half of the thoughts end at 2.5 ± .5, half at 1: mean 1.75, between them 4·.75²/3, within them ½·.25.
     for one in job.comparisons():
         assert one["gap"] == pytest.approx(1.75) and one["spread"] == pytest.approx((4 * 0.75**2 / 3 + 0.125) ** 0.5)
