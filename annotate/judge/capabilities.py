@@ -71,8 +71,9 @@ class Probe:
         )
 
 
-async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None) -> Capabilities:
-    """Ask until a request goes through. logprobs: whether the run has a use for them; schema: the response_format that it would send.
+async def probe(this: Probe, *, logprobs: bool, draws: bool, schema: Mapping[str, Any] | None) -> Capabilities:
+    """Ask until a request goes through. logprobs: whether the run has a use for them; draws: whether it draws several replies a question
+    even then; schema: the response_format that it would send.
 
     Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
     """
@@ -81,7 +82,7 @@ async def probe(this: Probe, *, logprobs: bool, schema: Mapping[str, Any] | None
         found, reply = await _until_taken(this, replace(found, room=UNASKED_REASONING_TOKENS))
     if found.logprobs:
         found = replace(found, logprobs=any(map(has_distributions, reply.choices)))
-    if not found.logprobs or found.room:
+    if draws or found.room or not found.logprobs:
         outcome = await this.send(found, n=2)
         found = replace(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
         if not found.several:

@@ -173,7 +173,7 @@ def _summary(run: JudgeRun, totals: JudgeTotals, spent: dict[str, float]) -> dic
         "seconds_a_request": _mean((spent.get("seconds", 0.0), int(spent.get("requests", 0)))), "retried": run.counts.retried,
         "position_bias": _mean(totals.position_bias), "pairs_both_orders": pairs,
         "one_order_only": asked_twice and totals.grades > 0 and not pairs, "samples": run.questions.samples,
-        "samples_differ": totals.samples_differ, "sampled_alike": totals.sampled_alike,
+        "thinks": run.questions.thinks, "samples_differ": totals.samples_differ, "sampled_alike": totals.sampled_alike,
     }  # fmt: skip
 
 

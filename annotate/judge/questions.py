@@ -49,7 +49,8 @@ class Questions:
         self.template = load_template(options.template or self.mode.template)
         self.rubrics = find_rubrics(options.rubrics)
         # One reply's distribution says what others would say, unless the judge thinks first: then it is that of one thought.
-        one_is_enough = capabilities.logprobs and not (options.samples and (capabilities.room or options.reasoning))
+        self.thinks = options.reasoning or capabilities.room > 0
+        one_is_enough = capabilities.logprobs and not (options.samples and self.thinks)
         self.samples = 1 if one_is_enough else options.samples or SAMPLES
         several = self.samples > 1
         self.replies_a_request = self.samples if several and capabilities.several else 1

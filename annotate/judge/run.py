@@ -227,9 +227,10 @@ async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid:
     question = next(asker.mode.questions(row, asker.options, asker.rubrics))
     this = Probe(ask, judge.name, judge.model, asker.messages(row, question), asker.length(question), judge.extra_body)
     schema = asker.schema(question) if asker.by_schema else None
+    logprobs, draws = options.logprobs != "off", options.reasoning and bool(options.samples)
     for tries in range(PROBE_RETRIES):
         try:
-            return await probe(this, logprobs=options.logprobs != "off", schema=schema)
+            return await probe(this, logprobs=logprobs, draws=draws, schema=schema)
         except PartialResult:
             await asyncio.sleep(backoff(tries))
-    return await probe(this, logprobs=options.logprobs != "off", schema=schema)
+    return await probe(this, logprobs=logprobs, draws=draws, schema=schema)

@@ -47,8 +47,8 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_the_grade_is_that_of_the_visible_replys_token(model: Any, logprobs: str, judging_by: Any) -> None:
     job = judging_by(model)
-    summary = job.judge(logprobs=logprobs)
-    assert summary["finished"] and summary["judges"][0]["mean_mass"] == pytest.approx(0.98)
+    [told] = job.judge(logprobs=logprobs)["judges"]
+    assert told["thinks"] and told["answered"] == told["requests"] == 2 and told["mean_mass"] == pytest.approx(0.98)
     for one in job.comparisons():
         assert (one["gap"], one["spread"]) == pytest.approx(GRADE[:2])
         assert one["probabilities"] == pytest.approx(GRADE[2])
