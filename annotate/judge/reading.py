@@ -27,7 +27,8 @@ MOST_MASS = 1.01
 """What the alternatives at one token may sum to: beyond it the numbers are logits, or probabilities in place of their logarithms."""
 MOST_UNCLEAR = 0.01
 """What may lie on tokens that begin several labels ("1" of 1 and 10) where nothing says which, before the distribution is unknown."""
-EDGES = " \t\r\n\"'▁Ġ*[("
+EDGES = " \t\r\n\"'▁Ġ*[](){}`"
+"""Around a label in its token."""
 
 Alternatives = Sequence[tuple[str, float]]
 """Tokens that could have stood in one place, with their natural log-probabilities."""
@@ -200,7 +201,8 @@ def expected_at(tokens: Sequence[PlacedToken], place: int, label: str, scale: Sc
     Raises Unparsable("impossible_logprobs").
     """
     top, written = tokens[place].token.top, tokens[place].token.text.strip(EDGES)
-    if not top or not (label in tokens[place].token.text or (written and label.startswith(written))):
+    begun = bool(written) and label.startswith(written) and not scale.decimals  # "4" of 4.5 is no 4
+    if not top or not (begun or label in tokens[place].token.text):
         return None
     then = tokens[place + 1].token.top if place + 1 < len(tokens) else ()
     try:

@@ -271,7 +271,7 @@ def test_probabilities_stand_in_the_order_of_the_scale_and_sum_to_the_mass() -> 
 
 
 def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
-    tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
+    tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C]]', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
     grade = expected(tops, PREFERENCE)
     assert (grade.value, grade.label_probability) == (1.0, 0.5)
     with pytest.raises(Unparsable, match="no_label"):
