@@ -97,25 +97,21 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
 
 
 def _say_rendered(found: list[dict[str, Any]]) -> None:
-    """Requests in the words in which they are sent, and what came back; control characters of data are shown, never sent on."""
+    """Requests in the words in which they are sent, and what came back."""
     for number, one in enumerate(found, 1):
         sent = {key: value for key, value in one["body"].items() if key != "messages"}
         say(f"request {number} of {len(found)} to {one['rater']}, {one['aspect']}: {json.dumps(sent, ensure_ascii=False)}")
         for message in one["body"]["messages"]:
-            say(f"--- {message['role']} ---\n{_inert(message['content'])}")
+            say(f"--- {message['role']} ---\n{message['content']}")
         for reply in one["replies"]:
             read = (
                 f"no grade: {reply['reason']}" if "reason" in reply else ", ".join(f"{k} {v:g}" for k, v in reply["grades"].items())
             )
-            thinking = f"{_inert(reply['thinking'])}\n--- reply after thinking ---\n" if reply["thinking"] else ""
-            say(f"--- {'thinking' if thinking else 'reply'} ---\n{thinking}{_inert(reply['text'])}\n--- read as: {read} ---")
+            thinking = f"{reply['thinking']}\n--- reply after thinking ---\n" if reply["thinking"] else ""
+            say(f"--- {'thinking' if thinking else 'reply'} ---\n{thinking}{reply['text']}\n--- read as: {read} ---")
         say("")
     if not all(one["probed"] for one in found):
         say("not probed yet: the parameters are those of an endpoint that takes all of them")
-
-
-def _inert(text: str) -> str:
-    return "".join(one if one.isprintable() or one == "\n" else f"\\x{ord(one):02x}" for one in text)
 
 
 def _say_judged(summary: dict[str, Any]) -> None:
