@@ -24,13 +24,12 @@ from mmpo.annotate.argilla import (
     merge_answers,
     metadata_of,
     order_of,
-    printable,
     read_record,
     record_id,
     select,
     suggestion_of,
 )
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("<&$![a:;\u2060 ltgmpdjvscriptxb", max_size=40)
