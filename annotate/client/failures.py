@@ -201,7 +201,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         if seconds == seconds:
             return min(max(seconds, 0.0), MAX_RETRY_AFTER)
@@ -237,6 +237,8 @@ def failure_of(error: Exception, secrets: Sequence[str] = ()) -> Failure:
         if any(fault in words for fault in OF_TLS):
             return Failure("run", "tls", f"no safe connection: {words}")
         return Failure("unreachable", "unreachable", words or type(cause).__name__)
+    if isinstance(cause, httpx2.ProxyError) and words.startswith(("401", "403", "407")):
+        return Failure("run", "proxy", f"the proxy that the environment names lets nothing through: {words}")
     if isinstance(cause, httpx2.TimeoutException):
         return Failure("transient", "timeout", "no whole reply within the time limit (--timeout)")
     return Failure("transient", "connection_lost", words)

@@ -45,7 +45,7 @@ NOT_OF_THE_RECIPE = (
 """Options that change how fast or where, never what comes out."""
 LEAST_SAMPLED = 20
 """Questions whose drawn replies must all be the same before an endpoint is said not to sample."""
-USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated")
+USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated", "proxy", "tls")
 """Reasons to stop that the user can mend."""
 
 

@@ -12,6 +12,7 @@ import typer
 from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter, duration
 
@@ -191,4 +192,4 @@ def _wait(waiting: tuple[float, str] | None) -> list[str]:
     if waiting is None:
         return []
     until = time.strftime("%H:%M:%S", time.localtime(time.time() + waiting[0]))
-    return [f"waiting until {until}: {waiting[1][:MOST_REASON]}"]
+    return [f"waiting until {until}: {printable(waiting[1], MOST_REASON)}"]
