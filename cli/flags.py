@@ -58,7 +58,7 @@ def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str]) -
     if "boolean" in types:
         flags = [f"{flags[0]}/--no-{flags[0].removeprefix('--')}"]
         annotation: Any = Annotated[bool | None, typer.Option(*flags, help=help_text, show_default=False)]
-    elif "object" in types:  # a mapping, whose entries may be given one by one
+    elif "object" in types and "string" not in types:  # a mapping, whose entries may be given one by one
         annotation = Annotated[list[str] | None, typer.Option(*flags, help=help_text, metavar="NAME=VALUE", show_default=False)]
     else:
         metavar = "NUMBER" if types & {"number", "integer"} else "TEXT"
