@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from filelock import lock_descriptor
 
 from mmpo.pipeline.errors import UserError
 
@@ -179,6 +178,8 @@ def file_lock(path: str | Path, taken: str, *, seconds: float = 0.0, optional: b
 
 
 def _wait_for(lock: int, taken: str, until: float, optional: bool) -> bool:
+    from filelock import lock_descriptor  # imported here: most commands take no lock
+
     try:
         while not lock_descriptor(lock, blocking=False):
             if time.monotonic() >= until:
