@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-
 from mmpo.pipeline.errors import UserError
 
 LEFTOVER_SECONDS = 3600.0
