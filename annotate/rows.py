@@ -12,7 +12,7 @@ import pyarrow as pa
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import RowAccounting, batches, card, manifest_of, split_files, write_manifest
+from mmpo.pipeline.storage import FileDigest, RowAccounting, batches, card, manifest_of, split_files, write_manifest
 from mmpo.pipeline.tables import FEEDBACK, Message
 
 ROWS_AT_ONCE = 256
@@ -42,24 +42,22 @@ class Feedback:
 
     @classmethod
     def open(cls, folder: str | Path, limit: int | None = None, seed: int = 0) -> "Feedback":
-        """The folder, after a look at its kind; with `limit`, so many prompts drawn by hash. Raises UserError."""
+        """The folder, after one reading of all of it, so that nobody pays for answers about rows that can't be used; with `limit`, so many
+        prompts drawn by hash. Raises UserError."""
         path = Path(folder)
         manifest_of(path, "feedback")
         files = split_files(path, "feedback")
         if not files:
             raise UserError(f"{path} holds no prompts")
+        ids = [value for batch in batches(files, None, 4_096, FEEDBACK) for value in (batch.column(0).to_pylist() if limit else ())]
         if limit is None:
             return cls(path, files)
-        ids = [value for batch in batches(files, ["prompt_id"], 65_536) for value in batch.column(0).to_pylist()]
         return cls(path, files, frozenset(sorted(ids, key=lambda one: digest_of(seed, "limit", one))[:limit]))
 
     def tables(self, rows: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
         """All rows, at most so many at a time. Raises UserError where a file can't be read or has other columns."""
-        for batch in batches(self.files, FEEDBACK.names, rows):
-            try:
-                yield pa.Table.from_batches([batch]).cast(FEEDBACK)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-                raise UserError(f"{self.folder}: the columns do not have the types of FEEDBACK: {error}") from None
+        for batch in batches(self.files, None, rows, FEEDBACK):
+            yield pa.Table.from_batches([batch])
 
     def rows(self, at_once: int = ROWS_AT_ONCE, *, scores: bool, reference: str | None) -> Iterator[list["FeedbackRow"]]:
         """The prompts that are to be judged, some at a time; scores, reference as for `rows_of`."""
@@ -69,7 +67,7 @@ class Feedback:
     def check_reference(self, key: str) -> None:
         """Raise UserError where no prompt has a reference answer under that key, naming the keys that there are."""
         seen: dict[str, None] = {}
-        for batch in batches(self.files, ["extra"], 4_096):
+        for batch in batches(self.files, ["extra"], 4_096, FEEDBACK):
             for extra in batch.column(0).to_pylist():
                 if _reference(extra, key):
                     return
@@ -84,7 +82,7 @@ class Feedback:
     def sizes(self) -> np.ndarray:
         """Completions of each prompt that is to be judged, shape (prompts,)."""
         found = []
-        for batch in batches(self.files, ["prompt_id", "completions.list.element.id"], 16_384):  # no texts
+        for batch in batches(self.files, ["prompt_id", "completions.list.element.id"], 16_384, FEEDBACK):  # no texts
             lengths = np.asarray(batch.column("completions").value_lengths().fill_null(0)).astype(np.int64)
             if self.drawn is not None:
                 lengths = lengths[np.array([one in self.drawn for one in batch.column("prompt_id").to_pylist()], dtype=bool)]
@@ -92,13 +90,21 @@ class Feedback:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-def describe(folder: Path, metadata: Mapping[str, Any], prompts: int, accounting: RowAccounting, **more: Any) -> None:
-    """Write the README and the manifest of a FEEDBACK folder; metadata: its recipe and inputs; more: of the manifest."""
+def describe(
+    folder: Path,
+    metadata: Mapping[str, Any],
+    prompts: int,
+    accounting: RowAccounting,
+    digests: Mapping[str, FileDigest],
+    **more: Any,
+) -> None:
+    """Write the README and the manifest of a FEEDBACK folder; metadata: its recipe and inputs; digests: the part writer's; more: of the
+    manifest."""
     accounting.check()
     rows = {"feedback": prompts}
     (folder / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
     values = {"kind": "feedback", **metadata, "prompts": prompts, "rows": rows, "counts": accounting.as_json(), **more}
-    write_manifest(folder, values)
+    write_manifest(folder, values, digests)
 
 
 def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[FeedbackRow]:

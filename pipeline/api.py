@@ -16,8 +16,10 @@ from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replacing, split_files, write_manifest
+from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replacing, write_manifest
+from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.inputs import resolve_inputs
+from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
 
@@ -92,9 +94,11 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
     if not pairs.num_rows:
         raise UserError("write_dataset: the table holds no pair")
     kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
+    kept["recipe"] = {**kept.get("recipe", {}), "split": list(shares)}
     pairs = pairs.select(PAIRS.names).cast(PAIRS).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
     side = split_of_prompts(pairs, shares)
     rows: dict[str, int] = {}
+    digests: dict[str, FileDigest] = {}
     with replacing(Path(out)) as folder:
         for index, name in enumerate(SPLITS):
             part = pairs.filter(pa.array(side == index))
@@ -103,11 +107,12 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
             for start in range(0, part.num_rows, step):
                 writer.write(part.slice(start, step))
             writer.close()
+            digests |= writer.digests
             rows[name] = part.num_rows
         pq.write_table(REJECTS.empty_table(), folder / "rejects.parquet")
         (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, kept), encoding="utf-8")
         prompts = len(pc.unique(flat(pairs["prompt_id"])))
-        write_manifest(folder, {"kind": "pairs", **kept, "prompts": prompts, "rows": rows, "counts": {}})
+        write_manifest(folder, {"kind": "pairs", **kept, "prompts": prompts, "rows": rows, "counts": {}}, digests)
     return {"out": str(out), "prompts": prompts, "pairs": rows, "rejected": {}}
 
 
@@ -118,18 +123,11 @@ def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
     present = [name for name in SPLITS if split_files(folder, name)]
     if split is not None and split not in present:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(present)}")
-    return _read([path for name in ([split] if split else present) for path in split_files(folder, name)], PAIRS)
+    return read_parts([path for name in ([split] if split else present) for path in split_files(folder, name)], PAIRS)
 
 
 def load_feedback(dir: str | Path) -> pa.Table:
     """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError."""
     folder = Path(dir)
     manifest_of(folder, "feedback")
-    return _read(split_files(folder, "feedback"), FEEDBACK)
-
-
-def _read(paths: Sequence[Path], schema: pa.Schema) -> pa.Table:
-    tables = [pq.read_table(path) for path in paths]
-    kept = {key: value for key, value in (tables[0].schema.metadata or {}).items() if key == b"mmpo"} if tables else {}
-    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]) if tables else schema.empty_table()
-    return whole.select(schema.names).cast(schema).replace_schema_metadata(kept or None)
+    return read_parts(split_files(folder, "feedback"), FEEDBACK)

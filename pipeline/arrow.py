@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.tables import FEEDBACK
 
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
+"""What pyarrow raises for files that are damaged in one way or another; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
 _LONG_TEXT = {"content", "text", "note", "extra"}
 
 

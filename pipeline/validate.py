@@ -1,216 +1,170 @@
-"""`validate`: is a dataset folder what it says? Every rule of the PAIRS table, and what usually goes wrong with preference data.
+"""`validate`: is a dataset folder what it says? Every rule of docs/data-contract.md, and what usually goes wrong with preference data.
 
-Adding a check: a function over the `Totals` of a pass and a line in CHECKS. One pass over the files, a row group at a time.
+Adding a check: a rule is counted in mmpo.pipeline.checks, under the name that it has in CHECKS here; what is made of figures is a
+function over the `Findings`. One pass over the parts, a row group at a time.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from mmpo.pipeline.arrow import differing_messages, flat, offsets_of, to_numpy
+from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, look_at_pairs
+from mmpo.pipeline.checks.pairs import SATURATED as SATURATED
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import target_probability
-from mmpo.pipeline.pairs.splits import first_user_messages, split_position
-from mmpo.pipeline.storage.dataset import manifest_of, split_files
-from mmpo.pipeline.tables import PAIRS, SPLITS, completion_id, metadata, prompt_id
-
-SATURATED = 0.95
-"""A target above this pulls like a certain label: the margin behind it no longer matters."""
-
-
-@dataclass
-class Totals:
-    """What one pass over a dataset collects; counts of rows that break a rule, by rule."""
-
-    gamma: float | None = None
-    rows: int = 0
-    broken: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-    prompts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    conversations: dict[float, set[str]] = field(default_factory=lambda: defaultdict(set))
-    pairs: set[str] = field(default_factory=set)
-    scales: set[str] = field(default_factory=set)
-    ties: int = 0
-    unsure: int = 0
-    saturated: int = 0
-    longer: int = 0
-    untied: int = 0
-    declared: int | None = None
-
-    def found(self, rule: str, mask: np.ndarray, where: str) -> None:
-        """Count the rows that break a rule; the first one is named in the message."""
-        if mask.any():
-            self.broken[rule] += int(mask.sum())
-            self.first.setdefault(rule, f"{where}, row {int(np.argmax(mask)) + 1}")
-
-
-def _take_in(totals: Totals, split: str, path: Path) -> None:
-    """Add one file of a split."""
-    try:
-        with pq.ParquetFile(path) as parquet:
-            schema = parquet.schema_arrow
-            wrong = [f.name for f in PAIRS if f.name not in schema.names or not schema.field(f.name).type.equals(f.type)]
-            if wrong:
-                totals.found("schema", np.ones(1, dtype=bool), f"{path.name}: {', '.join(wrong)}")
-                return
-            totals.scales.add(str(metadata(schema).get("scales")))
-            for batch in parquet.iter_batches(batch_size=4096):
-                _rows(totals, split, pa.Table.from_batches([batch]), f"{split}/{path.name}")
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: can't be read as Parquet: {error}") from error
-
-
-def _rows(totals: Totals, split: str, table: pa.Table, where: str) -> None:
-    where = f"{where} from row {totals.rows + 1}"
-    totals.rows += table.num_rows
-    names = ("quality_margin", "margin_se", "score_chosen", "score_rejected", "preferring", "raters")
-    margin, se, chosen, rejected, votes, raters = (to_numpy(flat(table[name])) for name in names)
-    needed = [n for n in PAIRS.names if n not in ("score_chosen", "score_rejected", "margin_se", "chosen_model", "rejected_model")]
-    null = np.zeros(table.num_rows, dtype=bool)
-    for name in needed:
-        null |= np.asarray(flat(table[name]).is_null())
-    totals.found("nulls", null, where)
-    totals.found("margin sign", ~(np.nan_to_num(margin, nan=-1.0) >= 0) | ~np.isfinite(margin), where)
-    totals.found("standard errors", (se < 0) | np.isinf(se), where)
-    one, both = np.isfinite(chosen) != np.isfinite(rejected), np.isfinite(chosen) & np.isfinite(rejected)
-    totals.found("scores", one | (both & (np.abs(chosen - rejected - margin) > 1e-9)), where)
-    totals.found("votes", (votes < 0) | (votes > raters), where)
-    kinds = pc.is_in(flat(table["kind"]), value_set=pa.array(["human", "ai", "reward_model", "mixed"]))
-    totals.found("kinds", ~np.asarray(kinds.fill_null(False)), where)
-    totals.ties += int((margin == 0).sum())
-    totals.unsure += int(np.isnan(se).sum())
-    untied = margin > 0
-    totals.untied += int(untied.sum())
-    if totals.gamma is not None and untied.any():
-        totals.saturated += int((target_probability(margin[untied], totals.gamma) > SATURATED).sum())
-    if not null.any():
-        _texts_and_ids(totals, split, table, where, untied)
-
-
-def _texts_and_ids(totals: Totals, split: str, table: pa.Table, where: str, untied: np.ndarray) -> None:
-    ids = {name: flat(table[name]).to_pylist() for name in ("prompt_id", "chosen_id", "rejected_id")}
-    wrong = np.zeros(table.num_rows, dtype=bool)
-    replies = {}
-    for name in ("chosen", "rejected"):
-        column = flat(table[name])
-        single = np.diff(offsets_of(column)) == 1
-        totals.found("messages", ~single, where)
-        if not single.all():
-            return
-        replies[name] = column.flatten().field("content").to_pylist()
-    prompts = flat(table["prompt"])
-    starts = np.flatnonzero(np.array([True, *(a != b for a, b in zip(ids["prompt_id"], ids["prompt_id"][1:], strict=False))]))
-    for row, messages in zip(starts.tolist(), prompts.take(pa.array(starts)).to_pylist(), strict=True):
-        wrong[row] |= not messages or prompt_id(messages) != ids["prompt_id"][row]
-    run = np.repeat(starts, np.diff([*starts.tolist(), table.num_rows]))  # every row has the prompt of its run's first one
-    wrong |= differing_messages(pa.chunked_array([prompts]), run)
-    totals.found("prompt ids", wrong, where)
-    # Ids are digests: recomputing them takes a loop, as every digest does.
-    for side in ("chosen", "rejected"):
-        bad = [i != completion_id(p, t) for i, p, t in zip(ids[f"{side}_id"], ids["prompt_id"], replies[side], strict=True)]
-        totals.found("completion ids", np.array(bad, dtype=bool), where)
-        totals.found("empty texts", np.array([not t or t.isspace() for t in replies[side]], dtype=bool), where)
-    both = list(zip(replies["chosen"], replies["rejected"], strict=True))
-    totals.found("identical texts", np.array([chosen == rejected for chosen, rejected in both], dtype=bool), where)
-    keys = [min(a, b) + max(a, b) for a, b in zip(ids["chosen_id"], ids["rejected_id"], strict=True)]
-    before = len(totals.pairs)
-    totals.pairs.update(keys)
-    totals.broken["duplicates"] += len(keys) - (len(totals.pairs) - before)
-    longer = np.array([len(chosen) > len(rejected) for chosen, rejected in both], dtype=bool)
-    totals.longer += int((longer & untied).sum())
-    for identity in set(ids["prompt_id"]):
-        totals.prompts[identity].add(split)
-    for text in first_user_messages(prompts.take(pa.array(starts))):
-        totals.conversations[split_position(text)].add(split)
-
+from mmpo.pipeline.grades import NORMALISATIONS
+from mmpo.pipeline.storage import read_manifest
+from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]
+BOTH = ("pairs", "feedback")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that `validate` looks at. outcome: status (pass, warn or fail), count and message, from the name and the totals."""
+    """One thing that `validate` looks at. outcome: status (pass, warn, fail or unknown), count and message, from the name and what was
+    found. tables: the kinds of folder that it is for."""
 
-    outcome: Callable[[str, Totals], Outcome]
+    outcome: Callable[[str, Findings], Outcome]
     summary: str
+    tables: tuple[str, ...] = ("pairs",)
 
 
-def _rule(good: str, bad: str) -> Check:
-    """A rule that no row may break; `Totals.broken` counts those that do, under the check's name."""
+def _rule(good: str, bad: str, *tables: str, status: str = "fail") -> Check:
+    """A rule that nothing may break; `Findings.broken` counts what does, under the check's name."""
 
-    def outcome(name: str, totals: Totals) -> Outcome:
-        count = totals.broken[name]
-        first = f"; first: {totals.first[name]}" if name in totals.first else ""
-        return ("fail", count, bad + first) if count else ("pass", 0, good)
+    def outcome(name: str, found: Findings) -> Outcome:
+        count = found.broken[name]
+        if count:
+            return status, count, f"{bad}; first: {found.first[name]}"
+        return ("unknown", 0, found.unknown[name]) if name in found.unknown else ("pass", 0, good)
 
-    return Check(outcome, good)
-
-
-def _scales(name: str, totals: Totals) -> Outcome:
-    if len(totals.scales) > 1:
-        return "fail", len(totals.scales), f"files of different scales: {'; '.join(sorted(totals.scales))}"
-    return "pass", 0, "one scale"
+    return Check(outcome, good, tables or ("pairs",))
 
 
-def _ties(name: str, totals: Totals) -> Outcome:
-    share = totals.ties / max(totals.rows, 1)
+def _row_counts(name: str, found: Findings) -> Outcome:
+    status, count, message = _COUNTED.outcome(name, found)
+    total = sum(found.rows.values())
+    return (status, total, f"{total:,} rows, as the manifest says") if status == "pass" else (status, count, message)
+
+
+_COUNTED = _rule("", "rows or prompts are not as many as the manifest says")
+
+
+def _score_range(name: str, found: Findings) -> Outcome:
+    if not found.broken[name] and found.manifest.get("kind") == "pairs" and found.manifest.get("score_range") is None:
+        return "unknown", 0, "not known: no scale is declared, or the margins have none"
+    return _IN_RANGE.outcome(name, found)
+
+
+_IN_RANGE = _rule("scores lie on the declared scale", "scores outside the declared scale")
+
+
+def _scales(name: str, found: Findings) -> Outcome:
+    scales = found.manifest.get("scales")
+    normalisation = found.manifest.get("normalisation", "none")
+    if not scales:
+        return "unknown", 0, "not known: the manifest names no scale"
+    open_ended = any(None in scale for scale in scales)
+    if normalisation in NORMALISATIONS and NORMALISATIONS[normalisation].one_scale:
+        return "pass", len(scales), f"{len(scales)} declared, brought together by {normalisation}"
+    if open_ended and len(scales) > 1:
+        return (
+            "warn",
+            len(scales),
+            "some grades have a declared scale and others have none: margins may mix units; --scale declares it",
+        )
+    if open_ended:
+        return "unknown", 0, "not known: no scale is declared (--scale), so that raters may mean different things by their numbers"
+    if len(scales) > 1 and "=" not in str(found.recipe.get("score", "")):
+        return "warn", len(scales), f"grades of {len(scales)} scales make the margins and nothing normalises them"
+    return "pass", len(scales), "one scale" if len(scales) == 1 else f"{len(scales)} scales, of aspects that are weighed"
+
+
+def _ties(name: str, found: Findings) -> Outcome:
+    share = found.figures["ties"] / max(sum(found.rows.values()), 1)
     message = f"{share:.1%} of the pairs have margin 0; data for mmpo and rpo-*, left out by objectives that need a winner"
-    return ("warn" if share > 0.5 else "pass"), totals.ties, message
+    return ("warn" if share > 0.5 else "pass"), found.figures["ties"], message
 
 
-def _length(name: str, totals: Totals) -> Outcome:
-    share = totals.longer / max(totals.untied, 1)
-    biased = totals.untied >= 50 and not 0.35 <= share <= 0.65
-    return ("warn" if biased else "pass"), totals.longer, f"the longer reply is chosen in {share:.1%} of the untied pairs"
+def _length(name: str, found: Findings) -> Outcome:
+    untied = found.figures["untied"]
+    share = found.figures["longer"] / max(untied, 1)
+    message = f"the longer reply is chosen in {share:.1%} of the untied pairs"
+    if untied < 50:
+        return "unknown", found.figures["longer"], f"{message}; {untied} are too few to say"
+    return ("pass" if 0.35 <= share <= 0.65 else "warn"), found.figures["longer"], message
 
 
-def _saturation(name: str, totals: Totals) -> Outcome:
-    if totals.gamma is None:
-        return "pass", 0, "not checked: name a gamma"
-    share = totals.saturated / max(totals.untied, 1)
-    message = f"at gamma {totals.gamma:g}, {share:.1%} of the untied targets pass {SATURATED}: margins above them say nothing"
-    return ("warn" if share > 0.5 else "pass"), totals.saturated, message
+def _saturation(name: str, found: Findings) -> Outcome:
+    if found.gamma is None:
+        return "unknown", 0, "not looked at: name a gamma"
+    count, untied = found.figures["saturated"], found.figures["untied"]
+    share = count / max(untied, 1)
+    message = f"at gamma {found.gamma:g}, {share:.1%} of the untied targets pass {SATURATED}: margins above them say nothing"
+    return ("warn" if share > 0.5 else "pass"), count, message
 
 
-def _errors_known(name: str, totals: Totals) -> Outcome:
-    share = totals.unsure / max(totals.rows, 1)
-    return "pass", totals.unsure, f"margin_se is unknown for {share:.1%} of the pairs"
+def _errors_known(name: str, found: Findings) -> Outcome:
+    share = found.figures["unsure"] / max(sum(found.rows.values()), 1)
+    return "pass", found.figures["unsure"], f"margin_se is unknown for {share:.1%} of the pairs"
 
 
-def _counts(name: str, totals: Totals) -> Outcome:
-    if totals.declared is not None and totals.declared != totals.rows:
-        message = f"the manifest says {totals.declared:,} pairs, the files hold {totals.rows:,}"
-        return "fail", abs(totals.declared - totals.rows), message
-    return "pass", totals.rows, f"{totals.rows:,} pairs, as the manifest says"
+def _empty_splits(name: str, found: Findings) -> Outcome:
+    shares = found.recipe.get("split") or (1, 1, 1)
+    empty = [split for split, share in zip(SPLITS, shares, strict=False) if share and not found.rows[split]]
+    if not empty or found.unread:
+        return "pass", 0, "every split that has a share holds pairs"
+    prompts, alike = found.figures["prompts"], found.figures["conversations"]
+    why = f"{prompts:,} prompts are too few"
+    if alike < prompts:
+        why = f"the {prompts:,} prompts have {alike:,} different first user messages, and those decide the split"
+    return "warn", len(empty), f"{', '.join(empty)} hold no pairs: {why}"
 
 
 CHECKS: dict[str, Check] = {
-    "schema": _rule("columns and types as in the data contract", "columns missing or of other types"),
-    "row counts": Check(_counts, "as many pairs as the manifest says"),
-    "nulls": _rule("no null where a value is needed", "nulls where a value is needed"),
-    "messages": _rule("one message a reply", "replies that are not one message"),
-    "prompt ids": _rule("prompt ids are the digests of the prompts", "prompt ids that do not fit the prompt"),
-    "completion ids": _rule("completion ids are the digests of the texts", "completion ids that do not fit"),
-    "empty texts": _rule("no empty reply", "empty replies"),
+    "parts": _rule("every part can be read", "parts that can't be read, are gone or too many", *BOTH),
+    "schema": _rule("columns and types as in the data contract", "columns missing or of other types", *BOTH),
+    "other columns": _rule("no other columns", "columns that the contract does not have", *BOTH),
+    "metadata": _rule("the parts' metadata are the manifest's", "metadata of parts that are not the manifest's", *BOTH),
+    "digests": _rule("every file is as it was written", "files that are not what was written", *BOTH),
+    "files": _rule("no file is gone or added", "files that are gone or that the manifest does not name", *BOTH),
+    "row counts": Check(_row_counts, "as many rows and prompts as the manifest says", BOTH),
+    "counts": _rule("what came in went out or was dropped by reason", "counts in the manifest that do not balance", *BOTH),
+    "card": _rule("README.md names the splits", "the dataset card does not fit", *BOTH),
+    "rejects": _rule("rejects.parquet holds what was dropped", "rejects that are not those of the counts", *BOTH),
+    "nulls": _rule("no null where a value is needed", "nulls where a value is needed", *BOTH),
+    "messages": _rule("prompts have messages, replies are one by the assistant", "prompts or replies of other messages", *BOTH),
+    "prompt ids": _rule("prompt ids are the digests of the prompts", "prompt ids that do not fit the prompt", *BOTH),
+    "completion ids": _rule("completion ids are the digests of the texts", "completion ids that do not fit", *BOTH),
+    "empty texts": _rule("no empty text", "empty texts", *BOTH),
     "identical texts": _rule("no pair of equal texts", "pairs of equal texts"),
-    "duplicates": _rule("no pair twice", "pairs that occur more than once"),
+    "duplicates": _rule("nothing stands there twice", "pairs, replies or prompts that occur more than once", *BOTH),
+    "adjacent rows": _rule("rows of one prompt stand together", "prompts whose rows stand apart"),
+    "one value": _rule("a reply has one score and one model", "replies with another score or model in another pair"),
     "margin sign": _rule("margins are finite and 0 or more", "margins that are negative or not finite"),
-    "scores": _rule("margins are the differences of the scores", "scores that do not give the margin"),
-    "standard errors": _rule("standard errors are 0 or more", "standard errors below 0 or infinite"),
+    "scores": _rule("margins are the differences of the scores", "scores that do not give the margin, or are not there"),
+    "score range": Check(_score_range, "scores lie on the declared scale", BOTH),
+    "order of ties": _rule("of a tie the smaller id is chosen", "ties whose chosen reply has the larger id"),
+    "left out": _rule("no pair that the recipe leaves out", "pairs that the recipe leaves out"),
+    "standard errors": _rule("standard errors are 0 or more", "standard errors below 0 or infinite", *BOTH),
     "known errors": Check(_errors_known, "for how many pairs margin_se is known"),
     "votes": _rule("votes lie between 0 and the raters", "votes below 0 or above the raters"),
-    "kinds": _rule("known kinds of raters", "unknown kinds of raters"),
+    "kinds": _rule("known kinds of raters", "unknown kinds of raters", *BOTH),
+    "grades": _rule("grades are of the row's replies, by named raters", "grades that can't be used", "feedback"),
+    "probabilities": _rule("probabilities are shares that sum to at most 1", "probabilities that are none", "feedback"),
+    "extra": _rule("extra is a JSON object or null", "extra that is no JSON object", "feedback"),
+    "split": _rule("prompts are in the split of their hash", "prompts in another split than that of their hash"),
     "leakage": _rule(
-        "no prompt and no conversation is on two sides of the split", "prompts or conversations on more than one side of the split"
+        "no prompt and no conversation is on two sides of the split", "prompts or conversations on two sides of the split"
     ),
-    "scales": Check(_scales, "one scale in all files"),
+    "near leakage": _rule(
+        "no first messages on two sides are equal but for case and space",
+        "first messages on two sides of the split that are equal but for case and space",
+        status="warn",
+    ),
+    "empty splits": Check(_empty_splits, "every split that has a share holds pairs"),
+    "scales": Check(_scales, "one scale, or one that a normalisation makes"),
     "ties": Check(_ties, "not mostly pairs of margin 0"),
     "length bias": Check(_length, "neither the longer nor the shorter reply is nearly always chosen"),
     "saturation": Check(_saturation, "targets at --gamma that still tell margins apart"),
@@ -218,25 +172,27 @@ CHECKS: dict[str, Check] = {
 
 
 def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = False) -> dict[str, Any]:
-    """Check a dataset folder.
+    """Check a dataset folder, of PAIRS or of FEEDBACK.
 
-    gamma: in 1/margin-unit; where given, the share of saturated targets is a check of its own. strict: warnings count as failures.
-    Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail", "count", "message"}]}.
-    Raises UserError where the folder is no dataset of mmpo or holds FEEDBACK.
+    gamma: in 1/margin-unit; where given, the share of saturated targets is a check of its own. strict: warnings count as failures;
+    "unknown" is a check that had nothing to look at, and neither passes nor fails.
+    Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail" | "unknown", "count", "message"}]}.
+    Raises UserError where the folder is no dataset of mmpo.
     """
     folder = Path(dir)
-    manifest = manifest_of(folder, "pairs")
+    manifest = read_manifest(folder)
+    kind = manifest.get("kind")
+    if kind not in BOTH:
+        raise UserError(f"{folder}: its manifest says kind {kind!r}; a dataset holds {' or '.join(BOTH)}")
     if gamma is not None and not gamma >= 0:
         raise UserError(f"gamma {gamma}: must be 0 or more")
-    rows = manifest.get("rows")
-    totals = Totals(gamma=gamma, declared=sum(rows.values()) if isinstance(rows, dict) else None)
-    for split in SPLITS:
-        for path in split_files(folder, split):
-            _take_in(totals, split, path)
-    totals.broken["leakage"] = sum(len(splits) > 1 for splits in (*totals.prompts.values(), *totals.conversations.values()))
+    found = Findings(folder, manifest, gamma)
+    (look_at_pairs if kind == "pairs" else look_at_feedback)(found)
+    look_at_folder(found)
     checks = []
     for name, check in CHECKS.items():
-        status, count, message = check.outcome(name, totals)
-        checks.append({"name": name, "status": status, "count": count, "message": message})
+        if kind in check.tables:
+            status, count, message = check.outcome(name, found)
+            checks.append({"name": name, "status": status, "count": count, "message": message})
     bad = ("fail", "warn") if strict else ("fail",)
     return {"ok": not any(check["status"] in bad for check in checks), "checks": checks}

@@ -20,8 +20,8 @@ FOLDERS = ("pipeline", "annotate", "train", "cli")
 ROOMS = [
     # pipeline: the tables, the mathematics, then from files to pairs, then what joins or reads them
     "pipeline.errors", "pipeline.options", "pipeline.tables", "pipeline.margins", "pipeline.progress",
-    "pipeline.arrow", "pipeline.storage", "pipeline.grades", "pipeline.metrics", "pipeline.sources", "pipeline.builder",
-    "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.validate", "pipeline",
+    "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.grades", "pipeline.metrics", "pipeline.sources",
+    "pipeline.builder", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate", "pipeline",
     "pipeline.report",
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.replies",

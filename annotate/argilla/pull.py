@@ -34,7 +34,7 @@ from mmpo.annotate.rows import describe
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import PartWriter, RowAccounting, check_out, read_manifest, replacing
+from mmpo.pipeline.storage import PartWriter, RowAccounting, check_out, read_manifest, read_parts, replacing
 from mmpo.pipeline.tables import REJECTS
 
 FILE = ".answers.parquet"
@@ -113,6 +113,10 @@ def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -
             f"--out {folder} holds a dataset that was not pulled from Argilla; name another folder (to add people's grades to that one: "
             f"--feedback {folder} --out NEW)"
         )
+    if missing := {"dataset", "workspace", "real_names", "feedback"} - about.keys():
+        raise UserError(
+            f"--out {folder}: its manifest is damaged, it lacks argilla's {', '.join(sorted(missing))}; name another folder"
+        )
     if (about["dataset"], about["workspace"]) != (dataset, workspace):
         raise UserError(
             f"--out {folder} holds the answers of {printable(about['dataset'])!r} (workspace {printable(about['workspace'])!r}), not of "
@@ -125,7 +129,7 @@ def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -
         if before != now:
             how = "without" if not before else f"with {flag}" + (f" {before}" if isinstance(before, str) else "")
             raise UserError(f"--out {folder} was pulled {how} {'' if before else flag}: do so again, or name another folder")
-    rows = pq.read_table(folder / FILE, schema=ANSWERS).to_pylist()
+    rows = read_parts([folder / FILE], ANSWERS, nullable=None).to_pylist()
     answers = [HumanGrade(**row) for row in rows]
     return {one.key: one for one in answers}, load_feedback(folder)
 
@@ -151,7 +155,7 @@ def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[
         writer.close()
         pq.write_table(pa.Table.from_pylist(rejects, REJECTS), temporary / "rejects.parquet", compression="zstd")
         pq.write_table(pa.Table.from_pylist([vars(one) for one in merged.answers], ANSWERS), temporary / FILE, compression="zstd")
-        describe(temporary, metadata, table.num_rows, _accounted(answers, merged), argilla=dict(about))
+        describe(temporary, metadata, table.num_rows, _accounted(answers, merged), writer.digests, argilla=dict(about))
 
 
 def _homeless(one: HumanGrade) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import PartWriter, RowAccounting, digest, read_manifest, replacing
+from mmpo.pipeline.storage import FileDigest, PartWriter, RowAccounting, digest, read_manifest, replacing
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
 
 MAX_PART_BYTES = 64 << 20
@@ -104,12 +104,12 @@ def finish(
     inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
     metadata = {"recipe": recipe, "inputs": inputs}
     with replacing(out) as folder:
-        totals = _write(feedback, [run.questions for run in runs], journal, folder, metadata)
+        totals, digests = _write(feedback, [run.questions for run in runs], journal, folder, metadata)
         if not any(one.grades for one in totals.judges):
             _refuse(options, stop, totals, journal)
         spent = journal.spent()
         judges = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals.judges)]
-        describe(folder, metadata, totals.prompts, _accounted(totals), judges=judges)
+        describe(folder, metadata, totals.prompts, _accounted(totals), digests, judges=judges)
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in judges)
     return {
         "out": str(out), "prompts": totals.prompts, "finished": finished, "stopped": stop.reason or None,
@@ -186,8 +186,9 @@ def _mean(sum_and_count: tuple[float, int]) -> float | None:
 
 def _write(
     feedback: Feedback, judges: Sequence[Questions], journal: Journal, folder: Path, metadata: dict[str, Any]
-) -> OutputTotals:
-    """Write the parts and rejects.parquet of a FEEDBACK folder; grades that the same judges gave earlier are replaced."""
+) -> tuple[OutputTotals, dict[str, FileDigest]]:
+    """Write the parts and rejects.parquet of a FEEDBACK folder; grades that the same judges gave earlier are replaced. Also returns the
+    parts' digests."""
     totals = OutputTotals([_first_look(feedback, one, journal) for one in judges])
     writer = PartWriter(folder / "feedback", "part", metadata)
     waiting: list[pa.Table] = []
@@ -204,7 +205,7 @@ def _write(
     if waiting:
         writer.write(pa.concat_tables(waiting).combine_chunks())
     writer.close()
-    return totals
+    return totals, writer.digests
 
 
 def _first_look(feedback: Feedback, one: Questions, journal: Journal) -> JudgeTotals:

@@ -29,6 +29,9 @@ from mmpo.pipeline.storage.accounting import RowAccounting
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
 """Calls a function with the merged grades of each part of the input and the rules; yields what it returns, in order."""
 
+_BOUNDED: dict[str, tuple[float, float] | None] = {"none": None, "minmax": (0.0, 1.0), "rank": (0.0, 1.0)}
+"""Normalisations that leave values between bounds: those given, or (None) those of the declared scale."""
+
 
 @dataclass(frozen=True)
 class ResolvedBuild:
@@ -56,7 +59,29 @@ class ResolvedBuild:
             f"{g.rater}/{g.aspect}": self.rules.steps[g.rater, g.aspect] for g in self.groups if g.low is None or g.high is None
         }
         of_unbounded = {"rounding_steps": steps} if steps else {}
-        return {"scales": scales, "normalisation": self.options.normalise, **of_unbounded, **self.rules.learned()}
+        about = {} if self.options.feedback_only else {"evidence": self.rules.evidence, "score_range": self.score_range()}
+        return {"scales": scales, "normalisation": self.options.normalise, **about, **of_unbounded, **self.rules.learned()}
+
+    def score_range(self) -> list[float] | None:
+        """Between what all scores lie, or margins of comparisons; None where there are no bounds."""
+        rules, normalise = self.rules, self.options.normalise
+        compared = rules.evidence == "comparisons"
+        kept = compared and rules.position and rules.one_order == "keep"  # then a bias is taken from single answers
+        if RATER_MERGERS[rules.merge_raters].effects or normalise not in _BOUNDED or kept:
+            return None
+        ranges: dict[str, tuple[float, float]] = {}
+        for group in self.groups:
+            low, high = _BOUNDED[normalise] or (group.low, group.high)
+            if low is None or high is None:
+                return None
+            before = ranges.get(group.aspect, (low, high))
+            ranges[group.aspect] = (min(low, before[0]), max(high, before[1]))
+        if isinstance(rules.score, dict) and normalise != "rank":
+            ends = [sorted((w * ranges[aspect][0], w * ranges[aspect][1])) for aspect, w in rules.score.items()]
+            found = [sum(end[0] for end in ends), sum(end[1] for end in ends)]
+        else:
+            found = [min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())]
+        return [0.0, found[1]] if compared else found
 
 
 def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> ResolvedBuild:

@@ -139,9 +139,11 @@ def _finish(
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in list(dropped.items())[:4]) or "no grades"
         unit = "prompt" if feedback_only else "pair"
         raise UserError(f"--out {out}: the dataset would hold no {unit}; nothing was written. Left out: {reasons}")
+    digests = {}
     for name in names:
-        paths = [path for result in results for path in result.files[name]]
-        for number, path in enumerate(paths):
+        written = [(path, result.digests[f"{name}/{path.name}"]) for result in results for path in result.files[name]]
+        for number, (path, found) in enumerate(written):
+            digests[f"{name}/part-{number:05d}.parquet"] = found
             path.rename(path.with_name(f"part-{number:05d}.parquet"))
     rejects = [*(path for read in reads for path in read.rejects), *(result.rejects for result in results)]
     _join_rejects([path for path in rejects if path], folder / "rejects.parquet")
@@ -156,7 +158,7 @@ def _finish(
         noted, sum(read.grades for read in reads), {k: v for read in reads for k, v in read.unused.items()}
     )
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
-    write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts})
+    write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {
         "out": str(out),
         "prompts": prompts,

@@ -25,6 +25,7 @@ from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.base import collect_parts
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter
+from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import read_partition, write_spill
 from mmpo.pipeline.storage.text_files import InputFile
@@ -120,7 +121,8 @@ class Shard:
 
 @dataclass
 class ShardResult:
-    """What a shard wrote: files and rows by split, counts, its file of rejects, and what the summary of the build is made of.
+    """What a shard wrote: files and rows by split, digests by "split/file", counts, its file of rejects, and what the summary of the build
+    is made of.
 
     examples: its two pairs of the largest margins, of two prompts; ties, rounded_ties, unwitnessed: pairs of margin 0, those of
     them whose values differ by less than the rounding step, and pairs of 0 raters; first_messages:
@@ -128,6 +130,7 @@ class ShardResult:
     """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
+    digests: dict[str, FileDigest] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     accounting: RowAccounting = field(default_factory=RowAccounting)
@@ -184,6 +187,7 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
         flush(name)
         writers[name].close()
         result.files[name] = writers[name].paths
+        result.digests |= writers[name].digests
     result.rejects = rejects.close()
     return result
 

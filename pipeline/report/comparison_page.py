@@ -36,7 +36,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
         "plots": pictures,
         "by_margin": [{"name": run["name"], **table(list(rows[0]), rows)} for run in runs if (rows := run.get("by_margin"))],
     }
-    return render("comparison.html.j2", page, values)
+    return write_whole(page, render("comparison.html.j2", values))
 
 
 def _measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

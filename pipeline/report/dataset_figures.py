@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from mmpo.pipeline.arrow import row_sums
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
-from mmpo.pipeline.storage.dataset import batches, part_files
+from mmpo.pipeline.storage import batches, part_files
 
 _COLUMNS = ("prompt_id", "chosen", "rejected", "quality_margin", "margin_se", "source", "kind")
 

@@ -10,8 +10,8 @@ from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probabil
 from mmpo.pipeline.report.dataset_figures import PairFigures, longer_wins, read_figures, samples, source_rows
 from mmpo.pipeline.report.gamma import gamma_table
 from mmpo.pipeline.report.left_out import rejects
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table
-from mmpo.pipeline.storage import read_manifest
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, write_whole
+from mmpo.pipeline.storage import identity, read_manifest
 from mmpo.pipeline.validate import SATURATED
 
 
@@ -25,7 +25,7 @@ def write_report(
     escaped, no script is in it, nothing is loaded from elsewhere. UserError where the folder is no dataset or the
     page can't be written.
     """
-    folder = Path(dataset)
+    folder, stood = Path(dataset), identity(out)
     figures = read_figures(folder)
     if checks is None:
         from mmpo.pipeline import validate  # pages are part of the package that its __init__ brings together
@@ -52,7 +52,7 @@ def write_report(
         "rejects": table(("unit", "stage", "reason", "count"), left_out, text=("unit", "stage", "reason")),
         "samples": samples(folder, figures),
     }
-    return render("dataset.html.j2", Path(out), values)
+    return write_whole(Path(out), render("dataset.html.j2", values), stood)
 
 
 def _numbers(figures: PairFigures, gamma: float | None) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
-from mmpo.pipeline.storage.dataset import part_files, read_columns
+from mmpo.pipeline.storage import part_files, read_parts
 from mmpo.pipeline.validate import SATURATED
 
 MEAN_TARGET = 0.75
@@ -27,7 +27,7 @@ def suggest_gamma(data: str | Path | pa.Table) -> dict[str, Any]:
     columns = ["quality_margin", "margin_se"]
     if not isinstance(data, pa.Table):
         files = part_files(data)
-        data = read_columns(files["train"] or [file for part in files.values() for file in part], columns)
+        data = read_parts(files["train"] or [file for part in files.values() for file in part], columns=columns)
     table: pa.Table = data
     margins, errors = (table[name].cast(pa.float64()).to_numpy() for name in columns)
     decided = margins > 0

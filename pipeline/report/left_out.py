@@ -5,12 +5,13 @@ from typing import Any
 
 import orjson
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import read_manifest
+from mmpo.pipeline.storage import batches, read_manifest
+from mmpo.pipeline.tables import REJECTS
 
 EXAMPLES = 3
+REJECTS_NULLABLE = ("file", "row", "prompt_id", "evidence")
 
 
 def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
@@ -34,19 +35,16 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
         entry["share"] = entry["count"] / came[reason] if came[reason] else None
     listed: dict[str, int] = {}
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["unit", "stage", "reason", "file", "row", "prompt_id", "evidence"]):
-                for one in pc.value_counts(batch["reason"]).to_pylist():
-                    reason = str(one["values"])
-                    listed[reason] = listed.get(reason, 0) + one["counts"]
-                    rows = batch.filter(pc.equal(batch["reason"], one["values"])).slice(0, max(examples, 1)).to_pylist()
-                    entry = found.setdefault(
-                        reason, {"unit": rows[0]["unit"], "stage": rows[0]["stage"], "count": 0, "share": None, "examples": []}
-                    )
-                    entry["examples"] += [_example(row) for row in rows[: examples - len(entry["examples"])]]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError) as error:
+        for batch in batches([path] if path.is_file() else [], schema=REJECTS, nullable=REJECTS_NULLABLE):
+            for one in pc.value_counts(batch["reason"]).to_pylist():
+                reason = str(one["values"])
+                listed[reason] = listed.get(reason, 0) + one["counts"]
+                rows = batch.filter(pc.equal(batch["reason"], one["values"])).slice(0, max(examples, 1)).to_pylist()
+                entry = found.setdefault(
+                    reason, {"unit": rows[0]["unit"], "stage": rows[0]["stage"], "count": 0, "share": None, "examples": []}
+                )
+                entry["examples"] += [_example(row) for row in rows[: examples - len(entry["examples"])]]
+    except ValueError as error:
         raise UserError(
             f"{path}: can't be read as what a build left out ({str(error).splitlines()[0]}); build {dataset} again"
         ) from error

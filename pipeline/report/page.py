@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmpo.pipeline.storage import atomic_file
+from mmpo.pipeline.storage.files import Identity, atomic_file
 
 COLOURS = ("#24598f", "#c8622d", "#3f8f6b", "#8a5a9e", "#8c8c3a", "#5b6675")
 """Told apart in print and by colour-blind readers, in this order."""
@@ -96,20 +96,19 @@ def table(
     }
 
 
-def render(template: str, out: Path, values: Mapping[str, Any]) -> Path:
-    """The template filled in, every value escaped, written whole to `out`. UserError where it can't be written."""
+def render(template: str, values: Mapping[str, Any]) -> bytes:
+    """The template filled in, every value escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template(template).render(**values)
-    write_whole(out, page.encode("utf-8", "replace"))
-    return out
+    return environment.get_template(template).render(**values).encode("utf-8", "replace")
 
 
-def write_whole(out: Path, content: bytes) -> None:
-    """The file, whole or not at all. UserError where it can't be written."""
-    with atomic_file(out) as temporary:
+def write_whole(out: Path, content: bytes, stood: Identity | Literal["now"] = "now") -> Path:
+    """The file, whole or not at all; stood as for `atomic_file`. UserError where it can't be written."""
+    with atomic_file(out, stood=stood) as temporary:
         temporary.write_bytes(content)
+    return out

@@ -15,13 +15,11 @@ import orjson
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
+from mmpo.pipeline.contract import KINDS as KINDS
+from mmpo.pipeline.contract import LARGEST as LARGEST
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.messages import read_message, read_text
 from mmpo.pipeline.tables import COMPARISON, COMPLETION, MESSAGE, RATING, REJECTS, prompt_bytes
-
-KINDS = ("human", "ai", "reward_model")
-LARGEST = 1e150
-"""The largest size of a grade: differences, their squares and sums of these are still finite."""
 
 
 class FeedbackBuilder:

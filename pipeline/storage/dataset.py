@@ -1,16 +1,18 @@
 """The dataset folder: written whole or not at all, with a manifest, a Hugging Face dataset card and everything that was dropped."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.files import atomic_folder
+from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, file_digest, identity
 from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
 
 MANIFEST = "manifest.json"
@@ -32,7 +34,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if not is_readable(version):
         raise UserError(f"{folder}: schema version {version!r}; this mmpo reads {readable_versions()}. Build the dataset again")
+    for name, kinds in _MANIFEST.items():
+        if not isinstance(manifest.get(name, kinds[0]()), kinds):
+            raise UserError(f"{path}: its {name!r} is damaged: {str(manifest[name])[:60]}. Build the dataset again")
     return manifest
+
+
+_MANIFEST = {
+    "kind": (str,),
+    "rows": (dict,),
+    "recipe": (dict, NoneType),
+    "counts": (dict,),
+    "files": (dict, list),
+    "scales": (list,),
+    "argilla": (dict,),
+}
+"""What manifests may hold, and what that must be."""
+
+
+def manifest_files(manifest: Mapping[str, Any]) -> dict[str, FileDigest | None]:
+    """The files of the folder that a manifest names, each with its digest; None: unknown, as in what version 0.1.0 wrote."""
+    files = manifest.get("files", {})
+    found = files.items() if isinstance(files, dict) else ((name, None) for name in files)
+    return {str(name): digest if isinstance(digest, dict) else None for name, digest in found}
 
 
 NEXT = {
@@ -52,8 +76,8 @@ def manifest_of(folder: Path, kind: str) -> dict[str, Any]:
 
 def check_out(out: Path) -> None:
     """Refuse an output folder that exists and holds anything that we did not write. Raises UserError."""
-    if not out.exists() and not out.is_symlink():
-        parent = out.absolute().parent
+    if not out.exists():
+        parent = Path(os.path.realpath(out)).parent
         while not parent.exists():
             parent = parent.parent
         if not parent.is_dir():
@@ -61,15 +85,17 @@ def check_out(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder that does not exist yet")
-    inside = sorted(path.name for path in out.iterdir())
+    inside = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
     if not inside:
         return
     if MANIFEST not in inside:
         raise UserError(
             f"--out {out} exists and holds something else ({', '.join(inside[:3])}); name another folder or move it away"
         )
-    manifest = read_manifest(out)
-    foreign = sorted(set(inside) - {str(name).split("/")[0] for name in manifest.get("files", [])} - {MANIFEST})
+    ours = {MANIFEST}
+    for name in manifest_files(read_manifest(out)):
+        ours |= {name, *(parent.as_posix() for parent in PurePosixPath(name).parents)}
+    foreign = [name for name in inside if name not in ours]
     if foreign:
         raise UserError(
             f"--out {out} is a dataset but also holds {', '.join(foreign[:3])}, which mmpo did not write; move that away"
@@ -80,21 +106,32 @@ def check_out(out: Path) -> None:
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of the dataset `out` in one step when the block ends well, and vanishes when it does not.
 
-    Raises UserError where `out` holds anything that we did not write, can't be written, or the disk is full.
+    Raises UserError where `out` can't be written or the disk is full, and where it holds, before the block or after it, anything that we
+    did not write or another dataset than before.
     """
     check_out(out)
+    before = identity(out / MANIFEST)
     with atomic_folder(out) as folder:
         yield folder
+        check_out(out)
+        if identity(out / MANIFEST) != before:
+            raise UserError(f"--out {out}: another dataset came there meanwhile and is left alone; nothing was written")
 
 
 class PartWriter:
-    """Parquet files of one split, a row group a table, a new file every eight row groups (about 512 MiB before compression)."""
+    """Parquet files of one split, a row group a table, a new file every eight row groups (about 512 MiB before compression).
+
+    digests: of every finished file by its name in the dataset, taken while it was written. Pages have checksums, so that whoever reads
+    them meets damage as an error.
+    """
 
     def __init__(self, folder: Path, prefix: str, metadata: Mapping[str, Any]) -> None:
         self.folder = folder
         self.prefix = prefix
         self.metadata = {"schema_version": SCHEMA_VERSION, **metadata}
         self.paths: list[Path] = []
+        self.digests: dict[str, FileDigest] = {}
+        self._file: HashedFile | None = None
         self._writer: pq.ParquetWriter | None = None
         self._groups = 0
 
@@ -109,12 +146,14 @@ class PartWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.prefix}-{len(self.paths):05d}.parquet"
             self.paths.append(path)
+            self._file = HashedFile(path)
             self._writer = pq.ParquetWriter(
-                path,
+                self._file,
                 table.schema.remove_metadata(),
                 compression="zstd",
                 store_schema=False,
                 dictionary_pagesize_limit=64 << 20,
+                write_page_checksum=True,
                 write_statistics=[name for name in STATISTICS if name in table.column_names],
             )
             self._groups = 0
@@ -125,20 +164,21 @@ class PartWriter:
 
     def close(self) -> None:
         """Finish the current file."""
-        if self._writer is not None:
+        if self._writer is not None and self._file is not None:
             self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(self.metadata, ensure_ascii=False).encode()})
             self._writer.close()
-            self._writer = None
+            self._file.close()
+            self.digests[f"{self.folder.name}/{self.paths[-1].name}"] = self._file.digest
+            self._writer = self._file = None
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in order; empty where there is none."""
-    return sorted((folder / split).glob("*.parquet"))
+def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:
+    """Write manifest.json with the schema version, the given values, and SHA-256 and size of each of the folder's files.
 
-
-def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write manifest.json with the schema version, the given values and the list of the folder's files."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    digests: those that are known already, by name; the other files are read.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: digests.get(name) or file_digest(folder / name) for name in names}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **values, "files": files}, ensure_ascii=False, indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -179,36 +219,3 @@ def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, 
         rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
         recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
     )
-
-
-def part_files(dataset: str | Path) -> dict[str, list[Path]]:
-    """Split → its part files, in order; splits without pairs have none. UserError where the folder is no dataset."""
-    folder = Path(dataset)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
-    found = {split: sorted((folder / split).glob("part-*.parquet")) for split in SPLITS}
-    if not any(found.values()):
-        raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
-    return found
-
-
-def batches(files: Sequence[Path], columns: Sequence[str], rows: int = 2048) -> Iterator[pa.RecordBatch]:
-    """The rows of the files in their order, at most `rows` at once. UserError, naming the file, where one can't be
-    read.
-    """
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                yield from parquet.iter_batches(rows, columns=list(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file} can't be read as Parquet: {error}") from None
-
-
-def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
-    """A few columns of all rows in one table; meant for numbers, not for texts. UserError where a column is missing."""
-    for file in files[:1]:
-        missing = [name for name in columns if name not in pq.read_schema(file).names]
-        if missing:
-            raise UserError(f"{file} has no column {missing[0]!r}: it is not a table of pairs that `mmpo build` wrote")
-    pieces = list(batches(files, columns, 65536))
-    return pa.Table.from_batches(pieces) if pieces else pa.table({name: [] for name in columns})

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.storage.dataset import batches, part_files
 from mmpo.pipeline.storage.files import atomic_file
+from mmpo.pipeline.storage.parts import batches, part_files
 from mmpo.pipeline.tables import PAIRS, SPLITS
 
 Parts = dict[str, list[Path]]
@@ -100,7 +100,7 @@ def export(dataset: str | Path, to: str, out: str | Path) -> dict[str, Any]:
             kept = batch.filter(pc.field("quality_margin") > 0) if kind.leaves_out_ties else batch
             yield kept.select(list(columns))
 
-    with atomic_file(target, over_empty_folder=True) as temporary:
+    with atomic_file(target, over_empty_folder=True, stood=None) as temporary:
         kind.write(parts, temporary, rows)
     written = {split: counts[split][0] for split in parts}
     return {"out": str(target), "to": to, "pairs": written, "ties_left_out": sum(left for _, left in counts.values())}

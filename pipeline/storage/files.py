@@ -3,15 +3,19 @@
 import ctypes
 import errno
 import hashlib
+import io
 import os
 import shutil
 import socket
+import stat
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError
 
@@ -20,66 +24,126 @@ LOCK_POLL_SECONDS = 0.05
 _numbers = count()
 _in_use: set[Path] = set()
 
+FileDigest = Mapping[str, str | int]
+"""{"sha256": 64 hex digits, "bytes": the size}."""
+Identity = tuple[int, ...] | None
+"""What tells whether the same file still stands somewhere, unchanged; None: there is none."""
+
 
 @contextmanager
-def atomic_file(path: str | Path, *, over_empty_folder: bool = False) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, over_empty_folder: bool = False, stood: Identity | Literal["now"] = "now") -> Iterator[Path]:
     """A temporary sibling to write, or to make a folder of; it takes the place of `path` in one step when the block ends well.
 
     Killed at any moment, either what stood there stands or the new file. What killed runs left beside it is removed. over_empty_folder:
-    a file may take the place of a folder that holds nothing. Raises UserError where it can't be written.
+    a file may take the place of a folder that holds nothing. Of a link the target is written, and the link stays; what is no plain file
+    (a device, a pipe) is written into. stood: the `identity` of what may be replaced, where the work began earlier than the writing.
+    Raises UserError where it can't be written, and where a file came or changed there meanwhile.
     """
-    path = Path(path).absolute()
+    given = Path(path).absolute()
+    into = _written_into(given)
+    path = Path(tempfile.gettempdir(), given.name) if into else Path(os.path.realpath(given))
     temporary = _sibling(path)
-    try:
+    with _own_errors(given, path, temporary):
+        if path.is_dir() and not over_empty_folder and not into:
+            raise UserError(f"cannot write {given}: it is a directory")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)  # first: where processes have fixed ids, one that was killed left this very name
+        before = identity(path) if stood == "now" else stood
         _in_use.add(temporary)
         yield temporary
-        if over_empty_folder and path.is_dir() and not temporary.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        _remove(temporary)
-        _in_use.discard(temporary)
+        if into:
+            with open(temporary, "rb") as whole, open(given, "wb") as device:
+                shutil.copyfileobj(whole, device)
+        else:
+            _put(temporary, path, before, over_empty_folder)
+
+
+def _put(temporary: Path, path: Path, before: Identity, over_empty_folder: bool) -> None:
+    """Rename a file or folder to `path`, where still stands what stood there before."""
+    if over_empty_folder and path.is_dir() and not temporary.is_dir():
+        path.rmdir()
+    elif not path.is_dir() and identity(path) != before:
+        raise _came_meanwhile(path)
+    if before is None and not temporary.is_dir():
+        try:
+            os.link(temporary, path)  # the one way not to replace what comes at this very moment
+            return
+        except FileExistsError:
+            raise _came_meanwhile(path) from None
+        except OSError:  # a file system without hard links
+            pass
+    os.replace(temporary, path)
+
+
+def _came_meanwhile(path: Path) -> UserError:
+    return UserError(
+        f"cannot write {path}: a file came or changed there meanwhile, and is left alone. Name another, or move it away"
+    )
+
+
+def identity(path: str | Path) -> Identity:
+    """Of what stands at `path`, links followed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _written_into(path: Path) -> bool:
+    """Whether `path` is a device, a pipe or an open file's own name (/dev/stdout), which nothing may take the place of."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return False
+    folder = os.path.realpath(path.parent)
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or folder == "/dev" or folder.startswith("/proc/")
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary sibling folder that takes the place of the folder `path` in one step when the block ends well, else it vanishes.
 
-    Killed at any moment, either the old folder stands or the new one. What killed runs left is removed. Raises UserError where it can't
-    be made or the disk runs full; any other OSError of the block goes on.
+    Killed at any moment, either the old folder stands or the new one. What killed runs left is removed. Of a link the folder that it
+    names is replaced, and the link stays. Raises UserError where it can't be made or written; any other OSError of the block goes on.
     """
-    path = Path(path).absolute()
+    given = Path(path).absolute()
+    path = Path(os.path.realpath(given))
     temporary = _sibling(path)
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path)
-            _in_use.add(temporary)
-            temporary.mkdir()  # inside, so that an interrupt right behind it removes it again
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+    with _own_errors(given, path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        _in_use.add(temporary)
+        temporary.mkdir()  # inside, so that an interrupt right behind it removes it again
         yield temporary
         _take_place(temporary, path)
+
+
+@contextmanager
+def _own_errors(path: Path, target: Path, temporary: Path) -> Iterator[None]:
+    """Makes errors of writing UserErrors that name `path` as it was given, and removes the temporary file or folder in the end.
+
+    What else a block does (it may read for minutes) keeps its errors: they name another file.
+    """
+    try:
+        yield
     except OSError as error:
+        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
         if error.errno in _DISK_IS_FULL:
-            raise _cannot_write(path, error) from error
-        raise
+            what = "the disk is full; nothing was written. Free some space and run it again"
+        elif not names or any(
+            name in (path, target) or name.is_relative_to(temporary) or temporary.is_relative_to(name) for name in names
+        ):
+            what = error.strerror or str(error)
+        else:
+            raise
+        raise UserError(f"cannot write {path}: {what}") from error
     finally:
         _remove(temporary)
         _in_use.discard(temporary)
 
 
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    if error.errno in _DISK_IS_FULL:
-        return UserError(f"cannot write {path}: the disk is full; nothing was written. Free some space and run it again")
-    return UserError(f"cannot write {path}: {error.strerror or error}")
 
 
 def _sibling(path: Path) -> Path:
@@ -189,6 +253,46 @@ def _wait_for(lock: int, taken: str, until: float, optional: bool) -> bool:
             raise
         return False
     return True
+
+
+class HashedFile(io.RawIOBase):
+    """A file to write whose SHA-256 and size are known as soon as it is closed: `digest`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._hash.update(view)
+        self._bytes += view.nbytes
+        return self._file.write(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """Of what was written so far, as the manifest keeps it."""
+        return {"sha256": self._hash.hexdigest(), "bytes": self._bytes}
+
+
+def file_digest(path: Path) -> FileDigest:
+    """SHA-256 and size of a file as it lies on disk."""
+    with open(path, "rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 
 
 def digest(path: str | Path) -> str:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
+from mmpo.pipeline.storage.parts import split_files
 from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, InputFile, blocks
 
 KINDS = {
@@ -99,6 +101,8 @@ def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[Input
 
 
 def _folder(folder: Path, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
+    if format == "feedback" and (folder / MANIFEST).is_file() and read_manifest(folder).get("kind") == "feedback":
+        return [InputFile(str(path), "parquet", str(path)) for path in split_files(folder, "feedback")]
     inside = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
     data = [path for path in inside if _kind(path) and path.name not in BESIDE_DATA]
     fitting = [path for path in data if kinds is None or _kind(path) in kinds]

@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.arrow import UNREADABLE
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
@@ -171,7 +172,7 @@ def _row_groups(file: InputFile, size: int) -> Iterator[Chunk]:
     try:
         with pq.ParquetFile(file.path) as parquet:
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise _damaged(file, error) from error
     row = 1
     for index, count in enumerate(groups):
@@ -314,7 +315,7 @@ def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
     """The schema of a chunk of Parquet or Arrow, and its rows in small batches."""
     try:
         if chunk.kind == "parquet":
-            with pq.ParquetFile(chunk.file.path) as parquet:
+            with pq.ParquetFile(chunk.file.path, page_checksum_verification=True) as parquet:
                 yield parquet.schema_arrow, parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[chunk.offset])
             return
         with pa.memory_map(chunk.file.path) as source:
@@ -323,7 +324,7 @@ def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
             reader: Any = pa.ipc.open_file(source) if in_file else pa.ipc.open_stream(source)
             found = map(reader.get_batch, range(reader.num_record_batches)) if in_file else iter(reader)
             yield reader.schema, (batch.slice(at, BATCH_ROWS) for batch in found for at in range(0, batch.num_rows, BATCH_ROWS))
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise _damaged(chunk.file, error) from error
 
 

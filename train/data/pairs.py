@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import differing_messages, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.storage import MANIFEST, read_manifest
-from mmpo.pipeline.tables import FEEDBACK, PAIRS, SCHEMA_VERSION, is_readable, metadata, readable_versions
+from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest, read_parts, split_files
+from mmpo.pipeline.tables import FEEDBACK, PAIRS
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.objective import reads_targets, targets
 from mmpo.train.options import TrainOptions
@@ -41,7 +40,7 @@ def _pair_files(data: str | Path, split: str) -> list[Path]:
         raise UserError(f"no dataset at {path}: give a folder made by `mmpo build` or a Parquet file of pairs")
     if (path / MANIFEST).is_file() and read_manifest(path).get("kind") == "feedback":
         raise UserError(f"{path} {_feedback(path)}")
-    files = sorted((path / split).glob("*.parquet"))
+    files = split_files(path, split)
     if not files:
         present = sorted(child.name for child in path.iterdir() if any(child.glob("*.parquet")))
         raise UserError(f"{path} has no split {split!r}; it has: {', '.join(present) or 'no pairs at all'}")
@@ -50,30 +49,10 @@ def _pair_files(data: str | Path, split: str) -> list[Path]:
 
 def _as_pairs(file: Path) -> pa.Table:
     """One Parquet file in the schema of PAIRS. Raises UserError where it is no such table, naming what is wrong."""
-    try:
-        table = pq.ParquetFile(file).read()
-        version = metadata(table.schema).get("schema_version", SCHEMA_VERSION)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    if not is_readable(version):
-        raise UserError(f"{file}: schema version {version!r}; this mmpo reads {readable_versions()}: {_AGAIN}")
-    missing = [name for name in PAIRS.names if name not in table.column_names]
-    if missing and set(FEEDBACK.names) <= set(table.column_names):
+    names = part_schema(file).names
+    if set(FEEDBACK.names) <= set(names) and not set(PAIRS.names) <= set(names):
         raise UserError(f"{file} {_feedback(file)}")
-    if missing:
-        raise UserError(
-            f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}. "
-            "Training reads PAIRS: make them with `mmpo build`"
-        )
-    columns = []
-    for column in PAIRS:
-        try:
-            columns.append(table[column.name].cast(column.type))
-        except pa.ArrowException as error:
-            raise UserError(
-                f"{file}: {column.name} is of type {table[column.name].type}, PAIRS has {column.type}: {_AGAIN}"
-            ) from error
-    return pa.Table.from_arrays(columns, schema=PAIRS)
+    return read_parts([file], nullable=None).replace_schema_metadata(None)
 
 
 def _feedback(path: Path) -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, temperature_fit
-from mmpo.pipeline.storage import atomic_file
+from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
@@ -72,6 +72,7 @@ def evaluate(
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
+    stood = None if per_pair is None else identity(per_pair)
     if per_pair is not None:
         if Path(per_pair).is_dir():
             raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
@@ -84,7 +85,7 @@ def evaluate(
     pairs = pairs.take(pa.array(values["rows"]))
     sources = np.array(pairs["source"].to_pylist(), dtype=object)
     if per_pair is not None:
-        _write(Path(per_pair), pairs, values)
+        _write(Path(per_pair), stood, pairs, values)
     if bench is not None:
         return {**rewardbench_measures(values, sources), "counts": counts}
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
@@ -155,12 +156,12 @@ def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Tabl
     return pairs
 
 
-def _write(path: Path, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
-    """One row per pair: ids, source, margin, target, z, and both completions' scores or log-ratios."""
+def _write(path: Path, stood: Identity, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
+    """One row per pair: ids, source, margin, target, z, and both completions' scores or log-ratios. stood: see `atomic_file`."""
     table = pairs.select(["prompt_id", "chosen_id", "rejected_id", "source"])
     for name in sorted(set(values) - {"rows"}):
         table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
-    with atomic_file(path) as file:
+    with atomic_file(path, stood=stood) as file:
         pq.write_table(table, file, compression="zstd")
 
 
@@ -175,10 +176,7 @@ class Votes:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"cannot read the votes in {path}: {error}") from error
+        table = read_parquet(path)
         for name in _VOTES:
             if name not in table.column_names:
                 raise unknown_name(f"column in {path}; votes need {', '.join(_VOTES)}, and not", name, table.column_names)

@@ -85,7 +85,7 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
             export(source, to, tmp_path / out)
     (data / "test" / "part-00000.parquet").write_bytes(b"PAR1 cut short")
     for to in EXPORTS:
-        with pytest.raises(UserError, match=r"part-00000\.parquet can't be read"):
+        with pytest.raises(UserError, match=r"cannot read .*part-00000\.parquet"):
             export(data, to, tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "taken"]
 

@@ -1,0 +1,55 @@
+"""One pass over the parts of a FEEDBACK folder: ids, texts, and every grade."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.checks.findings import Findings
+from mmpo.pipeline.contract import feedback_faults, null_faults
+from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
+
+
+def look_at_feedback(found: Findings) -> None:
+    """All rows; one row per prompt, so that ids are all that is kept, as 64-bit digests."""
+    seen: set[int] = set()
+    for path in found.parts("feedback"):
+        for batch in found.batches("feedback", path, FEEDBACK, coded=False):
+            _look(found, pa.Table.from_batches([batch]).cast(FEEDBACK), seen)
+    found.figures["prompts"] = len(seen)
+
+
+def _look(found: Findings, table: pa.Table, seen: set[int]) -> None:
+    bad = np.zeros(table.num_rows, dtype=bool)
+    for name in FEEDBACK.names:
+        for _, words, mask in null_faults(table[name].combine_chunks(), name):
+            found.found("nulls", mask & ~bad, words)
+            bad |= mask
+    rows, table = np.flatnonzero(~bad), table.filter(pa.array(~bad)).combine_chunks()
+    for rule, words, mask in feedback_faults(table):
+        found.found(rule, mask, words, rows)
+    broken: dict[str, list[bool]] = {
+        rule: [] for rule in ("prompt ids", "messages", "empty texts", "completion ids", "duplicates", "extra")
+    }
+    names = ("prompt_id", "prompt", "completions", "extra")
+    # Ids are digests and prompts differ from row to row: a loop, as every digest takes one.
+    for identity, prompt, replies, extra in zip(*(table[name].to_pylist() for name in names), strict=True):
+        broken["messages"].append(not prompt)
+        broken["prompt ids"].append(bool(prompt) and prompt_id(prompt) != identity)
+        blank = bool(prompt) and not any(message["content"].strip() for message in prompt)
+        broken["empty texts"].append(blank or any(not reply["text"].strip() for reply in replies))
+        broken["completion ids"].append(any(completion_id(identity, reply["text"]) != reply["id"] for reply in replies))
+        twice = max(Counter(reply["text"] for reply in replies).values(), default=1) > 1
+        broken["duplicates"].append(twice or hash(identity) in seen)
+        broken["extra"].append(extra is not None and not _is_object(extra))
+        seen.add(hash(identity))
+    for rule, mask in broken.items():
+        found.found(rule, np.array(mask, dtype=bool), rows=rows)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,321 @@
+"""One pass over the parts of a PAIRS folder. Texts are read as dictionaries, so that each distinct one is looked at and hashed once."""
+
+from array import array
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmpo.pipeline.arrow import offsets_of, ranges, to_numpy
+from mmpo.pipeline.checks.findings import Findings
+from mmpo.pipeline.contract import KINDS, null_faults
+from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.pairs.splits import SPLIT_RULES, check_shares, first_user_messages, split_of_positions
+from mmpo.pipeline.tables import MESSAGES, PAIRS, SPLITS, prompt_id
+
+SATURATED = 0.95
+"""A target above this pulls like a certain label: the margin behind it no longer matters."""
+
+
+def look_at_pairs(found: Findings) -> None:
+    """All rows of all splits, one row group after the other, and then what only all of them show."""
+    seen = _Prompts(found)
+    for number, split in enumerate(SPLITS):
+        seen.last = None
+        for path in found.parts(split):
+            for batch in found.batches(split, path, PAIRS, coded=True):
+                _Batch(found, seen, batch, number).look()
+    seen.close()
+
+
+class _Prompts:
+    """Every run of rows of one prompt: its id, its split's number, the texts that say where it belongs, as 64-bit digests.
+
+    Some 40 bytes a prompt, so that memory stays flat. last: the prompt's id at the end of the last batch, with its pairs and scores.
+    """
+
+    def __init__(self, found: Findings) -> None:
+        self.found = found
+        self.ids, self.alike, self.place, self.side = (array("q") for _ in range(4))
+        self.keys, self.right = array("Q"), array("B")
+        self.names: list[str] = []
+        self.last: tuple[str, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.rule = found.recipe.get("split_by") or "first-message"
+
+    def add(self, side: int, rows: list[int], ids: list[str], prompts: list[list[dict[str, str]]], right: list[bool]) -> None:
+        """Runs of a batch: their first rows (in the part, from 1), ids, messages, and whether these are what the id says."""
+        part = self.found.place[0]
+        if not ids:
+            return
+        if not self.names or self.names[-1] != part:
+            self.names.append(part)
+        table = pa.table({"prompt_id": ids, "prompt": pa.array(prompts, MESSAGES)})
+        # What a column held is not in PAIRS: then prompts are what may not cross.
+        keys, begin = SPLIT_RULES.get(self.rule, SPLIT_RULES["prompt"])(table), first_user_messages(table["prompt"].chunk(0))
+        for identity, text, words in zip(ids, keys, begin, strict=True):
+            self.ids.append(hash(identity))
+            self.keys.append(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big"))
+            self.alike.append(hash(" ".join(words.casefold().split())))
+        self.side.extend([side] * len(rows))
+        self.right.extend(right)
+        self.place.extend((len(self.names) - 1) << 40 | row for row in rows)
+
+    def where(self, at: int) -> str:
+        """The part and row of a run."""
+        return f"{self.names[self.place[at] >> 40]}, row {self.place[at] & (1 << 40) - 1}"
+
+    def close(self) -> None:
+        """What only all prompts show: leaks, prompts on the wrong side, prompts whose rows do not stand together."""
+        found, size = self.found, len(self.ids)
+        found.figures["prompts"] = len(set(self.ids))
+        found.figures["conversations"] = len(set(self.keys))
+        if not size:
+            return
+        side = np.array(self.side)
+        ids, keys, alike = (np.array(column) for column in (self.ids, self.keys, self.alike))
+        right = np.array(self.right, dtype=bool)  # where a prompt is not that of its id, its text says nothing
+        leaks = (_crossing(keys, side) | _crossing(ids, side)) & right
+        self._fault("leakage", leaks, np.unique(keys[leaks]).size)
+        near = _crossing(alike, side) & ~leaks & right
+        self._fault("near leakage", near, np.unique(alike[near]).size)
+        _, first, count = np.unique(np.stack([ids, side]), axis=1, return_index=True, return_counts=True)
+        again = np.ones(size, dtype=bool)
+        again[first] = False
+        self._fault("adjacent rows", again, int((count > 1).sum()))
+        shares = found.recipe.get("split")
+        if shares is None or self.rule not in SPLIT_RULES:
+            rule = "names no shares" if shares is None else f"splits by {self.rule}, which the pairs do not show"
+            found.unknown["split"] = f"not known: the manifest {rule}"
+            return
+        wrong = (split_of_positions(keys.astype(np.float64) / 2.0**64, check_shares(shares)) != side) & ~leaks & right
+        self._fault("split", wrong, int(wrong.sum()))
+
+    def _fault(self, rule: str, mask: np.ndarray, count: int) -> None:
+        if mask.any():
+            self.found.fault(rule, self.where(int(np.argmax(mask))), count)
+
+
+def _crossing(values: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Which values stand on more than one side, shape (values,)."""
+    _, group = np.unique(values, return_inverse=True)
+    lowest, highest = np.full(group.max() + 1, 9), np.full(group.max() + 1, -1)
+    np.minimum.at(lowest, group, side)
+    np.maximum.at(highest, group, side)
+    return (lowest < highest)[group]
+
+
+def _coded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Numbers for the values, −1 for null, and the distinct values."""
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary
+
+
+def _bytes(texts: pa.Array) -> list[memoryview]:
+    """The UTF-8 of each text, uncopied."""
+    texts = texts.cast(pa.large_string()) if not pa.types.is_string(texts.type) else texts
+    kind = np.int32 if pa.types.is_string(texts.type) else np.int64
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return [memoryview(b"")] * len(texts)
+    at, whole = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1].tolist(), memoryview(data)
+    return [whole[a:b] for a, b in zip(at, at[1:], strict=False)]
+
+
+class _Batch:
+    """Rows of one row group. `rows` are those that are looked at: without nulls, later also with one message a reply."""
+
+    def __init__(self, found: Findings, seen: _Prompts, batch: pa.RecordBatch, side: int) -> None:
+        self.found, self.seen, self.batch, self.side = found, seen, batch, side
+        self.rows = np.arange(batch.num_rows)
+
+    def look(self) -> None:
+        """Every rule about rows."""
+        bad = np.zeros(self.batch.num_rows, dtype=bool)
+        for name in PAIRS.names:
+            for _, words, mask in null_faults(self.batch.column(name), name):
+                self.found.found("nulls", mask & ~bad, words)
+                bad |= mask
+        self._keep(~bad)
+        self._numbers()
+        empty = np.diff(offsets_of(self.batch.column("prompt"))) == 0
+        self._say("messages", empty, "a prompt without messages")
+        self._keep(~empty)
+        if len(self.rows):
+            self._prompts()
+        lengths = {side: np.diff(offsets_of(self.batch.column(side))) for side in ("chosen", "rejected")}
+        single = (lengths["chosen"] == 1) & (lengths["rejected"] == 1)
+        self._say("messages", ~single, "a reply that is not one message")
+        self._keep(single)
+        if len(self.rows):
+            self._replies()
+
+    def _keep(self, mask: np.ndarray) -> None:
+        if not mask.all():
+            self.rows, self.batch = self.rows[mask], self.batch.filter(pa.array(mask))
+
+    def _say(self, rule: str, mask: np.ndarray, words: str = "") -> None:
+        self.found.found(rule, mask, words, self.rows)
+
+    def _column(self, name: str) -> np.ndarray:
+        return to_numpy(self.batch.column(name))
+
+    def _numbers(self) -> None:
+        found, figures = self.found, self.found.figures
+        margin, se, chosen, rejected = map(self._column, ("quality_margin", "margin_se", "score_chosen", "score_rejected"))
+        votes, raters = self._column("preferring"), self._column("raters")
+        self._say("margin sign", ~((margin >= 0) & (margin < np.inf)))
+        self._say("standard errors", (se < 0) | np.isinf(se))
+        self._say("votes", (votes < 0) | (votes > raters))
+        kinds, names = _coded(self.batch.column("kind"))
+        self._say("kinds", ~np.array([name in (*KINDS, "mixed") for name in names.to_pylist()], dtype=bool)[kinds])
+        self._scores(margin, chosen, rejected)
+        out = (margin == 0) & (found.recipe.get("ties") == "drop") | (margin < _number(found.recipe.get("min_margin"), 0.0))
+        self._say("left out", out & (margin >= 0), "a tie or a margin that the recipe drops")
+        untied = margin > 0
+        figures["ties"] += int((margin == 0).sum())
+        figures["untied"] += int(untied.sum())
+        figures["unsure"] += int(np.isnan(se).sum())
+        if found.gamma is not None and untied.any():
+            figures["saturated"] += int((target_probability(margin[untied], found.gamma) > SATURATED).sum())
+
+    def _scores(self, margin: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> None:
+        """Both scores or none, as the evidence says; their difference is the margin up to the rounding step; inside the scale."""
+        evidence, bounds = self.found.manifest.get("evidence"), self.found.manifest.get("score_range")
+        both = np.isfinite(chosen) & np.isfinite(rejected)
+        self.found.figures["scored"] += int(both.sum())
+        broken = (np.isfinite(chosen) != np.isfinite(rejected)) | np.isinf(chosen) | np.isinf(rejected)
+        broken |= ~both if evidence == "ratings" else both if evidence == "comparisons" else False
+        # A step is at most 1e-12 of the scale's width, or 1e-14 of the largest grade; without a scale the manifest has it.
+        width = bounds[1] - bounds[0] if bounds else 0.0
+        step = max(map(_number, (self.found.manifest.get("rounding_steps") or {}).values()), default=0.0)
+        largest = np.maximum(np.abs(chosen), np.abs(rejected))
+        broken |= both & np.isfinite(margin) & (np.abs(chosen - rejected - margin) > step + 1e-12 * width + 2e-14 * largest)
+        self._say("scores", broken)
+        if bounds is not None:
+            low, high = bounds[0] - 1e-9 * width, bounds[1] + 1e-9 * width
+            values = [margin] if evidence == "comparisons" else [chosen, rejected]
+            self._say("score range", np.any([(value < low) | (value > high) for value in values], axis=0))
+
+    def _prompts(self) -> None:
+        """A prompt is what its id is the digest of, in every row of its run; runs are kept for `_Prompts`."""
+        ids, names = _coded(self.batch.column("prompt_id"))
+        starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+        self.run = np.repeat(starts, np.diff(np.append(starts, len(ids))))
+        prompts = self.batch.column("prompt")
+        offsets = offsets_of(prompts)
+        lengths, messages = np.diff(offsets), prompts.flatten()
+        (role, _), (content, texts) = (_coded(messages.field(name)) for name in ("role", "content"))
+        number = role.astype(np.int64) * (len(texts) + 1) + content
+        wrong = lengths != lengths[self.run]
+        same = np.flatnonzero(~wrong & (self.run != np.arange(len(ids))))
+        mine, first = (number[ranges(offsets[rows], lengths[same])] for rows in (same, self.run[same]))
+        wrong[np.repeat(same, lengths[same])[mine != first]] = True
+        first_of = prompts.take(pa.array(starts)).to_pylist()
+        own = names.take(pa.array(ids[starts])).to_pylist()
+        right = [prompt_id(rows) == one for rows, one in zip(first_of, own, strict=True)]
+        wrong[starts] |= ~np.array(right, dtype=bool)
+        self._say("prompt ids", wrong)
+        blank = [not any(row["content"].strip() for row in rows) for rows in first_of]
+        self._say("empty texts", np.array(blank, dtype=bool)[np.searchsorted(starts, self.run)], "a prompt without text")
+        last = self.seen.last
+        self.continued = last is not None and own[0] == last[0]
+        new = slice(1 if self.continued else 0, None)
+        rows = (self.rows[starts] + self.found.place[1] + 1).tolist()
+        self.seen.add(self.side, rows[new], own[new], first_of[new], right[new])
+
+    def _replies(self) -> None:
+        """Both replies of all rows as one list of places: chosen ones, then rejected ones."""
+        n, columns = len(self.rows), [self.batch.column(side).flatten() for side in ("chosen", "rejected")]
+        for side in columns:
+            role, roles = _coded(side.field("role"))
+            self._say(
+                "messages",
+                np.array([name != "assistant" for name in roles.to_pylist()], dtype=bool)[role],
+                "a reply not by the assistant",
+            )
+        text, texts = self._both([side.field("content") for side in columns])
+        identity, names = self._both([self.batch.column(f"{side}_id") for side in ("chosen", "rejected")])
+        prompt, prompts = _coded(self.batch.column("prompt_id"))
+        prompt = np.tile(prompt, 2)
+        first = _first_of(identity, len(names))
+        there = np.flatnonzero(first >= 0)
+        own, views, heads = names.to_pylist(), _bytes(texts), [name.encode() + b"\0" for name in prompts.to_pylist()]
+        right = np.zeros(len(names), dtype=bool)
+        for at, place in zip(there.tolist(), first[there].tolist(), strict=True):  # a digest takes a loop, as every one does
+            digest = blake2b(heads[prompt[place]], digest_size=16)
+            digest.update(views[text[place]])
+            right[at] = digest.hexdigest() == own[at]
+        wrong = ~right[identity] | (prompt != prompt[first[identity]]) | (text != text[first[identity]])
+        self._say("completion ids", wrong[:n] | wrong[n:])
+        blank = np.asarray(pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0)))[text]
+        self._say("empty texts", blank[:n] | blank[n:], "a reply without text")
+        self._say("identical texts", text[:n] == text[n:])
+        margin = self._column("quality_margin")
+        ties = np.flatnonzero(margin == 0)
+        if len(ties):
+            order = np.array(own, dtype=object)
+            mask = np.zeros(n, dtype=bool)
+            mask[ties] = order[identity[:n][ties]] > order[identity[n:][ties]]
+            self._say("order of ties", mask)
+        length = np.asarray(pc.utf8_length(texts))[text]
+        self.found.figures["longer"] += int(((length[:n] > length[n:]) & (margin > 0)).sum())
+        numbers = np.array([hash(name) for name in own], dtype=np.int64)[identity]
+        self._one_value(numbers, wrong)
+        self._pairs(numbers)
+
+    def _both(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
+        return _coded(pa.concat_arrays([one if pa.types.is_dictionary(one.type) else one.dictionary_encode() for one in columns]))
+
+    def _one_value(self, identity: np.ndarray, wrong: np.ndarray) -> None:
+        """A completion has one score and one model, wherever it stands. identity: a number a place, (2·rows,)."""
+        score = np.concatenate([self._column("score_chosen"), self._column("score_rejected")])
+        model, _ = self._both([self.batch.column("chosen_model"), self.batch.column("rejected_model")])
+        before = self.seen.last if self.continued else None
+        old = 0 if before is None else len(before[2])
+        if before is not None:
+            identity, score = np.concatenate([before[2], identity]), np.concatenate([before[3], score])
+            wrong, model = np.append(np.zeros(old, dtype=bool), wrong), np.append(np.full(old, -2), model)
+        right = np.flatnonzero(~wrong)
+        _, first, group = np.unique(identity[right], return_index=True, return_inverse=True)
+        first = right[first[group]]
+        other = np.abs(score[right] - score[first]) > 0  # where both are known
+        other |= (model[right] != model[first]) & (model[first] != -2)
+        mask = np.zeros(len(identity), dtype=bool)
+        mask[right[other]] = True
+        mask, n = mask[old:], len(self.rows)
+        self._say("one value", mask[:n] | mask[n:], "another score or model than in the completion's first pair")
+        self._keys, self._score = identity[old:], score[old:]
+
+    def _pairs(self, identity: np.ndarray) -> None:
+        """No pair twice. A prompt's rows stand together, so that its own are enough; the last one's are kept for the next batch."""
+        n = len(self.rows)
+        low, high = np.minimum(identity[:n], identity[n:]), np.maximum(identity[:n], identity[n:])
+        pair = low * np.int64(-7046029254386353131) + high  # a 64-bit mix of two digests
+        before = self.seen.last if self.continued else None
+        old = np.zeros(0, dtype=np.int64) if before is None else before[1]
+        every = np.concatenate([old, pair])
+        if len(np.unique(every)) < len(every):
+            _, first = np.unique(every, return_index=True)
+            again = np.ones(len(every), dtype=bool)
+            again[first] = False
+            self._say("duplicates", again[len(old) :])
+        ids = self.batch.column("prompt_id")
+        start = 0 if ids[0] == ids[n - 1] else int(np.flatnonzero(_coded(ids)[0] != _coded(ids)[0][-1])[-1]) + 1
+        tail = np.concatenate([np.arange(start, n), np.arange(n + start, 2 * n)])
+        whole = start == 0 and before is not None and self.continued
+        keys, scores = self._keys[tail], self._score[tail]
+        if whole and before is not None:
+            keys, scores = np.concatenate([before[2], keys]), np.concatenate([before[3], scores])
+        self.seen.last = (ids[n - 1].as_py(), np.concatenate([old, pair[start:]]) if whole else pair[start:], keys, scores)
+
+
+def _first_of(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Where each number from 0 to size − 1 stands first, −1: nowhere."""
+    first = np.full(size, -1, dtype=np.int64)
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
+    return first
+
+
+def _number(value: object, otherwise: float = 0.0) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise

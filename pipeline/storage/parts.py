@@ -1,0 +1,180 @@
+"""The parts of a dataset folder, opened and checked in one place for every command: what can't be read is named with its fault.
+
+A part is a Parquet file of a split. Which there are stands in the manifest; what rows must be stands in `mmpo.pipeline.contract`.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmpo.pipeline.arrow import UNREADABLE, flat
+from mmpo.pipeline.contract import NULLABLE, feedback_faults, misfits, null_faults
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.dataset import MANIFEST, manifest_files, read_manifest
+from mmpo.pipeline.tables import FEEDBACK, METADATA_KEY, PAIRS, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
+
+AGAIN = "build the dataset again from its sources with `mmpo build`"
+
+
+def cannot_read(path: str | Path, error: BaseException | str) -> UserError:
+    """The error for a file that is no readable Parquet file."""
+    told = str(error).partition("\n")[0] if str(error) else type(error).__name__
+    return UserError(f"cannot read {path}: no readable Parquet file, truncated or damaged ({told})")
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The parts of a split, in order; empty where there is none.
+
+    Raises UserError where the folder's manifest names a part that is gone, or does not name one that is there: neither vanishes.
+    """
+    found = sorted((folder / split).glob("*.parquet"))
+    files = manifest_files(read_manifest(folder)) if (folder / MANIFEST).is_file() else {}
+    if files:
+        here, named = {f"{split}/{path.name}" for path in found}, {name for name in files if name.startswith(f"{split}/")}
+        for names, what in ((named - here, "is gone"), (here - named, "is no part of the dataset: its manifest does not name it")):
+            if names:
+                raise UserError(f"{folder / min(names)} {what}. Put the folder back as it was, or {AGAIN}")
+    return found
+
+
+def part_files(dataset: str | Path) -> dict[str, list[Path]]:
+    """Split → its parts, in order; splits without pairs have none. UserError where the folder is no dataset of pairs."""
+    folder = Path(dataset)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
+    found = {split: split_files(folder, split) for split in SPLITS}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
+    return found
+
+
+def part_schema(path: Path) -> pa.Schema:
+    """The columns of a Parquet file. UserError where it can't be read, or what mmpo wrote beside them (`about_part`)."""
+    schema = _footer(path)
+    about_part(schema, path)
+    return schema
+
+
+def _footer(path: Path) -> pa.Schema:
+    if path.is_dir():
+        raise cannot_read(path, "it is a folder")
+    try:
+        with pq.ParquetFile(path) as parquet:
+            return parquet.schema_arrow
+    except UNREADABLE as error:
+        raise cannot_read(path, error) from error
+
+
+def about_part(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
+    """What mmpo wrote beside a table under the key `mmpo`, {} where there is none. UserError where it is damaged or of another version."""
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        return {}
+    try:
+        about = json.loads(raw)
+    except ValueError as error:
+        raise UserError(f"{path}: the metadata under the key `mmpo` are damaged ({error}): {AGAIN}") from error
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: the metadata under the key `mmpo` are no JSON object: {AGAIN}")
+    version = about.get("schema_version", SCHEMA_VERSION)
+    if not is_readable(version):
+        raise UserError(f"{path}: schema version {version!r}; this mmpo reads {readable_versions()}: {AGAIN}")
+    return about
+
+
+def check_columns(given: pa.Schema, wanted: pa.Schema, path: str | Path) -> None:
+    """Raise UserError where a file lacks columns of the table `wanted`, or has them in types that can't hold its values."""
+    table = "FEEDBACK" if wanted is FEEDBACK else "PAIRS" if wanted is PAIRS else "the table"
+    missing = [name for name in wanted.names if name not in given.names]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(given.names)}: {AGAIN}")
+    for name in misfits(given, wanted):
+        kinds = f"{name} is of type {given.field(name).type}, {table} has {wanted.field(name).type}"
+        raise UserError(f"{path}: {kinds}: {AGAIN}")
+
+
+def part_batches(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    rows: int = 2048,
+    *,
+    nullable: Collection[str] | None = NULLABLE,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one part, in the types of `schema`, at most `rows` at once.
+
+    columns: of the schema, all unless given; "a.list.element.b" is one field of a nested one. nullable: where a null is a value; any
+    other is refused, and with None no null is. Raises UserError naming the part, and for rows the first that breaks a rule (from 1).
+    """
+    wanted = list(columns or schema.names)
+    whole = [name for name in wanted if "." not in name]
+    check_columns(part_schema(path), schema, path)
+    first = 1
+    for batch in _read(path, wanted, rows):
+        for name in whole:
+            place, kind = batch.schema.get_field_index(name), schema.field(name).type
+            if batch.column(place).type != kind:
+                batch = batch.set_column(place, schema.field(name), _cast(batch.column(place), kind, name, path))
+        if nullable is not None:
+            refuse_faults(batch, path, first, nullable, grades=schema is FEEDBACK and len(whole) == len(FEEDBACK))
+        yield batch.select(whole) if len(whole) == len(wanted) else batch
+        first += batch.num_rows
+
+
+def _read(path: Path, columns: list[str] | None, rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            for batch in parquet.iter_batches(rows, columns=columns):
+                batch.validate(full=True)  # text is UTF-8, offsets lie inside
+                yield batch
+    except UNREADABLE as error:
+        raise cannot_read(path, error) from error
+
+
+def _cast(column: pa.Array, kind: pa.DataType, name: str, path: Path) -> pa.Array:
+    try:
+        return column.cast(kind)
+    except UNREADABLE as error:
+        raise UserError(f"{path}: {name} does not fit its type, {kind} ({error}): {AGAIN}") from error
+
+
+def refuse_faults(
+    rows: pa.Table | pa.RecordBatch, path: str | Path, first: int = 1, nullable: Collection[str] = NULLABLE, *, grades: bool = False
+) -> None:
+    """Raise UserError at the first row (counted from `first`) that has a null outside `nullable` or, with `grades`, a grade that breaks a
+    rule."""
+    nulls = (null_faults(flat(rows.column(name)), name, nullable) for name in rows.schema.names)
+    for rule, words, bad in chain(*nulls, feedback_faults(rows) if grades else ()):
+        if bad.any():
+            row = f"{path}: row {first + int(np.argmax(bad))}"
+            raise UserError(f"{row} has {words} (null): {AGAIN}" if rule == "nulls" else f"{row}: a grade can't be used: {words}")
+
+
+def batches(
+    files: Sequence[Path], columns: Sequence[str] | None = None, rows: int = 2048, schema: pa.Schema = PAIRS, **options: Any
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the parts in their order, at most `rows` at once; see `part_batches`."""
+    for file in files:
+        yield from part_batches(file, schema, columns, rows, **options)
+
+
+def read_parts(files: Sequence[Path], schema: pa.Schema = PAIRS, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+    """All rows of the parts in one table, in the types of `schema` and with the first part's `mmpo` metadata; see `part_batches`."""
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    about = (part_schema(files[0]).metadata or {}).get(METADATA_KEY) if files else None
+    kept: Mapping[bytes, bytes] | None = {METADATA_KEY: about} if about else None
+    table = pa.Table.from_batches(list(batches(files, wanted.names, 65_536, schema, **options)), wanted)
+    return table.replace_schema_metadata(kept)
+
+
+def read_parquet(path: str | Path) -> pa.Table:
+    """A Parquet file of any columns, whole. UserError where it can't be read."""
+    path = Path(path)
+    schema = _footer(path)
+    return pa.Table.from_batches(list(_read(path, None, 65_536)), schema)
