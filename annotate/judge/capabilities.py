@@ -54,7 +54,7 @@ Ask = Callable[[Mapping[str, Any]], Awaitable[Answer | Failure]]
 @dataclass(frozen=True)
 class Probe:
     """What is sent: model, messages, the longest reply in tokens, and what goes along with every request. name: the judge's, for
-    messages."""
+    messages. holds_grade: whether a reply can be read."""
 
     ask: Ask
     name: str
@@ -62,6 +62,7 @@ class Probe:
     messages: Sequence[Message]
     length: int
     extra: Mapping[str, Any]
+    holds_grade: Callable[[Choice], bool]
 
     async def send(self, found: Capabilities, **more: Any) -> Answer | Failure:
         """One request with the parameters that the endpoint takes as far as is known."""
@@ -78,8 +79,11 @@ async def probe(this: Probe, *, logprobs: bool, draws: bool, schema: Mapping[str
     Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
     """
     found, reply = await _until_taken(this, Capabilities(logprobs=logprobs, several=False))
-    if any(map(_thinks, reply.choices)):
-        found, reply = await _until_taken(this, replace(found, room=UNASKED_REASONING_TOKENS))
+    thinks = any(map(_thinks, reply.choices))
+    # A thought that the template opens shows no tag until it ends.
+    if thinks or any(choice.finish == "length" and not this.holds_grade(choice) for choice in reply.choices):
+        roomier, longer = await _until_taken(this, replace(found, room=UNASKED_REASONING_TOKENS))
+        found, reply = (roomier, longer) if thinks or any(map(_thinks, longer.choices)) else (found, reply)
     if found.logprobs:
         found = replace(found, logprobs=any(map(has_distributions, reply.choices)))
     if draws or found.room or not found.logprobs:

@@ -31,7 +31,7 @@ from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
 from mmpo.annotate.judge.one_judge import Counts, JudgeRun
 from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.output import finish, nothing_to_ask
-from mmpo.annotate.judge.questions import SAMPLES, Questions
+from mmpo.annotate.judge.questions import SAMPLES, Questions, usable
 from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import check_out
@@ -225,7 +225,10 @@ async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid:
     row = FeedbackRow("probe", [{"role": "user", "content": prompt}], ["a", "b"], replies, [None, None])
     asker = Questions(judge, dataclasses.replace(options, pairs="all"), Capabilities())
     question = next(asker.mode.questions(row, asker.options, asker.rubrics))
-    this = Probe(ask, judge.name, judge.model, asker.messages(row, question), asker.length(question), judge.extra_body)
+    this = Probe(
+        ask, judge.name, judge.model, asker.messages(row, question), asker.length(question), judge.extra_body,
+        lambda choice: usable(asker.reader(question).each([choice])),
+    )  # fmt: skip
     schema = asker.schema(question) if asker.by_schema else None
     logprobs, draws = options.logprobs != "off", options.reasoning and bool(options.samples)
     for tries in range(PROBE_RETRIES):

@@ -78,6 +78,13 @@ def test_a_model_that_thinks_gets_what_room_the_endpoint_has(judging_by: Any) ->
     assert job.judge(logprobs="need")["finished"] and bodies(job.server)[-1]["max_tokens"] == 8 + 1024
 
 
+def test_one_that_only_talks_gets_no_room_to_think(judging_by: Any) -> None:
+    job = judging_by(lambda body: chat(body, "I think that the", [GRADE_TOKEN], "length"), 2, 2)
+    with pytest.raises(UserError, match="cut_off"):
+        job.judge()
+    assert [body["max_tokens"] for body in bodies(job.server)][:2] == [8, 4104] and bodies(job.server)[-1]["max_tokens"] == 8
+
+
 SURE = {"C": 0.5, "B": 0.4, "E": 0.08}
 IMPOSSIBLE = {
     "logits": {"C": 12.5, "B": 11.0, "E": -3.0},

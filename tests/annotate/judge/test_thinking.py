@@ -36,7 +36,7 @@ MODELS = {
     "channels": thinks([*CHANNEL, GRADE_TOKEN, token("<|return|>")], None, "C"),
     "typed parts": thinks([*THOUGHT, GRADE_TOKEN], "", [PART, {"type": "text", "text": "C"}]),
     "between tags": thinks(TAGGED, "<think>Okay", "<think>Okay B</think>\n\nC"),
-    "a tag that the template opened": thinks([*THOUGHT, GRADE_TOKEN], "", "Okay B</think>\n\nC"),
+    "a tag that the template opened": thinks([*THOUGHT, GRADE_TOKEN], "Okay B", "Okay B</think>\n\nC"),
     "white space stripped": thinks(
         [*THOUGHT[:-1], token("\n\nC", **{"\n\nC": 0.5, "B": 0.4, " E": 0.08})], "", "C", reasoning="Okay B"
     ),
