@@ -10,13 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from mmpo.pipeline.errors import inert
+from mmpo.pipeline.errors import inert, printable
 
 Progress = Callable[[str, int, int], None]
 """What a long step calls from time to time with (stage, done, all)."""
 
 LINE_EVERY_SECONDS = 10.0
 RATE_OVER_SECONDS = 300.0
+MOST_REASON = 120
+"""Characters of the reason for a wait that a line of progress has room for."""
 
 
 def say(message: str) -> None:
@@ -36,6 +38,16 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def waiting(seconds: float, why: str) -> str:
+    """Until when nothing happens, and why, in words.
+
+    >>> waiting(90.0, "too many requests").split(": ")
+    ['waiting until ...', 'too many requests']
+    """
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+    return f"waiting until {until}: {printable(why, MOST_REASON)}"
 
 
 class _Rate(ProgressColumn):

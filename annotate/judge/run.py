@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmpo.annotate.client import (
     api_key,
     backoff,
     load_prices,
+    named_parameter,
     spent_by,
 )
 from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
@@ -33,15 +35,18 @@ from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.output import finish, nothing_to_ask
 from mmpo.annotate.judge.questions import SAMPLES, Questions, usable
 from mmpo.annotate.rows import Feedback, FeedbackRow
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.progress import waiting
 from mmpo.pipeline.storage import check_out
 
 PROGRESS_SECONDS = 0.5
 PROBE_RETRIES = 4
+LONG_WAIT = 2.0
+"""Seconds of a wait before the run begins that are worth a line."""
 INTERRUPTED = "interrupted; what was in flight has been finished"
 
 Progress = Callable[[dict[str, Counts], str], None]
-"""Called about twice a second with each judge's counts, and once with what happens outside of them ("stopping", "writing")."""
+"""Called about twice a second with each judge's counts, and once with what happens outside of them ("stopping", "writing", or a text)."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ async def _ask_all(plan: JudgePlan, journal: Journal, progress: Progress | None,
         for one in plan.judges:
             endpoint = await stack.enter_async_context(Endpoint(one, plan.options.timeout))
             paid: list[Answer] = []
-            questions = Questions(one, plan.options, await _capabilities(plan, one, endpoint, journal, paid))
+            questions = Questions(one, plan.options, await _capabilities(plan, one, endpoint, journal, paid, progress))
             total = questions.count(sizes)
             price = plan.prices.of(one.model, batch=plan.options.batch)
             for answer in paid:
@@ -194,7 +199,9 @@ def capabilities_key(judge: Judge, options: JudgeOptions) -> str:
     return "abilities:" + orjson.dumps(asked).decode()
 
 
-async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer]) -> Capabilities:
+async def _capabilities(
+    plan: JudgePlan, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer], progress: Progress | None
+) -> Capabilities:
     """What the endpoint can do: as the journal knows it, else by a probe. A resumed run must ask in the same way.
 
     paid: takes the answers to the probe.
@@ -203,7 +210,7 @@ async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journ
     known = journal.meta(key)
     found = Capabilities(**known) if known else None
     if found is None:
-        found = await _probed(endpoint, judge, options, paid)
+        found = await _probed(endpoint, judge, options, paid, progress)
         journal.set_meta(key, dataclasses.asdict(found))
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
@@ -214,12 +221,27 @@ async def _capabilities(plan: JudgePlan, judge: Judge, endpoint: Endpoint, journ
     return found
 
 
-async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer]) -> Capabilities:
+async def _probed(
+    endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer], progress: Progress | None
+) -> Capabilities:
     async def ask(body: Mapping[str, Any]) -> Answer | Failure:
-        outcome = await endpoint.ask(body)
-        answer = outcome if isinstance(outcome, Answer) else outcome.answer
-        paid.extend([answer] if answer else [])
-        return outcome
+        """Passing faults are waited out here: taken for a refusal, one would stand in the journal as what the endpoint can't do."""
+        waited = 0.0
+        for tries in count():
+            outcome = await endpoint.ask(body)
+            answer = outcome if isinstance(outcome, Answer) else outcome.answer
+            paid.extend([answer] if answer else [])
+            if isinstance(outcome, Answer) or outcome.kind in ("request", "run"):
+                return outcome
+            wait = outcome.retry_after or backoff(tries)
+            going = waited + wait <= options.patience if outcome.kind == "rate_limit" else tries < PROBE_RETRIES
+            if not going or named_parameter(outcome.message, body.keys() - {"model", "messages"}):
+                return outcome
+            if progress and wait >= LONG_WAIT:
+                progress({}, f"{judge.name}: {waiting(wait, outcome.message)}")
+            await asyncio.sleep(wait)
+            waited += wait
+        raise AssertionError("the loop returns")
 
     prompt, replies = PLAIN
     row = FeedbackRow("probe", [{"role": "user", "content": prompt}], ["a", "b"], replies, [None, None])
@@ -231,9 +253,4 @@ async def _probed(endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid:
     )  # fmt: skip
     schema = asker.schema(question) if asker.by_schema else None
     logprobs, draws = options.logprobs != "off", options.reasoning and bool(options.samples)
-    for tries in range(PROBE_RETRIES):
-        try:
-            return await probe(this, logprobs=logprobs, draws=draws, schema=schema)
-        except PartialResult:
-            await asyncio.sleep(backoff(tries))
     return await probe(this, logprobs=logprobs, draws=draws, schema=schema)

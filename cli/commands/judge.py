@@ -1,7 +1,6 @@
 """`mmpo judge`: LLM judges that grade how much better; `mmpo replies`, `mmpo rubrics`: what they are offered and how they are read."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,8 @@ import typer
 from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
-from mmpo.pipeline.errors import printable
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.progress import ProgressReporter, duration
+from mmpo.pipeline.progress import ProgressReporter, duration, waiting
 
 
 @with_flags(JudgeOptions)
@@ -159,9 +157,6 @@ WORDS = {
     "writing": "judge: writing feedback",
 }
 
-MOST_REASON = 100
-"""Characters of the reason for a wait that a line of progress has room for."""
-
 
 @contextmanager
 def _progress() -> Iterator[Any]:
@@ -170,7 +165,7 @@ def _progress() -> Iterator[Any]:
 
         def show(counts: dict[str, Any], what: str) -> None:
             if what:
-                say(WORDS[what])
+                say(WORDS.get(what, what))
             for name, one in counts.items():
                 report(name, one.done - one.cached, one.total - one.cached, told_of(one))
 
@@ -184,12 +179,5 @@ def told_of(counts: Any) -> str:
         "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
     }  # fmt: skip
     cost = [f"${counts.cost:.4f}"] if counts.priced else []
-    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost, *_wait(counts.waiting())])
-
-
-def _wait(waiting: tuple[float, str] | None) -> list[str]:
-    """Until when nothing is asked, and why."""
-    if waiting is None:
-        return []
-    until = time.strftime("%H:%M:%S", time.localtime(time.time() + waiting[0]))
-    return [f"waiting until {until}: {printable(waiting[1], MOST_REASON)}"]
+    wait = [waiting(*found)] if (found := counts.waiting()) else []
+    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost, *wait])

@@ -11,9 +11,10 @@ from command import environment
 from openai_server import serving
 from raw_endpoint import Came, chat, raw_endpoint
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import PartialResult, UserError
 
 LOGPROBS = {"content": [{"token": "C", "top_logprobs": [{"token": "C", "logprob": -0.1}, {"token": "B", "logprob": -2.5}]}]}
+TOO_MANY = {"kind": "rate_limit"}
 
 
 def test_a_key_in_a_header_stands_in_no_file_and_in_no_message(tmp_path: Path) -> None:
@@ -57,12 +58,32 @@ def test_a_wrong_key_of_one_judge_ends_the_run_while_another_is_told_to_wait(jud
     with serving({}) as other:
         judges = [{"model": "judge-a"}, {"model": "judge-b", "base_url": other.base_url}]
         assert job.judge("first", judges, limit=1, journal=str(job.journal))["finished"]
-        job.server.plan({"faults": [{"kind": "rate_limit", "headers": {"retry-after": "300"}}]})
+        job.server.plan({"faults": [{**TOO_MANY, "headers": {"retry-after": "300"}}]})
         other.plan({"faults": [{"kind": "auth"}], "latency": 0.5})
         started = time.monotonic()
         with pytest.raises(UserError, match="API key"):
             job.judge("second", judges, feedback=job.feedback, rubrics=("honesty",), journal=str(job.journal))
         assert time.monotonic() - started < 60
+
+
+def test_a_probe_waits_as_it_is_told_says_so_and_takes_no_passing_fault_for_what_the_endpoint_can_not_do(judging: Any) -> None:
+    """Without log-probabilities the second question of the probe asks for two replies at once; this one meets a 429."""
+    job = judging(
+        {"capabilities": {"logprobs": "off"}, "faults": [{**TOO_MANY, "headers": {"retry-after": "2.5"}, "at": [2]}]}, 2, 2
+    )
+    done = job.mmpo("--samples", 2)
+    assert done.returncode == 0, done.stderr
+    assert "judge-a: waiting until" in done.stderr and "Rate limit reached" in done.stderr
+    # The probe's, then one request a question for both replies.
+    assert len(job.comparisons()) == 4 and job.count("answered") == 2 + 4
+
+
+def test_a_probe_is_as_patient_as_the_run(judging: Any) -> None:
+    job = judging({"faults": [{**TOO_MANY, "headers": {"retry-after": "30"}}]}, 2, 2)
+    started = time.monotonic()
+    with pytest.raises(PartialResult, match="does not answer"):
+        job.judge(patience=20.0)
+    assert time.monotonic() - started < 20 and job.count("requests") == 1
 
 
 def test_what_a_run_waits_for_is_told(judging: Any) -> None:
@@ -71,7 +92,7 @@ def test_what_a_run_waits_for_is_told(judging: Any) -> None:
 
     job = judging({}, 2, 2)
     job.judge("first", limit=1, journal=str(job.journal))
-    job.server.plan({"faults": [{"kind": "rate_limit", "headers": {"retry-after": "3"}, "times": 2}]})
+    job.server.plan({"faults": [{**TOO_MANY, "headers": {"retry-after": "3"}, "times": 2}]})
     seen = []
 
     def progress(counts: dict[str, Any], what: str) -> None:
