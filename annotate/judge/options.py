@@ -90,7 +90,7 @@ class JudgeOptions:
     retries: Annotated[int, Field(ge=0)] = 6
     """How often a request is asked again after passing faults."""
     patience: AtLeastZero = 300.0
-    """Seconds to wait for an endpoint that can't be reached at all."""
+    """Seconds to wait for an endpoint that can't be reached at all, or answers 429 before the run has begun."""
     max_cost: Positive | None = None
     """Budget in US dollars for all that the journal holds; stops cleanly before it is passed."""
     prices: TextOrPath | None = None

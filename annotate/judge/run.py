@@ -26,7 +26,6 @@ from mmpo.annotate.client import (
     api_key,
     backoff,
     load_prices,
-    named_parameter,
     spent_by,
 )
 from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
@@ -35,7 +34,7 @@ from mmpo.annotate.judge.options import Judge, JudgeOptions, judges_of
 from mmpo.annotate.judge.output import finish, nothing_to_ask
 from mmpo.annotate.judge.questions import SAMPLES, Questions, usable
 from mmpo.annotate.rows import Feedback, FeedbackRow
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import waiting
 from mmpo.pipeline.storage import check_out
 
@@ -221,22 +220,27 @@ async def _capabilities(
     return found
 
 
+class OutOfPatience(PartialResult):
+    """An endpoint asks to wait for longer than --patience allows, before the run has begun."""
+
+
 async def _probed(
     endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer], progress: Progress | None
 ) -> Capabilities:
     async def ask(body: Mapping[str, Any]) -> Answer | Failure:
-        """Passing faults are waited out here: taken for a refusal, one would stand in the journal as what the endpoint can't do."""
+        """A 429 is waited out here: taken for a refusal, it would stand in the journal as what the endpoint can't do."""
         waited = 0.0
         for tries in count():
             outcome = await endpoint.ask(body)
             answer = outcome if isinstance(outcome, Answer) else outcome.answer
             paid.extend([answer] if answer else [])
-            if isinstance(outcome, Answer) or outcome.kind in ("request", "run"):
+            if isinstance(outcome, Answer) or outcome.kind != "rate_limit":
                 return outcome
             wait = outcome.retry_after or backoff(tries)
-            going = waited + wait <= options.patience if outcome.kind == "rate_limit" else tries < PROBE_RETRIES
-            if not going or named_parameter(outcome.message, body.keys() - {"model", "messages"}):
-                return outcome
+            if waited + wait > options.patience:
+                raise OutOfPatience(
+                    f"judge {judge.name}: the endpoint does not answer: {outcome.message}. The same command again goes on"
+                )
             if progress and wait >= LONG_WAIT:
                 progress({}, f"{judge.name}: {waiting(wait, outcome.message)}")
             await asyncio.sleep(wait)
@@ -253,4 +257,11 @@ async def _probed(
     )  # fmt: skip
     schema = asker.schema(question) if asker.by_schema else None
     logprobs, draws = options.logprobs != "off", options.reasoning and bool(options.samples)
+    for tries in range(PROBE_RETRIES):
+        try:
+            return await probe(this, logprobs=logprobs, draws=draws, schema=schema)
+        except OutOfPatience:
+            raise
+        except PartialResult:
+            await asyncio.sleep(backoff(tries))
     return await probe(this, logprobs=logprobs, draws=draws, schema=schema)
