@@ -1,6 +1,5 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
     files = resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
     parts = [collect(chunk, source, source_options) for chunk in plan(files)]
     rejects = [part.rejects for part in parts]
-    check_rejects(parts, max_rejects, files, Counter(pa.concat_tables(rejects)["reason"].to_pylist()), rejects)
+    check_rejects(parts, max_rejects, files, rejects)
     merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
     return narrow(merged, FEEDBACK)
 

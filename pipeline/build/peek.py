@@ -35,8 +35,8 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     reading = source_options(options)
     part = next(collect_parts(chunk, source, reading, PEEKED_CHARS))
     head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
-    columns: dict[str, str | None] = dict.fromkeys(name for row in head for name in row)
-    columns |= part.columns or _asked(source, reading, chunk, head)
+    columns: dict[str, str | None] = {**part.columns} or dict.fromkeys(name for row in head for name in row)
+    columns |= dict.fromkeys(part.unused) if part.columns else _asked(source, reading, chunk, head)
     graded = Counter[str]()
     for name in ("ratings", "comparisons"):
         graded.update(part.feedback[name].combine_chunks().flatten().field("rater").to_pylist())

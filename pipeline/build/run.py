@@ -86,9 +86,8 @@ def build(
                         progress(stage, number, len(tasks))
 
             reads = list(done("read", read_chunk, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]))
-            reasons = sum((read.reasons for read in reads), Counter())
             rejects = (pq.read_table(path) for read in reads for path in read.rejects)
-            check_rejects(reads, options.max_rejects, files, reasons, rejects)
+            check_rejects(reads, options.max_rejects, files, rejects)
             statistics = GradeStatistics()
             for read in reads:
                 statistics.add(read.statistics)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -44,7 +45,7 @@ class Read:
     lines: int = 0
     grades: int = 0
     limited: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    limited_reasons: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     accounting: RowAccounting = field(default_factory=RowAccounting)
@@ -58,6 +59,7 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
         result.lines += part.lines
         result.grades += part.counts["grade"]
         result.limited += part.limited
+        result.limited_reasons.update(part.limited_reasons)
         result.noted.update(part.noted)
         unused = tuple(name for name in part.unused if name not in reading.keep)
         if unused and chunk.first:
@@ -79,7 +81,6 @@ def _count(part: Collected, result: Read) -> None:
     by_unit: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for unit, reason in zip(part.rejects["unit"].to_pylist(), part.rejects["reason"].to_pylist(), strict=True):
         by_unit[unit][reason] += 1
-        result.reasons[reason] += 1
     count, counts = result.accounting.count, part.counts
     count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit["line"])
     for unit, merged in (("prompt", 0), ("completion", counts["merged"]), ("grade", 0)):
@@ -87,19 +88,21 @@ def _count(part: Collected, result: Read) -> None:
         count("source", unit, created=counts[unit] + merged + lost.total(), out=counts[unit], merged=merged, dropped=lost)
 
 
-def check_rejects(
-    parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], reasons: Counter[str], rejects: Iterable[pa.Table]
-) -> None:
-    """Refuse an input of which too many lines are unreadable or invalid, naming the reason that leads."""
+def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], rejects: Iterable[pa.Table]) -> None:
+    """Refuse an input of which too many lines are unreadable or invalid, with the first line of the reason that leads."""
     lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
     if not lines:
         raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
     if limited <= limit * lines:
         return
-    shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(4))
-    example = next((table.slice(0, 1).to_pylist()[0] for table in rejects if table.num_rows), {})
+    reasons = sum((part.limited_reasons for part in parts), Counter()).most_common(4)
+    shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
+    led = (table.filter(pc.equal(table["reason"], reasons[0][0])) for table in rejects)
+    example = next((table.slice(0, 1).to_pylist()[0] for table in led if table.num_rows), {})
     where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
-    evidence = f" {example['evidence']}" if example.get("evidence") else ""
+    details = orjson.loads(example.get("evidence") or "{}")
+    hint = details.pop("hint", None)
+    evidence = (f" {orjson.dumps(details).decode()}" if details else "") + (f": {hint}" if hint else "")
     raise UserError(
         f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid, more than --max-rejects {limit:g} allows: "
         f"{shown}.{where}{evidence}. Mend the input, or raise --max-rejects"

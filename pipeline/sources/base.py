@@ -212,7 +212,7 @@ class Collected:
     """What a chunk held. feedback: FEEDBACK rows, large text offsets, one an input row, not merged by prompt.
 
     lines: input rows read, blank lines apart. dropped: how many of them gave no FEEDBACK row. limited: how many had
-    something that counts against --max-rejects. counts: of prompts, completions, grades and merged completions.
+    something that counts against --max-rejects, limited_reasons: what. counts: of prompts, completions, grades and merged completions.
     noted: what was noted of rows that were kept, by name. unused, layout, columns: of `RowReader`, with the chunk's first part.
     """
 
@@ -222,6 +222,7 @@ class Collected:
     dropped: int
     limited: int
     counts: Mapping[str, int]
+    limited_reasons: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     unused: tuple[str, ...] = ()
     layout: str = ""
@@ -308,7 +309,7 @@ class _Part:
         out = self.out
         counted = (self.lines, self.dropped, len(out.limited_rows), out.counts)
         known = (self.prepared.unused, self.prepared.layout, self.prepared.columns) if self.prepared else ()
-        return Collected(out.finish(), out.rejects_table(), *counted, out.noted, *known)
+        return Collected(out.finish(), out.rejects_table(), *counted, out.limited, out.noted, *known)
 
 
 def _collect_table(chunk: Chunk, source: Source) -> Collected:

@@ -42,9 +42,10 @@ class FeedbackBuilder:
         self._seen: dict[str, int] = {}
         self._last: tuple[str | None, str] = (None, "")
         self._noted: list[str] = []
+        self._limited: list[str] = []
         self._lists = (
             self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
-            self._noted,
+            self._noted, self._limited,
         )  # fmt: skip
         self._mark = ([0] * len(self._lists), 0)
 
@@ -75,6 +76,7 @@ class FeedbackBuilder:
         self.rejects.append((unit, "source", reason, self.file, row, None, text))
         if limited and row is not None:
             self.limited_rows.add(row)
+            self._limited.append(reason)
 
     def count(self, name: str) -> None:
         """Note something about the current row that drops nothing, such as a score that was clipped; `noted` counts it by name."""
@@ -210,6 +212,11 @@ class FeedbackBuilder:
     def noted(self) -> Counter[str]:
         """How often what was noted about rows that were kept."""
         return Counter(self._noted)
+
+    @property
+    def limited(self) -> Counter[str]:
+        """How often what was dropped that counts against `--max-rejects`, by reason."""
+        return Counter(self._limited)
 
     @property
     def counts(self) -> dict[str, int]:

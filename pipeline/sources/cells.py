@@ -118,13 +118,14 @@ def top_column(column: str, present: Collection[str]) -> str:
 
 
 def reader(column: str, present: Collection[str]) -> Read:
-    """The function that takes a column's value out of a row; `a.b` is inside an object, `a[].b` in each of a list of objects.
+    """The function that takes a column's value out of a row; `a.b` is inside an object, `a[].b` in each of a list of objects, `a[0].b`
+    in the first of them. The column may hold objects or lists as JSON in a text.
 
-    >>> reader("a[].b", ["a"])({"a": [{"b": 1}, {"b": 2}, {}]})
-    [1, 2, None]
+    >>> reader("a[].b", ["a"])({"a": [{"b": 1}, {"b": 2}, {}]}), reader("a[0].b", ["a"])({"a": '[{"b": 1}]'})
+    ([1, 2, None], 1)
     """
     top = top_column(column, present)
-    steps = re.findall(r"\[\]|[^.\[\]]+", column[len(top) :])
+    steps = re.findall(r"\[\d*\]|[^.\[\]]+", column[len(top) :])
     if not steps:
         return methodcaller("get", column)
     return lambda row: _follow(row.get(top), steps)
@@ -132,9 +133,14 @@ def reader(column: str, present: Collection[str]) -> Read:
 
 def _follow(value: Any, steps: list[str]) -> Any:
     for place, step in enumerate(steps):
+        if isinstance(value, str):
+            value = structure(value)
         if step == "[]":
             return [_follow(one, steps[place + 1 :]) for one in value] if isinstance(value, list) else value
-        value = value.get(step) if isinstance(value, Mapping) else None
+        if step[0] == "[":
+            value = value[int(step[1:-1])] if isinstance(value, list) and int(step[1:-1]) < len(value) else None
+        else:
+            value = value.get(step) if isinstance(value, Mapping) else None
     return value
 
 

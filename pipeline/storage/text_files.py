@@ -5,7 +5,7 @@ import csv
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ def lines(file: InputFile) -> Iterator[bytes]:
 # The module's own limit of 128 KiB is less than a long completion.
 FIELD_BYTES = 1 << 28
 ENCODING_HINT = "--encoding says how the file is written, such as cp1252 or utf-16"
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -129,9 +130,12 @@ def csv_rows(file: InputFile, on_reject: Callable[[int, str, Mapping[str, Any]],
     csv.field_size_limit(FIELD_BYTES)
     # csv wants the newlines that a quoted cell may hold; bytes that are no UTF-8 become surrogates, found below.
     text = (line.decode(errors="surrogateescape") + "\n" for line in lines(file))
-    names, separator = _header(file, next(text, ""))
+    first, begin = next(text, ""), 2
+    if named := SEPARATOR_LINE.fullmatch(first):  # which Excel reads, and some programs write for it
+        file, first, begin = replace(file, separator=file.separator or named[1]), next(text, ""), 3
+    names, separator = _header(file, first)
+    above = begin - 1
     reader = csv.reader(text, delimiter=separator, strict=True)
-    begin = 2
     while True:
         try:
             cells = next(reader)
@@ -141,9 +145,9 @@ def csv_rows(file: InputFile, on_reject: Callable[[int, str, Mapping[str, Any]],
             if "unexpected end of data" in str(error):
                 raise UserError(f"{file.name}: the quoted cell that begins in the record of line {begin} never ends") from error
             on_reject(begin, "malformed_csv", {"error": str(error)})
-            begin = reader.line_num + 2
+            begin = reader.line_num + above + 1
             continue
-        number, begin = begin, reader.line_num + 2
+        number, begin = begin, reader.line_num + above + 1
         if not any(cells):
             continue
         if len(cells) != len(names):

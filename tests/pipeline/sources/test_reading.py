@@ -1,6 +1,7 @@
 """What spreadsheets, people and other tools write: numbers, names, winners and gaps in cells, one column a rater, columns inside columns,
 chats and turns in texts, roles and parts, and what is left out but said."""
 
+import gzip
 import json
 from math import log
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_numbers_in_cells(text: str, options: dict[str, Any], value: Any) -> Non
         assert [one[4] for one in add("csv", row, **options).ratings] == [value]
 
 
+def test_a_refusal_shows_the_first_line_of_the_reason_that_leads(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": "A", "score": score} for score in (None, "N/A", "N/A", "N/A", 1)]
+    path = write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": "", "completion": "A", "score": 1}])
+    with pytest.raises(UserError, match=r"score_not_a_number 3, empty_prompt 1\. First: .*line 2: .*'N/A'.*: --na N/A reads it"):
+        read_feedback(path, "jsonl", decimal=".")
+    assert read_feedback(write_rows(tmp_path / "few.jsonl", rows[1:]), "jsonl", na=("N/A",)).num_rows == 1
+
+
+def test_lines_in_other_encodings(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "Q", "completion": "é", "score": 1}, ensure_ascii=False)
+    for name, text, options in (
+        ("marked.jsonl", f"{row}\n{row}\n".encode("utf-16"), {}),
+        ("array.json", f"[{row}]".encode("utf-16"), {}),
+        ("little.jsonl", f"{row}\n{row}\n".encode("utf-16-le"), {"encoding": "utf-16-le"}),
+        ("western.jsonl.gz", gzip.compress(f"{row}\n".encode("cp1252")), {"encoding": "cp1252"}),
+        ("excel.csv", "sep=|\nprompt|completion|score\nQ|é|1\n".encode("utf-16"), {}),
+        ("unicode.txt", "prompt\tcompletion\tscore\nQ\té\t1\n".encode("utf-16"), {}),
+    ):
+        format = "csv" if name in ("excel.csv", "unicode.txt") else "jsonl"
+        [found] = read_feedback(written(tmp_path, name, text), format, **options).to_pylist()
+        assert found["completions"][0]["text"] == "é"
+
+
 def test_the_separator_is_found_or_named(tmp_path: Path) -> None:
     for name, text, options in (
         ("a.csv", "prompt;completion;score;a,b\nQ;A;1;x\n", {}),
@@ -132,6 +156,8 @@ OBJECTS = [{"text": "a", "score": 1, "model": "m"}, {"text": "b", "score": 2}]
         ({"prompt": "Q", "completions": [*OBJECTS], "scores": [1, 2]}, {}),
         ({"q": {"text": "Q"}, "many": OBJECTS},
          {"prompt": "q.text", "completion": "many[].text", "score": "many[].score", "model": "many[].model"}),
+        ({"prompt": "Q", "many": json.dumps([OBJECTS])},
+         {"completions": "many[0][].text", "scores": "many[0][].score"}),
         ({"prompt": "Q", "completions": [{"t": {"x": "a"}, "s": 1}, {"t": {"x": "b"}, "s": 2}]},
          {"completions": "completions[].t.x", "scores": "completions[].s"}),
     ],
