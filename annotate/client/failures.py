@@ -109,7 +109,8 @@ def refusal_of(body: Any) -> Refusal:
     Refusal(words='no such model', codes=('model_not_found',), places=(), code='model_not_found')
     """
     found: dict[str, list[str]] = {"words": [], "code": [], "codes": [], "places": []}
-    for kind, text in _said(body, 0):
+    for kind, said in _said(body, 0):
+        text = said.encode(errors="replace").decode()  # half a character, which JSON may spell, fits into no journal
         if text and text not in found[kind]:
             found[kind].append(text)
     if not found["words"] and body:

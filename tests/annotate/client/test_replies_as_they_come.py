@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from raw_endpoint import CHAT, Came, chat, raw_endpoint
 
-from mmpo.annotate.client import Answer, Choice, Endpoint, EndpointSettings, Failure
+from mmpo.annotate.client import Answer, Choice, Endpoint, EndpointSettings, Failure, failure_of_status, refusal_of
 from mmpo.annotate.client import endpoint as the_endpoint
+from mmpo.annotate.client.chat_reply import read_reply
 
 
 def asked(answering: Any, timeout: float = 20.0, **settings: Any) -> Answer | Failure:
@@ -141,6 +144,37 @@ def test_impossible_figures_are_estimated_and_cost_no_answer(wrong: Any) -> None
         found = asked(chat("C", usage=usage))
         assert isinstance(found, Answer) and found.choices[0].text == "C"
         assert 0 < found.prompt_tokens < 100 and 0 < found.reply_tokens < 100
+
+
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.sampled_from(["text", "error", "C"])
+)
+KEYS = ("choices", "message", "content", "usage", "prompt_tokens", "logprobs", "token", "top_logprobs", "logprob", "error", "code", "type",
+        "text", "detail", "finish_reason", "delta", "refusal", "thinking", "reasoning_content", "loc", "msg", "index")  # fmt: skip
+bodies = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=20,
+)
+choices = st.fixed_dictionaries(
+    {"message": st.dictionaries(st.sampled_from(KEYS), bodies, max_size=4)}, optional={"logprobs": bodies}
+)
+replies = bodies | st.fixed_dictionaries(
+    {"choices": st.lists(choices | bodies, max_size=2)}, optional={"usage": bodies, "error": bodies}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(replies, st.booleans())
+def test_no_reply_of_any_shape_is_more_than_an_answer_or_a_failure(reply: Any, streamed: bool) -> None:
+    raw = json.dumps(reply).encode()
+    raw = b"data: " + raw + b"\n\ndata: [DONE]\n\n" if streamed else raw
+    for found in (read_reply(raw, CHAT, 0.0), read_reply(reply, CHAT, 0.0), failure_of_status(400, refusal_of(raw), sent=CHAT)):
+        if isinstance(found, Answer):
+            assert 0 <= found.prompt_tokens <= 10_000_000 and 0 <= found.reply_tokens <= 10_000_000
+            assert Answer.loads(found.dumps(), 0, 0, 0.0).choices == found.choices
+        else:
+            assert found.reason and found.message.encode()
 
 
 def drips(part: bytes, pause: float) -> Any:
