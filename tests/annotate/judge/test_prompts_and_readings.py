@@ -312,6 +312,18 @@ def test_turning_the_distribution_around_turns_the_grade_around(weights: list[fl
     assert here.label_probability == pytest.approx(1.0) and -3 <= here.value <= 3
 
 
+@given(
+    st.lists(st.sampled_from(["A", " B", "C", "</think>", "\n", "G</s>", "so"])),
+    st.sampled_from(["C", " C", "Verdict: C", "[[C]]"]),
+)
+def test_whatever_was_thought_before_changes_no_grade(thought: list[str], said: str) -> None:
+    before, _, after = said.partition("C")
+    own = (*([Token(before)] if before.strip() else []), Token((before if not before.strip() else "") + "C", logs(C=0.6, B=0.3)))
+    tokens = (*own, *([Token(after)] if after else []))
+    alone, behind = Choice(said.strip(), "stop", tokens), Choice(said.strip(), "stop", (*map(Token, thought), *tokens))
+    assert one(behind) == one(alone) == pytest.approx((1.2 / 0.9, (1.8 / 0.9 - (1.2 / 0.9) ** 2) ** 0.5, 0.9))
+
+
 def test_what_is_kept_of_the_tokens_reads_the_same() -> None:
     choice = reply(("I", logs(I=1.0)), (" prefer", logs(x=1.0)), "\nVerdict: ", ("C", logs(C=0.5, B=0.5)))
     kept = Reader("grade", PREFERENCE, ("grade",), False, 0.5).trimmed(choice)

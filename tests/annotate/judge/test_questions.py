@@ -202,6 +202,18 @@ def test_readings_are_kept_by_what_they_depend_on(parsed: Counter[str], tmp_path
     assert looked.replies == once_more.replies == read(first, 2).replies == read(first, 0).replies
 
 
+def test_an_answer_that_was_read_in_a_thought_is_asked_again(tmp_path: Path) -> None:
+    """An earlier version took the first token of an empty reply for its grade, and kept the reply as an answer."""
+    row = FeedbackRow("p", [{"role": "user", "content": "?"}], ["a", "b"], ["x", "y"], [None, None])
+    judge = asker()
+    request, other = (request for posed in judge.of(row) for request in posed.requests)
+    thought = Answer((Choice("", "length", (Token("A", (("A", -0.1), ("B", -3.0))),)),), 1, 1, 0.0, (b"older", b"[]"))
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.put_all([("m", (request.key, thought, 0.0))])
+        found = judge.known([request, other], journal).replies
+    assert list(found) == [request.key] and not usable(found[request.key])
+
+
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 grades = st.builds(Grade, numbers, st.none() | numbers, st.none() | numbers, st.none() | st.lists(numbers).map(tuple))
 words = st.text(st.characters(exclude_categories=["Cs"]))
