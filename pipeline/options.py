@@ -181,7 +181,11 @@ def explain(error: ValidationError, model: type, *, where: str = "", flags: bool
         union = last.removeprefix("constrained-") in ("float", "int", "str", "bool") or "[" in last
         places.setdefault(item["loc"][:-1] if union else item["loc"], []).append(item)
     # of several values written as one text, that there are too few says it all
-    few = {place[0] for place, items in places.items() if len(place) > 1 and items[0]["type"] == "missing"}
+    few = {
+        place[0]
+        for place, items in places.items()
+        if len(place) > 1 and items[0]["type"] == "missing" and isinstance(place[-1], int)
+    }
     places = {place: items for place, items in places.items() if not place or place[0] not in few or items[0]["type"] == "missing"}
     return "; ".join(_explain_one(place, items, model, where, flags) for place, items in places.items())
 
@@ -195,10 +199,11 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
         allowed = _keys_at(model, place[:-1])
         return f"{start}: unknown key{closest(place[-1], allowed, 0.4) or '.'} Known: {', '.join(allowed)}"
     if item["type"] == "missing":
+        too_few = isinstance(place[-1], int)  # of a tuple; else it is a key
         return (
-            f"{start}: missing{_help(model, place[0])}"
-            if len(place) == 1
-            else _too_few(start.removesuffix(f".{place[-1]}"), place, item["input"], model)
+            _too_few(start.removesuffix(f".{place[-1]}"), place, item["input"], model)
+            if too_few
+            else f"{start}: missing{_help(model, place)}"
         )
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
     if not all(message.startswith("Input should be ") for message in messages):
@@ -210,9 +215,9 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
     return f"{start}: {item['input']!r} is not {values}{closest(item['input'], names, 0.4)}"
 
 
-def _help(model: type, name: Any) -> str:
+def _help(model: type, place: Sequence[Any]) -> str:
     """What a field is, for a message that it is missing."""
-    field = fields_of(model).get(str(name))
+    field = fields_of(_model_at(model, place[:-1])).get(str(place[-1]))
     return f"; it is: {' '.join(field.description.split())}" if field and field.description else ""
 
 
@@ -239,14 +244,19 @@ WORDS = {
 
 
 def _keys_at(model: type, place: Sequence[Any]) -> list[str]:
-    """The keys allowed at a place inside the model; a mapping's own keys (run names) are skipped."""
+    """The keys allowed at a place inside the model."""
+    return [field.alias or name for name, field in fields_of(_model_at(model, place)).items()]
+
+
+def _model_at(model: type, place: Sequence[Any]) -> type:
+    """The model at a place inside a model; a mapping's own keys (run names) are skipped."""
     for part in place:
         field = {field.alias or name: field for name, field in fields_of(model).items()}.get(str(part))
         models = (
             [hint for hint in _flatten(field.annotation) if isinstance(hint, type) and issubclass(hint, BaseModel)] if field else []
         )
         model = models[0] if models else model
-    return [field.alias or name for name, field in fields_of(model).items()]
+    return model
 
 
 def _flatten(hint: Any) -> list[Any]:

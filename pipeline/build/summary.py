@@ -148,6 +148,10 @@ NOTED = {
     "clipped": "of {grades:,} grades {n:,} were clipped at the end of their range (--clip): among them differences are lost",
     "null_before_scores": "in {n:,} rows a null stands before scores in a list: lists are joined by place, so that where the writer "
     "numbered the grades by place (distilabel's UltraFeedback task does) they may stand one reply off",
+    "prompt_in_replies": "in {n:,} rows both replies begin with the whole prompt: it would be trained on as a part of them; cut it off, or "
+    "leave the column `prompt` out and give turns",
+    "template_marks": "{n:,} prompts begin with the marks of a chat template, such as <|im_start|>: a whole chat is taken for one text of "
+    "the user, and a model's own template will stand around it; give it as messages",
     **{
         f"{key}_left_out": f"of {{n:,}} messages the {key} was left out: what is graded and trained on is the content"
         for key in ("reasoning_content", "reasoning", "thinking")

@@ -13,7 +13,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns, stem
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import Cells, is_empty, reader, terms, top_column
-from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, with_system
+from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_reply, split_pair, with_system
 
 Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
@@ -85,9 +85,11 @@ class RowFields:
             raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
         return found
 
-    def framed(self, row: Row, prompt: Any) -> Any:
+    def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> Any:
         """The prompt, a chat in a text read as messages, behind the row's system text. Raises BadRow: tools, images, as with_system."""
         prompt = read_conversation(prompt)
+        if isinstance(prompt, str) and prompt.startswith(TEMPLATE_MARKS):
+            out.count("template_marks")
         for name in self.context:
             given = self.get(row, name)
             if is_empty(given):
@@ -151,7 +153,7 @@ def _rating_parser(fields: RowFields) -> RowParser:
     def parse(row: Row, out: FeedbackBuilder) -> None:
         if prompt_column not in row or completion_column not in row:
             raise BadRow("missing_column", {"missing": completion_column if prompt_column in row else prompt_column})
-        out.prompt(framed(row, prompt_of(row)))
+        out.prompt(framed(row, prompt_of(row), out))
         index = out.completion(read_reply(completion_of(row), out.count), model_of and name_in(model_of(row)))
         for read, rater in scores:
             try:
@@ -180,7 +182,7 @@ def _prompt_parser(fields: RowFields) -> RowParser:
             raise BadRow("not_a_list", {"completions": type(texts).__name__})
         scores = [(_as_long(read(row, out), texts, "scores"), rater) for read, rater in columns] or [([None] * len(texts), None)]
         models = _as_long(fields.list_of(fields.get(row, "models")), texts, "models")
-        out.prompt(fields.framed(row, fields.get(row, "prompt")))
+        out.prompt(fields.framed(row, fields.get(row, "prompt"), out))
         ungraded = shifted = 0
         graded = [fields.grade(row, rater) for _, rater in scores]
         nulls = [False] * len(scores)
@@ -230,7 +232,7 @@ def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     def parse(row: Row, out: FeedbackBuilder) -> None:
         prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", "chosen", "rejected"))
         prompt, chosen, rejected = split_pair(prompt, chosen, rejected, out.count)
-        out.prompt(fields.framed(row, prompt))
+        out.prompt(fields.framed(row, prompt, out))
         first = out.completion(chosen, fields.name(row, "chosen_model"))
         second = out.completion(rejected, fields.name(row, "rejected_model"))
         for read, rater in margins:
@@ -258,7 +260,7 @@ def _comparison_parser(fields: RowFields) -> RowParser:
     limit = high if high is not None or not words else max(map(abs, words))
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
-        out.prompt(fields.framed(row, fields.get(row, "prompt")))
+        out.prompt(fields.framed(row, fields.get(row, "prompt"), out))
         first = out.completion(read_reply(fields.get(row, "first"), out.count), fields.name(row, "first_model"))
         second = out.completion(read_reply(fields.get(row, "second"), out.count), fields.name(row, "second_model"))
         if first == second:

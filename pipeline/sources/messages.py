@@ -28,6 +28,8 @@ ROLES = {
 }
 """The roles that are read, in lower case → the role that is stored."""
 TOOL_ROLES = ("tool", "function")
+TEMPLATE_MARKS = ("<|im_start|>", "<|start_header_id|>", "<|begin_of_text|>", "<start_of_turn>", "<|user|>", "<s>[INST]", "[INST]")
+"""What a text begins with that a chat template has written."""
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message under which servers and data sets keep what a model thought before its reply."""
 
@@ -178,6 +180,8 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted
     if isinstance(chosen, str) and isinstance(rejected, str):
         turns = _turns_of_both(prompt, chosen, rejected)
         if turns is None and prompt is not None:
+            if isinstance(prompt, str) and chosen.startswith(prompt) and rejected.startswith(prompt):
+                count("prompt_in_replies")
             return prompt, chosen, rejected
         if turns is None:
             raise BadRow(

@@ -264,6 +264,10 @@ def test_a_build_says_what_it_left_out_or_did_not_read(tmp_path: Path) -> None:
     lists = [{"prompt": f"Q{i}", "completions": ["a", "b", "c"], "scores": [None, 1, 2]} for i in range(3)]
     summary = build(write_rows(tmp_path / "lists.jsonl", lists), tmp_path / "lists", options=BuildOptions("jsonl"))
     assert "in 3 rows a null stands before scores" in "\n".join(summary["warnings"])
+    marked = "<|im_start|>user\nQ<|im_end|>"
+    pairs = [{"prompt": marked, "chosen": f"{marked} a", "rejected": f"{marked} b", "margin": 1}]
+    said = build(write_rows(tmp_path / "pairs.jsonl", pairs), tmp_path / "pairs", options=BuildOptions("jsonl"))["warnings"]
+    assert [line[:24] for line in said[1:]] == ["in 1 rows both replies b", "1 prompts begin with the"]
 
 
 def test_alpaca_eval_is_clipped_at_sixteen_and_counted(tmp_path: Path) -> None:
