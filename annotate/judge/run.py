@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import orjson
 
 from mmpo.annotate.client import (
@@ -130,18 +131,15 @@ async def _ask_all(plan: JudgePlan, journal: Journal, progress: Progress | None,
     budget = Budget(plan.options.max_cost, spent=sum(row["cost"] for row in journal.spent().values()))
     sizes = plan.feedback.sizes()
     async with AsyncExitStack() as stack:
-        runs = []
-        for one in plan.judges:
-            endpoint = await stack.enter_async_context(Endpoint(one, plan.options.timeout))
-            paid: list[Answer] = []
-            questions = Questions(one, plan.options, await _capabilities(plan, one, endpoint, journal, paid, progress))
-            total = questions.count(sizes)
-            price = plan.prices.of(one.model, batch=plan.options.batch)
-            for answer in paid:
-                cost = price.of(answer.prompt_tokens, answer.reply_tokens) if price else 0.0
-                journal.write([spent_by(one.name, answer, cost, probe=True)])
-                budget.spent += cost
-            runs.append(JudgeRun(questions, endpoint, plan.feedback, journal, budget, price, stop, total))
+        endpoints = [await stack.enter_async_context(Endpoint(one, plan.options.timeout)) for one in plan.judges]
+        # All at once: what is wrong with one judge is said while another one is told to wait.
+        ready = [asyncio.create_task(_ready(plan, sizes, one, journal, budget, stop, progress)) for one in endpoints]
+        try:
+            runs = await asyncio.gather(*ready)
+        finally:
+            for task in ready:
+                task.cancel()
+            await asyncio.gather(*ready, return_exceptions=True)
         if not sum(run.counts.total for run in runs):
             raise UserError(f"{plan.feedback.folder}: {nothing_to_ask(plan.options)}")
 
@@ -159,6 +157,23 @@ async def _ask_all(plan: JudgePlan, journal: Journal, progress: Progress | None,
                     await ticker
         tell()
     return runs
+
+
+async def _ready(
+    plan: JudgePlan, sizes: np.ndarray, endpoint: Endpoint, journal: Journal, budget: Budget, stop: Stop, progress: Progress | None
+) -> JudgeRun:
+    """A judge of which is known what its endpoint can do; what finding out cost is kept, whatever came of it."""
+    one, paid = cast(Judge, endpoint.judge), list[Answer]()
+    price = plan.prices.of(one.model, batch=plan.options.batch)
+    try:
+        found = await _capabilities(plan, one, endpoint, journal, paid, stop, progress)
+    finally:
+        for answer in paid:
+            cost = price.of(answer.prompt_tokens, answer.reply_tokens) if price else 0.0
+            journal.write([spent_by(one.name, answer, cost, probe=True)])
+            budget.spent += cost
+    questions = Questions(one, plan.options, found)
+    return JudgeRun(questions, endpoint, plan.feedback, journal, budget, price, stop, questions.count(sizes))
 
 
 async def _often(tell: Callable[[], None]) -> None:
@@ -199,7 +214,7 @@ def capabilities_key(judge: Judge, options: JudgeOptions) -> str:
 
 
 async def _capabilities(
-    plan: JudgePlan, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer], progress: Progress | None
+    plan: JudgePlan, judge: Judge, endpoint: Endpoint, journal: Journal, paid: list[Answer], stop: Stop, progress: Progress | None
 ) -> Capabilities:
     """What the endpoint can do: as the journal knows it, else by a probe. A resumed run must ask in the same way.
 
@@ -209,7 +224,7 @@ async def _capabilities(
     known = journal.meta(key)
     found = Capabilities(**known) if known else None
     if found is None:
-        found = await _probed(endpoint, judge, options, paid, progress)
+        found = await _probed(endpoint, judge, options, paid, stop, progress)
         journal.set_meta(key, dataclasses.asdict(found))
     if options.logprobs == "need" and not found.logprobs:
         raise UserError(
@@ -225,7 +240,7 @@ class OutOfPatience(PartialResult):
 
 
 async def _probed(
-    endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer], progress: Progress | None
+    endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer], stop: Stop, progress: Progress | None
 ) -> Capabilities:
     async def ask(body: Mapping[str, Any]) -> Answer | Failure:
         """A 429 is waited out here: taken for a refusal, it would stand in the journal as what the endpoint can't do."""
@@ -243,7 +258,9 @@ async def _probed(
                 )
             if progress and wait >= LONG_WAIT:
                 progress({}, f"{judge.name}: {waiting(wait, outcome.message)}")
-            await asyncio.sleep(wait)
+            await stop.wait(wait)
+            if stop.reason:
+                raise OutOfPatience("stopped before the run had begun; the same command again goes on")
             waited += wait
         raise AssertionError("the loop returns")
 

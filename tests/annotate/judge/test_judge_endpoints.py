@@ -53,11 +53,12 @@ def test_figures_that_can_not_be_cost_nothing_of_the_sort_and_keep_the_answers(w
     assert 0 < told["prompt_tokens"] < 5000 and 0 < told["cost"] < 1.0
 
 
-def test_a_wrong_key_of_one_judge_ends_the_run_while_another_is_told_to_wait(judging: Any) -> None:
+@pytest.mark.parametrize("begun", [False, True], ids=["at the probe", "in the run"])
+def test_a_wrong_key_of_one_judge_ends_the_run_while_another_is_told_to_wait(begun: bool, judging: Any) -> None:
     job = judging({}, 3, 2)
     with serving({}) as other:
         judges = [{"model": "judge-a"}, {"model": "judge-b", "base_url": other.base_url}]
-        assert job.judge("first", judges, limit=1, journal=str(job.journal))["finished"]
+        assert not begun or job.judge("first", judges, limit=1, journal=str(job.journal))["finished"]
         job.server.plan({"faults": [{**TOO_MANY, "headers": {"retry-after": "300"}}]})
         other.plan({"faults": [{"kind": "auth"}], "latency": 0.5})
         started = time.monotonic()
