@@ -18,13 +18,13 @@ from mmpo.pipeline.sources.base import (
     collect_parts,
 )
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.cells import OBJECTS
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import (
     FIELDS,
     LAYOUTS,
     LISTS,
     OBJECT_SAMPLES,
-    OBJECTS,
     SHEETS,
     TRL_FIELDS,
     TRL_SAMPLES,

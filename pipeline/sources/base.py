@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import DECIMALS
 from mmpo.pipeline.storage.rows import Chunk, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
 
@@ -201,6 +200,7 @@ def stem(file: str | None) -> str:
     return name.split(".")[0] or name
 
 
+DECIMALS = (".", ",")
 HEAD_ROWS = 20
 PART_CHARS = 32 << 20
 # The size of one row in so many stands for all of them.

@@ -10,137 +10,10 @@ from functools import partial
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns, stem
-from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import Cells, is_empty, reader, terms, top_column
-from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_reply, split_pair, with_system
-
-Row = Mapping[str, Any]
-Score = Callable[[Row, FeedbackBuilder], Any]
-
-GRADE = ("rater", "aspect", "kind")
-CONTEXT = ("system", "tools", "images")
-OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
-"""Where the fields of one row per prompt are found in candidates that are objects."""
-PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
-
-
-class RowFields:
-    """Reads the fields of one file's rows by the names of its columns. text: all cells are text (CSV).
-
-    read: field → the function that takes its value out of a row.
-    column: field → column, a path (`completions[].text`) or several (`anna+ben`, one a rater), of the fields that the file has.
-    """
-
-    def __init__(self, columns: Collection[str], options: SourceOptions, file: str, text: bool) -> None:
-        # What is listed of the inside of a column is no column.
-        self.inside = {name for name in columns if "[]." in name and name.partition("[].")[0] in columns}
-        self.present = set(columns) - self.inside
-        named = {PLURAL.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
-        inside = {
-            name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
-        }
-        self.column = {name: named.get(name) or inside.get(name, name) for name in FIELDS}
-        self.column = {name: column for name, column in self.column.items() if not self.absent(column)}
-        self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given)]
-        self.named, self.file, self.need_scores = named, file, options.need_scores
-        self.low, self.high = options.scale or (None, None)
-        self.cells = Cells(options.decimal or ("." if text else None), options.na, self.high, options.gap_of)
-        self.list_of: Callable[[Any], Any] = self.cells.listed if text else _same
-        self.read = {name: reader(column, self.present) for name, column in self.column.items()}
-        self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
-        self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
-        self.context = [name for name in CONTEXT if name in self.column]
-
-    def absent(self, column: str) -> list[str]:
-        """The columns that a name stands for and that are not there."""
-        return [one for one, _ in terms(column, self.present) if not self._there(one)]
-
-    def _there(self, column: str) -> bool:
-        top, _, key = column.partition("[].")
-        listed = any(name.startswith(f"{top}[].") for name in self.inside)
-        if key and listed and column not in self.present:
-            return f"{top}[].{key.split('.')[0]}" in self.inside
-        return top_column(column, self.present) in self.present
-
-    def get(self, row: Row, name: str) -> Any:
-        """The value of a field, None where the file has no such column."""
-        read = self.read.get(name)
-        return None if read is None else read(row)
-
-    def name(self, row: Row, name: str) -> str | None:
-        """A model's name, None where there is none."""
-        return self.cells.name(self.get(row, name))
-
-    def grade(self, row: Row, rater: str | None = None) -> dict[str, str]:
-        """Rater (the one given, else the row's), kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
-        found = dict(self.usual_grade)
-        for name, read in self.grade_columns:
-            given = self.cells.name(read(row))
-            if given is not None:
-                found[name] = given
-        if rater is not None:
-            found["rater"] = rater
-        if found["kind"] not in KINDS:
-            raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
-        return found
-
-    def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> Any:
-        """The prompt, a chat in a text read as messages, behind the row's system text. Raises BadRow: tools, images, as with_system."""
-        prompt = read_conversation(prompt)
-        if isinstance(prompt, str) and prompt.startswith(TEMPLATE_MARKS):
-            out.count("template_marks")
-        for name in self.context:
-            given = self.get(row, name)
-            if is_empty(given):
-                continue
-            if name != "system":
-                raise BadRow(name, {name: repr(given)[:200], "hint": f"prompts with {name} can't be kept; leave such rows out"})
-            prompt = with_system(prompt, given)
-        return prompt
-
-    def scores(self, name: str) -> list[tuple[Score, str | None]]:
-        """One for each column that a field of scores is read from: the function that reads it (None for null, counted as no_grade;
-        BadRow missing_column), and the rater of that column's name (None: the row's).
-
-        Raises UserError where raters are named twice, or `--gap-of` has nothing to read.
-        """
-        found = terms(self.column[name], self.present) if name in self.column else []
-        several = len(found) > 1
-        if several and ("rater" in self.column or name.startswith("score_")):
-            why = "the column 'rater' names them too" if "rater" in self.column else "the other score's columns have other names"
-            raise UserError(
-                f"{self.file}: {name}={self.column[name]} takes each column's name for its rater, but {why}; name one column, or "
-                "write one row per rating"
-            )
-        if self.cells.gap_of and name not in ("gap", "margin"):
-            raise UserError(f"{self.file}: --gap-of reads the winner of a comparison (gap, or a pair's margin), and here is {name}")
-        return [(self._score(name, column, sign), column if several else None) for column, sign in found]
-
-    def _score(self, name: str, column: str, sign: float) -> Score:
-        read, top, need = reader(column, self.present), top_column(column, self.present), self.need_scores
-        number = self.cells.gap if name in ("gap", "margin") else self.cells.number
-        as_it_is = (int, float) if sign > 0 and not self.cells.gap_of else ()
-
-        def one(value: Any) -> Any:
-            if type(value) in as_it_is:
-                return value
-            value = number(value, name)
-            return -value if sign < 0 and value is not None and not isinstance(value, (bool, str, list, dict)) else value
-
-        def score(row: Row, out: FeedbackBuilder) -> Any:
-            if need and top not in row:
-                raise BadRow("missing_column", {"missing": column})
-            value = one(read(row))
-            if value is None and need:
-                out.reject("no_grade", unit="grade", limited=False)
-            return value
-
-        def score_list(row: Row, _: FeedbackBuilder) -> Any:
-            values = self.list_of(read(row))
-            return [partial(one, value) for value in values] if isinstance(values, list) else values
-
-        return score_list if name == "scores" else score
+from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.cells import CONTEXT, GRADE, Row, RowFields, Score, terms, top_column
+from mmpo.pipeline.sources.messages import read_reply, split_pair
 
 
 def _rating_parser(fields: RowFields) -> RowParser:
@@ -367,7 +240,7 @@ def prepare_generic(columns: Collection[str], options: SourceOptions, file: str,
 
     Raises UserError where no layout of rows fits the columns.
     """
-    fields = RowFields(columns, options, file, text)
+    fields = RowFields(FIELDS, columns, options, file, text)
     if fields.lacking:
         raise missing_columns(file, "what --columns names", fields.lacking, columns)
     layout = _layout(fields, columns)
@@ -431,7 +304,7 @@ TRL_SAMPLES = (
 def prepare_trl(columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
     """The parser of a file in TRL's preference format: chosen and rejected as texts or messages, the prompt outside or inside; the
     grades are in columns of the user's own. Raises UserError: no chosen or rejected, no column with grades."""
-    fields = RowFields(columns, options, file, text=False)
+    fields = RowFields(FIELDS, columns, options, file, text=False)
     absent = fields.lacking + [name for name in ("chosen", "rejected") if name not in fields.column and name not in fields.named]
     if absent:
         raise missing_columns(file, "format 'trl'", absent, columns)
@@ -455,7 +328,3 @@ def _as_long(values: Any, texts: list[Any], name: str) -> list[Any]:
     if len(values) != len(texts):
         raise BadRow("lengths_differ", {"completions": len(texts), name: len(values)})
     return values
-
-
-def _same(value: Any) -> Any:
-    return value

@@ -33,8 +33,10 @@ def parse_helpsteer3(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
             continue
         if isinstance(score, bool) or not isinstance(score, (int, float)):
             raise BadRow("score_not_a_number", {"score": repr(score)[:80]})
-        # + 0.0: of 0 no negative zero.
-        out.comparison(first, second, -score + 0.0, rater=rater, limit=LIMIT, note=note if isinstance(note, str) and note else None)
+        # or 0.0: of 0 no negative zero
+        out.comparison(
+            first, second, -score or 0.0, rater=rater, limit=LIMIT, note=note if isinstance(note, str) and note else None
+        )
     out.extra({name: row.get(name) for name in ("domain", "language", "overall_preference")})
 
 
