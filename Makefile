@@ -3,6 +3,7 @@
 #   make demo-judge   candidates -> two simulated LLM judges -> margins with standard errors -> a reward model, offline
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
+#   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
@@ -15,7 +16,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build judge human train_speed
 
-.PHONY: demo demo-judge test test-all check dev docs bench clean
+.PHONY: demo demo-judge test test-all check dev docs bench fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -43,6 +44,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done
+
+fuzz: $(STAMP)
+	mkdir -p out && rm -f out/fuzz.txt
+	MMPO_FUZZ=2000 MMPO_FUZZ_RECORD=out/fuzz.txt $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python tests/fuzz/page.py out/fuzz.txt docs/fuzz.md
 
 clean:
 	rm -rf out build dist mmpo.egg-info .pytest_cache .ruff_cache .hypothesis

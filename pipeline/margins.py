@@ -196,16 +196,16 @@ def median_standard_error(gaps: ArrayLike, middles: ArrayLike, pooled_variance: 
     """
     gap, middle = as_floats(gaps, "gaps"), as_floats(middles, "middles")
     pooled, of_middles = as_floats(pooled_variance, "pooled_variance"), as_floats(pooled_middles, "pooled_middles")
-    size, n = gap.shape
+    n = gap.shape[1]
     variance = (4.0 * pooled + (n - 1) * gap.var(axis=1, ddof=1)) / (4.0 + n - 1)
     draws = _draws(n)
-    compared = np.isnan(middle).any(axis=1)
+    rated = np.flatnonzero(~np.isnan(middle[:, 0]))
     with np.errstate(invalid="ignore", divide="ignore"):
         real = np.clip(np.nan_to_num(1.0 - pooled / 4.0 / of_middles), 0.0, 1.0)  # share of the middles' variance that biases make
     result = np.sqrt(variance * np.mean(np.median(draws[0], axis=1) ** 2))
     batch = max(1, (1 << 22) // (SIMULATED_PANELS * n))
-    for start in range(0, size, batch):
-        of = np.arange(start, min(start + batch, size))[~compared[start : start + batch]]
+    for start in range(0, len(rated), batch):
+        of = rated[start : start + batch]
         noise = np.sqrt(variance[of] / 2)[:, None, None]
         share = real[of][:, None]
         center = middle[of].mean(axis=1, keepdims=True)

@@ -25,12 +25,15 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
     came: dict[str, int] = {}
     path = dataset / "rejects.parquet"
     known = {} if path.is_file() and not (dataset / "manifest.json").is_file() else read_manifest(dataset)
-    for stage, units in known.get("counts", {}).items():
-        for unit, counts in units.items():
-            for reason, count in counts["dropped"].items():
-                entry = found.setdefault(reason, {"unit": unit, "stage": stage, "count": 0, "share": None, "examples": []})
-                entry["count"] += count
-                came[reason] = came.get(reason, 0) + counts["in"] + counts["created"]
+    try:
+        for stage, units in known.get("counts", {}).items():
+            for unit, counts in units.items():
+                for reason, count in counts["dropped"].items():
+                    entry = found.setdefault(reason, {"unit": unit, "stage": stage, "count": 0, "share": None, "examples": []})
+                    entry["count"] += count
+                    came[reason] = came.get(reason, 0) + counts["in"] + counts["created"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{dataset / 'manifest.json'}: its counts are damaged; build {dataset} again") from error
     for reason, entry in found.items():
         entry["share"] = entry["count"] / came[reason] if came[reason] else None
     listed: dict[str, int] = {}
