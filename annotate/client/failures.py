@@ -51,6 +51,8 @@ WORDS = (
 """Keys under which servers and gateways put the words of a refusal, themselves or a further object of this kind."""
 CODES = ("code", "type", "error_type", "status")
 PLACES = ("param", "parameter", "loc", "field")
+PARAMETERS = {"logprobs", "max_completion_tokens", "max_tokens", "n", "response_format", "seed", "temperature", "top_logprobs"}
+"""Those of a run's own requests; what users add may have names ("user") that a word about the key holds too."""
 ABOUT_LENGTH = re.compile(r"context[ _]length|context window|too many tokens", re.IGNORECASE)
 """A refusal of a prompt that is too long names the reply's limit as one remedy; the parameter is not what is refused."""
 MOST_WORDS = 500
@@ -256,7 +258,7 @@ def failure_of_status(
     message = (f"{words} (status {status})" if words else f"status {status}, without a word") if status else words
     named = next(((code, OF_THE_RUN[code]) for code in refusal.codes if code in OF_THE_RUN), None)
     fatal = named or OF_THE_RUN_BY_STATUS.get(status)
-    if fatal and not named and status in (403, 404) and named_parameter(refusal, set(sent) - {"model", "messages"}):
+    if fatal and not named and status in (403, 404) and named_parameter(refusal, PARAMETERS & set(sent)):
         return Failure("request", "unsupported_parameter", message)
     if fatal:
         return Failure("run", fatal[0], f"{fatal[1]}: {message}")

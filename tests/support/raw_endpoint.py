@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["CHAT", "Came", "RawEndpoint", "chat", "raw_endpoint"]
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Which is better?"}], "max_tokens": 8, "logprobs": True}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Which is better?"}], "max_tokens": 8, "logprobs": True, "user": "u"}
 """The body of a request."""
 
 

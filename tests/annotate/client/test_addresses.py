@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from raw_endpoint import CHAT, chat, raw_endpoint
 
+from mmpo.annotate.argilla import connect
 from mmpo.annotate.client import OPENAI, Answer, Endpoint, EndpointSettings, Failure, base_url_of, check_address, proxy_for
 from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.pipeline.errors import UserError
@@ -85,6 +86,13 @@ def test_a_proxy_that_can_be_used_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy_for("http://judge.example/v1")[0] == "HTTP_PROXY"
         assert isinstance(answered("http://judge.example/v1"), Answer)
         assert proxy.came[0].path == "http://judge.example/v1/chat/completions"
+
+
+def test_argilla_is_reached_through_the_same_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGILLA_API_KEY", "owner.apikey")
+    monkeypatch.setenv("HTTP_PROXY", "banana")
+    with pytest.raises(UserError, match="HTTP_PROXY=banana is no proxy"):
+        connect("http://127.0.0.1:9")
 
 
 def test_the_address_is_the_options_else_the_environments_else_openais(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ def test_what_is_no_answer_is_called_what_it_is(reply: Any, kind: str, reason: s
     [
         (403, {"error": {"message": "parameter logprobs: not offered for this model"}}, "request", "logprobs"),
         (403, {"detail": "not for you"}, "run", "the key has no access: not for you"),
+        (403, {"error": "this user has no access to the model"}, "run", "the key has no access: this user"),
         (404, {"error": {"message": "max_tokens is not supported here", "code": "model_not_found"}}, "run", "no such model"),
         (
             422,
