@@ -12,9 +12,9 @@ from typing import Any
 
 from mmpo.annotate.client import Answer, Choice, Failure, named_parameter
 from mmpo.annotate.judge.reading import has_distributions
-from mmpo.annotate.replies import holds_thinking
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.tables import Message
+from mmpo.pipeline.thinking import holds_thinking
 
 PLAIN = ("What is 2 + 2?", ("2 + 2 is 4.", "2 + 2 is 5."))
 """The conversation and the replies that a probe asks about."""

@@ -12,7 +12,7 @@ from mmpo.annotate.replies.alignment import PlacedToken, placed
 from mmpo.annotate.replies.foreign import output_choice, ranking, two_scores
 from mmpo.annotate.replies.grade import double_bracket, grade
 from mmpo.annotate.replies.labelled import aspects_json, labelled
-from mmpo.annotate.replies.text import ParsedReply, Unparsable, holds_thinking, plain, readable
+from mmpo.annotate.replies.text import ParsedReply, Unparsable, plain, readable
 from mmpo.annotate.scales import Scale
 from mmpo.pipeline.errors import unknown_name
 

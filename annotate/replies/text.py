@@ -5,11 +5,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mmpo.pipeline.thinking import thinking_spans
+
 Span = tuple[int, int]
 
 # Form feeds stand for what was taken out: white space to every pattern, and droppable later, since none survives from the reply itself.
 GONE = "\f"
-_TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}(?:think|thinking|thought|reasoning)\s{0,3}>|◁(/?)think▷", re.IGNORECASE)
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,32}[ -/]{0,8}[@-~]")
 _EMPTY_FENCE = re.compile(r"```\w{0,20}\s*```")
 _EDGE = "\"'*_`“”‘’"
@@ -89,26 +90,11 @@ def readable(reply: str) -> str:
     return text
 
 
-def holds_thinking(text: str) -> bool:
-    """Whether the text opens or closes a thinking block."""
-    return _TAG.search(text) is not None
-
-
 def _without_thinking(text: str) -> str:
-    opened: int | None = None
-    blocks: list[Span] = []
-    for tag in _TAG.finditer(text):
-        closes = tag[1] or tag[2]
-        if closes:
-            blocks.append((opened or 0, tag.end()))
-            opened = None
-        elif opened is None:
-            opened = tag.start()
-    if opened is not None:
+    spans = thinking_spans(text)
+    if spans is None:
         raise Unparsable("unclosed_thinking")
-    # A closing tag that nothing opened takes all before it, also what stood between earlier blocks.
-    stray = max((end for start, end in blocks if start == 0), default=0)
-    return blanked(text, [(0, stray), *(block for block in blocks if block[0] >= stray)])
+    return blanked(text, spans)
 
 
 def blanked(text: str, spans: Iterable[Span]) -> str:
