@@ -4,7 +4,7 @@ A warning is a line of text with numbers in it, which `warn` shows. Importing th
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,18 +67,37 @@ _RENDERING = {
     "completion_empty": "{n} of {completions} completions were left out: nothing of them is left behind the prompt",
     "template_refused": "{n} conversations were left out; the first: {refusal}",
     "system_merged": "the chat template refuses system messages: in {n} of {prompts} prompts they were put before the first user turn",
-    "system_moved": "the chat template writes a system message only where the user speaks last: in {n} of {prompts} prompts it was put "
-    "before the first user turn",
+    "system_moved": "the chat template writes a system message nowhere, or only where the user speaks last: in {n} of {prompts} prompts it "
+    "was put before the first user turn",
+    "message_vanished": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes nothing of messages whose "
+    "role is {unwritten}; give them roles that it knows (user, assistant, system) in the data, or another template with --chat-template",
+    "message_changed": "in {n} of {prompts} prompts the chat template writes a message otherwise than it stands in the data (without its "
+    "thinking, say)",
+    "turn_continued": "{n} of {prompts} prompts end with an assistant's turn: their replies continue that turn, and nothing is put between",
     "prompt_changed": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes them otherwise once a reply "
     "follows, so that part of the prompt would be taken for the reply; give another one with --chat-template",
+    "completion_changed": "the chat template writes {n} of {completions} completions otherwise than they stand in the data, {trimmed} of "
+    "them only in the white space around them: what was graded is not quite what is read here",
+    "completion_vanished": "{n} of {completions} completions were left out: the chat template writes nothing of them",
+    "thinking_kept": "{n} of {completions} completions hold thinking (<think> ... </think>), which is {thinking}; --thinking drop leaves "
+    "it out, --graded-part says whether it was graded (all) or not (answer)",
+    "thinking_dropped": "of {n} of {completions} completions the thinking (<think> ... </think>) was left out (--thinking drop)",
+    "thinking_only": "{n} of {completions} completions were left out: they are thinking without an answer, which is what counts with "
+    "--thinking drop and with --graded-part answer",
+    "equal_after_rendering": "{n} pairs were left out: the chat template writes both completions alike, and no model can tell them "
+    "apart",
+    "truncated_to_equal": "{n} pairs were left out: their completions are equal up to --max-length {max_length}, so that no model can tell "
+    "them apart",
     "end_of_text_missing": "the tokenizer has no end-of-text token: {n} of {completions} completions end without one, and a policy does "
     "not learn from them when to stop",
 }
-"""What is said of each of a Renderer's counts."""
+"""What is said of each of a Renderer's counts, and of pairs that rendering leaves without a difference."""
 
 
-def rendering_warnings(renderer: Any) -> list[str]:
-    """What a Renderer had to drop or change, a line a kind, with how many of how many and the option to change."""
+def rendering_warnings(renderer: Any, counts: Mapping[str, int] | None = None) -> list[str]:
+    """What a Renderer had to drop or change, a line a kind, with how many of how many and the option to change; counts: of `prepare`,
+    with those of pairs.
+    """
     known = {
         "prompts": renderer.prompts,
         "completions": renderer.completions,
@@ -86,9 +105,14 @@ def rendering_warnings(renderer: Any) -> list[str]:
         "max_prompt_length": renderer.max_prompt_length,
         "max_length": renderer.max_length,
         "refusal": renderer.first_refusal,
+        "unwritten": ", ".join(sorted(renderer.unwritten)),
+        "trimmed": renderer.trimmed,
+        "thinking": "given to the chat template with the rest"
+        if renderer.graded_part == "all"
+        else "read, while the answer alone counts",
     }
-    counts = renderer.counts
-    return [line.format_map({**known, "n": counts[name]}) for name, line in _RENDERING.items() if counts[name]]
+    counts = {**(counts or {}), **renderer.counts}
+    return [line.format_map({**known, "n": counts[name]}) for name, line in _RENDERING.items() if counts.get(name)]
 
 
 def nothing_left(renderer: Any, where: str, counts: dict[str, int]) -> UserError:
@@ -99,8 +123,22 @@ def nothing_left(renderer: Any, where: str, counts: dict[str, int]) -> UserError
             f"all {len(long)} prompts of {where} are longer than --max-prompt-length {renderer.max_prompt_length}: they have "
             f"{min(long)} to {max(long)} tokens. Give it a larger number, and --max-length a still larger one. Dropped: {counts}"
         )
-    why = "".join(f". {line}" for line in rendering_warnings(renderer))
+    why = "".join(f". {line}" for line in rendering_warnings(renderer, counts))
     return UserError(f"no pair of {where} is left; dropped: {counts}{why}")
+
+
+_DISK_SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "disk is full")
+
+"""Of the system's errors; the one before the last is torch's writer of files, which hides what the system said."""
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that nothing more can be written: of the system, torch, safetensors, tokenizers."""
+    while error is not None:
+        if any(sign in str(error) for sign in _DISK_SIGNS) and not isinstance(error, UserError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 START_AGAIN = "then give another --out or --no-resume"

@@ -14,6 +14,9 @@ MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
 _PASS_TOKENS, _PASS_TOKENS_ON_CPU = 16384, 4096
 """Of a CPU larger passes leave the caches."""
+_RATES = {"tiny": (1e-3, 1e-2), "policy": (5e-7, 5e-5), "reward": (3e-6, 1e-4)}
+"""Peak learning rates of all weights and of a LoRA adapter, which starts as zero and has few of them. All weights: the paper's. Adapters of
+policies: between TRL's dpo.py (5e-6) and its dpo_llama2.py (5e-4), of reward models TRL's reward_modeling.py."""
 
 
 @options
@@ -39,7 +42,7 @@ class TrainOptions:
     beta: Positive = 0.1
     """policy: weight of the log-ratio in the logit (the paper: .01)"""
     learning_rate: Positive | None = None
-    """peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward"""
+    """peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward; with --lora 1e-2, 5e-5 and 1e-4"""
     epochs: Positive = 1.0
     """passes over the training prompts"""
     max_steps: Count | None = None
@@ -54,6 +57,10 @@ class TrainOptions:
     """tokens of prompt and completion; longer completions lose their end (counted)"""
     max_prompt_length: Count = 512
     """tokens of a prompt; longer prompts are dropped (counted)"""
+    thinking: Literal["keep", "drop"] = "keep"
+    """thinking in replies (<think> ... </think>): keep renders it, drop leaves it out (both counted)"""
+    graded_part: Literal["answer", "all"] = "all"
+    """what the grades are of: all of a reply, or its answer alone: a policy then reads the thinking and is trained on the answer"""
     weight: Literal["pair", "prompt"] = "pair"
     """pair: every pair counts 1; prompt: 1 / pairs of its prompt"""
     source_weights: Annotated[dict[str, AtLeastZero], MAPPED] = Field(default_factory=dict)
@@ -123,6 +130,11 @@ class TrainOptions:
             if self.reference is not None:
                 raise UserError("a reward model has no reference: leave out `reference`")
             check_reward_terms(terms)
+            if self.graded_part == "answer" and self.thinking == "keep":
+                raise UserError(
+                    "a reward model scores a whole reply, with its thinking if it is there: give --thinking drop where the answer alone "
+                    "was graded"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """All options as JSON values; an infinite gamma is the string 'inf'."""
@@ -136,9 +148,7 @@ class TrainOptions:
         """The peak learning rate, with the default for this kind of model filled in."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if self.model == "tiny":
-            return 1e-3
-        return 5e-7 if self.kind == "policy" else 3e-6
+        return _RATES["tiny" if self.model == "tiny" else self.kind][self.lora is not None]
 
 
 def pass_tokens(given: int | None, device: Any) -> int:

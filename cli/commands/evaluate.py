@@ -1,7 +1,7 @@
 """`mmpo evaluate policy|reward`: accuracy and calibration of a trained model; one flag for every field of EvaluateOptions."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,6 +36,10 @@ class EvaluateOptions:
     """Longest prompt and completion, in tokens."""
     max_prompt_length: Annotated[int | None, NUMBER] = None
     """Longest prompt, in tokens."""
+    thinking: Literal["keep", "drop"] | None = None
+    """Thinking in replies, keep or drop; as the model was trained."""
+    graded_part: Literal["answer", "all"] | None = None
+    """What the grades are of, answer or all; as the model was trained."""
     tokens_per_batch: Annotated[int | None, NUMBER] = None
     """Tokens that go through the model at once."""
     chat_template: str = "tokenizer"

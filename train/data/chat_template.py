@@ -108,12 +108,13 @@ class ChatTemplate:
         template = tokenizer.get_chat_template()
         pinned = with_pinned_date(template)
         self._options: dict[str, Any] = {} if pinned == template else {"chat_template": pinned}
+        self._unwritten: dict[tuple[str, ...], list[int]] = {}
 
     def text(self, prompt: Sequence[Message], reply: Sequence[Message] = (), *, generation: bool = False) -> tuple[str, bool]:
         """The text, with the generation prompt if asked for; and whether the template refused the system message, which then
-        stands in the first user turn.
+        stands in the first user turn. A reply goes on with the assistant's turn that the prompt ends with.
         """
-        messages = [{"role": m["role"], "content": m["content"]} for m in (*prompt, *reply)]
+        messages = [{name: value for name, value in m.items() if value is not None} for m in followed(prompt, reply)]
         try:
             return self._apply(messages, generation), False
         except REFUSALS:
@@ -122,8 +123,21 @@ class ChatTemplate:
                 raise
             return self._apply(merged, generation), True
 
+    def prompt(self, prompt: Sequence[Message]) -> tuple[str, bool]:
+        """The text of a prompt up to where its reply begins: with the generation prompt, or to the place where the assistant's turn that
+        it ends with goes on; and whether the system message was refused, as `text` says it.
+        """
+        if not goes_on(prompt):
+            return self.text(prompt, generation=True)
+        answered, merged = self.text(prompt, [{"role": "assistant", "content": _STAND_IN}])
+        before, _, behind = answered.rpartition(_STAND_IN)
+        self.closes = bool(before and behind.strip())
+        return before, merged
+
     def changes(self, prompt: Sequence[Message], text: str) -> bool:
-        """Whether the template writes the prompt, whose `text` ends with the generation prompt, otherwise before a reply."""
+        """Whether the template writes the prompt, of which `prompt` made the `text`, otherwise before a reply."""
+        if goes_on(prompt):
+            return False  # the text was taken from before a reply
         try:
             answered, _ = self.text(prompt, [{"role": "assistant", "content": _STAND_IN}])
             _, found, behind = answered.rpartition(_STAND_IN)
@@ -141,22 +155,52 @@ class ChatTemplate:
         place = shared.rfind(words) if words else -1
         return same < (place + len(words) if place >= 0 else len(shared.rstrip()))
 
+    def unwritten(self, prompt: Sequence[Message]) -> list[int]:
+        """The places of the prompt's messages of which the template writes nothing whatever they say, since it does not know their role
+        there. Found once for all prompts of the same roles; nothing is known of roles that it refuses.
+        """
+        roles = tuple(message["role"] for message in prompt)
+        if roles not in self._unwritten:
+            messages = [{"role": role, "content": f"Stand-in ({place})."} for place, role in enumerate(roles)]
+            try:
+                text, _ = self.prompt(messages)
+            except REFUSALS:
+                text = "".join(message["content"] for message in messages)
+            self._unwritten[roles] = [place for place, message in enumerate(messages) if message["content"] not in text]
+        return self._unwritten[roles]
+
     def moved(self, prompt: Sequence[Message]) -> str | None:
         """The prompt with its system message in the first user turn, or None where there is none or that changes too."""
         merged = merge_system(prompt)
         if merged is None:
             return None
         try:
-            text, _ = self.text(merged, generation=True)
+            text, _ = self.prompt(merged)
         except REFUSALS:
             return None
-        return None if self.changes(merged, text) else text
+        return None if self.unwritten(merged) or self.changes(merged, text) else text
 
     def _apply(self, messages: list[Message], generation: bool) -> str:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self._options)
         if not isinstance(text, str):
             raise UserError("the chat template did not give one text; name a tokenizer with a single chat template")
         return text
+
+
+def goes_on(prompt: Sequence[Message]) -> bool:
+    """Whether the prompt ends with an assistant's turn, which its replies continue."""
+    return prompt[-1]["role"] == "assistant"
+
+
+def followed(prompt: Sequence[Message], reply: Sequence[Message]) -> list[Message]:
+    """The messages of a prompt and its reply, whose first one continues the assistant's turn that the prompt ends with.
+
+    >>> followed([{"role": "assistant", "content": "I would say"}], [{"role": "assistant", "content": " apple"}])
+    [{'role': 'assistant', 'content': 'I would say apple'}]
+    """
+    if not (reply and goes_on(prompt) and reply[0]["role"] == "assistant"):
+        return [*prompt, *reply]
+    return [*prompt[:-1], {**reply[0], "content": prompt[-1]["content"] + reply[0]["content"]}, *reply[1:]]
 
 
 def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:

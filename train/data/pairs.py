@@ -222,9 +222,13 @@ def prepare(
         usable = np.array([all(rendered[c] is not None for c in sides[row]) for row in rows])
         dropped["completion_not_rendered"] += int((~usable).sum())
         rows = rows[usable]
+        equal = np.array([_equal(rendered[sides[row, 0]], rendered[sides[row, 1]]) for row in rows], dtype=object)
+        dropped.update(equal[equal != ""].tolist())
+        rows = rows[equal == ""]
         if not len(rows):
             continue
-        place = {c: i for i, c in enumerate(c for c in candidates if rendered[c] is not None)}
+        used = set(sides[rows].ravel().tolist())
+        place = {c: i for i, c in enumerate(c for c in candidates if c in used)}
         kept.append(
             PromptPairs(
                 prompt_id=identity,
@@ -241,6 +245,13 @@ def prepare(
     if counts["pairs"] + sum(dropped.values()) != table.num_rows:
         raise RuntimeError(f"pairs do not balance: {table.num_rows} in, {counts}")
     return Prepared(kept, {name: count for name, count in counts.items() if count})
+
+
+def _equal(one: Rendered | None, other: Rendered | None) -> str:
+    """Under which name a pair is left out because its completions are the same tokens, so that its z could only be 0; else ""."""
+    if one is None or other is None or not np.array_equal(one.ids, other.ids):
+        return ""
+    return "truncated_to_equal" if one.truncated or other.truncated else "equal_after_rendering"
 
 
 def prepare_pairs(

@@ -40,6 +40,8 @@ def evaluate(
     per_pair: str | Path | None = None,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
+    thinking: Literal["keep", "drop"] | None = None,
+    graded_part: Literal["answer", "all"] | None = None,
     tokens_per_batch: int | None = None,
     trust_remote_code: bool = False,
     chat_template: str = "tokenizer",
@@ -47,7 +49,7 @@ def evaluate(
     """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a file in
     RewardBench's format (for those, `rewardbench_measures` and "counts").
 
-    What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths). gamma: needed
+    What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking, graded_part). gamma: needed
     for other models. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the
     weights that it had then. reference_cache: as for training. votes: a Parquet file with chosen_id, rejected_id, preferring
     and raters, of raters that made no part of the margins, rows of one pair added up; without it ece_vote is None,
@@ -63,6 +65,7 @@ def evaluate(
     record = read_record(model) or {}
     given = {"gamma": gamma, "target": target, "beta": beta, "reference": reference, "chat_template": chat_template}
     given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
+    given |= {"thinking": thinking, "graded_part": graded_part}
     given |= {"reference_cache": reference_cache, "trust_remote_code": trust_remote_code}
     bench = rewardbench_pairs(data)
     if bench is not None:
@@ -124,7 +127,8 @@ def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str,
         what = "does not say" if Path(model).exists() else "is no folder here, and a model of the Hub does not say"
         raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
     trained = record.get("options", {})
-    known = {name: trained[name] for name in ("target", "beta", "max_length", "max_prompt_length") if name in trained}
+    same = ("target", "beta", "max_length", "max_prompt_length", "thinking", "graded_part")
+    known = {name: trained[name] for name in same if name in trained}
     if "max_length" in given:
         known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
     if kind == "policy":

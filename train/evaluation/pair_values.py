@@ -54,12 +54,12 @@ def pair_values(
 
 
 def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any) -> Prepared:
-    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length, options.thinking, options.graded_part)
     prepared = prepare_pairs(pairs, renderer, options.target, float(options.gamma))
     if where:
         if not prepared.prompts:
             raise nothing_left(renderer, where, prepared.counts)
-        warn(rendering_warnings(renderer))
+        warn(rendering_warnings(renderer, prepared.counts))
     return prepared
 
 

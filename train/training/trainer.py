@@ -9,7 +9,7 @@ divide by the number of micro-batches, whatever they hold; for prompts with 1 to
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare_pairs
 from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
+from mmpo.train.messages import nothing_left, rendering_warnings, warn
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import Logits, Objective, Totals
 from mmpo.train.options import pass_tokens
@@ -37,7 +38,8 @@ class MarginTrainer(GuardedTrainer):
 
     train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
     processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
-    weight, source_weights: what a pair of a table counts for, as `prepare` takes them. The batch size of `args` is not
+    weight, source_weights: what a pair of a table counts for, as `prepare` takes them. thinking, graded_part: as
+    `Renderer` takes them. The batch size of `args` is not
     used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens (default:
     `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_plan` takes it; `execution_plan` is what it chose.
     """
@@ -63,6 +65,8 @@ class MarginTrainer(GuardedTrainer):
         tokens_per_batch: int | None = None,
         max_length: int = 1024,
         max_prompt_length: int = 512,
+        thinking: Literal["keep", "drop"] = "keep",
+        graded_part: Literal["answer", "all"] = "all",
         dropout: bool = False,
         layout: str = "auto",
         callbacks: list[Any] | None = None,
@@ -77,13 +81,13 @@ class MarginTrainer(GuardedTrainer):
         self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
         self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)
         self.layout, self.dropout = layout, dropout
-        self.renderer = Renderer(processing_class, max_length, max_prompt_length)
+        self.rendering = (processing_class, max_length, max_prompt_length, thinking, graded_part)
         self.pad_token = pad_token(processing_class)
         if not dropout:
             disable_dropout(model)
         self.prompts = self.as_prompts(train_dataset, training=True)
         if not self.prompts:
-            raise UserError(f"no pair is left to train on; of the texts: {dict(self.renderer.counts)}")
+            raise UserError("train_dataset holds no prompts to train on")
         self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
         everything = self.complete([*self.prompts, *(self.eval_prompts or [])], model, args)
         self.prompts, held_out = everything[: len(self.prompts)], everything[len(self.prompts) :]
@@ -104,14 +108,21 @@ class MarginTrainer(GuardedTrainer):
         attach(model)
 
     def as_prompts(self, data: Any, training: bool = False) -> list[PromptPairs]:
-        """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner."""
+        """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner, and what rendering changed
+        or left out said aloud. Raises UserError where none of the pairs to train on is left.
+        """
         if isinstance(data, list):
             return data
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
         if training:
             check_sources(table, self.source_weights)
         ties, weights = not self.objective.needs_winner, (self.weight, self.source_weights)
-        return prepare_pairs(table, self.renderer, self.target, self.objective.gamma, ties, *weights).prompts
+        renderer = Renderer(*self.rendering)
+        prepared = prepare_pairs(table, renderer, self.target, self.objective.gamma, ties, *weights)
+        if training and not prepared.prompts:
+            raise nothing_left(renderer, "train_dataset", prepared.counts)
+        warn(rendering_warnings(renderer, prepared.counts))
+        return prepared.prompts
 
     def complete(self, prompts: list[PromptPairs], model: nn.Module, args: TrainingArguments) -> list[PromptPairs]:
         """The prompts with what else training needs of them; called once, before the model is the trainer's."""

@@ -54,7 +54,7 @@ class PolicyTrainer(MarginTrainer):
         if known:
             return prompts
         how: dict[str, Any] = {"tokens": self.tokens_per_batch, "pad_token": self.pad_token, "layout": self.layout}
-        how |= {"tokenizer": self.renderer.tokenizer, "device": args.device, "bf16": args.bf16}
+        how |= {"tokenizer": self.rendering[0], "device": args.device, "bf16": args.bf16}
         filled = cached_logprobs(self.ref_model or model, prompts, self.reference_cache, **how)
         if self.ref_model is not None:
             self.ref_model = self.ref_model.to("cpu")  # not needed again, and the policy comes to the device

@@ -39,6 +39,11 @@ STRIPPING = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].split('</think>')[-1] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+DELAYED = FORGETFUL.replace("not loop.last", "loop.revindex > 2")  # what a later turn does to a reply shows once that is there
+KNOWS_TWO = (  # others vanish, as Qwen's do
+    "{% for m in messages %}{% if m['role'] in ['user', 'assistant'] %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 THOUGHTFUL = [{"role": "assistant", "content": "<think>the cat</think>on a mat"}]
 
 
@@ -59,8 +64,8 @@ def adds_tokens_itself(tokenizer):
     return tokenizer
 
 
-def render(tokenizer, prompt=USER, reply=REPLY, length=200, prompt_length=100):
-    renderer = Renderer(tokenizer, length, prompt_length)
+def render(tokenizer, prompt=USER, reply=REPLY, length=200, prompt_length=100, **how):
+    renderer = Renderer(tokenizer, length, prompt_length, **how)
     ids = renderer.prompt_ids(prompt)
     return renderer, ids, None if ids is None else renderer.completion(prompt, ids, reply)
 
@@ -82,12 +87,25 @@ ASKED = "<|bos|><|user|>Where is the cat?<|assistant|>"
         (LAST_ONLY, [*SYSTEM, *USER], "[INST]Be brief.\n\nWhere is the cat?[/INST]", "on a mat<|end|>", {"system_moved": 1},
          "only where the user speaks last: in 1 of 1 prompts"),
         (LAST_ONLY, USER, "[INST]Where is the cat?[/INST]", "on a mat<|end|>", {}, ""),
-        # a prompt that is another before a reply is left out; with thoughts that are dropped in both it is the same
-        (FORGETFUL, [*USER, *THOUGHTFUL], None, None, {"prompt_changed": 1},
+        # a prompt that is another before a reply is left out; where thoughts are dropped in both it is the same, and changed
+        (DELAYED, [*USER, *THOUGHTFUL, *USER], None, None, {"prompt_changed": 1},
          "1 of 1 prompts were left out with all their pairs: the chat template writes them otherwise"),
         (FORGETFUL, [*USER, *THOUGHTFUL, *USER],
          "<|user|>Where is the cat?<|end|>\n<|assistant|>on a mat<|end|>\n<|user|>Where is the cat?<|end|>\n<|assistant|>",
-         "on a mat<|end|>\n", {}, ""),
+         "on a mat<|end|>\n", {"message_changed": 1}, "in 1 of 1 prompts the chat template writes a message otherwise"),
+        # messages of roles that it does not know; a system message finds its place
+        (KNOWS_TWO, [{"role": "developer", "content": "e"}, *USER], None, None, {"message_vanished": 1}, "whose role is developer;"),
+        (KNOWS_TWO, [*USER, *REPLY, {"role": "tool", "content": "mat"}], None, None, {"message_vanished": 1}, "whose role is tool;"),
+        (KNOWS_TWO, [{"role": "human", "content": "Hi"}], None, None, {"message_vanished": 1}, "whose role is human;"),
+        (KNOWS_TWO, [*SYSTEM, *USER], "<|user|>Be brief.\n\nWhere is the cat?<|end|><|assistant|>", "on a mat<|end|>",
+         {"system_moved": 1}, "a system message nowhere"),
+        # an assistant's turn at the end goes on, whatever the template does to white space and thoughts
+        (LLAMA_LIKE, [*USER, {"role": "assistant", "content": "It is "}], ASKED + "It is", " on a mat<|end|>", {"turn_continued": 1},
+         "1 of 1 prompts end with an assistant's turn: their replies continue that turn"),
+        (FORGETFUL, [*USER, *THOUGHTFUL], "<|user|>Where is the cat?<|end|>\n<|assistant|><think>the cat</think>on a mat",
+         "on a mat<|end|>\n", {"turn_continued": 1}, ""),
+        (GEMMA_LIKE, [*SYSTEM, *USER, {"role": "assistant", "content": "It is"}],
+         ASKED.replace("Where", "Be brief.\n\nWhere") + "It is", "on a mat<|end|>", {"turn_continued": 1, "system_merged": 1}, ""),
         # what a template writes behind the last turn is no change of the prompt
         (LLAMA_LIKE + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", USER, ASKED, "on a mat<|end|><|end|>", {}, ""),
         (LLAMA_LIKE + "<|end|>", USER, ASKED, "on a mat<|end|><|end|>", {}, ""),
@@ -106,6 +124,42 @@ def test_what_becomes_of_a_prompt(template, prompt, text, reply, counts, said, t
         assert (tokenizer.decode(row.ids[: row.start]), completion(tokenizer, row)) == (text, reply)
     assert renderer.counts == counts
     assert said in "".join(rendering_warnings(renderer))
+
+
+THOUGHT = "<think>a mat, a hat</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "how", "reply", "completion_text", "counts", "said"),
+    [
+        (KNOWS_TWO, {}, "on a mat \n", "on a mat \n<|end|>", {}, ""),
+        (LLAMA_LIKE, {}, "on a mat\n", "on a mat<|end|>", {"completion_changed": 1}, "1 of 1 completions otherwise than they stand in the "
+         "data, 1 of them only in the white space"),
+        (STRIPPING, {}, THOUGHT + "on a mat", "\n\non a mat<|end|>\n", {"completion_changed": 1, "thinking_kept": 1},
+         "data, 0 of them only"),
+        (STRIPPING, {}, THOUGHT[:-2], None, {"completion_changed": 1, "completion_vanished": 1, "thinking_kept": 1},
+         "writes nothing of them"),
+        (KNOWS_TWO, {}, THOUGHT + "on a mat", THOUGHT + "on a mat<|end|>", {"thinking_kept": 1}, "completions hold thinking"),
+        # the thinking left out, however it is marked; without an answer nothing is left
+        (KNOWS_TWO, {"thinking": "drop"}, THOUGHT + "on a mat", "on a mat<|end|>", {"thinking_dropped": 1}, "(--thinking drop)"),
+        (STRIPPING, {"thinking": "drop"}, "a mat</THINK> on a mat", "on a mat<|end|>\n", {"thinking_dropped": 1}, ""),
+        (KNOWS_TWO, {"thinking": "drop"}, THOUGHT, None, {"thinking_only": 1}, "thinking without an answer"),
+        (KNOWS_TWO, {"thinking": "drop"}, "<think>a mat, a h", None, {"thinking_only": 1}, ""),
+        # the thinking read, the answer graded
+        (KNOWS_TWO, {"graded_part": "answer"}, THOUGHT + "on a mat", "on a mat<|end|>", {"thinking_kept": 1},
+         "read, while the answer alone"),
+        (KNOWS_TWO, {"graded_part": "answer"}, "on a mat", "on a mat<|end|>", {}, ""),
+        (KNOWS_TWO, {"graded_part": "answer"}, "<think>a mat, a h", None, {"thinking_only": 1}, ""),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_reply(template, how, reply, completion_text, counts, said, tokenizer):
+    tokenizer = with_template(tokenizer, template)
+    renderer, ids, row = render(tokenizer, reply=[{"role": "assistant", "content": reply}], **how)
+    assert (row and completion(tokenizer, row)) == completion_text
+    assert renderer.counts == counts
+    assert said in "".join(rendering_warnings(renderer))
+    if row:
+        assert tuple(row.ids[: len(ids)]) == ids
 
 
 @pytest.mark.parametrize("alone", [True, False])
