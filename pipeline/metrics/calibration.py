@@ -14,16 +14,19 @@ from numpy.typing import ArrayLike
 from mmpo.pipeline.margins import Floats, InvalidValue, as_floats, sigmoid, softplus
 
 BINS = 15
+SAME = 1e-4
+"""Mean |z| up to which z is rounding, and the mean cross-entropy that of z = 0 to four digits."""
 
 
 def accuracy(z: ArrayLike, margin: ArrayLike | None = None) -> float | None:
-    """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1].
+    """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1]. None where the model tells no pair apart,
+    as one that equals its reference: the mean |z| is at most `SAME`.
 
     Without margins every pair counts as decided.
     """
     z_ = as_floats(z, "z")
     z_ = z_ if margin is None else z_[as_floats(margin, "margins") > 0]
-    return float((z_ > 0).mean()) if z_.size else None
+    return float((z_ > 0).mean()) if z_.size and np.abs(z_).mean() > SAME else None
 
 
 def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:

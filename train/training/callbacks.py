@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mmpo.pipeline.metrics import SAME
 from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, say
 from mmpo.train.batches import MicroBatch
 from mmpo.train.distributed import any_process, from_all, rank_and_world
@@ -38,6 +39,8 @@ _SAME_PRESS_SECONDS = 2.0
 """A terminal and a launcher both hand on the one Ctrl-C."""
 _CLEAR_NATS, _CLEAR_SHARE = 1.0, 0.05
 """A clear margin: a completion's log-probability fell by more than a nat and more than 5% of what it was."""
+_SIZE, _NEAR_ZERO, _EARLY_STEPS = "rewards/margins_abs", 0.01, 20
+"""The mean |z| of a log entry; what it still is where a model has learnt nothing; steps in which it may be so."""
 _RECENT_LOGS = 5
 """Log entries of a training run that are averaged, each over other prompts."""
 _LIKELIHOODS = tuple(f"{kind}/{side}" for kind in ("logps", "rewards") for side in _SIDES)
@@ -78,6 +81,7 @@ class MetricAccumulator:
         finite = torch.isfinite(z)
         self.add("rewards/accuracy", (z > 0).float(), batch.weight * (batch.margin > 0))
         self.add("rewards/margins", z, batch.weight)
+        self.add(_SIZE, z.abs(), batch.weight)
         for term in objective.terms:
             value = values.pop(f"loss/{term.name}")
             finite &= torch.isfinite(value)
@@ -97,7 +101,10 @@ class MetricAccumulator:
         for sums in from_all(lambda: own):
             for name, value in sums.items():
                 whole[name] = whole[name] + value if name in whole else value
-        return {name: total / weight for name, (total, weight) in ((n, v.tolist()) for n, v in whole.items()) if weight}
+        means = {name: total / weight for name, (total, weight) in ((n, v.tolist()) for n, v in whole.items()) if weight}
+        if means.get(_SIZE, 1.0) <= SAME:
+            means.pop("rewards/accuracy", None)  # the signs of rounding errors say nothing
+        return means
 
 
 @dataclass
@@ -158,6 +165,8 @@ class TrainingProgress(TrainerCallback):
         """Shows the figures of a step or of an evaluation."""
         figures = {name: f"{logs[name]:.{1 if 'logps' in name else 4}f}" for name in _SHOWN if name in (logs or {})}
         if figures:
+            if "loss" in figures:
+                figures.setdefault("rewards/accuracy", "–")
             self.shown |= figures | {unit: f"{logs[name]:,.0f}" for name, unit in _SPEEDS.items() if name in logs}
             self._show(state)
 
@@ -240,6 +249,33 @@ def _worse_since(log: Log) -> int | None:
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     losses = [loss if math.isfinite(loss) else math.inf for loss in losses]
     return len(losses) - 1 - losses.index(min(losses)) if losses else None
+
+
+class NearZero(TrainerCallback):
+    """Warns, once, where after 20 steps and a quarter of the run z is still near 0: next to nothing was learnt."""
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Looks at the newest figures of training."""
+        sizes = [entry[_SIZE] for entry in state.log_history[-_RECENT_LOGS:] if _SIZE in entry]
+        early = state.global_step < max(_EARLY_STEPS, state.max_steps / 4)
+        if (
+            self.warned
+            or early
+            or not sizes
+            or _SIZE not in state.log_history[-1]
+            or (size := sum(sizes) / len(sizes)) > _NEAR_ZERO
+        ):
+            return
+        self.warned = True
+        warn(
+            [
+                f"after {state.global_step} of {state.max_steps} steps the model still tells no completions apart: mean |z| is {size:.2g}, "
+                f"near 0, where it began. Give a larger --learning-rate (now {args.learning_rate:g})"
+            ]
+        )
 
 
 # --- likelihood displacement --------------------------------------------------------------------------------------------

@@ -35,11 +35,20 @@ from mmpo.train.distributed import (
     rank_and_world,
     uses_fsdp,
 )
-from mmpo.train.messages import memory_advice, memory_error, nothing_left, out_of_memory, rendering_warnings, target_warnings, warn
+from mmpo.train.messages import (
+    disk_full,
+    memory_advice,
+    memory_error,
+    nothing_left,
+    out_of_memory,
+    rendering_warnings,
+    target_warnings,
+    warn,
+)
 from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
 from mmpo.train.objective import Objective, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
-from mmpo.train.training.callbacks import Displacement, EarlyStop, StopSafely, TrainingProgress, ended_early
+from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
@@ -73,6 +82,12 @@ def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback
             raise UserError(
                 "another process of this run has ended; if it could, it gave the reason. The same command goes on from the last checkpoint"
             ) from error
+        if disk_full(error):
+            found = (
+                f"cannot write to {options.out}: the disk is full, or files may not be so large ({str(error).splitlines()[0]}). "
+                "Checkpoints that were whole stay; make room, and the same command goes on from the newest"
+            )
+            raise (UserError(found) if known_to_all(error) else LocalFailure(found)) from error
         if not out_of_memory(error):
             raise
         raise _memory_message(error, options) from error
@@ -102,7 +117,18 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
     folder = ready.folder
     if ready.model is None and folder.record is not None:
         return {**folder.record["summary"], "out": options.out}
-    from_first(folder.claim)
+    try:
+        from_first(folder.claim)
+        return _train_claimed(options, args, ready, callbacks)
+    finally:
+        folder.release()
+
+
+def _train_claimed(
+    options: TrainOptions, args: TrainingArguments, ready: "Preparation", callbacks: Sequence[TrainerCallback]
+) -> dict[str, Any]:
+    """Everything from the trainer to its saved model, with the folder locked."""
+    folder = ready.folder
     try:
         trainer = agreed(lambda: _trainer(options, args, ready, callbacks))
     except Exception as error:
@@ -178,15 +204,19 @@ def prepare_run(options: TrainOptions) -> Preparation:
     transformers.logging.disable_progress_bar()
     model, tokenizer = load_model(options, pairs)
     folder.same_model(identity(model, tokenizer))
-    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    renderer = _renderer(options, tokenizer)
     train, counts = _prompts(pairs, options, objective, renderer)
     if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
-    warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer))
+    warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer, counts))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
     check_ids([*train, *(held_out or [])], model, tokenizer, options.model)
     return Preparation(folder, gamma, counts, model, tokenizer, train, held_out)
+
+
+def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
+    return Renderer(tokenizer, options.max_length, options.max_prompt_length, options.thinking, options.graded_part)
 
 
 def _prompts(
@@ -207,13 +237,20 @@ def _measured(options: TrainOptions) -> pa.Table | None:
             raise UserError(
                 f"early_stopping needs held-out pairs: {options.data} has no split {options.eval_split!r}; leave it out"
             )
+        if options.eval_split is not None:
+            warn(
+                [
+                    f"nothing is measured during training: {options.data} has no pairs in its split {options.eval_split} "
+                    "(--eval-split null asks for that)"
+                ]
+            )
         return None
     return read_pairs(options.data, options.eval_split)
 
 
 def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
     """The same rendered; None where nothing of them is left, which early stopping can't do with."""
-    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length)
+    renderer = _renderer(options, tokenizer)
     prompts, counts = _prompts(pairs, options, objective, renderer)
     if not prompts:
         error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
@@ -221,7 +258,7 @@ def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, toke
             raise error
         warn([f"nothing is measured during training: {error}"])
         return None
-    warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer))
+    warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer, counts))
     return prompts
 
 
@@ -250,6 +287,10 @@ def _trainer(
 ) -> MarginTrainer:
     watching: list[TrainerCallback] = [TrainingProgress(f"{options.kind} {options.loss}"), *callbacks]
     watching += [Displacement(options.beta)] if options.kind == "policy" else []
+    if any(name != "sft" for name in parse_terms(options.loss)) and any(
+        np.abs(prompt.p - 0.5).max() > 0.01 for prompt in ready.train
+    ):
+        watching.append(NearZero())
     watching += [EarlyStop(options.early_stopping)] if options.early_stopping else []
     same = ("loss", "loss_options", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}

@@ -3,20 +3,24 @@ summary. Those are read from the trainer's log, which its checkpoints carry over
 """
 
 import json
+import os
 import shutil
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import atomic_file
+from mmpo.pipeline.storage import atomic_file, file_lock
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import RECORD, read_record
 from mmpo.train.training.callbacks import Log, displacement_of
 
-_BEGINNINGS = (f"{RECORD}.part", f".{RECORD}.part-")
-"""Of the names that a killed process leaves where it wrote a record (0.1.0's, and `atomic_file`'s)."""
+LOCK = f"{RECORD}.lock"
+_BEGINNINGS = (f"{RECORD}.part", f".{RECORD}.part-", LOCK)
+"""Of the names that a killed process leaves where it wrote a record (0.1.0's, and `atomic_file`'s), and of its lock."""
 _MAY_CHANGE = {
     "out",
     "resume",
@@ -63,13 +67,14 @@ class RunFolder:
             raise UserError(f"{self.path} exists and holds something else than a training run; give another folder")
         has_work = self.record is not None and (bool(self.record.get("finished")) or bool(self._checkpoints()[0]))
         self.goes_on = options.resume and has_work
-        self._claimed = False
+        self._claimed, self._lock = False, ExitStack()
         if self.record is not None and self.goes_on:
             self._same_run(self.record)
 
     def _same_run(self, record: dict[str, Any]) -> None:
         now = json.loads(json.dumps({**self.options.as_dict(), "data_digest": self.digest}))
-        then = {**record.get("options", {}), "data_digest": record.get("data_digest")}
+        older = TrainOptions(self.options.kind).as_dict()  # what a run had that is older than an option
+        then = {**older, **record.get("options", {}), "data_digest": record.get("data_digest")}
         changed = [f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]]
         if changed:
             raise UserError(
@@ -100,12 +105,32 @@ class RunFolder:
         return bool(self.goes_on and self.record and self.record.get("finished"))
 
     def claim(self) -> None:
-        """Makes the folder ours if it is new; what an earlier run left in it stays, until this one is known to work."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Locks the folder until `release` and makes it ours if it is new; what an earlier run left in it stays, until this one is known
+        to work. Raises UserError where another process trains into it, or has since it was looked at, and where it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            place = self.path / LOCK
+            holder = place.read_text() if place.exists() else ""
+            taken = (
+                f"{self.path}: another training run ({holder or 'just started'}) writes into it; wait for it, or give another --out"
+            )
+            lock = self._lock.enter_context(file_lock(place, taken, optional=True))
+            if lock is not None:
+                os.ftruncate(lock, 0)
+                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}; give another --out") from error
+        if read_record(self.path) != self.record:
+            raise UserError(f"{self.path}: another training run wrote into it meanwhile; start again to see what is left to do")
         shutil.rmtree(self.path / _NEW_REFERENCE, ignore_errors=True)
         if self.record is None:
             self.write({"finished": False})
             self._claimed = True
+
+    def release(self) -> None:
+        """Lets others at the folder."""
+        self._lock.close()
 
     def start(self) -> None:
         """Called when nothing but training is left: of an earlier run that does not go on, what it left is removed."""
@@ -129,6 +154,7 @@ class RunFolder:
         shutil.rmtree(self.path / _NEW_REFERENCE, ignore_errors=True)
         if self._claimed:
             self._clear()
+            (self.path / LOCK).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 

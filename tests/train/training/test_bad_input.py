@@ -125,7 +125,8 @@ def test_prompts_that_are_too_long_are_left_out_aloud_or_stop_the_run(dataset, r
     rows = read_table(dataset / "train")
     of_first = np.flatnonzero(np.array(rows["prompt_id"]) == rows["prompt_id"][0].as_py())
     table = changed(rows, "prompt", {row: [{"role": "user", "content": "cat " * 200}] for row in of_first})
-    (line,) = train("reward", "--max-prompt-length", 100, data=split_folder(tmp_path / "data", train=table))
+    unmeasured, line = train("reward", "--max-prompt-length", 100, data=split_folder(tmp_path / "data", train=table))
+    assert unmeasured.endswith("has no pairs in its split validation (--eval-split null asks for that)")
     assert line.startswith("1 of 20 prompts were left out with all their pairs: they have ")
     assert line.endswith("--max-prompt-length is 100")
     counts = record_of(tmp_path / "out")["counts"]

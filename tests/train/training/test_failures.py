@@ -4,10 +4,12 @@ import resource
 
 import pytest
 import torch
+from command import mmpo
 from process_cases import said_once, spoiled
 from training_cases import FEW_STEPS, full_memory, user_error
 
-from mmpo.train.messages import memory_advice, memory_error, not_finite, out_of_memory
+from mmpo.pipeline.errors import UserError
+from mmpo.train.messages import disk_full, memory_advice, memory_error, not_finite, out_of_memory
 from mmpo.train.model import load_pretrained, tiny_model
 
 
@@ -116,3 +118,36 @@ def test_gradients_that_are_not_finite_change_nothing(trainer_of):
 def test_many_ids_are_cut():
     message = str(not_finite("the loss is inf", 3, [], [f"p{i}" for i in range(20)], "Do this."))
     assert message == "the loss is inf at step 3; all prompts of the step: p0, p1, p2, p3, p4, p5, p6, p7 and 12 more. Do this."
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_checkpoints_before_it_stay(dataset, same_weights, tmp_path):
+    """A limit on the size of a file, which the third checkpoint's optimizer does not pass."""
+    command = ["train", "reward", "--data", dataset, *FEW_STEPS, "--save-steps", "2", "--max-steps", "6", "--no-dropout"]
+    assert mmpo(*command, "--out", tmp_path / "whole").returncode == 0
+    done = mmpo(*command, "--out", tmp_path / "out", disk=40_000)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "the disk is full, or files may not be so large" in errors[0]
+    assert mmpo(*command, "--out", tmp_path / "out").returncode == 0  # what was half-written is in nobody's way
+    assert same_weights("reward", tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc:844] . PytorchStreamWriter failed writing file data/3: file write failed"
+            ),
+            True,
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (UserError("cannot write x: the disk is full; nothing was written"), False),
+    ],
+)
+def test_what_counts_as_a_full_disk(error, full):
+    assert disk_full(error) == full

@@ -147,7 +147,9 @@ def test_trackers_get_the_metrics_and_the_speed(train_tiny, record_of, dataset, 
     train_tiny("policy", dataset, tmp_path / "out", report_to="notebook", logging_steps=4, max_steps=8)
     training = [entry for entry in seen if "loss" in entry]
     assert len(training) > 1
-    wanted = {"logps/chosen", "logps/rejected", "rewards/accuracy", "rewards/margins", "grad_norm"}
+    assert "rewards/accuracy" not in training[0]  # of the first step, in which every z is 0
+    assert "rewards/accuracy" in training[-1]
+    wanted = {"logps/chosen", "logps/rejected", "rewards/margins", "grad_norm"}
     assert all(wanted | {"tokens_per_second", "pairs_per_second"} <= entry.keys() for entry in training)
     assert any({"eval_logps/chosen", "eval_logps/rejected", "eval_loss"} <= entry.keys() for entry in seen)
     history = record_of(tmp_path / "out")["history"]

@@ -2,20 +2,24 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 
 import pytest
 import torch
+from command import ended, mmpo, started, wait_for
 from folders import changed, split_folder
 from peft import PeftModel
-from training_cases import AtStep, full_memory, make_pairs, save_model, user_error
+from training_cases import FEW_STEPS, AtStep, full_memory, make_pairs, save_model, user_error
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import file_lock
 from mmpo.train.evaluation import evaluate
 from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.record import RECORD, read_record
 from mmpo.train.training import RunFolder
+from mmpo.train.training.run_folder import LOCK
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 SHORT = {"max_steps": 3, "save_steps": 2}
@@ -195,3 +199,31 @@ def test_an_adapter_on_an_adapters_model_is_read_again_as_it_was(train_tiny, rec
     with pytest.raises(UserError, match="Leave out `reference` or `lora`, or merge first"):
         train_tiny("policy", dataset, tmp_path / "three", model=str(one), lora=2, reference=str(base), **SHORT)
     assert not (tmp_path / "three").exists()
+
+
+def test_a_second_training_into_the_same_folder_names_the_first(dataset, tmp_path):
+    """The first one goes on undisturbed; its lock ends with it."""
+    out = tmp_path / "out"
+    command = ["train", "reward", "--data", dataset, "--out", out, *FEW_STEPS, "--epochs", "2000", "--eval-split", "null"]
+    with started(*command) as first:
+        try:
+            assert wait_for(lambda: (out / LOCK).exists() and (out / LOCK).read_text(), first)
+            second = mmpo(*command)
+            first.send_signal(signal.SIGTERM)
+            said = ended(first)
+        finally:
+            first.kill()
+    assert second.returncode == 2
+    assert f"{out}: another training run (process {first.pid} on " in second.stderr
+    assert "wait for it, or give another --out" in second.stderr
+    assert first.returncode == 130, said
+    with file_lock(out / LOCK, "taken"):
+        assert list(out.glob("checkpoint-*"))
+
+
+def test_a_run_that_came_meanwhile_is_not_overwritten(tiny_options, tmp_path):
+    late, early = (RunFolder(tiny_options("reward", "pairs", tmp_path / "out"), "digest") for _ in range(2))
+    early.claim()
+    user_error("another training run .process .* writes into it", late.claim)
+    early.release()
+    user_error("another training run wrote into it meanwhile", late.claim)
