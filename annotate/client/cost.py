@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ def load_prices(path: str | None = None) -> Prices:
         batch = float(values.get("batch", 1.0))
     except OSError as error:
         raise UserError(f"--prices {file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"--prices {file}: it needs `models:` with NAME: [prompt, reply] in dollars a million tokens ({error})"
         ) from None
-    if batch < 0 or any(price.prompt < 0 or price.reply < 0 for price in models.values()):
-        raise UserError(f"--prices {file}: prices must be 0 or more")
+    wrong = next((name for name, price in models.items() if not (0 <= price.prompt < inf and 0 <= price.reply < inf)), None)
+    if wrong is not None or not 0 <= batch < inf:  # a budget compares with costs, and nothing is above one that is no number
+        raise UserError(f"--prices {file}: {'batch' if wrong is None else wrong}: prices are finite numbers from 0 up")
     return Prices(models, batch)
 
 

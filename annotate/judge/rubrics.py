@@ -21,6 +21,7 @@ import yaml
 
 from mmpo.annotate.scales import PREFERENCE, Scale
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.options import unwritable
 
 GRADES: dict[str, str] = {
     "A": "the first reply is much better",
@@ -70,8 +71,10 @@ def _from_file(path: Path) -> list[Rubric]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--rubric {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--rubric {path}: no valid YAML: {error}") from None
+    if (text := unwritable(values)) is not None:
+        raise UserError(f"--rubric {path}: {text!a} holds half a character (a lone surrogate), which can't be sent; write it anew")
     rows = values if isinstance(values, list) else [values]
     return [_checked(path, row) for row in rows]
 

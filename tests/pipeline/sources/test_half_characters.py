@@ -65,8 +65,12 @@ def test_a_name_that_is_no_text_is_refused_wherever_it_is_given(tmp_path: Path) 
     wrong = tmp_path / "folder" / "\udcff.jsonl"
     wrong.parent.mkdir()
     wrong.write_bytes(data.read_bytes())
-    common = ("--format", "jsonl", "--feedback-only", "--out", tmp_path / "out")
-    for words in (("build", data, "--rater-name", "\udcff", *common), ("build", wrong.parent, *common), ("run", recipe)):
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text('{name: own, criterion: "which is b\\ud800etter"}')
+    out = ("--out", tmp_path / "out")
+    read = ("--format", "jsonl", "--feedback-only", *out)
+    judge = ("judge", data, "--model", "m", "--rubric", rubric, *out)
+    for words in (("build", data, "--rater-name", "\udcff", *read), ("build", wrong.parent, *read), ("run", recipe), judge):
         done = mmpo(*words)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert "\\udcff" in done.stderr or "\\ud800" in done.stderr
