@@ -14,7 +14,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build judge human train_speed
+BENCHMARKS = build validate judge human train_speed
 
 .PHONY: demo demo-judge test test-all check dev docs bench fuzz clean
 .DEFAULT_GOAL := test

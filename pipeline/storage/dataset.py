@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from types import NoneType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, file_digest, identity
@@ -34,22 +34,61 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if not is_readable(version):
         raise UserError(f"{folder}: schema version {version!r}; this mmpo reads {readable_versions()}. Build the dataset again")
-    for name, kinds in _MANIFEST.items():
-        if not isinstance(manifest.get(name, kinds[0]()), kinds):
-            raise UserError(f"{path}: its {name!r} is damaged: {str(manifest[name])[:60]}. Build the dataset again")
+    try:
+        _Manifest.model_validate_json(json.dumps(manifest))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part not in _VARIANTS)
+        raise UserError(
+            f"{path}: {place} is damaged ({first['msg']}). Put the file back as it was, or build the dataset again"
+        ) from error
     return manifest
 
 
-_MANIFEST = {
-    "kind": (str,),
-    "rows": (dict,),
-    "recipe": (dict, NoneType),
-    "counts": (dict,),
-    "files": (dict, list),
-    "scales": (list,),
-    "argilla": (dict,),
-}
-"""What manifests may hold, and what that must be."""
+class _Part(BaseModel):
+    """Of a manifest or of something in it: what is read of it has its type; more may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Counts(_Part):
+    into: int = Field(alias="in")
+    created: int
+    out: int
+    merged: int
+    dropped: dict[str, int]
+
+
+class _Recipe(_Part):
+    split: tuple[float, float, float] | None = None
+    split_by: str | None = None
+    ties: str | None = None
+    min_margin: float | None = None
+
+
+class _Digest(_Part):
+    sha256: str
+    bytes: int
+
+
+class _Manifest(_Part):
+    kind: str = ""
+    recipe: _Recipe | None = None
+    rows: dict[str, int] = {}
+    prompts: int | None = None
+    counts: dict[str, dict[str, _Counts]] = {}
+    files: dict[str, _Digest] | list[str] = []
+    scales: list[tuple[float | None, float | None]] = []
+    normalisation: str = ""
+    evidence: str | None = None
+    score_range: tuple[float, float] | None = None
+    rounding_steps: dict[str, float] = {}
+    warnings: list[str] = []
+    argilla: dict[str, Any] = {}
+
+
+_VARIANTS = ("dict[str,_Digest]", "list[str]")
+"""How pydantic names what `files` may be, where it says in which place an error is."""
 
 
 def manifest_files(manifest: Mapping[str, Any]) -> dict[str, FileDigest | None]:

@@ -9,12 +9,12 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from mmpo.pipeline.errors import UserError
@@ -41,21 +41,22 @@ def atomic_file(path: str | Path, *, over_empty_folder: bool = False, stood: Ide
     """
     given = Path(path).absolute()
     into = _written_into(given)
-    path = Path(tempfile.gettempdir(), given.name) if into else Path(os.path.realpath(given))
-    temporary = _sibling(path)
-    with _own_errors(given, path, temporary):
-        if path.is_dir() and not over_empty_folder and not into:
-            raise UserError(f"cannot write {given}: it is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)  # first: where processes have fixed ids, one that was killed left this very name
-        before = identity(path) if stood == "now" else stood
-        _in_use.add(temporary)
-        yield temporary
-        if into:
-            with open(temporary, "rb") as whole, open(given, "wb") as device:
-                shutil.copyfileobj(whole, device)
-        else:
-            _put(temporary, path, before, over_empty_folder)
+    with TemporaryDirectory(prefix="mmpo-") if into else nullcontext() as private:
+        path = Path(private, given.name) if private else Path(os.path.realpath(given))
+        temporary = _sibling(path)
+        with _own_errors(given, path, temporary):
+            if path.is_dir() and not over_empty_folder:
+                raise UserError(f"cannot write {given}: it is a directory")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)  # first: where processes have fixed ids, one that was killed left this very name
+            before = identity(path) if stood == "now" else stood
+            _in_use.add(temporary)
+            yield temporary
+            if into:
+                with open(temporary, "rb") as whole, open(given, "wb") as device:
+                    shutil.copyfileobj(whole, device)
+            else:
+                _put(temporary, path, before, over_empty_folder)
 
 
 def _put(temporary: Path, path: Path, before: Identity, over_empty_folder: bool) -> None:

@@ -42,10 +42,6 @@ def grades() -> Rows:
     return [*rows, {**rows[0], "completion": " "}]
 
 
-def compared(p: int) -> dict[str, Any]:
-    return {"prompt": f"Question {p}?", "first": "a", "second": f"b{p}", "gap": 2, "rater": "ann"}
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("good")
