@@ -93,7 +93,7 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
     if not pairs.num_rows:
         raise UserError("write_dataset: the table holds no pair")
     kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
-    kept["recipe"] = {**kept.get("recipe", {}), "split": list(shares)}
+    kept["recipe"] = {**kept.get("recipe", {}), "split": list(shares), "split_by": "first-message"}
     pairs = pairs.select(PAIRS.names).cast(PAIRS).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
     side = split_of_prompts(pairs, shares)
     rows: dict[str, int] = {}

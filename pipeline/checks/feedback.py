@@ -15,7 +15,7 @@ def look_at_feedback(found: Findings) -> None:
     """All rows; one row per prompt, so that ids are all that is kept, as 64-bit digests."""
     seen: set[int] = set()
     for path in found.parts("feedback"):
-        for batch in found.batches("feedback", path, FEEDBACK, coded=False):
+        for batch in found.batches("feedback", path, FEEDBACK):
             _look(found, pa.Table.from_batches([batch]).cast(FEEDBACK), seen)
     found.figures["prompts"] = len(seen)
 

@@ -19,6 +19,8 @@ from mmpo.pipeline.storage.parts import about_part, cannot_read
 from mmpo.pipeline.tables import SCHEMA_VERSION
 
 BATCH_ROWS = 32_768
+DISTINCT_BYTES = 8 << 20
+"""Of a row group, encoded: up to so many it is read with its texts as dictionaries, else in batches of about this size."""
 
 
 @dataclass
@@ -71,10 +73,10 @@ class Findings:
             self.fault("parts", f"{name}: its manifest does not name it")
         return [path for name, path in here.items() if name in files]
 
-    def batches(self, split: str, path: Path, schema: pa.Schema, *, coded: bool) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: str, path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows of a part, a row group at a time; nothing of a part that can't be read or has other columns, which is a fault.
 
-        coded: texts as dictionaries, so that one that stands in many rows is there once.
+        Where few texts stand in many rows they come as dictionaries: each is there once.
         """
         name = f"{split}/{path.name}"
         try:
@@ -87,12 +89,18 @@ class Findings:
         if not self._columns(name, given, schema):
             self.unread = True
             return
-        texts = [leaf for field in schema for leaf in _texts(field)] if coded else None
+        texts = [leaf for field in schema for leaf in _texts(field)]
         self.place = (name, 0)
         try:
-            with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as parquet:
-                for group in range(parquet.num_row_groups):  # over several groups at once nested dictionaries can't be read
-                    for batch in parquet.iter_batches(BATCH_ROWS if coded else 1024, row_groups=[group], use_threads=False):
+            with (
+                pq.ParquetFile(path, page_checksum_verification=True) as plain,
+                pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as repeating,
+            ):
+                for group in range(plain.num_row_groups):  # over several groups at once nested dictionaries can't be read
+                    about = plain.metadata.row_group(group)
+                    few = about.total_byte_size <= DISTINCT_BYTES
+                    rows = BATCH_ROWS if few else max(64, about.num_rows * DISTINCT_BYTES // about.total_byte_size)
+                    for batch in (repeating if few else plain).iter_batches(rows, row_groups=[group], use_threads=False):
                         batch.validate(full=True)
                         yield batch.select(schema.names)
                         self.rows[split] += batch.num_rows

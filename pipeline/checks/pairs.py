@@ -24,7 +24,7 @@ def look_at_pairs(found: Findings) -> None:
     for number, split in enumerate(SPLITS):
         seen.last = None
         for path in found.parts(split):
-            for batch in found.batches(split, path, PAIRS, coded=True):
+            for batch in found.batches(split, path, PAIRS):
                 _Batch(found, seen, batch, number).look()
     seen.close()
 
