@@ -45,12 +45,14 @@ def read_message(message: Any, count: Count = uncounted) -> tuple[str, str]:
     """
     if not isinstance(message, Mapping):
         raise BadRow("not_text", {"message": type(message).__name__})
-    role = message.get("role") or message.get("from")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(role) is str and role in ROLES and type(content) is str:
+        return ROLES[role], content  # as most are
+    role = role or message.get("from")
     if message.get("tool_calls") or message.get("function_call") or role in TOOL_ROLES:
         raise BadRow("tool_call", {"role": role})
     if message.get("images"):
         raise BadRow("images", {"role": role})
-    content = message.get("content")
     if content is None:
         content = message.get("value")
     if not isinstance(role, str):
