@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpo.pipeline.build.summary import SAME_SCALE_TIMES
 from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, look_at_pairs
 from mmpo.pipeline.checks.pairs import SATURATED as SATURATED
 from mmpo.pipeline.errors import UserError
@@ -74,11 +75,29 @@ def _scales(name: str, found: Findings) -> Outcome:
             len(scales),
             "some grades have a declared scale and others have none: margins may mix units; --scale declares it",
         )
+    apart = _apart(found.manifest.get("grade_ranges", {}))
+    if apart:
+        return (
+            "warn",
+            len(apart),
+            f"no scale is declared, and raters' grades range too differently to be on one: {'; '.join(apart)}",
+        )
     if open_ended:
         return "unknown", 0, "not known: no scale is declared (--scale), so that raters may mean different things by their numbers"
     if len(scales) > 1 and "=" not in str(found.recipe.get("score", "")):
         return "warn", len(scales), f"grades of {len(scales)} scales make the margins and nothing normalises them"
     return "pass", len(scales), "one scale" if len(scales) == 1 else f"{len(scales)} scales, of aspects that are weighed"
+
+
+def _apart(ranges: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Aspects whose raters without a declared scale range too differently, in words. ranges: aspect → rater → least and largest grade."""
+    found = []
+    for aspect, raters in ranges.items():
+        widths = sorted((most - least, rater, least, most) for rater, (least, most) in raters.items() if most > least)
+        if widths and widths[-1][0] >= SAME_SCALE_TIMES * widths[0][0]:
+            words = [f"{rater!r} {least:g} to {most:g}" for _, rater, least, most in (widths[0], widths[-1])]
+            found.append(f"{aspect}: {', '.join(words)}")
+    return found
 
 
 def _ties(name: str, found: Findings) -> Outcome:

@@ -58,7 +58,13 @@ class ResolvedBuild:
         steps = {
             f"{g.rater}/{g.aspect}": self.rules.steps[g.rater, g.aspect] for g in self.groups if g.low is None or g.high is None
         }
-        of_unbounded = {"rounding_steps": steps} if steps else {}
+        ranges: dict[str, dict[str, list[float]]] = {}
+        for group in self.groups:
+            if group.low is None or group.high is None:
+                found, one = ranges.setdefault(group.aspect, {}), self.statistics.groups[group]
+                least, most = found.get(group.rater, [one.least, one.most])
+                found[group.rater] = [min(least, one.least), max(most, one.most)]
+        of_unbounded = {"rounding_steps": steps, "grade_ranges": ranges} if steps else {}
         about = {} if self.options.feedback_only else {"evidence": self.rules.evidence, "score_range": self.score_range()}
         return {"scales": scales, "normalisation": self.options.normalise, **about, **of_unbounded, **self.rules.learned()}
 

@@ -83,6 +83,7 @@ class _Manifest(_Part):
     evidence: str | None = None
     score_range: tuple[float, float] | None = None
     rounding_steps: dict[str, float] = {}
+    grade_ranges: dict[str, dict[str, tuple[float, float]]] = {}
     warnings: list[str] = []
     argilla: dict[str, Any] = {}
 

@@ -484,3 +484,14 @@ def test_scales_that_are_not_known_do_not_pass(scales: list[Any], status: str, t
         (folder / "manifest.json").write_text(json.dumps(manifest))
     [check] = [check for check in validate(folder)["checks"] if check["name"] == "scales"]
     assert check["status"] == status
+
+
+def test_raters_whose_undeclared_scales_are_apart_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q{p}", "completion": f"a{c}", "rater": rater, "score": top * c / 2}
+        for p in range(9) for c in range(3) for rater, top in (("five", 5), ("hundred", 100))
+    ]  # fmt: skip
+    folder = pairs_folder(tmp_path / "data", rows)
+    [check] = [check for check in validate(folder)["checks"] if check["name"] == "scales"]
+    assert check["status"] == "warn"
+    assert check["message"].endswith("overall: 'five' 0 to 5, 'hundred' 0 to 100")
