@@ -9,7 +9,7 @@ from argilla_cases import Asked, feedback, rejected
 from cases import comparisons, ratings
 
 from mmpo.annotate.agreement import agree
-from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs, validate
 from mmpo.pipeline.errors import UserError
 
 
@@ -46,6 +46,7 @@ def test_submitted_answers_become_grades_in_the_order_shown(asked: Asked) -> Non
     assert models["Answer 0 to question 0."] == "small" and models["Answer 1 to question 0."] == "large"
     counts = json.loads((asked.out / "manifest.json").read_text())["counts"]["pull"]["response"]
     assert counts == {"in": 9, "created": 0, "out": 7, "merged": 0, "dropped": {"discarded": 1, "draft": 1}}
+    assert {check["status"] for check in validate(asked.out)["checks"]} == {"pass"}
 
 
 def test_raters_are_pseudonyms_unless_asked(asked: Asked) -> None:

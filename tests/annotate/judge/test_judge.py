@@ -15,7 +15,7 @@ from simulated_judge import Qualities
 from mmpo.annotate.client import Answer, Choice, answer_of
 from mmpo.annotate.scales import PREFERENCE
 from mmpo.cli.main import run
-from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs, validate
 from mmpo.pipeline.errors import UserError
 
 EXACT: dict[str, Any] = {"defaults": {"bias": 0.5, "noise": 0.0, "tau": 0.8, "mass": 0.9}, "keep_bodies": True}
@@ -56,6 +56,7 @@ def test_pointwise_grades_every_reply_by_every_rubric(judging: Any) -> None:
     assert {one["aspect"] for one in found} == {"helpfulness", "honesty"}
     assert all((one["low"], one["high"]) == (1.0, 5.0) and 1 < one["score"] < 5 and one["spread"] > 0 for one in found)
     assert built(job, score="mean")[1].num_rows == 12
+    assert {check["status"] for check in validate(job.out)["checks"]} == {"pass"}
 
 
 @pytest.mark.parametrize("schema", ["honoured", "ignored", "500"])
