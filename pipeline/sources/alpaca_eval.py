@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, SourceOptions, stem
-from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 
 CLIP = 16.0
 
@@ -20,8 +20,7 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     preference = row.get("preference")
     if preference is None or (preference == 0 and not isinstance(preference, bool)):
         raise BadRow("not_annotated", limited=False)
-    if isinstance(preference, bool) or not isinstance(preference, (int, float)) or math.isnan(preference):
-        raise BadRow("score_not_a_number", {"preference": repr(preference)[:80]})
+    preference = as_number(preference, "preference")
     if not 1 <= preference <= 2:
         raise BadRow("score_out_of_scale", {"preference": preference, "low": 1, "high": 2})
     out.prompt(row.get("instruction"))  # type: ignore[arg-type]  # what is no text, the builder refuses

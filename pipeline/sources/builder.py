@@ -164,7 +164,7 @@ class FeedbackBuilder:
 
         Raises BadRow: score_not_a_number (text, bool, NaN, infinite), score_too_large, score_out_of_scale, lone_surrogate.
         """
-        value = _number(score, "score")
+        value = as_number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
             raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
         if not (
@@ -192,7 +192,7 @@ class FeedbackBuilder:
         """
         if first == second:
             raise BadRow("identical_texts", limited=False)
-        value = _number(gap, "gap")
+        value = as_number(gap, "gap")
         if limit is not None and abs(value) > limit:
             raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
         if not (
@@ -262,7 +262,8 @@ def _check_texts(**texts: str | None) -> None:
                 raise BadRow("lone_surrogate", {"where": where}) from error
 
 
-def _number(value: Any, name: str) -> float:
+def as_number(value: Any, name: str) -> float:
+    """A grade as a float. Raises BadRow: score_not_a_number, score_too_large."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, Decimal)):
         raise BadRow("score_not_a_number", {name: _short(value)})
     try:

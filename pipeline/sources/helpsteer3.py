@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, SourceOptions
-from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 from mmpo.pipeline.sources.messages import read_conversation, read_reply
 
 LIMIT = 3.0
@@ -31,12 +31,8 @@ def parse_helpsteer3(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
         if score is None:
             out.reject("no_grade", unit="grade", limited=False)
             continue
-        if isinstance(score, bool) or not isinstance(score, (int, float)):
-            raise BadRow("score_not_a_number", {"score": repr(score)[:80]})
-        # or 0.0: of 0 no negative zero
-        out.comparison(
-            first, second, -score or 0.0, rater=rater, limit=LIMIT, note=note if isinstance(note, str) and note else None
-        )
+        gap = -as_number(score, "score") or 0.0  # of 0 no negative zero
+        out.comparison(first, second, gap, rater=rater, limit=LIMIT, note=note if isinstance(note, str) and note else None)
     out.extra({name: row.get(name) for name in ("domain", "language", "overall_preference")})
 
 

@@ -5,6 +5,7 @@ rating, which averages away.
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, SourceOptions
@@ -34,7 +35,7 @@ def parse_shp(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptio
 def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """labels = 1 says that comment A is preferred; equal votes fit both."""
     label, a, b = row.get("labels"), row.get("score_A"), row.get("score_B")
-    numbers = all(isinstance(score, (int, float)) for score in (a, b))
+    numbers = all(isinstance(score, (int, float, Decimal)) for score in (a, b))
     if label is None or not numbers or a == b or (a > b) == (label == 1):  # type: ignore[operator]
         return
     evidence = {"labels": label, "score_A": a, "score_B": b}

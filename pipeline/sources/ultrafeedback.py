@@ -6,6 +6,7 @@ benchmark.
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, SourceOptions
@@ -85,7 +86,7 @@ def _grade(raw: Any, scale: tuple[float, float], aspect: str, out: FeedbackBuild
 
 def _plain(raw: Any) -> float | None:
     """A finite number, given as such or as text; None for anything else."""
-    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str, Decimal)):
         return None
     try:
         value = float(raw)

@@ -3,6 +3,7 @@ chats and turns in texts, roles and parts, and what is left out but said."""
 
 import gzip
 import json
+from decimal import Decimal
 from math import log
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,18 @@ def test_cells_of_parquet_that_nothing_reads_may_hold_anything(tmp_path: Path) -
     assert grades(tmp_path / "rows.parquet", "parquet") == [("a", "rows", 1.0), ("b", "rows", 2.0)]
     result = collected(tmp_path / "rows.parquet", "parquet", columns={"completion": "raw"})
     assert (reasons(result), result.feedback.num_rows) == ({"unreadable_cell": 1}, 1)
+
+
+def test_decimals_are_numbers_in_every_format() -> None:
+    row = {"instruction": "Q", "output_1": "a", "output_2": "b", "annotator": "j", "preference": Decimal("1.75")}
+    assert add("alpaca-eval", row).ratings[1][4] == pytest.approx(log(3))
+    with pytest.raises(BadRow, match="score_not_a_number"):
+        add("alpaca-eval", {**row, "preference": 10**400})
+    pair = {"context": "Q", "response1": "a", "response2": "b", "overall_preference": Decimal(-2)}
+    assert add("helpsteer3", pair).gaps[0][2] == 2.0
+    post = {"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "score_A": Decimal(3), "score_B": Decimal(2), "labels": 0}
+    with pytest.raises(BadRow, match="label_disagrees"):
+        add("shp", post)
 
 
 @pytest.mark.parametrize(
