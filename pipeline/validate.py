@@ -107,11 +107,11 @@ def _ties(name: str, found: Findings) -> Outcome:
 
 
 def _length(name: str, found: Findings) -> Outcome:
-    untied = found.figures["untied"]
-    share = found.figures["longer"] / max(untied, 1)
-    message = f"the longer reply is chosen in {share:.1%} of the untied pairs"
-    if untied < 50:
-        return "unknown", found.figures["longer"], f"{message}; {untied} are too few to say"
+    uneven = found.figures["uneven"]
+    share = found.figures["longer"] / max(uneven, 1)
+    message = f"the longer reply is chosen in {share:.1%} of the untied pairs whose lengths differ"
+    if uneven < 50:
+        return "unknown", found.figures["longer"], f"{message}; {uneven} are too few to say"
     return ("pass" if 0.35 <= share <= 0.65 else "warn"), found.figures["longer"], message
 
 

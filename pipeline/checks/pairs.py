@@ -260,6 +260,7 @@ class _Batch:
             self._say("order of ties", mask)
         length = np.asarray(pc.utf8_length(texts))[text]
         self.found.figures["longer"] += int(((length[:n] > length[n:]) & (margin > 0)).sum())
+        self.found.figures["uneven"] += int(((length[:n] != length[n:]) & (margin > 0)).sum())
         numbers = np.array([hash(name) for name in own], dtype=np.int64)[identity]
         self._one_value(numbers, wrong)
         self._pairs(numbers)

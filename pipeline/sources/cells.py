@@ -66,11 +66,11 @@ class Cells:
 
     def _hint(self, text: str, field: str) -> str:
         """The option that would read the text."""
-        if self.decimal is None:
-            return "--decimal . reads numbers that are written as text"
+        if self.decimal is None and any(Cells(mark, (), self.high, {})._plain(text) is not None for mark in ".,"):
+            return f"--decimal {',' if _DECIMAL_COMMA.fullmatch(text) else '.'} reads numbers that are written as text"
         part = _FRACTION.fullmatch(text)
         if part and self._plain(part[1]) is not None:
-            return f"--scale LOW:{part[2] or 100} reads it as {part[1]}"
+            return f"{'' if self.decimal else '--decimal . with '}--scale LOW:{part[2] or 100} reads it as {part[1]}"
         if self.decimal == "." and _DECIMAL_COMMA.fullmatch(text):
             return "--decimal , reads it"
         if self.decimal == "," and Cells(".", (), None, {})._plain(text) is not None:

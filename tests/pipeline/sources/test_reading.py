@@ -89,6 +89,19 @@ def test_a_refusal_shows_the_first_line_of_the_reason_that_leads(tmp_path: Path)
     assert read_feedback(write_rows(tmp_path / "few.jsonl", rows[1:]), "jsonl", na=("N/A",)).num_rows == 1
 
 
+def test_the_option_for_numbers_in_text_is_named_where_it_would_read_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": text, "score": text} for text in ("4", "3,5", "4/5", "good")]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    told = [json.loads(text)["hint"] for text in collected(path, "jsonl").rejects["evidence"].to_pylist()]
+    numbers = "reads numbers that are written as text"
+    assert told == [
+        f"--decimal . {numbers}",
+        f"--decimal , {numbers}",
+        "--decimal . with --scale LOW:5 reads it as 4",
+        "--na good reads it as no grade",
+    ]
+
+
 def test_lines_in_other_encodings(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "Q", "completion": "é", "score": 1}, ensure_ascii=False)
     for name, text, options in (
@@ -323,6 +336,23 @@ def test_decimals_are_numbers_in_every_format() -> None:
     post = {"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "score_A": Decimal(3), "score_B": Decimal(2), "labels": 0}
     with pytest.raises(BadRow, match="label_disagrees"):
         add("shp", post)
+
+
+def test_single_precision_is_read_as_the_decimals_it_was_written_from(tmp_path: Path) -> None:
+    """Averages of 1.1 and 1.3 and of 1.2 twice are a tie, which the error of single precision would make a win by 6e-8."""
+    single = pa.float32()
+    rated = {
+        "prompt": ["Q"] * 4,
+        "completion": ["a", "a", "b", "b"],
+        "rater": ["x", "y"] * 2,
+        "score": pa.array([1.1, 1.3, 1.2, 1.2], single),
+    }
+    listed = {"prompt": ["Q"], "completions": [["a", "b"]], "scores": pa.array([[1.1, None]], pa.list_(single))}
+    for name, table in (("rated", rated), ("listed", listed)):
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    assert grades(tmp_path / "listed.parquet", "parquet") == [("a", "listed", 1.1)]
+    build(tmp_path / "rated.parquet", tmp_path / "out", options=BuildOptions("parquet"))
+    assert load_pairs(tmp_path / "out")["quality_margin"].to_pylist() == [0.0]
 
 
 @pytest.mark.parametrize(
