@@ -164,6 +164,10 @@ def read_reply(value: Any, count: Count = uncounted) -> Any:
     found = _messages_in(value)
     if isinstance(found, list) and len(found) == 1 and isinstance(found[0], Mapping) and (found[0].keys() & {"role", "from"}):
         return _reply(found, count)[1]
+    if isinstance(value, str) and found is not value:
+        raise BadRow(
+            "malformed_messages", {"completion": value[:200], "hint": "a reply is one message; those before it are the prompt"}
+        )
     return read_text(value)
 
 

@@ -23,6 +23,8 @@ STATISTICS = ["prompt_id", "quality_margin", "margin_se", "score_chosen", "score
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a dataset folder. Raises UserError where there is none or it is of another schema version."""
     path = folder / MANIFEST
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, no dataset folder; `mmpo build` makes one of it")
     if not folder.is_dir():
         raise UserError(f"no such dataset folder: {folder}")
     try:

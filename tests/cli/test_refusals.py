@@ -96,7 +96,7 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("build empty.jsonl --format jsonl --out out",),
         ("build grades.jsonl --format jsonl --out thesis", "thesis", "holds something else"),
         ("judge nowhere --model m --out out", "nowhere"),
-        ("judge grades.jsonl --model m --out out", "grades.jsonl"),
+        ("judge grades.jsonl --model m --out out", "grades.jsonl is a file, no dataset folder"),
         ("judge candidates --model m --out candidates", "is the input itself"),
         ("judge pairs --model m --out out", "--feedback-only"),
         (f"{JUDGE} --model m --out thesis", "thesis"),

@@ -228,6 +228,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
         ({"system": "Be kind", "prompt": [{"role": "system", "content": "Be rude"}, *CHAT]}, "two_system_messages"),
         ({"score": 1.7e308}, "score_too_large"),
         ({"completion": [{"role": "user", "content": "x"}]}, "last_message_not_assistant"),
+        ({"completion": json.dumps([*CHAT, {"role": "assistant", "content": "a"}])}, "malformed_messages"),
     ],
 )
 def test_what_would_be_lost_is_refused_by_name(changed: dict[str, Any], reason: str) -> None:
