@@ -65,7 +65,8 @@ def _mapped(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
-    parts = [part for text in texts for part in text.split(",") if part.strip()]
+    # A comma that no name= follows belongs to the value: columns may have one in their name.
+    parts = [part for text in texts for part in re.split(r",(?=[^,]*=|\s*(?:,|$))", text) if part.strip()]
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise ValueError(f"{wrong!r} is not of the form name=value")

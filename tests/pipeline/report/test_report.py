@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from folders import pairs_folder, split_folder
 
+from mmpo.pipeline import validate
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.report import longer_wins, number, read_figures, source_rows, write_comparison, write_report
 
@@ -130,3 +131,9 @@ def test_numbers_for_readers() -> None:
     assert [number(v) for v in (0, 0.0, 1234, 0.00001234, -0.5, True, "words", float("nan"))] == [
         *("0", "0.000", "1,234", "1.23e-05", "-0.500", "True", "words", "–")
     ]
+
+
+def test_replies_of_equal_length_say_nothing_of_a_length_bias(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{p}", "completion": text, "score": score} for p in range(60) for score, text in enumerate(("no", "ok"))]
+    [check] = [check for check in validate(pairs_folder(tmp_path / "data", rows))["checks"] if check["name"] == "length bias"]
+    assert check["status"] == "unknown" and "0 are too few to say" in check["message"]

@@ -124,6 +124,9 @@ def test_the_separator_is_found_or_named(tmp_path: Path) -> None:
         ("c.csv", "prompt\tcompletion\tscore\nQ\tA\t1\n", {"sep": "tab"}),
     ):
         assert read_feedback(written(tmp_path, name, text), "csv", **options)["ratings"].to_pylist()[0][0]["score"] == 1.0
+    named = written(tmp_path, "e.csv", 'prompt;"answer, long";score\nQ;A;1\n')  # a comma in a name is no end of it
+    command = ["build", str(named), "--format", "csv", "--columns", "completion=answer, long,score=score", "--feedback-only"]
+    assert run([*command, "--out", str(tmp_path / "named")]) == 0
     broken = written(tmp_path, "d.csv", "prompt,completion,score\nQ,A, or B,1\n")
     assert "--sep" in collected(broken, "csv").rejects["evidence"].to_pylist()[0]
 
