@@ -18,6 +18,7 @@ from mmpo.pipeline.options import options_from
 from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest, read_parts, split_files
 from mmpo.pipeline.tables import FEEDBACK, PAIRS
 from mmpo.train.data.render import Rendered, Renderer
+from mmpo.train.messages import warn
 from mmpo.train.objective import reads_targets, targets
 from mmpo.train.options import TrainOptions
 
@@ -53,6 +54,13 @@ def _as_pairs(file: Path) -> pa.Table:
     if set(FEEDBACK.names) <= set(names) and not set(PAIRS.names) <= set(names):
         raise UserError(f"{file} {_feedback(file)}")
     return read_parts([file], nullable=None).replace_schema_metadata(None)
+
+
+def _unread(file: Path) -> set[str]:
+    """Fields of the messages of a file of pairs that nothing here reads, such as reasoning_content or tool_calls."""
+    messages = (part_schema(file).field(name).type for name in ("prompt", "chosen", "rejected"))
+    kinds = [kind.value_type for kind in messages if hasattr(kind, "value_type")]
+    return {field.name for kind in kinds if pa.types.is_struct(kind) for field in kind.fields} - {"role", "content"}
 
 
 def _feedback(path: Path) -> str:
@@ -105,7 +113,12 @@ def read_pairs(data: str | Path, split: str) -> pa.Table:
     """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
     there, and for whatever can't be trained on.
     """
-    table = pa.concat_tables([_as_pairs(file) for file in _pair_files(data, split)])
+    files = _pair_files(data, split)
+    table = pa.concat_tables([_as_pairs(file) for file in files])
+    if unread := sorted(set().union(*map(_unread, files))):
+        warn(
+            [f"{data} ({split}): messages carry {', '.join(unread)}, which is left out: role and content are read and nothing else"]
+        )
     check_rows(table, str(data) if Path(data).is_file() else f"{Path(data) / split}")
     return table
 

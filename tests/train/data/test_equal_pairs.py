@@ -2,11 +2,13 @@
 
 import copy
 
+import pyarrow as pa
 import pytest
 from folders import split_folder
 from training_cases import save_model, user_error
 
-from mmpo.pipeline.tables import completion_id, prompt_id
+from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
+from mmpo.train.data import read_pairs
 from mmpo.train.evaluation import evaluate
 from mmpo.train.model import tiny_model
 
@@ -73,3 +75,12 @@ def test_pairs_that_only_the_end_of_a_turn_tells_apart_are_kept(train_tiny, reco
     data = split_folder(tmp_path / "data", train=rows(["on a mat", "on a mat and", "in trees"], 3))
     train_tiny("reward", data, tmp_path / "out", max_steps=1, eval_split=None)
     assert record_of(tmp_path / "out")["counts"]["pairs"] == 12
+
+
+def test_fields_of_messages_that_are_not_read_are_named(tmp_path, capsys):
+    table = pa.Table.from_pylist(rows(WHITE, 3), schema=PAIRS)
+    message = {"role": "assistant", "content": "on a mat", "reasoning_content": "rain"}
+    chosen = pa.array([[message]] * table.num_rows)
+    data = split_folder(tmp_path, train=table.set_column(table.column_names.index("chosen"), "chosen", chosen))
+    assert read_pairs(data, "train").schema.equals(PAIRS)
+    assert "(train): messages carry reasoning_content, which is left out" in capsys.readouterr().err
