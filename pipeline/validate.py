@@ -129,6 +129,19 @@ def _errors_known(name: str, found: Findings) -> Outcome:
     return "pass", found.figures["unsure"], f"margin_se is unknown for {share:.1%} of the pairs"
 
 
+def _raters(name: str, found: Findings) -> Outcome:
+    doubtful = found.manifest.get("doubtful_raters")
+    if doubtful is None:
+        return "unknown", 0, "the manifest does not say how raters agree"
+    if doubtful:
+        return (
+            "warn",
+            len(doubtful),
+            f"raters who go against the others or can't be told from chance: {', '.join(list(doubtful)[:5])}",
+        )
+    return "pass", 0, "no rater of 20 items shared with others goes against them"
+
+
 def _empty_splits(name: str, found: Findings) -> Outcome:
     shares = found.recipe.get("split") or (1, 1, 1)
     empty = [split for split, share in zip(SPLITS, shares, strict=False) if share and not found.rows[split]]
@@ -169,6 +182,12 @@ CHECKS: dict[str, Check] = {
     "standard errors": _rule("standard errors are 0 or more", "standard errors below 0 or infinite", *BOTH),
     "known errors": Check(_errors_known, "for how many pairs margin_se is known"),
     "votes": _rule("votes lie between 0 and the raters", "votes below 0 or above the raters"),
+    "witnesses": _rule(
+        "some rater graded both sides of every pair",
+        "pairs whose margin no rater witnessed (raters 0; mmpo build --min-raters 1 leaves them out)",
+        status="warn",
+    ),
+    "raters": Check(_raters, "no rater whose agreement with the others can't be told from chance"),
     "kinds": _rule("known kinds of raters", "unknown kinds of raters", *BOTH),
     "grades": _rule("grades are of the row's replies, by named raters", "grades that can't be used", "feedback"),
     "probabilities": _rule("probabilities are shares that sum to at most 1", "probabilities that are none", "feedback"),

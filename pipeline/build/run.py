@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
-from mmpo.pipeline.build.summary import largest, reading_warnings, sides_of, warnings_of
+from mmpo.pipeline.build.summary import doubtful_raters, largest, reading_warnings, sides_of, warnings_of
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
@@ -177,6 +177,7 @@ def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[Sh
         "examples": [example.as_json() for example in largest([one for result in results for one in result.examples])],
         "unwitnessed": unwitnessed,
         "rounded_ties": rounded_ties,
+        "doubtful_raters": {name: one._asdict() for name, one in doubtful_raters(resolved).items()},
         "warnings": warnings_of(resolved, rows, ties, unwitnessed, *lies),
     }
 

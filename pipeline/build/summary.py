@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.resolve import ResolvedBuild
+from mmpo.pipeline.grades.rater_effects import RaterAgreement
 from mmpo.pipeline.grades.statistics import GradeGroup
 from mmpo.pipeline.tables import SPLITS
 
@@ -63,6 +64,11 @@ def sides_of(positions: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.n
     return distinct, joined
 
 
+def doubtful_raters(build: ResolvedBuild) -> dict[str, RaterAgreement]:
+    """The raters whose agreement with the others may be none, or is below 0."""
+    return {name: one for name, one in build.agreement.items() if one.low <= 0}
+
+
 def warnings_of(
     build: ResolvedBuild, rows: Mapping[str, int], ties: int, unwitnessed: int, first_messages: np.ndarray, sides: np.ndarray
 ) -> list[str]:
@@ -80,7 +86,7 @@ def warnings_of(
     flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
     if flat_raters:
         found.append(f"{_names(flat_raters)}: gave everything the same grade")
-    doubtful = {name: one for name, one in build.agreement.items() if one.low <= 0}
+    doubtful = doubtful_raters(build)
     for name, one in list(doubtful.items())[:MOST_NAMES]:
         against = "goes against the others" if one.high < 0 else "can't be told from chance"
         found.append(

@@ -167,6 +167,7 @@ class _Batch:
         self._say("margin sign", ~((margin >= 0) & (margin < np.inf)))
         self._say("standard errors", (se < 0) | np.isinf(se))
         self._say("votes", (votes < 0) | (votes > raters))
+        self._say("witnesses", raters == 0)
         kinds, names = _coded(self.batch.column("kind"))
         self._say("kinds", ~np.array([name in (*KINDS, "mixed") for name in names.to_pylist()], dtype=bool)[kinds])
         self._scores(margin, chosen, rejected)

@@ -139,8 +139,8 @@ def rounding_steps(groups: Sequence[GradeGroup], statistics: GradeStatistics, na
     for group in groups:
         moments = statistics.groups[group]
         largest = max(abs(moments.least), abs(moments.most))
-        bounded = group.low is not None and group.high is not None and group.low < group.high
-        width = group.high - group.low if bounded else largest
+        low, high = group.low, group.high
+        width = largest if low is None or high is None or low >= high else high - low
         step = step_of(1.0, 1.0) if NORMALISATIONS[name].of_unit_size else step_of(width, largest)
         key = (group.rater, group.aspect)
         steps[key] = max(step, steps.get(key, 0.0))

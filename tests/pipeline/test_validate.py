@@ -33,7 +33,7 @@ def grades() -> Rows:
             "completion": f"Answer {c} to {p}" + "." * (1 + (5 * p + 3 * c) % 7),
             "model": f"m{c}",
             "rater": rater,
-            "score": 1 + (p + c * (c + r)) % 7,
+            "score": 1 + (p + c * (c - 1)) % 7 + r * (c == 3) * (p % 2),
         }
         for p in range(40)
         for c in range(4)
@@ -244,7 +244,7 @@ PAIRS: dict[str, tuple[str, Callable[[Parts], Any]]] = {
     "a negative error": ("standard errors", setting(winner, margin_se=-0.1)),
     "an infinite error": ("standard errors", setting(winner, margin_se=float("inf"))),
     "more votes than raters": ("votes", setting(winner, preferring=3)),
-    "votes below 0": ("votes", setting(winner, preferring=-1, raters=0)),
+    "votes below 0": ("votes", setting(winner, preferring=-1)),
     "an unknown kind": ("kinds", setting(winner, kind="robot")),
     "exchanged splits": ("split", lambda parts: parts.update(test=parts["validation"], validation=parts["test"])),
     "a prompt on the wrong side": ("split", moved),
@@ -264,11 +264,11 @@ def test_a_changed_row_of_pairs_fails_its_check_and_no_other(name: str, good: Pa
     assert outcome(folder.path) == {check: "warn" if check == "near leakage" else "fail"}
 
 
-def test_no_rater_of_both_sides_is_no_fault(good: Path, tmp_path: Path) -> None:
+def test_no_rater_of_both_sides_is_a_warning(good: Path, tmp_path: Path) -> None:
     folder, parts = read(Path(shutil.copytree(good / "pairs", tmp_path / "data")))
     winner(parts["train"]).update(preferring=0, raters=0, margin_se=None)
     write(folder, parts)
-    assert outcome(folder.path) == {}
+    assert outcome(folder.path) == {"witnesses": "warn"}
 
 
 def index(parts: Parts, name: str, **values: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from folders import write_rows
 
-from mmpo.pipeline import BuildOptions, UserError, build, load_pairs
+from mmpo.pipeline import BuildOptions, UserError, build, load_pairs, validate
 from mmpo.pipeline.storage import read_manifest
 
 
@@ -142,3 +142,14 @@ def test_the_summary_is_the_same_on_one_core_and_on_many(tmp_path: Path) -> None
     rows = panel(1, 1.2, prompts=300)
     one, two = (built(tmp_path / str(workers), rows, workers=workers) for workers in (1, 2))
     assert json.dumps({**one, "out": ""}) == json.dumps({**two, "out": ""})
+
+
+def test_validate_says_the_same_of_witnesses_and_raters(tmp_path: Path) -> None:
+    built(tmp_path, [*UNWITNESSED, *panel(1, 1, -1)])
+    found = {check["name"]: check for check in validate(tmp_path / "out")["checks"]}
+    assert (found["witnesses"]["status"], found["witnesses"]["count"]) == ("warn", 2)
+    assert found["raters"]["status"] == "warn"
+    assert "r2" in found["raters"]["message"]
+    built(tmp_path, panel(1, 1.2))
+    found = {check["name"]: check["status"] for check in validate(tmp_path / "out")["checks"]}
+    assert (found["witnesses"], found["raters"]) == ("pass", "pass")
