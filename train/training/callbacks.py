@@ -272,8 +272,8 @@ class NearZero(TrainerCallback):
         self.warned = True
         warn(
             [
-                f"after {state.global_step} of {state.max_steps} steps the model still tells no completions apart: mean |z| is {size:.2g}, "
-                f"near 0, where it began. Give a larger --learning-rate (now {args.learning_rate:g})"
+                f"after {state.global_step} of {state.max_steps} steps z is still near 0, as before training (mean |z| {size:.2g}): "
+                f"next to nothing was learnt. Give a larger --learning-rate (now {args.learning_rate:g})"
             ]
         )
 
