@@ -180,6 +180,7 @@ def explain(error: ValidationError, model: type, *, where: str = "", flags: bool
         # A union reports each of its members, as a last part of the place that is no key.
         last = str(item["loc"][-1]) if item["loc"] else ""
         union = last.removeprefix("constrained-") in ("float", "int", "str", "bool") or "[" in last
+        union = union and item["type"] not in ("extra_forbidden", "unexpected_keyword_argument")  # of these it is the key
         places.setdefault(item["loc"][:-1] if union else item["loc"], []).append(item)
     # of several values written as one text, that there are too few says it all
     few = {

@@ -159,9 +159,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a recipe: it is nested too deeply") from None
+    if (wrong := _no_text(values)) is not None:
+        raise UserError(f"{path}: the key {wrong} is no text; YAML reads names such as on, yes and 1 so: put it in quotes")
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}")
     return values
+
+
+def _no_text(values: Any) -> str | None:
+    """The first key of a mapping, at any depth, that is no text, as Python writes it; None where all are."""
+    if isinstance(values, dict):
+        return next((repr(key) for key in values if not isinstance(key, str)), None) or _no_text(list(values.values()))
+    return next((found for one in values if (found := _no_text(one)) is not None), None) if isinstance(values, list) else None
 
 
 def _keys() -> list[str]:
