@@ -113,9 +113,10 @@ class Renderer:
     def completion(self, prompt: Sequence[Message], prompt_ids: Sequence[int], reply: Sequence[Message]) -> Rendered | None:
         """The reply behind its prompt, or None (counted) where the template refuses it or nothing of it is left."""
         self.completions += 1
-        reply = self._thought(reply)
-        if reply is None:
+        given = self._thought(reply)
+        if given is None:
             return None
+        reply = given
         if tuple(prompt_ids) in self._merged:
             prompt = merge_system(prompt) or prompt
         try:
