@@ -124,10 +124,17 @@ class Reader:
         return Reading(grades, parsed.rationale)
 
     def _first(self, choice: Choice) -> Grade | None:
-        """The grade at the visible reply's first token; None where its alternatives are not known or hold no label."""
+        """The grade at the visible reply's first token; None where its alternatives are not known or hold no label.
+
+        None too where that token spells a label and words follow: "A is better: C" begins with a letter that is no verdict.
+        """
         tokens = placed(choice.text, choice.tokens)
         place = _place(tokens, _visible_start(choice.text))
-        return None if place is None else expected_at(tokens, place, "", self.scale)
+        if place is None:
+            return None
+        here = tokens[place]
+        spoken = here.token.text.strip(EDGES) in self.scale.labels and any(map(str.isalnum, choice.text[here.end :]))
+        return None if spoken else expected_at(tokens, place, "", self.scale)
 
     def _graded(self, text: str, tokens: Sequence[PlacedToken], parsed: ParsedReply, name: str) -> Grade:
         """The expected value at the token that spells the grade; the grade itself where that token's alternatives are not known."""

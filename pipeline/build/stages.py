@@ -89,12 +89,15 @@ def _count(part: Collected, result: Read) -> None:
 
 
 def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], rejects: Iterable[pa.Table]) -> None:
-    """Refuse an input of which too many lines are unreadable or invalid, with the first line of the reason that leads."""
+    """Refuse an input of which too many lines are unreadable or invalid, or all, with the first line of the reason that leads."""
     lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
     if not lines:
         raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
-    if limited <= limit * lines:
+    if limited <= limit * lines and limited < lines:
         return
+    too_many, raised = (
+        (f", more than --max-rejects {limit:g} allows", ", or raise --max-rejects") if limited > limit * lines else ("", "")
+    )
     reasons = sum((part.limited_reasons for part in parts), Counter()).most_common(4)
     shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
     led = (table.filter(pc.equal(table["reason"], reasons[0][0])) for table in rejects)
@@ -104,8 +107,8 @@ def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequen
     hint = details.pop("hint", None)
     evidence = (f" {orjson.dumps(details).decode()}" if details else "") + (f": {hint}" if hint else "")
     raise UserError(
-        f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid, more than --max-rejects {limit:g} allows: "
-        f"{shown}.{where}{evidence}. Mend the input, or raise --max-rejects"
+        f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid{too_many}: "
+        f"{shown}.{where}{evidence}. Mend the input{raised}"
     )
 
 

@@ -193,6 +193,7 @@ DIRECT: dict[str, tuple[Choice, Any]] = {
     "as much as it is likely": (reply(("D", logs(D=0.4, A=0.35, B=0.25))), (1.55, 1.7475**0.5, 1.0)),
     # 3·(.5 - .3)/.8, and 9 less its square.
     "the first token decides": (reply(("**", logs(A=0.5, G=0.3, The=0.2)), "well"), (0.75, 8.4375**0.5, 0.8)),
+    "a letter that begins a sentence": (reply(("A", logs(A=0.98, B=0.02)), " is", " better:", (" C", logs(C=1.0))), "no_verdict"),
     "little mass is no grade": (reply(("C", logs(C=0.3, The=0.7))), "low_mass"),
     "the first token is no grade": (reply(("I", logs(I=0.9, The=0.1)), " think", finish="length"), "cut_off"),
     "one token was all that was allowed": (Choice("A", "length"), (3.0, None, None)),
