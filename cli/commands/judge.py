@@ -127,6 +127,8 @@ def _say_judged(summary: dict[str, Any]) -> None:
             say(f"warning: {row['rater']} answered no pair in both orders: its margins keep its liking for what is shown first")
         if row["thinks"] and row["samples"] == 1:
             say(f"{row['rater']} thinks before it answers: its spread is that of one thought; --samples 5 draws several")
+        if row["samples"] > 1 and row["mean_mass"] is None:
+            say(f"{row['rater']}: without log-probabilities that can be used, each question is asked for {row['samples']} replies")
         if row["samples"] > 1 and row["samples_differ"] is not True:
             told = (
                 "so its endpoint does not sample"
