@@ -88,13 +88,13 @@ def warnings_of(
         found.append(f"{_names(flat_raters)}: gave everything the same grade")
     doubtful = doubtful_raters(build)
     for name, one in list(doubtful.items())[:MOST_NAMES]:
-        against = "goes against the others" if one.high < 0 else "can't be told from chance"
+        how = "goes against the others" if one.high < 0 else "can't be told from chance by the others' grades"
         found.append(
-            f"rater {name!r}: agreement with the others {against} (correlation {one.correlation:.2f}, 95% {one.low:.2f} to {one.high:.2f}, "
-            f"{one.items:,} items). Is its scale the other way round, or --rater to leave it out?"
+            f"rater {name!r} {how} (correlation {one.correlation:.2f}, 95% {one.low:.2f} to {one.high:.2f}, {one.items:,} items): is its "
+            "scale the other way round? --rater narrows the raters"
         )
     if len(doubtful) > MOST_NAMES:
-        found.append(f"{len(doubtful) - MOST_NAMES:,} more raters whose agreement with the others can't be told from chance")
+        found.append(f"{len(doubtful) - MOST_NAMES:,} more raters who go against the others or can't be told from chance")
     empty = [name for name, share in zip(SPLITS, build.options.split, strict=True) if share and not rows[name]]
     if empty:
         by = build.options.split_by
