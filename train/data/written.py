@@ -1,0 +1,76 @@
+"""What of a conversation stands in its rendering; what is trained on must be what was graded. A `Renderer` goes by these rules and counts:
+
+- a template that refuses a system message gets it merged into the first user turn ("system_merged"), and so does
+  one that never writes it, or only where the user speaks last ("system_moved");
+- a prompt of which the template leaves a message out, because it does not know the role, is left out ("message_vanished"; the
+  roles are in `unwritten`); one whose messages' words it changes is counted ("message_changed");
+- a prompt that the template still writes otherwise once a reply follows (it drops earlier thoughts, say) is left out
+  ("prompt_changed"): what is trained on would be no prompt that is ever served, and part of it taken for the reply;
+- a prompt that ends with an assistant's turn is not closed: its replies continue that turn ("turn_continued");
+- a reply that does not stand in the rendering as it stands in the data is counted ("completion_changed"; `trimmed` of them
+  differ in the white space around them alone), one of which nothing is written left out ("completion_vanished");
+- thinking in a reply is left out of it with thinking="drop" ("thinking_dropped"), else rendered with it ("thinking_kept"); with
+  graded_part="answer" the completion begins behind it. A reply without an answer is left out where the answer is what
+  counts ("thinking_only");
+- where the template writes nothing after the reply, the end-of-text token is appended, so that a policy learns to
+  stop; a tokenizer that has none is counted ("end_of_text_missing");
+- today is always `PINNED_DATE`;
+- a prompt of more than `max_prompt_length` tokens is dropped ("prompt_too_long"), never cut;
+- prompt and completion of more than `max_length` tokens lose the end of the completion ("completion_truncated").
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from mmpo.pipeline.tables import Message
+from mmpo.pipeline.thinking import holds_thinking, thinking_spans, without_thinking
+from mmpo.train.data.chat_template import ChatTemplate, goes_on
+
+Thinking = Literal["keep", "drop"]
+GradedPart = Literal["answer", "all"]
+
+
+def trained_part(reply: Sequence[Message], thinking: Thinking, graded_part: GradedPart) -> tuple[Sequence[Message] | None, str]:
+    """The reply with its thinking or without, and the name that this is counted under, "" where it holds none.
+
+    None where it has no answer and the answer is what counts.
+    """
+    if not any(holds_thinking(message["content"]) for message in reply):
+        return reply, ""
+    answers = [without_thinking(message["content"]) for message in reply]
+    if (thinking == "drop" or graded_part == "answer") and not any((answer or "").strip() for answer in answers):
+        return None, "thinking_only"
+    if thinking == "keep":
+        return reply, "thinking_kept"
+    return [{**message, "content": answer or ""} for message, answer in zip(reply, answers, strict=True)], "thinking_dropped"
+
+
+def reply_place(text: str, prompt: Sequence[Message]) -> int:
+    """Where in the prompt's text, in characters, its reply may begin: behind its last message, at it where the reply goes on with it."""
+    words = prompt[-1]["content"].strip()
+    place = text.rfind(words) if words else -1
+    return max(0, place if goes_on(prompt) or place < 0 else place + len(words))
+
+
+def has_other_words(text: str, prompt: Sequence[Message]) -> bool:
+    """Whether a message of the prompt does not stand in the text, white space around it apart."""
+    return any(message["content"].strip() not in text for message in prompt)
+
+
+def difference(text: str, reply: Sequence[Message]) -> Literal["", "trimmed", "changed"]:
+    """Whether the text has other white space around the reply, or other words for it."""
+    if all(message["content"] in text for message in reply):
+        return ""
+    return "trimmed" if all(message["content"].strip() in text for message in reply) else "changed"
+
+
+def is_as_if_empty(template: ChatTemplate, prompt: Sequence[Message], reply: Sequence[Message], text: str) -> bool:
+    """Whether an empty reply would give the same text, and this one is not empty."""
+    empty = [{**message, "content": ""} for message in reply]
+    return any(message["content"].strip() for message in reply) and template.text(prompt, empty)[0] == text
+
+
+def answer_place(text: str, reply: Sequence[Message]) -> int:
+    """Where in the text the answer begins behind the thinking, in characters; 0 where there is no thinking in the reply."""
+    spans = thinking_spans(reply[-1]["content"])
+    return max(0, text.rfind(reply[-1]["content"][spans[-1][1] :].strip())) if spans else 0
