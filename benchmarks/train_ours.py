@@ -55,8 +55,8 @@ def main() -> None:
     synchronize(spec.device)
     reference = time.perf_counter() - began
     plan = trainer.plan()
-    plan = trainer.execution_plan
-    channel.say(reference=reference, loaded=loaded, way=f"{plan.layout}, {plan.attention or 'plain'} attention, {plan.head} head")
+    way = trainer.execution_plan
+    channel.say(reference=reference, loaded=loaded, way=f"{way.layout}, {way.attention or 'plain'} attention, {way.head} head")
     trainer.add_callback(Pace(channel, counts, epoch_ends([len(p.rows) for p in trainer.prompts], plan), spec))
     trainer.train()
     if spec.trace:
@@ -77,7 +77,7 @@ def trace(trainer: Any, plan: list[np.ndarray], counts: Counts) -> dict[str, Any
             for sides in zip(prompt.chosen, prompt.rejected):
                 for item in (prompt.completions[side] for side in sides):
                     start = item.start if isinstance(trainer, PolicyTrainer) else 0
-                    digest.update(repr((start, list(item.ids))).encode())
+                    digest.update(repr((start, [int(token) for token in item.ids])).encode())
     return {
         "losses": [float(loss) for loss in counts.losses],
         "norms": [float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry],
