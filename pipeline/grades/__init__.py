@@ -1,6 +1,16 @@
 """FEEDBACK to one value per rater and completion: which grades, normalised, merged, with rater and position effects."""
 
-from mmpo.pipeline.grades.aggregate import RATER_MERGERS, Grades, merge_raters, merge_repeats, places, run_means, run_sizes, runs
+from mmpo.pipeline.grades.aggregate import (
+    RATER_MERGERS,
+    Grades,
+    group_starts,
+    merge_raters,
+    merge_repeats,
+    places,
+    run_means,
+    run_sizes,
+    runs,
+)
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases
