@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import orjson
+from figures import spread
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parent / "data" / "arena_grades.jsonl.gz"
@@ -123,10 +124,6 @@ def main() -> None:
     print("aims: vs_bare_io <= 2 at the largest size; memory from 10x on flat within 20%")
     if options.json:
         print(json.dumps({"ratios": ratios}))
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
 
 
 if __name__ == "__main__":

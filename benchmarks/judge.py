@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+from figures import spread
 from judge_clients import CHECKPOINT, MODEL
 
 HERE = Path(__file__).resolve().parent
@@ -243,11 +244,6 @@ def main() -> None:
 
 def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median (minimum - maximum)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from figures import spread
 from train_worker import Spec
 
 __all__ = ["BATCH", "Plan", "Side", "interleaved", "spread", "traces"]
@@ -166,8 +166,3 @@ def traces(
     if {len(step) for step in found[0]["rows"]} != {pairs_per_step}:
         raise RuntimeError("the steps of a trace must all hold the same number of pairs")
     return found[0], found[1]
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median (minimum - maximum)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"

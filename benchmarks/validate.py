@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from figures import spread
 
 HEAD = """
 import sys, time
@@ -132,10 +133,6 @@ def main() -> None:
     print("aims: vs_read <= 1.2; peak under 250 MiB, and flat")
     if options.json:
         print(json.dumps({"ratios": ratios}))
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import CONTEXT, GRADE, Row, RowFields, Score, terms, top_column
 from mmpo.pipeline.sources.messages import read_reply, split_pair
 
+Scores = list[tuple[Score, str | None]]
+"""How each grade of a row is read, and its rater where its column names one."""
+
 
 def _rating_parser(fields: RowFields) -> RowParser:
     prompt_column, completion_column = (top_column(fields.column[name], fields.present) for name in ("prompt", "completion"))
@@ -39,11 +42,24 @@ def _rating_parser(fields: RowFields) -> RowParser:
     return parse
 
 
-def _lost(error: BadRow, scores: list[tuple[Score, str | None]], out: FeedbackBuilder) -> None:
+def _lost(error: BadRow, scores: Scores, out: FeedbackBuilder) -> None:
     """Count a grade that can't be used; where it is the only one, the row can't be used either."""
     if len(scores) == 1:
         raise error
     out.reject(error.reason, unit="grade", limited=error.limited, evidence=error.evidence)
+
+
+def _add_gaps(
+    row: Row, out: FeedbackBuilder, fields: RowFields, gaps: Scores, first: int, second: int, limit: float | None
+) -> None:
+    """The row's gaps between two completions, by whoever gave them."""
+    for read, rater in gaps:
+        try:
+            gap = read(row, out)
+            if gap is not None:
+                out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
+        except BadRow as error:
+            _lost(error, gaps, out)
 
 
 def _prompt_parser(fields: RowFields) -> RowParser:
@@ -108,13 +124,7 @@ def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
         out.prompt(fields.framed(row, prompt, out))
         first = out.completion(chosen, fields.name(row, "chosen_model"))
         second = out.completion(rejected, fields.name(row, "rejected_model"))
-        for read, rater in margins:
-            try:
-                gap = read(row, out)
-                if gap is not None:
-                    out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
-            except BadRow as error:
-                _lost(error, margins, out)
+        _add_gaps(row, out, fields, margins, first, second, limit)
         for index, scores in zip((first, second), sides):
             for read, _ in scores:
                 score = read(row, out)
@@ -138,13 +148,7 @@ def _comparison_parser(fields: RowFields) -> RowParser:
         second = out.completion(read_reply(fields.get(row, "second"), out.count), fields.name(row, "second_model"))
         if first == second:
             raise BadRow("identical_texts", limited=False)
-        for read, rater in gaps:
-            try:
-                gap = read(row, out)
-                if gap is not None:
-                    out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
-            except BadRow as error:
-                _lost(error, gaps, out)
+        _add_gaps(row, out, fields, gaps, first, second, limit)
 
     return parse
 
