@@ -132,7 +132,7 @@ def test_recipe_folder_that_holds_something_else_is_left_alone(tmp_path: Path, c
     (tmp_path / "thesis.txt").write_text("mine")
     source = ROOT / "data" / "arena_grades.jsonl.gz"
     words = ["run", str(QUICKSTART), "--set", f"out={tmp_path}", "--set", f"build.inputs=[{source}]"]
-    refused(words, tmp_path, capsys, "holds something")
+    assert "holds something" in refused(words, tmp_path, capsys)
 
 
 def test_a_recipe_under_a_launcher_is_refused(
@@ -140,7 +140,7 @@ def test_a_recipe_under_a_launcher_is_refused(
 ) -> None:
     """Several processes would build the same dataset into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}"], tmp_path, capsys, "mmpo.cli train")
+    assert "mmpo.cli train" in refused(["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}"], tmp_path, capsys)
 
 
 def test_schema_is_json_schema_with_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,7 @@ HOSTILE = [
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)))
 def test_any_text_is_parsed_or_refused(reply: str) -> None:
     for format, (scale, names) in SETTINGS.items():
-        answer(reply, format, scale, names)
+        assert answer(reply, format, scale, names)
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

@@ -55,21 +55,20 @@ def test_a_format_that_is_not_named_is_guessed_from_the_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, object], format: list[str], told: list[str]
 ) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [row])
-    refused(["build", str(path), "--out", str(tmp_path / "out"), *format], tmp_path, capsys, *told)
+    message = refused(["build", str(path), "--out", str(tmp_path / "out"), *format], tmp_path, capsys)
+    assert [words for words in told if words not in message] == []
 
 
 def test_a_build_without_a_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": 1}])
-    refused(["build", str(path), "--format", "jsonl"], tmp_path, capsys, "--out is missing", "--peek")
+    message = refused(["build", str(path), "--format", "jsonl"], tmp_path, capsys)
+    assert "--out is missing" in message
+    assert "--peek" in message
 
 
 def test_a_recipe_without_a_format_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("out: out\nbuild:\n  inputs: [rows.jsonl]\n  scal: [1, 5]\n")
-    refused(
-        ["run", str(recipe)],
-        tmp_path,
-        capsys,
-        "build.format: missing; it is: Input format",
-        "build.scal: unknown key; did you mean",
-    )
+    message = refused(["run", str(recipe)], tmp_path, capsys)
+    assert "build.format: missing; it is: Input format" in message
+    assert "build.scal: unknown key; did you mean" in message
