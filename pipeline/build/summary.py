@@ -85,7 +85,7 @@ def warnings_of(
         found.append(f"all {pairs:,} pairs are ties: every margin is 0, and nothing can be learned from them")
     flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
     if flat_raters:
-        found.append(f"{_names(flat_raters)}: gave everything the same grade")
+        found.append(f"{_names(flat_raters)}: gave everything the same {'grade' if build.rules.evidence == 'ratings' else 'gap'}")
     doubtful = doubtful_raters(build)
     for name, one in list(doubtful.items())[:MOST_NAMES]:
         how = "goes against the others" if one.high < 0 else "can't be told from chance by the others' grades"
