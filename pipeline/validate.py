@@ -19,6 +19,8 @@ from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]
 BOTH = ("pairs", "feedback")
+MOST_CLIPPED_TIES = 0.1
+"""Share of the pairs that may be ties at an end of the scale where a source clips its grades."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,20 @@ def _ties(name: str, found: Findings) -> Outcome:
     share = found.figures["ties"] / max(sum(found.rows.values()), 1)
     message = f"{share:.1%} of the pairs have margin 0; data for mmpo and rpo-*, left out by objectives that need a winner"
     return ("warn" if share > 0.5 else "pass"), found.figures["ties"], message
+
+
+def _ends(name: str, found: Findings) -> Outcome:
+    """Grades at the ends of their scales, as the build counted them; pairs that are ties there make a warning where a source clips."""
+    known = {source: one for source, one in found.manifest.get("saturated", {}).items() if one["at_ends"] is not None}
+    if not known:
+        return "unknown", 0, "not known: no scale is declared, or the manifest does not say"
+    grades, at_ends = (sum(one[key] for one in known.values()) for key in ("grades", "at_ends"))
+    ties, pairs = found.manifest.get("ties_at_ends") or 0, max(sum(found.rows.values()), 1)
+    message = f"{at_ends / max(grades, 1):.1%} of {grades:,} grades stand at an end of their scale"
+    message += f"; {ties:,} pairs are ties there" if ties else ""
+    clipped = [source for source, one in known.items() if one["transform"] and one["at_ends"]]
+    message += f"; {', '.join(clipped)} clips (--clip)" if clipped else ""
+    return ("warn" if clipped and ties / pairs > MOST_CLIPPED_TIES else "pass"), at_ends, message
 
 
 def _length(name: str, found: Findings) -> Outcome:
@@ -203,6 +219,7 @@ CHECKS: dict[str, Check] = {
     ),
     "empty splits": Check(_empty_splits, "every split that has a share holds pairs"),
     "scales": Check(_scales, "one scale, or one that a normalisation makes"),
+    "scale ends": Check(_ends, "grades that are not cut off at an end of their scale", BOTH),
     "ties": Check(_ties, "not mostly pairs of margin 0"),
     "length bias": Check(_length, "neither the longer nor the shorter reply is nearly always chosen"),
     "saturation": Check(_saturation, "targets at --gamma that still tell margins apart"),

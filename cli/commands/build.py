@@ -83,6 +83,7 @@ def _say_built(summary: dict[str, Any]) -> None:
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
     _say_raters(summary)
+    _say_saturated(summary)
     for warning in summary.get("warnings", []):
         say(f"warning: {warning}")
     for example in summary.get("examples", []):
@@ -94,6 +95,19 @@ def _say_built(summary: dict[str, Any]) -> None:
 
 def _short(text: str) -> str:
     return f"'{printable(' '.join(text.split()), EXAMPLE_WIDTH)}'"
+
+
+def _say_saturated(summary: dict[str, Any]) -> None:
+    """How many grades stand at an end of their scale, by source, and what comes of it."""
+    ends = [
+        f"{source} {one['at_ends'] / one['grades']:.1%} of {one['grades']:,}{' (clipped)' if one['transform'] else ''}"
+        for source, one in summary["saturated"].items()
+        if one["at_ends"]
+    ]
+    if ends:
+        pairs = summary.get("ties_at_ends")
+        told = f"; {pairs:,} pairs are ties there" if pairs else ""
+        say(f"grades at an end of their scale: {', '.join(ends)}{told}")
 
 
 def _say_raters(summary: dict[str, Any]) -> None:

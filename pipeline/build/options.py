@@ -13,7 +13,7 @@ from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Fl
 from mmpo.pipeline.pairs.choose import STRATEGIES
 from mmpo.pipeline.pairs.splits import check_shares, split_column
 from mmpo.pipeline.sources import SourceOptions, get_source
-from mmpo.pipeline.sources.base import check_options
+from mmpo.pipeline.sources.base import CLIP, check_options
 
 
 @options
@@ -33,8 +33,8 @@ class BuildOptions:
     """Texts that stand for no value in generic files, such as N/A,- (in CSV an empty cell always does)."""
     gap_of: Annotated[Mapping[str, float], MAPPED] = Field(default_factory=dict)
     """What a winner in words is worth as a gap in generic files: left=1,right=-1,tie=0."""
-    clip: Positive | None = None
-    """Where alpaca-eval's log-odds end (16); what is clipped is counted."""
+    clip: Positive | None = CLIP
+    """Where alpaca-eval's log-odds end, on both sides (null: nowhere; infinite ones are then left out); what is clipped is counted."""
     encoding: str | None = None
     """The encoding of text files, such as cp1252 (UTF-8, or what a byte-order mark says)."""
     sep: str | None = None

@@ -11,8 +11,10 @@ import orjson
 import pyarrow as pa
 
 from mmpo.pipeline.build.options import BuildOptions, source_options
-from mmpo.pipeline.build.summary import reading_warnings
+from mmpo.pipeline.build.resolve import saturated
+from mmpo.pipeline.build.summary import reading_warnings, saturation_warnings
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
 from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of
 from mmpo.pipeline.storage.inputs import resolve_inputs
@@ -37,7 +39,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
     columns: dict[str, str | None] = {**part.columns} or dict.fromkeys(name for row in head for name in row)
     columns |= dict.fromkeys(part.unused) if part.columns else _asked(source, reading, chunk, head)
-    graded = Counter[str]()
+    graded, statistics = Counter[str](), grade_statistics(part.feedback)
     for name in ("ratings", "comparisons"):
         graded.update(part.feedback[name].combine_chunks().flatten().field("rater").to_pylist())
     shown = part.feedback.slice(0, SHOWN_ROWS).select(["prompt", "completions", "ratings", "comparisons"])
@@ -49,7 +51,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
         "rows": shown.to_pylist(),
         "raters": dict(graded.most_common()),
         "bad_values": _bad_values(part.rejects),
-        "warnings": reading_warnings(part.noted, part.counts["grade"], {}),
+        "warnings": saturation_warnings(saturated(statistics.groups, statistics)) + reading_warnings(part.noted, {}),
     }
 
 

@@ -24,6 +24,7 @@ from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
 from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs.choose import STRATEGIES, between_raters
 from mmpo.pipeline.pairs.uncertainty import PooledVariance
+from mmpo.pipeline.sources import SOURCES
 from mmpo.pipeline.storage.accounting import RowAccounting
 
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
@@ -66,7 +67,9 @@ class ResolvedBuild:
                 found[group.rater] = [min(least, one.least), max(most, one.most)]
         of_unbounded = {"rounding_steps": steps, "grade_ranges": ranges} if steps else {}
         about = {} if self.options.feedback_only else {"evidence": self.rules.evidence, "score_range": self.score_range()}
-        return {"scales": scales, "normalisation": self.options.normalise, **about, **of_unbounded, **self.rules.learned()}
+        ends = saturated(self.statistics.groups if self.options.feedback_only else self.groups, self.statistics)
+        about |= {"saturated": ends} | of_unbounded | self.rules.learned()
+        return {"scales": scales, "normalisation": self.options.normalise, **about}
 
     def score_range(self) -> list[float] | None:
         """Between what all scores lie, or margins of comparisons; None where there are no bounds."""
@@ -146,3 +149,19 @@ def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
         agreement = rater_agreement(RaterSample.joined([part.sample for part in parts]))
         build = replace(build, pooled=pooled, agreement=agreement)
     return build
+
+
+def saturated(groups: Iterable[GradeGroup], statistics: GradeStatistics) -> dict[str, dict[str, Any]]:
+    """By source {"grades", "at_ends", "transform"}: how many grades, how many of those with a scale stand at an end of it (None: no scale),
+    and what of the source's own put them there, "clip", else None: the rater.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        clips = any(SOURCES[name].clipped for name in group.source.split(" + ") if name in SOURCES)
+        one = found.setdefault(group.source, {"grades": 0, "at_ends": None, "transform": None})
+        moments = statistics.groups[group]
+        one["grades"] += moments.count
+        if None not in (group.low, group.high):
+            one["at_ends"] = (one["at_ends"] or 0) + moments.at_ends
+            one["transform"] = "clip" if clips else None
+    return dict(sorted(found.items()))

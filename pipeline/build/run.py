@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
-from mmpo.pipeline.build.summary import doubtful_raters, largest, reading_warnings, sides_of, warnings_of
+from mmpo.pipeline.build.summary import doubtful_raters, largest, reading_warnings, saturation_warnings, sides_of, warnings_of
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.progress import Progress
+from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest
@@ -62,8 +63,9 @@ def build(
     paired at a time; memory grows with it, the pairs stay the same.
     Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "warnings": sentences}; of pairs also
     "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and
-    "rounded_ties": how many are ties of values that differ by less than the rounding step; and where there are any "position_bias" and
-    "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
+    "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how many have both scores at the
+    same end of their range (None: it has no ends); "saturated": grades at the ends of their scales (`resolve.saturated`); and where there
+    are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)
@@ -111,7 +113,8 @@ def _shards(partitions: int, spills: Sequence[Path]) -> list[Shard]:
 
 
 def _provenance(options: BuildOptions, files: Sequence[InputFile]) -> dict[str, Any]:
-    recipe = {key: value for key, value in dataclasses.asdict(options).items() if key != "workers"}
+    unused = {"workers"} | (set() if get_source(options.format).clipped else {"clip"})
+    recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
     return {"recipe": recipe, "inputs": [{"name": file.name, "digest": digest(file.path)} for file in files]}
 
 
@@ -153,9 +156,8 @@ def _finish(
     variances = {"pooled_variance": resolved.pooled_variance()} if resolved.pooled else {}
     said = {"warnings": []} if feedback_only else _said(resolved, rows, results)
     noted = sum((read.noted for read in reads), Counter())
-    said["warnings"] += reading_warnings(
-        noted, sum(read.grades for read in reads), {k: v for read in reads for k, v in read.unused.items()}
-    )
+    said["warnings"] += saturation_warnings(metadata["saturated"])
+    said["warnings"] += reading_warnings(noted, {k: v for read in reads for k, v in read.unused.items()})
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {
@@ -164,19 +166,21 @@ def _finish(
         "pairs": {} if feedback_only else rows,
         "rejected": dropped,
         **resolved.rules.learned(),
+        "saturated": metadata["saturated"],
         **said,
     }
 
 
 def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[ShardResult]) -> dict[str, Any]:
     """{"examples", "unwitnessed", "warnings"}, of the whole build."""
-    names = ("unwitnessed", "ties", "rounded_ties")
-    unwitnessed, ties, rounded_ties = (sum(getattr(result, name) for result in results) for name in names)
+    names = ("unwitnessed", "ties", "rounded_ties", "ties_at_ends")
+    unwitnessed, ties, rounded_ties, ties_at_ends = (sum(getattr(result, name) for result in results) for name in names)
     lies = sides_of(*(np.concatenate([getattr(result, name) for result in results]) for name in ("first_messages", "sides")))
     return {
         "examples": [example.as_json() for example in largest([one for result in results for one in result.examples])],
         "unwitnessed": unwitnessed,
         "rounded_ties": rounded_ties,
+        "ties_at_ends": ties_at_ends if resolved.rules.evidence == "ratings" and resolved.score_range() else None,
         "doubtful_raters": {name: one._asdict() for name, one in doubtful_raters(resolved).items()},
         "warnings": warnings_of(resolved, rows, ties, unwitnessed, *lies),
     }

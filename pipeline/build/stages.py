@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, without_texts
+from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, to_numpy, without_texts
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
@@ -43,7 +43,6 @@ class Read:
     rejects: list[Path] = field(default_factory=list)
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
     lines: int = 0
-    grades: int = 0
     limited: int = 0
     limited_reasons: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
@@ -57,7 +56,6 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
     reading = source_options(options)
     for number, part in enumerate(collect_parts(chunk, get_source(options.format), reading)):
         result.lines += part.lines
-        result.grades += part.counts["grade"]
         result.limited += part.limited
         result.limited_reasons.update(part.limited_reasons)
         result.noted.update(part.noted)
@@ -131,7 +129,8 @@ class ShardResult:
     is made of.
 
     examples: its two pairs of the largest margins, of two prompts; ties, rounded_ties, unwitnessed: pairs of margin 0, those of
-    them whose values differ by less than the rounding step, and pairs of 0 raters; first_messages:
+    them whose values differ by less than the rounding step, and pairs of 0 raters; ties_at_ends: those whose scores
+    are both at the same end of the range of scores; first_messages:
     where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to lie.
     """
 
@@ -145,6 +144,7 @@ class ShardResult:
     ties: int = 0
     rounded_ties: int = 0
     unwitnessed: int = 0
+    ties_at_ends: int = 0
     first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
 
@@ -255,6 +255,8 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     result.examples = largest([*result.examples, *examples_of(table)])
     result.ties += int((pairs.quality_margin == 0).sum())
     result.rounded_ties += int(pairs.rounded_ties.sum())
+    if build.rules.evidence == "ratings" and (ends := build.score_range()):
+        result.ties_at_ends += int((np.isin(to_numpy(flat(table["score_chosen"])), ends) & (pairs.quality_margin == 0)).sum())
     result.unwitnessed += int((pairs.raters == 0).sum())
     return table
 

@@ -1,7 +1,7 @@
 """What a build says at its end, so that nothing passes unseen: two of its pairs in words, and what a reader of the margins should know."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -150,8 +150,17 @@ def _names(names: Sequence[str]) -> str:
     return f"rater{'s' if len(distinct) > 1 else ''} {', '.join(map(repr, distinct[:MOST_NAMES]))}{more}"
 
 
+def saturation_warnings(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What to know of grades that a source's own transform cut off; found: of `saturated`."""
+    return [
+        f"{source}: {one['at_ends']:,} of {one['grades']:,} grades were clipped at the end of their range (--clip): among them "
+        "differences are lost"
+        for source, one in found.items()
+        if one["transform"] and one["at_ends"]
+    ]
+
+
 NOTED = {
-    "clipped": "of {grades:,} grades {n:,} were clipped at the end of their range (--clip): among them differences are lost",
     "null_before_scores": "in {n:,} rows a null stands before scores in a list: lists are joined by place, so that where the writer "
     "numbered the grades by place (distilabel's UltraFeedback task does) they may stand one reply off",
     "prompt_in_replies": "in {n:,} rows both replies begin with the whole prompt: it would be trained on as a part of them; cut it off, or "
@@ -166,11 +175,11 @@ NOTED = {
 """What is said of what the sources note about rows that are kept."""
 
 
-def reading_warnings(noted: Mapping[str, int], grades: int, unused: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What the user should know of the input that was read, a line each. noted: what the sources noted, by name, of so many grades;
+def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What the user should know of the input that was read, a line each. noted: what the sources noted, by name;
     unused: file → its columns that nothing reads.
     """
-    found = [NOTED.get(name, name + ": {n:,}").format(n=n, grades=grades) for name, n in sorted(noted.items())]
+    found = [NOTED.get(name, name + ": {n:,}").format(n=n) for name, n in sorted(noted.items())]
     files: dict[tuple[str, ...], list[str]] = {}
     for name, columns in unused.items():
         files.setdefault(columns, []).append(name)

@@ -32,21 +32,22 @@ class GradeGroup(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean, sum of squared deviations from the mean, minimum and maximum of grades."""
+    """Count, mean, sum of squared deviations from the mean, minimum and maximum of grades; at_ends: how many stand at an end of their
+    scale, 0 where it has none."""
 
     count: int
     mean: float
     squares: float
     least: float
     most: float
+    at_ends: int = 0
 
     def with_more(self, other: "Moments") -> "Moments":
         """Of the grades of both together (Chan's parallel update of mean and squared deviations)."""
         count, delta = self.count + other.count, other.mean - self.mean
         squares = self.squares + other.squares + delta * delta * self.count * other.count / count
-        return Moments(
-            count, self.mean + delta * other.count / count, squares, min(self.least, other.least), max(self.most, other.most)
-        )
+        least, most = min(self.least, other.least), max(self.most, other.most)
+        return Moments(count, self.mean + delta * other.count / count, squares, least, most, self.at_ends + other.at_ends)
 
 
 @dataclass
@@ -90,7 +91,12 @@ def grade_statistics(table: pa.Table) -> GradeStatistics:
         least, most = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
         np.minimum.at(least, group, scores)
         np.maximum.at(most, group, scores)
-        moments = zip(*(column.tolist() for column in (counts, means, squares, least, most)), strict=True)
+        ends = [to_numpy(grades.field(bound)) for bound in bounds]  # NaN: none
+        at_ends = np.bincount(
+            group, weights=np.any([(scores == end) | ((len(ends) == 1) & (-scores == end)) for end in ends], axis=0)
+        )
+        columns = (counts, means, squares, least, most, at_ends.astype(np.int64))
+        moments = zip(*(column.tolist() for column in columns), strict=True)
         for (source, rater, kind, aspect, *found), one in zip(combinations, moments, strict=True):
             if evidence == "comparisons":  # one bound, the limit: gaps lie between it and its negative
                 found = [None if found[0] is None else -found[0], found[0]]

@@ -40,7 +40,7 @@ def write_report(
     left_out = [{"reason": reason, **entry} for reason, entry in reasons.items()]
     values = {
         "title": title or f"Dataset {folder.resolve().name}",
-        "numbers": _numbers(figures, gamma),
+        "numbers": [*_numbers(figures, gamma), *_ends(manifest.get("saturated", {}))],
         "suggested": gamma,
         "gamma": _gamma_rows(figures, gamma) if gamma else None,
         "margin_plots": [_margin_plot(figures), *([_saturation(decided, gamma)] if gamma else [])],
@@ -65,6 +65,17 @@ def _numbers(figures: PairFigures, gamma: float | None) -> list[tuple[str, str]]
         ("with a standard error", f"{known:.0%}"),
         ("suggested γ", number(gamma)),
     ]
+
+
+def _ends(saturated: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Grades at an end of their scale, over all sources, and those of them that a source clipped there."""
+    known = [one for one in saturated.values() if one["at_ends"] is not None]
+    grades = sum(one["grades"] for one in known)
+    if not grades:
+        return []
+    clipped = sum(one["at_ends"] for one in known if one["transform"])
+    share = f"{sum(one['at_ends'] for one in known) / grades:.1%}"
+    return [("grades at an end of their scale", share), *([("clipped grades", number(clipped))] if clipped else [])]
 
 
 def _margin_plot(figures: PairFigures) -> Picture:

@@ -1,7 +1,7 @@
 """AlpacaEval annotations: every model's output against one reference, with a judge's probability that it is better.
 
-`preference` is 1 + P(output_2 better). Read as ratings by the judge: the output's is the log-odds, clipped at ±16 (--clip) and
-counted where it is, the reference's 0; so all models' outputs to a prompt compare with each other. Grades hold for one reference: do not
+`preference` is 1 + P(output_2 better). Read as ratings by the judge: the output's is the log-odds, clipped at ±16 (--clip),
+the reference's 0; so all models' outputs to a prompt compare with each other. Grades hold for one reference: do not
 mix several. Half of real log-odds lie below -9.6, so that a clip at ±6 made ties of two thirds of all pairs.
 """
 
@@ -11,8 +11,6 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, SourceOptions, stem
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
-
-CLIP = 16.0
 
 
 def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
@@ -29,13 +27,12 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     if reference == output:
         raise BadRow("identical_texts", {"generator_2": row.get("generator_2")}, limited=False)
     judge = str(options.rater or row.get("annotator") or stem(out.file))
-    kind, clip = options.kind or "ai", options.clip or CLIP
-    odds = log_odds(preference)
-    if abs(odds) > clip:
-        out.count("clipped")
-        odds = math.copysign(clip, odds)
-    out.rating(reference, 0.0, rater=judge, kind=kind, low=-clip, high=clip)
-    out.rating(output, odds, rater=judge, kind=kind, low=-clip, high=clip)
+    kind, odds, high = options.kind or "ai", log_odds(preference), options.clip
+    if high is None and math.isinf(odds):
+        raise BadRow("infinite_log_odds", {"preference": preference, "hint": "--clip X keeps it as X or -X"}, limited=False)
+    low, odds = (None, odds) if high is None else (-high, max(-high, min(high, odds)))
+    out.rating(reference, 0.0, rater=judge, kind=kind, low=low, high=high)
+    out.rating(output, odds, rater=judge, kind=kind, low=low, high=high)
     out.extra({name: row.get(name) for name in ("dataset", "generator_1")})
 
 

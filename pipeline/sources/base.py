@@ -19,6 +19,8 @@ from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilde
 from mmpo.pipeline.storage.rows import Chunk, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
 
+CLIP = 16.0
+"""Where log-odds end unless the user says otherwise: σ(16) differs from 1 by 1e-7."""
 RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
 
@@ -68,7 +70,7 @@ class SourceOptions:
     reward_model where the rows do not say (default: the source's). need_scores: rows without a score are wrong. keep: columns whose
     values stay with the prompt, in `extra`; a row without one is wrong. decimal: the decimal mark of numbers written as text (default:
     "." in CSV, else text is no number). na: texts that stand for no value. gap_of: what a winner in words is worth as a gap. clip: where
-    a source's transform of its grades ends (default: the source's). encoding: of text files (default: UTF-8, or what a byte-order mark
+    a source's transform of its grades ends (None: nowhere). encoding: of text files (default: UTF-8, or what a byte-order mark
     says). sep: the separator of CSV (default: found in the header).
     """
 
@@ -82,7 +84,7 @@ class SourceOptions:
     decimal: str | None = None
     na: tuple[str, ...] = ()
     gap_of: Mapping[str, float] = field(default_factory=dict)
-    clip: float | None = None
+    clip: float | None = CLIP
     encoding: str | None = None
     sep: str | None = None
 
@@ -179,7 +181,7 @@ def _check_cells(source: Source, options: SourceOptions) -> None:
             raise UserError(f"format {source.name!r} takes no {flag}; it is for {_formats(lambda other: bool(other.fields))}")
     if options.decimal not in (None, *DECIMALS):
         raise UserError(f"--decimal {options.decimal!r}: the decimal mark is one of {' '.join(DECIMALS)}")
-    if options.clip is not None and not source.clipped:
+    if options.clip not in (None, CLIP) and not source.clipped:
         raise UserError(f"format {source.name!r} clips nothing; --clip is for {_formats(lambda other: other.clipped)}")
 
 

@@ -79,7 +79,7 @@ class FeedbackBuilder:
             self._limited.append(reason)
 
     def count(self, name: str) -> None:
-        """Note something about the current row that drops nothing, such as a score that was clipped; `noted` counts it by name."""
+        """Note something about the current row that drops nothing, such as a column that was left out; `noted` counts it by name."""
         self._noted.append(name)
 
     def drop(self, error: BadRow) -> None:

@@ -73,6 +73,12 @@ class _Digest(_Part):
     bytes: int
 
 
+class _Saturated(_Part):
+    grades: int
+    at_ends: int | None
+    transform: str | None
+
+
 class _Manifest(_Part):
     kind: str = ""
     recipe: _Recipe | None = None
@@ -86,6 +92,8 @@ class _Manifest(_Part):
     score_range: tuple[float, float] | None = None
     rounding_steps: dict[str, float] = {}
     grade_ranges: dict[str, dict[str, tuple[float, float]]] = {}
+    saturated: dict[str, _Saturated] = {}
+    ties_at_ends: int | None = None
     warnings: list[str] = []
     argilla: dict[str, Any] = {}
 

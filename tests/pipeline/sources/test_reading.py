@@ -294,10 +294,13 @@ def test_alpaca_eval_is_clipped_at_sixteen_and_counted(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     summary = build(path, tmp_path / "out", options=BuildOptions("alpaca-eval", ties="drop"))
     assert sum(summary["pairs"].values()) == 15
-    assert "of 10 grades 2 were clipped" in "\n".join(summary["warnings"])
+    assert "alpaca-eval: 2 of 10 grades were clipped" in "\n".join(summary["warnings"])
     scores = {text: score for text, _, score in grades(path, "alpaca-eval")}
     assert scores["o1.001"] == pytest.approx(log(0.001 / 0.999)) and (scores["o1"], scores["o2"]) == (-16, 16)
     assert min(score for *_, score in grades(path, "alpaca-eval", clip=3)) == -3
+    summary = build(path, tmp_path / "open", options=BuildOptions("alpaca-eval", clip=None))
+    assert summary["rejected"] == {"infinite_log_odds": 2} and not any("clipped" in line for line in summary["warnings"])
+    assert summary["saturated"] == {"alpaca-eval": {"grades": 6, "at_ends": None, "transform": None}}
     with pytest.raises(UserError, match="--clip is for alpaca-eval"):
         collected(path, "jsonl", clip=3)
 
