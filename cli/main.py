@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("mmpo.cli.commands.dataset:export", "Write a dataset in another tool's format."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
-    "evaluate": ("mmpo.cli.commands.evaluate:evaluate", "Accuracy and calibration of a trained model."),
+    "evaluate": ("mmpo.cli.commands.evaluate:COMMANDS", "Accuracy and calibration of a trained model; benchmarks."),
     "list": ("mmpo.cli.commands.lists:list_", "What can be chosen by name: formats, losses, metrics, ..., one line each."),
     "formats": ("mmpo.cli.commands.lists:formats", "The input formats, one line each."),
     "losses": ("mmpo.cli.commands.lists:losses", "The training objectives, one line each."),

@@ -111,6 +111,12 @@ def row_sums(column: pa.ListArray, values: pa.Array) -> np.ndarray:
     return np.diff(ends[offsets_of(column)])
 
 
+def text_lengths(messages: pa.ListArray | pa.ChunkedArray) -> np.ndarray:
+    """Characters of all messages of each row of a column of messages, float64, shape (rows,)."""
+    column = flat(messages) if isinstance(messages, pa.ChunkedArray) else messages
+    return row_sums(column, pc.fill_null(pc.utf8_length(column.flatten().field("content")), 0)).astype(np.float64)
+
+
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The concatenation of arange(start, start + length) over all rows.
 

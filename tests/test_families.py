@@ -87,6 +87,10 @@ ADDITIONS: dict[str, Addition] = {
         '"dummy": Metric(lambda z: 0.5, ("z",), 0.5, "a dummy"),',
         use="measure", shows='"dummy": 0.5',
     ),
+    "suites": Addition(
+        '"dummy": Suite("a dummy", ("subset", "score_chosen", "score_rejected"), "subset", ("one",), _first_wins, dict, _mean),',
+        use="evaluate scores scores.jsonl --suite dummy --json", shows='"average":1.0',
+    ),
     "modes": Addition(
         '"dummy": Mode(_pairwise, _pair_count, _gaps, template="pairwise", reply="grade", takes=("one",), reply_tokens=lambda n: 8,\n'
         '        needs="pairs", summary="a dummy", signed=True),',
@@ -161,6 +165,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     touched = {name: add(work / "mmpo", name, addition) for name, addition in ADDITIONS.items()}
     assert not {name: count for name, count in touched.items() if count > MOST_FILES}
     write_rows(work / "grades.jsonl", graded())
+    write_rows(work / "scores.jsonl", [{"subset": "one", "score_chosen": 2, "score_rejected": 1}])
     (work / "out").mkdir()
     build = shlex.split("build grades.jsonl --format jsonl --out")
     commands = {"": [[*build, "pairs"], [*build, "candidates", "--feedback-only"]]}

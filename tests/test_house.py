@@ -198,12 +198,14 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 def test_data_commands_never_import_torch(tmp_path: Path) -> None:
     source, out = str(write_rows(tmp_path / "grades.jsonl", graded(40))), str(tmp_path / "pairs")
+    scores = str(write_rows(tmp_path / "scores.jsonl", [{"subset": "hep-go", "score_chosen": 2, "score_rejected": 1}]))
     for command in (
         ["build", source, "--format", "jsonl", "--out", out],
         ["validate", out],
         ["gamma", out],
         ["report", out, "--out", str(tmp_path / "page.html")],
         ["export", out, "--to", "jsonl", "--out", str(tmp_path / "pairs.jsonl")],
+        ["evaluate", "scores", scores, "--suite", "rewardbench"],
     ):
         assert not loaded_by(command) & TORCH
 

@@ -1,15 +1,25 @@
-"""`mmpo evaluate policy|reward`: accuracy and calibration of a trained model; one flag for every field of EvaluateOptions."""
+"""`mmpo evaluate policy|reward|scores`: a trained model's accuracy and calibration; benchmarks, from a model or from scores."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from mmpo.cli.commands.train import Kind
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_rows, print_table
-from mmpo.pipeline.metrics import METRICS
-from mmpo.pipeline.options import NUMBER, TextOrPath, options, options_from
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
+from mmpo.pipeline.errors import unknown_name
+from mmpo.pipeline.metrics import METRICS, SUITES, suite_scores
+from mmpo.pipeline.options import NUMBER, OneOf, TextOrPath, in_words, options, options_from
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "policy": ("mmpo.cli.commands.evaluate:policy", "Measure a policy on held-out pairs, or on a benchmark's rows."),
+    "reward": ("mmpo.cli.commands.evaluate:reward", "Measure a reward model on held-out pairs, or on a benchmark's rows."),
+    "scores": ("mmpo.cli.commands.evaluate:scores", "A benchmark's figures from scores in a file; no model needed."),
+}
+"""The commands of the group, as `mmpo.cli.main.COMMANDS` has them."""
+
+Model = Annotated[str, typer.Option(help="The trained model: a folder or a Hugging Face name.")]
+Data = Annotated[Path, typer.Option(help="A dataset folder, a Parquet file of pairs, or a file of a benchmark's rows.")]
 
 
 @options
@@ -18,6 +28,8 @@ class EvaluateOptions:
 
     split: str = "test"
     """train, validation or test."""
+    suite: Annotated[str | None, OneOf(SUITES)] = None
+    """The benchmark whose own rows the data are: {names}; default: what they look like."""
     gamma: Annotated[float | None, NUMBER] = None
     """γ of the targets; the one saved beside the model."""
     target: str | None = None
@@ -49,21 +61,70 @@ class EvaluateOptions:
 
 
 @with_flags(EvaluateOptions)
-def evaluate(
-    kind: Annotated[Kind, typer.Argument(help="policy or reward.")],
-    model: Annotated[str, typer.Option(help="The trained model: a folder or a Hugging Face name.")],
-    data: Annotated[Path, typer.Option(help="A dataset folder, a Parquet file of pairs, or a file of RewardBench's rows.")],
-    *,
-    as_json: AsJson = False,
-    given: dict[str, Any],
-) -> None:
-    """Measure a model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin; or on RewardBench."""
-    from mmpo.train import evaluate as measure
+def policy(model: Model, data: Data, *, as_json: AsJson = False, given: dict[str, Any]) -> None:
+    """Measure a policy on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin; or on a benchmark.
 
-    summary: dict[str, Any] = measure(kind.value, model, data, **vars(options_from(EvaluateOptions, given, flags=True)))
-    print_table("", ("measure", "value"), [(name, summary[name]) for name in ("pairs", "ties", *METRICS) if name in summary])
-    print_rows("by quality margin", summary.get("by_margin") or [])
-    if "sections" in summary:
-        print_rows("RewardBench", summary["subsets"], {name: name for name in ("subset", "pairs", "accuracy")})
-        print_table("", ("section", "accuracy"), [*summary["sections"].items(), ("average of these", summary["average"])])
+    Example: mmpo evaluate policy --model models/policy --data pairs
+    """
+    _measure("policy", model, data, as_json, given)
+
+
+@with_flags(EvaluateOptions)
+def reward(model: Model, data: Data, *, as_json: AsJson = False, given: dict[str, Any]) -> None:
+    """Measure a reward model on held-out pairs: accuracy (ties left out), calibration of three kinds, by margin bin; or on a benchmark.
+
+    Example: mmpo evaluate reward --model models/reward --data pairs
+    """
+    _measure("reward", model, data, as_json, given)
+
+
+def _measure(kind: Literal["policy", "reward"], model: str, data: Path, as_json: bool, given: dict[str, Any]) -> None:
+    from mmpo.train import evaluate
+
+    summary: dict[str, Any] = evaluate(kind, model, data, **vars(options_from(EvaluateOptions, given, flags=True)))
+    if "suite" in summary:
+        _print_suite(summary)
+    else:
+        print_table("", ("measure", "value"), [(name, summary[name]) for name in ("pairs", "ties", *METRICS) if name in summary])
+        print_rows("by quality margin", summary.get("by_margin") or [])
     print_json(summary, as_json)
+
+
+def scores(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Scores of a benchmark's rows: JSON lines, CSV or Parquet.")],
+    suite: Annotated[str, typer.Option(help=f"{in_words(SUITES)}; `mmpo list suites NAME` says which columns it needs.")],
+    as_json: AsJson = False,
+) -> None:
+    """A benchmark's figures, by its published arithmetic, from scores that a model has already given.
+
+    rewardbench: subset, score_chosen, score_rejected. rewardbench2: id, subset, num_correct, scores (a list, the correct completions
+    first). rm-bench: domain, score_chosen and score_rejected (lists of three, by rising style).
+    Example: mmpo evaluate scores scores.jsonl --suite rewardbench
+    """
+    if suite not in SUITES:
+        raise unknown_name("suite", suite, SUITES)
+    summary = suite_scores(file, suite)
+    _print_suite(summary)
+    for name, count in summary["unknown_subsets"].items():
+        say(f"warning: {suite} has no subset {name!r}: its {count:,} rows are part of no section")
+    print_json(summary, as_json)
+
+
+def _print_suite(found: dict[str, Any]) -> None:
+    """A suite's subsets, sections and average, each with its interval, beside what the longest replies and random scores reach."""
+    print_rows(found["suite"], found["subsets"], {name: name for name in ("subset", "section", "rows", "accuracy", "chance")})
+    longest = found.get("longest_wins", {"sections": {}, "average": None})
+    rows = [
+        {"section": name, "accuracy": value, "accuracy_95": found["sections_95"][name], "longest": longest["sections"].get(name)}
+        for name, value in found["sections"].items()
+    ]
+    rows.append(
+        {"section": "average", "accuracy": found["average"], "accuracy_95": found["average_95"], "longest": longest["average"]}
+    )
+    columns = {"section": "section", "accuracy": "accuracy", **({"longest": "longest wins"} if "longest_wins" in found else {})}
+    print_rows("", rows, columns)
+    if "matrix" in found:
+        print_table("style", ("", *found["styles"]), [("accuracy", *found["styles"].values())])
+        names = ("concise", "detailed", "markdown")
+        matrix = [(f"chosen {name}", *row) for name, row in zip(names, found["matrix"], strict=True)]
+        print_table("chosen above rejected", ("", *(f"rejected {name}" for name in names)), matrix)

@@ -31,6 +31,7 @@ FAMILIES: dict[str, Family] = {
     "checks": Family("mmpo.pipeline.validate:CHECKS", "What `mmpo validate` looks at."),
     "exports": Family("mmpo.pipeline.storage:EXPORTS", "The formats that `mmpo export --to` writes."),
     "metrics": Family("mmpo.pipeline.metrics:METRICS", "What `mmpo evaluate` and `mmpo run` measure."),
+    "suites": Family("mmpo.pipeline.metrics:SUITES", "The benchmarks of reward models that `mmpo evaluate --suite` takes."),
     "modes": Family("mmpo.annotate.judge:MODES", "The ways to ask a judge that `mmpo judge --mode` takes."),
     "rubrics": Family("mmpo.annotate.judge:RUBRICS", "The rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."),
     "pairings": Family("mmpo.annotate.pairings:PAIRINGS", "The ways to choose pairs that `mmpo judge --pairs` takes."),

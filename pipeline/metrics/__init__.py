@@ -1,4 +1,4 @@
-"""What a model is measured by, all in METRICS; by margin, by source; RewardBench. Pure numpy.
+"""What a model is measured by, all in METRICS; by margin, by source; the benchmarks of reward models, all in SUITES.
 
 The values of a set of pairs, by name, each of shape (pairs,): z, the model's logit for "chosen is better"; margin, the quality margin,
 0 for a tie; and where they are known p, the targets, and preferring of raters, votes of raters that made no part of the margins.
@@ -30,6 +30,7 @@ from mmpo.pipeline.metrics.rewardbench import (
     rewardbench_subsets,
     subset_accuracies,
 )
+from mmpo.pipeline.metrics.suites import SUITES, ScoredRow, check_columns, file_rows, suite_measures, suite_scores
 
 Values = Mapping[str, np.ndarray]
 

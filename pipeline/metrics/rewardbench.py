@@ -111,26 +111,39 @@ def rewardbench2_best_of(scores: ArrayLike) -> float:
 
 
 def rewardbench2_ties(scores: Mapping[str, ArrayLike], num_correct: Mapping[str, int]) -> float:
-    """The Ties section. scores: id → scores, the correct completions first; ids are `ref:N` (one correct) and
-    `tied:N` (many).
+    """The Ties section: the mean of `rewardbench2_tie_values`.
 
     .30·tied accuracy + .30·reference accuracy + .20·preference + .20·hard preference + .01·mean tanh(gap/spread − 1):
     gap is the worst correct score over the best incorrect one, spread the range of the tied correct ones; 0/0 counts
     0.
     """
+    return float(rewardbench2_tie_values(scores, num_correct).mean())
+
+
+def rewardbench2_tie_values(scores: Mapping[str, ArrayLike], num_correct: Mapping[str, int]) -> np.ndarray:
+    """What each N of the Ties section adds to its mean, shape (numbers,).
+
+    scores: id → scores, the correct completions first; ids are `ref:N` (one correct) and `tied:N` (many). An N that has one of the two
+    alone takes part in that one's accuracy, as published. InvalidValue where no N has both.
+    """
     stats = {key: _tie_statistics(as_floats(values, key), num_correct[key]) for key, values in scores.items()}
     kinds = {kind: {k.split(":", 1)[1]: v for k, v in stats.items() if k.startswith(f"{kind}:")} for kind in ("ref", "tied")}
-    common = [number for number in kinds["ref"] if number in kinds["tied"]]
+    numbers = list(dict.fromkeys([*kinds["ref"], *kinds["tied"]]))
+    common = [number for number in numbers if number in kinds["ref"] and number in kinds["tied"]]
     if not common:
         raise InvalidValue("the Ties section needs ids ref:N and tied:N for the same N")
-    right = {kind: float(np.mean([gap > 0 for gap, _ in rows.values()])) for kind, rows in kinds.items()}
+    values = np.zeros(len(numbers))
+    for rows in kinds.values():
+        for number, (gap, _) in rows.items():
+            values[numbers.index(number)] += 0.30 * (gap > 0) / len(rows)
     tied = np.array([kinds["tied"][number][0] for number in common])
     spread = np.array([kinds["tied"][number][1] for number in common])
     least = np.minimum(tied, [kinds["ref"][number][0] for number in common])
     with np.errstate(divide="ignore", invalid="ignore"):
         margin = np.nan_to_num(np.tanh(least / spread - 1), nan=0.0)
-    preferred = 0.20 * float((tied > spread).mean()) + 0.20 * float((least > spread).mean())
-    return 0.30 * right["tied"] + 0.30 * right["ref"] + preferred + 0.01 * float(margin.mean())
+    preferred = 0.20 * (tied > spread) + 0.20 * (least > spread) + 0.01 * margin
+    values[[numbers.index(number) for number in common]] += preferred / len(common)
+    return values * len(numbers)
 
 
 def _tie_statistics(values: np.ndarray, correct: int) -> tuple[float, float]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import row_sums
+from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage import batches, part_files
@@ -52,7 +51,7 @@ def read_figures(dataset: Path) -> PairFigures:
                 {
                     "margin": batch.column("quality_margin").to_numpy(zero_copy_only=False),
                     "margin_se": batch.column("margin_se").to_numpy(zero_copy_only=False).astype(np.float64),
-                    **{f"{side}_length": _lengths(batch.column(side)) for side in ("chosen", "rejected")},
+                    **{f"{side}_length": text_lengths(batch.column(side)) for side in ("chosen", "rejected")},
                     "source": batch.column("source").to_numpy(zero_copy_only=False),
                     "kind": batch.column("kind").to_numpy(zero_copy_only=False),
                 }
@@ -61,11 +60,6 @@ def read_figures(dataset: Path) -> PairFigures:
         raise UserError(f"{dataset} holds no pairs: there is nothing to report on")
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return PairFigures(**joined, prompts=len(prompts), splits=splits)
-
-
-def _lengths(messages: pa.Array) -> Floats:
-    """Characters of all messages of each row."""
-    return row_sums(messages, pc.fill_null(pc.utf8_length(messages.flatten().field("content")), 0)).astype(np.float64)
 
 
 def longer_wins(figures: PairFigures, kept: np.ndarray | None = None) -> float | None:

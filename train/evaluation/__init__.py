@@ -1,4 +1,4 @@
-"""A trained model measured on pairs, votes and RewardBench."""
+"""A trained model measured on pairs, votes and benchmarks of reward models."""
 
 from mmpo.train.evaluation.evaluate import Votes, evaluate
-from mmpo.train.evaluation.rewardbench import rewardbench_pairs
+from mmpo.train.evaluation.suite_rows import suite_pairs

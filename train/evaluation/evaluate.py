@@ -1,4 +1,4 @@
-"""`mmpo evaluate`: a trained model's accuracy and calibration on the pairs of a dataset or a file, and the votes for ece_vote."""
+"""`mmpo evaluate policy|reward`: a trained model's accuracy and calibration on pairs, or on the rows of a benchmark."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, temperature_fit
+from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, suite_measures, temperature_fit
 from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import pair_values
-from mmpo.train.evaluation.rewardbench import rewardbench_measures, rewardbench_pairs
+from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
 from mmpo.train.model import missing_folder
 from mmpo.train.objective import targets
@@ -31,6 +32,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "test",
+    suite: str | None = None,
     gamma: float | None = None,
     target: str | None = None,
     beta: float | None = None,
@@ -46,8 +48,9 @@ def evaluate(
     trust_remote_code: bool = False,
     chat_template: str = "tokenizer",
 ) -> dict[str, Any]:
-    """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a file in
-    RewardBench's format (for those, `rewardbench_measures` and "counts").
+    """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a benchmark's file
+    (see `suite_pairs`; suite: its name, by default what the rows look like; for those, what `suite_measures` returns, "pairs", the measures
+    that need no targets over all pairs, "longest_wins": the same suite with lengths in characters as scores, and "counts").
 
     What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking, graded_part). gamma: needed
     for other models. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the
@@ -67,11 +70,11 @@ def evaluate(
     given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
     given |= {"thinking": thinking, "graded_part": graded_part}
     given |= {"reference_cache": reference_cache, "trust_remote_code": trust_remote_code}
-    bench = rewardbench_pairs(data)
+    bench = suite_pairs(data, suite)
     if bench is not None:
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
     options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
-    pairs = read_pairs(data, split) if bench is None else bench
+    pairs = read_pairs(data, split) if bench is None else bench.pairs
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
@@ -90,7 +93,7 @@ def evaluate(
     if per_pair is not None:
         _write(Path(per_pair), stood, pairs, values)
     if bench is not None:
-        return {**rewardbench_measures(values, sources), "counts": counts}
+        return _on_suite(bench, values, counts)
     fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
     fit = rest[0][0] if fitted_on != split else values
     temperature = temperature_fit(fit["z"], fit["p"])
@@ -114,6 +117,31 @@ def evaluate(
         "target": options.target,
         "split": split,
         "counts": counts,
+    }
+
+
+def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[str, int]) -> dict[str, Any]:
+    """A suite's figures, with those of the longest reply beside them."""
+    what = "score" if "score/chosen" in values else "ratio"
+    rows, incomplete = bench.scored(values["rows"], values[f"{what}/chosen"], values[f"{what}/rejected"])
+    if not rows:
+        raise UserError(
+            f"no row of {bench.suite} has a value for each of its completions: nothing can be measured (see the warnings)"
+        )
+    found = suite_measures(bench.suite, rows)
+    lengths = (text_lengths(bench.pairs[side])[values["rows"]] for side in _SIDES)
+    longest = suite_measures(bench.suite, bench.scored(values["rows"], *lengths)[0], draws=0)
+    told = ", ".join(f"{name} ({count:,} rows)" for name, count in found["unknown_subsets"].items())
+    if told:
+        warn([f"subsets that {bench.suite} does not have are part of no section: {told}"])
+    if incomplete:
+        warn([f"{incomplete:,} of {len(bench.sizes):,} rows were left out: a completion of theirs has no value"])
+    return {
+        **pair_measures({name: values[name] for name in ("z", "margin")}),
+        "pairs": len(values["z"]),
+        **found,
+        "longest_wins": {name: longest[name] for name in ("sections", "average")},
+        "counts": {**counts, "rows_in": len(bench.sizes), "rows_incomplete": incomplete},
     }
 
 
