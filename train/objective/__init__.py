@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mmpo.train.objective.losses import LOSSES, TERMS, Loss
-from mmpo.train.objective.targets import TARGETS, targets
+from mmpo.train.objective.targets import TARGETS, LevelTarget, fit_target, targets
 from mmpo.train.objective.terms import check_reward_terms, parse_terms, reads_targets, write_terms
 
 if TYPE_CHECKING:

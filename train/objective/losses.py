@@ -11,79 +11,15 @@ margin. γ is in 1/margin-unit. torch is imported when a loss is first computed,
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmpo.pipeline.errors import unknown_name
-from mmpo.pipeline.margins import InvalidValue, check_gamma
+from mmpo.pipeline.margins import InvalidValue
+from mmpo.train.objective.graded import davidson, davidson_parameters, davidson_state, ordinal, ordinal_parameters, ordinal_state
+from mmpo.train.objective.loss import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epsilon": (lambda v: _number(v) and 0 <= v < 0.5, "a number in [0, 0.5)"),
-    "beta": (lambda v: _number(v) and v > 0, "a number above 0"),
-    "eta": (lambda v: v is None or (_number(v) and v >= 0), "a number of at least 0, or None for gamma"),
-    "alpha": (lambda v: _number(v) and v >= 0, "a number of at least 0"),
-    "transform": (lambda v: v in ("log", "identity"), "'log' or 'identity'"),
-}
-"""What each option of a loss may be: a check and the words for it."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `reads_target`: its value depends on
-    p or on γ·m. `average_logprobs`: the policy's log-probabilities are averaged per token before z is formed. `source`: where
-    the formula is from (arXiv number or project)."""
-
-    name: str
-    summary: str
-    source: str
-    formula: Callable[..., Tensor]
-    needs_winner: bool = False
-    reads_target: bool = False
-    average_logprobs: bool = False
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """The formula's own options and their defaults."""
-        parameters = inspect.signature(self.formula).parameters.values()
-        return {item.name: item.default for item in parameters if item.default is not item.empty}
-
-    def per_pair(self, z: Tensor, p: Tensor, margin: Tensor, *, gamma: float = 1.0, **options: Any) -> Tensor:
-        """The loss of every pair, shape (pairs,), never reduced; differentiable in z.
-
-        z: logits, shape (pairs,), finite, up to ±1e4 and beyond. p: targets in [0, 1], shape (pairs,). margin: quality
-        margins in score units, shape (pairs,), ≥ 0. gamma: in 1/margin-unit, ≥ 0 or inf. Raises ValueError (a
-        UserError) where the shapes differ or are not (pairs,), or an option is unknown or out of range. Shapes must
-        be *equal*: (B, 1) against (B,) would silently train every pair on all B targets.
-        """
-        if z.ndim != 1 or p.shape != z.shape or margin.shape != z.shape:
-            shapes = f"z {tuple(z.shape)}, p {tuple(p.shape)}, margin {tuple(margin.shape)}"
-            raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
-        return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
-
-    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with defaults filled in, each checked. Raises UserError for an unknown one, ValueError out of range."""
-        for name in options:
-            if name not in self.options:
-                takes = ", ".join(self.options) or "none"
-                raise unknown_name(f"option of loss {self.name} (it takes: {takes})", name, self.options)
-        values = {**self.options, **options}
-        for name, value in values.items():
-            allowed, text = RANGES[name]
-            if not allowed(value):
-                raise InvalidValue(f"loss {self.name}: {name} must be {text}, not {value!r}")
-        return values
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -216,6 +152,22 @@ LOSSES: dict[str, Loss] = {
         Loss("margin", "Bradley–Terry with the margin subtracted (Llama 2)", "arXiv 2307.09288", _margin, needs_winner=True),
         Loss("scaled-bt", "Bradley–Terry weighted by the margin; ties weigh nothing", "arXiv 2410.01257", _scaled_bt),
         Loss("gdpo", "DPO with z scaled by 2p − 1; ties have no gradient", "arXiv 2409.06691", _gdpo, reads_target=True),
+        Loss(
+            "ordinal",
+            "likelihood of the margin's level under learned symmetric thresholds, whose scale is a γ; ties are a level",
+            "arXiv 2603.02232",
+            ordinal,
+            starts=ordinal_parameters,
+            state=ordinal_state,
+        ),
+        Loss(
+            "davidson",
+            "likelihood of win, tie or loss; ties have a probability of their own, through a learned ν",
+            "arXiv 2409.17431",
+            davidson,
+            starts=davidson_parameters,
+            state=davidson_state,
+        ),
     )
 }
 """Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""

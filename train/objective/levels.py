@@ -1,0 +1,63 @@
+"""What a margin is worth as a probability, learned from the votes of several raters: the target `levels`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.margins import fill_standard_errors, measured_probability
+
+VOTED = ("quality_margin", "margin_se", "preferring", "raters")
+"""The columns of PAIRS that it learns from."""
+_FARTHEST = 3.5
+"""Standard deviations from which on votes can't be told from unanimous ones."""
+
+
+@dataclass(frozen=True)
+class LevelTarget:
+    """p of a margin, learned from votes: `margins` ascending from 0, the `p` of each, linear between and constant above; both (levels,)."""
+
+    margins: np.ndarray
+    p: np.ndarray
+
+    @classmethod
+    def fit(cls, margin: np.ndarray, margin_se: np.ndarray, preferring: np.ndarray, raters: np.ndarray) -> "LevelTarget":
+        """Learns from pairs with two raters or more, each (pairs,): what one more rater would say, never falling in the margin, ½ at 0.
+
+        The votes can't be taken as they are: the chosen completion is the one that these very raters made the better one, and raters who
+        throw coins agree with it. With λ = 1 − mean se²/mean m² the margins' reliability, σ² = mean n·se² and normal noise, Φ⁻¹(p) of a
+        margin m is m/(σ√(1 − 1/n)) for its own raters and λm/(σ√(1 + λ/n)) for another one. p is the latter, and of what the level's votes
+        say beyond the former the share λ(n − 1)/(n + 9), for few raters say little; neighbours are pooled where it would fall. Raises
+        UserError where no pair has two raters, and where margins are no larger than their errors.
+        """
+        from scipy.optimize import isotonic_regression  # of the extra `train`
+        from scipy.special import ndtr, ndtri
+
+        voted = raters >= 2
+        if not voted.any():
+            raise UserError(
+                f"the levels target learns from votes of two raters or more, and none of the {len(raters)} pairs has them. Build from "
+                "feedback of several raters (`mmpo judge` with several judges, `mmpo argilla` with several people a record), or take "
+                "--target plain"
+            )
+        measured_probability(preferring, raters)  # refuses what are no counts
+        m, k, n, se = margin[voted], preferring[voted], raters[voted], fill_standard_errors(margin_se[voted]).values
+        reliability = 1 - (se**2).mean() / max((m**2).mean(), 1e-300)
+        if reliability <= 0:
+            raise UserError(
+                f"the levels target: over the {len(m)} pairs with two raters or more the margins are no larger than their standard errors, "
+                "so that the raters may as well be throwing coins and every p is .5. Take --target plain, or look at them with `mmpo agree`"
+            )
+        levels, of = np.unique(np.round(m[m > 0], 9), return_inverse=True)
+        count, each = n.mean(), np.sqrt((se**2 * n).mean())  # of a pair's raters; the noise of one
+        own, another = levels / (each * np.sqrt(1 - 1 / count)), reliability * levels / (each * np.sqrt(1 + reliability / count))
+        pairs = np.bincount(of, minlength=len(levels))
+        votes, for_chosen = np.bincount(of, n[m > 0]), np.bincount(of, k[m > 0])
+        said = ndtri((for_chosen + 2 * ndtr(np.minimum(own, _FARTHEST))) / (votes + 2))
+        beyond = reliability * (count - 1) / (count + 9) * (said - np.minimum(own, _FARTHEST))
+        p = isotonic_regression(np.maximum(ndtr(another + beyond), 0.5), weights=pairs).x
+        return cls(np.append(0.0, levels), np.append(0.5, p))
+
+    def __call__(self, margin: np.ndarray) -> np.ndarray:
+        """p of every margin, both (pairs,)."""
+        return np.interp(margin, self.margins, self.p)
