@@ -5,6 +5,7 @@ Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupt
 Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -41,6 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Every command: where its function is and one line about it. Where a table like this one is named instead, it is a group."""
 
+WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "agree"}
+"""Commands that use no pandas, which pyarrow would import: half a second on a busy core. Outside code (module:function) may want it."""
+
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers"), "train"),
     **dict.fromkeys(("openai", "httpx2"), "judge"),
@@ -51,7 +55,16 @@ EXTRAS = {
 
 def main() -> None:
     """Run the command line of this process and leave with its exit status."""
+    _leave_pandas_out(sys.argv[1:])
     sys.exit(run(sys.argv[1:]))
+
+
+def _leave_pandas_out(arguments: Sequence[str]) -> None:
+    outside = any(re.search(r":[A-Za-z_]", word) for word in arguments)
+    if not outside and _asked_for(arguments) & WITHOUT_PANDAS:
+        from mmpo.pipeline.arrow import leave_pandas_out  # imported here: pyarrow, which --help does without
+
+        leave_pandas_out()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,7 +4,9 @@ Inside the pipeline text has 64-bit offsets (large_string), so that a column may
 `mmpo.pipeline.tables`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,25 @@ from mmpo.pipeline.tables import FEEDBACK
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
 """What pyarrow raises for files that are damaged in one way or another; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
 _LONG_TEXT = {"content", "text", "note", "extra"}
+
+
+def leave_pandas_out() -> None:
+    """Keep pyarrow from importing pandas at its first conversion, which costs more than reading thousands of rows and serves only arrays
+    of pandas. Where pandas is asked for by name, it is imported all the same."""
+    if "pandas" in sys.modules:
+        return
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])  # pyarrow looks once
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(name=fullname)
 
 
 def _large_field(field: pa.Field) -> pa.Field:

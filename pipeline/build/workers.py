@@ -13,11 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmpo.pipeline.arrow import leave_pandas_out
+
 Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 
 def _start_worker(parent: int) -> None:
-    """A worker leaves Ctrl-C to its parent, dies with it, and computes on one core."""
+    """A worker leaves Ctrl-C to its parent, dies with it, computes on one core, and imports no pandas of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         set_death_signal = 1
@@ -25,6 +27,7 @@ def _start_worker(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
     pa.set_cpu_count(1)
+    leave_pandas_out()
 
 
 @contextmanager

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-import yaml
-
 from mmpo.pipeline.checks.findings import Findings
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import MANIFEST, batches
@@ -112,6 +110,8 @@ def _balance(found: Findings, counts: Mapping[str, Mapping[str, Mapping[str, Any
 
 def _card(found: Findings) -> None:
     """README.md is a Hugging Face dataset card whose head names the splits that hold rows."""
+    import yaml  # here: every command would wait for it
+
     path = found.folder / "README.md"
     try:
         head = path.read_text(encoding="utf-8").split("---\n")[1]

@@ -20,6 +20,8 @@ CONTEXT = ("system", "tools", "images")
 OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
 """Where the fields of one row per prompt are found in candidates that are objects."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
+MOST_GRADES_SEEN = 4096
+_NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 
@@ -192,7 +194,9 @@ class RowFields:
         self.read = {name: reader(column, self.present) for name, column in self.column.items()}
         self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
+        self.grades_seen: dict[tuple[tuple[str | None, ...], str | None], dict[str, str]] = {}
         self.context = [name for name in CONTEXT if name in self.column]
+        self.plain: str | None = None
 
     def absent(self, column: str) -> list[str]:
         """The columns that a name stands for and that are not there."""
@@ -216,22 +220,32 @@ class RowFields:
 
     def grade(self, row: Row, rater: str | None = None) -> dict[str, str]:
         """Rater (the one given, else the row's), kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
+        cells = tuple([read(row) for _, read in self.grade_columns])
+        texts = _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
+        if texts and (cells, rater) in self.grades_seen:  # as nearly all are: a file has few raters
+            return self.grades_seen[cells, rater]
         found = dict(self.usual_grade)
-        for name, read in self.grade_columns:
-            given = self.cells.name(read(row))
+        for (name, _), cell in zip(self.grade_columns, cells, strict=True):
+            given = self.cells.name(cell)
             if given is not None:
                 found[name] = given
         if rater is not None:
             found["rater"] = rater
         if found["kind"] not in KINDS:
             raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
+        if texts and len(self.grades_seen) < MOST_GRADES_SEEN:
+            self.grades_seen[cells, rater] = found
         return found
 
     def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> Any:
         """The prompt, a chat in a text read as messages, behind the row's system text. Raises BadRow: tools, images, as with_system."""
-        prompt = read_conversation(prompt)
+        if type(prompt) is str and prompt == self.plain:  # rows of one prompt mostly stand together
+            return prompt
+        given, prompt = prompt, read_conversation(prompt)
         if isinstance(prompt, str) and prompt.startswith(TEMPLATE_MARKS):
             out.count("template_marks")
+        elif prompt is given and type(prompt) is str and not self.context:
+            self.plain = prompt
         for name in self.context:
             given = self.get(row, name)
             if is_empty(given):

@@ -411,3 +411,10 @@ def test_every_sample_makes_the_pair_that_it_shows(tmp_path: Path, format: str, 
     assert run(["build", str(path), "--format", format, "--out", str(tmp_path / "out"), *sample.options.split()]) == 0
     [pair] = load_pairs(tmp_path / "out").to_pylist()
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Mars, the red one.", "The moon.")
+
+
+def test_raters_that_compare_equal_keep_their_names_from_row_to_row(tmp_path: Path) -> None:
+    raters = ["1", 1, True, 1.0, None, " 1 ", "ann", "ann"]
+    rows = [{"prompt": "q", "completion": f"c{i}", "score": i, "rater": rater} for i, rater in enumerate(raters)]
+    found = collected(write_rows(tmp_path / "rows.jsonl", rows), "jsonl").feedback["ratings"].combine_chunks().flatten()
+    assert found.field("rater").to_pylist() == ["1", "1", "True", "1", "rows", "1", "ann", "ann"]
