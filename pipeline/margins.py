@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmpo.pipeline.errors import InvalidValue
 
 __all__ = [
+    "MEAN_TARGET",
     "FilledErrors",
     "Floats",
     "InvalidValue",
@@ -23,14 +24,20 @@ __all__ = [
     "fit_gamma_to_votes",
     "gamma_for_mean_target",
     "margin_standard_error",
+    "mean_target_of",
     "measured_probability",
     "median_standard_error",
+    "resolve_gamma",
     "sigmoid",
     "softplus",
     "target_probability",
 ]
 
 Floats = NDArray[np.float64]
+
+MEAN_TARGET = 0.75
+"""The mean target of the untied training pairs at γ auto: the convention of `--gamma auto`, `mmpo gamma` and the pages. docs/training.md
+has its grounds; to change the default is to change this number."""
 
 
 def __getattr__(name: str) -> Any:
@@ -215,7 +222,42 @@ def median_standard_error(gaps: ArrayLike, middles: ArrayLike, pooled_variance: 
     return result
 
 
-def gamma_for_mean_target(margins: ArrayLike, mean: float = 0.75) -> float:
+def mean_target_of(gamma: float | str) -> float | None:
+    """The mean target that γ auto is chosen by; None for a γ that is a number.
+
+    >>> mean_target_of("auto") == MEAN_TARGET, mean_target_of("auto:.9"), mean_target_of(1.1)
+    (True, 0.9, None)
+    """
+    if not isinstance(gamma, str):
+        return None
+    name, colon, text = gamma.partition(":")
+    try:
+        mean = float(text) if colon else MEAN_TARGET
+    except ValueError:
+        mean = np.nan
+    if name != "auto" or not 0.5 < mean < 1.0:
+        raise InvalidValue(
+            f"gamma {gamma!r}: a number of at least 0, auto, or auto:MEAN with a mean target between .5 and 1 (auto:.9)"
+        )
+    return mean
+
+
+def resolve_gamma(gamma: float | str, margins: ArrayLike) -> float:
+    """The number itself, or for "auto" and "auto:MEAN" the γ at which the mean target of the margins above 0 is `MEAN_TARGET` or MEAN.
+
+    margins: shape (pairs,). InvalidValue where there is none above 0.
+    """
+    mean = mean_target_of(gamma)
+    if mean is None:
+        return check_gamma(gamma)
+    decided = as_floats(margins, "margins")
+    decided = decided[decided > 0]
+    if not len(decided):
+        raise InvalidValue(f"gamma {gamma} needs pairs with a positive margin and there is none: give --gamma a number")
+    return gamma_for_mean_target(decided, mean)
+
+
+def gamma_for_mean_target(margins: ArrayLike, mean: float = MEAN_TARGET) -> float:
     """The γ at which the mean of σ(γm) over the margins above 0 is `mean`: a stated convention, no fit. In
     1/margin-unit.
 
@@ -223,7 +265,7 @@ def gamma_for_mean_target(margins: ArrayLike, mean: float = 0.75) -> float:
     relative. InvalidValue where no margin is positive. The mean is increasing and concave in γ, so that Newton's
     steps from 0 never overshoot.
 
-    >>> round(gamma_for_mean_target([1.0, 1.0]), 6)  # log 3
+    >>> round(gamma_for_mean_target([1.0, 1.0], 0.75), 6)  # log 3
     1.098612
     """
     m = as_floats(margins, "margins").ravel()

@@ -11,12 +11,23 @@ from functools import wraps
 from itertools import chain
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from mmpo.pipeline.errors import UserError, closest
+from mmpo.pipeline.errors import InvalidValue, UserError, closest
+from mmpo.pipeline.margins import mean_target_of
 
 Kind = TypeVar("Kind")
 
@@ -85,6 +96,46 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
 """A finite number above 0."""
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
 """A finite number from 0 up."""
+
+
+def read_gamma(value: Any) -> float | str:
+    """A γ as it is given: a number of at least 0, also as text, "auto" or "auto:MEAN" as they are. InvalidValue for anything else.
+
+    >>> read_gamma("1.1"), read_gamma("auto:.9")
+    (1.1, 'auto:.9')
+    """
+    auto = " or 'auto' (or auto:MEAN with a mean target between .5 and 1: auto:.9)"
+    text = value.strip() if isinstance(value, str) else ""
+    if text.partition(":")[0] == "auto":
+        try:
+            mean_target_of(text)
+        except ValueError:
+            raise InvalidValue(f"gamma {value!r} is not a number{auto}") from None
+        return text
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise InvalidValue(f"gamma {value!r} is not a number{auto}")
+    if not number >= 0:
+        raise InvalidValue(f"gamma {value!r} is not 0 or more{auto}")
+    return number
+
+
+def _gamma(value: Any) -> float | str:
+    try:
+        return read_gamma(value)
+    except InvalidValue as error:
+        raise ValueError(str(error).removeprefix("gamma ")) from None
+
+
+Gamma = Annotated[
+    float | str,
+    PlainValidator(_gamma, json_schema_input_type=float | str),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^auto(:0?\.\d+)?$"}]}),
+]
+"""A γ: a number of at least 0 (inf allowed), auto, or auto:MEAN (see `mmpo.pipeline.margins.resolve_gamma`)."""
 Share = Annotated[float, Field(ge=0, le=1), NUMBER]
 """A number from 0 to 1."""
 TextOrPath = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]

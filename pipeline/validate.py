@@ -14,7 +14,9 @@ from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, loo
 from mmpo.pipeline.checks.pairs import SATURATED as SATURATED
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import NORMALISATIONS
-from mmpo.pipeline.storage import read_manifest
+from mmpo.pipeline.margins import resolve_gamma
+from mmpo.pipeline.options import read_gamma
+from mmpo.pipeline.storage import part_files, read_manifest, read_parts
 from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]
@@ -226,11 +228,24 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = False) -> dict[str, Any]:
+def _gamma_of(folder: Path, given: float | str) -> float | None:
+    """The γ, by the training pairs where it is auto; None where these can't be read or have no margin, which other checks say."""
+    gamma = read_gamma(given)
+    if not isinstance(gamma, str):
+        return gamma
+    try:
+        files = part_files(folder)
+        table = read_parts(files["train"] or [file for part in files.values() for file in part], columns=["quality_margin"])
+        return resolve_gamma(gamma, table["quality_margin"].drop_null())
+    except UserError:
+        return None
+
+
+def validate(dir: str | Path, *, gamma: float | str | None = None, strict: bool = False) -> dict[str, Any]:
     """Check a dataset folder, of PAIRS or of FEEDBACK.
 
-    gamma: in 1/margin-unit; where given, the share of saturated targets is a check of its own. strict: warnings count as failures;
-    "unknown" is a check that had nothing to look at, and neither passes nor fails.
+    gamma: in 1/margin-unit, or auto, auto:MEAN (of the training pairs); where given, the share of saturated targets is a check of its own.
+    strict: warnings count as failures; "unknown" is a check that had nothing to look at, and neither passes nor fails.
     Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail" | "unknown", "count", "message"}]}.
     Raises UserError where the folder is no dataset of mmpo.
     """
@@ -239,9 +254,7 @@ def validate(dir: str | Path, *, gamma: float | None = None, strict: bool = Fals
     kind = manifest.get("kind")
     if kind not in BOTH:
         raise UserError(f"{folder}: its manifest says kind {kind!r}; a dataset holds {' or '.join(BOTH)}")
-    if gamma is not None and not gamma >= 0:
-        raise UserError(f"gamma {gamma}: must be 0 or more")
-    found = Findings(folder, manifest, gamma)
+    found = Findings(folder, manifest, None if gamma is None else _gamma_of(folder, gamma))
     (look_at_pairs if kind == "pairs" else look_at_feedback)(found)
     look_at_folder(found)
     checks = []

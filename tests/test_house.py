@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("pipeline", "annotate", "train", "cli")
 ROOMS = [
     # pipeline: the tables, the mathematics, then from files to pairs, then what joins or reads them
-    "pipeline.errors", "pipeline.options", "pipeline.tables", "pipeline.thinking", "pipeline.margins", "pipeline.progress",
+    "pipeline.errors", "pipeline.margins", "pipeline.options", "pipeline.tables", "pipeline.thinking", "pipeline.progress",
     "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.grades", "pipeline.metrics", "pipeline.sources",
     "pipeline.builder", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate", "pipeline",
     "pipeline.report",

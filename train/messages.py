@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.pipeline.margins import MEAN_TARGET, gamma_for_mean_target
 from mmpo.pipeline.progress import say
 from mmpo.train.objective import reads_targets
 
@@ -45,7 +45,7 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
     q = p[margin > 0]
     if not len(q) or np.isinf(gamma) or target == "measured" or not reads_targets(terms):
         return []
-    advice = f"gamma {gamma_for_mean_target(margin):.4g} gives a mean target of .75 (--gamma auto)"
+    advice = f"gamma {gamma_for_mean_target(margin):.4g} gives a mean target of {MEAN_TARGET:g} (--gamma auto)"
     if (q > 0.99).mean() > 0.5:
         return [
             f"gamma {gamma:.4g} saturates the targets: {(q > 0.99).mean():.1%} of {len(q)} untied pairs have a target above .99, "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, OneOf, Positive, TextOrPath, options
+from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, Gamma, OneOf, Positive, TextOrPath, options
 from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write_terms
 
 MAX_SEED = 2**32 - 1
@@ -35,8 +35,8 @@ class TrainOptions:
     """objective, or weighted terms: mmpo=1,sft=0.1; `mmpo losses` lists them"""
     loss_options: Annotated[dict[str, Any], MAPPED] = Field(default_factory=dict)
     """options of the objective: epsilon=0.2, or with several terms cdpo.epsilon=0.2"""
-    gamma: Annotated[float, Field(ge=0), NUMBER] | Literal["auto"] = "auto"
-    """margin to probability; auto: the mean target is .75"""
+    gamma: Gamma = "auto"
+    """margin to probability; auto: the γ of a stated mean target (`mmpo gamma` says which); auto:.9 names another"""
     target: Annotated[str, OneOf(TARGETS)] = "plain"
     """how margins become targets: {names}"""
     beta: Positive = 0.1

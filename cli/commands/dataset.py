@@ -50,7 +50,7 @@ def rejects(
 def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
     """Suggest γ and show what each γ makes of the margins.
 
-    The suggestion is a convention (the γ at which the mean target over the non-tied training pairs is .75), not a fit.
+    The suggestion is a convention (the γ of a stated mean target over the non-tied training pairs), not a fit.
     """
     from mmpo.pipeline.report import suggest_gamma
 

@@ -9,7 +9,7 @@ from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
 from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.metrics import METRICS, SUITES, suite_scores
-from mmpo.pipeline.options import NUMBER, OneOf, TextOrPath, in_words, options, options_from
+from mmpo.pipeline.options import NUMBER, Gamma, OneOf, TextOrPath, in_words, options, options_from
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("mmpo.cli.commands.evaluate:policy", "Measure a policy on held-out pairs, or on a benchmark's rows."),
@@ -30,8 +30,8 @@ class EvaluateOptions:
     """train, validation or test."""
     suite: Annotated[str | None, OneOf(SUITES)] = None
     """The benchmark whose own rows the data are: {names}; default: what they look like."""
-    gamma: Annotated[float | None, NUMBER] = None
-    """γ of the targets; the one saved beside the model."""
+    gamma: Gamma | None = None
+    """γ of the targets, or auto, auto:.9, of the training pairs; the one saved beside the model."""
     target: str | None = None
     """plain, noise-aware or measured; as the model was trained."""
     beta: Annotated[float | None, NUMBER] = None

@@ -10,7 +10,9 @@ from mmpo.cli.output import AsJson, print_json, print_rows, say
 
 def validate(
     dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")],
-    gamma: Annotated[float | None, typer.Option(help="Check the saturation of the targets at this γ.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Check the saturation of the targets at this γ, or at auto, auto:.9.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
     as_json: AsJson = False,
 ) -> int:

@@ -13,7 +13,7 @@ from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.cli.flags import model_of
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import explain, options_from, unwritable
+from mmpo.pipeline.options import Gamma, explain, options_from, unwritable
 from mmpo.train.options import TrainOptions
 
 SET_BY_THE_RUN = ("data", "out")
@@ -24,7 +24,7 @@ class Checks(BaseModel):
     """The section `validate`."""
 
     model_config = ConfigDict(extra="forbid")
-    gamma: float | None = Field(default=None, ge=0, description="check the saturation of the targets at this γ")
+    gamma: Gamma | None = Field(default=None, description="check the saturation of the targets at this γ, or at auto, auto:.9")
     strict: bool = Field(default=False, description="warnings stop the run")
 
 
@@ -33,7 +33,9 @@ class Measures(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is measured")
-    gamma: float | None = Field(default=None, ge=0, description="γ of the targets for every model; null: the model's own")
+    gamma: Gamma | None = Field(
+        default=None, description="γ of the targets for every model, or auto, auto:.9; null: that of the first mmpo run"
+    )
 
 
 class Recipe(BaseModel):

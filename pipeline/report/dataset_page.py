@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
+from mmpo.pipeline.margins import MEAN_TARGET, Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.report.dataset_figures import PairFigures, longer_wins, read_figures, samples, source_rows
 from mmpo.pipeline.report.gamma import gamma_table
 from mmpo.pipeline.report.left_out import rejects
@@ -42,6 +42,7 @@ def write_report(
         "title": title or f"Dataset {folder.resolve().name}",
         "numbers": [*_numbers(figures, gamma), *_ends(manifest.get("saturated", {}))],
         "suggested": gamma,
+        "mean_target": MEAN_TARGET,
         "gamma": _gamma_rows(figures, gamma) if gamma else None,
         "margin_plots": [_margin_plot(figures), *([_saturation(decided, gamma)] if gamma else [])],
         "longer": longer,

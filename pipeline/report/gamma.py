@@ -7,18 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
+from mmpo.pipeline.margins import MEAN_TARGET, Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.storage import part_files, read_parts
 from mmpo.pipeline.validate import SATURATED
 
-MEAN_TARGET = 0.75
 PUBLISHED = (0.3, 1.1, 2.2)
 """The paper's γ; they hold for margins between grades from 1 to 10, not normalised."""
 
 
 def suggest_gamma(data: str | Path | pa.Table) -> dict[str, Any]:
-    """The γ at which the mean target over the non-tied training pairs is .75 (a convention, not a fit), and its
-    company.
+    """The γ at which the mean target over the non-tied training pairs is `MEAN_TARGET` (a convention, not a fit), and its company.
 
     data: a dataset folder (its train split; all splits where train is empty) or a PAIRS table. Returns gamma (in
     1/margin-unit), mean_target, pairs, ties, margin_quantiles and `what_each_gamma_makes`, rows of `gamma_table`.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, suite_measures, temperature_fit
-from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet
+from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
@@ -33,7 +35,7 @@ def evaluate(
     *,
     split: str = "test",
     suite: str | None = None,
-    gamma: float | None = None,
+    gamma: float | str | None = None,
     target: str | None = None,
     beta: float | None = None,
     reference: str | None = None,
@@ -53,11 +55,11 @@ def evaluate(
     that need no targets over all pairs, "longest_wins": the same suite with lengths in characters as scores, and "counts").
 
     What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking, graded_part). gamma: needed
-    for other models. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the
-    weights that it had then. reference_cache: as for training. votes: a Parquet file with chosen_id, rejected_id, preferring
-    and raters, of raters that made no part of the margins, rows of one pair added up; without it ece_vote is None,
-    because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to write every pair's
-    values to. chat_template: as for training; what we trained carries its own.
+    for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none from the measured ones. reference: for
+    a policy, the model its log-ratios are taken to; the recorded one must have the weights that it had then. reference_cache: as for
+    training. votes: a Parquet file with chosen_id, rejected_id, preferring and raters, of raters that made no part of the margins, rows of
+    one pair added up; without it ece_vote is None, because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to
+    write every pair's values to. chat_template: as for training; what we trained carries its own.
 
     Returns {"pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier",
     "cross_entropy", "by_margin"}, None where undefined, and "by_source", "mean_logratio_chosen" and
@@ -75,6 +77,8 @@ def evaluate(
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
     options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
     pairs = read_pairs(data, split) if bench is None else bench.pairs
+    if isinstance(options.gamma, str):
+        options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs)))
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
@@ -161,11 +165,17 @@ def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str,
         known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
     if kind == "policy":
         known["reference"] = _reference(Path(model), trained)
-    gamma = float(given.pop("gamma", record.get("gamma")))
-    options = TrainOptions(kind, model=model, gamma=gamma, **{**known, **given})
+    options = TrainOptions(kind, model=model, gamma=given.pop("gamma", record.get("gamma")), **{**known, **given})
     if kind == "policy" and options.reference is None:
         raise UserError("a policy is measured by its log-ratio to a reference: give --reference")
     return options
+
+
+def _training_margins(data: str | Path, measured: pa.Table) -> np.ndarray:
+    """The margins that a γ is chosen by: those of the folder's train split, else of the measured pairs."""
+    files = [] if Path(data).is_file() else split_files(Path(data), "train")
+    table = read_parts(files, columns=["quality_margin"]) if files else measured
+    return table["quality_margin"].to_numpy()
 
 
 def _reference(model: Path, trained: Mapping[str, Any]) -> str | None:

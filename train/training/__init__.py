@@ -29,7 +29,7 @@ check_transformers()
 # isort: split
 from mmpo.train.training.callbacks import Displacement, Throughput, TrainingProgress, displacement_of, fallen
 from mmpo.train.training.passes import StepPasses
-from mmpo.train.training.run import resolve_gamma, train_policy, train_reward, training_arguments
+from mmpo.train.training.run import train_policy, train_reward, training_arguments
 from mmpo.train.training.run_folder import RunFolder
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token

@@ -20,7 +20,7 @@ from transformers import IntervalStrategy, PrinterCallback, TrainerCallback, Tra
 from transformers.integrations import integration_utils as known
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.margins import gamma_for_mean_target
+from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
 from mmpo.train.data import PromptPairs, Renderer, check_margins, check_sources, prepare_pairs, read_pairs, usable_pairs
 from mmpo.train.distributed import (
@@ -174,16 +174,6 @@ class Preparation:
     tokenizer: Any = None
     train: Sequence[PromptPairs] = ()
     held_out: Sequence[PromptPairs] | None = None
-
-
-def resolve_gamma(gamma: float | str, margins: Any) -> float:
-    """The number itself, or for "auto" the γ at which the mean target of the non-tied margins is .75."""
-    if gamma != "auto":
-        return float(gamma)
-    decided = margins[margins > 0]
-    if not len(decided):
-        raise UserError("gamma auto needs pairs with a positive margin and there is none: give --gamma a number")
-    return float(gamma_for_mean_target(decided))
 
 
 def prepare_run(options: TrainOptions) -> Preparation:

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from folders import split_folder, write_rows
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.margins import MEAN_TARGET, target_probability
 from mmpo.pipeline.report import suggest_gamma
 from mmpo.pipeline.storage import EXPORTS, export
 from mmpo.pipeline.tables import PAIRS
@@ -105,10 +105,10 @@ def test_gamma_reads_the_training_pairs(tmp_path: Path) -> None:
     found = suggest_gamma(dataset(tmp_path / "data"))
     margins = np.array([1.0, 2.0, 3.0, 4.0])
     assert (found["pairs"], found["ties"]) == (5, 1)
-    assert target_probability(margins, found["gamma"]).mean() == pytest.approx(0.75, abs=1e-12)
+    assert target_probability(margins, found["gamma"]).mean() == pytest.approx(MEAN_TARGET, abs=1e-12)
     rows = found["what_each_gamma_makes"]
     (mine,) = [row for row in rows if row["note"] == "suggested"]
-    assert mine["mean_target"] == pytest.approx(0.75) and mine["noise_aware"] < 0.75
+    assert mine["mean_target"] == pytest.approx(MEAN_TARGET) and mine["noise_aware"] < MEAN_TARGET
     assert [row["saturated"] for row in rows] == sorted(row["saturated"] for row in rows)
     with pytest.raises(UserError, match="none of the 1 pairs"):
         suggest_gamma(pa.Table.from_pylist([pair(0, 0.0)], schema=PAIRS))

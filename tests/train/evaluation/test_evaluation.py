@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 import mmpo.train.evaluation.pair_values as pair_values_module
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.metrics import ece_vote
 from mmpo.train.evaluation import Votes, evaluate
 from mmpo.train.model import load_pretrained
@@ -201,3 +202,9 @@ def test_mistakes_are_named(kind, model, options, said, trained, dataset, tmp_pa
     given = {"data": dataset, **{name: here(value) for name, value in options.items()}}
     models = {**trained, "base": trained["policy"] / "reference"}
     user_error(here(said), evaluate, kind, models.get(model, here(model)), given.pop("data"), **given)
+
+
+def test_gamma_auto_is_that_of_the_training_pairs(trained, dataset):
+    margins = read_table(dataset / "train")["quality_margin"].to_numpy()
+    found = evaluate("reward", trained["reward"], dataset, gamma="auto:.9")
+    assert target_probability(margins[margins > 0], found["gamma"]).mean() == pytest.approx(0.9)

@@ -28,6 +28,10 @@ from mmpo.train.training.checkpoints import OVERRIDDEN, GuardedTrainer
         ({"gamma": -1.0}, "gamma: -1.0 is not 0 or more or 'auto'"),
         ({"gamma": float("nan")}, "gamma: nan is not 0 or more"),
         ({"gamma": "best"}, "'best' is not a number or 'auto'"),
+        *(
+            ({"gamma": f"auto:{mean}"}, f"'auto:{mean}' is not a number or 'auto' (or auto:MEAN")
+            for mean in ("", "1", ".5", "x", "nan")
+        ),
         ({"beta": 0}, "beta: 0 is not above 0"),
         ({"epochs": "three"}, "epochs: 'three' is not a number"),
         ({"warmup_ratio": 1.0}, "1.0 is not below 1"),
