@@ -1,6 +1,6 @@
 """PAIRS to rendered prompts."""
 
-from mmpo.train.data.chat_template import PLAIN_TEMPLATE, choose_template, pad_token
+from mmpo.train.data.chat_template import PLAIN_TEMPLATE, REFUSALS, ChatTemplate, choose_template, common_prefix, pad_token
 from mmpo.train.data.pairs import (
     Prepared,
     PromptPairs,

@@ -4,6 +4,7 @@ from mmpo.train.model.attach import attach, plain_model
 from mmpo.train.model.attention import ExecutionPlan
 from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of, identity, weights_digest
 from mmpo.train.model.forward import body_of, completion_values, inputs_of
+from mmpo.train.model.layers import inputs_of_layer, layers_of
 from mmpo.train.model.load import (
     add_lora,
     check_checkpoint,
@@ -13,10 +14,12 @@ from mmpo.train.model.load import (
     check_same_vocabulary,
     disable_dropout,
     idle_parameters,
+    load_frozen,
     load_model,
     load_pretrained,
     load_reference,
     missing_folder,
+    positions_of,
 )
 from mmpo.train.model.probe import choose_plan, probe_group, recomputes, recomputing_exactly
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer

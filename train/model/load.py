@@ -13,7 +13,15 @@ import pyarrow as pa
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.train.data import PromptPairs, choose_template
@@ -74,6 +82,46 @@ def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, ne
             )
         check_loaded(kind, name, model, info, new_head=new_head)
     return model, tokenizer
+
+
+def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any, str]:
+    """Any model of texts (float32, in evaluation mode, without gradients) for its hidden states, its tokenizer, and its kind:
+    "policy", "reward", or "encoder" for one that has no output layer. Raises UserError as `load_pretrained` does, and for a model that
+    makes one text of another, whose two stacks of layers have no row in common.
+    """
+    with _errors_named(f"cannot load {name!r} for its hidden states", name), _quiet():
+        tokenizer = None
+        if (Path(name) / _ADAPTER).is_file():
+            kind = "policy" if "CAUSAL" in str(json.loads((Path(name) / _ADAPTER).read_text()).get("task_type")) else "reward"
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            kind = _kind_of(config, name)
+        if kind == "encoder":
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, "output_loading_info": True}
+            model, info = AutoModel.from_pretrained(name, **options)
+            missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+            if missing:
+                raise UserError(
+                    f"{name} lacks {len(missing)} of the weights that {type(model).__name__} has ({some_ids(missing, 3)}): the folder is "
+                    "half-written or of another kind of model; save or download it again"
+                )
+    if tokenizer is None:
+        model, tokenizer = load_pretrained(kind, name, trust_remote_code=trust_remote_code)
+    check_model(model, name, 1)
+    return model.eval().requires_grad_(False), tokenizer, kind
+
+
+def _kind_of(config: Any, name: str) -> str:
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{name} ({config.model_type}) reads one text and writes another: it has no hidden states of a prompt and its reply in one "
+            "row. Name a language model or an encoder"
+        )
+    if any(saved.endswith("ForSequenceClassification") for saved in config.architectures or ()):
+        return "reward"
+    both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+    return "policy" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not both_ways else "encoder"
 
 
 def load_reference(name: str, tokenizer: Any, max_length: int, *, trust_remote_code: bool = False) -> Any:
@@ -228,7 +276,7 @@ def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, n
 
 def check_model(model: nn.Module, name: str, max_length: int) -> None:
     """Raises UserError where the model takes fewer positions than `max_length`, or has weights that are NaN or infinite."""
-    limit = _positions(model)
+    limit = positions_of(model)
     if limit is not None and limit < max_length:
         raise UserError(
             f"{name} takes {limit} tokens at most and --max-length is {max_length}: give --max-length {limit} and a "
@@ -242,7 +290,8 @@ def check_model(model: nn.Module, name: str, max_length: int) -> None:
         )
 
 
-def _positions(model: nn.Module) -> int | None:
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens the model takes at most; None where it does not say."""
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     limit = getattr(config, "max_position_embeddings", None)
     for key, module in model.named_modules():
