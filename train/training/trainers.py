@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -47,7 +48,7 @@ class PolicyTrainer(MarginTrainer):
         self.ref_model = None
 
     def complete(self, prompts: list[PromptPairs], model: nn.Module, args: TrainingArguments) -> list[PromptPairs]:
-        """The prompts with the reference's log-probabilities, unless all bring them."""
+        """The prompts with the reference's log-probabilities, unless all bring them; those that no step comes to stay without."""
         known = all(prompt.reference is not None for prompt in prompts)
         if self.own_reference is None:
             self.own_reference = self.ref_model is None and not known
@@ -55,7 +56,14 @@ class PolicyTrainer(MarginTrainer):
             return prompts
         how: dict[str, Any] = {"tokens": self.tokens_per_batch, "pad_token": self.pad_token, "layout": self.layout}
         how |= {"tokenizer": self.rendering[0], "device": args.device, "bf16": args.bf16}
-        filled = cached_logprobs(self.ref_model or model, prompts, self.reference_cache, **how)
+        self.args, self.last_step = args, None  # a plan reads them
+        comes, held_out = np.zeros(len(self.prompts), dtype=bool), len(prompts) - len(self.prompts)
+        comes[np.concatenate(self.plan())] = True
+        places = np.flatnonzero(np.append(comes, np.ones(held_out, dtype=bool)))
+        wanted = cached_logprobs(self.ref_model or model, [prompts[place] for place in places], self.reference_cache, **how)
+        filled = list(prompts)
+        for place, prompt in zip(places, wanted, strict=True):
+            filled[place] = prompt
         if self.ref_model is not None:
             self.ref_model = self.ref_model.to("cpu")  # not needed again, and the policy comes to the device
         return filled

@@ -149,6 +149,22 @@ def test_pairs_that_come_too_late_for_reference_values_are_refused_with_the_reas
     user_error(said, trainer.evaluate, make_pairs(4, [3], seed=6))
 
 
+def test_a_run_of_few_steps_computes_the_reference_of_its_own_prompts_only(trainer_of):
+    held_out = make_pairs(3, [3], seed=5)
+    few = trainer_of(run={"max_steps": 1}, pairs_per_step=10, eval_dataset=held_out)
+    (step,) = few.plan()
+    known = [place for place, prompt in enumerate(few.prompts) if prompt.reference is not None]
+    assert known == sorted(step) and 0 < len(known) < len(few.prompts) / 2
+    assert all(prompt.reference is not None for prompt in few.eval_prompts)
+    every = trainer_of(run={"max_steps": 100}, pairs_per_step=10)
+    assert all(prompt.reference is not None for prompt in every.prompts)
+    for trainer in (few, every):
+        trainer.args.max_steps = 1
+        trainer.train()
+    for mine, theirs in zip(few.model.parameters(), every.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)  # Adam's first step is of the rate's size, .01
+
+
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_a_trained_adapter_is_read_back(kind, train_tiny, dataset, tokenizer, tmp_path):
     """Of a policy the adapter alone is saved, of a reward model the whole."""
