@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import MEAN_TARGET, gamma_for_mean_target
+from mmpo.pipeline.margins import MEAN_TARGET, gamma_for_mean_target, target_probability
 from mmpo.pipeline.progress import say
 from mmpo.train.objective import reads_targets
 
@@ -34,7 +34,7 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
     """What a gamma makes of the untied pairs where that is of little use: (nearly) all targets 1, or all .5.
 
     p, margin: shape (pairs,). Saturated is said where more than half of the targets are above .99, small where all lie
-    within .5 ± .01. An infinite gamma asks for hard labels, and the target `measured` does not use it: nothing is said.
+    within .5 ± .01. An infinite gamma asks for hard labels, and the targets of votes do not use it: nothing is said.
     Raises UserError where a target is no probability.
     """
     wrong = ~((p >= 0) & (p <= 1))
@@ -43,7 +43,7 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
             f"{int(wrong.sum())} of {len(p)} targets are no probabilities (gamma {gamma:.4g}, target {target}): see `mmpo validate`"
         )
     q = p[margin > 0]
-    if not len(q) or np.isinf(gamma) or target == "measured" or not reads_targets(terms):
+    if not len(q) or np.isinf(gamma) or target in ("measured", "levels") or not reads_targets(terms):
         return []
     advice = f"gamma {gamma_for_mean_target(margin):.4g} gives a mean target of {MEAN_TARGET:g} (--gamma auto)"
     if (q > 0.99).mean() > 0.5:
@@ -57,6 +57,24 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
             f"{q.max():.4f}), so that there is little to learn; {advice}"
         ]
     return []
+
+
+def learned_lines(learned: Mapping[str, Mapping[str, Any]], margin: np.ndarray) -> list[str]:
+    """What losses have learned beside the model, a line each; beside ordinal's γ the conventions. margin: (pairs,), training's."""
+    lines = []
+    if "davidson" in learned:
+        nu, share = learned["davidson"]["nu"], learned["davidson"]["tie_probability"]
+        lines.append(f"davidson learned ν = {nu:.3g}: where z is 0, {share:.1%} of the pairs are ties")
+    if "ordinal" in learned and learned["ordinal"]["gamma"] is not None:
+        gamma, levels, at = (learned["ordinal"][name] for name in ("gamma", "levels", "thresholds"))
+        p = target_probability(margin[margin > 0], gamma)
+        between = ", ".join(f"{low:.3g} and {high:.3g} at {z:.3g}" for low, high, z in zip(levels, levels[1:], at, strict=False))
+        lines.append(
+            f"ordinal learned thresholds between the margins {between}: as a scale that is γ = {gamma:.4g} (mean target {p.mean():.3f}); "
+            f"the convention of --gamma auto, mean target {MEAN_TARGET:g}, is {gamma_for_mean_target(margin):.4g}; published for "
+            "1–10 grades: .3, 1.1 and 2.2"
+        )
+    return lines
 
 
 _RENDERING = {

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, Gamma, OneOf, Positive, TextOrPath, options
-from mmpo.train.objective import TARGETS, check_reward_terms, parse_terms, write_terms
+from mmpo.train.objective import TARGETS, check_policy_terms, check_reward_terms, parse_terms, write_terms
 
 MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
@@ -35,6 +35,10 @@ class TrainOptions:
     """objective, or weighted terms: mmpo=1,sft=0.1; `mmpo losses` lists them"""
     loss_options: Annotated[dict[str, Any], MAPPED] = Field(default_factory=dict)
     """options of the objective: epsilon=0.2, or with several terms cdpo.epsilon=0.2"""
+    loss_learning_rate: Positive = 0.01
+    """peak rate of what the objective itself learns: ordinal's thresholds, davidson's nu (of their logarithms)"""
+    length_normalised: bool = False
+    """policy: the logit is made of log-ratios averaged per token, whatever the objective; needs a larger --beta"""
     gamma: Gamma = "auto"
     """margin to probability; auto: the γ of a stated mean target (`mmpo gamma` says which); auto:.9 names another"""
     target: Annotated[str, OneOf(TARGETS)] = "plain"
@@ -126,10 +130,16 @@ class TrainOptions:
             raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")
         if self.early_stopping is not None and self.eval_split is None:
             raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
+        if self.kind == "policy":
+            check_policy_terms(terms)
         if self.kind == "reward":
             if self.reference is not None:
                 raise UserError("a reward model has no reference: leave out `reference`")
             check_reward_terms(terms)
+            if self.length_normalised:
+                raise UserError(
+                    "length_normalised averages log-probabilities per token, which a reward model has none of: it works for policies only"
+                )
             if self.graded_part == "answer" and self.thinking == "keep":
                 raise UserError(
                     "a reward model scores a whole reply, with its thinking if it is there: give --thinking drop where the answer alone "

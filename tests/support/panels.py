@@ -71,3 +71,19 @@ def covered(table: pa.Table, margin: np.ndarray, how: str) -> Covered:
     """What the intervals of a panel are worth when raters merge in this way."""
     error, se = errors(table, margin, merge_raters=how)
     return Covered(float(np.mean(np.abs(error) <= 1.96 * se)), rms(se), rms(error))
+
+
+def graded_pairs(spread: float, raters: int, pairs: int = 5000, grid: float = 1.0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """PAIRS' columns of raters who see a true difference with logistic noise and grade it in steps from −3 to 3; and the true
+    probability that another rater prefers the chosen completion (a tie is half).
+    """
+    random = np.random.default_rng(0)
+    true = random.normal(0, spread, pairs)
+    gaps = np.clip(np.round((true[:, None] + random.logistic(size=(pairs, raters))) / grid) * grid, -3, 3)
+    sign = np.where(gaps.mean(axis=1) < 0, -1.0, 1.0)
+    variance = gaps.var(axis=1, ddof=1)
+    errors = np.sqrt((4 * variance.mean() + (raters - 1) * variance) / (3 + raters) / raters)
+    preferring = np.floor(((gaps * sign[:, None] > 0) + 0.5 * (gaps == 0)).sum(axis=1))
+    up, down = (1 / (1 + np.exp(-(side * true * sign - grid / 2))) for side in (1, -1))
+    columns = {"quality_margin": abs(gaps.mean(axis=1)), "margin_se": errors, "preferring": preferring}
+    return {**columns, "raters": np.full(pairs, float(raters))}, up + (1 - up - down) / 2

@@ -128,8 +128,8 @@ class MicroBatch(_Movable):
     """Whole prompts and all their pairs: `parts` are forward passes over their completions, in order.
 
     chosen, rejected: (pairs,), numbers of completions. p, margin, weight: (pairs,). pairs: (pairs,), rows of the pairs
-    in their table. reference: (completions,), NaN where there is none; counts: (completions,), their tokens. ids:
-    prompt ids, for messages.
+    in their table. reference, scores: (completions,), NaN where there is none; counts: (completions,), their tokens;
+    prompts: (completions,), the number of the prompt of each. ids: prompt ids, for messages.
     """
 
     parts: tuple[Batch, ...]
@@ -141,6 +141,8 @@ class MicroBatch(_Movable):
     pairs: Tensor
     reference: Tensor
     counts: Tensor
+    scores: Tensor
+    prompts: Tensor
     ids: tuple[str, ...] = ()
 
     @property
@@ -214,7 +216,10 @@ def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> Mic
         tensor = torch.from_numpy(np.concatenate(list(values)))
         return tensor.float() if tensor.is_floating_point() else tensor  # some accelerators have no float64
 
-    references = [np.full(size, np.nan) if p.reference is None else p.reference for p, size in zip(prompts, sizes, strict=True)]
+    def known(name: str) -> Tensor:
+        found = ((getattr(prompt, name), size) for prompt, size in zip(prompts, sizes, strict=True))
+        return joined(np.full(size, np.nan) if values is None else values for values, size in found)
+
     same = {name: joined(getattr(prompt, name) for prompt in prompts) for name in ("p", "margin", "weight")}
     return MicroBatch(
         **same,
@@ -222,8 +227,10 @@ def micro_batch(prompts: Sequence[PromptPairs], parts: tuple[Batch, ...]) -> Mic
         chosen=joined(prompt.chosen + offset for prompt, offset in zip(prompts, offsets, strict=True)),
         rejected=joined(prompt.rejected + offset for prompt, offset in zip(prompts, offsets, strict=True)),
         pairs=joined(prompt.rows for prompt in prompts),
-        reference=joined(references),
+        reference=known("reference"),
         counts=torch.cat([part.counts for part in parts]),
+        scores=known("scores"),
+        prompts=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
         ids=tuple(prompt.prompt_id for prompt in prompts),
     )
 

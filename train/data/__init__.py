@@ -6,6 +6,7 @@ from mmpo.train.data.pairs import (
     PromptPairs,
     check_margins,
     check_rows,
+    check_scores,
     check_sources,
     prepare,
     prepare_pairs,

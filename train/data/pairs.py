@@ -19,12 +19,13 @@ from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest, read_par
 from mmpo.pipeline.tables import FEEDBACK, PAIRS
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.messages import warn
-from mmpo.train.objective import reads_targets, targets
+from mmpo.train.objective import TERMS, LevelTarget, reads_targets, targets
 from mmpo.train.options import TrainOptions
 
 Counts = dict[str, int]
 
 _FILLED = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin")
+_SCORES = ("score_chosen", "score_rejected")
 _AGAIN = "build the dataset again from its sources with `mmpo build`"
 
 
@@ -109,6 +110,30 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
     )
 
 
+def check_scores(table: pa.Table, terms: Sequence[str], where: str) -> None:
+    """Raises UserError, for an objective with a term of all completions of a prompt, unless each completion has one score."""
+    listed = [name for name in terms if TERMS[name].listed is not None]
+    if not listed:
+        return
+    scores = np.concatenate([to_numpy(table[name]) for name in _SCORES])
+    names = [table[name].to_pylist() for name in ("chosen_id", "rejected_id")]
+    _, first, codes = _unique([*names[0], *names[1]])
+    for bad, what in (
+        (np.isnan(scores), "without a score of their own, as comparisons give them"),
+        (
+            ~np.isclose(scores, scores[first[codes]], rtol=1e-9, atol=1e-12),
+            "with another score than the same completion has elsewhere",
+        ),
+    ):
+        if bad.any():
+            at = int(bad.argmax()) % table.num_rows
+            raise UserError(
+                f"{where}: {int(bad.sum())} of {len(bad)} sides of pairs are completions {what} (score_chosen, score_rejected; the first: "
+                f"prompt_id {table['prompt_id'][at]}), and {listed[0]} needs one score of every completion. Take a loss of pairs, such as "
+                "--loss mmpo, or build the pairs from ratings of single completions"
+            )
+
+
 def read_pairs(data: str | Path, split: str) -> pa.Table:
     """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
     there, and for whatever can't be trained on.
@@ -167,7 +192,7 @@ class PromptPairs:
 
     `chosen` and `rejected` index `completions`; with the targets `p`, the margins, the weights and `rows` (the pairs'
     rows in the table) they have shape (pairs,). `reference` holds the reference's log-probabilities, shape
-    (completions,), or None.
+    (completions,), or None; `scores` the completions' own grades, NaN where there is none, or None.
     """
 
     prompt_id: str
@@ -179,6 +204,7 @@ class PromptPairs:
     weight: np.ndarray
     rows: np.ndarray
     reference: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -217,7 +243,9 @@ def prepare(
     _refuse_ambiguous(differing, lambda at: f"the prompt {table['prompt_id'][at]} has two texts (row {at}; ", "rows")
     prompts = table["prompt"].take(pa.array(first)).to_pylist()
     texts, sides, owners = _completions(table, prompt_of)
-    margin = to_numpy(table["quality_margin"])
+    margin, scores = to_numpy(table["quality_margin"]), np.full(len(texts), np.nan)
+    for side, name in enumerate(_SCORES if set(_SCORES) <= set(table.column_names) else ()):
+        scores[sides[:, side]] = to_numpy(table[name])
     factor = np.array([(source_weights or {}).get(name, 1.0) for name in table["source"].to_pylist()], dtype=np.float64)
     order = np.argsort(prompt_of, kind="stable")
     bounds = np.searchsorted(prompt_of[order], np.arange(len(prompt_ids) + 1))
@@ -252,6 +280,7 @@ def prepare(
                 margin=margin[rows],
                 weight=factor[rows] if weight == "pair" else factor[rows] / len(rows),
                 rows=rows,
+                scores=scores[list(place)],
             )
         )
     counts = {"pairs": sum(len(item.rows) for item in kept), "prompts": len(kept), **dropped, **renderer.counts}
@@ -270,7 +299,7 @@ def _equal(one: Rendered | None, other: Rendered | None) -> str:
 def prepare_pairs(
     table: pa.Table,
     renderer: Renderer,
-    target: str,
+    target: str | LevelTarget,
     gamma: float,
     ties: bool = True,
     weight: str = "pair",

@@ -1,5 +1,6 @@
 """`mmpo evaluate policy|reward`: a trained model's accuracy and calibration on pairs, or on the rows of a benchmark."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import text_lengths
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
-from mmpo.pipeline.metrics import METRICS, Votes, by_margin, by_source, pair_measures, suite_measures, temperature_fit
-from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parts, split_files
+from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, suite_measures, temperature_fit
+from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
 from mmpo.train.model import missing_folder
-from mmpo.train.objective import targets
+from mmpo.train.objective import LevelTarget, targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record
 
 _SIDES = ("chosen", "rejected")
+_VOTES = ("chosen_id", "rejected_id", "preferring", "raters")
 
 
 def evaluate(
@@ -85,11 +87,13 @@ def evaluate(
         if Path(per_pair).is_dir():
             raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
         Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
-    other = _other_split(options, data, split)
+    levels = record.get("target_levels") if target is None and bench is None else None  # what training learned, not these votes
+    taken = options.target if levels is None else LevelTarget.from_dict(levels)
+    other = _other_split(options, data, split, taken)
     splits = [(pairs, f"{data} ({split})"), *([] if other is None else [(other, "")])]
     then = record.get("identity", {})
     reference_weights = None if reference else then.get("reference_weights", then.get("weights"))
-    (values, counts), *rest = pair_values(options, splits, reference_weights)
+    (values, counts), *rest = pair_values(options, splits, reference_weights, taken)
     pairs = pairs.take(pa.array(values["rows"]))
     sources = np.array(pairs["source"].to_pylist(), dtype=object)
     if per_pair is not None:
@@ -157,7 +161,7 @@ def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str,
         what = "does not say" if Path(model).exists() else "is no folder here, and a model of the Hub does not say"
         raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
     trained = record.get("options", {})
-    same = ("target", "beta", "max_length", "max_prompt_length", "thinking", "graded_part")
+    same = ("target", "beta", "length_normalised", "max_length", "max_prompt_length", "thinking", "graded_part")
     known = {name: trained[name] for name in same if name in trained}
     if "max_length" in given:
         known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
@@ -183,13 +187,13 @@ def _reference(model: Path, trained: Mapping[str, Any]) -> str | None:
     return trained.get("reference") or trained.get("model")
 
 
-def _other_split(options: TrainOptions, data: str | Path, split: str) -> pa.Table | None:
+def _other_split(options: TrainOptions, data: str | Path, split: str, target: str | LevelTarget) -> pa.Table | None:
     """The validation pairs, to fit the temperature on; None where they are the measured ones, or of no use."""
     if split == "validation" or not any((Path(data) / "validation").glob("*.parquet")):
         return None
     try:
         pairs = read_pairs(data, "validation")
-        targets(options.target, pairs, float(options.gamma))
+        targets(target, pairs, float(options.gamma))
     except UserError as error:
         warn([f"the temperature is fitted on the measured pairs, the validation split is of no use: {error}"])
         return None
@@ -203,3 +207,51 @@ def _write(path: Path, stood: Identity, pairs: pa.Table, values: dict[str, np.nd
         table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
     with atomic_file(path, stood=stood) as file:
         pq.write_table(table, file, compression="zstd")
+
+
+# --- votes --------------------------------------------------------------------------------------------------------------------
+
+
+class Votes:
+    """The votes in a Parquet file with chosen_id, rejected_id, preferring and raters; rows of one pair, either way round,
+    are added up. Reading it checks it: UserError names the row that holds no votes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._sums: dict[tuple[str, str], tuple[float, float]] = {}
+        table = read_parquet(path)
+        for name in _VOTES:
+            if name not in table.column_names:
+                raise unknown_name(f"column in {path}; votes need {', '.join(_VOTES)}, and not", name, table.column_names)
+        for row, values in enumerate(zip(*(table[name].to_pylist() for name in _VOTES), strict=True)):
+            self._add(row, *values)
+
+    def of(self, pairs: pa.Table) -> np.ndarray:
+        """Votes for the chosen completion and all votes, (pairs, 2), 0 and 0 where there are none.
+
+        pairs: a table with chosen_id and rejected_id. Raises UserError where not one of the pairs has votes.
+        """
+        ids = zip(pairs["chosen_id"].to_pylist(), pairs["rejected_id"].to_pylist(), strict=True)
+        found = np.array([self._sums.get(pair, (0.0, 0.0)) for pair in ids], dtype=np.float64).reshape(-1, 2)
+        if not found[:, 1].any():
+            raise UserError(
+                f"none of the {len(found)} measured pairs has votes in {self.path} ({len(self._sums) // 2} pairs): its chosen_id and "
+                "rejected_id must be those of the dataset; is it of another dataset or split?"
+            )
+        return found
+
+    def _add(self, row: int, chosen: Any, rejected: Any, preferring: Any, raters: Any) -> None:
+        numbers = _number(preferring) and _number(raters) and 0 <= preferring <= raters
+        if not numbers or not isinstance(chosen, str) or not isinstance(rejected, str) or chosen == rejected:
+            raise UserError(
+                f"{self.path}, row {row}: chosen_id {chosen!r}, rejected_id {rejected!r}, preferring {preferring!r}, raters {raters!r}: "
+                "votes are two different ids and numbers with 0 <= preferring <= raters"
+            )
+        for pair, votes in (((chosen, rejected), preferring), ((rejected, chosen), raters - preferring)):
+            before = self._sums.get(pair, (0.0, 0.0))
+            self._sums[pair] = (before[0] + votes, before[1] + raters)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

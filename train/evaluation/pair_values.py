@@ -12,25 +12,26 @@ from mmpo.train.data import Prepared, PromptPairs, Renderer, choose_template, pa
 from mmpo.train.inference import cached_logprobs, predict_values
 from mmpo.train.messages import memory_error, nothing_left, out_of_memory, rendering_warnings, some_ids, warn
 from mmpo.train.model import check_ids, check_model, load_pretrained, load_reference, weights_digest
+from mmpo.train.objective import LevelTarget
 from mmpo.train.options import TrainOptions, pass_tokens
 
 Values = dict[str, np.ndarray]
 
 
 def pair_values(
-    options: TrainOptions, splits: Sequence[tuple[pa.Table, str]], reference_weights: str | None
+    options: TrainOptions, splits: Sequence[tuple[pa.Table, str]], reference_weights: str | None, target: str | LevelTarget
 ) -> list[tuple[Values, dict[str, int]]]:
     """Of each split every pair's values by table row (z, p, margin, rows, and score/… or ratio/… of both completions, each
     (pairs,)), and the counts of what could not be rendered.
 
     options: kind, model, reference, lengths and so on, as for training. splits: pairs, and their place for messages; "": they only
     serve another split, so that nothing is said of them and none need be left. reference_weights: the digest that a policy's
-    reference must have. Raises UserError, where the memory runs out too.
+    reference must have. target: as `targets` takes it. Raises UserError, where the memory runs out too.
     """
     model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=options.trust_remote_code)
     choose_template(tokenizer, options.chat_template)
     check_model(model, options.model, options.max_length)
-    rendered = [_render(options, *split, tokenizer) for split in splits]
+    rendered = [_render(options, *split, tokenizer, target) for split in splits]
     prompts = [prompt for part in rendered for prompt in part.prompts]
     check_ids(prompts, model, tokenizer, options.model)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -53,9 +54,9 @@ def pair_values(
     return [(_by_row(options, part.prompts, [next(left) for _ in part.prompts]), part.counts) for part in rendered]
 
 
-def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any) -> Prepared:
+def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any, target: str | LevelTarget) -> Prepared:
     renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length, options.thinking, options.graded_part)
-    prepared = prepare_pairs(pairs, renderer, options.target, float(options.gamma))
+    prepared = prepare_pairs(pairs, renderer, target, float(options.gamma))
     if where:
         if not prepared.prompts:
             raise nothing_left(renderer, where, prepared.counts)
@@ -90,7 +91,12 @@ def _by_row(options: TrainOptions, prompts: Sequence[PromptPairs], values: Seque
         np.concatenate([value[getattr(prompt, side)] for prompt, value in zip(prompts, values, strict=True)])
         for side in ("chosen", "rejected")
     )
+    parts = values
+    if options.length_normalised:  # of the logit alone: what is reported of completions stays a sum
+        lengths = ([len(item.ids) - item.start for item in prompt.completions] for prompt in prompts)
+        parts = [value / np.array(tokens) for value, tokens in zip(values, lengths, strict=True)]
+    z = np.concatenate([value[prompt.chosen] - value[prompt.rejected] for value, prompt in zip(parts, prompts, strict=True)])
     rows, p, margin = (np.concatenate([getattr(prompt, name) for prompt in prompts]) for name in ("rows", "p", "margin"))
-    found = {"z": scale * (chosen - rejected), f"{what}/chosen": chosen, f"{what}/rejected": rejected, "rows": rows}
+    found = {"z": scale * z, f"{what}/chosen": chosen, f"{what}/rejected": rejected, "rows": rows}
     order = np.argsort(rows, kind="stable")
     return {name: value[order] for name, value in {**found, "p": p, "margin": margin}.items()}

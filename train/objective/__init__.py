@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mmpo.train.objective.lists import Lists
 from mmpo.train.objective.losses import LOSSES, TERMS, Loss
 from mmpo.train.objective.targets import TARGETS, LevelTarget, fit_target, targets
-from mmpo.train.objective.terms import check_reward_terms, parse_terms, reads_targets, write_terms
+from mmpo.train.objective.terms import check_policy_terms, check_reward_terms, parse_terms, reads_targets, write_terms
 
 if TYPE_CHECKING:
     from mmpo.train.objective.objective import Logits, Objective, Totals, pair_totals

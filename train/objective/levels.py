@@ -1,5 +1,6 @@
 """What a margin is worth as a probability, learned from the votes of several raters: the target `levels`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,15 @@ class LevelTarget:
         beyond = reliability * (count - 1) / (count + 9) * (said - np.minimum(own, _FARTHEST))
         p = isotonic_regression(np.maximum(ndtr(another + beyond), 0.5), weights=pairs).x
         return cls(np.append(0.0, levels), np.append(0.5, p))
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """As JSON values: {"margins": [...], "p": [...]}."""
+        return {"margins": self.margins.tolist(), "p": self.p.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> "LevelTarget":
+        """What `as_dict` gave."""
+        return cls(np.array(values["margins"]), np.array(values["p"]))
 
     def __call__(self, margin: np.ndarray) -> np.ndarray:
         """p of every margin, both (pairs,)."""

@@ -49,7 +49,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Loss:
     """One objective. `needs_winner`: ties (margin 0) are noise to it and are left out. `reads_target`: its value depends on
     p or on γ·m. `average_logprobs`: the policy's log-probabilities are averaged per token before z is formed. `source`: where
-    the formula is from (arXiv number or project). `starts`, `state`: of a loss with parameters, see `parameters` and `learned`."""
+    the formula is from (arXiv number or project). `starts`, `state`: of a loss with parameters, see `parameters` and `learned`.
+    `listed`: of a loss of all completions of a prompt, see `per_prompt`; `per_pair` then takes every pair for a prompt of two."""
 
     name: str
     summary: str
@@ -60,6 +61,7 @@ class Loss:
     average_logprobs: bool = False
     starts: Callable[[Floats, Floats, Mapping[str, Any]], dict[str, Any]] | None = None
     state: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    listed: Callable[..., Tensor] | None = None
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -79,6 +81,20 @@ class Loss:
             shapes = f"z {tuple(z.shape)}, p {tuple(p.shape)}, margin {tuple(margin.shape)}"
             raise InvalidValue(f"z, p and margin must all have the shape (pairs,); got {shapes}")
         return self.formula(z, p, margin, gamma=check_gamma(gamma), **self.resolve(options))
+
+    def per_prompt(self, z: Tensor, score: Tensor, prompt: Tensor, *, gamma: float = 1.0, **options: Any) -> Tensor:
+        """The loss of every prompt, shape (prompts,), of a loss that looks at all completions of a prompt (listwise); differentiable in z.
+
+        z: (completions,), β·log-ratio or reward; score: (completions,), finite, in score units; prompt: (completions,), int64, which prompt
+        each is of, 0 … prompts − 1, in any order. gamma: in 1/score-unit, ≥ 0 or inf. InvalidValue where shapes differ, and for a loss of
+        pairs.
+        """
+        if self.listed is None:
+            raise InvalidValue(f"loss {self.name} is one of pairs: it has per_pair only")
+        if z.ndim != 1 or score.shape != z.shape or prompt.shape != z.shape:
+            shapes = f"z {tuple(z.shape)}, score {tuple(score.shape)}, prompt {tuple(prompt.shape)}"
+            raise InvalidValue(f"z, score and prompt must all have the shape (completions,); got {shapes}")
+        return self.listed(z, score, prompt, gamma=check_gamma(gamma), **self.resolve(options))
 
     def parameters(self, margin: ArrayLike, weight: ArrayLike | None = None, **options: Any) -> dict[str, Any]:
         """What this loss learns beside the model, as options for `per_pair`: where a training starts from; {} where there is nothing.

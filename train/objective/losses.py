@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mmpo.pipeline.margins import InvalidValue
 from mmpo.train.objective.graded import davidson, davidson_parameters, davidson_state, ordinal, ordinal_parameters, ordinal_state
+from mmpo.train.objective.lists import listwise
 from mmpo.train.objective.loss import Loss
 
 if TYPE_CHECKING:
@@ -108,6 +109,15 @@ def _gdpo(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
     return softplus(-(2 * p - 1) * z)
 
 
+def _pair_of_a_list(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    # of two completions the softmax of γ·score is σ(γm); at γ = ∞ a tie stays one
+    return soft_cross_entropy(z, margin.sign().add(1) / 2 if math.isinf(gamma) else (gamma * margin).sigmoid())
+
+
+def _centering(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
+    return z**2  # which here is the sum of both rewards
+
+
 def _sft(z: Tensor, p: Tensor, margin: Tensor, *, gamma: float) -> Tensor:
     return z  # which here is the completion's own mean, not the pair's logit
 
@@ -168,11 +178,24 @@ LOSSES: dict[str, Loss] = {
             starts=davidson_parameters,
             state=davidson_state,
         ),
+        Loss(
+            "listwise",
+            "cross-entropy of softmax(z) to softmax(γ·score) over all completions of a prompt; of two it is mmpo",
+            "arXiv 2502.00203",
+            _pair_of_a_list,
+            reads_target=True,
+            listed=listwise,
+        ),
     )
 }
 """Every objective by name. MMPO has the gradient of rpo-bwd: they differ by the target's entropy, a constant of the data."""
 
 _SFT = "mean negative log-probability per token of the chosen completion; policies only"
+_CENTERING = "(reward of the chosen + reward of the rejected)², which keeps rewards near 0; beside a loss; reward models only"
 # Of a tie it is the ids' accident which completion is "chosen".
-TERMS: dict[str, Loss] = {**LOSSES, "sft": Loss("sft", _SFT, "plain fine-tuning", _sft, needs_winner=True)}
-"""What an objective may be made of: the losses of pairs, and `sft`, which sees the chosen completion only."""
+TERMS: dict[str, Loss] = {
+    **LOSSES,
+    "centering": Loss("centering", _CENTERING, "arXiv 2312.09244", _centering),
+    "sft": Loss("sft", _SFT, "plain fine-tuning", _sft, needs_winner=True),
+}
+"""What an objective may be made of: losses, `centering`, which sees the sum of both rewards, and `sft`, the chosen completion."""

@@ -14,15 +14,23 @@ Both sums run over a whole step. A term that needs a winner uses the pairs of po
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmpo.pipeline.errors import UserError
+from mmpo.train.objective.lists import Lists
 from mmpo.train.objective.losses import TERMS
-from mmpo.train.objective.terms import check_reward_terms, options_by_term, parse_terms, policies_only, write_terms
+from mmpo.train.objective.terms import (
+    check_policy_terms,
+    check_reward_terms,
+    options_by_term,
+    parse_terms,
+    policies_only,
+    write_terms,
+)
 
 Totals = tuple[float, float]
 """The weight of all pairs of a step, and of those with a winner (margin > 0)."""
@@ -33,12 +41,15 @@ class Logits:
     """What a model says of every pair, each of shape (pairs,), differentiable.
 
     z: the pair's logit. A policy also gives z_mean, the same from log-ratios averaged per token, and nll, the chosen
-    completion's mean negative log-probability per token, in nats, ≥ 0.
+    completion's mean negative log-probability per token, in nats, ≥ 0; a reward model `sum`, of both rewards. lists: the completions
+    behind the pairs, for terms of whole prompts; without them every pair is a prompt of two.
     """
 
     z: Tensor
     z_mean: Tensor | None = None
     nll: Tensor | None = None
+    sum: Tensor | None = None
+    lists: Lists | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,15 @@ class Term:
         return (self.pair_weight(weight, margin) * values).sum() / (whole or 1.0)
 
     def _formula(self, logits: Logits, p: Tensor, margin: Tensor, gamma: float) -> Tensor:
-        loss = TERMS[self.name]
-        z = logits.nll if self.name == "sft" else logits.z_mean if loss.average_logprobs else logits.z
+        loss, lists = TERMS[self.name], logits.lists
+        if (
+            loss.listed is not None and lists is not None
+        ):  # a prompt's loss stands for each of its pairs, so that it weighs what they do
+            return loss.per_prompt(lists.z, lists.score, lists.prompt, gamma=gamma, **self.options)[lists.pair_prompt]
+        own = {"sft": logits.nll, "centering": logits.sum}
+        z = own.get(self.name, logits.z_mean if loss.average_logprobs else logits.z)
         if z is None:
+            check_policy_terms([self.name])
             raise policies_only(self.name)
         return loss.per_pair(z, p, margin, gamma=gamma, **self.options)
 
@@ -100,14 +117,46 @@ class Objective:
         or out of range, for terms that a reward model can't have, and for a γ that a loss can't work with.
         """
         weights = parse_terms(given)
-        if beta is None:
-            check_reward_terms(weights)
+        (check_reward_terms if beta is None else check_policy_terms)(weights)
         own = options_by_term(weights, options or {})
         terms = tuple(_term(name, weight, own[name], beta) for name, weight in weights.items())
         objective = cls(terms, gamma)
         zero, one = torch.zeros(1), torch.ones(1)
-        objective.per_pair(Logits(zero, zero, zero), one, one)
+        objective.per_pair(Logits(zero, zero, zero, zero), one, one)
         return objective
+
+    def fitted(self, margin: Any, weight: Any, device: torch.device | str = "cpu") -> "Objective":
+        """The same with what its losses learn, started from the training pairs' margins and weights, each (pairs,)."""
+
+        def start(term: Term) -> Term:
+            found = TERMS[term.name].parameters(margin, weight, **term.options)
+            moved = {
+                k: v.detach().float().to(device).requires_grad_(v.requires_grad) for k, v in found.items() if isinstance(v, Tensor)
+            }
+            return replace(term, options={**term.options, **found, **moved})
+
+        return replace(self, terms=tuple(start(term) if TERMS[term.name].starts else term for term in self.terms))
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What the losses learn beside the model, by "term.option": leaves that require gradients, float32; {} before `fitted`."""
+        values = {f"{term.name}.{name}": value for term in self.terms for name, value in term.options.items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
+
+    @property
+    def learned(self) -> dict[str, dict[str, Any]]:
+        """What each loss with parameters has learned, as JSON values, by term: see `Loss.learned`."""
+        return {term.name: TERMS[term.name].learned(term.options) for term in self.terms if TERMS[term.name].state}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers of `learned` that are one each, for curves: "ordinal/gamma", "davidson/nu"."""
+        return {
+            f"{term}/{name}": value
+            for term, found in self.learned.items()
+            for name, value in found.items()
+            if isinstance(value, float)
+        }
 
     @property
     def needs_winner(self) -> bool:
@@ -151,4 +200,5 @@ def _term(name: str, weight: float, options: Mapping[str, Any], beta: float | No
         if options.get("beta", beta) != beta:
             raise UserError(f"{name} works with the policy's beta ({beta}): set beta, not loss_options.beta")
         options = {**options, "beta": beta}  # z carries this one
-    return Term(name, weight, loss.resolve(options), loss.needs_winner)
+    resolved = loss.resolve(options)
+    return Term(name, weight, dict(options) if loss.starts else resolved, loss.needs_winner)  # what is not given is learned

@@ -33,6 +33,10 @@ def parse_terms(given: str | Mapping[str, Any]) -> dict[str, float]:
         if name in terms:
             raise UserError(f"loss names {name} twice: give each term one weight")
         terms[name] = _weight(name, value)
+    if set(terms) == {"centering"}:
+        raise UserError(
+            "centering says nothing of which completion is better: give it beside a loss, such as mmpo=1,centering=0.01"
+        )
     return {name: terms[name] for name in TERMS if name in terms}
 
 
@@ -41,6 +45,14 @@ def check_reward_terms(terms: Iterable[str]) -> None:
     for name in terms:
         if name == "sft" or TERMS[name].average_logprobs:
             raise policies_only(name)
+
+
+def check_policy_terms(terms: Iterable[str]) -> None:
+    """Raises UserError for centering, which is about rewards: a policy's log-ratios have their zero, the reference."""
+    if "centering" in terms:
+        raise UserError(
+            "centering is a term on rewards: it works for reward models only, and a policy's log-ratios are centered by its reference"
+        )
 
 
 def reads_targets(terms: Iterable[str]) -> bool:

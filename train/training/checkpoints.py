@@ -24,6 +24,7 @@ from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import LocalFailure, any_process, check_splittable, from_all, rank_and_world, set_up_fsdp, uses_fsdp
 from mmpo.train.messages import START_AGAIN, memory_advice, memory_error, not_finite, out_of_memory, some_ids
 from mmpo.train.model import plain_model, recomputes
+from mmpo.train.training.learned import LearnedParameters
 from mmpo.train.training.passes import StepPasses
 
 Finite = Sequence[tuple[MicroBatch, Tensor]]
@@ -32,6 +33,8 @@ Finite = Sequence[tuple[MicroBatch, Tensor]]
 OVERRIDDEN = {
     "_get_grad_norm": ("model", "grad_norm"),
     "_get_num_items_in_batch": ("batch_samples", "device"),
+    "_load_best_model": (),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
     "_save_rng_state": ("output_dir",),
@@ -47,6 +50,7 @@ class GuardedTrainer(Trainer):
     """
 
     prompts: Sequence[PromptPairs]
+    learned: LearnedParameters | None = None
     seen: Finite = ()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -115,7 +119,19 @@ class GuardedTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Everyone's state is there before the first process writes the last file, which says that all are."""
         super()._save_rng_state(output_dir)
+        if self.learned is not None and self.args.should_save:
+            self.learned.save(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.learned is not None:
+            self.learned.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.learned is not None and self.state.best_model_checkpoint is not None:
+            self.learned.load(self.state.best_model_checkpoint)
 
 
 @contextmanager

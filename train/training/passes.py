@@ -72,7 +72,10 @@ class StepPasses:
     def _in_parts(self, batch: MicroBatch, values: Tensor, states: list[RandomState | None]) -> Done:
         values.requires_grad_()
         loss, outputs = self._loss(values, batch)
-        (slopes,) = torch.autograd.grad(loss, values)
+        learned = list(self.trainer.objective.parameters.values())
+        slopes, *own = torch.autograd.grad(loss, [values, *learned])
+        for parameter, slope in zip(learned, own, strict=True):
+            self.trainer.backward((parameter * slope).sum())
         counts = [len(part.counts) for part in batch.parts]
         for part, slope, state in zip(batch.parts, slopes.split(counts), states, strict=True):
             with _repeated(state, self.trainer.args.device) if state is not None else nullcontext(), self._pass():

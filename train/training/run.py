@@ -6,7 +6,7 @@ run this side by side: each step here is taken by all of them together, and only
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +22,16 @@ from transformers.integrations import integration_utils as known
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
-from mmpo.train.data import PromptPairs, Renderer, check_margins, check_sources, prepare_pairs, read_pairs, usable_pairs
+from mmpo.train.data import (
+    PromptPairs,
+    Renderer,
+    check_margins,
+    check_scores,
+    check_sources,
+    prepare_pairs,
+    read_pairs,
+    usable_pairs,
+)
 from mmpo.train.distributed import (
     LocalFailure,
     MemoryElsewhere,
@@ -37,6 +46,7 @@ from mmpo.train.distributed import (
 )
 from mmpo.train.messages import (
     disk_full,
+    learned_lines,
     memory_advice,
     memory_error,
     nothing_left,
@@ -46,7 +56,7 @@ from mmpo.train.messages import (
     warn,
 )
 from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
-from mmpo.train.objective import Objective, parse_terms
+from mmpo.train.objective import TERMS, LevelTarget, Objective, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
@@ -57,6 +67,8 @@ MOST_LOGS, EVALUATIONS = 200, 5
 """Of a run, unless its options say how often."""
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
 """Columns that a run's targets and weights depend on, with the ids of the texts."""
+_SCORES = ("score_chosen", "score_rejected")
+"""Columns that losses of whole prompts depend on as well."""
 
 
 def train_policy(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -140,6 +152,8 @@ def _train_claimed(
     agreed(lambda: check_checkpoint(checkpoint, trainer.model))
     record = {"gamma": ready.gamma if math.isfinite(ready.gamma) else "inf", "counts": ready.counts}  # JSON has no infinity
     record["model_parameters"] = sum(value.numel() for value in ready.model.parameters())
+    if isinstance(ready.target, LevelTarget):
+        record["target_levels"] = ready.target.as_dict()
     record["way"] = {name: getattr(trainer.execution_plan, name) for name in ("layout", "attention", "head", "reason")}
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
     progress = next(one for one in trainer.callback_handler.callbacks if isinstance(one, TrainingProgress))
@@ -152,9 +166,14 @@ def _train_claimed(
         raise KeyboardInterrupt
     _save(trainer, options)
     summary = summary_of(options, state, result.training_loss, record["gamma"])
+    if learned := trainer.objective.learned:
+        record["learned"] = summary["learned"] = learned
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
         say(str(trainer.throughput))
+        margin = np.concatenate([prompt.margin for prompt in ready.train])
+        for line in learned_lines(learned, margin):
+            say(line)
     return summary
 
 
@@ -164,7 +183,7 @@ def _train_claimed(
 @dataclass
 class Preparation:
     """A run that can begin. train, held_out: prompts, held_out None where nothing is measured; counts: what became of
-    every training pair. model is None where the folder holds the finished run.
+    every training pair; target: as `fit_target` gives it. model is None where the folder holds the finished run.
     """
 
     folder: RunFolder
@@ -174,12 +193,13 @@ class Preparation:
     tokenizer: Any = None
     train: Sequence[PromptPairs] = ()
     held_out: Sequence[PromptPairs] | None = None
+    target: str | LevelTarget = "plain"
 
 
 def prepare_run(options: TrainOptions) -> Preparation:
     """Everything that options name, read and checked. Raises UserError for whatever can't be trained on."""
     pairs, measured = read_pairs(options.data, "train"), _measured(options)
-    folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured]))
+    folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured], parse_terms(options.loss)))
     if folder.finished:
         if rank_and_world()[0] == 0:
             say(f"{folder.path} already holds this run, finished; nothing to do")
@@ -187,7 +207,10 @@ def prepare_run(options: TrainOptions) -> Preparation:
     check_sources(pairs, options.source_weights)
     used, _ = usable_pairs(pairs, ties=True, source_weights=options.source_weights)
     check_margins(used["quality_margin"].to_numpy(), parse_terms(options.loss), options.target)
-    gamma = resolve_gamma(options.gamma, used["quality_margin"].to_numpy())
+    for table, split in ((used, "train"), (measured, options.eval_split)):
+        if table is not None:
+            check_scores(table, parse_terms(options.loss), f"{options.data} ({split})")
+    gamma, target = resolve_gamma(options.gamma, used["quality_margin"].to_numpy()), fit_target(options.target, used)
     beta = options.beta if options.kind == "policy" else None
     objective = Objective.parse(options.loss, options.loss_options, gamma, beta=beta)
     transformers.logging.set_verbosity_error()
@@ -195,14 +218,14 @@ def prepare_run(options: TrainOptions) -> Preparation:
     model, tokenizer = load_model(options, pairs)
     folder.same_model(identity(model, tokenizer))
     renderer = _renderer(options, tokenizer)
-    train, counts = _prompts(pairs, options, objective, renderer)
+    train, counts = _prompts(pairs, options, objective, renderer, target)
     if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
     warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer, counts))
-    held_out = None if measured is None else _held_out(measured, options, objective, tokenizer)
+    held_out = None if measured is None else _held_out(measured, options, objective, tokenizer, target)
     check_ids([*train, *(held_out or [])], model, tokenizer, options.model)
-    return Preparation(folder, gamma, counts, model, tokenizer, train, held_out)
+    return Preparation(folder, gamma, counts, model, tokenizer, train, held_out, target)
 
 
 def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
@@ -210,11 +233,11 @@ def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
 
 
 def _prompts(
-    pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer
+    pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer, target: str | LevelTarget
 ) -> tuple[list[PromptPairs], dict[str, int]]:
     """Targets and rendering of one split; the counts say what became of every pair."""
     ties, weights = options.ties == "keep" and not objective.needs_winner, (options.weight, options.source_weights)
-    prepared = prepare_pairs(pairs, renderer, options.target, objective.gamma, ties, *weights)
+    prepared = prepare_pairs(pairs, renderer, target, objective.gamma, ties, *weights)
     kept = sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts)
     left_out = [term.name for term in objective.terms if kept and term.needs_winner]  # others use the ties
     return prepared.prompts, prepared.counts | {f"ties_without_{name}": kept for name in left_out}
@@ -238,10 +261,12 @@ def _measured(options: TrainOptions) -> pa.Table | None:
     return read_pairs(options.data, options.eval_split)
 
 
-def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any) -> list[PromptPairs] | None:
+def _held_out(
+    pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any, target: str | LevelTarget
+) -> list[PromptPairs] | None:
     """The same rendered; None where nothing of them is left, which early stopping can't do with."""
     renderer = _renderer(options, tokenizer)
-    prompts, counts = _prompts(pairs, options, objective, renderer)
+    prompts, counts = _prompts(pairs, options, objective, renderer, target)
     if not prompts:
         error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
         if options.early_stopping:
@@ -252,11 +277,12 @@ def _held_out(pairs: pa.Table, options: TrainOptions, objective: Objective, toke
     return prompts
 
 
-def _digest(splits: Sequence[pa.Table]) -> str:
+def _digest(splits: Sequence[pa.Table], terms: Iterable[str]) -> str:
     """Digest of everything in the splits that a run reads, whatever the order of their rows; an id is that of a text."""
     whole = blake2b(digest_size=16)
+    read = _READ + (_SCORES if any(TERMS[name].listed for name in terms) else ())
     for pairs in splits:
-        rows = zip(*(pairs[name].to_pylist() for name in _READ), strict=True)
+        rows = zip(*(pairs[name].to_pylist() for name in read), strict=True)
         whole.update(blake2b("\n".join(sorted(map(repr, rows))).encode(), digest_size=16).digest())
     return whole.hexdigest()
 
@@ -282,13 +308,18 @@ def _trainer(
     ):
         watching.append(NearZero())
     watching += [EarlyStop(options.early_stopping)] if options.early_stopping else []
-    same = ("loss", "loss_options", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
+    same = ("loss", "loss_options", "loss_learning_rate", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}
     shared |= {"processing_class": ready.tokenizer, "gamma": ready.gamma, "callbacks": watching}
     model = ready.model
     if options.kind == "policy":
         reference = agreed(lambda: _reference(options, ready))
-        shared |= {"beta": options.beta, "ref_model": reference, "reference_cache": options.reference_cache or True}
+        shared |= {
+            "beta": options.beta,
+            "length_normalised": options.length_normalised,
+            "ref_model": reference,
+            "reference_cache": options.reference_cache or True,
+        }
         if not model.name_or_path and (options.lora or (options.model == "tiny" and reference is None)):
             # no other place has it: evaluation needs it, and an adapter's folder
             from_first(lambda: ready.folder.keep_reference(model, ready.tokenizer))

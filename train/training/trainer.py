@@ -21,14 +21,15 @@ from transformers import TrainingArguments
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
-from mmpo.train.data import PromptPairs, Renderer, check_sources, pad_token, prepare_pairs
+from mmpo.train.data import PromptPairs, Renderer, check_scores, check_sources, pad_token, prepare_pairs
 from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
 from mmpo.train.messages import nothing_left, rendering_warnings, warn
 from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
-from mmpo.train.objective import Logits, Objective, Totals
+from mmpo.train.objective import LevelTarget, Logits, Objective, Totals, fit_target
 from mmpo.train.options import pass_tokens
 from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
 from mmpo.train.training.checkpoints import GuardedTrainer, memory_guard
+from mmpo.train.training.learned import LearnedParameters
 from mmpo.train.training.measures import predict_pairs
 from mmpo.train.training.passes import StepPasses
 
@@ -39,7 +40,7 @@ class MarginTrainer(GuardedTrainer):
     train_dataset, eval_dataset: a PAIRS table (pyarrow, or a datasets.Dataset with its columns) or prepared prompts.
     processing_class: the tokenizer. loss, loss_options: as `Objective.parse` takes them. gamma: in 1/margin-unit.
     weight, source_weights: what a pair of a table counts for, as `prepare` takes them. thinking, graded_part: as
-    `Renderer` takes them. The batch size of `args` is not
+    `Renderer` takes them. loss_learning_rate: the peak rate of what the loss learns beside the model. The batch size of `args` is not
     used: a step holds `pairs_per_step` pairs or more, in passes of `tokens_per_batch` computed tokens (default:
     `pass_tokens`). layout: "auto", "tree" or "rows", as `choose_plan` takes it; `execution_plan` is what it chose.
     """
@@ -58,6 +59,7 @@ class MarginTrainer(GuardedTrainer):
         gamma: float,
         loss: str | Mapping[str, Any] = "mmpo",
         loss_options: Mapping[str, Any] | None = None,
+        loss_learning_rate: float = 0.01,
         target: str = "plain",
         weight: str = "pair",
         source_weights: Mapping[str, float] | None = None,
@@ -78,7 +80,8 @@ class MarginTrainer(GuardedTrainer):
             if str(getattr(args, name).value) == "epoch":
                 raise UserError(f"{name}='epoch' is not supported: a run is one sequence of steps, use 'steps'")
         self.objective = Objective.parse(loss, loss_options, gamma, beta=self.beta)
-        self.target, self.weight, self.source_weights = target, weight, dict(source_weights or {})
+        self.target: str | LevelTarget = target
+        self.weight, self.source_weights = weight, dict(source_weights or {})
         self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)
         self.layout, self.dropout = layout, dropout
         self.rendering = (processing_class, max_length, max_prompt_length, thinking, graded_part)
@@ -89,6 +92,9 @@ class MarginTrainer(GuardedTrainer):
         if not self.prompts:
             raise UserError("train_dataset holds no prompts to train on")
         self.eval_prompts = self.as_prompts(eval_dataset) if eval_dataset is not None else None
+        margin, weights = (np.concatenate([getattr(prompt, name) for prompt in self.prompts]) for name in ("margin", "weight"))
+        self.objective = self.objective.fitted(margin, weights, args.device)
+        self.learned = LearnedParameters(self.objective, loss_learning_rate) if self.objective.parameters else None
         everything = self.complete([*self.prompts, *(self.eval_prompts or [])], model, args)
         self.prompts, held_out = everything[: len(self.prompts)], everything[len(self.prompts) :]
         self.eval_prompts = None if self.eval_prompts is None else held_out
@@ -100,7 +106,7 @@ class MarginTrainer(GuardedTrainer):
             train_dataset=self.prompts,  # type: ignore[arg-type]
             eval_dataset=self.eval_prompts,  # type: ignore[arg-type]
             processing_class=processing_class,
-            callbacks=[Resumption(), self.throughput, *(callbacks or [])],
+            callbacks=[Resumption(), self.throughput, *([self.learned] if self.learned else []), *(callbacks or [])],
         )
         self.args._n_gpu = min(1, self.args.n_gpu)  # never DataParallel: a step is not a tensor that it could split
         self.execution_plan, self._probed, self._planned = ExecutionPlan(), 0, (1.0, 1)  # epochs, their steps
@@ -116,6 +122,8 @@ class MarginTrainer(GuardedTrainer):
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
         if training:
             check_sources(table, self.source_weights)
+            self.target = fit_target(str(self.target), table)
+        check_scores(table, [term.name for term in self.objective.terms], "train_dataset" if training else "eval_dataset")
         ties, weights = not self.objective.needs_winner, (self.weight, self.source_weights)
         renderer = Renderer(*self.rendering)
         prepared = prepare_pairs(table, renderer, self.target, self.objective.gamma, ties, *weights)
@@ -216,7 +224,7 @@ class MarginTrainer(GuardedTrainer):
         rates: dict[str, float] = {}
         if "loss" in logs:
             rates = self.throughput.rates()
-            logs |= self.metrics.pop() | rates
+            logs |= self.metrics.pop() | self.objective.figures | rates
         if self.state.epoch is not None and self.state.max_steps:
             self.state.epoch = self.state.global_step * self._planned[0] / self._planned[1]
         super().log(logs, start_time)

@@ -16,7 +16,7 @@ from mmpo.train.batches import MicroBatch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_process, from_all
 from mmpo.train.inference import adapter_off, cached_logprobs
-from mmpo.train.objective import Logits
+from mmpo.train.objective import Lists, Logits
 from mmpo.train.training.trainer import MarginTrainer
 
 _KNOWN_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
@@ -28,7 +28,8 @@ class PolicyTrainer(MarginTrainer):
     beta: weight of the log-ratio. ref_model: the reference; by default the model itself as it is when the trainer is
     made. Its log-probabilities are computed once per completion, before the first step, and kept in the folder or SQLite
     file `reference_cache` if one is named (True: the user's cache folder). own_reference: whether reference values that the
-    prompts bring are this very model's, so that the first step checks it.
+    prompts bring are this very model's, so that the first step checks it. length_normalised: every term's z, and the one that is
+    measured, is made of log-ratios averaged per token.
     """
 
     kind = "policy"
@@ -40,9 +41,10 @@ class PolicyTrainer(MarginTrainer):
         ref_model: nn.Module | None = None,
         reference_cache: str | Path | Literal[True] | None = None,
         own_reference: bool | None = None,
+        length_normalised: bool = False,
         **options: Any,
     ) -> None:
-        self.beta, self.ref_model, self.own_reference = beta, ref_model, own_reference
+        self.beta, self.ref_model, self.own_reference, self.length_normalised = beta, ref_model, own_reference, length_normalised
         self.reference_cache = None if reference_cache is True else reference_cache or False
         super().__init__(*args, **options)
         self.ref_model = None
@@ -72,8 +74,9 @@ class PolicyTrainer(MarginTrainer):
         """z, z from means per token and the chosen one's −log-probability per token; log-probabilities and rewards of both."""
         rewards, tokens = self.beta * (values - batch.reference), batch.counts.to(values.dtype)
         means, nll = rewards / tokens, -(values / tokens)[batch.chosen]
-        z = rewards[batch.chosen] - rewards[batch.rejected]
-        return Logits(z, means[batch.chosen] - means[batch.rejected], nll), {
+        of_each = means if self.length_normalised else rewards
+        z, z_mean = (value[batch.chosen] - value[batch.rejected] for value in (of_each, means))
+        return Logits(z, z_mean, nll, lists=lists_of(of_each, batch)), {
             "logps/chosen": values[batch.chosen],
             "logps/rejected": values[batch.rejected],
             "rewards/chosen": rewards[batch.chosen],
@@ -138,7 +141,13 @@ class RewardTrainer(MarginTrainer):
     def pair_logits(self, values: Tensor, batch: MicroBatch) -> tuple[Logits, dict[str, Tensor]]:
         """z (pairs,), and both completions' scores, each (pairs,)."""
         chosen, rejected = values[batch.chosen], values[batch.rejected]
-        return Logits(chosen - rejected), {"rewards/chosen": chosen, "rewards/rejected": rejected}
+        rewards = {"rewards/chosen": chosen, "rewards/rejected": rejected}
+        return Logits(chosen - rejected, sum=chosen + rejected, lists=lists_of(values, batch)), rewards
+
+
+def lists_of(z: Tensor, batch: MicroBatch) -> Lists:
+    """The completions of a micro-batch for terms of whole prompts; z: (completions,)."""
+    return Lists(z, batch.scores, batch.prompts, batch.prompts[batch.chosen])
 
 
 def own_pad_token(model: Any, tokenizer: Any) -> None:

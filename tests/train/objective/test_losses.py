@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from panels import graded_pairs
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from training_cases import user_error
@@ -52,6 +53,7 @@ def test_numbers_derived_by_hand() -> None:
         "scaled-bt": z * right,
         "gdpo": math.log1p(3**-0.2),
         "ordinal": right,  # a single level of margin 1
+        "listwise": 0.75 * right + 0.25 * wrong,  # its target is σ(γm), whatever p is
         "davidson": -math.log(math.sqrt(3) / (math.sqrt(3) + math.sqrt(1 / 3) + 2)),
     }
     for name, value in expected.items():
@@ -77,6 +79,7 @@ GRADIENTS = {
     "scaled-bt": -M * torch.sigmoid(-Z),
     "gdpo": -(2 * P - 1) * torch.sigmoid(-(2 * P - 1) * Z),
     "ordinal": SIGMA - (M.clamp(max=1) + 1) / 2,  # below the level shared with the one below 0
+    "listwise": SIGMA - P,
     "davidson": torch.tanh(Z / 4) / 2 - 0.5,  # of log(e^(z/2) + 2 + e^(−z/2)), less z/2
 }
 
@@ -122,8 +125,14 @@ IDENTITIES = {
     "odpo at log 1": (loss("odpo", m=torch.ones_like(M)), loss("dpo")),
     "gdpo at p = 1 is dpo": (loss("gdpo", p=torch.ones_like(P)), loss("dpo")),
     "gdpo at p = ½ says nothing": (loss("gdpo", p=torch.full_like(P, 0.5)), torch.full_like(P, LN2)),
+    "listwise on pairs is mmpo": (loss("listwise"), loss("mmpo")),
+    "listwise at gamma infinite": (loss("listwise", gamma=math.inf), loss("dpo")),
+    "listwise of ties at gamma infinite": (loss("listwise", m=0 * M, gamma=math.inf), loss("mmpo", p=HALF)),
     # whether the target is p, or as in the last two gamma times the margin
-    **{f"{n} with the pair swapped": (loss(n, -Z, 1 - P, -M), loss(n)) for n in ("mmpo", "rpo-bwd", "gdpo", "rpo-fwd", "rpo-sq")},
+    **{
+        f"{n} with the pair swapped": (loss(n, -Z, 1 - P, -M), loss(n))
+        for n in ("mmpo", "rpo-bwd", "gdpo", "rpo-fwd", "rpo-sq", "listwise")
+    },
 }
 
 
@@ -141,6 +150,62 @@ def test_which_need_a_winner_and_which_average() -> None:
 def test_which_look_at_the_target(name: str) -> None:
     """Everywhere else the margin itself may matter, but neither p nor gamma."""
     assert LOSSES[name].reads_target != torch.equal(loss(name), loss(name, p=torch.sigmoid(2 * GAMMA * M), gamma=2 * GAMMA))
+
+
+def listwise(z: Tensor, score: Tensor, prompt: Tensor, gamma: float) -> Tensor:
+    return LOSSES["listwise"].per_prompt(z, score, prompt, gamma=gamma)
+
+
+def test_listwise_by_hand() -> None:
+    """Three completions with e^z = 1, 2, 5 and e^(γ·score) = 1, 1, 2: −¼·log 1/8 − ¼·log 2/8 − ½·log 5/8. Beside them a prompt of two with
+    e^z = 3, 1 and scores that are equal: ½·log 4/3 + ½·log 4. The gradient is softmax(z) − softmax(γ·score). A constant changes nothing.
+    """
+    z = torch.tensor([1.0, 3.0, 2.0, 5.0, 1.0], dtype=torch.float64).log().requires_grad_()
+    score = torch.tensor([1.0, 7.0, 1.0, 1.0 + 2 * math.log(2), 7.0], dtype=torch.float64)
+    prompt = torch.tensor([0, 1, 0, 0, 1])
+    found = listwise(z, score, prompt, 0.5)
+    expected = [0.25 * math.log(8) + 0.25 * math.log(4) + 0.5 * math.log(8 / 5), 0.5 * math.log(4 / 3) + 0.5 * math.log(4)]
+    assert found.tolist() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    assert gradient.tolist() == pytest.approx([1 / 8 - 1 / 4, 3 / 4 - 1 / 2, 2 / 8 - 1 / 4, 5 / 8 - 1 / 2, 1 / 4 - 1 / 2])
+    torch.testing.assert_close(listwise(z + prompt, score - 3 * prompt, prompt, 0.5), found)
+    order = torch.tensor([4, 2, 0, 3, 1])
+    torch.testing.assert_close(listwise(z[order], score[order], prompt[order], 0.5), found)
+
+
+@pytest.mark.parametrize("gamma", [0.0, GAMMA, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_listwise_of_two_completions_is_mmpo(gamma: float, dtype: torch.dtype) -> None:
+    """Values and gradients, whatever level both scores and both z have; a prompt of one completion has nothing to say."""
+    margin = torch.cat([M, torch.zeros(3).double()]).to(dtype)
+    z = torch.cat([Z, torch.tensor([-1.0, 0.0, 2.0]).double()]).to(dtype)
+    p = torch.from_numpy(target_probability(margin.double().numpy(), gamma)).to(dtype)
+    level = torch.arange(len(z), dtype=dtype)
+    both, scores = (
+        torch.stack([z + level, level], dim=1).reshape(-1).requires_grad_(),
+        torch.stack([margin + 2, 0 * margin + 2], dim=1),
+    )
+    found = listwise(both, scores.reshape(-1), torch.arange(len(z)).repeat_interleave(2), gamma)
+    one = z.clone().requires_grad_()
+    expected = LOSSES["mmpo"].per_pair(one, p, margin, gamma=gamma)
+    exact = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(found, expected, **exact)
+    (slopes,), (slope,) = torch.autograd.grad(found.sum(), both), torch.autograd.grad(expected.sum(), one)
+    torch.testing.assert_close(slopes.reshape(-1, 2), torch.stack([slope, -slope], dim=1), **exact)
+    assert listwise(z[:1], margin[:1], torch.zeros(1, dtype=torch.long), gamma).tolist() == [0.0]
+
+
+def test_listwise_is_finite_at_huge_logits_and_starts_at_log_k() -> None:
+    z = torch.tensor([-1e4, 1e4, 0.0, 9e4], requires_grad=True)
+    values = listwise(z, torch.tensor([1.0, -1e5, 3.0, 0.0]), torch.tensor([0, 0, 1, 1]), 1.0)
+    (gradient,) = torch.autograd.grad(values.sum(), z)
+    assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
+    for k in (2, 3, 7):
+        assert listwise(torch.zeros(k), torch.arange(1.0 * k), torch.zeros(k, dtype=torch.long), 0.7).item() == pytest.approx(
+            math.log(k)
+        )
+    user_error(r"must all have the shape \(completions,\)", listwise, Z, Z[:, None], torch.zeros(15), 1.0)
+    user_error("mmpo is one of pairs", LOSSES["mmpo"].per_prompt, Z, Z, torch.zeros(15, dtype=torch.long))
 
 
 def test_ipo_reads_beta_back_out_of_z() -> None:
@@ -177,7 +242,7 @@ def test_names_and_summaries_need_no_torch() -> None:
         "print(all(name == entry.name and entry.summary and entry.source for name, entry in LOSSES.items()), len(TERMS))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["True", str(len(LOSSES) + 1)], done.stderr
+    assert done.stdout.split() == ["True", str(len(LOSSES) + 2)], done.stderr
 
 
 TABLE = pa.table(
@@ -202,27 +267,11 @@ def test_targets_of_margins_of_their_noise_and_of_votes_alone() -> None:
     assert counts == {"pairs_without_raters": 1}
 
 
-def panel(spread: float, raters: int, pairs: int = 5000, grid: float = 1.0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """PAIRS' columns of raters who see a true difference with logistic noise and grade it in steps from −3 to 3; and the true
-    probability that another rater prefers the chosen completion (a tie is half).
-    """
-    random = np.random.default_rng(0)
-    true = random.normal(0, spread, pairs)
-    gaps = np.clip(np.round((true[:, None] + random.logistic(size=(pairs, raters))) / grid) * grid, -3, 3)
-    sign = np.where(gaps.mean(axis=1) < 0, -1.0, 1.0)
-    variance = gaps.var(axis=1, ddof=1)
-    errors = np.sqrt((4 * variance.mean() + (raters - 1) * variance) / (3 + raters) / raters)
-    preferring = np.floor(((gaps * sign[:, None] > 0) + 0.5 * (gaps == 0)).sum(axis=1))
-    up, down = (1 / (1 + np.exp(-(side * true * sign - grid / 2))) for side in (1, -1))
-    columns = {"quality_margin": abs(gaps.mean(axis=1)), "margin_se": errors, "preferring": preferring}
-    return {**columns, "raters": np.full(pairs, float(raters))}, up + (1 - up - down) / 2
-
-
 @pytest.mark.parametrize("raters", [2, 3, 5, 15])
 @pytest.mark.parametrize("spread", [0.5, 1.5, 3.0])
 def test_levels_say_what_one_more_rater_would(spread: float, raters: int) -> None:
     """The raters' own votes say far more, because they made the margin: by .33 at two raters who know little."""
-    columns, true = panel(spread, raters)
+    columns, true = graded_pairs(spread, raters)
     table = pa.table(columns)
     p, counts = targets("levels", table, math.nan)
     margin = columns["quality_margin"]
@@ -239,7 +288,7 @@ def test_levels_say_what_one_more_rater_would(spread: float, raters: int) -> Non
 
 
 def test_levels_are_learned_on_training_pairs_and_used_on_others() -> None:
-    columns, _ = panel(1.5, 3, pairs=500)
+    columns, _ = graded_pairs(1.5, 3, pairs=500)
     target = fit_target("levels", pa.table(columns))
     others = pa.table({"quality_margin": [0.0, 99.0, 0.5], "raters": [0, 1, 2]})
     p, counts = targets(target, others, 1.0)
@@ -248,7 +297,7 @@ def test_levels_are_learned_on_training_pairs_and_used_on_others() -> None:
 
 
 def test_levels_are_refused_where_votes_say_nothing() -> None:
-    columns, _ = panel(0.0, 2)
+    columns, _ = graded_pairs(0.0, 2)
     user_error("no larger than their standard errors", targets, "levels", pa.table(columns), 1.0)
     single = pa.table({**columns, "raters": np.ones(5000), "preferring": np.ones(5000)})
     assert "`mmpo judge`" in user_error("none of the 5000 pairs has them", targets, "levels", single, 1.0)

@@ -10,7 +10,7 @@ from training_cases import make_pairs, user_error
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Renderer, check_sources, prepare, usable_pairs
-from mmpo.train.objective import LOSSES, TERMS, Logits, Objective, pair_totals
+from mmpo.train.objective import LOSSES, TERMS, Lists, Logits, Objective, pair_totals
 
 LOG3 = math.log(3)
 MARGIN = torch.tensor([2.0, 0.0, 1.0, 0.0], dtype=torch.float64)
@@ -19,8 +19,8 @@ WEIGHT = torch.tensor([1.0, 0.25, 0.5, 2.0], dtype=torch.float64)
 
 
 def logits(seed=0, pairs=4):
-    z, z_mean, nll = torch.randn(3, pairs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).unbind()
-    return Logits(*(value.clone().requires_grad_() for value in (z, z_mean, nll)))
+    values = torch.randn(4, pairs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).unbind()
+    return Logits(*(value.clone().requires_grad_() for value in values))
 
 
 def total(objective, at, p=P, margin=MARGIN, weight=WEIGHT, totals=None):
@@ -51,6 +51,28 @@ def test_sft_and_ipo_read_their_own_values_by_hand():
     assert float(total(objective, at)) == pytest.approx(0.1 * 1 + 3 * 11 / 3, abs=1e-12)
 
 
+def test_centering_by_hand():
+    """(r_w + r_l)², ties too: 1, 4, 9 and 16 weighted 1, ¼, ½ and 2 are 38.5 of 3.75."""
+    at = Logits(torch.zeros(4).double(), sum=torch.tensor([1.0, -2.0, 3.0, -4.0]).double())
+    assert float(total(Objective.parse("mmpo=1,centering=0.1"), at)) == pytest.approx(math.log(2) + 0.1 * 38.5 / 3.75)
+
+
+def test_a_prompts_list_weighs_what_its_pairs_do():
+    """Prompt 0 has the completions 0, 1, 2 and three pairs, prompt 1 two completions and one pair; all z are 0, so that they cost log 3 and
+    log 2. With weights 1, ¼, ½ for the three pairs and 2 for the other: (1.75·log 3 + 2·log 2)/3.75. Of every pair weighted 1/(pairs of
+    its prompt), prompts count alike.
+    """
+    zero = torch.zeros(5).double()
+    lists = Lists(zero, torch.arange(5.0).double(), torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    objective, at = Objective.parse("listwise"), Logits(torch.zeros(4).double(), lists=lists)
+    assert float(total(objective, at)) == pytest.approx((1.75 * math.log(3) + 2 * math.log(2)) / 3.75)
+    alike = torch.tensor([1, 1, 1, 3]).double() / 3
+    assert float(total(objective, at, weight=alike)) == pytest.approx((math.log(3) + math.log(2)) / 2)
+    assert float(total(Objective.parse("mmpo=1,listwise=1"), at, weight=alike)) == pytest.approx(
+        (math.log(3) + 3 * math.log(2)) / 2
+    )
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_single_term_is_the_loss_itself(name):
     at, decided = logits(), MARGIN > 0
@@ -64,18 +86,24 @@ def test_a_single_term_is_the_loss_itself(name):
 
 def gradient(objective, **given):
     at = logits()
-    found = torch.autograd.grad(total(objective, at, **given), (at.z, at.z_mean, at.nll), allow_unused=True)
+    found = torch.autograd.grad(total(objective, at, **given), (at.z, at.z_mean, at.nll, at.sum), allow_unused=True)
     return torch.stack([torch.zeros(4).double() if part is None else part for part in found])
 
 
 def test_the_gradient_of_the_sum_is_the_sum_of_the_weighted_gradients():
-    weights = {name: 0.1 * place + 0.3 for place, name in enumerate(TERMS)}
-    alone = sum(weight * gradient(Objective.parse(name, gamma=0.7, beta=0.1)) for name, weight in weights.items())
-    torch.testing.assert_close(gradient(Objective.parse(weights, gamma=0.7, beta=0.1)), alone)
-    assert (alone != 0).any(dim=1).all()
+    seen = torch.zeros(4).bool()
+    for terms, beta in ([n for n in TERMS if n != "centering"], 0.1), (["mmpo", "centering", "ordinal"], None):
+        weights = {name: 0.1 * place + 0.3 for place, name in enumerate(terms)}
+        alone = {name: gradient(Objective.parse(name, gamma=0.7, beta=beta)) for name in terms if name != "centering"}
+        if "centering" in terms:
+            alone["centering"] = gradient(Objective.parse("mmpo=1,centering=1", gamma=0.7)) - alone["mmpo"]
+        together = sum(weight * alone[name] for name, weight in weights.items())
+        torch.testing.assert_close(gradient(Objective.parse(weights, gamma=0.7, beta=beta)), together)
+        seen |= (together != 0).any(dim=1)
+    assert seen.all()
 
 
-@pytest.mark.parametrize("name", [name for name in TERMS if name == "sft" or LOSSES[name].needs_winner])
+@pytest.mark.parametrize("name", [name for name in TERMS if TERMS[name].needs_winner])
 def test_a_tie_has_neither_value_nor_gradient_where_a_winner_is_needed(name):
     """odpo's log 0 among them."""
     objective = Objective.parse(f"mmpo=1,{name}=1", beta=0.1)
@@ -125,6 +153,8 @@ def test_options_nested_dotted_or_flat_are_the_same():
         ("sft", {"alpha": 1}, "option of loss sft"),
         ("ipo", {"beta": 0.2}, "set beta, not loss_options.beta"),
         ("mmpo=1,mmop=1", {}, "did you mean 'mmpo'"),
+        ("centering=0.1", {}, "beside a loss, such as mmpo=1,centering=0.01"),
+        ("mmpo=1,centering=0.1", {}, "reward models only"),
         *((loss, None, "policies only") for loss in ("ipo", "sft", "mmpo=1,sft=0.1")),  # without beta: a reward model's
     ],
 )

@@ -48,6 +48,8 @@ def train(self, **named):
     result = trained(self, **named)
     seen["split"] = any(hasattr(value, "full_tensor") for value in self.model.parameters())
     seen["wrapped"], seen["steps"] = type(self.model_wrapped).__name__, result.global_step
+    learned = from_all(lambda: {name: value.tolist() for name, value in self.objective.parameters.items()})
+    assert all(found == learned[0] for found in learned), learned
     return result
 module.MarginTrainer.train = train
 
@@ -66,6 +68,7 @@ STEPS = {
     "plain": {},
     "parts": {"tokens_per_batch": 60},  # large prompts fall into parts
     "few": {"pairs_per_step": 1, "max_steps": 3},  # fewer prompts in a step than processes
+    "learned": {"loss": "ordinal=1,davidson=0.5,listwise=0.3", "loss_learning_rate": 0.05, "tokens_per_batch": 60},
 }
 WAYS = {
     "checkpointing": {"gradient_checkpointing": True, "max_steps": 3},
@@ -125,6 +128,9 @@ def test_two_processes_train_as_one(name, mode, runs, record_of):
             mine, theirs = ([-1.0 if value is None else value for value in run["history"][figure]] for run in (one, two))
             assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
         assert two["evaluations"][-1] == pytest.approx(one["evaluations"][-1], rel=1e-5, abs=1e-5)
+    if "learned" in name:
+        mine, theirs = (run["learned"]["ordinal"]["thresholds"] for run in (one, two))
+        assert theirs == pytest.approx(mine, rel=1e-5) and len(set(one["history"]["ordinal/gamma"])) > 3
     mine, theirs = weights(runs, "one", name), weights(runs, mode, name)
     assert mine.keys() == theirs.keys()
     difference = sum(float(((mine[key] - theirs[key]) ** 2).sum()) for key in mine) ** 0.5

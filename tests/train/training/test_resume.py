@@ -70,9 +70,11 @@ MORE = {
     "plain": {},
     "stopping": {"early_stopping": 3, "eval_steps": 2, "learning_rate": 0.02, "epochs": 20, "schedule": "constant"},
     "lora": {"lora": 2, "logging_steps": 3},
+    "learned": {"loss": "ordinal=1,davidson=0.5,listwise=0.3", "loss_learning_rate": 0.05, "logging_steps": 1},
 }
 CASES = [(kind, moment, "plain") for kind in ("policy", "reward") for moment in MOMENTS]
 CASES += [("reward", "between_steps", "stopping"), ("policy", "within_a_step", "lora")]
+CASES += [("policy", "within_a_step", "learned"), ("reward", "between_steps", "learned")]
 
 
 def options(name, data, out):
@@ -88,6 +90,7 @@ def same(record_of, same_weights):
         records = [record_of(folder) for folder in (one, other)]
         for part in ("history", "evaluations"):
             assert records[0][part] == records[1][part]
+        assert records[0].get("learned") == records[1].get("learned")
         summaries = [{**record["summary"], "out": ""} for record in records]
         assert summaries[0] == summaries[1]
 
