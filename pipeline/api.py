@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build import BuildOptions, check_rejects, merged_grades, resolve_build, with_learned
+from mmpo.pipeline.build import BuildOptions, ResolvedBuild, check_rejects, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
@@ -76,12 +76,17 @@ def build_pairs(
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
         min_raters=min_raters, ties=ties, max_chars=max_chars, seed=seed,
     )  # fmt: skip
+    merged, resolved = grades_of(feedback, options)
+    pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
+    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
+
+
+def grades_of(feedback: pa.Table, options: BuildOptions) -> tuple[pa.Table, ResolvedBuild]:
+    """FEEDBACK with the grades that a build of these options uses, normalised, one row per prompt; and what it found of them."""
     rows = large(feedback).combine_chunks()
     resolved = resolve_build(grade_statistics(rows), options)
     merged = merged_grades(rows, resolved, RowAccounting())
-    resolved = with_learned(resolved, lambda build, function: [function(merged, build.rules)])
-    pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
-    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
+    return merged, with_learned(resolved, lambda build, function: [function(merged, build.rules)])
 
 
 def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:

@@ -21,6 +21,11 @@ MEASURES = {
     "alpha_ordinal": "α ordinal",
     "alpha_interval": "α interval",
 }
+BEST_GAMMA = (
+    "best γ: the one at which σ(γ·margin) makes people's votes on these same pairs most likely, in 1/score-point of that judge. "
+    "`mmpo gamma FEEDBACK` gives the γ of the judges' mean margin with its interval, beside the conventions and what they make of the "
+    "margins; `mmpo train --gamma` takes it\n"
+)
 SCALES = {
     "range": "margins divided by the widest possible one of each rater's scale",
     "rms": "margins divided by each rater's root mean square margin, because a scale is unbounded",
@@ -130,6 +135,8 @@ def _print_judges(summary: Mapping[str, Any]) -> None:
     columns = {"name": "judge", "units": "pairs", "votes": "votes", "gamma": "best γ", "ece_vote": "ECE to votes"}
     columns |= {"cross_entropy": "cross-entropy", "coin": "of a coin"}
     _table("judges' margins against people's votes, as probabilities σ(γ·margin)", columns, summary["calibration"])
+    if summary["calibration"]:
+        say(BEST_GAMMA)
     bins = {"low": "from", "high": "to", "units": "pairs", "predicted": "predicted", "observed": "observed"}
     for row in summary["calibration"][:MOST]:
         _table(f"{row['name']}, by |margin|", bins, row["bins"])

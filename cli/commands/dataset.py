@@ -11,6 +11,10 @@ from mmpo.pipeline.options import in_words
 from mmpo.pipeline.storage import EXPORTS
 from mmpo.pipeline.storage import export as write_export
 
+FITS = (
+    "A fit is the γ under which those votes are most likely: what the margins are worth to those voters, and no promise of accuracy. "
+    "Margins with a rater left out are noisier than those of all raters, whose γ is a little larger."
+)
 Dataset = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")]
 
 
@@ -47,19 +51,36 @@ def rejects(
     print_json(summary, as_json)
 
 
-def gamma(dataset: Dataset, as_json: AsJson = False) -> None:
-    """Suggest γ and show what each γ makes of the margins.
+def gamma(
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A dataset folder of pairs, or of FEEDBACK: then single grades are fitted to.")
+    ],
+    votes: Annotated[
+        Path | None,
+        typer.Option(help="Parquet with chosen_id, rejected_id, preferring, raters of raters outside the margins, to fit γ to."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Suggest γ: the conventions, the fits to independent votes with 95% intervals, and what each γ makes of the margins.
 
     The suggestion is a convention (the γ of a stated mean target over the non-tied training pairs), not a fit.
     """
     from mmpo.pipeline.report import suggest_gamma
 
-    summary = suggest_gamma(dataset)
-    for name, value in summary.items():
-        if isinstance(value, list):
-            print_rows(name.replace("_", " "), value)
-        else:
-            say(f"{name.replace('_', ' ')}: {shown(value)}")
+    summary = suggest_gamma(dataset, votes)
+    for name in ("gamma", "mean_target", "pairs", "ties"):
+        say(f"{name.replace('_', ' ')}: {shown(summary[name])}")
+    print_rows("margin quantiles", summary["margin_quantiles"])
+    columns = {"name": "convention", "gamma": "γ", "mean_target": "mean target", "saturated": "past .95", "unit": "unit"}
+    print_rows("conventions", summary["conventions"], columns)
+    columns = {"source": "source", "margins_of": "margins of", "votes_of": "votes of", "pairs": "pairs", "prompts": "prompts"}
+    columns |= {"gamma": "γ", "mean_target": "mean target", "cross_entropy": "nats per vote", "interval": "interval"}
+    print_rows("fits to votes that made no part of the margin, with 95% intervals", summary["fits"], columns)
+    if summary["fits"]:
+        say(f"{FITS} A coin has {shown(summary['fits'][0]['coin'])} nats per vote.")
+    else:
+        say(summary["not_fitted"])
+    print_rows("what each γ makes of the untied margins", summary["what_each_gamma_makes"])
     print_json(summary, as_json)
 
 

@@ -23,6 +23,7 @@ from mmpo.pipeline.metrics.calibration import (
     soft_brier,
     temperature_fit,
 )
+from mmpo.pipeline.metrics.gamma_fit import GammaFit, fit_gamma
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_COUNTS,
     rewardbench_average,
@@ -31,6 +32,7 @@ from mmpo.pipeline.metrics.rewardbench import (
     subset_accuracies,
 )
 from mmpo.pipeline.metrics.suites import SUITES, ScoredRow, check_columns, file_rows, suite_measures, suite_scores
+from mmpo.pipeline.metrics.votes import Votes
 
 Values = Mapping[str, np.ndarray]
 

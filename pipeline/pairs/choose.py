@@ -195,6 +195,30 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
 _CANDIDATES = {"ratings": _rated, "comparisons": _compared}
 
 
+class RaterGaps(NamedTuple):
+    """Raters' own gaps for the pairs of completions that they graded whole, arrays of shape (gaps,), and the names of kinds and sources.
+
+    pair: a number of its own for each pair; gap: in score points toward the one of the two that the merged grades prefer; kind, source:
+    codes.
+    """
+
+    prompt: np.ndarray
+    pair: np.ndarray
+    gap: np.ndarray
+    kind: np.ndarray
+    kinds: list[str]
+    source: np.ndarray
+    sources: list[str]
+
+
+def rater_gaps(table: pa.Table, rules: PairRules) -> RaterGaps:
+    """Every rater's own gap of every pair, whatever the strategy keeps. table: one row per prompt, normalised, as for `choose_pairs`."""
+    found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"))
+    gaps, (source, names) = found.gaps, codes(flat(table["source"]))
+    prompt = found.prompt[gaps.pair]
+    return RaterGaps(prompt, gaps.pair, gaps.gap, gaps.kind, list(found.values.given.kinds), source[prompt], names)
+
+
 class BetweenRaters(NamedTuple):
     """What a batch says of how raters differ. squares: by source (weighted) sums of squared deviations from the pair's mean, of raters' own
     gaps and of their middles, and the degrees of freedom, shape (3,); sample: the grades that raters are compared by."""

@@ -1,6 +1,5 @@
 """`mmpo evaluate policy|reward`: a trained model's accuracy and calibration on pairs, or on the rows of a benchmark."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import text_lengths
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
-from mmpo.pipeline.metrics import METRICS, by_margin, by_source, pair_measures, suite_measures, temperature_fit
-from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
+from mmpo.pipeline.metrics import METRICS, Votes, by_margin, by_source, pair_measures, suite_measures, temperature_fit
+from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parts, split_files
 from mmpo.train.data import read_pairs
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
@@ -25,7 +24,6 @@ from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record
 
 _SIDES = ("chosen", "rejected")
-_VOTES = ("chosen_id", "rejected_id", "preferring", "raters")
 
 
 def evaluate(
@@ -207,51 +205,3 @@ def _write(path: Path, stood: Identity, pairs: pa.Table, values: dict[str, np.nd
         table = table.append_column(name.replace("/", "_"), pa.array(values[name]))
     with atomic_file(path, stood=stood) as file:
         pq.write_table(table, file, compression="zstd")
-
-
-# --- votes --------------------------------------------------------------------------------------------------------------------
-
-
-class Votes:
-    """The votes in a Parquet file with chosen_id, rejected_id, preferring and raters; rows of one pair, either way round,
-    are added up. Reading it checks it: UserError names the row that holds no votes.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self._sums: dict[tuple[str, str], tuple[float, float]] = {}
-        table = read_parquet(path)
-        for name in _VOTES:
-            if name not in table.column_names:
-                raise unknown_name(f"column in {path}; votes need {', '.join(_VOTES)}, and not", name, table.column_names)
-        for row, values in enumerate(zip(*(table[name].to_pylist() for name in _VOTES), strict=True)):
-            self._add(row, *values)
-
-    def of(self, pairs: pa.Table) -> np.ndarray:
-        """Votes for the chosen completion and all votes, (pairs, 2), 0 and 0 where there are none.
-
-        pairs: a table with chosen_id and rejected_id. Raises UserError where not one of the pairs has votes.
-        """
-        ids = zip(pairs["chosen_id"].to_pylist(), pairs["rejected_id"].to_pylist(), strict=True)
-        found = np.array([self._sums.get(pair, (0.0, 0.0)) for pair in ids], dtype=np.float64).reshape(-1, 2)
-        if not found[:, 1].any():
-            raise UserError(
-                f"none of the {len(found)} measured pairs has votes in {self.path} ({len(self._sums) // 2} pairs): its chosen_id and "
-                "rejected_id must be those of the dataset; is it of another dataset or split?"
-            )
-        return found
-
-    def _add(self, row: int, chosen: Any, rejected: Any, preferring: Any, raters: Any) -> None:
-        numbers = _number(preferring) and _number(raters) and 0 <= preferring <= raters
-        if not numbers or not isinstance(chosen, str) or not isinstance(rejected, str) or chosen == rejected:
-            raise UserError(
-                f"{self.path}, row {row}: chosen_id {chosen!r}, rejected_id {rejected!r}, preferring {preferring!r}, raters {raters!r}: "
-                "votes are two different ids and numbers with 0 <= preferring <= raters"
-            )
-        for pair, votes in (((chosen, rejected), preferring), ((rejected, chosen), raters - preferring)):
-            before = self._sums.get(pair, (0.0, 0.0))
-            self._sums[pair] = (before[0] + votes, before[1] + raters)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

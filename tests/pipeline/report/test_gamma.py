@@ -1,0 +1,166 @@
+"""`mmpo gamma`: fits of γ to votes that made no part of the margin, their intervals, and where there is nothing to fit to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import refused
+from folders import write_rows
+
+from mmpo.annotate.agreement import agree
+from mmpo.cli.main import run
+from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+from mmpo.pipeline.margins import fit_gamma_to_votes
+from mmpo.pipeline.metrics import fit_gamma
+from mmpo.pipeline.report import suggest_gamma
+
+GAMMA = 0.8
+
+
+def simulated(seed: int, prompts: int = 60, replies: int = 4) -> tuple[np.ndarray, ...]:
+    """Margins of grades from 1 to 10, and one vote on each pair by a rater with a utility of its own for every reply.
+
+    Utilities are γ·grade and Gumbel noise, whose difference is logistic: a vote for the better one has probability σ(γ·margin), and the
+    votes on one prompt's pairs depend on one another.
+    """
+    rng = np.random.default_rng(seed)
+    first, second = np.triu_indices(replies, 1)
+    grades = rng.integers(1, 11, (prompts, replies))
+    liking = GAMMA * grades + rng.gumbel(size=grades.shape)
+    margin = (grades[:, first] - grades[:, second]).ravel()
+    sign = np.where(margin >= 0, 1, -1)
+    votes = (liking[:, first] - liking[:, second]).ravel() * sign > 0
+    return np.abs(margin).astype(float), votes.astype(float), np.ones(len(margin)), np.repeat(np.arange(prompts), len(first))
+
+
+@pytest.mark.parametrize(("runs", "least", "most"), [(20, 17, 20), pytest.param(100, 90, 99, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("prompts", [20, 60])
+def test_interval_covers_the_planted_gamma(runs: int, least: int, most: int, prompts: int) -> None:
+    found = [fit_gamma(*simulated(seed, prompts)) for seed in range(runs)]
+    assert {fit.method for fit in found} == {"cluster-robust, by prompt"}
+    assert least <= sum(fit.low <= GAMMA <= fit.high for fit in found) <= most
+    assert np.mean([fit.high - fit.low for fit in found]) < 3.0 / np.sqrt(prompts) + 0.5
+
+
+def test_pairs_taken_as_independent_would_cover_less() -> None:
+    """That votes of a prompt depend on one another is why intervals go by prompt: by pair they are narrower."""
+    m, k, n, prompt = simulated(0, 400)
+    by_prompt, by_pair = fit_gamma(m, k, n, prompt), fit_gamma(m, k, n, np.arange(len(m)))
+    assert by_pair.gamma == by_prompt.gamma
+    assert by_pair.high - by_pair.low < 0.9 * (by_prompt.high - by_prompt.low)
+
+
+def test_fit_by_hand() -> None:
+    """Five prompts, margin 1, three of four votes for the chosen one: σ(γ) = ¾, γ = ln 3, entropy of ¾ in nats."""
+    fit = fit_gamma(np.ones(5), np.full(5, 3.0), np.full(5, 4.0), np.arange(5))
+    assert fit.gamma == pytest.approx(np.log(3))
+    assert fit.cross_entropy == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert (fit.pairs, fit.clusters, fit.votes) == (5, 5, 20)
+    assert fit_gamma([1.0, 2.0], [1, 1], [2, 1], [7, 7])[1:4] == (None, None, "none: too few prompts")
+
+
+def test_where_votes_never_contradict_the_interval_is_the_likelihoods() -> None:
+    """20 votes, all for the better one by 1: 20·log σ(γ) ≥ −1.9207, so σ(γ) ≥ e^−.096; and all against: γ is 0 and may be that small."""
+    fit = fit_gamma(np.ones(20), np.ones(20), np.ones(20), np.arange(20))
+    q = np.exp(-1.920729 / 20)
+    assert (fit.gamma, fit.high, fit.method) == (np.inf, np.inf, "profile likelihood")
+    assert fit.low == pytest.approx(np.log(q / (1 - q)), rel=0.01)
+    none = fit_gamma(np.ones(20), np.zeros(20), np.ones(20), np.arange(20))
+    assert (none.gamma, none.low) == (0.0, 0.0) and 0 < none.high < 0.3
+
+
+def graded(
+    scores: dict[str, Sequence[float]], kinds: dict[str, str] | None = None, sources: Sequence[str] = ("a",)
+) -> list[dict[str, Any]]:
+    """A row per rating: each rater's scores of the replies 0 and 1 of every prompt, two scores for each."""
+    return [
+        {"prompt": f"Q{i // 2}", "completion": f"reply {i % 2}", "score": score, "rater": rater, "kind": (kinds or {}).get(rater, "human")}
+        for rater, given in scores.items()
+        for i, score in enumerate(given)
+    ]  # fmt: skip
+
+
+def feedback_of(tmp_path: Path, rows: list[dict[str, Any]]) -> pa.Table:
+    return read_feedback(write_rows(tmp_path / "grades.jsonl", rows), "jsonl", scale=(1, 10))
+
+
+def test_each_rater_is_left_out_in_turn(tmp_path: Path) -> None:
+    """Gaps 2, 1 and −1: without each the margin is 0, ½ and 1½, its own vote 1, 1 and 0. Prompt two: 3 and 3 of two raters."""
+    rows = graded({"ann": (5, 3, 9, 6), "ben": (4, 3, 8, 5), "cat": (3, 4)})
+    found = suggest_gamma(feedback_of(tmp_path, rows))
+    [fit] = found["fits"]
+    m, k = [0.0, 0.5, 1.5, 3.0, 3.0], [1, 1, 0, 1, 1]
+    assert fit["gamma"] == pytest.approx(fit_gamma_to_votes(m, k, np.ones(5)))
+    assert (fit["pairs"], fit["prompts"], fit["votes"], fit["source"]) == (4, 2, 4, "all sources")
+    assert (fit["margins_of"], fit["votes_of"]) == ("the other people (ratings)", "one of the people left out")
+    assert found["not_fitted"] is None
+
+
+def noisy(seed: int, raters: dict[str, str], prompts: int = 80) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(5, 2, 2 * prompts)
+    scores = {rater: np.clip(np.round(truth + rng.normal(0, 1.5, len(truth))), 1, 10).tolist() for rater in raters}
+    return graded(scores, raters)
+
+
+def test_a_judge_against_people_is_what_agree_calls_the_best_gamma(tmp_path: Path) -> None:
+    feedback = feedback_of(tmp_path, noisy(0, {"gpt": "ai", "ann": "human", "ben": "human"}))
+    [best] = agree(feedback, bootstrap=0)["calibration"]
+    fits = {(fit["margins_of"], fit["votes_of"]): fit for fit in suggest_gamma(feedback)["fits"]}
+    fit = fits["the mean of judges (ratings)", "people"]
+    assert fit["gamma"] == pytest.approx(best["gamma"], rel=1e-6)
+    assert fit["gamma_95"][0] < best["gamma"] < fit["gamma_95"][1]
+    assert set(fits) == {("the mean of judges (ratings)", "people"), ("the other people (ratings)", "one of the people left out")}
+
+
+def test_fits_are_by_source_where_there_are_several(tmp_path: Path) -> None:
+    parts = [feedback_of(tmp_path, noisy(seed, {"ann": "human", "ben": "human"})) for seed in range(2)]
+    column = parts[0].column_names.index("source")
+    named = []
+    for part, name in zip(parts, ("one", "two"), strict=True):
+        ids = pa.array([f"{name}{row}" for row in part["prompt_id"].to_pylist()])
+        named.append(part.set_column(column, "source", pa.array([name] * len(part))).set_column(0, "prompt_id", ids))
+    fits = suggest_gamma(pa.concat_tables(named))["fits"]
+    assert [fit["source"] for fit in fits] == ["all sources", "one", "two"]
+    assert fits[0]["votes"] == fits[1]["votes"] + fits[2]["votes"]
+
+
+def test_pairs_say_what_would_give_a_fit_and_take_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    feedback = feedback_of(tmp_path, noisy(0, {"ann": "human", "ben": "human"}))
+    pairs = build_pairs(feedback)
+    write_dataset(pairs, tmp_path / "pairs", split=(0.5, 0.25, 0.25))
+    assert run(["gamma", str(tmp_path / "pairs"), "--json"]) == 0
+    said = capsys.readouterr()
+    found = orjson.loads(said.out)
+    assert found["fits"] == [] and "--votes FILE" in found["not_fitted"] and found["not_fitted"] in said.err
+    means = {row["name"]: row for row in found["conventions"]}
+    assert means["mean target 0.9"]["mean_target"] == pytest.approx(0.9) and "1–10 grades" in means["published 2.2"]["unit"]
+
+    def votes(name: str, preferring: Sequence[float], raters: Sequence[float]) -> str:
+        table = pairs.select(["chosen_id", "rejected_id"]).append_column("preferring", pa.array(preferring))
+        pq.write_table(table.append_column("raters", pa.array(raters)), tmp_path / name)
+        return str(tmp_path / name)
+
+    rng = np.random.default_rng(1)
+    margin = pairs["quality_margin"].to_numpy()
+    others = rng.binomial(3, 1 / (1 + np.exp(-GAMMA * margin))).tolist()
+    # votes are read on all splits
+    assert run(["gamma", str(tmp_path / "pairs"), "--votes", votes("others.parquet", others, [3] * len(others)), "--json"]) == 0
+    [fit] = orjson.loads(capsys.readouterr().out)["fits"]
+    assert fit["gamma"] == pytest.approx(fit_gamma_to_votes(margin, others, [3] * len(others)))
+    assert fit["gamma_95"][0] < GAMMA < fit["gamma_95"][1] and fit["pairs"] == int((margin > 0).sum())
+    own = votes("own.parquet", pairs["preferring"].to_pylist(), pairs["raters"].to_pylist())
+    refused(
+        ["gamma", str(tmp_path / "pairs"), "--votes", own], tmp_path, capsys, "those of the margins' own raters", "made no part"
+    )
+
+
+def test_of_one_rater_nothing_is_fitted(tmp_path: Path) -> None:
+    found = suggest_gamma(feedback_of(tmp_path, noisy(0, {"ann": "human"})))
+    assert found["fits"] == [] and "no pair of completions was graded by two raters" in found["not_fitted"]
+    assert found["gamma"] > 0
