@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import offsets_of, ranges, to_numpy
+from mmpo.pipeline.arrow import offsets_of, ranges, row_sums, to_numpy
 from mmpo.pipeline.checks.findings import Findings
 from mmpo.pipeline.contract import KINDS, null_faults
 from mmpo.pipeline.margins import target_probability
@@ -43,20 +43,20 @@ class _Prompts:
         self.last: tuple[str, np.ndarray, np.ndarray, np.ndarray] | None = None
         self.rule = found.recipe.get("split_by") or "first-message"
 
-    def add(self, side: int, rows: list[int], ids: list[str], prompts: list[list[dict[str, str]]], right: list[bool]) -> None:
+    def add(self, side: int, rows: list[int], ids: list[str], prompts: pa.Array, right: list[bool]) -> None:
         """Runs of a batch: their first rows (in the part, from 1), ids, messages, and whether these are what the id says."""
         part = self.found.place[0]
         if not ids:
             return
         if not self.names or self.names[-1] != part:
             self.names.append(part)
-        table = pa.table({"prompt_id": ids, "prompt": pa.array(prompts, MESSAGES)})
+        begin = first_user_messages(prompts)
         # What a column held is not in PAIRS: then prompts are what may not cross.
-        keys, begin = SPLIT_RULES.get(self.rule, SPLIT_RULES["prompt"])(table), first_user_messages(table["prompt"].chunk(0))
-        for identity, text, words in zip(ids, keys, begin, strict=True):
-            self.ids.append(hash(identity))
-            self.keys.append(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big"))
-            self.alike.append(hash(" ".join(words.casefold().split())))
+        keys = begin if self.rule == "first-message" else ids
+        digests = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in keys])
+        self.keys.extend(np.frombuffer(digests, ">u8").tolist())
+        self.ids.extend(map(hash, ids))
+        self.alike.extend([hash(" ".join(words.casefold().split())) for words in begin])
         self.side.extend([side] * len(rows))
         self.right.extend(right)
         self.place.extend((len(self.names) - 1) << 40 | row for row in rows)
@@ -79,7 +79,7 @@ class _Prompts:
         self._fault("leakage", leaks, np.unique(keys[leaks]).size)
         near = _crossing(alike, side) & ~leaks & right
         self._fault("near leakage", near, np.unique(alike[near]).size)
-        _, first, count = np.unique(np.stack([ids, side]), axis=1, return_index=True, return_counts=True)
+        _, first, count = np.unique(ids * np.int64(4) + side, return_index=True, return_counts=True)  # of 64 bits 62 are enough
         again = np.ones(size, dtype=bool)
         again[first] = False
         self._fault("adjacent rows", again, int((count > 1).sum()))
@@ -206,24 +206,26 @@ class _Batch:
         prompts = self.batch.column("prompt")
         offsets = offsets_of(prompts)
         lengths, messages = np.diff(offsets), prompts.flatten()
-        (role, _), (content, texts) = (_coded(messages.field(name)) for name in ("role", "content"))
-        number = role.astype(np.int64) * (len(texts) + 1) + content
         wrong = lengths != lengths[self.run]
         same = np.flatnonzero(~wrong & (self.run != np.arange(len(ids))))
-        mine, first = (number[ranges(offsets[rows], lengths[same])] for rows in (same, self.run[same]))
-        wrong[np.repeat(same, lengths[same])[mine != first]] = True
-        first_of = prompts.take(pa.array(starts)).to_pylist()
+        if len(same):
+            (role, _), (content, texts) = (_coded(messages.field(name)) for name in ("role", "content"))
+            number = role.astype(np.int64) * (len(texts) + 1) + content
+            mine, first = (number[ranges(offsets[rows], lengths[same])] for rows in (same, self.run[same]))
+            wrong[np.repeat(same, lengths[same])[mine != first]] = True
+        heads = prompts.take(pa.array(starts)).cast(MESSAGES)
+        first_of = heads.to_pylist()
         own = names.take(pa.array(ids[starts])).to_pylist()
         right = [prompt_id(rows) == one for rows, one in zip(first_of, own, strict=True)]
         wrong[starts] |= ~np.array(right, dtype=bool)
         self._say("prompt ids", wrong)
-        blank = [not any(row["content"].strip() for row in rows) for rows in first_of]
-        self._say("empty texts", np.array(blank, dtype=bool)[np.searchsorted(starts, self.run)], "a prompt without text")
+        blank = row_sums(heads, pc.invert(_blank(heads.flatten().field("content")))) == 0
+        self._say("empty texts", blank[np.searchsorted(starts, self.run)], "a prompt without text")
         last = self.seen.last
         self.continued = last is not None and own[0] == last[0]
         new = slice(1 if self.continued else 0, None)
         rows = (self.rows[starts] + self.found.place[1] + 1).tolist()
-        self.seen.add(self.side, rows[new], own[new], first_of[new], right[new])
+        self.seen.add(self.side, rows[new], own[new], heads[new], right[new])
 
     def _replies(self) -> None:
         """Both replies of all rows as one list of places: chosen ones, then rejected ones."""
@@ -235,21 +237,26 @@ class _Batch:
                 np.array([name != "assistant" for name in roles.to_pylist()], dtype=bool)[role],
                 "a reply not by the assistant",
             )
-        text, texts = self._both([side.field("content") for side in columns])
+        text, texts = self._texts([side.field("content") for side in columns])
         identity, names = self._both([self.batch.column(f"{side}_id") for side in ("chosen", "rejected")])
         prompt, prompts = _coded(self.batch.column("prompt_id"))
         prompt = np.tile(prompt, 2)
         first = _first_of(identity, len(names))
-        there = np.flatnonzero(first >= 0)
+        again = np.flatnonzero(text != text[first[identity]])
+        if len(again):
+            before = first[identity[again]]
+            equal = np.asarray(pc.equal(*(texts.take(pa.array(text[at])) for at in (again, before))))
+            text[again[equal]] = text[before[equal]]
         own, views, heads = names.to_pylist(), _bytes(texts), [name.encode() + b"\0" for name in prompts.to_pylist()]
-        right = np.zeros(len(names), dtype=bool)
-        for at, place in zip(there.tolist(), first[there].tolist(), strict=True):  # a digest takes a loop, as every one does
-            digest = blake2b(heads[prompt[place]], digest_size=16)
-            digest.update(views[text[place]])
-            right[at] = digest.hexdigest() == own[at]
+        there = np.flatnonzero(first >= 0)
+        right, places = np.zeros(len(names), dtype=bool), first[there]
+        right[there] = [  # a digest takes a loop, as every one does
+            blake2b(heads[of] + views[at], digest_size=16).hexdigest() == own[name]
+            for name, of, at in zip(there.tolist(), prompt[places].tolist(), text[places].tolist(), strict=True)
+        ]
         wrong = ~right[identity] | (prompt != prompt[first[identity]]) | (text != text[first[identity]])
         self._say("completion ids", wrong[:n] | wrong[n:])
-        blank = np.asarray(pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0)))[text]
+        blank = np.asarray(_blank(texts))[text]
         self._say("empty texts", blank[:n] | blank[n:], "a reply without text")
         self._say("identical texts", text[:n] == text[n:])
         margin = self._column("quality_margin")
@@ -262,9 +269,19 @@ class _Batch:
         length = np.asarray(pc.utf8_length(texts))[text]
         self.found.figures["longer"] += int(((length[:n] > length[n:]) & (margin > 0)).sum())
         self.found.figures["uneven"] += int(((length[:n] != length[n:]) & (margin > 0)).sum())
-        numbers = np.array([hash(name) for name in own], dtype=np.int64)[identity]
+        numbers = np.fromiter(map(hash, own), dtype=np.int64, count=len(own))[identity]
         self._one_value(numbers, wrong)
         self._pairs(numbers)
+
+    def _texts(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
+        """A number for the text in each place, and the texts. Of dictionaries, where few texts stand in many rows, equal texts have one
+        number; else, since all would have to be hashed for that, each place has its own, and a pair of equal texts that of the first."""
+        if all(pa.types.is_dictionary(one.type) for one in columns):
+            numbers, texts = self._both(columns)
+            return numbers.copy(), texts
+        texts, n = pa.concat_arrays([one.cast(pa.large_string()) for one in columns]), len(columns[0])
+        numbers = np.arange(len(texts))
+        return np.where(np.append(np.zeros(n, dtype=bool), np.asarray(pc.equal(*columns))), numbers - n, numbers), texts
 
     def _both(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
         return _coded(pa.concat_arrays([one if pa.types.is_dictionary(one.type) else one.dictionary_encode() for one in columns]))
@@ -310,6 +327,10 @@ class _Batch:
         if whole and before is not None:
             keys, scores = np.concatenate([before[2], keys]), np.concatenate([before[3], scores])
         self.seen.last = (ids[n - 1].as_py(), np.concatenate([old, pair[start:]]) if whole else pair[start:], keys, scores)
+
+
+def _blank(texts: pa.Array) -> pa.Array:
+    return pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
 
 
 def _first_of(numbers: np.ndarray, size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +18,10 @@ from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS, is_readab
 
 MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
+MOST_DISTINCT = 0.7
+"""Share of the rows that may have a prompt of their own before texts are taken to repeat no more."""
+DISTINCT = frozenset(("prompt_id", "chosen_id", "rejected_id", "id", "content", "text", "note", "extra"))
+"""Fields whose values repeat with the prompt only."""
 STATISTICS = ["prompt_id", "quality_margin", "margin_se", "score_chosen", "score_rejected", "preferring", "raters"]
 
 
@@ -188,7 +193,8 @@ class PartWriter:
     def write(self, table: pa.Table) -> None:
         """Append the table as one row group.
 
-        A dictionary of up to 64 MiB, not 1: texts that occur in many pairs are compressed and stored once a row group.
+        A dictionary of up to 64 MiB, not 1: texts that occur in many pairs are compressed and stored once a row group. Where hardly any
+        occurs twice (as the first table shows), texts and ids are stored in pages of 1 MiB, which readers hold one at a time.
         """
         if not table.num_rows:
             return
@@ -201,6 +207,7 @@ class PartWriter:
                 self._file,
                 table.schema.remove_metadata(),
                 compression="zstd",
+                use_dictionary=_repeating(table),
                 store_schema=False,
                 dictionary_pagesize_limit=64 << 20,
                 write_page_checksum=True,
@@ -220,6 +227,24 @@ class PartWriter:
             self._file.close()
             self.digests[f"{self.folder.name}/{self.paths[-1].name}"] = self._file.digest
             self._writer = self._file = None
+
+
+def _repeating(table: pa.Table) -> list[str] | bool:
+    """The columns of a table that are worth a dictionary: all of them where prompts have several rows, else those with few values."""
+    ids = table["prompt_id"]
+    if pc.count_distinct(ids).as_py() < MOST_DISTINCT * len(ids):
+        return True
+    return [leaf for field in table.schema for leaf in _leaves(field) if leaf.rpartition(".")[2] not in DISTINCT]
+
+
+def _leaves(field: pa.Field, path: str = "") -> list[str]:
+    """The paths of the columns below a field, as Parquet names them."""
+    path = f"{path}{field.name}"
+    if pa.types.is_list(field.type):
+        return _leaves(pa.field("element", field.type.value_type), f"{path}.list.")
+    if pa.types.is_struct(field.type):
+        return [leaf for i in range(field.type.num_fields) for leaf in _leaves(field.type.field(i), f"{path}.")]
+    return [path]
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from folders import contents, pairs_folder
+from folders import contents, pairs_folder, write_rows
 
-from mmpo.pipeline import BuildOptions, UserError, build
+from mmpo.pipeline import BuildOptions, UserError, build, load_pairs, validate
 from mmpo.pipeline.report import write_report
 from mmpo.pipeline.storage import atomic_file, atomic_folder, identity
 
@@ -100,3 +101,16 @@ def test_a_file_put_into_the_old_dataset_while_it_is_rebuilt_stays(name: str, tm
         build(
             tmp_path / "out.jsonl", out, options=BuildOptions(format="jsonl"), progress=lambda *_: pairs_folder(out, rows) and None
         )
+
+
+@pytest.mark.parametrize(("completions", "dictionary"), [(2, False), (4, True)])
+def test_texts_that_never_repeat_are_stored_in_small_pages(tmp_path: Path, completions: int, dictionary: bool) -> None:
+    """Of two completions there is one pair a prompt; of four there are six, and each text stands in three of them."""
+    rows = [{"prompt": f"q{p}", "completion": f"c{p}.{c}", "score": c} for p in range(50) for c in range(completions)]
+    build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", options=BuildOptions("jsonl", split=(1, 0, 0)))
+    [part] = (tmp_path / "out/train").glob("*.parquet")
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    columns = {column.path_in_schema: column for column in map(group.column, range(group.num_columns))}
+    assert ("RLE_DICTIONARY" in columns["chosen.list.element.content"].encodings) == dictionary
+    assert "RLE_DICTIONARY" in columns["kind"].encodings
+    assert load_pairs(tmp_path / "out").num_rows == 50 * completions * (completions - 1) // 2 and validate(tmp_path / "out")["ok"]
