@@ -12,6 +12,7 @@ import numpy as np
 
 from mmpo.pipeline.margins import sigmoid
 from mmpo.pipeline.metrics.calibration import (
+    BINS,
     SAME,
     accuracy,
     brier,

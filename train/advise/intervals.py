@@ -1,0 +1,115 @@
+"""What was measured on several splits, as values and differences with 95% intervals that respect prompts and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from mmpo.train.advise.controls import Objective
+from mmpo.train.advise.measure import FOLDS, Fold, Key
+
+DRAWS = 400
+OVERLAP = 0.0
+MEASURES = ("accuracy", "nll", "ece")
+Interval = tuple[float, float, float]
+"""Value, low, high: 95%."""
+
+
+def measures_of(sums: np.ndarray, pairs: np.ndarray | float) -> np.ndarray:
+    """accuracy, nll and ece from sums over pairs, (..., 2 + BINS) → (..., 3)."""
+    pairs = np.maximum(pairs, 1e-12)
+    return np.stack([sums[..., 0] / pairs, sums[..., 1] / pairs, np.abs(sums[..., 2:]).sum(axis=-1) / pairs], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All splits together. Prompts are drawn with random weights (the Bayesian bootstrap over groups), the same ones for every objective,
+    so that differences are paired; to that comes what splits differ by beyond their prompts, with the correction for training sets
+    that overlap (Nadeau and Bengio 2003).
+    """
+
+    keys: Sequence[Key]
+    folds: Sequence[Fold]
+    groups: int
+    seed: int = 0
+
+    def with_choice(self, candidates: Sequence[Objective], name: Objective) -> Measured:
+        """With one more objective: on each split, the candidate (in all its roles) of the least validation loss there."""
+        roles = candidates[0].roles
+        folds = []
+        for fold in self.folds:
+            own = [self.keys.index((row, roles[0])) for row in candidates]
+            best = candidates[int(np.argmin(fold.validation[own]))]
+            at = [self.keys.index((best, role)) for role in roles]
+            names = ("tuned", "untuned", "raw", "validation", "decay")
+            folds.append(replace(fold, **{field: np.concatenate([getattr(fold, field), getattr(fold, field)[at]]) for field in names}))
+        return replace(self, keys=[*self.keys, *((name, role) for role in roles)], folds=folds)
+
+    def chosen(self, candidates: Sequence[Objective]) -> list[Objective]:
+        """The candidate of the least validation loss on each split."""
+        own = [self.keys.index((row, row.roles[0])) for row in candidates]
+        return [candidates[int(np.argmin(fold.validation[own]))] for fold in self.folds]
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, 7]).standard_exponential((DRAWS, self.groups)).astype(np.float32)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """accuracy, nll, ece of every key over all test pairs, (keys, 3)."""
+        return self._of("tuned")
+
+    @cached_property
+    def untuned(self) -> np.ndarray:
+        """The same at the untuned end of training."""
+        return self._of("untuned")
+
+    @cached_property
+    def raw(self) -> np.ndarray:
+        """The same at temperature 1."""
+        return self._of("raw")
+
+    def _of(self, name: str) -> np.ndarray:
+        return measures_of(sum(getattr(f, name).sum(axis=1, dtype=np.float64) for f in self.folds), sum(f.pairs.sum() for f in self.folds))
+
+    @cached_property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Under each draw of prompts: of all splits together (DRAWS, keys, 3), and of each, (folds, DRAWS, keys, 3)."""
+        sums, pairs, each = 0.0, 0.0, []
+        for fold in self.folds:
+            weights = self._weights[:, fold.groups]
+            keys, groups, kinds = fold.tuned.shape
+            mine = (weights @ fold.tuned.transpose(1, 0, 2).reshape(groups, -1)).reshape(DRAWS, keys, kinds)
+            count = (weights @ fold.pairs)[:, None]
+            each.append(measures_of(mine, count))
+            sums, pairs = sums + mine, pairs + count
+        return measures_of(np.asarray(sums), pairs), np.stack(each)
+
+    @cached_property
+    def _each(self) -> np.ndarray:
+        """Of each split, (folds, keys, 3)."""
+        return np.stack([measures_of(fold.tuned.sum(axis=1, dtype=np.float64), fold.pairs.sum()) for fold in self.folds])
+
+    def difference(self, one: Key, other: Key | None = None) -> dict[str, list[float]]:
+        """{measure: [value, low, high]} of one key, or of its difference to another."""
+        from scipy.stats import t
+
+        def of(array: np.ndarray) -> np.ndarray:
+            first = array[..., self.keys.index(one), :]
+            return first if other is None else first - array[..., self.keys.index(other), :]
+
+        value, (drawn, each_drawn), each = of(self.values), self._drawn, of(self._each)
+        variance = of(drawn).var(axis=0, ddof=1)
+        if len(self.folds) > 1:
+            beyond = np.maximum(each.var(axis=0, ddof=1) - of(each_drawn).var(axis=1, ddof=1).mean(axis=0), 0.0)
+            variance = variance + beyond * (1 / len(self.folds) + OVERLAP)
+        half = t.ppf(0.975, max(self.tested - 1, 1)) * np.sqrt(variance)
+        return {name: [float(value[i]), float(value[i] - half[i]), float(value[i] + half[i])] for i, name in enumerate(MEASURES)}
+
+    @cached_property
+    def tested(self) -> int:
+        """Groups of prompts that were tested at least once."""
+        return len(np.unique(np.concatenate([fold.groups for fold in self.folds])))
