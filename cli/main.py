@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("mmpo.cli.commands.dataset:report", "A self-contained HTML page about a dataset."),
     "rejects": ("mmpo.cli.commands.dataset:rejects", "What a build left out, by reason, with examples."),
     "gamma": ("mmpo.cli.commands.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
+    "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),
     "export": ("mmpo.cli.commands.dataset:export", "Write a dataset in another tool's format."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),

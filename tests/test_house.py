@@ -28,7 +28,7 @@ ROOMS = [
     "annotate.judge", "annotate.agreement", "annotate", "annotate.argilla_server", "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
-    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train",
+    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.advise", "train",
     # cli
     "cli.main", "cli.flags", "cli.output", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip

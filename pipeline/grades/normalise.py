@@ -80,6 +80,21 @@ def ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
     return result
 
 
+def zscores(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
+    """(value - mean)/standard deviation within each group, 0 where a group's values are all the same; NaN stays NaN. Shape (values,)."""
+    known = np.flatnonzero(np.isfinite(values))
+    result = np.full(len(values), np.nan)
+    if not len(known):
+        return result
+    order = known[np.lexsort((values[known], *(g[known] for g in groups)))]
+    starts, sizes = runs(*(g[order] for g in groups))
+    off = values[order] - np.repeat(run_means(values[order], starts), sizes)
+    deviation = np.repeat(np.sqrt(run_means(off * off, starts)), sizes)
+    least, most = (np.repeat(values[order][at], sizes) for at in (starts, starts + sizes - 1))
+    result[order] = np.where(most > least, off / np.where(deviation > 0, deviation, 1.0), 0.0)
+    return result
+
+
 def _without_scale(groups: Sequence[GradeGroup], statistics: GradeStatistics) -> str | None:
     bare = [group for group in groups if group.low is None or group.high is None or group.low >= group.high]
     return (
@@ -118,6 +133,12 @@ NORMALISATIONS: dict[str, Normalisation] = {
     ),
     "rank": Normalisation(
         "rank within the prompt, from 0 to 1, of the merged score", within_prompt=ranks, for_comparisons=False, of_unit_size=False
+    ),
+    "prompt-zscore": Normalisation(
+        "(score - mean)/standard deviation of the prompt's merged scores",
+        within_prompt=zscores,
+        for_comparisons=False,
+        of_unit_size=False,
     ),
 }
 """What `--normalise` may be. Adding one: a function and a line here."""

@@ -1,5 +1,7 @@
 """Planted data: grades of which a known share is linear in known features, so that what advice should say is known."""
 
+from typing import Any
+
 import numpy as np
 
 from mmpo.train.advise import Evidence
@@ -44,3 +46,23 @@ def evidence_of_grades(grade: np.ndarray) -> Evidence:
         scores=flat,
         source=np.full(len(a), "planted", dtype=object),
     )
+
+
+def planted_rows(
+    share: float, seed: int, prompts: int = 150, completions: int = 4, features: int = 30
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Rows of the format jsonl, one per grade, whose completions are of words that stand for the features: how often a word occurs is a
+    Poisson count, and the grade is linear in the counts to the share given. Also each text's counts.
+    """
+    rng = np.random.default_rng([seed, 5])
+    counts = rng.poisson(1.5, (prompts, completions, features))
+    explained = (counts - 1.5) @ rng.standard_normal(features) / np.sqrt(1.5 * features)
+    grade = np.sqrt(share) * explained + np.sqrt(1 - share) * rng.standard_normal(explained.shape)
+    words = np.array([f"{a}{b}" for a in "bdfgklmnprst" for b in ("ano", "elu", "iro", "oxa", "umi")])[:features]
+    rows, known = [], {}
+    for prompt in range(prompts):
+        for one in range(completions):
+            text = " ".join(rng.permutation(np.repeat(words, counts[prompt, one])).tolist()) + f" {prompt}.{one}"
+            known[text] = counts[prompt, one].astype(np.float64)
+            rows.append({"prompt": f"Question {prompt}?", "completion": text, "score": round(float(grade[prompt, one]), 6)})
+    return rows, known

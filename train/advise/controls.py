@@ -73,9 +73,7 @@ def objectives(found: Evidence, mean_targets: Sequence[float] = MEAN_TARGETS, ot
         rows += [replace(row, target="noise-aware") for row in grid if row.ties == ties[-1]]
     if others:
         rows += [Objective("robust", options={"epsilon": 0.1}), Objective("margin"), Objective("odpo"), Objective("scaled-bt")]
-        rows += [
-            Objective(name, mean, ties=ties[-1]) for name in ("rpo-sq", "rpo-fwd", "gdpo") for mean in (0.75, 0.9) if mean in mean_targets
-        ]
+        rows += [Objective(name, 0.75, ties=ties[-1]) for name in ("rpo-sq", "rpo-fwd", "gdpo")]
     return rows
 
 

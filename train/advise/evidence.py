@@ -1,18 +1,25 @@
-"""What is advised on, as arrays: every completion once, pairs as places of two completions, margins, prompts that stay on one side."""
+"""What is advised on: PAIRS or FEEDBACK as arrays, every completion once, pairs as places of two completions; and of FEEDBACK the pairs
+that each normalisation makes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import flat, to_numpy
+from mmpo.pipeline import build_pairs, load_feedback, load_pairs
+from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.pairs import first_user_messages
-from mmpo.train.data import check_rows
+from mmpo.pipeline.storage import MANIFEST, read_manifest
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, metadata
+from mmpo.train.data import check_rows, read_pairs
 
 MOST_COMPLETIONS, MOST_PAIRS = 8000, 30000
 """What a look of a minute or two reads; of more, whole prompts are drawn."""
@@ -99,7 +106,7 @@ def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, d
 
 def check_evidence(found: Evidence, where: str, least: int) -> None:
     """Raises UserError where there is nothing to compare on prompts of its own: too few prompts, no margins, one text."""
-    groups = len(np.unique(found.pair_group))
+    groups = len(np.unique(found.pair_group[found.decided]))
     if not found.decided.any():
         raise UserError(
             f"{where}: all {len(found.margin)} pairs are ties (constant scores): no margin says anything of direction. "
@@ -107,8 +114,8 @@ def check_evidence(found: Evidence, where: str, least: int) -> None:
         )
     if groups < least:
         raise UserError(
-            f"{where} has {groups} prompt{'s' * (groups != 1)} with pairs: settings are chosen on some prompts and judged on others, which "
-            f"takes {least} at least. Give more prompts"
+            f"{where} has {groups} prompt{'s' * (groups != 1)} with untied pairs: settings are chosen on some prompts and judged on "
+            f"others, which takes {least} at least. Give more prompts"
         )
 
 
@@ -140,3 +147,89 @@ def _drawn(table: pa.Table, seed: int) -> pa.Table:
     keep = np.zeros(len(pairs), dtype=bool)
     keep[order[fits]] = True
     return table.filter(pa.array(keep[codes]))
+
+
+# --- from folders, files and FEEDBACK ----------------------------------------------------------------------------------------------
+
+NORMALISED = ("none", "minmax", "zscore", "rank", "prompt-zscore")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The data: PAIRS, or FEEDBACK with its pairs by normalisation and, where one can't be had, why."""
+
+    kind: str
+    where: str
+    pairs: Mapping[str, pa.Table]
+    refused: Mapping[str, str]
+    feedback: pa.Table | None = None
+    prompts_in: int = 0
+
+
+def read(data: str | Path | pa.Table, seed: int) -> Given:
+    """The tables that advice is about. Raises UserError where there are none, naming what was given."""
+    table, where = (data, "the table") if isinstance(data, pa.Table) else (_table(Path(data)), str(data))
+    if set(FEEDBACK.names) <= set(table.column_names):
+        return of_feedback(table, where, seed)
+    if missing := [name for name in PAIRS.names if name not in table.column_names]:
+        raise UserError(
+            f"{where} is neither PAIRS nor FEEDBACK: it lacks {', '.join(missing)}. Give a folder that `mmpo build` wrote"
+        )
+    normalised = str(metadata(table.schema).get("normalisation", "none"))
+    return Given("pairs", where, {normalised: table}, {}, prompts_in=0)
+
+
+def _table(path: Path) -> pa.Table:
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return load_feedback(path) if read_manifest(path).get("kind") == "feedback" else load_pairs(path)
+    if path.is_dir():
+        return load_pairs(path)
+    return read_pairs(path, "")
+
+
+def of_feedback(feedback: pa.Table, where: str, seed: int) -> Given:
+    """Pairs by each normalisation that the grades allow, of the same completions; of much FEEDBACK from prompts drawn at random."""
+    rows = feedback.num_rows
+    sizes = np.diff(offsets_of(flat(feedback["completions"])))
+    if sizes.sum() > MOST_COMPLETIONS:
+        order = np.random.default_rng(seed).permutation(rows)
+        kept = np.cumsum(sizes[order]) <= MOST_COMPLETIONS
+        kept[0] = True
+        feedback = feedback.take(pa.array(np.sort(order[kept])))
+        sizes = np.diff(offsets_of(flat(feedback["completions"])))
+    most = None if (sizes * (sizes - 1) // 2).sum() <= MOST_PAIRS else max(10, math.ceil(MOST_PAIRS / max(len(sizes), 1)))
+    pairs: dict[str, pa.Table] = {}
+    refused: dict[str, str] = {}
+    for name in NORMALISED:
+        try:
+            found = build_pairs(feedback, normalise=name, max_per_prompt=most, seed=seed)
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        if found.num_rows:
+            pairs[name] = found
+    if not pairs:
+        reasons = "; ".join(dict.fromkeys(refused.values())) or "no prompt has two graded completions"
+        raise UserError(f"{where}: no pair comes of this FEEDBACK: {reasons}")
+    return Given("feedback", where, pairs, refused, feedback, rows)
+
+
+def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:
+    """The pairs of another table of the same completions, as places among those of `base`; pairs of others are left out."""
+    place = {identity: index for index, identity in enumerate(base.ids)}
+    sides = [np.array([place.get(i, -1) for i in table[name].to_pylist()], dtype=np.int64) for name in ("chosen_id", "rejected_id")]
+    known = (sides[0] >= 0) & (sides[1] >= 0)
+    if not known.any():
+        raise UserError(f"{where}: none of its pairs is of the same completions")
+    table = table.filter(pa.array(known))
+    numbers = {name: table[name].cast(pa.float64()).to_numpy() for name in ("quality_margin", "margin_se", "preferring", "raters")}
+    return replace(
+        base,
+        chosen=sides[0][known],
+        rejected=sides[1][known],
+        margin=numbers["quality_margin"],
+        margin_se=numbers["margin_se"],
+        preferring=np.nan_to_num(numbers["preferring"]),
+        raters=np.nan_to_num(numbers["raters"]),
+        source=np.array(table["source"].to_pylist(), dtype=object),
+    )

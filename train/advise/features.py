@@ -5,17 +5,20 @@ fitted on the completions of training prompts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.storage import read_parquet
 from mmpo.train.advise.evidence import Evidence
 
 Fit = Callable[[np.ndarray], np.ndarray]
 """From the places of the training prompts' completions to the features of all completions, float32, (completions, features)."""
 
-COMPONENTS = 192
+COMPONENTS, MOST_FEATURES = 192, 256
 STYLE = ("characters", "lines", "list_lines", "code", "digits", "word_length", "distinct_words", "words_of_the_prompt")
 _WORD = re.compile(r"(?u)\b\w+\b")
 _LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
@@ -95,6 +98,35 @@ def fixed(values: np.ndarray, components: int | None = None) -> Fit:
         return standardised(pca.transform(values), training)
 
     return fit
+
+
+def from_file(path: Path, found: Evidence) -> np.ndarray:
+    """The features of a Parquet file with the columns id (a completion's) and features (lists of one length), (completions, features)."""
+    table = read_parquet(path)
+    for name in ("id", "features"):
+        if name not in table.column_names:
+            raise unknown_name(f"column in {path}; features need id and features, and not", name, table.column_names)
+    rows = dict(zip(table["id"].to_pylist(), range(table.num_rows), strict=True))
+    missing = [identity for identity in found.ids if identity not in rows]
+    if missing:
+        raise UserError(f"{path} has no features of {len(missing)} of the {len(found.ids)} completions (the first: {missing[0]})")
+    lists = [table["features"][rows[identity]].as_py() for identity in found.ids]
+    if len({len(one or ()) for one in lists}) != 1:
+        raise UserError(f"{path}: features must be lists of one length for all completions")
+    return np.array(lists, dtype=np.float64)
+
+
+def features_of(name: str, found: Evidence, values: np.ndarray | None = None) -> Fit:
+    """What `--features` names, or the values given, in the order of the completions' ids. Raises UserError."""
+    if values is None and name in FEATURES:
+        return FEATURES[name](found)
+    if values is None:
+        if not name.endswith(".parquet"):
+            raise unknown_name("features; a file is a Parquet file with the columns id and features, and not", name, FEATURES)
+        values = from_file(Path(name), found)
+    if values.shape[0] != len(found.texts) or values.ndim != 2 or not np.isfinite(values).all():
+        raise UserError(f"features must be finite numbers of shape ({len(found.texts)}, features), not {values.shape}")
+    return fixed(values, MOST_FEATURES)
 
 
 FEATURES: dict[str, Callable[[Evidence], Fit]] = {"bag": bag}

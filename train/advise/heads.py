@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+Slope = Callable[["Tensor"], "Tensor"]
 DECAYS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """From (nearly) none, which is also the untuned end of training, to one that leaves little but the direction of the mean."""
 STEPS, TOLERANCE = 200, 1e-3
@@ -33,7 +34,7 @@ class Head:
     """
 
     p: np.ndarray | None = None
-    slope: Callable[[Tensor], Tensor] | None = None
+    slope: Slope | None = None
     weight: np.ndarray | None = None
     curvature: float = 0.25
     options: dict[str, Any] = field(default_factory=dict)
@@ -75,19 +76,21 @@ def _soft(basis: _Basis, heads: Sequence[Head], penalty: Tensor) -> Tensor:
     import torch
 
     p = torch.as_tensor(np.stack([head.p for head in heads], axis=1).astype(np.float32))  # type: ignore[arg-type]
-    pairs, count = p.shape
-    weight = None
-    if any(head.weight is not None for head in heads):
-        weight = torch.as_tensor(
-            np.stack([np.ones(pairs) if h.weight is None else h.weight / max(h.weight.mean(), 1e-30) for h in heads], axis=1)
-        ).float()
+    weights = [np.ones(len(p)) if head.weight is None else head.weight / max(head.weight.mean(), 1e-30) for head in heads]
+    weight = torch.as_tensor(np.stack(weights, axis=1)).float() if any(head.weight is not None for head in heads) else None
 
-    def slope(z: Tensor) -> Tensor:
-        z = z.view(pairs, count, -1).sigmoid_().sub_(p[:, :, None])
-        return (z if weight is None else z.mul_(weight[:, :, None])).view(pairs, -1)
+    def slope_of(columns: Tensor) -> Slope:
+        mine = columns // len(penalty)
+        target, factor = p[:, mine], None if weight is None else weight[:, mine]
 
-    bend = torch.tensor([h.curvature * _largest(h.weight) for h in heads]).repeat_interleave(len(penalty))
-    return _descend(basis, slope, bend, penalty.repeat(count)).view(-1, count, len(penalty))
+        def slope(z: Tensor) -> Tensor:
+            z = z.sigmoid_().sub_(target)
+            return z if factor is None else z.mul_(factor)
+
+        return slope
+
+    bend = torch.tensor([head.curvature * _largest(head.weight) for head in heads]).repeat_interleave(len(penalty))
+    return _descend(basis, slope_of, bend, penalty.repeat(len(heads))).view(-1, len(heads), len(penalty))
 
 
 def _one(basis: _Basis, head: Head, penalty: Tensor) -> Tensor:
@@ -101,29 +104,44 @@ def _one(basis: _Basis, head: Head, penalty: Tensor) -> Tensor:
         found = given(z)  # type: ignore[misc]
         return found if weight is None else found * weight
 
-    return _descend(basis, slope, torch.full((len(penalty),), head.curvature * _largest(head.weight)), penalty)
+    bend = torch.full((len(penalty),), head.curvature * _largest(head.weight))
+    return _descend(basis, lambda columns: slope, bend, penalty)
 
 
 def _largest(weight: np.ndarray | None) -> float:
     return 1.0 if weight is None or not weight.any() else float(weight.max() / weight.mean())
 
 
-def _descend(basis: _Basis, slope: Callable[[Tensor], Tensor], bend: Tensor, penalty: Tensor) -> Tensor:
-    """The optimum of every column, (features, columns). bend, penalty: (columns,)."""
+def _descend(basis: _Basis, slope_of: Callable[[Tensor], Slope], bend: Tensor, penalty: Tensor) -> Tensor:
+    """The optimum of every column, (features, columns). bend, penalty: (columns,). Columns that have arrived are left where they are.
+
+    slope_of(columns): the derivative of the losses of some of the columns, (pairs, columns).
+    """
     import torch
 
+    result = torch.zeros(basis.x.shape[1], len(penalty))
+    columns = torch.arange(len(penalty))
     scale = 1 / (basis.moments[:, None] * bend + penalty).clamp_min(1e-8)
-    weights = torch.zeros(basis.x.shape[1], len(penalty))
-    ahead, momentum = weights, torch.ones(len(penalty))
-    for _ in range(STEPS):
-        gradient = torch.addmm(ahead * penalty, basis.x.T, slope(basis.x @ ahead), alpha=1 / len(basis.x))
-        new = ahead - scale * gradient
+    slope, transposed = slope_of(columns), basis.x.T.contiguous()
+    weights = ahead = result
+    momentum = torch.ones(len(penalty))
+    for step in range(1, STEPS + 1):
+        gradient = torch.addmm(ahead * penalty, transposed, slope(basis.x @ ahead), alpha=1 / len(basis.x))
+        new = torch.addcmul(ahead, scale, gradient, value=-1)
         change = new - weights
         uphill = (gradient * change).sum(0) > 0
         following = torch.where(uphill, 1.0, (1 + (1 + 4 * momentum**2).sqrt()) / 2)
-        ahead = new + torch.where(uphill, 0.0, (momentum - 1) / following) * change
-        done = (change.norm(dim=0) <= TOLERANCE * new.norm(dim=0)).all()
+        ahead = torch.addcmul(new, torch.where(uphill, 0.0, (momentum - 1) / following), change)
         weights, momentum = new, following
-        if done:
+        if step % 8 and step < STEPS:
+            continue
+        moving = change.norm(dim=0) > TOLERANCE * new.norm(dim=0)
+        if not moving.all() or step == STEPS:
+            result[:, columns] = weights
+        if not moving.any():
             break
-    return weights
+        if not moving.all():
+            weights, ahead, scale = weights[:, moving], ahead[:, moving], scale[:, moving]
+            momentum, penalty, columns = momentum[moving], penalty[moving], columns[moving]
+            slope = slope_of(columns)
+    return result

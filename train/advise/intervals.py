@@ -12,7 +12,8 @@ from mmpo.train.advise.controls import Objective
 from mmpo.train.advise.measure import FOLDS, Fold, Key
 
 DRAWS = 400
-OVERLAP = 0.0
+OVERLAP = 1 / (FOLDS - 1)
+"""What training sets that overlap add to the variance between splits: test prompts over the others (Nadeau and Bengio 2003)."""
 MEASURES = ("accuracy", "nll", "ece")
 Interval = tuple[float, float, float]
 """Value, low, high: 95%."""
@@ -27,8 +28,7 @@ def measures_of(sums: np.ndarray, pairs: np.ndarray | float) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Measured:
     """All splits together. Prompts are drawn with random weights (the Bayesian bootstrap over groups), the same ones for every objective,
-    so that differences are paired; to that comes what splits differ by beyond their prompts, with the correction for training sets
-    that overlap (Nadeau and Bengio 2003).
+    so that differences are paired; to that comes what splits differ by beyond their prompts, which training on other prompts makes.
     """
 
     keys: Sequence[Key]
@@ -45,7 +45,9 @@ class Measured:
             best = candidates[int(np.argmin(fold.validation[own]))]
             at = [self.keys.index((best, role)) for role in roles]
             names = ("tuned", "untuned", "raw", "validation", "decay")
-            folds.append(replace(fold, **{field: np.concatenate([getattr(fold, field), getattr(fold, field)[at]]) for field in names}))
+            folds.append(
+                replace(fold, **{field: np.concatenate([getattr(fold, field), getattr(fold, field)[at]]) for field in names})
+            )
         return replace(self, keys=[*self.keys, *((name, role) for role in roles)], folds=folds)
 
     def chosen(self, candidates: Sequence[Objective]) -> list[Objective]:
@@ -73,7 +75,9 @@ class Measured:
         return self._of("raw")
 
     def _of(self, name: str) -> np.ndarray:
-        return measures_of(sum(getattr(f, name).sum(axis=1, dtype=np.float64) for f in self.folds), sum(f.pairs.sum() for f in self.folds))
+        return measures_of(
+            sum(getattr(f, name).sum(axis=1, dtype=np.float64) for f in self.folds), sum(f.pairs.sum() for f in self.folds)
+        )
 
     @cached_property
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """The comparison itself: prompts split, every objective fitted along its path, settings chosen on validation prompts and judged on test
 prompts.
 
-Splits are folds: five seeds test every prompt once, further seeds shuffle anew. On each, 3/5 of the prompts train, 1/5 choose and 1/5 judge.
+Splits are folds: five seeds test every prompt once, further seeds shuffle anew. On each, 3/5 of the prompts train, 1/5 choose, 1/5 judge.
 Decay, and of the chosen MMPO γ and ties too, are those of the least likelihood loss on the validation prompts' labels at the temperature
 that suits each best there: the raw one favours over-fitted weights for soft targets.
 """
@@ -9,7 +9,7 @@ that suits each best there: the raw one favours over-fitted weights for soft tar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,17 +17,17 @@ from mmpo.pipeline.margins import sigmoid, softplus
 from mmpo.pipeline.metrics import BINS
 from mmpo.train.advise.controls import BRADLEY_TERRY, OWN, Objective, heads_of
 from mmpo.train.advise.evidence import Evidence
-from mmpo.train.advise.features import Fit
 from mmpo.train.advise.heads import DECAYS, fit_heads
 
-FOLDS = 5
+FOLDS, PARTS = 5, 4
 Key = tuple[Objective, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Groups of prompts that train, choose and judge, as masks over groups."""
+    """Groups of prompts that train, choose and judge, as masks over groups. number: of the seed; its rotations share test groups."""
 
+    number: int
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
@@ -38,8 +38,8 @@ class Fold:
     """What one split showed, of every key (an objective in a role).
 
     groups: the test prompts' groups; pairs: untied test pairs of each, shape (groups,). tuned, untuned: sums over each group's pairs,
-    shape (keys, groups, 2 + BINS): right, likelihood loss, and confidence − right by bin of the confidence. untuned: at the least decay, its
-    temperature still its own. validation: the temperature-scaled loss at the best decay, (keys,); decay: that one. raw: sums as in
+    shape (keys, groups, 2 + BINS): right, likelihood loss, and confidence − right by bin of the confidence. untuned: at the least decay,
+    its temperature still its own. validation: the temperature-scaled loss at the best decay, (keys,); decay: that one. raw: sums as in
     tuned at temperature 1. logits: of Bradley–Terry, for the test pairs at `rows`.
     """
 
@@ -54,18 +54,31 @@ class Fold:
     logits: np.ndarray
 
 
-def splits(group: np.ndarray, seeds: int, seed: int) -> Iterator[Split]:
-    """`seeds` splits of the groups that occur in `group` (a number for each pair); the same for the same arguments."""
-    present, count = np.unique(group), int(group.max()) + 1
+def splits(found: Evidence, seeds: int, seed: int, rotations: int | None = None) -> Iterator[Split]:
+    """`seeds` splits of the groups of prompts, each in `rotations`; the same for the same arguments.
+
+    On small sets the quarter that chooses takes turns with the others (by default four times on up to 3,000 pairs, not on 12,000): choices
+    rest on all prompts but those judged, and what is judged is the mean of the heads so trained. A group of ties alone only trains.
+    """
+    group = found.pair_group
+    present, count = np.unique(group[found.decided]), int(found.group.max()) + 1
     folds = min(FOLDS, len(present))
+    turns = rotations or int(np.clip(12_000 // len(group), 1, PARTS))
     for number in range(seeds):
-        rng = np.random.default_rng([seed, number // folds])
-        order = rng.permutation(present)
+        order = np.random.default_rng([seed, number // folds]).permutation(present)
         test = order[number % folds :: folds]
         rest = np.random.default_rng([seed, number, 1]).permutation(np.setdiff1d(order, test))
-        chosen = rest[: max(1, len(rest) // 4)]
-        masks = [np.isin(np.arange(count), part) for part in (rest[len(chosen) :], chosen, test)]
-        yield Split(*masks)
+        for part in range(turns):
+            choose, judge = (np.isin(np.arange(count), groups) for groups in (rest[part::PARTS], test))
+            yield Split(number, ~choose & ~judge, choose, judge)
+
+
+def joined(folds: Sequence[Fold]) -> Fold:
+    """The rotations of one seed as one: means of what they showed."""
+    means = {
+        name: np.mean([getattr(f, name) for f in folds], axis=0) for name in ("tuned", "untuned", "raw", "validation", "logits")
+    }
+    return replace(folds[0], **means, decay=np.median([fold.decay for fold in folds], axis=0))
 
 
 def scale_of(z: np.ndarray) -> np.ndarray:
@@ -81,10 +94,14 @@ def scale_of(z: np.ndarray) -> np.ndarray:
     return np.exp((low + high) / 2)
 
 
-def run_split(found: Evidence, fit: Fit, rows: Sequence[Objective], split: Split, rng: np.random.Generator) -> tuple[list[Key], Fold]:
-    """One split: every objective and its controls fitted on the training pairs, chosen on validation, summed over test groups."""
+def run_split(
+    found: Evidence, values: np.ndarray, rows: Sequence[Objective], split: Split, rng: np.random.Generator, controls: bool = True
+) -> tuple[list[Key], Fold]:
+    """One split: every objective and its controls fitted on the training pairs, chosen on validation, summed over test groups.
+
+    values: every completion's features, (completions, features), of which what was fitted was fitted on training prompts.
+    """
     group = found.pair_group
-    values = fit(np.flatnonzero(split.train[found.group[found.prompt_of]]))
     x = values[found.chosen] - values[found.rejected]
     decided = found.decided
     keys: list[Key] = []
@@ -92,7 +109,8 @@ def run_split(found: Evidence, fit: Fit, rows: Sequence[Objective], split: Split
     for ties in sorted({row.ties for row in rows}):
         mine = split.train[group] & (decided if ties == "drop" else True)
         pairs = found.only(mine)
-        named = [((row, role), head) for row in rows if row.ties == ties for role, head in heads_of(row, pairs, rng).items()]
+        all_heads = [((row, role), head) for row in rows if row.ties == ties for role, head in heads_of(row, pairs, rng).items()]
+        named = [(key, head) for key, head in all_heads if controls or key[1] == OWN]
         keys += [key for key, _ in named]
         parts.append(fit_heads(x[mine], [head for _, head in named]))
     weights = np.concatenate(parts, axis=1)
@@ -106,7 +124,8 @@ def run_split(found: Evidence, fit: Fit, rows: Sequence[Objective], split: Split
     tuned = x[judge] @ weights[:, every, best]
     last = x[judge] @ weights[:, :, 0]
     sums = [
-        _sums(logit, factor, place, len(groups)) for logit, factor in ((tuned, scale[every, best]), (last, scale[:, 0]), (tuned, None))
+        _sums(logit, factor, place, len(groups))
+        for logit, factor in ((tuned, scale[every, best]), (last, scale[:, 0]), (tuned, None))
     ]
     reference = keys.index((BRADLEY_TERRY, OWN))
     return keys, Fold(

@@ -1,0 +1,106 @@
+"""`mmpo advise`: what it says of planted data, its surface, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from command import mmpo
+from folders import pairs_folder
+from planted import planted_rows
+
+from mmpo.pipeline import UserError, load_pairs
+from mmpo.train.advise import advise
+
+KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
+EFFECT = {
+    "objective", "options", "gamma", "mean_target", "accuracy", "nll", "ece", "minus_bradley_terry", "minus_matched", "minus_shuffled"
+}  # fmt: skip
+
+
+def table_of(folder: Path, rows: list[dict[str, Any]]) -> pa.Table:
+    return load_pairs(pairs_folder(folder / "pairs", rows))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, np.ndarray]:
+    return planted_table(tmp_path_factory.mktemp("planted"), 0.97)
+
+
+def planted_table(folder: Path, share: float) -> tuple[pa.Table, np.ndarray]:
+    rows, features = planted_rows(share, seed=0, prompts=150)
+    table = table_of(folder, rows)
+    ids = np.unique([*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()])
+    text = dict(zip(table["chosen_id"].to_pylist(), table["chosen"].to_pylist()))
+    text |= dict(zip(table["rejected_id"].to_pylist(), table["rejected"].to_pylist()))
+    return table, np.stack([features[text[one][0]["content"]] for one in ids])
+
+
+def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table, np.ndarray]) -> None:
+    table, values = planted
+    found = advise(table, values=values)
+    assert found["r2"] > 0.9
+    assert found["margins_add"] == {"accuracy": True, "calibration": True}
+    assert found["beyond_sign"][1] > 0.3
+    assert found["sentences"][0].startswith("Margins add accuracy")
+    assert found["recommended"]["loss"] == "mmpo"
+    assert found["recommended"]["mean_target"] <= 0.75
+
+
+def test_shuffled_margins_add_nothing(planted: tuple[pa.Table, np.ndarray]) -> None:
+    table, values = planted
+    margin = np.random.default_rng(0).permutation(table["quality_margin"].to_numpy())
+    shuffled = table.set_column(table.column_names.index("quality_margin"), "quality_margin", pa.array(margin))
+    found = advise(shuffled, values=values)
+    assert found["margins_add"]["accuracy"] is not True
+    assert found["margins_add"]["calibration"] is not True
+    assert found["beyond_sign"][0] < 0.1
+
+
+def test_the_same_arguments_say_the_same(planted: tuple[pa.Table, np.ndarray]) -> None:
+    table, values = planted
+    assert advise(table, values=values, seeds=1, seed=4) == advise(table, values=values, seeds=1, seed=4)
+
+
+def test_the_command_prints_the_surface(tmp_path: Path) -> None:
+    rows, _ = planted_rows(0.9, seed=1, prompts=30)
+    folder = pairs_folder(tmp_path / "pairs", rows)
+    done = mmpo("advise", folder, "--seeds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) >= KEYS
+    assert all(set(effect) >= EFFECT for effect in found["effects"])
+    assert set(found["recommended"]) >= {"loss", "gamma", "ties", "normalise", "target"}
+    assert set(found["margins_add"]) == {"accuracy", "calibration"}
+    row = next(one for one in found["effects"] if one["objective"] == "mmpo")
+    value, low, high = row["minus_matched"]["accuracy"]
+    assert low <= value <= high
+    assert found["pairs"] > 0
+    assert {row["what"] for row in found["not_measurable"]} >= {"held-out raters' votes"}
+
+
+def graded(prompts: int, score: Any) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"Question {i}?", "completion": f"{word} {i}", "score": score(i, j)}
+        for i in range(prompts)
+        for j, word in enumerate(("yes", "no way"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (graded(1, lambda i, j: j), {}, "1 prompt with untied pairs"),
+        (graded(30, lambda i, j: 3), {}, "all 30 pairs are ties"),
+        (graded(30, lambda i, j: j), {"features": "bagg"}, "did you mean 'bag'"),
+        (graded(30, lambda i, j: j), {"features": "missing.parquet"}, "missing.parquet"),
+        (graded(30, lambda i, j: j), {"seeds": 0}, "seeds: 0 is not 1 or more"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        advise(table_of(tmp_path, rows), **options)

@@ -1,0 +1,211 @@
+"""What follows from the figures: whether margins add anything, which settings to train with, and both in sentences that a person can
+act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mmpo.train.advise.controls import OWN, Objective, gamma_of
+from mmpo.train.advise.evidence import Evidence, Given
+from mmpo.train.advise.intervals import Measured
+
+WELL_EXPLAINED = 0.75
+"""Share of the margins' variance from which on margins have added accuracy, with tuned decay (docs/when-margins-help.md)."""
+CHOSEN = Objective("mmpo", 0.75, options={"chosen": "on validation prompts"})
+"""MMPO with γ and ties as the validation prompts of each split choose them, judged on its test prompts."""
+HALF_A_POINT = 0.005
+LITTLE_FOR_DOUBLING = 0.01
+
+
+def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Whether margins add accuracy and calibration, from the differences of an objective to its two controls; None: not told apart.
+
+    accuracy: True where the intervals of both lie above 0; False where that to matched smoothing ends below half a point. calibration, by
+    the likelihood loss of temperature-scaled probabilities and by their calibration error (both better below 0): True where the intervals
+    of both likelihood losses lie below 0 and neither calibration error is larger; False where none to matched smoothing reaches
+    half a point below 0.
+    """
+    matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
+    accuracy: bool | None = None
+    if matched["accuracy"][1] > 0 and shuffled["accuracy"][1] > 0:
+        accuracy = True
+    elif matched["accuracy"][2] < HALF_A_POINT:
+        accuracy = False
+    calibration: bool | None = None
+    both = (matched, shuffled)
+    if all(one["nll"][2] < 0 for one in both) and not any(one["ece"][1] > 0 for one in both):
+        calibration = True
+    elif matched["nll"][1] > -HALF_A_POINT and matched["ece"][1] > -HALF_A_POINT:
+        calibration = False
+    return {"accuracy": accuracy, "calibration": calibration}
+
+
+def recommend(
+    measured: Measured, rows: Sequence[Objective], found: Evidence, adds: Mapping[str, bool | None], normalise: str
+) -> dict[str, Any]:
+    """{"loss", "gamma", "ties", "normalise", "target"}: the objective of the least loss on the validation prompts of all splits."""
+    candidates = [row for row in rows if row.is_mmpo or row.loss in ("dpo", "cdpo")]
+    best = candidates[int(np.argmin(validation_losses(measured, candidates)))]
+    gamma = gamma_of(best, found.margin[found.decided]) if best.is_mmpo else None
+    return {
+        "loss": best.loss,
+        "loss_options": dict(best.options),
+        "gamma": gamma,
+        "mean_target": best.mean_target,
+        "ties": best.ties if not found.decided.all() else "keep",
+        "normalise": normalise,
+        "target": best.target,
+    }
+
+
+def recipe(advice: Mapping[str, Any]) -> str:
+    """The advice as a fragment of a recipe, YAML."""
+    train: dict[str, Any] = {"loss": advice["loss"]}
+    if advice["loss_options"]:
+        train["loss_options"] = advice["loss_options"]
+    if advice["gamma"] is not None:
+        train |= {"gamma": float(f"{advice['gamma']:.4g}"), "target": advice["target"]}
+    train["ties"] = advice["ties"]
+    return yaml.safe_dump(
+        {"build": {"normalise": advice["normalise"]}, "train": train}, sort_keys=False, default_flow_style=True
+    ).strip()
+
+
+def validation_losses(measured: Measured, rows: Sequence[Objective]) -> np.ndarray:
+    """The mean temperature-scaled likelihood loss on the validation prompts, (rows,)."""
+    at = [measured.keys.index((row, OWN)) for row in rows]
+    return np.mean([fold.validation[at] for fold in measured.folds], axis=0)
+
+
+def points(interval: list[float]) -> str:
+    """A difference of shares in points with its interval.
+
+    >>> points([0.0123, -0.001, 0.02])
+    '+1.2 points (−0.1 to +2.0)'
+    """
+    value, low, high = (f"{100 * one:+.1f}".replace("-", "−") for one in interval)
+    return f"{value} points ({low} to {high})"
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What a summary says, the most important first."""
+    return [*_worth(found), *_settings(found), *_data(found), *_cautions(found)]
+
+
+def _worth(found: Mapping[str, Any]) -> list[str]:
+    effect, adds = found["effects"][-1], found["margins_add"]
+    matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
+    beyond = f"{points(matched['accuracy'])} over matched smoothing, {points(shuffled['accuracy'])} over shuffled margins"
+    nll = "{:+.4f} ({:+.4f} to {:+.4f})".format(*matched["nll"]).replace("-", "−")
+    said = {
+        True: f"Margins add accuracy here: {beyond}.",
+        False: f"Margins add nothing to direction here: {beyond}. Take cdpo .1, or gather more raters for grades with less noise.",
+        None: f"Whether margins add accuracy can't be told from these {found['prompts']} prompts: {beyond}. More prompts would tell.",
+    }[adds["accuracy"]]
+    probabilities = {
+        True: f"Margins make probabilities better: {nll} nats against matched smoothing, each at its own temperature.",
+        False: f"Margins do not make probabilities better than matched smoothing does, each at its own temperature: {nll} nats.",
+        None: f"Whether margins make probabilities better can't be told: {nll} nats against matched smoothing.",
+    }[adds["calibration"]]
+    return [said, probabilities]
+
+
+def _settings(found: Mapping[str, Any]) -> list[str]:
+    advice, r2 = found["recommended"], found["r2"]
+    explained = f"the features explain {100 * max(r2, 0):.0f}% of the variance of signed margins on held-out prompts"
+    lines = []
+    if advice["gamma"] is None:
+        lines.append(f"Train with {advice['loss']}: {explained}, and no γ did better on validation prompts.")
+    else:
+        why = "the grades are well explained" if r2 >= WELL_EXPLAINED else explained
+        how = "a low γ, which uses all of the margin" if advice["mean_target"] <= 0.75 else "a high γ, close to Bradley–Terry"
+        mean = f"{advice['mean_target']:g}".removeprefix("0")
+        lines.append(f"Set γ to {advice['gamma']:.3g}, where the mean target is {mean}: {why}; it is {how}.")
+    if advice["target"] != "plain":
+        lines.append(f"Take --target {advice['target']}: it did best on validation prompts.")
+    rows = {(row["objective"], row["mean_target"], row["options"].get("ties")): row for row in found["effects"]}
+    tied = rows.get(("mmpo", 1.0, "keep"))
+    if found["ties"] and tied:
+        gain = tied["minus_bradley_terry"]["accuracy"]
+        share = f"{100 * found['ties'] / found['pairs']:.0f}% of the pairs are ties"
+        lines.append(f"Ties: {advice['ties']}. {share}; at ½ beside Bradley–Terry they change accuracy by {points(gain)}.")
+    if found["normalisations"]:
+        base = next(row["normalise"] for row in found["normalisations"])
+        best = next(row for row in found["normalisations"] if row["normalise"] == found["normalisation"])
+        if found["normalisation"] != base:
+            lines.append(
+                f"Normalise by {found['normalisation']}: of its margins the features explain {points(best['minus_' + base])} more than of "
+                f"those of {base}."
+            )
+        else:
+            lines.append(f"Normalise: {base}. No other normalisation makes margins that are separably better explained.")
+    return lines
+
+
+def _data(found: Mapping[str, Any]) -> list[str]:
+    last = found["learning_curve"][-1]
+    more = last["more"]
+    lines = [f"Twice the pairs brought {points(more)} of accuracy last."] if more else []
+    if more and more[1] > 0.0025:
+        lines[-1] += " Data lack: more prompts will help."
+    elif more and more[2] < LITTLE_FOR_DOUBLING:
+        lines[-1] += " More pairs of this kind would bring little: it is grades or features that lack."
+    sign = found["beyond_sign"]
+    if sign[1] > 0:
+        lines.append(
+            f"A margin says more than its sign: surer pairs have larger margins (rank correlation {sign[0]:.2f}, from {sign[1]:.2f})."
+        )
+    else:
+        lines.append(f"The size of a margin says nothing that these features see (rank correlation {sign[0]:.2f}).")
+    length = found["length"]
+    if length["share"] is not None and length["r2"][1] > 0:
+        lines.append(
+            f"Length alone explains {100 * length['share']:.0f}% of what is explained; the longer completion wins "
+            f"{100 * length['longest_wins']:.0f}% of the pairs."
+        )
+    return lines
+
+
+def _cautions(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    last = found["learning_curve"][-1]
+    if found["width"] > last["pairs"]:
+        lines.append(
+            f"There are more features ({found['width']}) than untied training pairs ({last['pairs']}): the heads lean on weight decay, and "
+            "figures are those of a small set."
+        )
+    if found["r2"] < 0:
+        lines.append("On held-out prompts the features foretell margins worse than saying 0 would: take the rest with caution.")
+    if found.get("prompts_not_drawn"):
+        lines.append(f"{found['prompts_not_drawn']} further prompts were not drawn: a look of a minute reads so many.")
+    return lines
+
+
+def not_measurable(given: Given, found: Evidence) -> list[dict[str, str]]:
+    """What this input has no answer to, why, and the command that makes one that has."""
+    rows = []
+    feedback = "mmpo build SOURCE ... --feedback-only --out FEEDBACK; mmpo advise FEEDBACK"
+    if given.kind == "pairs":
+        why = "pairs hold merged scores, not single grades"
+        rows = [
+            {"what": what, "why": why, "command": feedback}
+            for what in ("normalisation by rater or prompt", "held-out raters' votes")
+        ]
+    if not (~np.isnan(found.margin_se)).any():
+        rows.append(
+            {
+                "what": "noise-aware targets, noise between raters",
+                "why": "no pair has a margin_se: one rater, without a spread of its own",
+                "command": feedback if given.kind == "pairs" else "mmpo judge FEEDBACK --model NAME ...",
+            }
+        )
+    rows += [
+        {"what": f"--normalise {name}", "why": why, "command": "mmpo build --scale LOW:HIGH ..."}
+        for name, why in given.refused.items()
+    ]
+    return rows

@@ -1,0 +1,90 @@
+"""How much of the margins the features explain on prompts that they were not fitted on, what of that is length, and whether a margin
+says more than its sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmpo.train.advise.evidence import Evidence
+from mmpo.train.advise.measure import Fold, Split
+
+DRAWS = 1000
+_DECAYS = np.geomspace(1e-6, 10, 15)
+
+
+def margin_sums(found: Evidence, values: Sequence[np.ndarray], splits: Sequence[Split], groups: int) -> np.ndarray:
+    """Squares of signed margins of test pairs by group: left unexplained, and all; and the same on validation, shape (4, groups).
+
+    Ridge regression of m on features(chosen) − features(rejected), without a constant, so that swapping a pair changes nothing and
+    the levels of prompts do not count; its decay is chosen on the validation prompts. values: the features on each split.
+    """
+    sums = np.zeros((4, groups))
+    group, margin = found.pair_group, found.margin
+    for features, split in zip(values, splits, strict=True):
+        x = (features[found.chosen] - features[found.rejected]).astype(np.float64)
+        train, choose, judge = (mask[group] for mask in (split.train, split.validation, split.test))
+        moments, axes = np.linalg.eigh(x[train].T @ x[train] / max(train.sum(), 1))
+        right = axes.T @ (x[train].T @ margin[train]) / max(train.sum(), 1)
+        weights = axes @ (right[:, None] / (np.maximum(moments, 0)[:, None] + _DECAYS))
+        tried = ((x[choose] @ weights - margin[choose][:, None]) ** 2).sum(axis=0)
+        best = weights[:, int(np.argmin(tried))]
+        for at, mask in ((0, judge), (2, choose)):
+            off = (margin[mask] - x[mask] @ best) ** 2
+            sums[at] += np.bincount(group[mask], off, groups)
+            sums[at + 1] += np.bincount(group[mask], margin[mask] ** 2, groups)
+    return sums
+
+
+def r2(sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0) -> list[float]:
+    """[value, low, high] of the explained share of test margins, or of its difference to another's; groups are drawn.
+
+    Below 0 where the margins are foretold worse than by saying 0 of each pair.
+    """
+    weights = np.random.default_rng([seed, 11]).standard_exponential((DRAWS, sums.shape[1]))
+
+    def of(part: np.ndarray) -> tuple[float, np.ndarray]:
+        drawn = weights @ part.T
+        return 1 - part[0].sum() / part[1].sum(), 1 - drawn[:, 0] / drawn[:, 1]
+
+    value, drawn = of(sums[:2])
+    if other is not None:
+        less, less_drawn = of(other[:2])
+        value, drawn = value - less, drawn - less_drawn
+    return [float(value), *(float(v) for v in np.quantile(drawn, (0.025, 0.975)))]
+
+
+def beyond_sign(found: Evidence, folds: Sequence[Fold], seed: int = 0) -> list[float]:
+    """[value, low, high] of the rank correlation, over untied test pairs, of the margin with the logit of Bradley–Terry, which never saw
+    a margin: 0 where the size of a margin says nothing that its sign does not.
+    """
+    from scipy.stats import rankdata
+
+    rows = np.concatenate([fold.rows for fold in folds])
+    logits, margin = np.concatenate([fold.logits for fold in folds]), found.margin[rows]
+    a, b = (rankdata(v) - (len(v) + 1) / 2 for v in (logits, margin))
+    _, group = np.unique(found.pair_group[rows], return_inverse=True)
+    sums = np.stack([np.bincount(group, v) for v in (np.ones_like(a), a, b, a * a, b * b, a * b)])
+    weights = np.random.default_rng([seed, 13]).standard_exponential((DRAWS, sums.shape[1]))
+
+    def of(total: np.ndarray) -> np.ndarray:
+        n, x, y, xx, yy, xy = total
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nan_to_num((xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n)))
+
+    low, high = np.quantile(of(sums @ weights.T), (0.025, 0.975))
+    return [float(of(sums.sum(axis=1))), float(low), float(high)]
+
+
+def longest_wins(found: Evidence) -> float:
+    """Share of untied pairs whose chosen completion is the longer one; equal lengths count ½."""
+    size = lengths(found)
+    gap = size[found.chosen[found.decided]] - size[found.rejected[found.decided]]
+    return float(np.where(gap == 0, 0.5, gap > 0).mean())
+
+
+def lengths(found: Evidence) -> np.ndarray:
+    """Of every completion the logarithm of 1 + its characters, (completions,)."""
+    return np.log1p(np.array([len(text) for text in found.texts], dtype=np.float64))

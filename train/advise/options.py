@@ -1,0 +1,19 @@
+"""The options of `mmpo advise`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mmpo.pipeline.options import NUMBER, Count, TextOrPath, options
+
+
+@options
+class AdviseOptions:
+    """How margins are looked at; the line below each field is its help."""
+
+    features: Annotated[TextOrPath, Field(min_length=1)] = "bag"
+    """what completions are seen by: bag (n-grams and style figures), or a Parquet file with a column id and a column features (a list)"""
+    seeds: Count = 5
+    """splits into training, validation and test prompts; five test every prompt once"""
+    seed: Annotated[int, Field(ge=0), NUMBER] = 0
+    """seed of the splits and of every other draw"""
