@@ -6,7 +6,7 @@ from mmpo.train.advise.options import AdviseOptions
 
 if TYPE_CHECKING:
     from mmpo.train.advise.advice import CHOSEN, margins_add, recommend, validation_losses
-    from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, MEAN_TARGETS, OWN, SHUFFLED, Objective, objectives
+    from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, MEAN_TARGETS, OWN, SHUFFLED, Setting, settings_for
     from mmpo.train.advise.evidence import Evidence, Given, check_evidence, evidence_of, read
     from mmpo.train.advise.explained import beyond_sign, longest_wins, margin_sums, r2
     from mmpo.train.advise.features import FEATURES, bag, features_of, fixed
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _FILES = {
     "advice": ("CHOSEN", "margins_add", "recommend", "validation_losses"),
-    "controls": ("BRADLEY_TERRY", "MATCHED", "MEAN_TARGETS", "OWN", "SHUFFLED", "Objective", "objectives"),
+    "controls": ("BRADLEY_TERRY", "MATCHED", "MEAN_TARGETS", "OWN", "SHUFFLED", "Setting", "settings_for"),
     "evidence": ("Evidence", "Given", "check_evidence", "evidence_of", "read"),
     "explained": ("beyond_sign", "longest_wins", "margin_sums", "r2"),
     "features": ("FEATURES", "bag", "features_of", "fixed"),

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mmpo.train.advise.controls import OWN, Objective, gamma_of
+from mmpo.train.advise.controls import OWN, Setting, gamma_of
 from mmpo.train.advise.evidence import Evidence, Given
 from mmpo.train.advise.intervals import Measured
 
 WELL_EXPLAINED = 0.75
 """Share of the margins' variance from which on margins have added accuracy, with tuned decay (docs/when-margins-help.md)."""
-CHOSEN = Objective("mmpo", 0.75, options={"chosen": "on validation prompts"})
+CHOSEN = Setting("mmpo", 0.75, options={"chosen": "on validation prompts"})
 """MMPO with γ and ties as the validation prompts of each split choose them, judged on its test prompts."""
 HALF_A_POINT = 0.005
 LITTLE_FOR_DOUBLING = 0.01
@@ -46,7 +46,7 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
 
 
 def recommend(
-    measured: Measured, rows: Sequence[Objective], found: Evidence, adds: Mapping[str, bool | None], normalise: str
+    measured: Measured, rows: Sequence[Setting], found: Evidence, adds: Mapping[str, bool | None], normalise: str
 ) -> dict[str, Any]:
     """{"loss", "gamma", "ties", "normalise", "target"}: the objective of the least loss on the validation prompts of all splits."""
     candidates = [row for row in rows if row.is_mmpo or row.loss in ("dpo", "cdpo")]
@@ -76,7 +76,7 @@ def recipe(advice: Mapping[str, Any]) -> str:
     ).strip()
 
 
-def validation_losses(measured: Measured, rows: Sequence[Objective]) -> np.ndarray:
+def validation_losses(measured: Measured, rows: Sequence[Setting]) -> np.ndarray:
     """The mean temperature-scaled likelihood loss on the validation prompts, (rows,)."""
     at = [measured.keys.index((row, OWN)) for row in rows]
     return np.mean([fold.validation[at] for fold in measured.folds], axis=0)

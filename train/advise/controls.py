@@ -28,7 +28,7 @@ OWN, MATCHED, SHUFFLED = "own", "matched", "shuffled"
 
 
 @dataclass(frozen=True)
-class Objective:
+class Setting:
     """One objective as it is compared. loss: of LOSSES; mean_target: what sets γ, None for losses without one (∞: p = 1); target: of
     TARGETS; ties: whether pairs of margin 0 are trained on, at ½.
     """
@@ -57,32 +57,32 @@ class Objective:
         return (OWN,) if self.loss in ("mmpo", "dpo", "cdpo", "robust") else (OWN, SHUFFLED)
 
 
-BRADLEY_TERRY = Objective("dpo")
+BRADLEY_TERRY = Setting("dpo")
 
 
-def objectives(found: Evidence, mean_targets: Sequence[float] = MEAN_TARGETS, others: bool = True) -> list[Objective]:
+def settings_for(found: Evidence, mean_targets: Sequence[float] = MEAN_TARGETS, others: bool = True) -> list[Setting]:
     """What is compared on such pairs: Bradley–Terry first; ties kept only where there are any, noise-aware only where errors are known."""
     ties = ("drop", "keep") if not found.decided.all() else ("drop",)
-    rows = [BRADLEY_TERRY, Objective("cdpo", options={"epsilon": 0.1})]
+    rows = [BRADLEY_TERRY, Setting("cdpo", options={"epsilon": 0.1})]
     if len(ties) > 1:  # Bradley–Terry with the ties at ½: what they buy by themselves
-        rows.append(Objective("mmpo", ties="keep"))
-    grid = [Objective("mmpo", mean, ties=kept) for mean in mean_targets for kept in ties]
+        rows.append(Setting("mmpo", ties="keep"))
+    grid = [Setting("mmpo", mean, ties=kept) for mean in mean_targets for kept in ties]
     rows += grid
     known = found.margin_se[~np.isnan(found.margin_se)]
     if len(known) and known.any():
         rows += [replace(row, target="noise-aware") for row in grid if row.ties == ties[-1]]
     if others:
-        rows += [Objective("robust", options={"epsilon": 0.1}), Objective("margin"), Objective("odpo"), Objective("scaled-bt")]
-        rows += [Objective(name, 0.75, ties=ties[-1]) for name in ("rpo-sq", "rpo-fwd", "gdpo")]
+        rows += [Setting("robust", options={"epsilon": 0.1}), Setting("margin"), Setting("odpo"), Setting("scaled-bt")]
+        rows += [Setting(name, 0.75, ties=ties[-1]) for name in ("rpo-sq", "rpo-fwd", "gdpo")]
     return rows
 
 
-def gamma_of(objective: Objective, margin: np.ndarray) -> float:
+def gamma_of(objective: Setting, margin: np.ndarray) -> float:
     """γ in 1/margin-unit, from the margins of the untied training pairs; ∞ where no mean target sets it."""
     return float("inf") if objective.mean_target is None else gamma_for_mean_target(margin, objective.mean_target)
 
 
-def target_of(objective: Objective, found: Evidence) -> np.ndarray:
+def target_of(objective: Setting, found: Evidence) -> np.ndarray:
     """The targets of the pairs, which are training pairs, float64, shape (pairs,)."""
     table = pa.table({name: getattr(found, column) for name, column in _COLUMNS.items()})
     if objective.loss == "cdpo":
@@ -93,7 +93,7 @@ def target_of(objective: Objective, found: Evidence) -> np.ndarray:
 _COLUMNS = {"quality_margin": "margin", "margin_se": "margin_se", "preferring": "preferring", "raters": "raters"}
 
 
-def heads_of(objective: Objective, found: Evidence, rng: np.random.Generator) -> dict[str, Head]:
+def heads_of(objective: Setting, found: Evidence, rng: np.random.Generator) -> dict[str, Head]:
     """The objective and its controls as heads on training pairs, by role. found: the pairs that are trained on, ties among them or not."""
     decided = found.decided
     p = target_of(objective, found)
@@ -108,7 +108,7 @@ def heads_of(objective: Objective, found: Evidence, rng: np.random.Generator) ->
     return heads
 
 
-def _by_name(objective: Objective, p: np.ndarray, margin: np.ndarray, gamma: float) -> Head:
+def _by_name(objective: Setting, p: np.ndarray, margin: np.ndarray, gamma: float) -> Head:
     """A head whose slope is that of the loss of LOSSES itself."""
     import torch
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mmpo.train.advise.controls import Objective
+from mmpo.train.advise.controls import Setting
 from mmpo.train.advise.measure import FOLDS, Fold, Key
 
 DRAWS = 400
@@ -36,7 +36,7 @@ class Measured:
     groups: int
     seed: int = 0
 
-    def with_choice(self, candidates: Sequence[Objective], name: Objective) -> Measured:
+    def with_choice(self, candidates: Sequence[Setting], name: Setting) -> Measured:
         """With one more objective: on each split, the candidate (in all its roles) of the least validation loss there."""
         roles = candidates[0].roles
         folds = []
@@ -50,7 +50,7 @@ class Measured:
             )
         return replace(self, keys=[*self.keys, *((name, role) for role in roles)], folds=folds)
 
-    def chosen(self, candidates: Sequence[Objective]) -> list[Objective]:
+    def chosen(self, candidates: Sequence[Setting]) -> list[Setting]:
         """The candidate of the least validation loss on each split."""
         own = [self.keys.index((row, row.roles[0])) for row in candidates]
         return [candidates[int(np.argmin(fold.validation[own]))] for fold in self.folds]

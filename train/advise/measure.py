@@ -15,12 +15,12 @@ import numpy as np
 
 from mmpo.pipeline.margins import sigmoid, softplus
 from mmpo.pipeline.metrics import BINS
-from mmpo.train.advise.controls import BRADLEY_TERRY, OWN, Objective, heads_of
+from mmpo.train.advise.controls import BRADLEY_TERRY, OWN, Setting, heads_of
 from mmpo.train.advise.evidence import Evidence
 from mmpo.train.advise.heads import DECAYS, fit_heads
 
 FOLDS, PARTS = 5, 4
-Key = tuple[Objective, str]
+Key = tuple[Setting, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def scale_of(z: np.ndarray) -> np.ndarray:
 
 
 def run_split(
-    found: Evidence, values: np.ndarray, rows: Sequence[Objective], split: Split, rng: np.random.Generator, controls: bool = True
+    found: Evidence, values: np.ndarray, rows: Sequence[Setting], split: Split, rng: np.random.Generator, controls: bool = True
 ) -> tuple[list[Key], Fold]:
     """One split: every objective and its controls fitted on the training pairs, chosen on validation, summed over test groups.
 

@@ -16,7 +16,7 @@ from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.advise import explained
 from mmpo.train.advise.advice import CHOSEN, margins_add, not_measurable, recipe, recommend, sentences
-from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, OWN, SHUFFLED, Objective, gamma_of, objectives, target_of
+from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, OWN, SHUFFLED, Setting, gamma_of, settings_for, target_of
 from mmpo.train.advise.evidence import Evidence, Given, aligned, check_evidence, evidence_of, read
 from mmpo.train.advise.features import Fit, features_of
 from mmpo.train.advise.intervals import MEASURES, Measured
@@ -78,7 +78,7 @@ class Look:
             raise UserError(f"{self.given.where}: no feature varies between completions: are their texts all the same?")
         variants = self.normalisations()
         found = self.found
-        rows = objectives(found)
+        rows = settings_for(found)
         measured = self.measured(found, rows, progress)
         grid = [row for row in rows if row.is_mmpo and row.target == "plain"]
         picked = measured.chosen(grid)
@@ -106,7 +106,7 @@ class Look:
         }
         return summary | {"recipe": recipe(summary["recommended"]), "sentences": sentences(summary)}
 
-    def measured(self, found: Evidence, rows: Sequence[Objective], progress: ProgressReporter) -> Measured:
+    def measured(self, found: Evidence, rows: Sequence[Setting], progress: ProgressReporter) -> Measured:
         """Every objective with its controls on every split."""
         turns: dict[int, list[Fold]] = {}
         keys = []
@@ -134,7 +134,7 @@ class Look:
             "beyond_sign": explained.beyond_sign(found, measured.folds, seed),
         }
 
-    def effect(self, measured: Measured, row: Objective, found: Evidence, picked: Sequence[Objective] = ()) -> dict[str, Any]:
+    def effect(self, measured: Measured, row: Setting, found: Evidence, picked: Sequence[Setting] = ()) -> dict[str, Any]:
         """What one objective did: its figures at its own temperature, and its differences to Bradley–Terry and to its controls."""
         at = measured.keys.index((row, OWN))
         gammas = [gamma_of(one, found.margin[found.decided]) for one in picked or [row]]
@@ -168,7 +168,7 @@ class Look:
 
         more: what the row has over the one before, of Bradley–Terry, [value, low, high].
         """
-        rows = [BRADLEY_TERRY, Objective("mmpo", 0.9)]
+        rows = [BRADLEY_TERRY, Setting("mmpo", 0.9)]
         marked = [[replace(row, options={"share": share}) for row in rows] for share in SHARES]
         folds = []
         first = {split.number: (split, values) for split, values in zip(self.splits[::-1], self.values[::-1], strict=True)}

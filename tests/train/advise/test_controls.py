@@ -5,7 +5,7 @@ import pytest
 from planted import planted_evidence
 
 from mmpo.pipeline.margins import gamma_for_mean_target, sigmoid
-from mmpo.train.advise import MATCHED, OWN, SHUFFLED, Objective, objectives
+from mmpo.train.advise import MATCHED, OWN, SHUFFLED, Setting, settings_for
 from mmpo.train.advise.controls import heads_of
 
 
@@ -14,7 +14,7 @@ def test_controls_keep_the_mean_the_distribution_and_the_ties(mean: float) -> No
     found, _ = planted_evidence(0.5, 0, prompts=60, levels=1.0)
     tied = ~found.decided
     assert 0.1 < tied.mean() < 0.9
-    heads = heads_of(Objective("mmpo", mean, ties="keep"), found, np.random.default_rng(0))
+    heads = heads_of(Setting("mmpo", mean, ties="keep"), found, np.random.default_rng(0))
     own, matched, shuffled = (heads[role].p for role in (OWN, MATCHED, SHUFFLED))
     margin = found.margin[found.decided]
     assert own[found.decided] == pytest.approx(sigmoid(gamma_for_mean_target(margin, mean) * margin))
@@ -27,7 +27,7 @@ def test_controls_keep_the_mean_the_distribution_and_the_ties(mean: float) -> No
 def test_the_noise_aware_target_is_matched_by_its_own_mean() -> None:
     found, _ = planted_evidence(0.5, 0, prompts=60)
     object.__setattr__(found, "margin_se", np.full(len(found.margin), 1.0))
-    row = next(row for row in objectives(found) if row.target == "noise-aware" and row.mean_target == 0.9)
+    row = next(row for row in settings_for(found) if row.target == "noise-aware" and row.mean_target == 0.9)
     heads = heads_of(row, found, np.random.default_rng(0))
     assert heads[OWN].p.mean() < 0.89
     assert heads[MATCHED].p == pytest.approx(heads[OWN].p.mean())
@@ -35,6 +35,6 @@ def test_the_noise_aware_target_is_matched_by_its_own_mean() -> None:
 
 def test_ties_are_a_setting_only_where_there_are_any() -> None:
     without, _ = planted_evidence(0.5, 0, prompts=20)
-    assert {row.ties for row in objectives(without)} == {"drop"}
+    assert {row.ties for row in settings_for(without)} == {"drop"}
     tied, _ = planted_evidence(0.5, 0, prompts=20, levels=1.0)
-    assert {row.ties for row in objectives(tied)} == {"drop", "keep"}
+    assert {row.ties for row in settings_for(tied)} == {"drop", "keep"}

@@ -6,7 +6,7 @@ from planted import planted_evidence
 from scipy.optimize import minimize
 
 from mmpo.pipeline.margins import sigmoid, softplus
-from mmpo.train.advise import Head, Objective, fit_heads
+from mmpo.train.advise import Head, Setting, fit_heads
 from mmpo.train.advise.controls import _by_name, heads_of
 
 
@@ -30,8 +30,8 @@ def test_a_head_is_where_scipy_finds_the_least_penalised_cross_entropy(decay: fl
     assert found == pytest.approx(least.x, rel=1e-2)
 
 
-@pytest.mark.parametrize("objective", [Objective("mmpo", 0.75), Objective("dpo"), Objective("cdpo", options={"epsilon": 0.2})])
-def test_soft_heads_have_the_optimum_of_the_loss_of_the_table(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [Setting("mmpo", 0.75), Setting("dpo"), Setting("cdpo", options={"epsilon": 0.2})])
+def test_soft_heads_have_the_optimum_of_the_loss_of_the_table(objective: Setting) -> None:
     found, features = planted_evidence(0.5, 0, prompts=40)
     x = features[found.chosen] - features[found.rejected]
     own = heads_of(objective, found, np.random.default_rng(0))["own"]

@@ -6,7 +6,7 @@ from planted import planted_evidence
 
 from mmpo.pipeline.margins import sigmoid
 from mmpo.pipeline.metrics import accuracy, ece_label, temperature_fit
-from mmpo.train.advise import BRADLEY_TERRY, OWN, Measured, Objective, margin_sums, r2, run_split, splits
+from mmpo.train.advise import BRADLEY_TERRY, OWN, Measured, Setting, margin_sums, r2, run_split, splits
 from mmpo.train.advise.intervals import measures_of
 from mmpo.train.advise.measure import _sums, scale_of
 
@@ -46,7 +46,7 @@ def test_sums_by_group_are_the_measures() -> None:
         assert found[column, 2] == pytest.approx(ece_label(sigmoid(z[:, column])), abs=1e-5)
 
 
-def measured(share: float, seed: int, rows: list[Objective]) -> Measured:
+def measured(share: float, seed: int, rows: list[Setting]) -> Measured:
     found, features = planted_evidence(share, seed, prompts=100, features=20)
     folds, keys = [], []
     for number, split in enumerate(splits(found, 5, 0, rotations=1)):
@@ -57,7 +57,7 @@ def measured(share: float, seed: int, rows: list[Objective]) -> Measured:
 
 def test_intervals_cover_the_mean_over_data_sets() -> None:
     """Of 24 data sets, at most 4 of 24 intervals may miss the mean over all: of 95% intervals, more would miss it in 1 of 400 runs."""
-    row = Objective("mmpo", 0.75)
+    row = Setting("mmpo", 0.75)
     found = [measured(0.6, seed, [BRADLEY_TERRY, row]).difference((row, OWN), (BRADLEY_TERRY, OWN)) for seed in range(24)]
     for name in ("accuracy", "nll"):
         values = np.array([one[name] for one in found])
