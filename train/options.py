@@ -15,8 +15,9 @@ MAX_SEED = 2**32 - 1
 _PASS_TOKENS, _PASS_TOKENS_ON_CPU = 16384, 4096
 """Of a CPU larger passes leave the caches."""
 _RATES = {"tiny": (1e-3, 1e-2), "policy": (5e-7, 5e-5), "reward": (3e-6, 1e-4)}
-"""Peak learning rates of all weights and of a LoRA adapter, which starts as zero and has few of them. All weights: the paper's. Adapters of
-policies: between TRL's dpo.py (5e-6) and its dpo_llama2.py (5e-4), of reward models TRL's reward_modeling.py."""
+"""Peak learning rates of all weights, and of a LoRA adapter, which starts as zero and has few of them, or of the uppermost layers alone.
+All weights: the paper's. Adapters of policies: between TRL's dpo.py (5e-6) and its dpo_llama2.py (5e-4), of reward models TRL's
+reward_modeling.py."""
 
 
 @options
@@ -46,7 +47,7 @@ class TrainOptions:
     beta: Positive = 0.1
     """policy: weight of the log-ratio in the logit (the paper: .01)"""
     learning_rate: Positive | None = None
-    """peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward; with --lora 1e-2, 5e-5 and 1e-4"""
+    """peak rate; default: 1e-3 for tiny, else 5e-7 policy, 3e-6 reward; with --lora or --trainable top:N 1e-2, 5e-5 and 1e-4"""
     epochs: Positive = 1.0
     """passes over the training prompts"""
     max_steps: Count | None = None
@@ -87,6 +88,8 @@ class TrainOptions:
     """recompute activations instead of keeping them"""
     lora: Count | None = None
     """train a LoRA adapter of this rank instead of all weights"""
+    trainable: Annotated[str, Field(pattern=r"^(all|top:[1-9][0-9]*)$")] = "all"
+    """all, or top:N: only the uppermost N layers and what comes after them; what lies below is computed once for every completion"""
     reference: TextOrPath | None = None
     """policy: reference model; default: the model as it is before training"""
     reference_cache: TextOrPath | None = None
@@ -128,6 +131,8 @@ class TrainOptions:
             )
         if self.model == "tiny" and self.lora and self.reference:
             raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")
+        if self.top_layers is not None:
+            self._check_top_layers()
         if self.early_stopping is not None and self.eval_split is None:
             raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
         if self.kind == "policy":
@@ -146,6 +151,21 @@ class TrainOptions:
                     "was graded"
                 )
 
+    def _check_top_layers(self) -> None:
+        """Raises UserError for what can't be had with the uppermost layers alone."""
+        for name, why in (
+            ("lora", "an adapter trains few weights in all layers, top:N all weights of few layers"),
+            ("dropout", "layers with dropout give something else at every pass, and those below are computed once"),
+            ("gradient_checkpointing", "the activations of the layers below are not kept anyway"),
+        ):
+            if getattr(self, name):
+                raise UserError(f"trainable {self.trainable!r} and {name} exclude each other ({why}): leave out one of them")
+
+    @property
+    def top_layers(self) -> int | None:
+        """How many of the uppermost layers train; None: all."""
+        return None if self.trainable == "all" else int(self.trainable.removeprefix("top:"))
+
     def as_dict(self) -> dict[str, Any]:
         """All options as JSON values; an infinite gamma is the string 'inf'."""
         values = asdict(self)
@@ -158,7 +178,7 @@ class TrainOptions:
         """The peak learning rate, with the default for this kind of model filled in."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _RATES["tiny" if self.model == "tiny" else self.kind][self.lora is not None]
+        return _RATES["tiny" if self.model == "tiny" else self.kind][self.lora is not None or self.top_layers is not None]
 
 
 def pass_tokens(given: int | None, device: Any) -> int:

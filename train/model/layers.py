@@ -1,9 +1,10 @@
-"""A model's stack of layers: where it is, and what comes into one of them."""
+"""A model's stack of layers: where it is, what comes into one of them, and training the uppermost alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmpo.pipeline.errors import UserError
@@ -39,3 +40,26 @@ def inputs_of_layer(layer: nn.Module) -> Iterator[list[Tensor]]:
 def states_in(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     """The hidden states among the arguments of a layer."""
     return given[0] if given else named["hidden_states"]
+
+
+def freeze_below(model: nn.Module, top: int) -> int:
+    """Lets only the uppermost `top` layers train, with all that comes after them: norm, output layer or score. Returns the number of the
+    lowest layer that trains.
+
+    What the hidden states there depend on gets no gradient. So an output layer that shares its weights with the embeddings stays as it
+    is. Raises UserError where the model has fewer layers.
+    """
+    layers, plain = layers_of(model), plain_model(model)
+    if top > len(layers):
+        raise UserError(f"--trainable top:{top}: the model has {len(layers)} layers; give top:1 to top:{len(layers)}, or all")
+    cut = len(layers) - top
+    body: Any = getattr(plain, getattr(plain, "base_model_prefix", ""), plain)
+    values = dict(plain.named_parameters())
+    plain.requires_grad_(True)
+    with torch.enable_grad(), inputs_of_layer(layers[cut]) as seen:
+        body(input_ids=torch.arange(4, device=next(plain.parameters()).device)[None])
+        found = torch.autograd.grad(seen[0].float().sum(), list(values.values()), allow_unused=True)
+    inside = {id(value) for layer in layers[:cut] for value in layer.parameters()}  # an expert may not have been asked
+    for value, slope in zip(values.values(), found, strict=True):
+        value.requires_grad_(slope is None and id(value) not in inside)
+    return cut

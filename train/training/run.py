@@ -6,7 +6,8 @@ run this side by side: each step here is taken by all of them together, and only
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -55,7 +56,20 @@ from mmpo.train.messages import (
     target_warnings,
     warn,
 )
-from mmpo.train.model import add_lora, check_checkpoint, check_ids, check_plan, identity, load_model, load_reference, weights_digest
+from mmpo.train.model import (
+    StateFile,
+    add_lora,
+    check_checkpoint,
+    check_ids,
+    check_plan,
+    freeze_below,
+    identity,
+    kept_states,
+    layers_of,
+    load_model,
+    load_reference,
+    weights_digest,
+)
 from mmpo.train.objective import TERMS, LevelTarget, Objective, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
@@ -123,6 +137,8 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
     check_launch(options.bf16)
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
+    if options.top_layers and uses_fsdp():
+        raise UserError("--trainable top:N needs the whole model in every process: leave out FSDP, or train all layers")
     args = training_arguments(options)
     leave_at_exit()
     ready = agreed(lambda: prepare_run(options))
@@ -157,7 +173,8 @@ def _train_claimed(
     record["way"] = {name: getattr(trainer.execution_plan, name) for name in ("layout", "attention", "head", "reason")}
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
     progress = next(one for one in trainer.callback_handler.callbacks if isinstance(one, TrainingProgress))
-    with StopSafely() as stop, progress.reporter:  # takes the bar away: a Trainer that fails does not say that training has ended
+    # The reporter takes its bar away: a Trainer that fails does not say that training has ended.
+    with StopSafely() as stop, _known_below(trainer, options), progress.reporter:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
@@ -328,12 +345,45 @@ def _trainer(
     if options.lora:
         torch.manual_seed(options.seed)
         model = add_lora(model, options.lora, options.kind)
+    if options.top_layers:
+        freeze_below(model, options.top_layers)
+        head = model.get_output_embeddings()
+        if head is not None and not head.weight.requires_grad:
+            say(
+                "the output layer shares its weights with the embeddings and stays as it is; the uppermost layers and their norm train"
+            )
     kind = PolicyTrainer if options.kind == "policy" else RewardTrainer
     trainer = kind(model, args, ready.train, ready.held_out, **shared)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to --json
     check_plan(trainer.execution_plan, trainer.model, options)
     set_intervals(trainer.args, options, len(trainer.plan()), bool(trainer.eval_prompts))
     return trainer
+
+
+@contextmanager
+def _known_below(trainer: MarginTrainer, options: TrainOptions) -> Iterator[None]:
+    """Within, what frozen layers give is computed once for every completion, where that is exact."""
+    if not options.top_layers:
+        yield
+        return
+    layers, part = layers_of(trainer.model), trainer.make_step([min(trainer.prompts, key=lambda prompt: prompt.tokens)]).idle
+    cut = len(layers) - options.top_layers
+    if rank_and_world()[1] > 1:
+        warn([f"the {cut} frozen layers are computed anew at every step: several processes keep no states of each other's"])
+        yield
+        return
+    with StateFile(options.out) as file, kept_states(trainer.model, cut, file), torch.no_grad():
+        first, again = (trainer.values(trainer.model, part) for _ in range(2))
+    if not torch.allclose(first, again, rtol=1e-4, atol=1e-3 if options.kind == "policy" else 1e-4):
+        off = float((first - again).abs().max())
+        warn([f"the {cut} frozen layers are computed anew at every step: from their states alone values differ by {off:.2g}"])
+        yield
+        return
+    with StateFile(options.out) as file, kept_states(trainer.model, cut, file):
+        yield
+        say(
+            f"the {cut} frozen layers were computed once: {len(file)} tokens' states, {file.bytes / 1e6:.0f} MB for the time of the run"
+        )
 
 
 def _reference(options: TrainOptions, ready: Preparation) -> Any:

@@ -1,0 +1,50 @@
+"""`--trainable top:N`: the saved model is an ordinary one whose lower layers are as they were, and keeping their states changes nothing."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from training_cases import user_error
+
+from mmpo.train.model import load_pretrained
+from mmpo.train.training import run
+
+
+def weights(kind, folder):
+    return load_pretrained(kind, str(folder))[0].state_dict()
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_only_the_uppermost_layers_change_and_as_without_kept_states(kind, dataset, train_tiny, tmp_path, monkeypatch, capsys):
+    options = {"trainable": "top:2", "tiny_layers": 3, "epochs": 3, "learning_rate": 1e-3, "tokens_per_batch": 600}
+    options |= {"reference_cache": str(tmp_path / "cache")} if kind == "policy" else {}
+    start = train_tiny(kind, dataset, tmp_path / "start", **{**options, "learning_rate": 1e-30, "max_steps": 1})
+    kept = train_tiny(kind, dataset, tmp_path / "kept", **options)
+    said = capsys.readouterr().err
+    assert "the 1 frozen layers were computed once" in said and ("shares its weights" in said) == (kind == "policy")
+    monkeypatch.setattr(run, "_known_below", lambda *_: nullcontext())
+    plain = train_tiny(kind, dataset, tmp_path / "plain", **options)
+    assert kept["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
+    before, after, other = (weights(kind, result["out"]) for result in (start, kept, plain))
+    changed = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-7)}
+    assert {name.split(".")[2] for name in changed if ".layers." in name} == {"1", "2"}
+    assert "model.embed_tokens.weight" not in changed and ("score.weight" in changed) == (kind == "reward")
+    for name in before:
+        torch.testing.assert_close(after[name], other[name], atol=2e-4, rtol=0)
+    assert not [path for path in (tmp_path / "kept").iterdir() if "states" in path.name]
+
+
+def test_what_excludes_it_is_refused(tiny_options, train_tiny, dataset, tmp_path):
+    for name, value in (("lora", 4), ("dropout", True), ("gradient_checkpointing", True)):
+        user_error(rf"'top:1' and {name} exclude each other", tiny_options, "reward", trainable="top:1", **{name: value})
+    user_error("trainable", tiny_options, "reward", trainable="top:0")
+    user_error("trainable", tiny_options, "reward", trainable="bottom:2")
+    user_error(
+        r"top:5: the model has 1 layers; give top:1 to top:1, or all",
+        train_tiny,
+        "reward",
+        dataset,
+        tmp_path / "out",
+        trainable="top:5",
+    )
+    assert not (tmp_path / "out").exists()
