@@ -103,7 +103,9 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
     """
     if (margin > 0).any() or (target == "measured" and reads_targets(terms)):
         return
-    means = "and this objective leaves ties out" if not reads_targets(terms) else "so that every target is .5 at any gamma"
+    means = "so that every target is .5 at any gamma" if reads_targets(terms) else "so that none says which completion is better"
+    if all(TERMS[name].needs_winner for name in terms):
+        means = "and this objective leaves ties out"
     raise UserError(
         f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
         "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"

@@ -133,6 +133,7 @@ def test_an_id_with_two_prompts_is_counted_from_its_second_row_on(pairs, tokeniz
         (["mmpo"], "plain", "every target is .5 at any gamma"),
         (["mmpo", "sft"], "noise-aware", "every target is .5 at any gamma"),
         (["dpo"], "measured", "this objective leaves ties out"),
+        (["ordinal", "davidson"], "plain", "so that none says which completion is better"),
         (["dpo", "sft"], "plain", "this objective leaves ties out"),
     ],
 )

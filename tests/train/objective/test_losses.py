@@ -296,6 +296,20 @@ def test_levels_are_learned_on_training_pairs_and_used_on_others() -> None:
     assert fit_target("plain", others) == "plain"
 
 
+def test_levels_of_raters_who_always_agree_are_nearly_certain() -> None:
+    margin = np.repeat([1.0, 2.0, 0.0], 10)
+    columns = {
+        "quality_margin": margin,
+        "margin_se": 0 * margin,
+        "preferring": np.where(margin > 0, 3, 1),
+        "raters": 0 * margin + 3,
+    }
+    p, _ = targets("levels", pa.table(columns), 1.0)
+    assert (p[:20] > 0.999).all() and (p[:20] < 1).all() and (p[20:] == 0.5).all()
+    ties = pa.table({name: values[20:] for name, values in columns.items()})
+    user_error("the margins are no larger than their standard errors", targets, "levels", ties, 1.0)
+
+
 def test_levels_are_refused_where_votes_say_nothing() -> None:
     columns, _ = graded_pairs(0.0, 2)
     user_error("no larger than their standard errors", targets, "levels", pa.table(columns), 1.0)
