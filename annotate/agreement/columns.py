@@ -30,7 +30,8 @@ class Column(NamedTuple):
 class Chosen:
     """The columns that are read, people first. shown: those that the tables list; reference: those that the reference rater
     averages (none without one); ranges: the widest margin a column and aspect can have, shape (columns, aspects), NaN where
-    unbounded or not graded; scale: "range" where every graded column and aspect is bounded, else "rms".
+    unbounded or not graded; scale: "range" where every graded column and aspect is bounded, else "rms"; lows: the lower end of the scale of
+    ratings, shaped as ranges, NaN where there is none.
     """
 
     columns: list[Column]
@@ -40,6 +41,7 @@ class Chosen:
     against: str | None
     ranges: Floats
     scale: str
+    lows: Floats
 
     def numbers(self, evidence: str, *coded: tuple[np.ndarray, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
         """The column and the aspect of each grade, −1 where it isn't chosen. coded: codes and names of raters, kinds and
@@ -78,7 +80,7 @@ def choose_columns(
     columns = [Column(_name(key, keys), key[1], key[2], key[0]) for key in keys]
     used = [group for group in groups if (group.table, group.rater, group.kind) in listed | standard]
     names = sorted({group.aspect for group in used})
-    ranges, bounded = _ranges(used, keys, columns, names)
+    ranges, lows, bounded = _ranges(used, keys, columns, names)
     return Chosen(
         columns,
         names,
@@ -87,6 +89,7 @@ def choose_columns(
         against,
         ranges,
         "range" if bounded else "rms",
+        lows,
     )
 
 
@@ -154,9 +157,9 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
 
 def _ranges(
     used: Sequence[GradeGroup], keys: Sequence[Key], columns: Sequence[Column], aspects: Sequence[str]
-) -> tuple[Floats, bool]:
-    """The widest possible margin of each column and aspect, and whether all that are graded have one."""
-    ranges = np.full((len(keys), len(aspects)), np.nan)
+) -> tuple[Floats, Floats, bool]:
+    """The widest possible margin of each column and aspect, the lower end of its scale, and whether all that are graded have them."""
+    ranges, lows = np.full((2, len(keys), len(aspects)), np.nan)
     scales: dict[tuple[int, int], set[tuple[float | None, float | None]]] = {}
     number = {key: i for i, key in enumerate(keys)}
     for group in used:
@@ -169,7 +172,8 @@ def _ranges(
         if low is not None and high is not None and high > low:
             # A comparison's margin goes from −limit to limit, a difference of ratings from low − high to high − low.
             ranges[column, aspect] = high if columns[column].evidence == "comparisons" else high - low
-    return ranges, all(np.isfinite(ranges[place]) for place in scales)
+            lows[column, aspect] = np.nan if columns[column].evidence == "comparisons" else low
+    return ranges, lows, all(np.isfinite(ranges[place]) for place in scales)
 
 
 def _several_scales(column: Column, aspect: str, found: set[tuple[float | None, float | None]]) -> UserError:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mmpo.annotate.agreement.columns import Chosen, choose_columns
 from mmpo.pipeline.arrow import codes, flat, large, offsets_of, parents, to_numpy
-from mmpo.pipeline.grades import Grades, merge_prompts, merge_repeats
+from mmpo.pipeline.grades import Grades, from_origin, merge_prompts, merge_repeats
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.pairs import all_pairs, own_gaps
 
@@ -24,8 +24,8 @@ DECIMALS = 12
 class RawGrades:
     """Grades of one kind of evidence before repeats are merged, all of shape (grades,).
 
-    item: what was asked, the order shown included; unit: −1 for a rating; value: score, or gap toward the completion of the smaller
-    id; first: whether that one was shown first.
+    item: what was asked, the order shown included; unit: −1 for a rating; value: score from the origin of its scale
+    (`mmpo.pipeline.grades.origin_of`), or gap toward the completion of the smaller id; first: whether that one was shown first.
     """
 
     column: np.ndarray
@@ -92,6 +92,8 @@ def _grades(table: pa.Table, name: str, chosen: Chosen) -> tuple[Grades, pa.Arra
     number, aspect = chosen.numbers(name, *(codes(rows.field(key)) for key in ("rater", "kind", "aspect")))
     kept = (number >= 0) & (aspect >= 0)
     value = to_numpy(rows.field("score" if name == "ratings" else "gap"))
+    if name == "ratings":
+        value = from_origin(value, to_numpy(rows.field("low")), to_numpy(rows.field("high")))
     spread = to_numpy(rows.field("spread"))
     zeros = np.zeros(len(value), dtype=np.int64)
     return Grades(prompt, zeros, number, aspect, zeros, value, spread**2).take(kept), rows.filter(pa.array(kept))

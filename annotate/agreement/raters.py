@@ -4,13 +4,14 @@ others.
 Every function returns one row per rater, as dictionaries of numbers that JSON holds; None where the rater says nothing about it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
 from mmpo.annotate.agreement.statistics import rank_correlation
-from mmpo.pipeline.grades import places, run_means, runs
+from mmpo.pipeline.grades import origin_of, places, run_means, runs
 from mmpo.pipeline.margins import Floats
 
 
@@ -143,9 +144,10 @@ def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None
 
 
 def severity_rows(margins: RaterMargins) -> list[dict[str, Any]]:
-    """A row a rater with ratings on a scale that another rater shares.
+    """One row per rater with ratings.
 
-    items: completions and aspects that it rated; mean: its mean score; shared: those that others on the same scale rated too;
+    items: completions and aspects that it rated; mean: its mean score; scale: theirs, "1..5", "unbounded" or "several"; shared: those that
+    others on the very same scale rated too, since a 2 of 0..4 is a 3 of 1..5;
     severity: the others' mean score less its own, averaged over these, in score points, above 0: lower scores than others give;
     se: the standard error of it, items taken as independent. None where nothing is shared. Repeats are averaged first.
     """
@@ -154,15 +156,24 @@ def severity_rows(margins: RaterMargins) -> list[dict[str, Any]]:
         return []
     column, item, value = _averaged(found)
     aspects = len(margins.chosen.aspects)
-    ranges = margins.chosen.ranges[column, item % aspects]
+    low, width = (of[column, item % aspects] for of in (margins.chosen.lows, margins.chosen.ranges))
     # Scores are compared with those of the same scale only; unbounded ones (NaN) are taken for one scale.
-    widths, scale = np.unique(np.where(np.isnan(ranges), -1.0, ranges), return_inverse=True)
-    place = item * len(widths) + scale.reshape(-1)
+    scales, scale = np.unique(np.nan_to_num(np.stack([low, width]), nan=-1.0), axis=1, return_inverse=True)
+    scale = scale.reshape(-1)
+    named = ["unbounded" if span < 0 else f"{lowest:g}..{lowest + span:g}" for lowest, span in scales.T.tolist()]
+    place = item * scales.shape[1] + scale
     _, place = np.unique(place, return_inverse=True)
+    origin = origin_of(low, low + width)
     count = np.bincount(place)[place]
     others = (np.bincount(place, value)[place] - value) / np.maximum(count - 1, 1)
     return [
-        _row(margins, one, value[column == one], (others - value)[(column == one) & (count > 1)])
+        _row(
+            margins,
+            one,
+            (value + origin)[column == one],
+            (others - value)[(column == one) & (count > 1)],
+            sorted({named[which] for which in scale[column == one].tolist()}),
+        )
         for one in margins.chosen.shown
         if (column == one).any()
     ]
@@ -178,7 +189,7 @@ def _averaged(grades: RawGrades) -> tuple[np.ndarray, np.ndarray, Floats]:
     return keys[0], keys[1], total / np.bincount(inverse)
 
 
-def _row(margins: RaterMargins, column: int, scores: Floats, gaps: Floats) -> dict[str, Any]:
+def _row(margins: RaterMargins, column: int, scores: Floats, gaps: Floats, scales: Sequence[str]) -> dict[str, Any]:
     who, shared = margins.chosen.columns[column], len(gaps)
     gaps = np.sort(gaps)
     return {
@@ -186,6 +197,7 @@ def _row(margins: RaterMargins, column: int, scores: Floats, gaps: Floats) -> di
         "kind": who.kind,
         "items": len(scores),
         "mean": float(np.sort(scores).mean()),
+        "scale": scales[0] if len(scales) == 1 else "several",
         "shared": shared,
         "severity": float(gaps.mean()) if shared else None,
         "se": float(gaps.std(ddof=1) / np.sqrt(shared)) if shared > 1 else None,

@@ -114,7 +114,14 @@ def _reference(summary: Mapping[str, Any]) -> str:
 def _print_biases(summary: Mapping[str, Any]) -> None:
     columns = {"name": "rater", "orders": "orders", "units": "pairs", "toward_first": "toward first", "se": "se"}
     columns |= {"flips": "verdict flips", "to_first": "to first", "to_second": "to second"}
-    severe = {"name": "rater", "kind": "kind", "items": "rated", "mean": "mean score", "shared": "rated by others too"}
+    severe = {
+        "name": "rater",
+        "kind": "kind",
+        "items": "rated",
+        "scale": "scale",
+        "mean": "mean score",
+        "shared": "rated on it by others too",
+    }
     _table("severity: how much lower than others", {**severe, "severity": "severity", "se": "se"}, summary["severity"])
     _table("position: mean gap toward the completion shown first", columns, summary["position"])
     columns = {

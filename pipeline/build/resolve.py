@@ -16,7 +16,7 @@ from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
-from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps
+from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps, score_origin
 from mmpo.pipeline.grades.position_bias import position_biases
 from mmpo.pipeline.grades.rater_effects import RaterAgreement, RaterSample, fit_rater_effects, rater_agreement
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
@@ -108,7 +108,8 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
             f"Use {fitting}"
         )
     steps = rounding_steps(groups, statistics, options.normalise)
-    rules = PairRules(**{**shared(options, PairRules), "evidence": evidence, "score": score, "steps": steps})
+    found = {"evidence": evidence, "score": score, "steps": steps, "origin": score_origin(score, groups, options.normalise)}
+    rules = PairRules(**{**shared(options, PairRules), **found})
     return ResolvedBuild(options, rules, tuple(groups), statistics)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades.rounding import Step, coarsest, rounded
+from mmpo.pipeline.grades.rounding import Step, coarsest
 from mmpo.pipeline.grades.statistics import COLUMNS
 
 
@@ -37,10 +37,6 @@ class Grades:
     coefficient: np.ndarray | None = None
     weight: np.ndarray | None = None
     step: Step = 0.0
-
-    def comparable(self) -> np.ndarray:
-        """The values rounded: what is equal is equal here. Means are taken of the others, since rounding twice could part equals."""
-        return rounded(self.value, self.step)
 
     def take(self, index: np.ndarray) -> "Grades":
         """The grades at these positions (or where a boolean mask holds)."""

@@ -22,8 +22,8 @@ SAMPLED_GRADES = 2_000_000
 class PairRules:
     """What decides which pairs come out: see `mmpo build --help`. evidence: "ratings" or "comparisons"; score: see `parse_score`.
 
-    steps: what values are rounded to, by (rater, aspect), see `rounding`. position, effects: what a first pass over the whole input found,
-    by (rater, aspect) and by rater; empty before it and where none is needed.
+    steps: what values are rounded to, by (rater, aspect), see `rounding`; origin: what is added to merged scores. position, effects: what a
+    first pass over the whole input found, by (rater, aspect) and by rater; empty before it and where none is needed.
     """
 
     evidence: str = "ratings"
@@ -39,6 +39,7 @@ class PairRules:
     max_chars: int | None = None
     seed: int = 0
     steps: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    origin: float = 0.0
     position: Mapping[tuple[str, str], PositionBias] = field(default_factory=dict)
     effects: Mapping[str, RaterEffect] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, lists, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.grades.rounding import from_origin, origin_of
 
 COLUMNS = {"ratings": ("score", ("low", "high")), "comparisons": ("gap", ("limit",))}
 """Of each kind of evidence: where its value stands, and the bounds of that."""
@@ -32,8 +33,8 @@ class GradeGroup(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean, sum of squared deviations from the mean, minimum and maximum of grades; at_ends: how many stand at an end of their
-    scale, 0 where it has none."""
+    """Count, mean, sum of squared deviations from the mean, minimum and maximum of grades; the mean counted from the origin of the scale
+    (`rounding.origin_of`); at_ends: how many stand at an end of their scale, 0 where it has none."""
 
     count: int
     mean: float
@@ -84,14 +85,15 @@ def grade_statistics(table: pa.Table) -> GradeStatistics:
         if not len(grades):
             continue
         combinations, group = grouped(table, evidence, ("rater", "kind", "aspect", *bounds))
-        scores = to_numpy(grades.field(value))
-        counts = np.bincount(group)
-        means = np.bincount(group, weights=scores) / counts
-        squares = np.bincount(group, weights=(scores - means[group]) ** 2)
+        scores, ends = to_numpy(grades.field(value)), [to_numpy(grades.field(bound)) for bound in bounds]  # NaN: none
+        counts, shifted = np.bincount(group), scores
+        if evidence == "ratings" and origin_of(*np.array([one[-2:] for one in combinations], dtype=np.float64).T).any():
+            shifted = from_origin(scores, *ends)
+        means = np.bincount(group, weights=shifted) / counts
+        squares = np.bincount(group, weights=(shifted - means[group]) ** 2)
         least, most = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
         np.minimum.at(least, group, scores)
         np.maximum.at(most, group, scores)
-        ends = [to_numpy(grades.field(bound)) for bound in bounds]  # NaN: none
         at_ends = np.bincount(
             group, weights=np.any([(scores == end) | ((len(ends) == 1) & (-scores == end)) for end in ends], axis=0)
         )

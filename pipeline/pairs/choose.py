@@ -18,7 +18,7 @@ from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_su
 from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rater_effects import RaterSample
-from mmpo.pipeline.grades.rounding import OF_LARGEST, differ, rounded, step_of
+from mmpo.pipeline.grades.rounding import comparable, differ, rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_values, sample_of
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
@@ -154,10 +154,12 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     prompt = parents(offsets_of(completions))
     items, merged, step = merge_raters(grades, rules.merge_raters)
     exact, scores, steps = np.full(len(prompt), np.nan), np.full(len(prompt), np.nan), np.zeros(len(prompt))
-    exact[items], scores[items], steps[items] = merged, rounded(merged, step), step
+    exact[items], scores[items], steps[items] = merged, comparable(merged, step, prompt[items]), step
+    unequal = steps.copy()
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
         scores = within_prompt(scores, prompt)
-        own = within_prompt(grades.comparable(), grades.prompt, grades.rater)
+        own = comparable(grades.value, grades.step, grades.prompt, grades.rater)
+        own = within_prompt(own, grades.prompt, grades.rater)
         steps[:] = step_of(1.0, 1.0)
         grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step_of(1.0, 1.0))
     known = np.flatnonzero(np.isfinite(scores))
@@ -169,7 +171,10 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     gaps = own_gaps(grades, chosen, rejected)
     score_chosen, score_rejected = scores[chosen], scores[rejected]
     margin = rounded(score_chosen - score_rejected, np.maximum(steps[chosen], steps[rejected]))
-    rounded_ties = (margin == 0) & differ(exact[chosen], exact[rejected])
+    rounded_ties = (margin == 0) & differ(exact[chosen], exact[rejected], unequal[chosen])
+    if rules.origin:
+        scores = rounded(scores + rules.origin, steps)
+        score_chosen, score_rejected = scores[chosen], scores[rejected]
     return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, margin, gaps, rounded_ties)
 
 
@@ -184,11 +189,11 @@ def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
     place = np.full(len(first), -1)
     place[items] = np.arange(len(items))
     pair = place[grades.item]
-    value = grades.comparable()
+    value = rounded(grades.value, grades.step)
     value = np.where(first_wins[pair], value, -value)
     gaps = OwnGaps(pair, value, np.full_like(value, np.nan), grades.variance, grades.kind, weights_of(grades))
     none = np.full(len(chosen), np.nan)
-    rounded_ties = (margin == 0) & (np.abs(exact) > OF_LARGEST)
+    rounded_ties = (margin == 0) & differ(exact, 0.0, step)
     return _Candidates(values, _prompts(table, chosen), chosen, rejected, none, none, np.abs(margin), gaps, rounded_ties)
 
 

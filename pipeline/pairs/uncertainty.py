@@ -47,7 +47,7 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
     both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
     pair, left, right = pair[both], left[both], right[both]
-    value = grades.comparable()
+    value = grades.value
     step = np.maximum(grades.step[left], grades.step[right]) if isinstance(grades.step, np.ndarray) else grades.step
     gap = rounded(value[left] - value[right], step)
     middle = (grades.value[left] + grades.value[right]) / 2

@@ -141,6 +141,32 @@ def test_severity_by_hand() -> None:
     assert (ben["severity"], cy["severity"], cy["shared"], cy["se"]) == (-1.5, -0.5, 1, None)
 
 
+def test_severity_is_of_one_scale_only() -> None:
+    """The same judgement in points of 0..4 and of 1..5 is a point apart and as severe; nobody shares ann's scale but dan."""
+    scales = {"ann": (0.0, 4.0), "ben": (1.0, 5.0), "dan": (0.0, 4.0)}
+    table = feedback(
+        [
+            rated(name, place, bounds[0] + score, kind="human", low=bounds[0], high=bounds[1])
+            for name, bounds in scales.items()
+            for place, score in ((0, 4), (1, 0 if name != "dan" else 1))
+        ]
+    )
+    severity = agree(table, bootstrap=0)["severity"]
+    ann, ben, dan = (row_of(severity, name) for name in ("ann", "ben", "dan"))
+    assert (ben["severity"], ben["se"], ben["shared"], ben["scale"], ben["mean"]) == (None, None, 0, "1..5", 3.0)
+    assert (ann["severity"], dan["severity"], ann["shared"], ann["scale"]) == (0.5, -0.5, 2, "0..4")
+
+
+def test_ties_of_a_scale_far_from_0_are_ties() -> None:
+    """In floats 1000000.9 less .8 is 1.2e-10 off a tenth, and .3 less .2 is not off as far; agree, as build, says the same of both."""
+    grades = [("ann", 0, 0.9), ("ann", 1, 0.8), ("ann", 0, 0.2), ("ann", 1, 0.3), ("ben", 0, 0.7), ("ben", 1, 0.6)]
+    table = feedback([rated(name, place, 1e6 + score, kind="human", low=1e6, high=1e6 + 1) for name, place, score in grades])
+    summary = agree(table, bootstrap=0)
+    assert row_of(summary["raters"], "ann")["ties"] == 1.0
+    assert row_of(summary["raters"], "ben")["mean_margin"] == pytest.approx(0.1, abs=1e-15)
+    assert row_of(summary["severity"], "ann")["mean"] == pytest.approx(1000000.55, abs=1e-9)
+
+
 def test_repeats_by_hand() -> None:
     """1, 2, 4: differences 1, 3, 2, none equal; 3, 3: 0, equal. Each item counts once; the pair asked in two orders is no repeat."""
     grades = [rated("gpt", 0, score) for score in (4, 1, 2)] + [rated("gpt", 1, 3)] * 2

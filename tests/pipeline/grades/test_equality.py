@@ -1,6 +1,7 @@
 """Ties, votes, thresholds and ranks are those of exact arithmetic, whatever the raters are called and however grades are cut and scaled."""
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import permutations
 from math import floor
@@ -10,16 +11,19 @@ from statistics import median
 import pyarrow as pa
 import pytest
 from folders import write_rows
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmpo.pipeline import FEEDBACK, BuildOptions, build, build_pairs, load_pairs
 from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.sources import FeedbackBuilder
 
 Grade = tuple[str, str, Fraction]
 """Completion, rater, grade."""
 LOW, HIGH = Fraction(-13), Fraction(17)
+NONE = Fraction(1, 10**40)
+"""What is left of 0 where roots and logarithms were taken to 60 digits."""
 MERGES: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {"mean": lambda values: sum(values) / len(values), "median": median}
 
 
@@ -33,19 +37,34 @@ def panels(draw: st.DrawFn) -> list[Grade]:
     return [*draw(st.lists(rows, min_size=1, max_size=16)), ("x", "a", values[0]), ("y", "a", values[-1])]
 
 
-def exact(grades: Sequence[Grade], merge: str, scale: Fraction = Fraction(1)) -> dict[tuple[str, str], tuple[Fraction, int, int]]:
+def ranked(values: dict[str, Fraction]) -> dict[str, Fraction]:
+    """(average rank - 1)/(n - 1), by hand: the share of others below, equals counting half."""
+    others = max(len(values) - 1, 1)
+    below = {a: sum(1 if y < x else Fraction(y == x, 2) for b, y in values.items() if b != a) for a, x in values.items()}
+    return {name: Fraction(count) / others if len(values) > 1 else Fraction(1, 2) for name, count in below.items()}
+
+
+def exact(
+    grades: Sequence[Grade], merge: str, scale: Fraction = Fraction(1), rank: bool = False
+) -> dict[tuple[str, str], tuple[Fraction, int, int]]:
     """By (first, second), both ways: first's margin, the raters that prefer it (ties count half), the raters of both."""
     of_rater: dict[str, dict[str, Fraction]] = {}
     for text, rater in {(text, rater) for text, rater, _ in grades}:
         given = [value for of, by, value in grades if (of, by) == (text, rater)]
         of_rater.setdefault(text, {})[rater] = sum(given) / len(given) / scale
     score = {text: MERGES[merge](list(by.values())) for text, by in of_rater.items()}
+    if rank:
+        score = ranked(score)
+        for rater in {rater for _, rater, _ in grades}:
+            own = ranked({text: by[rater] for text, by in of_rater.items() if rater in by})
+            of_rater = {text: by | ({rater: own[text]} if text in own else {}) for text, by in of_rater.items()}
     result = {}
     for first, second in permutations(sorted(score), 2):
         both = of_rater[first].keys() & of_rater[second].keys()
         gaps = [of_rater[first][rater] - of_rater[second][rater] for rater in both]
-        votes = floor(sum(1 if gap > 0 else Fraction(gap == 0, 2) for gap in gaps))
-        result[first, second] = (score[first] - score[second], votes, len(both))
+        votes = floor(sum(1 if gap > NONE else Fraction(abs(gap) <= NONE, 2) for gap in gaps))
+        margin = score[first] - score[second]
+        result[first, second] = (margin if abs(margin) > NONE else Fraction(0), votes, len(both))
     return result
 
 
@@ -87,6 +106,54 @@ def test_ties_and_votes_are_those_of_exact_arithmetic(grades: list[Grade], merge
     made, wanted = pairs(found), exact(grades, merge, scale)
     assert differences(made, wanted) == []
     assert 2 * len(made) == len(wanted)
+
+
+def transformed(grades: Sequence[Grade], normalise: str, low: Fraction, high: Fraction) -> list[Grade]:
+    """The grades normalised, to 60 digits where they are not exact."""
+
+    def decimal(value: Fraction) -> Decimal:
+        return Decimal(value.numerator) / Decimal(value.denominator)
+
+    def moments(rater: str) -> tuple[Fraction, Fraction]:
+        values = [value for _, by, value in grades if by == rater]
+        mean = sum(values) / len(values)
+        return mean, Fraction(decimal(sum((value - mean) ** 2 for value in values) / len(values)).sqrt()) or Fraction(1)
+
+    with localcontext(prec=60):
+        of = {rater: moments(rater) for rater in {rater for _, rater, _ in grades}}
+        by_name: dict[str, Callable[[str, Fraction], Fraction]] = {
+            "minmax": lambda rater, value: (value - low) / (high - low),
+            "zscore": lambda rater, value: (value - of[rater][0]) / of[rater][1],
+            "log": lambda rater, value: Fraction(decimal(value).ln()),
+        }
+        change = by_name.get(normalise, lambda rater, value: value)
+        return [(text, rater, change(rater, value)) for text, rater, value in grades]
+
+
+@given(
+    panels(),
+    st.sampled_from([20, 10**3, 10**6, 10**9, 10**12]),
+    st.sampled_from(sorted(MERGES)),
+    st.sampled_from(sorted(NORMALISATIONS)),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_scale_is_too_far_from_0(grades: list[Grade], offset: int, merge: str, normalise: str, scaled: bool) -> None:
+    """Decimals, any distance that leaves them digits; grades that never end, such as thirds, or without a scale, up to a million."""
+    assume(offset <= 10**6 or (scaled and all(value * 10 % 1 == 0 for *_, value in grades)))
+    grades, bounds = [(text, rater, value + offset) for text, rater, value in grades], (LOW + offset, HIGH + offset)
+    assume(scaled or normalise != "minmax")
+    made = table(grades, *(bounds if scaled else (None, None)))
+    found = pairs(build_pairs(made, merge_raters=merge, normalise=normalise))
+    wanted = exact(transformed(grades, normalise, *bounds), merge, rank=normalise == "rank")
+    unit = Fraction(1, offset) if normalise == "log" else Fraction(1)
+    for pair, (margin, *votes) in found.items():
+        exactly, *of = wanted[pair]
+        assume(
+            exactly == 0 or abs(exactly) > unit / 10**4
+        )  # less may be below the step: a tie, and counted as one of unequal grades
+        assert ((margin == 0), votes) == (exactly == 0, of)
+        assert margin == pytest.approx(float(exactly), abs=float(unit) * max(1e-6, offset * 2e-14))
 
 
 @given(panels(), st.permutations("abcde"), st.randoms(use_true_random=False), st.sampled_from(["none", "minmax", "rank"]))
@@ -140,6 +207,11 @@ def test_comparisons_tie_as_in_exact_arithmetic(grades: list[Grade], names, merg
         pytest.param(
             {"apple": {"a": [1000000.1], "b": [1000000.3]}, "pear": {"a": [1000000.2], "b": [1000000.2]}},
             {"scale": (1000000, 1000001)}, ("", 0.0, 1, 2), id="a scale far from 0",
+        ),
+        pytest.param(
+            {text: {rater: [1000000 + tenths / 10] for rater, tenths in zip("abc", of, strict=True)}
+             for text, of in {"apple": (4, 0, 9), "pear": (9, 2, 2)}.items()},
+            {"scale": (1000000, 1000001), "normalise": "minmax"}, ("", 0.0, 2, 3), id="a scale far from 0, moved to 0",
         ),
     ],
 )  # fmt: skip
