@@ -212,9 +212,9 @@ NORMALISATIONS: dict[str, Normalisation] = {
     ),
     "prompt-zscore": Normalisation(
         "(score - mean)/standard deviation of the prompt's merged scores",
+        _as_given,
         within_prompt=zscores,
         for_comparisons=False,
-        of_unit_size=False,
     ),
 }
 """What `--normalise` may be. Adding one: a function and a line here."""

@@ -44,8 +44,24 @@ def ranked(values: dict[str, Fraction]) -> dict[str, Fraction]:
     return {name: Fraction(count) / others if len(values) > 1 else Fraction(1, 2) for name, count in below.items()}
 
 
+def standardised(values: dict[str, Fraction]) -> dict[str, Fraction]:
+    """(value - mean)/standard deviation, the root to 60 digits."""
+    mean = sum(values.values()) / len(values)
+    deviation = root(sum((value - mean) ** 2 for value in values.values()) / len(values)) or Fraction(1)
+    return {name: (value - mean) / deviation for name, value in values.items()}
+
+
+def root(value: Fraction) -> Fraction:
+    with localcontext(prec=60):
+        return Fraction((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
+
+
+Within = Callable[[dict[str, Fraction]], dict[str, Fraction]]
+WITHIN: dict[str, Within] = {"rank": ranked, "prompt-zscore": standardised}
+
+
 def exact(
-    grades: Sequence[Grade], merge: str, scale: Fraction = Fraction(1), rank: bool = False
+    grades: Sequence[Grade], merge: str, scale: Fraction = Fraction(1), within: Within | None = None
 ) -> dict[tuple[str, str], tuple[Fraction, int, int]]:
     """By (first, second), both ways: first's margin, the raters that prefer it (ties count half), the raters of both."""
     of_rater: dict[str, dict[str, Fraction]] = {}
@@ -53,10 +69,10 @@ def exact(
         given = [value for of, by, value in grades if (of, by) == (text, rater)]
         of_rater.setdefault(text, {})[rater] = sum(given) / len(given) / scale
     score = {text: MERGES[merge](list(by.values())) for text, by in of_rater.items()}
-    if rank:
-        score = ranked(score)
+    if within:
+        score = within(score)
         for rater in {rater for _, rater, _ in grades}:
-            own = ranked({text: by[rater] for text, by in of_rater.items() if rater in by})
+            own = within({text: by[rater] for text, by in of_rater.items() if rater in by})
             of_rater = {text: by | ({rater: own[text]} if text in own else {}) for text, by in of_rater.items()}
     result = {}
     for first, second in permutations(sorted(score), 2):
@@ -117,7 +133,7 @@ def transformed(grades: Sequence[Grade], normalise: str, low: Fraction, high: Fr
     def moments(rater: str) -> tuple[Fraction, Fraction]:
         values = [value for _, by, value in grades if by == rater]
         mean = sum(values) / len(values)
-        return mean, Fraction(decimal(sum((value - mean) ** 2 for value in values) / len(values)).sqrt()) or Fraction(1)
+        return mean, root(sum((value - mean) ** 2 for value in values) / len(values)) or Fraction(1)
 
     with localcontext(prec=60):
         of = {rater: moments(rater) for rater in {rater for _, rater, _ in grades}}
@@ -145,7 +161,7 @@ def test_no_scale_is_too_far_from_0(grades: list[Grade], offset: int, merge: str
     assume(scaled or normalise != "minmax")
     made = table(grades, *(bounds if scaled else (None, None)))
     found = pairs(build_pairs(made, merge_raters=merge, normalise=normalise))
-    wanted = exact(transformed(grades, normalise, *bounds), merge, rank=normalise == "rank")
+    wanted = exact(transformed(grades, normalise, *bounds), merge, within=WITHIN.get(normalise))
     unit = Fraction(1, offset) if normalise == "log" else Fraction(1)
     for pair, (margin, *votes) in found.items():
         exactly, *of = wanted[pair]
