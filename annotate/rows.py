@@ -13,14 +13,15 @@ from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import FileDigest, RowAccounting, batches, card, manifest_of, split_files, write_manifest
-from mmpo.pipeline.tables import FEEDBACK, Message
+from mmpo.pipeline.tables import FEEDBACK, TOOLS, Message, as_text, keys_of, message_of, set_keys
 
 ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class FeedbackRow:
-    """One prompt to be judged. scores: the mean grade that a completion already has, None where it has none."""
+    """One prompt to be judged. scores: the mean grade that a completion already has, None where it has none; carried: what of REPLY_KEYS
+    each completion has beside its text, () where none has any; tools: as FEEDBACK has them."""
 
     prompt_id: str
     prompt: Sequence[Message]
@@ -30,6 +31,12 @@ class FeedbackRow:
     reference: str = ""
     models: Sequence[str | None] = ()
     source: str | None = None
+    carried: Sequence[Mapping[str, str]] = ()
+    tools: str | None = None
+
+    def said(self, place: int) -> str:
+        """What a completion says, its tool calls as text; what it thought apart is no part of it."""
+        return as_text({"content": self.texts[place], **self.carried[place]}) if self.carried else self.texts[place]
 
 
 @dataclass(frozen=True)
@@ -118,17 +125,23 @@ def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator
     ratings = table["ratings"].to_pylist() if scores else [None] * len(ids)
     extras = table["extra"].to_pylist() if reference else [None] * len(ids)
     sources = table["source"].to_pylist()
-    for one, prompt, candidates, grades, extra, source in zip(ids, prompts, completions, ratings, extras, sources):
+    keyed, offered = bool(keys_of(table.schema)), [None] * len(ids)
+    if TOOLS in table.column_names:
+        offered = table[TOOLS].to_pylist()
+    for one, prompt, candidates, grades, extra, source, tools in zip(ids, prompts, completions, ratings, extras, sources, offered):
         candidates = candidates or []
+        carried = [set_keys(candidate) for candidate in candidates] if keyed else []
         yield FeedbackRow(
             one,
-            prompt,
+            list(map(message_of, prompt)) if keyed else prompt,
             [candidate["id"] for candidate in candidates],
             [candidate["text"] for candidate in candidates],
             _means(grades, len(candidates)),
             _reference(extra, reference),
             [candidate["model"] for candidate in candidates],
             source,
+            carried if any(carried) else (),
+            tools,
         )
 
 

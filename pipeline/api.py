@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import flat, large, narrow
 from mmpo.pipeline.build import BuildOptions, ResolvedBuild, check_rejects, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.grades import grade_statistics, merge_prompts
+from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
@@ -20,7 +20,7 @@ from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
-from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, metadata, with_metadata
+from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, keys_of, metadata, with_keys, with_metadata
 
 
 def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
@@ -43,7 +43,7 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, rejects)
     merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
-    return narrow(merged, FEEDBACK)
+    return narrow(merged)
 
 
 def build_pairs(
@@ -65,6 +65,8 @@ def build_pairs(
     ties: str = "keep",
     max_chars: int | None = None,
     seed: int = 0,
+    thinking: str = "keep",
+    graded_part: str = "all",
 ) -> pa.Table:
     """PAIRS from FEEDBACK: the same pairs and margins as `mmpo build` with the same options makes.
 
@@ -74,17 +76,18 @@ def build_pairs(
         format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
         aspects=tuple(aspects) if aspects else None, normalise=normalise, score=score, merge_raters=merge_raters,
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
-        min_raters=min_raters, ties=ties, max_chars=max_chars, seed=seed,
+        min_raters=min_raters, ties=ties, max_chars=max_chars, seed=seed, thinking=thinking, graded_part=graded_part,
     )  # fmt: skip
     merged, resolved = grades_of(feedback, options)
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
-    return pairs.cast(with_metadata(PAIRS, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
+    return pairs.cast(with_metadata(pairs.schema, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
 
 
 def grades_of(feedback: pa.Table, options: BuildOptions) -> tuple[pa.Table, ResolvedBuild]:
     """FEEDBACK with the grades that a build of these options uses, normalised, one row per prompt; and what it found of them."""
     rows = large(feedback).combine_chunks()
     resolved = resolve_build(grade_statistics(rows), options)
+    rows = drop_thinking(rows)[0] if options.thinking == "drop" else rows
     merged = merged_grades(rows, resolved, RowAccounting())
     return merged, with_learned(resolved, lambda build, function: [function(merged, build.rules)])
 
@@ -99,7 +102,10 @@ def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = 
         raise UserError("write_dataset: the table holds no pair")
     kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
     kept["recipe"] = {**kept.get("recipe", {}), "split": list(shares), "split_by": "first-message"}
-    pairs = pairs.select(PAIRS.names).cast(PAIRS).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
+    schema = with_keys(PAIRS, keys_of(pairs.schema))
+    pairs = (
+        pairs.select(schema.names).cast(schema).sort_by([("prompt_id", "ascending"), ("chosen_id", "ascending")]).combine_chunks()
+    )
     side = split_of_prompts(pairs, shares)
     rows: dict[str, int] = {}
     digests: dict[str, FileDigest] = {}

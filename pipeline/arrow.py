@@ -5,7 +5,7 @@ Inside the pipeline text has 64-bit offsets (large_string), so that a column may
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.tables import FEEDBACK
+from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, OPTIONAL_KEYS, REPLY_KEYS, TOOLS, held_keys, with_keys
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
 """What pyarrow raises for files that are damaged in one way or another; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
-_LONG_TEXT = {"content", "text", "note", "extra"}
+_LONG_TEXT = {"content", "text", "note", "extra", "reasoning_content", "tool_calls", TOOLS}
 
 
 def leave_pandas_out() -> None:
@@ -48,21 +48,24 @@ def _large_field(field: pa.Field) -> pa.Field:
     return pa.field(field.name, pa.large_string()) if field.name in _LONG_TEXT else field
 
 
-LARGE_FEEDBACK = pa.schema([_large_field(field) for field in FEEDBACK])
-"""FEEDBACK as it is held in memory: long texts with 64-bit offsets."""
+LARGE_FEEDBACK = pa.schema([_large_field(field) for field in with_keys(FEEDBACK, OPTIONAL_KEYS)])
+"""FEEDBACK as it is held in memory: long texts with 64-bit offsets, and with all of OPTIONAL_KEYS, mostly null."""
 
 
 def large(table: pa.Table) -> pa.Table:
     """A FEEDBACK table of any readable version with 64-bit text offsets; other columns and metadata are left behind.
 
-    Fields of grades that an older version has not become null.
+    Optional fields that it has not become null.
     """
+    if TOOLS not in table.column_names:
+        table = table.append_column(TOOLS, pa.nulls(table.num_rows, pa.large_string()))
     return table.select(LARGE_FEEDBACK.names).replace_schema_metadata(None).cast(LARGE_FEEDBACK)
 
 
-def narrow(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in the stored types of `schema`."""
-    return table.cast(schema)
+def narrow(table: pa.Table, keys: Collection[str] | None = None) -> pa.Table:
+    """FEEDBACK in the types that are stored, with fields for these of OPTIONAL_KEYS: those that it holds, unless given."""
+    schema = with_keys(FEEDBACK, held_keys(table) if keys is None else keys)
+    return table.select(schema.names).cast(schema)
 
 
 def structs(rows: Sequence[tuple[Any, ...]], kind: pa.StructType) -> pa.StructArray:
@@ -94,15 +97,14 @@ def with_fields(rows: pa.StructArray, new: Mapping[str, pa.Array]) -> pa.StructA
 def without_texts(table: pa.Table) -> pa.Table:
     """FEEDBACK with 64-bit text offsets, the same ids and grades, ids in the place of texts, and no prompts, notes, probabilities and
     extras: grades of millions of pairs fit in memory."""
-    columns = {name: flat(table[name]) for name in LARGE_FEEDBACK.names}
+    columns = {name: flat(table[name]) for name in LARGE_FEEDBACK.names if name != TOOLS}
     columns["prompt"] = lists(np.zeros(table.num_rows, dtype=np.int64), columns["prompt"].flatten().slice(0, 0))
-    columns["extra"] = pa.nulls(table.num_rows)
+    columns["extra"] = columns[TOOLS] = pa.nulls(table.num_rows)
     for name, text in (("completions", "text"), ("ratings", "note"), ("comparisons", "note")):
         inner = columns[name].flatten()
         left = inner.field("id") if text == "text" else pa.nulls(len(inner))
-        columns[name] = lists(
-            offsets_of(columns[name])[:-1], with_fields(inner, {text: left, "probabilities": pa.nulls(len(inner))})
-        )
+        nulls = dict.fromkeys(("probabilities", *REPLY_KEYS), pa.nulls(len(inner)))
+        columns[name] = lists(offsets_of(columns[name])[:-1], with_fields(inner, {text: left, **nulls}))
     return pa.table([columns[name].cast(LARGE_FEEDBACK.field(name).type) for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 
@@ -174,12 +176,12 @@ def to_numpy(column: pa.Array) -> np.ndarray:
 
 
 def differing_messages(messages: pa.ChunkedArray, first: np.ndarray) -> np.ndarray:
-    """Which lists of messages are others than the one in their place `first`, by roles and texts; both (n,)."""
+    """Which lists of messages are others than the one in their place `first`, by all that they carry; both (n,)."""
     lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     differs = lengths != lengths[first]
     flat = pc.list_flatten(messages)
-    for part in ("role", "content"):
+    for part in ("role", "content", *(field.name for field in flat.type.fields if field.name in MESSAGE_KEYS)):
         # numbers for the texts: comparing those is quick, however often each of them stands there
         texts = pc.fill_null(pc.struct_field(flat, part).cast(pa.large_string()), "")
         coded = pc.dictionary_encode(texts)

@@ -3,13 +3,16 @@
 See docs/data-contract.md. Types and nulls hold for every table; the rest is FEEDBACK's, whose grades point at completions of their row.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents
+from mmpo.pipeline.tables import MESSAGE_COLUMNS, MESSAGE_KEYS, OPTIONAL_KEYS, TOOLS
 
 KINDS = ("human", "ai", "reward_model")
 """Of raters."""
@@ -18,7 +21,7 @@ LARGEST = 1e150
 MOST_MASS = 1.01
 """What rounded probabilities may sum to."""
 _NULLABLE = "score_chosen score_rejected margin_se chosen_model rejected_model model low high limit spread note probabilities extra"
-NULLABLE = frozenset(_NULLABLE.split(" "))
+NULLABLE = frozenset([*_NULLABLE.split(" "), *OPTIONAL_KEYS])
 """Columns and fields in which null is a value of its own: there is none, or it is not known."""
 
 
@@ -72,6 +75,48 @@ def feedback_faults(table: pa.Table | pa.RecordBatch) -> Iterator[Fault]:
     completions = np.diff(offsets_of(flat(table["completions"])))
     yield from _grade_faults(flat(table["ratings"]), completions, ("completion",), "score")
     yield from _grade_faults(flat(table["comparisons"]), completions, ("first", "second"), "gap")
+
+
+def key_faults(table: pa.Table | pa.RecordBatch) -> Iterator[Fault]:
+    """What breaks a rule about what messages carry beside role and content, and about tools; nothing where there are no such fields."""
+    if TOOLS in table.schema.names:
+        yield "messages", "its tools are no JSON text of a list of objects", _ill_formed(flat(table[TOOLS]), are_tools)
+    for name in [name for name in (*MESSAGE_COLUMNS, "completions") if name in table.schema.names]:
+        column = flat(table[name])
+        rows, messages = parents(offsets_of(column)), column.flatten()
+        for key in [field.name for field in messages.type.fields if field.name in MESSAGE_KEYS]:
+            mask = np.zeros(len(column), dtype=bool)
+            mask[rows[_ill_formed(messages.field(key), are_calls if key == "tool_calls" else bool)]] = True
+            words = "are no JSON text of a list of calls, each with its function's name" if key == "tool_calls" else "is empty text"
+            yield "messages", f"{name}.{key} {words}", mask
+
+
+def _ill_formed(texts: pa.Array, well: Callable[[str], bool]) -> np.ndarray:
+    if texts.null_count == len(texts):
+        return np.zeros(len(texts), dtype=bool)
+    coded = texts if kinds.is_dictionary(texts.type) else texts.dictionary_encode()
+    bad = np.array([text is not None and not well(text) for text in coded.dictionary.to_pylist()] + [False], dtype=bool)
+    return bad[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+
+
+def are_calls(text: str) -> bool:
+    """Whether a text is the JSON of a list of tool calls in OpenAI's layout."""
+    calls = _parsed(text)
+    functions = [isinstance(call, dict) and call.get("function") for call in calls] if isinstance(calls, list) else []
+    return bool(functions) and all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in functions)
+
+
+def are_tools(text: str) -> bool:
+    """Whether a text is the JSON of a list of objects."""
+    tools = _parsed(text)
+    return isinstance(tools, list) and bool(tools) and all(isinstance(one, dict) for one in tools)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _grade_faults(column: pa.ListArray, completions: np.ndarray, indices: tuple[str, ...], value: str) -> Iterator[Fault]:

@@ -4,7 +4,7 @@ Everything else in mmpo is a function from one of these tables to the other, or 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +18,18 @@ SPLITS = ("train", "validation", "test")
 METADATA_KEY = b"mmpo"
 
 Message = dict[str, str]
+MESSAGE_KEYS = ("reasoning_content", "tool_calls", "tool_call_id")
+"""What a message may carry beside role and content: fields of their own only where a dataset has any, null where a message has none.
+
+reasoning_content: what the assistant thought, apart from what it said; tool_calls: the JSON text of a list in OpenAI's layout, arguments as
+objects; tool_call_id: which call a message of the role `tool` answers.
+"""
+REPLY_KEYS = MESSAGE_KEYS[:2]
+"""Those that completions have."""
+TOOLS = "tools"
+"""The column with the schemas of the tools that the assistant is offered, as the JSON text of a list; only where a dataset has any."""
+OPTIONAL_KEYS = (*MESSAGE_KEYS, TOOLS)
+MESSAGE_COLUMNS = ("prompt", "chosen", "rejected")
 
 TEXT, INDEX, NUMBER = pa.string(), pa.int32(), pa.float64()
 MESSAGE = pa.struct({"role": TEXT, "content": TEXT})
@@ -63,27 +75,111 @@ REJECTS = pa.schema(
 """One row for everything dropped; `row` is the 1-based line or row of `file`, `evidence` a JSON object; both may be null."""
 
 
-def prompt_bytes(messages: Sequence[Message]) -> bytes:
-    """The bytes that a prompt's id is the digest of: compact JSON of [{"role", "content"}, ...], keys in that order.
+def with_keys(schema: pa.Schema, keys: Collection[str]) -> pa.Schema:
+    """FEEDBACK or PAIRS, or some of their columns, with those of OPTIONAL_KEYS that a dataset has; other schemas as they are."""
+    if not keys or "prompt" not in schema.names:
+        return schema
+    added = dict.fromkeys(MESSAGE_COLUMNS, MESSAGE_KEYS) | {"completions": REPLY_KEYS}
+    fields = [
+        pa.field(one.name, _with_fields(one.type, [key for key in added[one.name] if key in keys])) if one.name in added else one
+        for one in schema
+    ]
+    tools = [pa.field(TOOLS, TEXT)] if TOOLS in keys and TOOLS not in schema.names else []
+    return pa.schema([*fields, *tools], schema.metadata)
+
+
+def _with_fields(kind: pa.ListType, names: Sequence[str]) -> pa.ListType:
+    own = {field.name: field.type for field in kind.value_type.fields}
+    return pa.list_(pa.struct({**own, **dict.fromkeys(names, TEXT)}))
+
+
+def keys_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Those of OPTIONAL_KEYS that a table of FEEDBACK or PAIRS has fields for."""
+    found = set(schema.names) & {TOOLS}
+    for name in {*MESSAGE_COLUMNS, "completions"} & set(schema.names):
+        kind = getattr(schema.field(name).type, "value_type", None)
+        if kind is not None and pa.types.is_struct(kind):
+            found |= {field.name for field in kind.fields} & set(MESSAGE_KEYS)
+    return tuple(key for key in OPTIONAL_KEYS if key in found)
+
+
+def held_keys(table: pa.Table) -> tuple[str, ...]:
+    """Those of OPTIONAL_KEYS of which a table holds any value."""
+    found = {TOOLS} if TOOLS in table.column_names and table[TOOLS].null_count < table.num_rows else set()
+    for name in {*MESSAGE_COLUMNS, "completions"} & set(table.column_names):
+        for chunk in table[name].chunks:
+            rows = chunk.flatten()
+            for key in {field.name for field in rows.type.fields} & set(MESSAGE_KEYS):
+                if rows.field(key).null_count < len(rows):
+                    found.add(key)
+    return tuple(key for key in OPTIONAL_KEYS if key in found)
+
+
+def prompt_bytes(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> bytes:
+    """The bytes that a prompt's id is the digest of: compact JSON of [{"role", "content", ...}, ...], in this order those of MESSAGE_KEYS
+    that are set; and, where there are tools, a NUL and their text.
 
     They are those of `json.dumps(messages, ensure_ascii=False, separators=(",", ":"))`; orjson writes the same (tested) at a
-    tenth of the time. Raises TypeError or ValueError (orjson.JSONEncodeError) on lone surrogates and on content that is no text.
+    tenth of the time. Raises TypeError or ValueError (orjson.JSONEncodeError, UnicodeEncodeError) on lone surrogates and on content that is
+    no text.
     """
-    return orjson.dumps([{"role": message["role"], "content": message["content"]} for message in messages])
+    plain = orjson.dumps([message_of(message) for message in messages])
+    return plain if tools is None else plain + b"\0" + tools.encode()
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
+def prompt_id(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> str:
     """The id of a prompt: blake2b-128 of `prompt_bytes`, 32 hexadecimal digits.
 
     >>> prompt_id([{"role": "user", "content": "Hi"}])
     '01bceaff1b7c8da61619ff786d31c8b4'
     """
-    return blake2b(prompt_bytes(messages), digest_size=16).hexdigest()
+    return blake2b(prompt_bytes(messages, tools), digest_size=16).hexdigest()
 
 
-def completion_id(prompt: str, text: str) -> str:
-    """The id of a completion: blake2b-128 of its prompt's id, a NUL and its text, 32 hexadecimal digits."""
-    return blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()
+def completion_id(prompt: str, text: str, reasoning_content: str | None = None, tool_calls: str | None = None) -> str:
+    """The id of a completion: blake2b-128 of its prompt's id, a NUL and its text, 32 hexadecimal digits.
+
+    Of one that thinks apart or calls tools it is that of the prompt's id, a byte 1 and the `prompt_bytes` of its message.
+    """
+    if reasoning_content is None and tool_calls is None:
+        return blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()
+    message = {"role": "assistant", "content": text, "reasoning_content": reasoning_content, "tool_calls": tool_calls}
+    return blake2b(prompt.encode() + b"\1" + prompt_bytes([message]), digest_size=16).hexdigest()
+
+
+def set_keys(message: Mapping[str, Any]) -> dict[str, str]:
+    """Those of MESSAGE_KEYS that a message, or a completion, has and that are not null."""
+    return {key: message[key] for key in MESSAGE_KEYS if message.get(key) is not None}
+
+
+def message_of(message: Mapping[str, Any]) -> dict[str, str]:
+    """Role and content of a message and those of MESSAGE_KEYS that it has, as they are stored."""
+    said = {"role": message["role"], "content": message["content"]}
+    return said if len(message) == 2 else said | set_keys(message)
+
+
+def without_nulls(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as chat templates and other tools take them: without keys that are null, and tool calls as lists."""
+    return [
+        {key: json.loads(value) if key == "tool_calls" else value for key, value in message.items() if value is not None}
+        for message in messages
+    ]
+
+
+def as_text(message: Mapping[str, Any], *, thinking: bool = False) -> str:
+    """What a message says, for people and for judges: its content, and its tool calls a line each; thinking: what it thought as well.
+
+    >>> as_text({"content": "", "tool_calls": '[{"function": {"name": "add", "arguments": {"a": 1}}}]'})
+    'calls add({"a": 1})'
+    """
+    said = [message["content"]] if message["content"] else []
+    if thinking and message.get("reasoning_content"):
+        said.insert(0, f"thinks: {message['reasoning_content']}")
+    for call in json.loads(message.get("tool_calls") or "[]"):
+        arguments = call["function"].get("arguments", {})
+        given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        said.append(f"calls {call['function']['name']}({given})")
+    return "\n".join(said)
 
 
 def is_readable(version: Any) -> bool:

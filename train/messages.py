@@ -91,14 +91,23 @@ _RENDERING = {
     "role is {unwritten}; give them roles that it knows (user, assistant, system) in the data, or another template with --chat-template",
     "message_changed": "in {n} of {prompts} prompts the chat template writes a message otherwise than it stands in the data (without its "
     "thinking, say)",
+    "tools_vanished": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes nothing of the tools that "
+    "they offer; give one that knows tools with --chat-template",
+    "tool_calls_vanished": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes nothing of the tool "
+    "calls in them; give one that knows tool_calls with --chat-template",
+    "reply_calls_vanished": "{n} of {completions} completions were left out: the chat template writes nothing of their tool calls; give "
+    "one that knows tool_calls with --chat-template",
+    "thinking_vanished": "{n} of {completions} completions were left out: the chat template writes nothing of their thinking "
+    "(reasoning_content); --thinking drop trains on the answers alone, --chat-template names a template that writes it",
+    "earlier_thinking_left_out": "in {n} of {prompts} prompts the chat template leaves out what the assistant thought in earlier turns",
     "turn_continued": "{n} of {prompts} prompts end with an assistant's turn: their replies continue that turn, and nothing is put between",
     "prompt_changed": "{n} of {prompts} prompts were left out with all their pairs: the chat template writes them otherwise once a reply "
     "follows, so that part of the prompt would be taken for the reply; give another one with --chat-template",
     "completion_changed": "the chat template writes {n} of {completions} completions otherwise than they stand in the data, {trimmed} of "
     "them only in the white space around them: what was graded is not quite what is read here",
     "completion_vanished": "{n} of {completions} completions were left out: the chat template writes nothing of them",
-    "thinking_kept": "{n} of {completions} completions hold thinking (<think> ... </think>), which is {thinking}; --thinking drop leaves "
-    "it out, --graded-part says whether it was graded (all) or not (answer)",
+    "thinking_kept": "{n} of {completions} completions hold thinking (<think> ... </think>, or reasoning_content), which is {thinking}; "
+    "--thinking drop leaves it out, --graded-part says whether it was graded (all) or not (answer)",
     "thinking_dropped": "of {n} of {completions} completions the thinking (<think> ... </think>) was left out (--thinking drop)",
     "thinking_only": "{n} of {completions} completions were left out: they are thinking without an answer, which is what counts with "
     "--thinking drop and with --graded-part answer",

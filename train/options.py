@@ -62,10 +62,12 @@ class TrainOptions:
     """tokens of prompt and completion; longer completions lose their end (counted)"""
     max_prompt_length: Count = 512
     """tokens of a prompt; longer prompts are dropped (counted)"""
-    thinking: Literal["keep", "drop"] = "keep"
-    """thinking in replies (<think> ... </think>): keep renders it, drop leaves it out (both counted)"""
-    graded_part: Literal["answer", "all"] = "all"
-    """what the grades are of: all of a reply, or its answer alone: a policy then reads the thinking and is trained on the answer"""
+    thinking: Literal["keep", "drop"] | None = None
+    """thinking in replies (<think> ... </think>, reasoning_content): keep renders it, drop leaves it out (both counted); default: keep,
+    but drop for a reward model of graded answers"""
+    graded_part: Literal["answer", "all"] | None = None
+    """what the grades are of: all of a reply, or its answer alone: a policy then reads the thinking and is trained on the answer; default:
+    what the dataset's manifest says, else all"""
     weight: Literal["pair", "prompt"] = "pair"
     """pair: every pair counts 1; prompt: 1 / pairs of its prompt"""
     source_weights: Annotated[dict[str, AtLeastZero], MAPPED] = Field(default_factory=dict)

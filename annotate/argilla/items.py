@@ -30,7 +30,7 @@ from mmpo.pipeline.arrow import without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
-from mmpo.pipeline.tables import Message, completion_id, prompt_id
+from mmpo.pipeline.tables import TOOLS, Message, completion_id, message_of, prompt_id, set_keys
 
 if TYPE_CHECKING:
     from mmpo.annotate.argilla.options import PushOptions
@@ -41,7 +41,8 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class RecordItem:
-    """What one record asks about. margins: by pair of completion ids; those of pairs that nobody graded are missing."""
+    """What one record asks about. margins: by pair of completion ids; those of pairs that nobody graded are missing. carried, tools: as in
+    FeedbackRow, of these completions."""
 
     prompt_id: str
     prompt: Sequence[Message]
@@ -50,6 +51,8 @@ class RecordItem:
     models: tuple[str | None, ...]
     source: str | None
     margins: KnownMargins = field(default_factory=dict)
+    carried: tuple[Mapping[str, str], ...] = ()
+    tools: str | None = None
 
 
 @dataclass
@@ -96,13 +99,15 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
                 read.dropped["several_messages"] += 1
                 continue
             texts = (row["chosen"][0]["content"], row["rejected"][0]["content"])
-            if not _true_ids(row["prompt_id"], row["prompt"], ids, texts):
+            prompt, tools = [message_of(message) for message in row["prompt"]], row.get(TOOLS)
+            carried = tuple(set_keys(row[side][0]) for side in ("chosen", "rejected"))
+            if not _true_ids(row["prompt_id"], prompt, ids, texts, carried, tools):
                 read.dropped["id_of_other_text"] += 1
                 continue
             known = known_of(row)
             item = RecordItem(
-                row["prompt_id"], row["prompt"], ids, texts, (row["chosen_model"], row["rejected_model"]), row["source"],
-                {frozenset(ids): known},
+                row["prompt_id"], prompt, ids, texts, (row["chosen_model"], row["rejected_model"]), row["source"],
+                {frozenset(ids): known}, carried if any(carried) else (), tools,
             )  # fmt: skip
             read.items.append(item)
             if known.kind in AI:
@@ -123,9 +128,17 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
     return read
 
 
-def _true_ids(own: str, prompt: Sequence[Message], ids: Sequence[str], texts: Sequence[str]) -> bool:
+def _true_ids(
+    own: str,
+    prompt: Sequence[Message],
+    ids: Sequence[str],
+    texts: Sequence[str],
+    carried: Sequence[Mapping[str, str]],
+    tools: str | None,
+) -> bool:
     """Whether the ids are those of the texts: what comes back is matched by them."""
-    return prompt_id(prompt) == own and all(completion_id(own, text) == one for one, text in zip(ids, texts))
+    replies = zip(ids, texts, carried or [{}] * len(ids), strict=True)
+    return prompt_id(prompt, tools) == own and all(completion_id(own, text, **more) == one for one, text, more in replies)
 
 
 def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
@@ -143,7 +156,7 @@ def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
     pairing, k = parse_pairing(options.pairs)
     for start in range(0, table.num_rows, BLOCK):
         for row in rows_of(table.slice(start, BLOCK), scores=True, reference=None):
-            if not _true_ids(row.prompt_id, row.prompt, row.ids, row.texts):
+            if not _true_ids(row.prompt_id, row.prompt, row.ids, row.texts, row.carried, row.tools):
                 read.dropped["id_of_other_text"] += 1
             elif options.questions == "pairs":
                 chosen = pairing.choose(Candidates(row.ids, row.scores, options.seed, k))
@@ -162,7 +175,8 @@ def _item(row: FeedbackRow, places: Sequence[int], known: Mapping[Any, KnownMarg
     couples = [frozenset((a, b)) for n, a in enumerate(ids) for b in ids[:n]]
     margins = {couple: known[row.prompt_id, couple] for couple in couples if (row.prompt_id, couple) in known}
     texts = tuple(row.texts[i] for i in places)
-    return RecordItem(row.prompt_id, row.prompt, ids, texts, tuple(row.models[i] for i in places), row.source, margins)
+    models, carried = tuple(row.models[i] for i in places), tuple(row.carried[i] for i in places if row.carried)
+    return RecordItem(row.prompt_id, row.prompt, ids, texts, models, row.source, margins, carried, row.tools)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from mmpo.annotate.argilla.answers import HumanGrade, Key, PulledAnswers, Raters
 from mmpo.pipeline.arrow import large, narrow
 from mmpo.pipeline.grades import merge_prompts
-from mmpo.pipeline.tables import FEEDBACK
+from mmpo.pipeline.tables import FEEDBACK, OPTIONAL_KEYS, TOOLS, with_keys
 
 
 @dataclass
@@ -70,12 +70,12 @@ def merge_answers(
             same = (old.value, old.note, old.first_id) == (answer.value, answer.note, answer.first_id)
             result.unchanged += same
             result.changed += not same
-    tables = [large(pa.Table.from_pylist(list(rows.rows.values()), FEEDBACK))]
+    tables = [large(pa.Table.from_pylist(list(rows.rows.values()), with_keys(FEEDBACK, OPTIONAL_KEYS)))]
     if base is not None:
         rest, result.replaced = _without_replaced(base, result.answers, now, raters)
         tables.insert(0, large(rest))
     whole, _ = merge_prompts(pa.concat_tables(tables).combine_chunks())
-    result.table = narrow(whole, FEEDBACK)
+    result.table = narrow(whole)
     return result
 
 
@@ -127,41 +127,44 @@ class _Rows:
         found, there = self._now.found.get(answer.record), self._known.get(answer.prompt_id)
         grades: dict[str, Any] = {"prompt_id": answer.prompt_id, "completions": [], "ratings": [], "comparisons": [], "extra": None}
         if there is not None and (self._based or found is None):
-            return {**grades, "prompt": there[0], "source": there[1]}
+            return {**grades, "prompt": there[0], "source": there[1], "tools": there[3]}
         if found is None or self._based:
             return None
-        return {**grades, "prompt": found.prompt, "source": found.source or self._source}
+        return {**grades, "prompt": found.prompt, "source": found.source or self._source, "tools": found.tools}
 
     def _add(self, row: dict[str, Any], places: dict[str, int], own: str, answer: HumanGrade) -> bool:
         """Whether the row has a completion, added from the base, the record or the earlier pull where it was missing."""
         if own in places:
             return True
-        _, _, texts = self._known.get(answer.prompt_id, (None, None, {}))
+        _, _, texts, _ = self._known.get(answer.prompt_id, (None, None, {}, None))
         found = None if self._based else self._now.found.get(answer.record)
         if found is not None:
-            texts = {**texts, **{one: (text, model) for one, text, model in zip(found.ids, found.texts, found.models)}}
+            carried = found.carried or [{}] * len(found.ids)
+            shown = zip(found.ids, found.texts, found.models, carried, strict=True)
+            texts = {**texts, **{one: {"text": text, "model": model, **more} for one, text, model, more in shown}}
         # Everything that a rater saw belongs to the row, rated or not.
         for one in dict.fromkeys([own, *(found.ids if found is not None else ())]):
             if one in texts and one not in places:
                 places[one] = len(row["completions"])
-                row["completions"].append({"id": one, "text": texts[one][0], "model": texts[one][1]})
+                row["completions"].append({**texts[one], "id": one})
         return own in places
 
 
-Texts = dict[str, tuple[str, str | None]]
+Texts = dict[str, dict[str, Any]]
 
 
-def _texts(table: pa.Table | None) -> dict[str, tuple[Any, str | None, Texts]]:
-    """By prompt id: the prompt, its source, and text and model of each completion."""
+def _texts(table: pa.Table | None) -> dict[str, tuple[Any, str | None, Texts, str | None]]:
+    """By prompt id: the prompt, its source, its completions by their ids, and its tools."""
     if table is None:
         return {}
     return {
         row["prompt_id"]: (
             row["prompt"],
             row["source"],
-            {one["id"]: (one["text"], one["model"]) for one in row["completions"] or ()},
+            {one["id"]: one for one in row["completions"] or ()},
+            row.get(TOOLS),
         )
-        for row in table.select(["prompt_id", "prompt", "completions", "source"]).to_pylist()
+        for row in table.drop_columns(["ratings", "comparisons", "extra"]).to_pylist()
     }
 
 

@@ -17,7 +17,7 @@ from mmpo.annotate.argilla.items import RecordItem
 from mmpo.annotate.argilla.known_margins import KnownMargin
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.storage import text_digest
-from mmpo.pipeline.tables import Message, completion_id, prompt_id
+from mmpo.pipeline.tables import Message, as_text, completion_id, message_of, prompt_id, set_keys
 
 LETTERS = ascii_lowercase[:10]
 """Replies of a record at most: Argilla's page shows no more side by side that anyone could compare."""
@@ -49,6 +49,8 @@ class ShownRecord:
     source: str | None
     display: str
     metadata_missing: bool
+    carried: tuple[Mapping[str, str], ...] = ()
+    tools: str | None = None
 
 
 def record_id(questions: str, prompt: str, ids: Sequence[str]) -> str:
@@ -71,9 +73,14 @@ def order_of(item: RecordItem, questions: str, seed: int) -> tuple[str, ...]:
 def fields_of(item: RecordItem, order: Sequence[str], display: str) -> dict[str, Any]:
     """The fields of a record, replies in the given order."""
     way = DISPLAYS[display]
-    texts = dict(zip(item.ids, item.texts))
+    texts = dict(zip(item.ids, _said(item.texts, item.carried)))
     replies = {f"reply_{letter}": way.shown(texts[one]) for letter, one in zip(LETTERS, order)}
     return {"prompt": _chat(item.prompt, way), **replies}
+
+
+def _said(texts: Sequence[str], carried: Sequence[Mapping[str, str]]) -> list[str]:
+    """What replies say, their tool calls as text."""
+    return [as_text({"content": text, **more}) for text, more in zip(texts, carried or [{}] * len(texts), strict=True)]
 
 
 def _chat(prompt: Sequence[Message], way: Display) -> list[Message]:
@@ -81,7 +88,7 @@ def _chat(prompt: Sequence[Message], way: Display) -> list[Message]:
     return [
         {"role": message["role"][:LONGEST_ROLE] or "?", "content": piece}
         for message in prompt
-        for piece in _pieces(message["content"], way)
+        for piece in _pieces(as_text(message), way)
     ]
 
 
@@ -96,7 +103,7 @@ def _pieces(text: str, way: Display) -> list[str]:
 
 def _fits(prompt: Sequence[Message]) -> bool:
     """Whether the chat field alone says what the conversation was."""
-    return all(0 < len(message["role"]) <= LONGEST_ROLE and message["content"] for message in prompt)
+    return all(0 < len(message["role"]) <= LONGEST_ROLE and message["content"] and len(message) == 2 for message in prompt)
 
 
 def metadata_of(item: RecordItem, order: Sequence[str], display: str) -> dict[str, Any]:
@@ -110,7 +117,11 @@ def metadata_of(item: RecordItem, order: Sequence[str], display: str) -> dict[st
     way = DISPLAYS[display]
     chat = _chat(item.prompt, way)
     if not _fits(item.prompt) or len(chat) != len(item.prompt):
-        values["prompt"] = [{"role": message["role"], "content": message["content"]} for message in item.prompt]
+        values["prompt"] = [message_of(message) for message in item.prompt]
+    values["tools"] = item.tools
+    if any(item.carried):
+        replies = dict(zip(item.ids, ({"content": text, **more} for text, more in zip(item.texts, item.carried, strict=True))))
+        values["replies"] = [replies[one] for one in order]
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -190,16 +201,30 @@ def _proved(
         # A conversation that the field could not hold as it is stands in the metadata: the field must still show that one.
         if "prompt" in metadata and _chat(prompt, way) != [{"role": one["role"], "content": one["content"]} for one in shown]:
             return None
-        own = prompt_id(prompt)
+        tools, kept = metadata.get("tools"), metadata.get("replies")
+        own = prompt_id(prompt, tools)
+        texts = tuple(way.written(text) for text in replies) if kept is None else tuple(one["content"] for one in kept)
+        carried = () if kept is None else tuple(set_keys(one) for one in kept)
+        if kept is not None and [way.shown(text) for text in _said(texts, carried)] != list(replies):
+            return None
+        ids = tuple(completion_id(own, text, **more) for text, more in zip(texts, carried or [{}] * len(texts), strict=True))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    texts = tuple(way.written(text) for text in replies)
-    ids = tuple(completion_id(own, text) for text in texts)
     if record_id(questions, own, ids) != external:
         return None
     models = tuple(_text(metadata.get(f"model_{letter}")) for letter in LETTERS[: len(ids)])
     return ShownRecord(
-        external, own, prompt, ids, texts, models, _text(metadata.get("source")), display, "prompt_id" not in metadata
+        external,
+        own,
+        prompt,
+        ids,
+        texts,
+        models,
+        _text(metadata.get("source")),
+        display,
+        "prompt_id" not in metadata,
+        carried,
+        tools,
     )
 
 

@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mmpo.annotate.judge.rubrics import Rubric
 from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.tables import Message
+from mmpo.pipeline.tables import Message, as_text
 
 FOLDER = Path(__file__).parent / "templates"
 CHAT_TOKENS = re.compile(r"<(?=\|[A-Za-z0-9_]{1,40}\|>|/?(?:start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
@@ -63,17 +63,19 @@ def nonce_of(prompt_id: str, texts: Sequence[str]) -> str:
     raise RuntimeError("no nonce was found that the texts do not hold")
 
 
-def conversation_text(messages: Sequence[Message]) -> str:
-    """One user message as it is; several with their roles as headings."""
-    if len(messages) == 1 and messages[0]["role"] == "user":
+def conversation_text(messages: Sequence[Message], tools: str | None = None) -> str:
+    """One user message as it is; several with their roles as headings, tool calls as text, behind the tools that are offered (JSON)."""
+    if len(messages) == 1 and messages[0]["role"] == "user" and tools is None:
         return messages[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}:\n{message['content']}" for message in messages)
+    offered = [] if tools is None else [f"Tools:\n{tools}"]
+    return "\n\n".join([*offered, *(f"{message['role'].capitalize()}:\n{as_text(message)}" for message in messages)])
 
 
 def shown_of(row: FeedbackRow, places: Sequence[int]) -> Shown:
     """What a question about these completions shows: each between marks that it cannot close, without what chat templates act on."""
     conversation, reference, *texts = map(
-        neutralise_chat_tokens, (conversation_text(row.prompt), row.reference, *(row.texts[place] for place in places))
+        neutralise_chat_tokens,
+        (conversation_text(row.prompt, row.tools), row.reference, *(row.said(place) for place in places)),
     )
     replies = [{"label": label, "text": text} for label, text in zip(ascii_uppercase, texts)]
     return Shown(conversation, replies, reference, nonce_of(row.prompt_id, [conversation, reference, *texts]))

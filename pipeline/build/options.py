@@ -75,6 +75,10 @@ class BuildOptions:
     """Pairs with margin 0: keep or drop."""
     max_chars: Count | None = None
     """Drop pairs with a longer text, in characters."""
+    thinking: Literal["keep", "drop"] = "keep"
+    """Thinking in replies (<think> ... </think>, or reasoning_content of a message): keep or drop; without it replies are their answers."""
+    graded_part: Literal["answer", "all"] = "all"
+    """What the grades are of: all of a reply, or its answer alone; stands in the manifest, and training goes by it."""
     seed: Annotated[int, NUMBER] = 0
     """Seed of every random choice; results don't depend on the order of the input."""
     split: Annotated[tuple[float, float, float], LISTED] = (0.9, 0.05, 0.05)

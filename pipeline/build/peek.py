@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import saturated
 from mmpo.pipeline.build.summary import reading_warnings, saturation_warnings
@@ -42,7 +43,10 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     graded, statistics = Counter[str](), grade_statistics(part.feedback)
     for name in ("ratings", "comparisons"):
         graded.update(part.feedback[name].combine_chunks().flatten().field("rater").to_pylist())
-    shown = part.feedback.slice(0, SHOWN_ROWS).select(["prompt", "completions", "ratings", "comparisons"])
+    shown = narrow(part.feedback.slice(0, SHOWN_ROWS))
+    shown = shown.select(
+        [name for name in shown.column_names if name in ("prompt", "completions", "ratings", "comparisons", "tools")]
+    )
     return {
         "file": chunk.name,
         "lines": part.lines,

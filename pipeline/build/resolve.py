@@ -39,7 +39,7 @@ class ResolvedBuild:
     """A build that can be done.
 
     groups: the grades it uses; pooled: each source's within-pair variances, and agreement: each rater's with the others, where passes found
-    any.
+    any; keys: those of OPTIONAL_KEYS that the input holds.
     """
 
     options: BuildOptions
@@ -48,6 +48,7 @@ class ResolvedBuild:
     statistics: GradeStatistics = field(default_factory=GradeStatistics)
     pooled: dict[str, PooledVariance] = field(default_factory=dict)
     agreement: dict[str, RaterAgreement] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     def pooled_variance(self) -> dict[str, float]:
         """By source, as the manifest keeps it: the variance of raters' own gaps within pairs."""

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
-from mmpo.pipeline.build.summary import doubtful_raters, largest, reading_warnings, saturation_warnings, sides_of, warnings_of
+from mmpo.pipeline.build.summary import (
+    doubtful_raters,
+    largest,
+    reading_warnings,
+    same_answer_warnings,
+    saturation_warnings,
+    sides_of,
+    warnings_of,
+)
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import GradeStatistics
@@ -99,7 +108,8 @@ def build(
                 for results in run(collect_from, [(resolved, shard, function) for shard in shards]):
                     yield from results
 
-            resolved = with_learned(resolve_build(statistics, options), collect)
+            keys = tuple(sorted({key for read in reads for key in read.keys}))
+            resolved = with_learned(replace(resolve_build(statistics, options), keys=keys), collect)
             metadata = _provenance(options, files) | resolved.metadata()
             results = list(done("write", write_shard, [(resolved, shard, folder, scratch, metadata) for shard in shards]))
         return _finish(resolved, reads, results, metadata, folder, scratch, out)
@@ -182,7 +192,10 @@ def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[Sh
         "rounded_ties": rounded_ties,
         "ties_at_ends": ties_at_ends if resolved.rules.evidence == "ratings" and resolved.score_range() else None,
         "doubtful_raters": {name: one._asdict() for name, one in doubtful_raters(resolved).items()},
-        "warnings": warnings_of(resolved, rows, ties, unwitnessed, *lies),
+        "warnings": [
+            *warnings_of(resolved, rows, ties, unwitnessed, *lies),
+            *same_answer_warnings(sum((result.same_answers for result in results), Counter()), sum(rows.values())),
+        ],
     }
 
 

@@ -17,6 +17,7 @@ from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
 from mmpo.pipeline.pairs.choose import STRATEGIES, choose_pairs
@@ -30,13 +31,13 @@ from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import read_partition, write_spill
 from mmpo.pipeline.storage.text_files import InputFile
-from mmpo.pipeline.tables import FEEDBACK, REJECTS, SPLITS
+from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPLY_KEYS, SPLITS, held_keys
 
 
 @dataclass
 class Read:
     """What reading a chunk left: its spills, its rejects, and the statistics of its grades. noted: what was noted of rows that were kept;
-    unused: file → its columns that are not read.
+    unused: file → its columns that are not read; keys: those of OPTIONAL_KEYS that it holds.
     """
 
     spills: list[Path] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Read:
     limited_reasons: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
     accounting: RowAccounting = field(default_factory=RowAccounting)
 
 
@@ -62,6 +64,7 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
         unused = tuple(name for name in part.unused if name not in reading.keep)
         if unused and chunk.first:
             result.unused[chunk.name] = unused
+        result.keys.update(held_keys(part.feedback))
         result.statistics.add(grade_statistics(part.feedback))
         _count(part, result)
         name = f"{index:06d}-{number:06d}"
@@ -130,8 +133,9 @@ class ShardResult:
 
     examples: its two pairs of the largest margins, of two prompts; ties, rounded_ties, unwitnessed: pairs of margin 0, those of
     them whose values differ by less than the rounding step, and pairs of 0 raters; ties_at_ends: those whose scores
-    are both at the same end of the range of scores; first_messages:
-    where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to lie.
+    are both at the same end of the range of scores; same_answers: pairs whose replies differ in nothing but the key (of DIFFERS);
+    first_messages: where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to
+    lie.
     """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
@@ -145,6 +149,7 @@ class ShardResult:
     rounded_ties: int = 0
     unwitnessed: int = 0
     ties_at_ends: int = 0
+    same_answers: Counter[str] = field(default_factory=Counter)
     first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
 
@@ -156,8 +161,20 @@ def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
 
 def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Table, PairRules], Any]) -> list[Any]:
     """What the function returns for the merged grades (without texts) of each partition of the shard."""
-    tables = (without_texts(read_partition(shard.spills, partition)) for partition in shard.partitions)
+    tables = (without_texts(_rows(build, shard, partition, RowAccounting())) for partition in shard.partitions)
     return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
+
+
+def _rows(build: ResolvedBuild, shard: Shard, partition: int, accounting: RowAccounting) -> pa.Table:
+    """What the spills hold of a partition, without thinking where that is dropped."""
+    rows = read_partition(shard.spills, partition)
+    if build.options.thinking == "keep":
+        return rows
+    rows, gone = drop_thinking(rows)
+    left = sum(len(flat(rows[name]).flatten()) for name in ("ratings", "comparisons"))
+    dropped = {"identical_answers": gone} if gone else {}
+    accounting.count("answers", "grade", into=left + gone, out=left, dropped=dropped)
+    return rows
 
 
 def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path, metadata: dict[str, Any]) -> ShardResult:
@@ -171,14 +188,14 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
     def flush(name: str) -> None:
         if waiting[name]:
             batch = pa.concat_tables(waiting[name]).combine_chunks()
-            table = narrow(batch, FEEDBACK) if build.options.feedback_only else _pairs(build, batch, result, rejects)
+            table = narrow(batch, build.keys) if build.options.feedback_only else _pairs(build, batch, result, rejects)
             writers[name].write(table)
             result.rows[name] += table.num_rows
             result.prompts += batch.num_rows if build.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
             waiting[name], held[name] = [], 0
 
     for partition in shard.partitions:
-        rows = read_partition(shard.spills, partition)
+        rows = _rows(build, shard, partition, result.accounting)
         check_one_value(rows, build.options.split_by)
         merged = merged_grades(rows, build, result.accounting)
         side = _sides(merged, build, result) if len(names) > 1 else np.zeros(merged.num_rows, dtype=np.int64)
@@ -224,6 +241,9 @@ def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     prompts, completions = flat(table["prompt"]), flat(table["completions"])
     prompt = row_sums(prompts, pc.binary_length(prompts.flatten().field("content")))
     texts = row_sums(completions, pc.binary_length(completions.flatten().field("text")))
+    for column, total, names in ((prompts, prompt, MESSAGE_KEYS), (completions, texts, REPLY_KEYS)):
+        for key in set(names) & set(build.keys):
+            total += row_sums(column, pc.fill_null(pc.binary_length(column.flatten().field(key)), 0))
     n = np.diff(offsets_of(completions))
     if build.options.feedback_only:
         return prompt + texts + 200
@@ -251,13 +271,16 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     for reason, mask in lost.items():
         rejects.add("prompt", "pair", reason, flat(batch["prompt_id"]).filter(pa.array(mask)))
     rejects.add_pairs(batch, pairs)
-    table = pairs_table(batch, pairs)
+    table = pairs_table(batch, pairs, build.keys)
     result.examples = largest([*result.examples, *examples_of(table)])
     result.ties += int((pairs.quality_margin == 0).sum())
     result.rounded_ties += int(pairs.rounded_ties.sum())
     if build.rules.evidence == "ratings" and (ends := build.score_range()):
         result.ties_at_ends += int((np.isin(to_numpy(flat(table["score_chosen"])), ends) & (pairs.quality_margin == 0)).sum())
     result.unwitnessed += int((pairs.raters == 0).sum())
+    if build.options.graded_part == "all":
+        same = Answers(batch).same(pairs.chosen, pairs.rejected)
+        result.same_answers.update({name: int((same == code).sum()) for code, name in enumerate(DIFFERS, 1)})
     return table
 
 

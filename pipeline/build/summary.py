@@ -10,7 +10,7 @@ from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.resolve import ResolvedBuild
 from mmpo.pipeline.grades.rater_effects import RaterAgreement
 from mmpo.pipeline.grades.statistics import GradeGroup
-from mmpo.pipeline.tables import SPLITS
+from mmpo.pipeline.tables import SPLITS, as_text
 
 EXAMPLES = 2
 EXAMPLE_CHARACTERS = 200
@@ -41,7 +41,7 @@ def examples_of(pairs: pa.Table) -> list[Example]:
     found: list[Example] = []
     for row in np.argsort(-margins, kind="stable")[: 50 * EXAMPLES].tolist():
         one = pairs.slice(row, 1).select(["chosen_id", "rejected_id", "prompt_id", "chosen", "rejected"]).to_pylist()[0]
-        texts = (one[side][0]["content"][:EXAMPLE_CHARACTERS] for side in ("chosen", "rejected"))
+        texts = (as_text(one[side][0])[:EXAMPLE_CHARACTERS] for side in ("chosen", "rejected"))
         found = largest([*found, Example(-float(margins[row]), (one["chosen_id"], one["rejected_id"]), one["prompt_id"], *texts)])
         if len(found) == EXAMPLES:
             break
@@ -113,6 +113,15 @@ def warnings_of(
     return found
 
 
+def same_answer_warnings(found: Mapping[str, int], pairs: int) -> list[str]:
+    """What to say of pairs whose replies differ in nothing but one of `answers.DIFFERS`."""
+    advice = {
+        "thinking": "the grades may be of the same answer; --graded-part answer leaves them out",
+        "white space": "a template may write both alike; --graded-part answer leaves them out",
+    }
+    return [f"{n:,} of {pairs:,} pairs differ in nothing but {name}: {advice[name]}" for name, n in found.items() if n]
+
+
 def _same_grades(build: ResolvedBuild, group: GradeGroup) -> bool:
     moments = build.statistics.groups[group]
     return moments.count >= LEAST_GRADES and moments.least == moments.most
@@ -168,9 +177,12 @@ NOTED = {
     "template_marks": "{n:,} prompts begin with the marks of a chat template, such as <|im_start|>: a whole chat is taken for one text of "
     "the user, and a model's own template will stand around it; give it as messages",
     **{
-        f"{key}_left_out": f"of {{n:,}} messages the {key} was left out: what is graded and trained on is the content"
+        f"{key}_left_out": f"of {{n:,}} messages the {key} was left out: it is no text, not the assistant's, or a second one"
         for key in ("reasoning_content", "reasoning", "thinking")
     },
+    "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
+    "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content): --thinking keep or drop decides, "
+    "and --graded-part answer says that the grades are of the answers alone",
 }
 """What is said of what the sources note about rows that are kept."""
 

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.checks.findings import Findings
-from mmpo.pipeline.contract import feedback_faults, null_faults
-from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
+from mmpo.pipeline.contract import feedback_faults, key_faults, null_faults
+from mmpo.pipeline.tables import FEEDBACK, REPLY_KEYS, TOOLS, completion_id, keys_of, prompt_id, with_keys
 
 
 def look_at_feedback(found: Findings) -> None:
@@ -16,31 +17,37 @@ def look_at_feedback(found: Findings) -> None:
     seen: set[int] = set()
     for path in found.parts("feedback"):
         for batch in found.batches("feedback", path, FEEDBACK):
-            _look(found, pa.Table.from_batches([batch]).cast(FEEDBACK), seen)
+            _look(found, _whole(batch), seen)
     found.figures["prompts"] = len(seen)
+
+
+def _whole(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch]).cast(with_keys(FEEDBACK, keys_of(batch.schema)))
 
 
 def _look(found: Findings, table: pa.Table, seen: set[int]) -> None:
     bad = np.zeros(table.num_rows, dtype=bool)
-    for name in FEEDBACK.names:
+    for name in table.column_names:
         for _, words, mask in null_faults(table[name].combine_chunks(), name):
             found.found("nulls", mask & ~bad, words)
             bad |= mask
     rows, table = np.flatnonzero(~bad), table.filter(pa.array(~bad)).combine_chunks()
-    for rule, words, mask in feedback_faults(table):
+    for rule, words, mask in chain(feedback_faults(table), key_faults(table)):
         found.found(rule, mask, words, rows)
     broken: dict[str, list[bool]] = {
         rule: [] for rule in ("prompt ids", "messages", "empty texts", "completion ids", "duplicates", "extra")
     }
     names = ("prompt_id", "prompt", "completions", "extra")
+    tools = table[TOOLS].to_pylist() if TOOLS in table.column_names else [None] * table.num_rows
     # Ids are digests and prompts differ from row to row: a loop, as every digest takes one.
-    for identity, prompt, replies, extra in zip(*(table[name].to_pylist() for name in names), strict=True):
+    for identity, prompt, replies, extra, offered in zip(*(table[name].to_pylist() for name in names), tools, strict=True):
         broken["messages"].append(not prompt)
-        broken["prompt ids"].append(bool(prompt) and prompt_id(prompt) != identity)
+        broken["prompt ids"].append(bool(prompt) and prompt_id(prompt, offered) != identity)
         blank = bool(prompt) and not any(message["content"].strip() for message in prompt)
-        broken["empty texts"].append(blank or any(not reply["text"].strip() for reply in replies))
-        broken["completion ids"].append(any(completion_id(identity, reply["text"]) != reply["id"] for reply in replies))
-        twice = max(Counter(reply["text"] for reply in replies).values(), default=1) > 1
+        said = [(reply["text"], *(reply.get(key) for key in REPLY_KEYS)) for reply in replies]
+        broken["empty texts"].append(blank or any(not text.strip() and calls is None for text, _, calls in said))
+        broken["completion ids"].append(any(completion_id(identity, *one) != reply["id"] for one, reply in zip(said, replies)))
+        twice = max(Counter(said).values(), default=1) > 1
         broken["duplicates"].append(twice or hash(identity) in seen)
         broken["extra"].append(extra is not None and not _is_object(extra))
         seen.add(hash(identity))

@@ -16,7 +16,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import part_schema
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.parts import about_part, cannot_read
-from mmpo.pipeline.tables import SCHEMA_VERSION
+from mmpo.pipeline.tables import SCHEMA_VERSION, keys_of, with_keys
 
 BATCH_ROWS = 32_768
 DISTINCT_BYTES = 8 << 20
@@ -86,6 +86,7 @@ class Findings:
             self.fault("metadata" if "metadata" in text or "schema version" in text else "parts", text)
             self.unread = True
             return
+        schema = with_keys(schema, keys_of(given))
         if not self._columns(name, given, schema):
             self.unread = True
             return

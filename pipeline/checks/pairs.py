@@ -1,6 +1,7 @@
 """One pass over the parts of a PAIRS folder. Texts are read as dictionaries, so that each distinct one is looked at and hashed once."""
 
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -9,10 +10,21 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import offsets_of, ranges, row_sums, to_numpy
 from mmpo.pipeline.checks.findings import Findings
-from mmpo.pipeline.contract import KINDS, null_faults
+from mmpo.pipeline.contract import KINDS, key_faults, null_faults
 from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.pairs.splits import SPLIT_RULES, check_shares, first_user_messages, split_of_positions
-from mmpo.pipeline.tables import MESSAGES, PAIRS, SPLITS, prompt_id
+from mmpo.pipeline.tables import (
+    MESSAGE_KEYS,
+    MESSAGES,
+    PAIRS,
+    REPLY_KEYS,
+    SPLITS,
+    TOOLS,
+    completion_id,
+    keys_of,
+    prompt_id,
+    with_keys,
+)
 
 SATURATED = 0.95
 """A target above this pulls like a certain label: the margin behind it no longer matters."""
@@ -132,11 +144,13 @@ class _Batch:
     def look(self) -> None:
         """Every rule about rows."""
         bad = np.zeros(self.batch.num_rows, dtype=bool)
-        for name in PAIRS.names:
+        for name in self.batch.schema.names:
             for _, words, mask in null_faults(self.batch.column(name), name):
                 self.found.found("nulls", mask & ~bad, words)
                 bad |= mask
         self._keep(~bad)
+        for rule, words, mask in key_faults(self.batch):
+            self._say(rule, mask, words)
         self._numbers()
         empty = np.diff(offsets_of(self.batch.column("prompt"))) == 0
         self._say("messages", empty, "a prompt without messages")
@@ -209,14 +223,18 @@ class _Batch:
         wrong = lengths != lengths[self.run]
         same = np.flatnonzero(~wrong & (self.run != np.arange(len(ids))))
         if len(same):
-            (role, _), (content, texts) = (_coded(messages.field(name)) for name in ("role", "content"))
-            number = role.astype(np.int64) * (len(texts) + 1) + content
+            number = _numbered([messages.field(name) for name in ("role", "content", *_carried(messages, MESSAGE_KEYS))])
             mine, first = (number[ranges(offsets[rows], lengths[same])] for rows in (same, self.run[same]))
             wrong[np.repeat(same, lengths[same])[mine != first]] = True
-        heads = prompts.take(pa.array(starts)).cast(MESSAGES)
+        tools = [None] * len(starts)
+        if TOOLS in self.batch.schema.names:
+            offered, texts = _coded(self.batch.column(TOOLS))
+            wrong |= offered != offered[self.run]
+            tools = texts.take(pa.array(offered[starts], mask=offered[starts] < 0)).to_pylist()
+        heads = prompts.take(pa.array(starts)).cast(with_keys(PAIRS, keys_of(self.batch.schema)).field("prompt").type)
         first_of = heads.to_pylist()
         own = names.take(pa.array(ids[starts])).to_pylist()
-        right = [prompt_id(rows) == one for rows, one in zip(first_of, own, strict=True)]
+        right = [prompt_id(rows, offer) == one for rows, offer, one in zip(first_of, tools, own, strict=True)]
         wrong[starts] |= ~np.array(right, dtype=bool)
         self._say("prompt ids", wrong)
         blank = row_sums(heads, pc.invert(_blank(heads.flatten().field("content")))) == 0
@@ -254,11 +272,19 @@ class _Batch:
             blake2b(heads[of] + views[at], digest_size=16).hexdigest() == own[name]
             for name, of, at in zip(there.tolist(), prompt[places].tolist(), text[places].tolist(), strict=True)
         ]
-        wrong = ~right[identity] | (prompt != prompt[first[identity]]) | (text != text[first[identity]])
+        keys = {key: self._both([side.field(key) for side in columns]) for key in _carried(columns[0], REPLY_KEYS)}
+        said = _joined([text, *(codes for codes, _ in keys.values())])
+        keyed = np.any([codes[places] >= 0 for codes, _ in keys.values()], axis=0) if keys else np.zeros(len(there), dtype=bool)
+        for name, place in zip(there[keyed].tolist(), places[keyed].tolist(), strict=True):
+            told = {key: values[int(codes[place])].as_py() for key, (codes, values) in keys.items() if codes[place] >= 0}
+            right[name] = completion_id(prompts[int(prompt[place])].as_py(), texts[int(text[place])].as_py(), **told) == own[name]
+        wrong = ~right[identity] | (prompt != prompt[first[identity]]) | (said != said[first[identity]])
         self._say("completion ids", wrong[:n] | wrong[n:])
         blank = np.asarray(_blank(texts))[text]
+        if "tool_calls" in keys:
+            blank = blank & (keys["tool_calls"][0] < 0)
         self._say("empty texts", blank[:n] | blank[n:], "a reply without text")
-        self._say("identical texts", text[:n] == text[n:])
+        self._say("identical texts", said[:n] == said[n:])
         margin = self._column("quality_margin")
         ties = np.flatnonzero(margin == 0)
         if len(ties):
@@ -331,6 +357,26 @@ class _Batch:
 
 def _blank(texts: pa.Array) -> pa.Array:
     return pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
+
+
+def _carried(messages: pa.StructArray, keys: Sequence[str]) -> list[str]:
+    """Those of the keys that there are fields for."""
+    return [field.name for field in messages.type.fields if field.name in keys]
+
+
+def _numbered(columns: Sequence[pa.Array]) -> np.ndarray:
+    """One number for each row of several columns, equal where all of them are."""
+    return _joined([_coded(column)[0].astype(np.int64) for column in columns])
+
+
+def _joined(codes: Sequence[np.ndarray]) -> np.ndarray:
+    """One number for each place of several arrays of numbers from −1 up, equal where all of them are."""
+    number = codes[0].astype(np.int64)
+    for place, code in enumerate(codes[1:], 1):
+        if place > 1:  # so that products stay small, whatever the number of arrays
+            number = np.unique(number, return_inverse=True)[1].ravel()
+        number = number * (int(code.max(initial=0)) + 2) + code + 1
+    return number
 
 
 def _first_of(numbers: np.ndarray, size: int) -> np.ndarray:

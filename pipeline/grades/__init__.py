@@ -11,6 +11,7 @@ from mmpo.pipeline.grades.aggregate import (
     run_sizes,
     runs,
 )
+from mmpo.pipeline.grades.answers import drop_thinking
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_biases

@@ -35,6 +35,7 @@ def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
             _grades(table, "comparisons", prompt_of_row, position, prompt_start, ("first", "second"), "gap"),
             _sources(flat(table["source"]), prompt_of_row, first_row),
             _extras(flat(table["extra"]), prompt_of_row),
+            flat(table["tools"]).take(pa.array(first_row)),
         ],
         schema=LARGE_FEEDBACK,
     )

@@ -38,6 +38,8 @@ class PairRules:
     ties: str = "keep"
     max_chars: int | None = None
     seed: int = 0
+    thinking: str = "keep"
+    graded_part: str = "all"
     steps: Mapping[tuple[str, str], float] = field(default_factory=dict)
     origin: float = 0.0
     position: Mapping[tuple[str, str], PositionBias] = field(default_factory=dict)

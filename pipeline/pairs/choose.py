@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
 from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
+from mmpo.pipeline.grades.answers import Answers
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rater_effects import RaterSample
 from mmpo.pipeline.grades.rounding import comparable, differ, rounded, step_of
@@ -336,7 +337,24 @@ def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.n
     return out
 
 
+def _thinking_only(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs with a reply that is thinking without an answer, where the answer is what counts."""
+    if rules.graded_part == "all" and rules.thinking == "keep":
+        return np.zeros(len(pairs.prompt), dtype=bool)
+    missing = Answers(table).missing()
+    return missing[pairs.chosen] | missing[pairs.rejected]
+
+
+def _identical_answers(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
+    """Pairs of replies that differ in their thinking or in the white space around them alone, where the grades are of the answers."""
+    if rules.graded_part == "all":
+        return np.zeros(len(pairs.prompt), dtype=bool)
+    return Answers(table).same(pairs.chosen, pairs.rejected) > 0
+
+
 FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
+    "thinking_only": _thinking_only,
+    "identical_answers": _identical_answers,
     "tie": _tie,
     "over_long": _over_long,
     "min_raters": _few_raters,

@@ -1,12 +1,13 @@
 """Chosen pairs, and their PAIRS rows. A text is copied once per pair and no sooner: until here it is a position."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, gather_lists, offsets_of
-from mmpo.pipeline.tables import MESSAGE, PAIRS
+from mmpo.pipeline.tables import MESSAGE_KEYS, PAIRS, REPLY_KEYS, TOOLS, held_keys, with_keys
 
 LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 """A reason, and prompt, chosen and rejected of the pairs that it left out."""
@@ -48,13 +49,16 @@ class ChosenPairs:
         return replace(self, **{name: column[~out] for name, column in columns.items() if isinstance(column, np.ndarray)})
 
 
-def pairs_table(feedback: pa.Table, pairs: ChosenPairs) -> pa.Table:
-    """PAIRS from a FEEDBACK batch and the pairs chosen in it, at most 2 GiB of text per column."""
+def pairs_table(feedback: pa.Table, pairs: ChosenPairs, keys: Collection[str] | None = None) -> pa.Table:
+    """PAIRS from a FEEDBACK batch and the pairs chosen in it, at most 2 GiB of text per column. keys: those of OPTIONAL_KEYS that there are
+    fields for; those that the batch holds, unless given."""
+    schema = with_keys(PAIRS, held_keys(feedback) if keys is None else keys)
     completions = flat(feedback["completions"]).flatten()
     prompt, sides = pa.array(pairs.prompt), {"chosen": pa.array(pairs.chosen), "rejected": pa.array(pairs.rejected)}
+    kind = schema.field("prompt").type
     columns = {
         "prompt_id": flat(feedback["prompt_id"]).take(prompt),
-        "prompt": _prompts(flat(feedback["prompt"]), pairs.prompt),
+        "prompt": _prompts(flat(feedback["prompt"]), pairs.prompt, kind),
         "source": flat(feedback["source"]).take(prompt),
         "quality_margin": pa.array(pairs.quality_margin),
         "margin_se": pa.array(pairs.margin_se, from_pandas=True),
@@ -62,25 +66,37 @@ def pairs_table(feedback: pa.Table, pairs: ChosenPairs) -> pa.Table:
         "raters": pa.array(pairs.raters, pa.int32()),
         "kind": pa.array(pairs.kinds, pa.string()).take(pa.array(pairs.kind)),
     }
+    if TOOLS in schema.names:
+        columns[TOOLS] = flat(feedback[TOOLS]).take(prompt).cast(pa.string())
     for side, at in sides.items():
-        columns[side] = _replies(completions.field("text").take(at))
+        columns[side] = _replies(completions, at, kind)
         columns[f"{side}_id"] = completions.field("id").take(at)
         columns[f"{side}_model"] = completions.field("model").take(at)
         columns[f"score_{side}"] = pa.array(getattr(pairs, f"score_{side}"), from_pandas=True)
-    return pa.Table.from_arrays([columns[name] for name in PAIRS.names], schema=PAIRS)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def _messages(offsets: np.ndarray, roles: pa.Array, contents: pa.Array) -> pa.ListArray:
-    message = pa.StructArray.from_arrays([roles, contents.cast(pa.string())], fields=list(MESSAGE))
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), message)
+def _messages(offsets: np.ndarray, fields: Mapping[str, pa.Array], kind: pa.ListType) -> pa.ListArray:
+    inner = kind.value_type
+    arrays = [
+        fields[one.name].cast(pa.string()) if one.name in fields else pa.nulls(int(offsets[-1]), pa.string())
+        for one in inner.fields
+    ]
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.StructArray.from_arrays(arrays, fields=inner.fields))
 
 
-def _replies(texts: pa.Array) -> pa.ListArray:
-    """Each text as a conversation of one assistant message."""
-    return _messages(np.arange(len(texts) + 1), pa.repeat(pa.scalar("assistant"), len(texts)), texts)
+def _replies(completions: pa.StructArray, at: pa.Array, kind: pa.ListType) -> pa.ListArray:
+    """Each completion as a conversation of one assistant message."""
+    fields = {"role": pa.repeat(pa.scalar("assistant"), len(at)), "content": completions.field("text").take(at)}
+    fields |= {key: completions.field(key).take(at) for key in _keys(kind) if key in REPLY_KEYS}
+    return _messages(np.arange(len(at) + 1), fields, kind)
 
 
-def _prompts(prompts: pa.ListArray, index: np.ndarray) -> pa.ListArray:
+def _prompts(prompts: pa.ListArray, index: np.ndarray, kind: pa.ListType) -> pa.ListArray:
     positions, offsets = gather_lists(offsets_of(prompts), index)
-    messages = prompts.flatten()
-    return _messages(offsets, messages.field("role").take(pa.array(positions)), messages.field("content").take(pa.array(positions)))
+    messages, taken = prompts.flatten(), pa.array(positions)
+    return _messages(offsets, {key: messages.field(key).take(taken) for key in ("role", "content", *_keys(kind))}, kind)
+
+
+def _keys(kind: pa.ListType) -> list[str]:
+    return [one.name for one in kind.value_type.fields if one.name in MESSAGE_KEYS]

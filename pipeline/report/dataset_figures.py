@@ -12,6 +12,7 @@ from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.storage import batches, part_files
+from mmpo.pipeline.tables import as_text
 
 _COLUMNS = ("prompt_id", "chosen", "rejected", "quality_margin", "margin_se", "source", "kind")
 
@@ -107,9 +108,9 @@ def samples(dataset: Path, figures: PairFigures, most: int = 420) -> list[dict[s
             "title": title,
             "margin": f"{found[index]['quality_margin']:.4g}",
             "source": found[index]["source"],
-            "prompt": _cut("\n".join(f"{m['role']}: {m['content']}" for m in found[index]["prompt"]), most),
-            "chosen": _cut(found[index]["chosen"][-1]["content"], most),
-            "rejected": _cut(found[index]["rejected"][-1]["content"], most),
+            "prompt": _cut("\n".join(f"{m['role']}: {as_text(m, thinking=True)}" for m in found[index]["prompt"]), most),
+            "chosen": _cut(as_text(found[index]["chosen"][-1], thinking=True), most),
+            "rejected": _cut(as_text(found[index]["rejected"][-1], thinking=True), most),
         }
         for index, title in wanted.items()
     ]

@@ -18,8 +18,8 @@ from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
 from mmpo.pipeline.contract import KINDS as KINDS
 from mmpo.pipeline.contract import LARGEST as LARGEST
 from mmpo.pipeline.errors import BadRow
-from mmpo.pipeline.sources.messages import read_message, read_text
-from mmpo.pipeline.tables import COMPARISON, COMPLETION, MESSAGE, RATING, REJECTS, prompt_bytes
+from mmpo.pipeline.sources.messages import ReadMessage, Reply, read_message, read_text
+from mmpo.pipeline.tables import COMPARISON, MESSAGE_KEYS, RATING, REJECTS, completion_id, prompt_bytes
 
 
 class FeedbackBuilder:
@@ -32,20 +32,21 @@ class FeedbackBuilder:
         self.rejects: list[tuple[Any, ...]] = []
         self.limited_rows: set[int] = set()
         self.merged = 0
-        self._messages: list[tuple[str, str]] = []
-        self._completions: list[tuple[str, str, str | None]] = []
+        self._messages: list[ReadMessage] = []
+        self._completions: list[tuple[str | None, ...]] = []
+        self._tools: list[str | None] = []
         self._ratings: list[tuple[Any, ...]] = []
         self._comparisons: list[tuple[Any, ...]] = []
         self._extra: list[str | None] = []
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str | Reply, int] = {}
         self._last: tuple[str | None, str] = (None, "")
         self._noted: list[str] = []
         self._limited: list[str] = []
         self._lists = (
             self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
-            self._noted, self._limited,
+            self._noted, self._limited, self._tools,
         )  # fmt: skip
         self._mark = ([0] * len(self._lists), 0)
 
@@ -87,64 +88,74 @@ class FeedbackBuilder:
         self.rollback()
         self.reject(error.reason, limited=error.limited, evidence=error.evidence)
 
-    def prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> int:
-        """Start a FEEDBACK row for a prompt: a text (one user message) or a list of {"role", "content"}; the row's index.
+    def prompt(self, messages: str | Sequence[Mapping[str, Any]], tools: str | None = None) -> int:
+        """Start a FEEDBACK row for a prompt: a text (one user message) or a list of messages; the row's index. tools: as
+        `messages.read_tools` gives them.
 
         Raises BadRow: empty_prompt, lone_surrogate, and those of `messages.read_message`.
         """
         if isinstance(messages, str):
-            if messages == self._last[0]:  # rows of one prompt mostly stand together
-                return self._start(self._last[1], [("user", messages)])
-            pairs = [("user", messages)]
+            if messages == self._last[0] and tools is None:  # rows of one prompt mostly stand together
+                return self._start(self._last[1], [("user", messages)], None)
+            pairs: list[ReadMessage] = [("user", messages)]
         elif isinstance(messages, Sequence):
             pairs = [read_message(message, self.count) for message in messages]
         else:
             raise BadRow("not_text", {"prompt": type(messages).__name__})
-        if not any(content and not content.isspace() for _, content in pairs):
+        if not any(content and not content.isspace() for _, content, *_ in pairs):
             raise BadRow("empty_prompt")
         if not self.source.isascii():
             _check_texts(source=self.source)
         try:
-            raw = prompt_bytes([{"role": role, "content": content} for role, content in pairs])
-        except TypeError as error:
+            raw = prompt_bytes([dict(zip(("role", "content", *MESSAGE_KEYS), one)) for one in pairs], tools)
+        except (TypeError, UnicodeEncodeError) as error:
             raise BadRow("lone_surrogate", {"where": "prompt"}) from error
         identity = blake2b(raw, digest_size=16).hexdigest()
-        if isinstance(messages, str):
+        if isinstance(messages, str) and tools is None:
             self._last = (messages, identity)
-        return self._start(identity, pairs)
+        return self._start(identity, pairs, tools)
 
-    def _start(self, identity: str, pairs: list[tuple[str, str]]) -> int:
+    def _start(self, identity: str, pairs: list[ReadMessage], tools: str | None) -> int:
         self._starts.append((len(self._messages), len(self._completions), len(self._ratings), len(self._comparisons)))
         self._ids.append(identity)
         self._extra.append(None)
+        self._tools.append(tools)
         self._messages += pairs
         self._seen = {}
         return len(self._ids) - 1
 
     def completion(self, text: Any, model: str | None = None) -> int:
-        """Add a candidate reply (a text, or its parts) to the current row; its index there. The same text twice is one completion.
+        """Add a candidate reply (a text, its parts, or a `messages.Reply`) to the current row; its index there. The same twice is one
+        completion.
 
         Raises BadRow: empty_completion, not_text, images, lone_surrogate.
         """
+        keys: tuple[str | None, ...] = ()
+        given = text
         if not isinstance(text, str):
+            if isinstance(text, Reply):
+                text, *keys = text
             text = read_text(text)
             if not isinstance(text, str):
                 raise BadRow("not_text", {"completion": type(text).__name__})
-        if not text or text.isspace():
+            given = Reply(text, *keys) if any(keys) else text
+        if (not text or text.isspace()) and not any(keys[1:]):
             raise BadRow("empty_completion")
-        if text in self._seen:
+        if given in self._seen:
             self.merged += 1
-            return self._seen[text]
+            return self._seen[given]
         try:
-            digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
-        except UnicodeEncodeError as error:
+            digest = completion_id(self._ids[-1], text, *keys)
+        except (TypeError, UnicodeEncodeError) as error:
             raise BadRow("lone_surrogate", {"where": "completion"}) from error
         model = model if model is None else str(model)
         if model is not None and not model.isascii():
             _check_texts(model=model)
+        if any(keys[:1]):
+            self.count("thinking_apart")
         index = len(self._seen)
-        self._seen[text] = index
-        self._completions.append((digest, text, model))
+        self._seen[given] = index
+        self._completions.append((digest, text, model, *keys))
         return index
 
     def rating(
@@ -234,12 +245,13 @@ class FeedbackBuilder:
         return pa.Table.from_arrays(
             [
                 pa.array(self._ids, pa.string()),
-                lists(starts[:, 0], structs(self._messages, MESSAGE)),
-                lists(starts[:, 1], structs(self._completions, COMPLETION)),
+                lists(starts[:, 0], structs(_as_long(self._messages), _inner("prompt"))),
+                lists(starts[:, 1], structs(_as_long(self._completions), _inner("completions"))),
                 lists(starts[:, 2], structs(self._ratings, RATING)),
                 lists(starts[:, 3], structs(self._comparisons, COMPARISON)),
                 pa.array([self.source] * len(self._ids), pa.string()),
                 pa.array(self._extra, pa.large_string()),
+                pa.array(self._tools, pa.large_string()),
             ],
             schema=LARGE_FEEDBACK,
         )
@@ -250,6 +262,16 @@ class FeedbackBuilder:
         return pa.Table.from_arrays(
             [pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)], schema=REJECTS
         )
+
+
+def _inner(column: str) -> pa.StructType:
+    return LARGE_FEEDBACK.field(column).type.value_type
+
+
+def _as_long(rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+    """Tuples of one length, filled up with null."""
+    lengths = set(map(len, rows))
+    return rows if len(lengths) < 2 else [(*row, *(None,) * (max(lengths) - len(row))) for row in rows]
 
 
 def _check_texts(**texts: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import SourceOptions, stem
 from mmpo.pipeline.sources.builder import KINDS, FeedbackBuilder
-from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, structure, with_system
+from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, structure, with_system
 
 Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
@@ -196,6 +196,7 @@ class RowFields:
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
         self.grades_seen: dict[tuple[tuple[str | None, ...], str | None], dict[str, str]] = {}
         self.context = [name for name in CONTEXT if name in self.column]
+        self.late = frozenset(CONTEXT) & set(names) - set(self.column)
         self.plain: str | None = None
 
     def absent(self, column: str) -> list[str]:
@@ -237,23 +238,33 @@ class RowFields:
             self.grades_seen[cells, rater] = found
         return found
 
-    def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> Any:
-        """The prompt, a chat in a text read as messages, behind the row's system text. Raises BadRow: tools, images, as with_system."""
+    def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> tuple[Any, str | None]:
+        """The prompt, a chat in a text read as messages, behind the row's system text; and the row's tools as they are stored.
+
+        Raises BadRow: images, malformed_tools, as with_system.
+        """
+        if not row.keys().isdisjoint(self.late):  # a column that the first rows do not have
+            self.context, self.late, self.plain = list(CONTEXT), frozenset(), None
+            self.read = {name: methodcaller("get", name) for name in CONTEXT} | self.read
         if type(prompt) is str and prompt == self.plain:  # rows of one prompt mostly stand together
-            return prompt
+            return prompt, None
         given, prompt = prompt, read_conversation(prompt)
         if isinstance(prompt, str) and prompt.startswith(TEMPLATE_MARKS):
             out.count("template_marks")
         elif prompt is given and type(prompt) is str and not self.context:
             self.plain = prompt
+        tools = None
         for name in self.context:
             given = self.get(row, name)
             if is_empty(given):
                 continue
+            if name == "tools":
+                tools = read_tools(given)
+                continue
             if name != "system":
                 raise BadRow(name, {name: repr(given)[:200], "hint": f"prompts with {name} can't be kept; leave such rows out"})
             prompt = with_system(prompt, given)
-        return prompt
+        return prompt, tools
 
     def scores(self, name: str) -> list[tuple[Score, str | None]]:
         """One for each column that a field of scores is read from: the function that reads it (None for null, counted as no_grade;

@@ -12,8 +12,8 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import CONTEXT, GRADE, Row, RowFields, Score, terms, top_column
-from mmpo.pipeline.sources.messages import read_reply, split_pair
+from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, terms, top_column
+from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
 Scores = list[tuple[Score, str | None]]
 """How each grade of a row is read, and its rater where its column names one."""
@@ -29,7 +29,7 @@ def _rating_parser(fields: RowFields) -> RowParser:
     def parse(row: Row, out: FeedbackBuilder) -> None:
         if prompt_column not in row or completion_column not in row:
             raise BadRow("missing_column", {"missing": completion_column if prompt_column in row else prompt_column})
-        out.prompt(framed(row, prompt_of(row), out))
+        out.prompt(*framed(row, prompt_of(row), out))
         index = out.completion(read_reply(completion_of(row), out.count), model_of and name_in(model_of(row)))
         for read, rater in scores:
             try:
@@ -64,6 +64,7 @@ def _add_gaps(
 
 def _prompt_parser(fields: RowFields) -> RowParser:
     columns = fields.scores("scores")
+    objects = fields.column.get("completions") == OBJECTS["completions"]
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         texts = fields.list_of(fields.get(row, "completions"))
@@ -71,13 +72,14 @@ def _prompt_parser(fields: RowFields) -> RowParser:
             raise BadRow("not_a_list", {"completions": type(texts).__name__})
         scores = [(_as_long(read(row, out), texts, "scores"), rater) for read, rater in columns] or [([None] * len(texts), None)]
         models = _as_long(fields.list_of(fields.get(row, "models")), texts, "models")
-        out.prompt(fields.framed(row, fields.get(row, "prompt"), out))
+        out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
+        whole = fields.list_of(row["completions"]) if objects else texts
         ungraded = shifted = 0
         graded = [fields.grade(row, rater) for _, rater in scores]
         nulls = [False] * len(scores)
         for place, (text, model) in enumerate(zip(texts, models)):
             try:
-                index = out.completion(_candidate(text, out), fields.cells.name(model))
+                index = out.completion(_candidate(text, whole[place], out), fields.cells.name(model))
             except BadRow as error:
                 out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
                 continue
@@ -100,8 +102,10 @@ def _prompt_parser(fields: RowFields) -> RowParser:
     return parse
 
 
-def _candidate(text: Any, out: FeedbackBuilder) -> Any:
-    if isinstance(text, Mapping):
+def _candidate(text: Any, whole: Any, out: FeedbackBuilder) -> Any:
+    if whole is not text and isinstance(whole, Mapping):
+        return reply_of(whole, text, out.count)
+    if isinstance(text, Mapping) and not text.keys() & {"role", "from"}:
         told = {
             "completion": "object",
             "keys": list(text)[:8],
@@ -121,7 +125,7 @@ def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     def parse(row: Row, out: FeedbackBuilder) -> None:
         prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", "chosen", "rejected"))
         prompt, chosen, rejected = split_pair(prompt, chosen, rejected, out.count)
-        out.prompt(fields.framed(row, prompt, out))
+        out.prompt(*fields.framed(row, prompt, out))
         first = out.completion(chosen, fields.name(row, "chosen_model"))
         second = out.completion(rejected, fields.name(row, "rejected_model"))
         _add_gaps(row, out, fields, margins, first, second, limit)
@@ -143,7 +147,7 @@ def _comparison_parser(fields: RowFields) -> RowParser:
     limit = high if high is not None or not words else max(map(abs, words))
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
-        out.prompt(fields.framed(row, fields.get(row, "prompt"), out))
+        out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
         first = out.completion(read_reply(fields.get(row, "first"), out.count), fields.name(row, "first_model"))
         second = out.completion(read_reply(fields.get(row, "second"), out.count), fields.name(row, "second_model"))
         if first == second:

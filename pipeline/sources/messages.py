@@ -4,10 +4,11 @@ Roles go by other names (human, gpt), content comes in parts, and a chat may sta
 """
 
 import ast
+import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,6 +17,17 @@ from mmpo.pipeline.errors import BadRow
 Prompt = str | Sequence[Mapping[str, Any]]
 Count = Callable[[str], None]
 """Takes the name of something that was left out of a row that is kept."""
+ReadMessage = tuple[str, str] | tuple[str, str, str | None, str | None, str | None]
+"""Role and content; of a message that carries any of MESSAGE_KEYS also these, in their order."""
+
+
+class Reply(NamedTuple):
+    """A reply that thinks apart from its text or calls tools (JSON text, as it is stored)."""
+
+    text: str
+    reasoning_content: str | None = None
+    tool_calls: str | None = None
+
 
 ROLES = {
     **{role: role for role in ("system", "user", "assistant")},
@@ -27,9 +39,11 @@ ROLES = {
     "model": "assistant",
 }
 """The roles that are read, in lower case → the role that is stored."""
-TOOL_ROLES = ("tool", "function")
+TOOL_ROLES = ("tool", "function", "ipython", "observation")
+"""The roles of what a tool answers, all stored as `tool`."""
 TEMPLATE_MARKS = ("<|im_start|>", "<|start_header_id|>", "<|begin_of_text|>", "<start_of_turn>", "<|user|>", "<s>[INST]", "[INST]")
 """What a text begins with that a chat template has written."""
+_ROLES = {**ROLES, **dict.fromkeys(TOOL_ROLES, "tool")}
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message under which servers and data sets keep what a model thought before its reply."""
 
@@ -38,10 +52,11 @@ def uncounted(_: str) -> None:
     """For whoever does not keep counts."""
 
 
-def read_message(message: Any, count: Count = uncounted) -> tuple[str, str]:
-    """Role and content of a message {"role" or "from", "content" or "value"}; thinking that stands apart is left out and counted.
+def read_message(message: Any, count: Count = uncounted) -> ReadMessage:
+    """A message {"role" or "from", "content" or "value", ...}, its keys under the names of MESSAGE_KEYS; what of it can't be kept is left
+    out and counted.
 
-    Raises BadRow: not_text, tool_call, images, unknown_role.
+    Raises BadRow: not_text, malformed_tool_calls, images, unknown_role.
     """
     if not isinstance(message, Mapping):
         raise BadRow("not_text", {"message": type(message).__name__})
@@ -49,24 +64,112 @@ def read_message(message: Any, count: Count = uncounted) -> tuple[str, str]:
     if len(message) == 2 and type(role) is str and role in ROLES and type(content) is str:
         return ROLES[role], content  # as most are
     role = role or message.get("from")
-    if message.get("tool_calls") or message.get("function_call") or role in TOOL_ROLES:
-        raise BadRow("tool_call", {"role": role})
     if message.get("images"):
         raise BadRow("images", {"role": role})
     if content is None:
         content = message.get("value")
     if not isinstance(role, str):
         raise BadRow("not_text", {"role": role, "content": type(content).__name__})
-    text = read_text(content)
+    known = _ROLES.get(role) or _ROLES.get(role.strip().lower())
+    thinking, calls, answered = _thinking(message, known, count), None, message.get("tool_call_id")
+    if known == "assistant":
+        calls = read_calls(message.get("tool_calls") or message.get("function_call"))
+    text = read_text("" if content is None and calls else content)
     if not isinstance(text, str):
         raise BadRow("not_text", {"role": role, "content": type(content).__name__})
-    known = ROLES.get(role) or ROLES.get(role.strip().lower())
     if known is None:
-        raise BadRow("unknown_role", {"role": role[:80], "allowed": sorted(ROLES)})
+        raise BadRow("unknown_role", {"role": role[:80], "allowed": sorted(_ROLES)})
+    if message.get("name"):
+        count("name_left_out")
+    answered = str(answered) if known == "tool" and answered not in (None, "") else None
+    if thinking is None and calls is None and answered is None:
+        return known, text
+    return known, text, thinking, calls, answered
+
+
+def _thinking(message: Mapping[str, Any], role: str | None, count: Count) -> str | None:
+    """What the assistant thought, from the first of the keys that servers use; others, and other roles' are left out and counted."""
+    found: str | None = None
     for key in THINKING:
-        if message.get(key):
+        given = message.get(key)
+        if not given:
+            continue
+        text = read_text(given)
+        if role == "assistant" and isinstance(text, str) and found in (None, text):
+            found = text
+        else:
             count(f"{key}_left_out")
-    return known, text
+    return found
+
+
+def read_calls(given: Any) -> str | None:
+    """Tool calls in OpenAI's layout (a list, one function call, or either as JSON text) as they are stored; None where there are none.
+
+    Arguments that are the JSON text of an object become that object, since templates write them as JSON; nulls that a table put in the
+    place of missing keys go. Raises BadRow malformed_tool_calls.
+
+    >>> read_calls([{"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}])
+    '[{"id":"a","type":"function","function":{"name":"add","arguments":{"a":1}}}]'
+    """
+    if not given:
+        return None
+    calls = structure(given) if isinstance(given, str) else given
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    found = []
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            hint = "calls are [{id, type, function: {name, arguments}}, ...], as OpenAI lays them out"
+            raise BadRow("malformed_tool_calls", {"tool_calls": repr(given)[:200], "hint": hint})
+        function = {key: value for key, value in function.items() if value is not None}
+        if "arguments" in function:
+            function["arguments"] = _arguments(function["arguments"])
+        outer = call if "function" in call else {"type": "function"}
+        found.append({key: value for key, value in {**outer, "function": function}.items() if value is not None})
+    return _json(found, "malformed_tool_calls") if found else None
+
+
+def _arguments(given: Any) -> Any:
+    """The object that a text spells as JSON and that can be written again as it is; all else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found = json.loads(given, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return given
+    return found if isinstance(found, dict) else given
+
+
+def _refused(name: str) -> Any:
+    raise ValueError(name)
+
+
+def read_tools(given: Any) -> str | None:
+    """The schemas of tools (a list of objects, or it or each of them as JSON text) as they are stored, without keys that are null; None
+    where there are none. Raises BadRow malformed_tools."""
+    if not given or (isinstance(given, str) and not given.strip()):
+        return None
+    tools = structure(given) if isinstance(given, str) else given
+    tools = [structure(one) if isinstance(one, str) else one for one in tools] if isinstance(tools, list) else tools
+    if not isinstance(tools, list) or not all(isinstance(one, Mapping) for one in tools):
+        raise BadRow(
+            "malformed_tools", {"tools": repr(given)[:200], "hint": "tools are a list of objects: the JSON schema of each"}
+        )
+    return _json(_filled(tools), "malformed_tools") if tools else None
+
+
+def _filled(value: Any) -> Any:
+    """JSON without the nulls of objects, which tables put in the place of missing keys."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _json(value: Any, reason: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(reason, {"value": repr(value)[:200], "hint": f"not all of it is JSON: {error}"}) from error
 
 
 def read_text(content: Any) -> Any:
@@ -155,13 +258,13 @@ def read_turns(text: str) -> list[dict[str, str]] | None:
 
 
 def read_reply(value: Any, count: Count = uncounted) -> Any:
-    """A reply's text: given as one, in parts, or as a single message of the assistant (JSON in a text too); all else as it is.
+    """A reply's text, or a Reply: given as a text, in parts, or as one message of the assistant (JSON in a text too); all else as it is.
 
     Raises BadRow: as read_message; malformed_messages; last_message_not_assistant.
     """
     if isinstance(value, str) and value[:1] not in _OPENERS:
         return value
-    found = _messages_in(value)
+    found = _messages_in([value] if isinstance(value, Mapping) else value)
     if isinstance(found, list) and len(found) == 1 and isinstance(found[0], Mapping) and (found[0].keys() & {"role", "from"}):
         return _reply(found, count)[1]
     if isinstance(value, str) and found is not value:
@@ -171,7 +274,7 @@ def read_reply(value: Any, count: Count = uncounted) -> Any:
     return read_text(value)
 
 
-def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted) -> tuple[Prompt, str, str]:
+def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted) -> tuple[Prompt, str | Reply, str | Reply]:
     """The prompt and the two replies of a pair.
 
     prompt: text, messages or None (inside chosen and rejected). chosen, rejected: both texts, or both messages that end with one reply:
@@ -219,24 +322,38 @@ def _turns_of_both(prompt: Any, chosen: str, rejected: str) -> tuple[list[Any], 
     return a, b
 
 
-def _reply(messages: list[Any], count: Count) -> tuple[list[Any], str]:
-    """The messages before the last one, and the text of the last one."""
+def _reply(messages: list[Any], count: Count) -> tuple[list[Any], str | Reply]:
+    """The messages before the last one, and the last one as a reply."""
     if not messages:
         raise BadRow("empty_completion")
-    role, text = read_message(messages[-1], count)
+    role, *said = read_message(messages[-1], count)
     if role != "assistant":
         raise BadRow("last_message_not_assistant", {"role": role})
-    return messages[:-1], text
+    text, *keys = said
+    return messages[:-1], Reply(text or "", *keys[:2]) if keys else text or ""
 
 
-def _plain(messages: Sequence[Any]) -> list[tuple[str, str]]:
+def as_reply(given: str | Reply) -> Reply:
+    """A reply with all its parts."""
+    return given if isinstance(given, Reply) else Reply(given)
+
+
+def reply_of(candidate: Mapping[str, Any], text: Any, count: Count = uncounted) -> Any:
+    """The reply of a candidate that is an object: its text (or a message) and, where it thinks apart or calls tools, these too."""
+    reply = read_reply(text, count)
+    if not isinstance(reply, str) or not any(candidate.get(key) for key in (*THINKING, "tool_calls")):
+        return reply
+    return Reply(reply, _thinking(candidate, "assistant", count), read_calls(candidate.get("tool_calls")))
+
+
+def _plain(messages: Sequence[Any]) -> list[ReadMessage]:
     return [read_message(message) for message in messages]
 
 
 def _belongs(prompt: Any, before: list[Any]) -> bool:
     """Whether a prompt column says the same as the conversation: its messages, or the text of a user message."""
     if isinstance(prompt, str):
-        return any(role == "user" and text.strip() == prompt.strip() for role, text in _plain(before))
+        return any(role == "user" and text.strip() == prompt.strip() for role, text, *_ in _plain(before))
     return isinstance(prompt, Sequence) and _plain(prompt) == _plain(before)
 
 

@@ -24,6 +24,6 @@ from mmpo.pipeline.storage.files import (
     text_digest,
 )
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
-from mmpo.pipeline.storage.parts import batches, part_files, part_schema, read_parquet, read_parts, split_files
+from mmpo.pipeline.storage.parts import about_part, batches, part_files, part_schema, read_parquet, read_parts, split_files
 from mmpo.pipeline.storage.rows import plan, rows, table
 from mmpo.pipeline.storage.text_files import InputFile, split_lines

@@ -1,6 +1,7 @@
 """`mmpo export`: a dataset of pairs in another tool's format, a batch at a time, whole or not at all."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.storage.files import atomic_file
-from mmpo.pipeline.storage.parts import batches, part_files
-from mmpo.pipeline.tables import PAIRS, SPLITS
+from mmpo.pipeline.storage.parts import batches, part_files, part_schema
+from mmpo.pipeline.tables import MESSAGE_COLUMNS, OPTIONAL_KEYS, PAIRS, SPLITS, TOOLS, keys_of, with_keys, without_nulls
 
 Parts = dict[str, list[Path]]
 
@@ -36,6 +37,10 @@ _TRL_COLUMNS = ("prompt", "chosen", "rejected", "quality_margin", "prompt_id", "
 
 
 def _write_trl(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]) -> None:
+    keys = _keys(parts)
+    if keys:
+        _write_trl_lines(parts, target, rows, [*_TRL_COLUMNS, *({TOOLS} & set(keys))])
+        return
     schema = pa.schema([PAIRS.field(name) for name in _TRL_COLUMNS])
     for split in parts:
         (target / split).mkdir(parents=True)
@@ -44,11 +49,41 @@ def _write_trl(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], 
                 writer.write_batch(batch.cast(schema))
 
 
+def _write_trl_lines(
+    parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]], columns: Sequence[str]
+) -> None:
+    """JSON lines, where messages carry more than role and content: each has the keys that are set and no others, as templates ask for
+    them, and tool calls are lists. Tools stay text, which TRL reads."""
+    for split in parts:
+        (target / split).mkdir(parents=True)
+        with (target / split / "part-00000.jsonl").open("wb") as file:
+            for batch in rows(split, columns):
+                file.writelines(_line(_as_said(row)) for row in batch.to_pylist())
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(row) + b"\n"
+    except TypeError:  # of an integer of more than 64 bits, as the arguments of a call may hold
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _as_said(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what its messages carry, and without tools where it has none."""
+    said = {name: without_nulls(value) if name in MESSAGE_COLUMNS else value for name, value in row.items()}
+    return {name: value for name, value in said.items() if name != TOOLS or value is not None}
+
+
+def _keys(parts: Parts) -> tuple[str, ...]:
+    found = {key for files in parts.values() for file in files for key in keys_of(part_schema(file))}
+    return tuple(key for key in OPTIONAL_KEYS if key in found)
+
+
 def _write_jsonl(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]) -> None:
     with target.open("wb") as file:
         for split in parts:
-            for batch in rows(split, PAIRS.names):
-                file.writelines(orjson.dumps({**row, "split": split}) + b"\n" for row in batch.to_pylist())
+            for batch in rows(split, with_keys(PAIRS, _keys(parts)).names):
+                file.writelines(_line({**_as_said(row), "split": split}) for row in batch.to_pylist())
 
 
 def _write_rewardbench(parts: Parts, target: Path, rows: Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]) -> None:

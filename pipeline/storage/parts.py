@@ -14,10 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import UNREADABLE, flat
-from mmpo.pipeline.contract import NULLABLE, feedback_faults, misfits, null_faults
+from mmpo.pipeline.contract import NULLABLE, feedback_faults, key_faults, misfits, null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, manifest_files, read_manifest
-from mmpo.pipeline.tables import FEEDBACK, METADATA_KEY, PAIRS, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
+from mmpo.pipeline.tables import (
+    METADATA_KEY,
+    PAIRS,
+    SCHEMA_VERSION,
+    SPLITS,
+    TOOLS,
+    is_readable,
+    keys_of,
+    readable_versions,
+    with_keys,
+)
 
 AGAIN = "build the dataset again from its sources with `mmpo build`"
 
@@ -90,8 +100,8 @@ def about_part(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
 
 def check_columns(given: pa.Schema, wanted: pa.Schema, path: str | Path) -> None:
     """Raise UserError where a file lacks columns of the table `wanted`, or has them in types that can't hold its values."""
-    table = "FEEDBACK" if wanted is FEEDBACK else "PAIRS" if wanted is PAIRS else "the table"
-    missing = [name for name in wanted.names if name not in given.names]
+    table = "FEEDBACK" if "ratings" in wanted.names else "PAIRS" if "quality_margin" in wanted.names else "the table"
+    missing = [name for name in wanted.names if name not in given.names and name != TOOLS]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(given.names)}: {AGAIN}")
     for name in misfits(given, wanted):
@@ -107,22 +117,27 @@ def part_batches(
     *,
     nullable: Collection[str] | None = NULLABLE,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of one part, in the types of `schema`, at most `rows` at once.
+    """The rows of one part, in the types of `schema` with those of OPTIONAL_KEYS that the part has, at most `rows` at once.
 
     columns: of the schema, all unless given; "a.list.element.b" is one field of a nested one. nullable: where a null is a value; any
     other is refused, and with None no null is. Raises UserError naming the part, and for rows the first that breaks a rule (from 1).
     """
+    given = part_schema(path)
+    check_columns(given, schema, path)
+    schema = with_keys(schema, keys_of(given))
     wanted = list(columns or schema.names)
     whole = [name for name in wanted if "." not in name]
-    check_columns(part_schema(path), schema, path)
+    there = [name for name in wanted if name != TOOLS or name in given.names]
     first = 1
-    for batch in _read(path, wanted, rows):
+    for batch in _read(path, there, rows):
+        if len(there) < len(wanted):
+            batch = batch.append_column(TOOLS, pa.nulls(batch.num_rows, pa.string()))
         for name in whole:
             place, kind = batch.schema.get_field_index(name), schema.field(name).type
             if batch.column(place).type != kind:
                 batch = batch.set_column(place, schema.field(name), _cast(batch.column(place), kind, name, path))
         if nullable is not None:
-            refuse_faults(batch, path, first, nullable, grades=schema is FEEDBACK and len(whole) == len(FEEDBACK))
+            refuse_faults(batch, path, first, nullable, grades="ratings" in whole and len(whole) == len(schema))
         yield batch.select(whole) if len(whole) == len(wanted) else batch
         first += batch.num_rows
 
@@ -150,10 +165,11 @@ def refuse_faults(
     """Raise UserError at the first row (counted from `first`) that has a null outside `nullable` or, with `grades`, a grade that breaks a
     rule."""
     nulls = (null_faults(flat(rows.column(name)), name, nullable) for name in rows.schema.names)
-    for rule, words, bad in chain(*nulls, feedback_faults(rows) if grades else ()):
+    for rule, words, bad in chain(*nulls, feedback_faults(rows) if grades else (), key_faults(rows)):
         if bad.any():
             row = f"{path}: row {first + int(np.argmax(bad))}"
-            raise UserError(f"{row} has {words} (null): {AGAIN}" if rule == "nulls" else f"{row}: a grade can't be used: {words}")
+            what = "" if rule == "messages" else "a grade can't be used: "
+            raise UserError(f"{row} has {words} (null): {AGAIN}" if rule == "nulls" else f"{row}: {what}{words}")
 
 
 def batches(
@@ -166,8 +182,10 @@ def batches(
 
 def read_parts(files: Sequence[Path], schema: pa.Schema = PAIRS, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
     """All rows of the parts in one table, in the types of `schema` and with the first part's `mmpo` metadata; see `part_batches`."""
+    given = [part_schema(file) for file in files]
+    schema = with_keys(schema, {key for one in given for key in keys_of(one)})
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
-    about = (part_schema(files[0]).metadata or {}).get(METADATA_KEY) if files else None
+    about = (given[0].metadata or {}).get(METADATA_KEY) if files else None
     kept: Mapping[bytes, bytes] | None = {METADATA_KEY: about} if about else None
     table = pa.Table.from_batches(list(batches(files, wanted.names, 65_536, schema, **options)), wanted)
     return table.replace_schema_metadata(kept)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import Collected, FeedbackBuilder, SourceOptions, collect, get_source
 from mmpo.pipeline.storage import plan, resolve_inputs
 
@@ -56,7 +57,7 @@ def add(format: str, row: Mapping[str, Any], **options: Any) -> Added:
     out = FeedbackBuilder(format)
     out.at("folder/people.jsonl", 1)
     get_source(format).parser(row.keys(), SourceOptions(**options), "folder/people.jsonl")(row, out)
-    [feedback] = out.finish().to_pylist()
+    [feedback] = narrow(out.finish()).to_pylist()
     return Added(feedback, [(reject[0], reject[2]) for reject in out.rejects], bool(out.limited_rows))
 
 

@@ -12,5 +12,6 @@ from mmpo.train.data.pairs import (
     prepare_pairs,
     read_pairs,
     usable_pairs,
+    with_graded_part,
 )
 from mmpo.train.data.render import Rendered, Renderer

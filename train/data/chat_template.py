@@ -97,7 +97,8 @@ def with_pinned_date(template: str) -> str:
 class ChatTemplate:
     """Conversations as text, as a tokenizer's own template writes them, with `PINNED_DATE` for today.
 
-    `closes`: whether it wrote anything but white space behind the last reply that was looked at. Raises UserError where the
+    `closes`: whether it wrote anything but white space behind the last reply that was looked at. `tools`: what the template is offered
+    with the conversations that follow. Raises UserError where the
     tokenizer has no template, or one that can't be used (`choose_template` gives one); its methods raise one of REFUSALS
     where the template refuses a conversation.
     """
@@ -105,10 +106,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         check_template(tokenizer)
         self.tokenizer, self.closes = tokenizer, False
+        self.tools: list[dict[str, Any]] | None = None
         template = tokenizer.get_chat_template()
         pinned = with_pinned_date(template)
         self._options: dict[str, Any] = {} if pinned == template else {"chat_template": pinned}
-        self._unwritten: dict[tuple[str, ...], list[int]] = {}
+        self._unwritten: dict[tuple[tuple[str, str | None, bool], ...], list[int]] = {}
 
     def text(self, prompt: Sequence[Message], reply: Sequence[Message] = (), *, generation: bool = False) -> tuple[str, bool]:
         """The text, with the generation prompt if asked for; and whether the template refused the system message, which then
@@ -157,17 +159,41 @@ class ChatTemplate:
 
     def unwritten(self, prompt: Sequence[Message]) -> list[int]:
         """The places of the prompt's messages of which the template writes nothing whatever they say, since it does not know their role
-        there. Found once for all prompts of the same roles; nothing is known of roles that it refuses.
+        there. Found once for all prompts of the same roles and calls; nothing is known of roles that it refuses.
         """
-        roles = tuple(message["role"] for message in prompt)
-        if roles not in self._unwritten:
-            messages = [{"role": role, "content": f"Stand-in ({place})."} for place, role in enumerate(roles)]
+        kind = tuple(
+            (one["role"], repr(calls) if (calls := one.get("tool_calls")) else None, bool(one["content"])) for one in prompt
+        )
+        if kind not in self._unwritten:
+            # Beside calls a template may write no text, and where there is none nothing is lost.
+            messages = [
+                {**one, "content": f"Stand-in ({place})." if one["content"] or not one.get("tool_calls") else ""}
+                for place, one in enumerate(prompt)
+            ]
             try:
                 text, _ = self.prompt(messages)
             except REFUSALS:
                 text = "".join(message["content"] for message in messages)
-            self._unwritten[roles] = [place for place, message in enumerate(messages) if message["content"] not in text]
-        return self._unwritten[roles]
+            self._unwritten[kind] = [place for place, message in enumerate(messages) if message["content"] not in text]
+        return self._unwritten[kind]
+
+    def lost(self, prompt: Sequence[Message], reply: Sequence[Message], text: str, *, moved: bool = False) -> str:
+        """What the template leaves out of a conversation of which it made the `text`: "tools" that are offered, "tool_calls", or ""."""
+        prompt = (merge_system(prompt) or prompt) if moved else prompt
+        whole = followed(prompt, reply)
+        if self.tools is not None and reply == ():
+            offered, self.tools = self.tools, None
+            try:
+                if self.prompt(prompt)[0] == text:
+                    return "tools"
+            finally:
+                self.tools = offered
+        places = range(len(whole)) if not reply else range(len(whole) - len(reply), len(whole))
+        for place in [place for place in places if whole[place].get("tool_calls")]:
+            other = [*whole[:place], {**whole[place], "tool_calls": _renamed(whole[place]["tool_calls"])}, *whole[place + 1 :]]
+            if (self.text(other)[0] if reply else self.prompt(other)[0]) == text:
+                return "tool_calls"
+        return ""
 
     def moved(self, prompt: Sequence[Message]) -> str | None:
         """The prompt with its system message in the first user turn, or None where there is none or that changes too."""
@@ -181,7 +207,9 @@ class ChatTemplate:
         return None if self.unwritten(merged) or self.changes(merged, text) else text
 
     def _apply(self, messages: list[Message], generation: bool) -> str:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self._options)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation, tools=self.tools, **self._options
+        )
         if not isinstance(text, str):
             raise UserError("the chat template did not give one text; name a tokenizer with a single chat template")
         return text
@@ -200,7 +228,11 @@ def followed(prompt: Sequence[Message], reply: Sequence[Message]) -> list[Messag
     """
     if not (reply and goes_on(prompt) and reply[0]["role"] == "assistant"):
         return [*prompt, *reply]
-    return [*prompt[:-1], {**reply[0], "content": prompt[-1]["content"] + reply[0]["content"]}, *reply[1:]]
+    return [*prompt[:-1], {**prompt[-1], **reply[0], "content": prompt[-1]["content"] + reply[0]["content"]}, *reply[1:]]
+
+
+def _renamed(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**call, "function": {**call["function"], "name": f"{call['function']['name']}_stand_in"}} for call in calls]
 
 
 def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:

@@ -3,20 +3,23 @@
 A completion that takes part in many pairs is rendered, stored and later computed once.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import differing_messages, to_numpy
+from mmpo.pipeline.contract import key_faults
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest, read_parts, split_files
-from mmpo.pipeline.tables import FEEDBACK, PAIRS
+from mmpo.pipeline.storage import MANIFEST, about_part, part_schema, read_manifest, read_parts, split_files
+from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, PAIRS, TOOLS, without_nulls
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.messages import warn
 from mmpo.train.objective import TERMS, LevelTarget, reads_targets, targets
@@ -49,19 +52,20 @@ def _pair_files(data: str | Path, split: str) -> list[Path]:
     return files
 
 
-def _as_pairs(file: Path) -> pa.Table:
-    """One Parquet file in the schema of PAIRS. Raises UserError where it is no such table, naming what is wrong."""
-    names = part_schema(file).names
-    if set(FEEDBACK.names) <= set(names) and not set(PAIRS.names) <= set(names):
-        raise UserError(f"{file} {_feedback(file)}")
-    return read_parts([file], nullable=None).replace_schema_metadata(None)
+def _as_pairs(files: Sequence[Path]) -> pa.Table:
+    """Parquet files in the schema of PAIRS. Raises UserError where one is no such table, naming what is wrong."""
+    for file in files:
+        names = part_schema(file).names
+        if set(FEEDBACK.names) <= set(names) and not set(PAIRS.names) <= set(names):
+            raise UserError(f"{file} {_feedback(file)}")
+    return read_parts(files, nullable=None).replace_schema_metadata(None)
 
 
 def _unread(file: Path) -> set[str]:
-    """Fields of the messages of a file of pairs that nothing here reads, such as reasoning_content or tool_calls."""
+    """Fields of the messages of a file of pairs that nothing here reads."""
     messages = (part_schema(file).field(name).type for name in ("prompt", "chosen", "rejected"))
     kinds = [kind.value_type for kind in messages if hasattr(kind, "value_type")]
-    return {field.name for kind in kinds if pa.types.is_struct(kind) for field in kind.fields} - {"role", "content"}
+    return {field.name for kind in kinds if pa.types.is_struct(kind) for field in kind.fields} - {"role", "content", *MESSAGE_KEYS}
 
 
 def _feedback(path: Path) -> str:
@@ -86,6 +90,8 @@ def check_rows(table: pa.Table, where: str) -> None:
         for part in ("role", "content"):
             bad[pc.list_parent_indices(table[name]).filter(pc.is_null(pc.struct_field(parts, part))).to_numpy()] = True
         _refuse(bad, f"have a message without role or text in {name}", where)
+    for _, words, bad in key_faults(table):
+        _refuse(bad, f"can't be used: {words}", where)
     margin = table["quality_margin"].to_numpy()
     _refuse(~np.isfinite(margin) | (margin < 0), "have a quality_margin that is no finite number of at least 0", where)
 
@@ -141,13 +147,42 @@ def read_pairs(data: str | Path, split: str) -> pa.Table:
     there, and for whatever can't be trained on.
     """
     files = _pair_files(data, split)
-    table = pa.concat_tables([_as_pairs(file) for file in files])
+    table = _as_pairs(files)
     if unread := sorted(set().union(*map(_unread, files))):
         warn(
-            [f"{data} ({split}): messages carry {', '.join(unread)}, which is left out: role and content are read and nothing else"]
+            [
+                f"{data} ({split}): messages carry {', '.join(unread)}, which is left out (read: role, content, {', '.join(MESSAGE_KEYS)})"
+            ]
         )
     check_rows(table, str(data) if Path(data).is_file() else f"{Path(data) / split}")
     return table
+
+
+def with_graded_part(options: TrainOptions, data: str | Path | None = None, trained: str | None = None) -> TrainOptions:
+    """The options with a graded part and what becomes of thinking: what was given; else what the dataset says that its grades are of, else
+    `trained` (what a model to be measured was trained by), else all. Where these disagree it is said."""
+    data = options.data if data is None else data
+    said = _graded_part_of(data)
+    part = options.graded_part or said or trained or "all"
+    if said not in (None, part):
+        warn([f"--graded-part {part} is used, while {data} says that its grades are of: {said}"])
+    if trained not in (None, part):
+        warn([f"what is measured are grades of: {part}; the model was trained by grades of: {trained}"])
+    usual = "drop" if options.kind == "reward" and part == "answer" else "keep"
+    return replace(options, graded_part=part, thinking=options.thinking or usual)
+
+
+def _graded_part_of(data: str | Path) -> str | None:
+    """What the grades of a dataset are of, as it says itself; None where it does not."""
+    path = Path(data)
+    about: Mapping[str, object] = {}
+    if (path / MANIFEST).is_file():
+        about = read_manifest(path)
+    elif path.suffix == ".parquet" and path.is_file():
+        about = about_part(part_schema(path), path)
+    recipe = about.get("recipe")
+    part = recipe.get("graded_part") if isinstance(recipe, dict) else None
+    return part if part in ("answer", "all") else None
 
 
 def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:
@@ -243,7 +278,7 @@ def prepare(
     prompt_ids, first, prompt_of = _unique(table["prompt_id"].to_pylist())
     differing = differing_messages(table["prompt"], first[prompt_of])
     _refuse_ambiguous(differing, lambda at: f"the prompt {table['prompt_id'][at]} has two texts (row {at}; ", "rows")
-    prompts = table["prompt"].take(pa.array(first)).to_pylist()
+    prompts, tools = _messages(table["prompt"], first), _tools(table, first, prompt_of)
     texts, sides, owners = _completions(table, prompt_of)
     margin, scores = to_numpy(table["quality_margin"]), np.full(len(texts), np.nan)
     for side, name in enumerate(_SCORES if set(_SCORES) <= set(table.column_names) else ()):
@@ -256,7 +291,7 @@ def prepare(
     # A Python loop: rendering and tokenising are per text anyway.
     for number, identity in enumerate(prompt_ids):
         rows = order[bounds[number] : bounds[number + 1]]
-        prompt = renderer.prompt_ids(prompts[number])
+        prompt = renderer.prompt_ids(prompts[number], tools[number])
         if prompt is None:
             dropped["prompt_not_rendered"] += len(rows)
             continue
@@ -317,6 +352,22 @@ def prepare_pairs(
     return Prepared(prepared.prompts, {"pairs_in": table.num_rows, **dropped, **about_targets, **prepared.counts})
 
 
+def _messages(column: pa.ChunkedArray, places: np.ndarray) -> list[list[dict[str, Any]]]:
+    """The messages at these places, as templates take them."""
+    found = column.take(pa.array(places)).to_pylist()
+    return found if column.type.value_type.num_fields == 2 else [without_nulls(messages) for messages in found]
+
+
+def _tools(table: pa.Table, first: np.ndarray, prompt_of: np.ndarray) -> list[list[dict[str, Any]] | None]:
+    """The tools of each prompt, None where it has none. Raises UserError where rows of a prompt have others."""
+    if TOOLS not in table.column_names:
+        return [None] * len(first)
+    given = table[TOOLS].to_pylist()
+    other = np.array([given[row] != given[before] for row, before in enumerate(first[prompt_of])], dtype=bool)
+    _refuse_ambiguous(other, lambda at: f"the prompt {table['prompt_id'][at]} offers other tools (row {at}; ", "rows")
+    return [None if given[row] is None else json.loads(given[row]) for row in first]
+
+
 def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarray, list[list[int]]]:
     """All distinct completions: their messages, each pair's two (pairs, 2), and each prompt's completions. prompt_of: a number for
     each row's prompt, (pairs,). Raises UserError where an id stands for completions of two prompts, or for two texts.
@@ -337,7 +388,7 @@ def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarr
         owners[prompt_of[place % rows]].append(completion)
     # Each column by itself: what is taken from one array may hold 2 GiB of text at most.
     sides = ((table["chosen"], first[first < rows]), (table["rejected"], first[first >= rows] - rows))
-    chosen, rejected = (iter(column.take(pa.array(places)).to_pylist()) for column, places in sides)
+    chosen, rejected = (iter(_messages(*side)) for side in sides)
     messages = [next(chosen if place < rows else rejected) for place in first]
     return messages, codes.reshape(2, rows).T, owners
 

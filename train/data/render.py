@@ -59,9 +59,11 @@ class Renderer:
         self._reply_from = 0  # where in the last prompt's text its reply may begin
         self._end = next((t for t in (tokenizer.eos_token_id, tokenizer.sep_token_id) if t is not None), None)
 
-    def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...] | None:
-        """Token ids of the prompt up to its reply, or None (counted) where it is too long, refused, changed or not written whole."""
+    def prompt_ids(self, prompt: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> tuple[int, ...] | None:
+        """Token ids of the prompt up to its reply, or None (counted) where it is too long, refused, changed or not written whole.
+        tools: their schemas, also for the completions."""
         self.prompts += 1
+        self.template.tools = tools
         try:
             text, merged = self.template.prompt(prompt)
         except REFUSALS as error:
@@ -77,6 +79,9 @@ class Renderer:
                 return None
             self.counts["system_moved"] += 1
             text = moved
+        if lost := self.template.lost(prompt, (), text, moved=moved is not None):
+            self.counts[f"{lost}_vanished"] += 1
+            return None
         ids = self._encode(text)
         if moved is not None:
             self._merged.add(ids)
@@ -86,8 +91,7 @@ class Renderer:
             return None
         if goes_on(prompt):
             self.counts["turn_continued"] += 1
-        if written.has_other_words(text, prompt):
-            self.counts["message_changed"] += 1
+        self.counts.update(written.changed(text, prompt))
         self._reply_from = written.reply_place(text, prompt)
         return ids
 
@@ -107,9 +111,9 @@ class Renderer:
             if differs := written.difference(text[self._reply_from :], followed(prompt, reply)[-len(reply) :]):
                 self.counts["completion_changed"] += 1
                 self.trimmed += differs == "trimmed"
-                if written.is_as_if_empty(self.template, prompt, reply, text):
-                    self.counts["completion_vanished"] += 1
-                    return None
+            if vanished := written.vanished(self.template, prompt, reply, text, differs):
+                self.counts[vanished] += 1
+                return None
         except REFUSALS as error:
             return self._refused([*prompt, *reply], error)
         ids = self._encode(text)

@@ -7,6 +7,9 @@
 - a prompt that the template still writes otherwise once a reply follows (it drops earlier thoughts, say) is left out
   ("prompt_changed"): what is trained on would be no prompt that is ever served, and part of it taken for the reply;
 - a prompt that ends with an assistant's turn is not closed: its replies continue that turn ("turn_continued");
+- tools, or a call of one, of which the template writes nothing: the prompt is left out ("tools_vanished", "tool_calls_vanished"), or the
+  reply ("reply_calls_vanished"); thinking apart (reasoning_content) that it leaves out of earlier turns is counted
+  ("earlier_thinking_left_out"), a reply whose own it leaves out is left out ("thinking_vanished");
 - a reply that does not stand in the rendering as it stands in the data is counted ("completion_changed"; `trimmed` of them
   differ in the white space around them alone), one of which nothing is written left out ("completion_vanished");
 - thinking in a reply is left out of it with thinking="drop" ("thinking_dropped"), else rendered with it ("thinking_kept"); with
@@ -35,14 +38,16 @@ def trained_part(reply: Sequence[Message], thinking: Thinking, graded_part: Grad
 
     None where it has no answer and the answer is what counts.
     """
-    if not any(holds_thinking(message["content"]) for message in reply):
+    if not any(holds_thinking(message["content"]) or message.get("reasoning_content") for message in reply):
         return reply, ""
     answers = [without_thinking(message["content"]) for message in reply]
-    if (thinking == "drop" or graded_part == "answer") and not any((answer or "").strip() for answer in answers):
+    answered = any((answer or "").strip() or message.get("tool_calls") for message, answer in zip(reply, answers, strict=True))
+    if (thinking == "drop" or graded_part == "answer") and not answered:
         return None, "thinking_only"
     if thinking == "keep":
         return reply, "thinking_kept"
-    return [{**message, "content": answer or ""} for message, answer in zip(reply, answers, strict=True)], "thinking_dropped"
+    kept = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in reply]
+    return [{**message, "content": answer or ""} for message, answer in zip(kept, answers, strict=True)], "thinking_dropped"
 
 
 def reply_place(text: str, prompt: Sequence[Message]) -> int:
@@ -52,9 +57,24 @@ def reply_place(text: str, prompt: Sequence[Message]) -> int:
     return max(0, place if goes_on(prompt) or place < 0 else place + len(words))
 
 
-def has_other_words(text: str, prompt: Sequence[Message]) -> bool:
-    """Whether a message of the prompt does not stand in the text, white space around it apart."""
-    return any(message["content"].strip() not in text for message in prompt)
+def changed(text: str, prompt: Sequence[Message]) -> list[str]:
+    """What is counted of a prompt of which a message, white space around it apart, or earlier thinking does not stand in the text."""
+    found = ["message_changed"] if any(message["content"].strip() not in text for message in prompt) else []
+    return [*found, *(["earlier_thinking_left_out"] if leaves_thinking_out(text, prompt) else [])]
+
+
+def vanished(template: ChatTemplate, prompt: Sequence[Message], reply: Sequence[Message], text: str, differs: str) -> str:
+    """Under which name a reply is left out of which the text lacks all, the thinking or the calls, else ""; differs: `difference`."""
+    if differs and is_as_if_empty(template, prompt, reply, text):
+        return "completion_vanished"
+    if leaves_thinking_out(text, reply):
+        return "thinking_vanished"
+    return "reply_calls_vanished" if template.lost(prompt, reply, text) else ""
+
+
+def leaves_thinking_out(text: str, messages: Sequence[Message]) -> bool:
+    """Whether thinking that a message carries apart from its content does not stand in the text."""
+    return any(thought.strip() not in text for message in messages if (thought := message.get("reasoning_content")))
 
 
 def difference(text: str, reply: Sequence[Message]) -> Literal["", "trimmed", "changed"]:
@@ -72,5 +92,8 @@ def is_as_if_empty(template: ChatTemplate, prompt: Sequence[Message], reply: Seq
 
 def answer_place(text: str, reply: Sequence[Message]) -> int:
     """Where in the text the answer begins behind the thinking, in characters; 0 where there is no thinking in the reply."""
-    spans = thinking_spans(reply[-1]["content"])
+    spans, thought = thinking_spans(reply[-1]["content"]), reply[-1].get("reasoning_content")
+    if not spans and thought:
+        behind = text.rfind(thought.strip()) + len(thought.strip())
+        return max(0, text.find(reply[-1]["content"].strip(), behind))
     return max(0, text.rfind(reply[-1]["content"][spans[-1][1] :].strip())) if spans else 0

@@ -14,7 +14,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import METRICS, Votes, by_margin, by_source, pair_measures, suite_measures, temperature_fit
 from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parts, split_files
-from mmpo.train.data import read_pairs
+from mmpo.train.data import read_pairs, with_graded_part
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
@@ -52,8 +52,8 @@ def evaluate(
     (see `suite_pairs`; suite: its name, by default what the rows look like; for those, what `suite_measures` returns, "pairs", the measures
     that need no targets over all pairs, "longest_wins": the same suite with lengths in characters as scores, and "counts").
 
-    What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking, graded_part). gamma: needed
-    for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none from the measured ones. reference: for
+    What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking), graded_part from the
+    dataset's manifest first. gamma: needed for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none from the measured ones. reference: for
     a policy, the model its log-ratios are taken to; the recorded one must have the weights that it had then. reference_cache: as for
     training. votes: a Parquet file with chosen_id, rejected_id, preferring and raters, of raters that made no part of the margins, rows of
     one pair added up; without it ece_vote is None, because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to
@@ -74,6 +74,8 @@ def evaluate(
     if bench is not None:
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
     options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
+    trained = record.get("options", {}).get("graded_part")
+    options = with_graded_part(options, data, trained if graded_part is None else None)
     pairs = read_pairs(data, split) if bench is None else bench.pairs
     if isinstance(options.gamma, str):
         options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs)))
@@ -159,7 +161,7 @@ def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str,
         what = "does not say" if Path(model).exists() else "is no folder here, and a model of the Hub does not say"
         raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
     trained = record.get("options", {})
-    same = ("target", "beta", "length_normalised", "max_length", "max_prompt_length", "thinking", "graded_part")
+    same = ("target", "beta", "length_normalised", "max_length", "max_prompt_length", "thinking")
     known = {name: trained[name] for name in same if name in trained}
     if "max_length" in given:
         known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))

@@ -55,7 +55,8 @@ def pair_values(
 
 
 def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any, target: str | LevelTarget) -> Prepared:
-    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length, options.thinking, options.graded_part)
+    parts = (options.thinking or "keep", options.graded_part or "all")
+    renderer = Renderer(tokenizer, options.max_length, options.max_prompt_length, *parts)
     prepared = prepare_pairs(pairs, renderer, target, float(options.gamma))
     if where:
         if not prepared.prompts:

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.metrics import SUITES, ScoredRow, check_columns, file_rows
-from mmpo.pipeline.sources import BadRow, read_message, split_pair
+from mmpo.pipeline.sources import BadRow, as_reply, read_message, split_pair
 from mmpo.pipeline.storage import resolve_inputs
-from mmpo.pipeline.tables import PAIRS, completion_id, prompt_id
+from mmpo.pipeline.tables import MESSAGE_KEYS, PAIRS, REPLY_KEYS, completion_id, held_keys, prompt_id, with_keys
 from mmpo.train.data import check_rows
 
 
@@ -148,7 +148,8 @@ class _Found:
             raise UserError(
                 f"{self.path}: {len(twice)} ids stand in several rows, such as {twice[0]!r}: give each row one of its own"
             )
-        table = pa.Table.from_pylist(self.pairs, schema=PAIRS)
+        table = pa.Table.from_pylist(self.pairs, schema=with_keys(PAIRS, MESSAGE_KEYS))
+        table = table.cast(with_keys(PAIRS, held_keys(table)))
         check_rows(table, str(self.path))
         row, correct, incorrect = np.array(self.places, dtype=np.int64).T
         return SuitePairs(self.suite, table, row, correct, incorrect, self.subsets, self.ids, self.sizes)
@@ -157,17 +158,16 @@ class _Found:
         try:
             prompt, chosen, rejected = split_pair(row.get("prompt"), chosen, rejected)
             prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            messages = [{"role": role, "content": text} for role, text in map(read_message, prompt)]
+            messages = [dict(zip(("role", "content", *MESSAGE_KEYS), one)) for one in map(read_message, prompt)]
+            replies = {name: as_reply(one) for name, one in (("chosen", chosen), ("rejected", rejected))}
             identity = prompt_id(messages)
         except (BadRow, TypeError, ValueError) as error:
             self._refuse(number, str(error))
         return {
             "prompt_id": identity,
-            "chosen_id": completion_id(identity, chosen),
-            "rejected_id": completion_id(identity, rejected),
+            **{f"{name}_id": completion_id(identity, *one) for name, one in replies.items()},
             "prompt": messages,
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": rejected}],
+            **{name: [{"role": "assistant", **dict(zip(("content", *REPLY_KEYS), one))}] for name, one in replies.items()},
             "quality_margin": 1.0,
             "source": row[SUITES[self.suite].group],
         }

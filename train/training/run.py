@@ -32,6 +32,7 @@ from mmpo.train.data import (
     prepare_pairs,
     read_pairs,
     usable_pairs,
+    with_graded_part,
 )
 from mmpo.train.distributed import (
     LocalFailure,
@@ -102,7 +103,7 @@ def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback
     if options.kind != kind:
         raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
     try:
-        return _run(options, callbacks)
+        return _run(with_graded_part(options), callbacks)
     except Exception as error:
         if is_lost_process(error):
             raise UserError(
@@ -246,7 +247,8 @@ def prepare_run(options: TrainOptions) -> Preparation:
 
 
 def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
-    return Renderer(tokenizer, options.max_length, options.max_prompt_length, options.thinking, options.graded_part)
+    parts = (options.thinking or "keep", options.graded_part or "all")
+    return Renderer(tokenizer, options.max_length, options.max_prompt_length, *parts)
 
 
 def _prompts(

@@ -73,7 +73,8 @@ class RunFolder:
 
     def _same_run(self, record: dict[str, Any]) -> None:
         now = json.loads(json.dumps({**self.options.as_dict(), "data_digest": self.digest}))
-        older = TrainOptions(self.options.kind).as_dict()  # what a run had that is older than an option
+        # what a run had that is older than an option
+        older = TrainOptions(self.options.kind, thinking="keep", graded_part="all").as_dict()
         then = {**older, **record.get("options", {}), "data_digest": record.get("data_digest")}
         changed = [f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]]
         if changed:

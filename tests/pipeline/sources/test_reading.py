@@ -226,7 +226,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
         ({"prompt": '[{"role": "user", "content": "Q"'}, "malformed_messages"),
         ({"prompt": [{"role": "robot", "content": "Q"}]}, "unknown_role"),
         ({"prompt": [{"role": "user", "content": IMAGE}]}, "images"),
-        ({"tools": [{"name": "f"}]}, "tools"),
+        ({"tools": [1]}, "malformed_tools"),
         ({"images": ["x.png"]}, "images"),
         ({"system": "Be kind", "prompt": [{"role": "system", "content": "Be rude"}, *CHAT]}, "two_system_messages"),
         ({"score": 1.7e308}, "score_too_large"),
@@ -277,7 +277,7 @@ def test_a_build_says_what_it_left_out_or_did_not_read(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "chosen": thought, "rejected": other, "margin": 1, "id": 7, "seed": 1}]
     summary = build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", options=BuildOptions("trl"))
     said = "\n".join(summary["warnings"])
-    assert "of 1 messages the reasoning_content was left out" in said
+    assert "1 replies carry their thinking apart" in said
     assert said.count("columns that are not read: 'id', 'seed'") == 1
     lists = [{"prompt": f"Q{i}", "completions": ["a", "b", "c"], "scores": [None, 1, 2]} for i in range(3)]
     summary = build(write_rows(tmp_path / "lists.jsonl", lists), tmp_path / "lists", options=BuildOptions("jsonl"))

@@ -12,10 +12,11 @@ from folders import write_rows
 from source_cases import DATA, add, collected, reasons, ultrafeedback
 
 from mmpo.cli.main import run
+from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources import SOURCES, BadRow, SourceOptions, collect, collect_parts, get_source, log_odds, split_pair
 from mmpo.pipeline.storage import plan, resolve_inputs
-from mmpo.pipeline.tables import FEEDBACK, prompt_id
+from mmpo.pipeline.tables import prompt_id
 
 
 def by(rater: str, kind: str, low: float | None = None, high: float | None = None) -> Any:
@@ -226,7 +227,7 @@ BAD: dict[tuple[str, str], list[tuple[dict[str, Any], str, bool]]] = {
         (RATING | {"completion": "\ud800"}, "lone_surrogate", LIMITED),
         (RATING | {"prompt": ""}, "empty_prompt", LIMITED),
         (RATING | {"prompt": 5}, "not_text", LIMITED),
-        (RATING | {"prompt": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool_call", LIMITED),
+        (RATING | {"prompt": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "malformed_tool_calls", LIMITED),
         (RATING | {"kind": "robot"}, "unknown_kind", LIMITED),
         (PAIR | {"margin": 4.5}, "score_out_of_scale", LIMITED),
     ],
@@ -430,7 +431,7 @@ def test_names_of_formats(capsys: pytest.CaptureFixture[str]) -> None:
 def test_feedback_is_read_as_it_is_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     made = collected(DATA / "judge_samples.jsonl.gz", "jsonl", scale=(1.0, 5.0), kind="ai").feedback
-    pq.write_table(made.cast(FEEDBACK), path)
+    pq.write_table(narrow(made), path)
     result = collected(tmp_path, "feedback")
     assert result.feedback.equals(made) and result.counts["grade"] == made.num_rows
     row = made.slice(0, 1).to_pylist()[0]

@@ -79,8 +79,8 @@ def test_pairs_that_only_the_end_of_a_turn_tells_apart_are_kept(train_tiny, reco
 
 def test_fields_of_messages_that_are_not_read_are_named(tmp_path, capsys):
     table = pa.Table.from_pylist(rows(WHITE, 3), schema=PAIRS)
-    message = {"role": "assistant", "content": "on a mat", "reasoning_content": "rain"}
+    message = {"role": "assistant", "content": "on a mat", "name": "cat"}
     chosen = pa.array([[message]] * table.num_rows)
     data = split_folder(tmp_path, train=table.set_column(table.column_names.index("chosen"), "chosen", chosen))
     assert read_pairs(data, "train").schema.equals(PAIRS)
-    assert "(train): messages carry reasoning_content, which is left out" in capsys.readouterr().err
+    assert "(train): messages carry name, which is left out" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""The answers in replies: a text without its thinking and the white space around it, so that replies of one answer are found."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmpo.pipeline.arrow import codes, flat, lists, offsets_of, parents, with_fields
+from mmpo.pipeline.tables import REPLY_KEYS, completion_id
+from mmpo.pipeline.thinking import holds_thinking, without_thinking
+
+DIFFERS = ("thinking", "white space")
+"""What two replies of one answer may differ in, beside tool calls; the first where both differ."""
+_SPACES = np.zeros(256, dtype=bool)
+_SPACES[[*range(9, 14), *range(28, 33), *range(128, 256)]] = True  # or the beginning or end of a letter that may be a space
+
+
+class Answers:
+    """The answers of a batch's completions. `plain` are those that stand in their text as they are: they are no texts of Python yet."""
+
+    def __init__(self, feedback: pa.Table) -> None:
+        self.rows = flat(feedback["completions"]).flatten()
+        texts = self.rows.field("text")
+        self.keyed = np.zeros(len(texts), dtype=bool)
+        for key in REPLY_KEYS:
+            if self.rows.field(key).null_count < len(texts):
+                self.keyed |= np.asarray(self.rows.field(key).is_valid())
+        tags, edges = _tags_and_edges(texts)
+        self.thinking = self._thinking(texts, tags)
+        self.plain = ~(self.thinking | edges | self.keyed)
+        self._known: dict[int, tuple[str, str | None]] = {}
+
+    def _thinking(self, texts: pa.Array, tags: np.ndarray) -> np.ndarray:
+        """Which completions think, in their text or apart from it."""
+        found = np.zeros(len(texts), dtype=bool)
+        if tags.any():
+            at = np.flatnonzero(tags)
+            found[at] = [holds_thinking(text) for text in texts.take(pa.array(at)).to_pylist()]
+        apart = self.rows.field("reasoning_content")
+        return found | np.asarray(apart.is_valid()) if apart.null_count < len(texts) else found
+
+    def of(self, place: int) -> tuple[str, str | None]:
+        """The answer of a completion: its text, "" where it is all thinking, and its tool calls."""
+        if place not in self._known:
+            text = self.rows.field("text")[place].as_py()
+            if self.thinking[place]:
+                text = without_thinking(text) or ""
+            self._known[place] = (text.strip(), self.rows.field("tool_calls")[place].as_py())
+        return self._known[place]
+
+    def missing(self) -> np.ndarray:
+        """Which completions are thinking without an answer, shape (completions,)."""
+        none = np.zeros(len(self.rows), dtype=bool)
+        for place in np.flatnonzero(self.thinking).tolist():
+            none[place] = not any(self.of(place))
+        return none
+
+    def same(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """In what pairs of completions of one answer differ: 1 + the place in DIFFERS; 0 for those of two answers; shape (pairs,)."""
+        found = np.zeros(len(first), dtype=np.int64)
+        for pair in np.flatnonzero(~(self.plain[first] & self.plain[second])).tolist():
+            one, other = int(first[pair]), int(second[pair])
+            if self.of(one) == self.of(other):
+                found[pair] = 1 if self.thinking[one] or self.thinking[other] else 2
+        return found
+
+
+def drop_thinking(feedback: pa.Table) -> tuple[pa.Table, int]:
+    """FEEDBACK with 64-bit text offsets whose replies are their answers, under ids of their own; of a reply that is all thinking nothing
+    changes. Rows may then hold a completion twice, which `merge_prompts` makes one; comparisons of two such are gone: how many."""
+    answers = Answers(feedback)
+    places = np.flatnonzero(answers.thinking & ~answers.missing())
+    if not len(places):
+        return feedback, 0
+    column = flat(feedback["completions"])
+    prompts = flat(feedback["prompt_id"]).take(pa.array(parents(offsets_of(column))[places])).to_pylist()
+    calls = answers.rows.field("tool_calls").take(pa.array(places)).to_pylist()
+    texts = [without_thinking(text) or "" for text in answers.rows.field("text").take(pa.array(places)).to_pylist()]
+    ids = [completion_id(*one) for one in zip(prompts, texts, [None] * len(texts), calls, strict=True)]
+    none = np.zeros(len(answers.rows), dtype=bool)
+    none[places] = True
+    new = {"id": _replaced(answers.rows.field("id"), none, ids), "text": _replaced(answers.rows.field("text"), none, texts)}
+    thought = answers.rows.field("reasoning_content")
+    new["reasoning_content"] = pc.if_else(pa.array(none), pa.scalar(None, thought.type), thought)
+    changed = lists(offsets_of(column)[:-1], with_fields(answers.rows, new))
+    place = feedback.schema.get_field_index("completions")
+    feedback = feedback.set_column(place, feedback.schema.field("completions"), changed)
+    compared = flat(feedback["comparisons"])
+    rows, gaps, (identity, _) = parents(offsets_of(compared)), compared.flatten(), codes(new["id"])
+    first, second = (identity[offsets_of(column)[rows] + np.asarray(gaps.field(name))] for name in ("first", "second"))
+    kept = first != second
+    if kept.all():
+        return feedback, 0
+    left = lists(np.searchsorted(rows[kept], np.arange(feedback.num_rows)), gaps.filter(pa.array(kept)))
+    return feedback.set_column(feedback.schema.get_field_index("comparisons"), feedback.schema.field("comparisons"), left), int(
+        (~kept).sum()
+    )
+
+
+def _replaced(column: pa.Array, mask: np.ndarray, values: Sequence[str]) -> pa.Array:
+    return pc.replace_with_mask(column, pa.array(mask), pa.array(values, column.type))
+
+
+def _tags_and_edges(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts hold a character that opens a tag, and which may have white space at an end; by their bytes, as most have neither."""
+    tags, edges = (np.zeros(len(texts), dtype=bool) for _ in range(2))
+    texts = texts.cast(pa.large_string())
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return tags, edges
+    at = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    raw = np.frombuffer(data, np.uint8)[: at[-1]]
+    found = np.flatnonzero(raw[at[0] :] == ord("<")) + at[0]
+    # ◁ is three bytes, of which the second is rare
+    rare = np.flatnonzero(raw[at[0] :] == 0x97) + at[0]
+    found = np.concatenate([found, rare[(rare > 0) & (raw[np.maximum(rare, 1) - 1] == 0xE2)]])
+    tags[np.unique(np.searchsorted(at, found, side="right") - 1)] = True
+    filled = np.flatnonzero(np.diff(at))
+    edges[filled] = _SPACES[raw[at[filled]]] | _SPACES[raw[at[filled + 1] - 1]]
+    return tags, edges
