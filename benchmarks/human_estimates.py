@@ -12,7 +12,6 @@ from human_sets import mqm
 from mmpo.pipeline import build_pairs
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
-from mmpo.pipeline.tables import FEEDBACK
 
 __all__ = ["ESTIMATES", "Segments", "merged"]
 
@@ -65,7 +64,7 @@ class Segments(NamedTuple):
                 place, _ = prompt, out.prompt(text)
             made[item] = out.completion(answer)
             out.rating(made[item], value, rater=self.names[rater], kind="human")
-        table = narrow(out.finish(), FEEDBACK)
+        table = narrow(out.finish())
         ids = [completion["id"] for row in table["completions"].to_pylist() for completion in row]
         return table, dict(zip(ids, made, strict=True))
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 from mmpo.pipeline import build_pairs
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.sources import FeedbackBuilder
-from mmpo.pipeline.tables import FEEDBACK
 
 Grade = tuple[str, str, float] | tuple[str, str, str, float]
 
@@ -28,7 +27,7 @@ def feedback(prompts: Iterable[Iterable[Grade]], **more: Any) -> pa.Table:
             name, _, aspect = rater.partition("/")
             add = out.rating if len(texts) == 1 else out.comparison
             add(*map(out.completion, texts), value, rater=name, aspect=aspect or "overall", **more)
-    return narrow(out.finish(), FEEDBACK)
+    return narrow(out.finish())
 
 
 def panel(noise: list[float], seed: int, prompts: int = 5000) -> tuple[pa.Table, np.ndarray]:

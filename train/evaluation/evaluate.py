@@ -53,8 +53,9 @@ def evaluate(
     that need no targets over all pairs, "longest_wins": the same suite with lengths in characters as scores, and "counts").
 
     What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking), graded_part from the
-    dataset's manifest first. gamma: needed for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none from the measured ones. reference: for
-    a policy, the model its log-ratios are taken to; the recorded one must have the weights that it had then. reference_cache: as for
+    dataset's manifest first. gamma: needed for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none
+    from the measured ones. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the weights that it
+    had then. reference_cache: as for
     training. votes: a Parquet file with chosen_id, rejected_id, preferring and raters, of raters that made no part of the margins, rows of
     one pair added up; without it ece_vote is None, because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to
     write every pair's values to. chat_template: as for training; what we trained carries its own.

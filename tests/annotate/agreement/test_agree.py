@@ -16,7 +16,6 @@ from mmpo.pipeline import UserError
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.margins import sigmoid
 from mmpo.pipeline.sources import FeedbackBuilder
-from mmpo.pipeline.tables import FEEDBACK
 
 Row = tuple[str, list[str], list[dict[str, Any]]]
 """A prompt, its completions, and grades: {"completion", "score", ...} or {"first", "second", "gap", ...}, by number."""
@@ -34,7 +33,7 @@ def table_of(rows: list[Row]) -> pa.Table:
                 out.rating(places[grade["completion"]], grade["score"], **rest)
             else:
                 out.comparison(places[grade["first"]], places[grade["second"]], grade["gap"], **rest)
-    return narrow(out.finish(), FEEDBACK)
+    return narrow(out.finish())
 
 
 def feedback(*grades: list[dict[str, Any]], texts: Sequence[str] = "AB") -> pa.Table:

@@ -12,7 +12,6 @@ from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.pairs import split_position
 from mmpo.pipeline.sources import FeedbackBuilder
 from mmpo.pipeline.storage import RowAccounting
-from mmpo.pipeline.tables import FEEDBACK
 
 
 def scored(**scores: float | tuple[float, ...]) -> pa.Table:
@@ -116,7 +115,7 @@ def test_the_split_follows_the_first_user_message_alone(tmp_path) -> None:
         out.prompt([{"role": "system", "content": system}, {"role": "user", "content": "the same question"}])
         for text, score in (("a", 1), ("b", 2)):
             out.rating(out.completion(text), score, rater="r")
-    summary = write_dataset(build_pairs(narrow(out.finish(), FEEDBACK)), tmp_path / "out")
+    summary = write_dataset(build_pairs(narrow(out.finish())), tmp_path / "out")
     side = split_position("the same question")
     expected = "train" if side < 0.9 else "validation" if side < 0.95 else "test"
     assert summary["pairs"] == {name: 3 * (name == expected) for name in ("train", "validation", "test")}

@@ -14,7 +14,7 @@ from folders import write_rows
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmpo.pipeline import FEEDBACK, BuildOptions, build, build_pairs, load_pairs
+from mmpo.pipeline import BuildOptions, build, build_pairs, load_pairs
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.sources import FeedbackBuilder
@@ -90,7 +90,7 @@ def table(grades: Sequence[Grade], low: Fraction | None = LOW, high: Fraction | 
     bounds = {"low": None if low is None else float(low), "high": None if high is None else float(high)}
     for text, rater, value in grades:
         out.rating(out.completion(text), float(value), rater=rater, **bounds)
-    return narrow(out.finish(), FEEDBACK)
+    return narrow(out.finish())
 
 
 def pairs(made: pa.Table) -> dict[tuple[str, str], tuple[float, int, int]]:
@@ -199,7 +199,7 @@ def test_comparisons_tie_as_in_exact_arithmetic(grades: list[Grade], names, merg
     one_order = {key: sum(values) / len(values) for key, values in given_gaps.items()}
     raters = {rater: [one_order[key] for key in one_order if key[0] == rater] for rater, _ in one_order}
     gap = MERGES[merge]([sum(orders) / len(orders) for orders in raters.values()])
-    (((better, _), (margin, *_)),) = pairs(build_pairs(narrow(out.finish(), FEEDBACK), merge_raters=merge)).items()
+    (((better, _), (margin, *_)),) = pairs(build_pairs(narrow(out.finish()), merge_raters=merge)).items()
     assert (margin == 0) == (gap == 0)
     assert margin == pytest.approx(float(gap if better == "x" else -gap), abs=1e-10)
 

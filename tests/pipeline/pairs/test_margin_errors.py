@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 from panels import errors, rms
 
-from mmpo.pipeline import FEEDBACK
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.margins import margin_standard_error, median_standard_error
 from mmpo.pipeline.sources import FeedbackBuilder
@@ -25,7 +24,7 @@ def rated(raters: int, bias: float, prompts: int = PROMPTS) -> tuple[pa.Table, n
         for r, own in enumerate(biases.tolist()):
             for side, value in sides:
                 out.rating(side, value + own + float(rng.normal()), rater=f"r{r}", kind="human")
-    return narrow(out.finish(), FEEDBACK), margin
+    return narrow(out.finish()), margin
 
 
 @pytest.mark.parametrize("how", ["mean", "median", "rater-effects"])
