@@ -27,6 +27,8 @@ class Answers:
             if self.rows.field(key).null_count < len(texts):
                 self.keyed |= np.asarray(self.rows.field(key).is_valid())
         tags, edges = _tags_and_edges(texts)
+        at = pa.array(np.flatnonzero(edges))
+        edges[np.asarray(at)] = _trimmed(texts.take(at))
         self.thinking = self._thinking(texts, tags)
         self.plain = ~(self.thinking | edges | self.keyed)
         self._known: dict[int, tuple[str, str | None]] = {}
@@ -59,10 +61,14 @@ class Answers:
     def same(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """In what pairs of completions of one answer differ: 1 + the place in DIFFERS; 0 for those of two answers; shape (pairs,)."""
         found = np.zeros(len(first), dtype=np.int64)
-        for pair in np.flatnonzero(~(self.plain[first] & self.plain[second])).tolist():
-            one, other = int(first[pair]), int(second[pair])
-            if self.of(one) == self.of(other):
-                found[pair] = 1 if self.thinking[one] or self.thinking[other] else 2
+        pairs = np.flatnonzero(~(self.plain[first] & self.plain[second]))
+        if len(pairs):
+            places = np.unique(np.concatenate([first[pairs], second[pairs]]))
+            known: dict[tuple[str, str | None], int] = {}
+            codes = np.array([known.setdefault(self.of(place), len(known)) for place in places.tolist()])
+            equal = codes[np.searchsorted(places, first[pairs])] == codes[np.searchsorted(places, second[pairs])]
+            thinking = self.thinking[first[pairs]] | self.thinking[second[pairs]]
+            found[pairs] = np.where(equal, np.where(thinking, 1, 2), 0)
         return found
 
 
@@ -100,6 +106,11 @@ def drop_thinking(feedback: pa.Table) -> tuple[pa.Table, int]:
 
 def _replaced(column: pa.Array, mask: np.ndarray, values: Sequence[str]) -> pa.Array:
     return pc.replace_with_mask(column, pa.array(mask), pa.array(values, column.type))
+
+
+def _trimmed(texts: pa.Array) -> np.ndarray:
+    """Which texts have white space at an end."""
+    return np.asarray(pc.not_equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), pc.binary_length(texts)))
 
 
 def _tags_and_edges(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

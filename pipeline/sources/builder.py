@@ -145,7 +145,10 @@ class FeedbackBuilder:
             self.merged += 1
             return self._seen[given]
         try:
-            digest = completion_id(self._ids[-1], text, *keys)
+            if keys:
+                digest = completion_id(self._ids[-1], text, *keys)
+            else:  # the same without a call
+                digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
         except (TypeError, UnicodeEncodeError) as error:
             raise BadRow("lone_surrogate", {"where": "completion"}) from error
         model = model if model is None else str(model)
