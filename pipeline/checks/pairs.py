@@ -15,7 +15,6 @@ from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.pairs.splits import SPLIT_RULES, check_shares, first_user_messages, split_of_positions
 from mmpo.pipeline.tables import (
     MESSAGE_KEYS,
-    MESSAGES,
     PAIRS,
     REPLY_KEYS,
     SPLITS,
