@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
 from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.metrics import METRICS, SUITES, suite_scores
 from mmpo.pipeline.options import NUMBER, Gamma, OneOf, TextOrPath, in_words, options, options_from
@@ -44,6 +44,14 @@ class EvaluateOptions:
     """Parquet with chosen_id, rejected_id, preferring, raters of raters outside the margins."""
     per_pair: TextOrPath | None = None
     """Parquet file to write every pair's values to."""
+    against: TextOrPath | None = None
+    """Another model, or a folder that --out wrote of it: differences on the same pairs, with 95% intervals."""
+    out: TextOrPath | None = None
+    """Folder to write evaluation.json, pairs.parquet and page.html to."""
+    bootstrap: Annotated[int, NUMBER] = 1000
+    """Samples of prompts behind each 95% interval; 0 for none."""
+    seed: Annotated[int, NUMBER] = 0
+    """Seed of these samples."""
     max_length: Annotated[int | None, NUMBER] = None
     """Longest prompt and completion, in tokens."""
     max_prompt_length: Annotated[int | None, NUMBER] = None
@@ -84,10 +92,31 @@ def _measure(kind: Literal["policy", "reward"], model: str, data: Path, as_json:
     summary: dict[str, Any] = evaluate(kind, model, data, **vars(options_from(EvaluateOptions, given, flags=True)))
     if "suite" in summary:
         _print_suite(summary)
-    else:
-        print_table("", ("measure", "value"), [(name, summary[name]) for name in ("pairs", "ties", *METRICS) if name in summary])
-        print_rows("by quality margin", summary.get("by_margin") or [])
+    _print_measures(summary)
     print_json(summary, as_json)
+
+
+def _print_measures(found: dict[str, Any]) -> None:
+    """The model raw and at its temperature, beside the longest and a coin; by margin; against another model."""
+    named = [name for name in METRICS if found.get(name) is not None]
+    say(f"{found['pairs']:,} pairs of {found['prompts']:,} prompts, {found['ties']:,} ties; 95% intervals by prompt")
+    rows = [{"": "this model", **found}]
+    if found["temperature"] is not None:
+        rows.append({"": f"at temperature {shown(found['temperature'])}", **found["scaled"]})
+    rows += [{"": row["name"], **row} for row in found["baselines"]]
+    for part in (named[:4], named[4:]):
+        print_rows("", rows, {"": "", **{name: name for name in part}})
+    say(f"temperature: {found['temperature_from']}")
+    length = found["length"]
+    print_rows("", [length], {"spearman": "rank correlation with length", "longest_wins": "the better is the longer"})
+    columns = {name: name for name in ("low", "high", "pairs", "accuracy", "mean_q", "mean_p", "longest_wins")}
+    print_rows("by quality margin (a coin: accuracy .5)", found.get("by_margin") or [], columns)
+    if "against" in found:
+        against = found["against"]
+        columns = {name: name for name in ("measure", "this", "other", "difference")}
+        for name in ("raw", "scaled"):
+            at = "" if name == "raw" else ", each at its temperature"
+            print_rows(f"against {against['other']}, {against['pairs']:,} pairs{at}", against.get(name) or [], columns)
 
 
 def scores(

@@ -1,16 +1,5 @@
-"""What a model is measured by, all in METRICS; by margin, by source; the benchmarks of reward models, all in SUITES.
+"""What a model is measured by: measures of pairs with their intervals, fits of γ to votes, and the benchmarks of reward models."""
 
-The values of a set of pairs, by name, each of shape (pairs,): z, the model's logit for "chosen is better"; margin, the quality margin,
-0 for a tie; and where they are known p, the targets, and preferring of raters, votes of raters that made no part of the margins.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
-
-from mmpo.pipeline.margins import sigmoid
 from mmpo.pipeline.metrics.calibration import (
     BINS,
     SAME,
@@ -21,6 +10,7 @@ from mmpo.pipeline.metrics.calibration import (
     ece_label,
     ece_target,
     ece_vote,
+    nll,
     soft_brier,
     temperature_fit,
 )
@@ -33,61 +23,6 @@ from mmpo.pipeline.metrics.rewardbench import (
     subset_accuracies,
 )
 from mmpo.pipeline.metrics.suites import SUITES, ScoredRow, check_columns, file_rows, suite_measures, suite_scores
+from mmpo.pipeline.metrics.summary import against_other, evaluation_measures
+from mmpo.pipeline.metrics.table import METRICS, Metric, Values, by_source, pair_measures, training_metrics
 from mmpo.pipeline.metrics.votes import Votes
-
-Values = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One measure of a set of pairs.
-
-    measure: from the values named in `needs`, in that order; None where they define none. To the names of the module's docstring come
-    q = σ(z) and decided = margin > 0. better: "higher", "lower", or the value that is best.
-    """
-
-    measure: Callable[..., float | None]
-    needs: tuple[str, ...]
-    better: Literal["higher", "lower"] | float
-    summary: str
-
-    def distance(self, value: float) -> float:
-        """What orders values of this measure, the best one first."""
-        return {"higher": -value, "lower": value}[self.better] if isinstance(self.better, str) else abs(value - self.better)
-
-
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy, ("z", "margin"), "higher", "share of the pairs with a margin that the model orders right"),
-    "ece_target": Metric(ece_target, ("q", "p"), "lower", "calibration error against the targets, ties included"),
-    "ece_label": Metric(ece_label, ("q", "decided"), "lower", "calibration error against the labels, ties left out"),
-    "ece_vote": Metric(ece_vote, ("q", "preferring", "raters"), "lower", "calibration error against votes that made no margin"),
-    "brier": Metric(brier, ("q", "decided"), "lower", "mean squared error of the probabilities to the labels, ties left out"),
-    "soft_brier": Metric(soft_brier, ("q", "p"), "lower", "mean squared error of the probabilities to the targets"),
-    "cross_entropy": Metric(cross_entropy, ("z", "p"), "lower", "mean cross-entropy to the targets, in nats"),
-}
-
-
-def pair_measures(values: Values) -> dict[str, float | None]:
-    """Every measure of METRICS whose needs are among the values; None where it is of no pairs."""
-    known = {**values, "q": sigmoid(values["z"]), "decided": values["margin"] > 0}
-    return {
-        name: metric.measure(*(known[need] for need in metric.needs))
-        for name, metric in METRICS.items()
-        if known.keys() >= set(metric.needs)
-    }
-
-
-def training_metrics(values: Values) -> dict[str, float]:
-    """The measures shown during training, without the undefined ones, and the mean of every named value per pair."""
-    named = {name: float(value.mean()) for name, value in values.items() if "/" in name}
-    return {name: value for name, value in {**pair_measures(values), **named}.items() if value is not None}
-
-
-def by_source(values: Values, sources: np.ndarray) -> list[dict[str, Any]]:
-    """The measures of each source's pairs. `sources`: (pairs,)."""
-    rows = []
-    for source in sorted(set(sources.tolist()), key=str):
-        mine = sources == source
-        measures = pair_measures({name: value[mine] for name, value in values.items()})
-        rows.append({"source": source, "pairs": int(mine.sum()), **measures})
-    return rows

@@ -6,7 +6,7 @@ three calibration errors answer different questions and are never mixed: against
 against independent votes. A measure over no pairs is None.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,32 @@ SAME = 1e-4
 """Mean |z| up to which z is rounding, and the mean cross-entropy that of z = 0 to four digits."""
 
 
+class Parts(NamedTuple):
+    """What a measure adds up over pairs, so that any sample of them has one: Σ value/Σ weight, with bins Σ |Σ value of a bin|/Σ weight.
+
+    value, weight: shape (pairs,), both 0 where a pair has no say; bin: the bin of each pair, or None.
+    """
+
+    value: Floats
+    weight: Floats
+    bin: np.ndarray | None = None
+
+    def total(self) -> float | None:
+        """The measure over all pairs; None where none has a say."""
+        weight = self.weight.sum()
+        if not weight:
+            return None
+        if self.bin is None:
+            return float(self.value.sum() / weight)
+        return float(np.abs(np.bincount(self.bin, self.value)).sum() / weight)
+
+
+def accuracy_parts(z: ArrayLike, margin: ArrayLike) -> Parts:
+    """Of `accuracy`."""
+    decided = (as_floats(margin, "margins") > 0).astype(np.float64)
+    return Parts((as_floats(z, "z") > 0) * decided, decided)
+
+
 def accuracy(z: ArrayLike, margin: ArrayLike | None = None) -> float | None:
     """Share of pairs with margin > 0 whose z > 0; ties are left out, z = 0 is wrong. In [0, 1]. None where the model tells no pair apart,
     as one that equals its reference: the mean |z| is at most `SAME`.
@@ -25,8 +51,14 @@ def accuracy(z: ArrayLike, margin: ArrayLike | None = None) -> float | None:
     Without margins every pair counts as decided.
     """
     z_ = as_floats(z, "z")
-    z_ = z_ if margin is None else z_[as_floats(margin, "margins") > 0]
-    return float((z_ > 0).mean()) if z_.size and np.abs(z_).mean() > SAME else None
+    parts = accuracy_parts(z_, np.ones_like(z_) if margin is None else margin)
+    return parts.total() if parts.weight.sum() and np.abs(z_ * parts.weight).sum() > SAME * parts.weight.sum() else None
+
+
+def ece_target_parts(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> Parts:
+    """Of `ece_target`."""
+    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
+    return _both_ways(q_, p_, np.ones_like(q_), bins)
 
 
 def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
@@ -37,8 +69,13 @@ def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
     model: without them one that is wrong by the same amount in both directions looks
     biased. A model that always says ½ has error 0: it knows nothing and claims nothing. In [0, 1].
     """
-    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
-    return _both_ways(q_, p_, np.ones_like(q_), bins)
+    return ece_target_parts(q, p, bins).total()
+
+
+def ece_label_parts(q: ArrayLike, decided: ArrayLike | None = None, bins: int = BINS) -> Parts:
+    """Of `ece_label`."""
+    q_ = _probabilities(q, "q")
+    return _binned(np.maximum(q_, 1 - q_), (q_ > 0.5).astype(np.float64), _decided(q_, decided), bins)
 
 
 def ece_label(q: ArrayLike, decided: ArrayLike | None = None, bins: int = BINS) -> float | None:
@@ -48,8 +85,15 @@ def ece_label(q: ArrayLike, decided: ArrayLike | None = None, bins: int = BINS) 
     decided: boolean, shape (pairs,): margin > 0; by default all. The usual ECE (Guo et al. 2017). It rewards γ → ∞: a
     perfect MMPO model, always right and less than certain, scores badly. In [0, 1].
     """
-    q_ = _decided(q, decided)
-    return _binned(np.maximum(q_, 1 - q_), (q_ > 0.5).astype(np.float64), None, bins)
+    return ece_label_parts(q, decided, bins).total()
+
+
+def ece_vote_parts(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int = BINS) -> Parts:
+    """Of `ece_vote`."""
+    q_, k, n = _probabilities(q, "q"), as_floats(preferring, "preferring"), as_floats(raters, "raters")
+    if not ((k >= 0) & (k <= n)).all():
+        raise InvalidValue("preferring must lie between 0 and raters in every pair")
+    return _both_ways(q_, k / np.maximum(n, 1e-300), n, bins)
 
 
 def ece_vote(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int = BINS) -> float | None:
@@ -58,29 +102,74 @@ def ece_vote(q: ArrayLike, preferring: ArrayLike, raters: ArrayLike, bins: int =
 
     preferring of raters votes went to the chosen completion. None where there are no votes. In [0, 1].
     """
-    q_, k, n = _probabilities(q, "q"), as_floats(preferring, "preferring"), as_floats(raters, "raters")
-    if not ((k >= 0) & (k <= n)).all():
-        raise InvalidValue("preferring must lie between 0 and raters in every pair")
-    q_, k, n = q_[n > 0], k[n > 0], n[n > 0]
-    return _both_ways(q_, k / n, n, bins)
+    return ece_vote_parts(q, preferring, raters, bins).total()
+
+
+def brier_parts(q: ArrayLike, decided: ArrayLike | None = None) -> Parts:
+    """Of `brier`."""
+    q_ = _probabilities(q, "q")
+    weight = _decided(q_, decided)
+    return Parts((1 - q_) ** 2 * weight, weight)
 
 
 def brier(q: ArrayLike, decided: ArrayLike | None = None) -> float | None:
     """Mean (1 − q)² over decided pairs: the label is always "chosen". In [0, 1], 0 is best."""
-    q_ = _decided(q, decided)
-    return float(((1 - q_) ** 2).mean()) if q_.size else None
+    return brier_parts(q, decided).total()
+
+
+def soft_brier_parts(q: ArrayLike, p: ArrayLike) -> Parts:
+    """Of `soft_brier`."""
+    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
+    return Parts((q_ - p_) ** 2, np.ones_like(q_))
 
 
 def soft_brier(q: ArrayLike, p: ArrayLike) -> float | None:
     """Mean (q − p)² over all pairs, ties included. In [0, 1], 0 is best."""
-    q_, p_ = _probabilities(q, "q"), _probabilities(p, "p")
-    return float(((q_ - p_) ** 2).mean()) if q_.size else None
+    return soft_brier_parts(q, p).total()
+
+
+def cross_entropy_parts(z: ArrayLike, p: ArrayLike) -> Parts:
+    """Of `cross_entropy`."""
+    z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
+    return Parts(p_ * softplus(-z_) + (1 - p_) * softplus(z_), np.ones_like(z_))
 
 
 def cross_entropy(z: ArrayLike, p: ArrayLike) -> float | None:
     """Mean −p·log σ(z) − (1−p)·log σ(−z) over all pairs, ties included, in nats; at least the mean entropy of p."""
-    z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
-    return float((p_ * softplus(-z_) + (1 - p_) * softplus(z_)).mean()) if z_.size else None
+    return cross_entropy_parts(z, p).total()
+
+
+def nll_parts(z: ArrayLike, margin: ArrayLike) -> Parts:
+    """Of `nll`."""
+    decided = (as_floats(margin, "margins") > 0).astype(np.float64)
+    return Parts(softplus(-as_floats(z, "z")) * decided, decided)
+
+
+def nll(z: ArrayLike, margin: ArrayLike) -> float | None:
+    """Mean −log σ(z) over pairs with margin > 0, in nats: the likelihood of the labels, Bradley–Terry's loss. ln 2 is a coin's."""
+    return nll_parts(z, margin).total()
+
+
+def reliability(x: ArrayLike, y: ArrayLike, weight: ArrayLike | None = None, bins: int = BINS) -> list[dict[str, Any]]:
+    """A row per bin of x that holds any weight: low, high, weight, mean_x, mean_y. x: confidence or probability; y: what came of it.
+
+    All of shape (pairs,); without weights every pair weighs 1.
+    """
+    x_, y_ = _probabilities(x, "x"), _probabilities(y, "y")
+    w = np.ones_like(x_) if weight is None else as_floats(weight, "weight")
+    which = _bin_of(x_, bins)
+    total, of_x, of_y = (np.bincount(which, of, minlength=bins) for of in (w, w * x_, w * y_))
+    return [
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "weight": float(total[i]),
+            "mean_x": of_x[i] / total[i],
+            "mean_y": of_y[i] / total[i],
+        }
+        for i in range(bins)
+        if total[i]
+    ]
 
 
 def by_margin(z: ArrayLike, margin: ArrayLike, p: ArrayLike, bins: int = 5) -> list[dict[str, Any]]:
@@ -134,26 +223,31 @@ def _probabilities(values: ArrayLike, name: str) -> Floats:
     return array
 
 
-def _decided(q: ArrayLike, decided: ArrayLike | None) -> Floats:
-    q_ = _probabilities(q, "q")
-    return q_ if decided is None else q_[np.asarray(decided, dtype=bool)]
+def _decided(q: Floats, decided: ArrayLike | None) -> Floats:
+    return np.ones_like(q) if decided is None else np.asarray(decided, dtype=bool).astype(np.float64)
 
 
-def _both_ways(q: Floats, p: Floats, weight: Floats, bins: int) -> float | None:
+def folded(q: Floats, p: Floats) -> tuple[Floats, Floats]:
+    """q and p of the orientation in which q ≥ ½."""
+    return np.maximum(q, 1 - q), np.where(q >= 0.5, p, 1 - p)
+
+
+def _both_ways(q: Floats, p: Floats, weight: Floats, bins: int) -> Parts:
     """The binned error over (q, p) and (1 − q, 1 − p) together, w of each pair in both.
 
     The two halves mirror each other, so that the half q ≥ ½ says it all; a bin that straddles ½ is its own mirror image, where
     the two orientations cancel. Folding keeps a q on a bin's edge on the same side in both orientations.
     """
-    x, y = np.maximum(q, 1 - q), np.where(q >= 0.5, p, 1 - p)
+    x, y = folded(q, p)
     straddles = (x < (bins // 2 + 1) / bins) if bins % 2 else (x == 0.5)
     return _binned(x, np.where(straddles, x, y), weight, bins)
 
 
-def _binned(x: Floats, y: Floats, weight: Floats | None, bins: int) -> float | None:
-    """Σ |Σ w·(x − y)| over equal bins of x on [0, 1], left-closed (the last one closed), over Σ w."""
-    if not x.size:
-        return None
-    w = np.ones_like(x) if weight is None else weight
-    which = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), x, side="right") - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(which, w * (x - y), minlength=bins)).sum() / w.sum())
+def _binned(x: Floats, y: Floats, weight: Floats, bins: int) -> Parts:
+    """Σ |Σ w·(x − y)| over equal bins of x, over Σ w."""
+    return Parts(weight * (x - y), weight, _bin_of(x, bins))
+
+
+def _bin_of(x: Floats, bins: int) -> np.ndarray:
+    """Equal bins on [0, 1], left-closed, the last one closed."""
+    return np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), x, side="right") - 1, 0, bins - 1)

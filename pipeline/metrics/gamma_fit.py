@@ -6,13 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmpo.pipeline.margins import Floats, as_floats, fit_gamma_to_votes, sigmoid, softplus
+from mmpo.pipeline.metrics.intervals import student
 
 FEWEST_CLUSTERS = 5
 """Of fewer prompts the spread says too little for an interval."""
 _HALF_CHI_SQUARE = 1.920729
 """Half of the 95% quantile of χ² with one degree of freedom."""
-_NORMAL = 1.959964
-"""The 97.5% quantile of the normal distribution."""
 
 
 class GammaFit(NamedTuple):
@@ -52,19 +51,12 @@ def fit_gamma(margins: ArrayLike, preferring: ArrayLike, raters: ArrayLike, clus
         q = sigmoid(gamma * m)
         slopes = np.bincount(of, m * (k - n * q))
         error = np.sqrt(prompts / (prompts - 1) * (slopes**2).sum()) / float((n * m**2 * q * (1 - q)).sum())
-        reach = _student(prompts - 1) * float(error)
+        reach = student(prompts - 1) * float(error)
         method, low, high = "cluster-robust, by prompt", max(0.0, gamma - reach), gamma + reach
     elif prompts >= FEWEST_CLUSTERS:
         method, (low, high) = "profile likelihood", _profile(m, k, n, gamma, scale)
     cost = _log_likelihood(m, k, n, gamma if gamma < np.inf else 1e6 / scale)
     return GammaFit(gamma, low, high, method, len(m), prompts, float(n.sum()), -cost / float(n.sum()))
-
-
-def _student(degrees: int) -> float:
-    """The 97.5% quantile of Student's t, within .3% from 4 degrees up: expanded about the normal one (Abramowitz and Stegun 26.7.5)."""
-    z = _NORMAL
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
 
 
 def _log_likelihood(m: Floats, k: Floats, n: Floats, gamma: float) -> float:

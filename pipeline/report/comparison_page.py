@@ -20,7 +20,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
     page = Path(out)
     curves = {str(run["name"]): _curve(run) for run in runs}
     pictures = [
-        *(_by_target(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
+        *(by_target(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
         *_curves({name: curve for name, curve in curves.items() if curve}),
     ]
     pictures = [picture for picture in pictures if picture is not None]
@@ -56,7 +56,7 @@ def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]
     return len(rivals) > 1 and run.get(name) == min(rivals, key=METRICS[name].distance)
 
 
-def _by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:
+def by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:
     """Mean prediction against mean target by margin bin, a line a run: how much of the margin the model sees."""
     drawn = [
         (str(run["name"]), [row for row in run.get("by_margin") or [] if {"mean_p", "mean_q"} <= set(row)])

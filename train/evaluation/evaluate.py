@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import text_lengths
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
-from mmpo.pipeline.metrics import METRICS, Votes, by_margin, by_source, pair_measures, suite_measures, temperature_fit
-from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parts, split_files
+from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures
+from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs, with_graded_part
+from mmpo.train.evaluation.folder import PAIR_VALUES, check_evaluation, write_evaluation
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
@@ -24,6 +25,7 @@ from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record
 
 _SIDES = ("chosen", "rejected")
+_IDS = ("prompt_id", "chosen_id", "rejected_id")
 
 
 def evaluate(
@@ -40,6 +42,10 @@ def evaluate(
     reference_cache: str | None = None,
     votes: str | Path | None = None,
     per_pair: str | Path | None = None,
+    against: str | Path | None = None,
+    out: str | Path | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
     thinking: Literal["keep", "drop"] | None = None,
@@ -49,23 +55,26 @@ def evaluate(
     chat_template: str = "tokenizer",
 ) -> dict[str, Any]:
     """Measures a model on all pairs of one split of a dataset folder, of one Parquet file of pairs, or on the rows of a benchmark's file
-    (see `suite_pairs`; suite: its name, by default what the rows look like; for those, what `suite_measures` returns, "pairs", the measures
-    that need no targets over all pairs, "longest_wins": the same suite with lengths in characters as scores, and "counts").
+    (see `suite_pairs`; suite: its name, by default what the rows look like; for those, what `suite_measures` returns as well, and
+    "longest_wins": the same suite with lengths in characters as scores; no measure against targets is defined).
 
     What is not given comes from the model's own mmpo.json (gamma, target, beta, reference, lengths, thinking), graded_part from the
     dataset's manifest first. gamma: needed for other models; auto and auto:MEAN take it from the folder's training pairs, where it has none
     from the measured ones. reference: for a policy, the model its log-ratios are taken to; the recorded one must have the weights that it
-    had then. reference_cache: as for
-    training. votes: a Parquet file with chosen_id, rejected_id, preferring and raters, of raters that made no part of the margins, rows of
-    one pair added up; without it ece_vote is None, because the votes that PAIRS holds *are* the margin's own. per_pair: a Parquet file to
-    write every pair's values to. chat_template: as for training; what we trained carries its own.
+    had then. reference_cache: as for training. votes: a Parquet file of chosen_id, rejected_id, preferring and raters, by raters that made
+    no part of the margins, rows of one pair added up; without it ece_vote is None, because the votes that PAIRS holds *are* the margin's
+    own. per_pair: a Parquet file to write every pair's values to. chat_template: as for training; what we trained carries its own.
 
-    Returns {"pairs", "ties", "accuracy", "ece_target", "ece_label", "ece_vote", "brier", "soft_brier",
-    "cross_entropy", "by_margin"}, None where undefined, and "by_source", "mean_logratio_chosen" and
-    "mean_logratio_rejected" (policies; no KL), "temperature" (fitted on the validation split where there is another
-    one, see "temperature_from"), "scaled" (the same measures at that temperature), "gamma", "target", "split" and
-    "counts". Raises UserError.
+    against: another model's folder (or Hub name), a folder that `out` wrote of it, or its per-pair file: "against" then holds the
+    differences on the pairs that both have, with 95% intervals, by the targets of this evaluation. out: a folder to write evaluation.json,
+    pairs.parquet (as per_pair) and page.html to, whole. bootstrap: samples of prompts behind each interval (0: none), by the seed.
+
+    Returns what `evaluation_measures` returns (the temperature is fitted on the validation split where there is another one, else
+    cross-fitted), None where undefined, and "mean_logratio_chosen" and "mean_logratio_rejected" (policies; no KL), "gamma", "target",
+    "split", "counts", and of a benchmark what its suite returns. Raises UserError.
     """
+    if bootstrap < 0 or seed < 0:
+        raise UserError(f"--{'bootstrap' if bootstrap < 0 else 'seed'} {min(bootstrap, seed)}: must be a whole number from 0 up")
     record = read_record(model) or {}
     given = {"gamma": gamma, "target": target, "beta": beta, "reference": reference, "chat_template": chat_template}
     given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
@@ -74,57 +83,130 @@ def evaluate(
     bench = suite_pairs(data, suite)
     if bench is not None:
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
-    options = _options(kind, str(model), record, {name: value for name, value in given.items() if value is not None})
-    trained = record.get("options", {}).get("graded_part")
-    options = with_graded_part(options, data, trained if graded_part is None else None)
+    given = {name: value for name, value in given.items() if value is not None}
+    options = _options(kind, str(model), record, dict(given))
+    options = with_graded_part(options, data, _graded_part(record) if graded_part is None else None)
     pairs = read_pairs(data, split) if bench is None else bench.pairs
     if isinstance(options.gamma, str):
         options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs)))
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
+    rival = None if against is None else _rival(kind, str(against), data, options, given)
     stood = None if per_pair is None else identity(per_pair)
     if per_pair is not None:
         if Path(per_pair).is_dir():
             raise UserError(f"--per-pair {per_pair} is a folder: name the Parquet file to write")
         Path(per_pair).parent.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        check_evaluation(out)
     levels = record.get("target_levels") if target is None and bench is None else None  # what training learned, not these votes
     taken = options.target if levels is None else LevelTarget.from_dict(levels)
-    other = _other_split(options, data, split, taken)
+    other = None if bench is not None else _other_split(options, data, split, taken)
     splits = [(pairs, f"{data} ({split})"), *([] if other is None else [(other, "")])]
-    then = record.get("identity", {})
-    reference_weights = None if reference else then.get("reference_weights", then.get("weights"))
-    (values, counts), *rest = pair_values(options, splits, reference_weights, taken)
-    pairs = pairs.take(pa.array(values["rows"]))
-    sources = np.array(pairs["source"].to_pylist(), dtype=object)
+    (values, counts), *rest = pair_values(options, splits, _reference_weights(record, reference), taken)
+    given_pairs, pairs = pairs, pairs.take(pa.array(values["rows"]))
     if per_pair is not None:
         _write(Path(per_pair), stood, pairs, values)
-    if bench is not None:
-        return _on_suite(bench, values, counts)
-    fitted_on = "validation" if rest and len(rest[0][0]["z"]) else split
-    fit = rest[0][0] if fitted_on != split else values
-    temperature = temperature_fit(fit["z"], fit["p"])
-    judged = values
+    judged = {name: values[name] for name in ("z", "margin", *(("p",) if bench is None else ()))}
     if cast is not None:
         preferring, raters = cast.of(pairs).T
-        judged = {**values, "preferring": preferring, "raters": raters}
+        judged |= {"preferring": preferring, "raters": raters}
         counts = {**counts, "pairs_with_votes": int((raters > 0).sum())}
-    return {
-        "pairs": len(values["z"]),
-        "ties": int((values["margin"] == 0).sum()),
-        **dict.fromkeys(METRICS),
-        **pair_measures(judged),
-        "by_margin": by_margin(values["z"], values["margin"], values["p"]),
-        "by_source": by_source(values, sources),
-        **{f"mean_logratio_{side}": float(values[f"ratio/{side}"].mean()) if kind == "policy" else None for side in _SIDES},
-        "temperature": temperature,
-        "temperature_from": fitted_on,
-        "scaled": pair_measures({**values, "z": values["z"] / (temperature or 1.0)}),
-        "gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf",
-        "target": options.target,
-        "split": split,
-        "counts": counts,
-    }
+    sources = np.array(pairs["source"].to_pylist(), dtype=object)
+    prompts = pairs["prompt_id"].to_pylist()
+    lengths = tuple(text_lengths(pairs[side]) for side in _SIDES)
+    fitted_on = rest[0][0] if rest else None
+    found = evaluation_measures(judged, prompts, sources, lengths, fitted_on=fitted_on, draws=bootstrap, seed=seed)
+    found |= {f"mean_logratio_{side}": float(values[f"ratio/{side}"].mean()) if kind == "policy" else None for side in _SIDES}
+    if bench is None:
+        found |= {"gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf", "target": options.target, "split": split}
+        found |= {"counts": counts}
+    else:
+        found |= _on_suite(bench, values, counts)
+    if against is not None:
+        theirs = _values_of(rival, given_pairs, str(data), taken) if isinstance(rival, tuple) else _read_values(Path(str(rival)))
+        found |= {"against": _against(str(against), pairs, judged, theirs, bootstrap, seed)}
+    if out is not None:
+        title = f"{Path(str(model)).name} on {Path(data).name}" + ("" if bench else f" ({split})")
+        write_evaluation(
+            out, {"model": str(model), "kind": kind, "data": str(data), **found}, title, lambda to: _write(to, "now", pairs, values)
+        )
+    return found
+
+
+# --- another model --------------------------------------------------------------------------------------------------------------
+
+
+Rival = tuple[TrainOptions, str | None]
+"""The options that another model is run with, and the digest that its reference must have."""
+
+
+def _rival(
+    kind: Literal["policy", "reward"], against: str, data: str | Path, options: TrainOptions, given: Mapping[str, Any]
+) -> Rival | Path:
+    """How the other model is run, on our targets; or the file with its values, of a folder that `--out` wrote or by itself.
+
+    Raises UserError where it is neither.
+    """
+    path = Path(against)
+    values = path / PAIR_VALUES if path.is_dir() else path
+    if values.is_file():
+        return values
+    record = read_record(against) or {}
+    same = {name: value for name, value in given.items() if name not in ("beta", "reference", "chat_template", "gamma", "target")}
+    same |= {"gamma": options.gamma, "target": options.target}
+    theirs = _options(record.get("kind", kind), against, record, same)
+    theirs = with_graded_part(theirs, data, None if "graded_part" in given else _graded_part(record))
+    return theirs, _reference_weights(record, None)
+
+
+def _graded_part(record: Mapping[str, Any]) -> Any:
+    """The part of a reply whose grades a model was trained on."""
+    return record.get("options", {}).get("graded_part")
+
+
+def _reference_weights(record: Mapping[str, Any], reference: str | None) -> str | None:
+    then = record.get("identity", {})
+    return None if reference else then.get("reference_weights", then.get("weights"))
+
+
+def _values_of(rival: Rival, pairs: pa.Table, where: str, taken: Any) -> pa.Table:
+    """The other model's z of the pairs, beside their ids."""
+    [(values, _)] = pair_values(rival[0], [(pairs, where)], rival[1], taken)
+    return pairs.select(list(_IDS)).take(pa.array(values["rows"])).append_column("z", pa.array(values["z"]))
+
+
+def _read_values(path: Path) -> pa.Table:
+    table = read_parquet(path)
+    for name in (*_IDS, "z"):
+        if name not in table.column_names:
+            raise unknown_name(
+                f"column in {path}; what `--per-pair` writes has {', '.join(_IDS)} and z, and not", name, table.column_names
+            )
+    return table
+
+
+def _against(
+    name: str, pairs: pa.Table, values: Mapping[str, np.ndarray], theirs: pa.Table, draws: int, seed: int
+) -> dict[str, Any]:
+    """The differences on the pairs that both models measured; how many pairs one of them alone has."""
+    z = dict(zip(zip(*(theirs[key].to_pylist() for key in _IDS), strict=True), theirs["z"].to_pylist(), strict=True))
+    keys = list(zip(*(pairs[key].to_pylist() for key in _IDS), strict=True))
+    both = np.array([key in z for key in keys], dtype=bool)
+    if not both.any():
+        raise UserError(
+            f"--against {name}: none of its {len(z):,} pairs is among the {len(keys):,} measured ones: is it of other data?"
+        )
+    mine = {key: value[both] for key, value in values.items()}
+    prompts = [key[0] for key, shared in zip(keys, both, strict=True) if shared]
+    other = np.array([z[key] for key, shared in zip(keys, both, strict=True) if shared], dtype=np.float64)
+    found = against_other(mine, other, prompts, draws=draws, seed=seed)
+    left = {"this_alone": int((~both).sum()), "other_alone": len(set(z) - set(keys))}
+    return {"other": name, "pairs": int(both.sum()), "prompts": len(set(prompts)), **left, **found}
+
+
+# --- a benchmark ----------------------------------------------------------------------------------------------------------------
 
 
 def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[str, int]) -> dict[str, Any]:
@@ -144,8 +226,6 @@ def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[
     if incomplete:
         warn([f"{incomplete:,} of {len(bench.sizes):,} rows were left out: a completion of theirs has no value"])
     return {
-        **pair_measures({name: values[name] for name in ("z", "margin")}),
-        "pairs": len(values["z"]),
         **found,
         "longest_wins": {name: longest[name] for name in ("sections", "average")},
         "counts": {**counts, "rows_in": len(bench.sizes), "rows_incomplete": incomplete},
@@ -196,12 +276,12 @@ def _other_split(options: TrainOptions, data: str | Path, split: str, target: st
         pairs = read_pairs(data, "validation")
         targets(target, pairs, float(options.gamma))
     except UserError as error:
-        warn([f"the temperature is fitted on the measured pairs, the validation split is of no use: {error}"])
+        warn([f"the temperature is cross-fitted on the measured prompts, the validation split is of no use: {error}"])
         return None
     return pairs
 
 
-def _write(path: Path, stood: Identity, pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
+def _write(path: Path, stood: Identity | Literal["now"], pairs: pa.Table, values: dict[str, np.ndarray]) -> None:
     """One row per pair: ids, source, margin, target, z, and both completions' scores or log-ratios. stood: see `atomic_file`."""
     table = pairs.select(["prompt_id", "chosen_id", "rejected_id", "source"])
     for name in sorted(set(values) - {"rows"}):

@@ -1,0 +1,214 @@
+"""What `mmpo evaluate` says of a model's values on pairs: measures with intervals, scaled, beside length and a coin; and of two models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmpo.pipeline.margins import Floats, sigmoid
+from mmpo.pipeline.metrics.calibration import Parts, by_margin, folded, reliability, temperature_fit
+from mmpo.pipeline.metrics.intervals import DRAWS, interval, part_draws
+from mmpo.pipeline.metrics.table import METRICS, Values, known_values, pair_measures
+
+CROSS_FITTED = "cross-fitted: on one half of the measured prompts for the other"
+
+
+def measures_95(values: Values, clusters: np.ndarray, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+    """`pair_measures`, and of each NAME its 95% interval NAME_95, by resampling clusters (of prompts), shape (pairs,) from 0."""
+    found: dict[str, Any] = pair_measures(values)
+    parts = _parts(values)
+    drawn = part_draws(parts, clusters, draws, seed)
+    bounds = {
+        f"{name}_95": interval(drawn[name], found[name], _count(clusters), parts[name].bin is not None, 0.0) for name in parts
+    }
+    return {**found, **bounds}
+
+
+def _count(clusters: np.ndarray) -> int:
+    return int(clusters.max(initial=-1)) + 1
+
+
+def _parts(values: Values) -> dict[str, Parts]:
+    known = known_values(values)
+    return {
+        name: metric.parts(*(known[need] for need in metric.needs))
+        for name, metric in METRICS.items()
+        if metric.parts is not None and known.keys() >= set(metric.needs)
+    }
+
+
+def codes_of(names: Sequence[Any]) -> np.ndarray:
+    """Numbers from 0 for names, in their order, shape (names,)."""
+    return np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)[1]
+
+
+def scaled(z: Floats, p: Floats, clusters: np.ndarray, fitted_on: Values | None = None) -> tuple[Floats, float | None, str]:
+    """z/T, the temperature T and what it was fitted on: other pairs' z and p, or for each half of the clusters the other half.
+
+    z, p, clusters: shape (pairs,). Of the two halves' T the geometric mean is given. Where one half alone has pairs z stays as it is, and
+    T is None: a temperature is never fitted to the pairs that it scales.
+    """
+    if fitted_on is not None and len(fitted_on["z"]):
+        temperature = temperature_fit(fitted_on["z"], fitted_on["p"])
+        return z / (temperature or 1.0), temperature, "validation"
+    half = clusters % 2
+    fits = [temperature_fit(z[half != side], p[half != side]) for side in (0, 1)]
+    if None in fits or len(np.unique(clusters)) < 2:
+        return z, None, "none: there is one prompt alone"
+    return z / np.array(fits, dtype=np.float64)[half], float(np.exp(np.log(np.array(fits, dtype=np.float64)).mean())), CROSS_FITTED
+
+
+def evaluation_measures(
+    values: Values,
+    prompts: Sequence[Any],
+    sources: np.ndarray,
+    lengths: tuple[Floats, Floats],
+    *,
+    fitted_on: Values | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All measures of a set of pairs. values: of `mmpo.pipeline.metrics.table`, without p where there is nothing but a winner; prompts,
+    sources: of each pair, shape (pairs,); lengths: characters of the chosen and of the rejected completions; fitted_on: z and p of other
+    pairs, for the temperature (else it is cross-fitted, see `scaled`).
+
+    Returns {"pairs", "ties", "prompts", every measure and NAME_95, "by_margin" (with p), "by_source", "temperature", "temperature_from",
+    "scaled": the measures of z/T, "baselines": the same measures of always choosing the longer completion (its confidence fitted like a
+    temperature) and of saying ½, "length": {"spearman", "spearman_95", "longest_wins"}, "reliability": {kind: {"raw", "scaled"}}}.
+    Intervals are of 95%, by resampling prompts.
+    """
+    clusters = codes_of(prompts)
+    z, margin = values["z"], values["margin"]
+    target = values.get("p", np.ones_like(z))
+    chosen, rejected = lengths
+    difference = np.log(np.maximum(chosen, 1)) - np.log(np.maximum(rejected, 1))
+    at_temperature, temperature, fitted = scaled(z, target, clusters, fitted_on)
+    rescaled = {**values, "z": at_temperature}
+    rows = by_source_95(values, sources, clusters, difference, draws, seed)
+    found = {
+        "pairs": len(z),
+        "ties": int((margin == 0).sum()),
+        "prompts": _count(clusters),
+        **(dict.fromkeys(METRICS) if "p" in values else {}),
+        **measures_95(values, clusters, draws, seed),
+        "by_source": rows,
+        "temperature": temperature,
+        "temperature_from": fitted,
+        "scaled": measures_95(rescaled, clusters, draws, seed),
+        "baselines": baselines(values, difference, clusters, draws, seed),
+        "length": length_measures(z, margin, difference, clusters, draws, seed),
+        "reliability": _reliability({"raw": values, "scaled": rescaled}),
+    }
+    if "p" in values:
+        found["by_margin"] = by_margin(z, margin, target)
+        for row in found["by_margin"]:
+            inside = (margin >= row["low"]) & (margin <= row["high"])
+            row["longest_wins"] = longest_wins(margin[inside], difference[inside]).total()
+    return found
+
+
+def by_source_95(
+    values: Values, sources: np.ndarray, clusters: np.ndarray, difference: Floats, draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """A row per source: its measures with intervals, and what the longer completion reaches."""
+    rows = []
+    for source in sorted(set(sources.tolist()), key=str):
+        mine = sources == source
+        own = {name: value[mine] for name, value in values.items()}
+        found = measures_95(own, np.unique(clusters[mine], return_inverse=True)[1], draws, seed)
+        longest = longest_wins(own["margin"], difference[mine]).total()
+        rows.append({"source": source, "pairs": int(mine.sum()), **found, "longest_wins": longest})
+    return rows
+
+
+def longest_wins(margin: Floats, difference: Floats) -> Parts:
+    """The accuracy of choosing the longer completion; equal lengths count half. difference: of the log lengths, shape (pairs,)."""
+    decided = (margin > 0).astype(np.float64)
+    return Parts(((difference > 0) + 0.5 * (difference == 0)) * decided, decided)
+
+
+def baselines(values: Values, difference: Floats, clusters: np.ndarray, draws: int = DRAWS, seed: int = 0) -> list[dict[str, Any]]:
+    """What asks nothing of a model, measured like one: the longer completion, and ½ of every pair, which chooses at random."""
+    target = values.get("p", np.ones_like(values["z"]))
+    sign = np.sign(difference)
+    longer = {**values, "z": scaled(sign, target, clusters)[0]}
+    found = measures_95(longer, clusters, draws, seed)
+    parts = longest_wins(values["margin"], difference)
+    found |= {"accuracy": parts.total()}
+    found |= {"accuracy_95": interval(part_draws({"": parts}, clusters, draws, seed)[""], found["accuracy"], _count(clusters))}
+    coin = pair_measures({**values, "z": np.zeros_like(sign)})
+    coin |= {name: value for name, value in {"accuracy": 0.5, "ece_label": 0.0}.items() if coin.get("brier") is not None}
+    return [{"name": "longest wins", **found}, {"name": "says ½", **coin}]
+
+
+def length_measures(
+    z: Floats, margin: Floats, difference: Floats, clusters: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """spearman: the rank correlation of the model's logit with the difference of log lengths over both orientations of each pair, None
+    where one is always 0; its interval holds the ranks. longest_wins: how often the better completion is the longer one.
+    """
+    a, b = _signed_ranks(z), _signed_ranks(difference)
+    ones = np.ones_like(a)
+    parts = {"ab": Parts(a * b, ones), "aa": Parts(a * a, ones), "bb": Parts(b * b, ones)}
+
+    def correlation(ab: Any, aa: Any, bb: Any) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return ab / np.sqrt(aa * bb)
+
+    value = float(correlation(*(np.float64(one.total() or 0.0) for one in parts.values())))
+    drawn = correlation(*part_draws(parts, clusters, draws, seed).values())
+    known = None if np.isnan(value) else value
+    longest = longest_wins(margin, difference).total()
+    return {"spearman": known, "spearman_95": interval(drawn, known, _count(clusters)), "longest_wins": longest}
+
+
+def _signed_ranks(value: Floats) -> Floats:
+    """Each value's rank over both orientations less the mean rank: odd in the value, 0 for 0, ties share theirs."""
+    sizes, of, count = np.unique(np.abs(value), return_inverse=True, return_counts=True)
+    return np.sign(value) * (np.cumsum(count) - count / 2)[of] if len(sizes) else value
+
+
+def _reliability(kinds: Mapping[str, Values]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Rows of `reliability` by kind: label, confidence against correctness; target and vote, q ≥ ½ against p and the share of votes."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, values in kinds.items():
+        q, decided = sigmoid(values["z"]), values["margin"] > 0
+        if decided.any():
+            right = (q > 0.5).astype(np.float64)[decided]
+            found.setdefault("label", {})[name] = reliability(np.maximum(q, 1 - q)[decided], right)
+        if "p" in values and len(q):
+            found.setdefault("target", {})[name] = reliability(*folded(q, values["p"]))
+        if "raters" in values and (values["raters"] > 0).any():
+            n = values["raters"]
+            found.setdefault("vote", {})[name] = reliability(*folded(q, values["preferring"] / np.maximum(n, 1e-300)), n)
+    return found
+
+
+def against_other(
+    values: Values, other: Floats, prompts: Sequence[Any], *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Two models on the same pairs: {"raw", "scaled"}, a row per measure: measure, this, other, difference (this − other), difference_95.
+
+    other: the other model's z, shape (pairs,). The interval is of 95%, by resampling prompts, the same samples for both. Scaled: each at
+    its temperature, cross-fitted on these pairs (see `scaled`); without two prompts left out.
+    """
+    clusters = codes_of(prompts)
+    target = values.get("p", np.ones_like(values["z"]))
+    pairs = {"raw": (values["z"], other)}
+    at = [scaled(z, target, clusters) for z in pairs["raw"]]
+    if all(temperature is not None for _, temperature, _ in at):
+        pairs["scaled"] = (at[0][0], at[1][0])
+    return {name: _differences(values, *both, clusters, draws, seed) for name, both in pairs.items()}
+
+
+def _differences(values: Values, z: Floats, other: Floats, clusters: np.ndarray, draws: int, seed: int) -> list[dict[str, Any]]:
+    both = [{**values, "z": one} for one in (z, other)]
+    figures, parts = [pair_measures(one) for one in both], [_parts(one) for one in both]
+    drawn = [part_draws(one, clusters, draws, seed) for one in parts]
+    rows = []
+    for name, one in parts[0].items():
+        mine, theirs = (found[name] for found in figures)
+        difference = None if mine is None or theirs is None else mine - theirs
+        bounds = interval(drawn[0][name] - drawn[1][name], difference, _count(clusters), one.bin is not None)
+        rows.append({"measure": name, "this": mine, "other": theirs, "difference": difference, "difference_95": bounds})
+    return rows

@@ -1,0 +1,119 @@
+"""`mmpo evaluate --out` and `--against`: the folder of an evaluation, two models on the same pairs, and what can't be compared."""
+
+import json
+import re
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import refused
+from folders import changed, read_table
+from training_cases import make_pairs, user_error
+
+from mmpo.cli.main import run
+from mmpo.pipeline.metrics import METRICS
+from mmpo.train.evaluation import evaluate
+
+FILES = ["evaluation.json", "page.html", "pairs.parquet"]
+
+
+@pytest.fixture(scope="module")
+def rival(dataset, train_tiny, tmp_path_factory):
+    """A reward model that hardly learned."""
+    out = tmp_path_factory.mktemp("rival") / "model"
+    train_tiny("reward", dataset, out, max_steps=1, learning_rate=1e-4, seed=5)
+    return out
+
+
+def test_a_model_and_the_folder_of_its_evaluation_give_the_same_differences(trained, rival, dataset, tmp_path):
+    evaluate("reward", rival, dataset, out=tmp_path / "theirs", bootstrap=0)
+    found = [evaluate("reward", trained["reward"], dataset, against=given) for given in (rival, tmp_path / "theirs")]
+    by_model, by_folder = ({**one["against"], "other": None} for one in found)
+    assert by_model == by_folder
+    assert (by_model["pairs"], by_model["prompts"], by_model["this_alone"], by_model["other_alone"]) == (48, 8, 0, 0)
+    rows = {row["measure"]: row for row in by_model["raw"]}
+    assert set(rows) == set(METRICS) - {"ece_vote"} == {row["measure"] for row in by_model["scaled"]}
+    assert rows["accuracy"]["this"] == found[0]["accuracy"] and rows["cross_entropy"]["this"] == found[0]["cross_entropy"]
+    low, high = rows["cross_entropy"]["difference_95"]
+    assert low < rows["cross_entropy"]["difference"] < high < 0
+
+
+def test_other_models_are_measured_by_our_targets(trained, rival, dataset, tmp_path):
+    found = evaluate("reward", trained["reward"], dataset, gamma=2.0, against=rival)
+    alone = evaluate("reward", rival, dataset, gamma=2.0)
+    [row] = [row for row in found["against"]["raw"] if row["measure"] == "cross_entropy"]
+    assert row["other"] == pytest.approx(alone["cross_entropy"], abs=1e-9)
+
+
+def test_pairs_that_one_model_alone_has_are_counted(trained, dataset, tmp_path):
+    evaluate("reward", trained["reward"], dataset, per_pair=tmp_path / "pairs.parquet", bootstrap=0)
+    table = read_table(tmp_path / "pairs.parquet")
+    strange = changed(table.slice(0, 1), "prompt_id", {0: "f" * 32})
+    pq.write_table(pa.concat_tables([table.slice(6), strange]), tmp_path / "some.parquet")
+    found = evaluate("reward", trained["reward"], dataset, against=tmp_path / "some.parquet", bootstrap=0)["against"]
+    assert (found["pairs"], found["this_alone"], found["other_alone"]) == (42, 6, 1)
+    assert {row["difference"] for row in found["raw"]} == {0} and {row["difference_95"] for row in found["raw"]} == {None}
+    pq.write_table(strange, tmp_path / "none.parquet")
+    ours = (evaluate, "reward", trained["reward"], dataset)
+    user_error("none of its 1 pairs is among the 48 measured", *ours, against=tmp_path / "none.parquet")
+    pq.write_table(table.drop_columns(["z"]), tmp_path / "lacks.parquet")
+    user_error("unknown column in .* 'z'", *ours, against=tmp_path / "lacks.parquet")
+    user_error("no folder .*/typo", *ours, against=tmp_path / "typo")
+
+
+def test_the_command_writes_a_folder_with_a_page_that_needs_nothing_else(trained, rival, dataset, tmp_path, capsys):
+    out = tmp_path / "evaluation"
+    command = [
+        "evaluate",
+        "reward",
+        "--model",
+        str(trained["reward"]),
+        "--data",
+        str(dataset),
+        "--against",
+        str(rival),
+        "--out",
+        str(out),
+    ]
+    for _ in range(2):  # an earlier evaluation is replaced
+        assert run([*command, "--bootstrap", "200", "--json"]) == 0
+        said = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    found, kept = orjson.loads(said.out), json.loads((out / "evaluation.json").read_text())
+    assert {name: kept[name] for name in found} == found
+    assert kept["model"] == str(trained["reward"]) and len(read_table(out / "pairs.parquet")) == found["pairs"]
+    for words in ("at temperature", "longest wins", "says ½", "rank correlation with length", "each at its temperature"):
+        assert words in said.err, words
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page and "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
+    low, high = found["accuracy_95"]
+    assert f"{found['accuracy']:.3f} [{low:.3f}, {high:.3f}]" in page
+    for words in ("Against", "Calibration", "longest wins", "says ½", "cross-fitted"):
+        assert words in page, words
+
+
+def test_a_benchmarks_rows_have_their_figures_on_the_page(trained, tmp_path):
+    texts = {"chosen": ["good", "a good one", "so good"], "rejected": ["bad", "so bad", "worse"]}
+    rows = [{"id": n, "domain": ("chat", "safety-refuse")[n % 2], "prompt": f"Q{n}?", **texts} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate("reward", trained["reward"], tmp_path / "rows.jsonl", out=tmp_path / "out", bootstrap=100)
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert f"is easy ({found['styles']['easy']:.3f})" in page and ">markdown<" in page and "Against the targets" not in page
+    assert found["temperature_from"].startswith("cross-fitted") and found["scaled"]["accuracy"] == found["accuracy"]
+
+
+def test_a_folder_of_something_else_is_left_alone(trained, dataset, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    command = ["evaluate", "reward", "--model", str(trained["reward"]), "--data", str(dataset)]
+    refused([*command, "--out", str(tmp_path / "mine")], tmp_path, capsys, "holds notes.txt, which no evaluation wrote")
+    refused([*command, "--bootstrap", "-1"], tmp_path, capsys, "--bootstrap -1: must be a whole number from 0 up")
+
+
+def test_a_split_of_ties_alone_has_no_accuracy_and_still_a_page(trained, tmp_path):
+    table = make_pairs(6, [7], seed=9)
+    pq.write_table(table.filter(pa.compute.equal(table["quality_margin"], 0.0)), tmp_path / "ties.parquet")
+    found = evaluate("reward", trained["reward"], tmp_path / "ties.parquet", out=tmp_path / "out", bootstrap=50)
+    assert found["accuracy"] is None and found["accuracy_95"] is None and found["length"]["longest_wins"] is None
+    assert (tmp_path / "out" / "page.html").is_file()
