@@ -1,5 +1,6 @@
 """The example of docs/trl.md, as it stands there, in TRL's own trainer: its loss is ours on TRL's batch."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from folders import write_rows
 
+from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.storage import export
 from mmpo.train.batches import BATCHES, micro_batch
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
@@ -49,3 +53,39 @@ def test_the_fifteen_lines_train_trl_on_soft_targets(pairs, tokenizer, tmp_path)
     before = model.lm_head.weight.detach().clone()
     trainer.train()
     assert not torch.equal(before, trainer.model.lm_head.weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_trl_trains_on_the_export_of_a_dataset_with_tools(kind, tokenizer, tmp_path):
+    call = [{"id": "c1", "type": "function", "function": {"name": "rain", "arguments": {"day": "today"}}}]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Rain {i}?"}],
+            "tools": [{"type": "function", "function": {"name": "rain"}}],
+            "chosen": [{"role": "assistant", "content": "", "tool_calls": call}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+            "margin": 1,
+        }
+        for i in range(4)
+    ]
+    build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "pairs", options=BuildOptions("trl", split=(1, 0, 0)))
+    export(tmp_path / "pairs", f"trl-{kind}", tmp_path / "out")
+    data = datasets.load_dataset("json", data_dir=str(tmp_path / "out" / "train"), split="train", cache_dir=str(tmp_path / "cache"))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    sizes = {"per_device_train_batch_size": 4, "max_steps": 1, "bf16": False, "gradient_checkpointing": False, "max_length": 1024}
+    quiet = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    trainer, config = (trl.DPOTrainer, trl.DPOConfig) if kind == "dpo" else (trl.RewardTrainer, trl.RewardConfig)
+    model, other = (tiny_model("policy" if kind == "dpo" else "reward", tokenizer, size=32, layers=1) for _ in range(2))
+    more = {"ref_model": other} if kind == "dpo" else {}
+    run = trainer(
+        model, args=config(str(tmp_path / "run"), **sizes, **quiet), train_dataset=data, processing_class=tokenizer, **more
+    )
+    text = tokenizer.decode(run.train_dataset[0]["chosen_ids"])
+    assert text.endswith('[rain {"day": "today"}]<|end|>')
+    run.train()
