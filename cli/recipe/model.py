@@ -36,6 +36,9 @@ class Measures(BaseModel):
     gamma: Gamma | None = Field(
         default=None, description="γ of the targets for every model, or auto, auto:.9; null: that of the first mmpo run"
     )
+    against: str | None = Field(default=None, description="the run that every other one is compared with, by differences")
+    bootstrap: int = Field(default=1000, ge=0, description="samples of prompts behind each 95% interval; 0: none")
+    seed: int = Field(default=0, ge=0, description="seed of these samples")
 
 
 class Recipe(BaseModel):
@@ -121,6 +124,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if merged.get("kind") is None:
             raise UserError(f"{where}runs.{name}.kind: missing; policy or reward")
         runs[name] = options_from(TrainOptions, merged, where=f"{where}runs.{name}: ")
+    if parsed.evaluate.against is not None and parsed.evaluate.against not in runs:
+        raise UserError(f"{where}evaluate.against: {unknown_name('run', parsed.evaluate.against, runs)}")
     return Recipe(
         title=parsed.title,
         out=Path(parsed.out),

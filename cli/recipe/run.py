@@ -71,7 +71,9 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if gamma is None:
         # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
         gamma = next((float(trained[name]["gamma"]) for name in trained if "mmpo" in parse_terms(recipe.runs[name].loss)), None)
-    measured = {name: _evaluate(recipe, stages, name, dataset, gamma, trained[name]) for name in recipe.runs}
+    first = sorted(recipe.runs, key=lambda name: name != recipe.measures.against)  # what the others are compared with
+    found = {name: _evaluate(recipe, stages, name, dataset, gamma, trained) for name in first}
+    measured = {name: found[name] for name in recipe.runs}
     return _compare(recipe, dataset, built, trained, measured)
 
 
@@ -116,20 +118,24 @@ def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: st
 
 
 def _evaluate(
-    recipe: Recipe, stages: Stages, name: str, dataset: Path, gamma: float | None, trained: dict[str, Any]
+    recipe: Recipe, stages: Stages, name: str, dataset: Path, gamma: float | str | None, trained: dict[str, Any]
 ) -> dict[str, Any]:
+    """A model's measures; its folder with the page of the evaluation stands beside the models."""
     from mmpo.train import evaluate
 
-    kind, split = recipe.runs[name].kind, recipe.measures.split
-    path = recipe.out / "evaluation" / f"{name}.json"
+    kind, measures = recipe.runs[name].kind, recipe.measures
+    folder = recipe.out / "evaluation"
+    other = measures.against if measures.against != name else None
+    options: dict[str, Any] = {"split": measures.split, "gamma": gamma, "bootstrap": measures.bootstrap, "seed": measures.seed}
 
     def work() -> dict[str, Any]:
-        summary = evaluate(kind, trained["out"], dataset, split=split, gamma=gamma)
-        write_json(path, summary)
+        against = None if other is None else folder / other
+        summary = evaluate(kind, trained[name]["out"], dataset, **options, against=against, out=folder / name)
+        write_json(folder / f"{name}.json", summary)
         return summary
 
-    key = {"model": trained, "split": split, "gamma": gamma, "dataset": _fingerprint(dataset)}
-    return stages.do(f"evaluate-{name}", key, work, path)
+    key = {"model": trained[name], **options, "against": other and trained[other], "dataset": _fingerprint(dataset)}
+    return stages.do(f"evaluate-{name}", key, work, folder / name)
 
 
 def _compare(

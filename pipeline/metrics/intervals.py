@@ -92,3 +92,17 @@ def interval(
     wider = np.sqrt(clusters / (clusters - 1)) * student(clusters - 1) / NORMAL if clusters > 1 else 1.0
     low, high = np.quantile((drawn - middle) * wider, LEVELS) + (value if centred else middle)
     return [max(float(low), least), max(float(high), least)]
+
+
+def share_interval(drawn: Floats, value: float | None, clusters: int) -> list[float] | None:
+    """`interval` of a share. Where it is 0 or 1 all samples are alike and say nothing: then the exact bound of as many independent
+    clusters, .025^(1/C) from the end (Clopper and Pearson 1934).
+
+    >>> [round(bound, 3) for bound in share_interval(np.ones(9), 1.0, 20)]
+    [0.832, 1.0]
+    """
+    found = interval(drawn, value, clusters)
+    if found is None or value not in (0.0, 1.0):
+        return None if found is None else [max(found[0], 0.0), min(found[1], 1.0)]
+    reach = 1.0 - 0.025 ** (1.0 / clusters)
+    return [1.0 - reach, 1.0] if value else [0.0, reach]

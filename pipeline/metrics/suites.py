@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.intervals import DRAWS, bounds, mean_draws
+from mmpo.pipeline.metrics.intervals import DRAWS, bounds, mean_draws, share_interval
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_SECTIONS,
     rewardbench2_best_of,
@@ -155,7 +155,7 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
                 "pairs": sum(len(row.correct) * len(row.incorrect) for row in grouped[subset]),
                 "section": _section(suite, subset) if subset in known else None,
                 "accuracy": float(values[subset].mean()),
-                "accuracy_95": bounds(resampled[subset]) if len(values[subset]) > 1 else None,
+                "accuracy_95": share_interval(resampled[subset], float(values[subset].mean()), len(values[subset])),
                 "chance": _chance(suite, subset, grouped[subset]),
             }
             for subset in order

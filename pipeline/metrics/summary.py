@@ -7,7 +7,7 @@ import numpy as np
 
 from mmpo.pipeline.margins import Floats, sigmoid
 from mmpo.pipeline.metrics.calibration import Parts, by_margin, folded, reliability, temperature_fit
-from mmpo.pipeline.metrics.intervals import DRAWS, interval, part_draws
+from mmpo.pipeline.metrics.intervals import DRAWS, interval, part_draws, share_interval
 from mmpo.pipeline.metrics.table import METRICS, Values, known_values, pair_measures
 
 CROSS_FITTED = "cross-fitted: on one half of the measured prompts for the other"
@@ -18,9 +18,10 @@ def measures_95(values: Values, clusters: np.ndarray, draws: int = DRAWS, seed: 
     found: dict[str, Any] = pair_measures(values)
     parts = _parts(values)
     drawn = part_draws(parts, clusters, draws, seed)
-    bounds = {
-        f"{name}_95": interval(drawn[name], found[name], _count(clusters), parts[name].bin is not None, 0.0) for name in parts
-    }
+    count = _count(clusters)
+    bounds = {f"{name}_95": interval(drawn[name], found[name], count, one.bin is not None, 0.0) for name, one in parts.items()}
+    if "accuracy" in parts:
+        bounds["accuracy_95"] = share_interval(drawn["accuracy"], found["accuracy"], count)
     return {**found, **bounds}
 
 
@@ -135,7 +136,9 @@ def baselines(values: Values, difference: Floats, clusters: np.ndarray, draws: i
     found = measures_95(longer, clusters, draws, seed)
     parts = longest_wins(values["margin"], difference)
     found |= {"accuracy": parts.total()}
-    found |= {"accuracy_95": interval(part_draws({"": parts}, clusters, draws, seed)[""], found["accuracy"], _count(clusters))}
+    found |= {
+        "accuracy_95": share_interval(part_draws({"": parts}, clusters, draws, seed)[""], found["accuracy"], _count(clusters))
+    }
     coin = pair_measures({**values, "z": np.zeros_like(sign)})
     coin |= {name: value for name, value in {"accuracy": 0.5, "ece_label": 0.0}.items() if coin.get("brier") is not None}
     return [{"name": "longest wins", **found}, {"name": "says ½", **coin}]

@@ -64,6 +64,7 @@ def test_paper_recipes_hold_the_published_settings(
         ("trainig.seed=1", "training"),
         ("runs.reward-mpo.seed=1", "reward-mmpo"),
         ("validate.gama=1", "gamma"),
+        ("evaluate.against=reward-mmop", "did you mean 'reward-mmpo'"),
         ("training.max_steps=many", "training.max_steps"),
         ("build.strategy=[all]", "build.strategy"),
         ("training.gamma=-1", "gamma"),

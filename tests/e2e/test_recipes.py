@@ -17,7 +17,13 @@ from mmpo.pipeline import load_pairs
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"max_steps": 2, "pairs_per_step": 32, "max_length": 128, "max_prompt_length": 64}
 SIZES |= {"tiny_size": 32, "tiny_layers": 1, "tiny_vocab": 400}
-SMALL = [*(f"training.{name}={size}" for name, size in SIZES.items()), "runs.policy-mmpo.max_steps=2", "build.max_per_prompt=4"]
+SMALL = [
+    "evaluate.against=reward-bradley-terry",
+    "evaluate.bootstrap=50",
+    *(f"training.{name}={size}" for name, size in SIZES.items()),
+    "runs.policy-mmpo.max_steps=2",
+    "build.max_per_prompt=4",
+]
 
 
 def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
@@ -37,6 +43,11 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
         assert 0 <= measures["ece_target"] <= 1
         assert measures["cross_entropy"] > 0
         assert measures["pairs"] > measures["ties"] >= 0
+    for name, measures in summary["runs"].items():
+        page = (out / "evaluation" / name / "page.html").read_text(encoding="utf-8")
+        assert "Against" in page if name != "reward-bradley-terry" else "against" not in measures
+        low, high = measures["accuracy_95"]
+        assert low <= measures["accuracy"] <= high
     page = Path(summary["page"]).read_text(encoding="utf-8")
     assert "reward-bradley-terry" in page and "data:image/png" in page
     assert "default-src 'none'" in page and "<script" not in page
