@@ -104,7 +104,11 @@ def _failed(error: Exception) -> int:
     """The exit status of an error, after its one message; a traceback only where it is our bug."""
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
-        return _say((str(error).removeprefix("Value error, ") or "wrong usage") + _closest_option(error, context), 2, context)
+        words = str(error).removeprefix("Value error, ") or "wrong usage"
+        names = getattr(getattr(error, "param", None), "opts", ())
+        if names and names[0].startswith("-") and words.startswith("Input should be "):  # which says nothing of where
+            words = f"{names[0]}: {words}"
+        return _say(words + _closest_option(error, context), 2, context)
     # Imported here: the package mmpo.pipeline loads pyarrow, which --help does without.
     from mmpo.pipeline.errors import PartialResult, UserError
 

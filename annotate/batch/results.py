@@ -96,8 +96,9 @@ class Results:
 
 
 def light(request: Request) -> Request:
-    """The request without its texts: hundreds of thousands of them may wait for their batches."""
-    return replace(request, body=NO_TEXTS)
+    """The request without its texts: hundreds of thousands of them may wait for their batches. The names of its parameters stay, since a
+    refusal may be about one."""
+    return replace(request, body={**request.body, **NO_TEXTS})
 
 
 def _key_in(row: Any) -> bytes:

@@ -7,7 +7,7 @@ deadline a request and one limit on its bytes. Waiting, retrying and giving up a
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -105,7 +105,12 @@ class Endpoint:
         if response.is_success:
             return read_reply(content, body, time.monotonic() - started, self.secrets, wait)
         refusal = refusal_of(_moved(response) if response.is_redirect else content)
-        return failure_of_status(response.status_code, refusal, wait, sent=body, secrets=self.secrets)
+        failure = failure_of_status(response.status_code, refusal, wait, sent=body, secrets=self.secrets)
+        if failure.reason != "not_found" or "/v1" in self._url:
+            return failure
+        return replace(
+            failure, message=f"{failure.message}. {public_url(self._url)} was asked; most servers want /v1 in --base-url"
+        )
 
     def _pool(self) -> "_Pool":
         """The first pool with room, so that few connections stay warm; a new one where there is none."""

@@ -200,6 +200,8 @@ WHY = {
     "impossible_logprobs": "its log-probabilities are none: they sum to more than 1 (logits, or probabilities): --logprobs off",
     "low_mass": "too little probability lies on the offered grades (--min-mass)",
     "content_filter": "the endpoint's filter withheld the reply",
+    "no_verdict": "no grade stands in the reply as it was asked for; grades are read as they are written (C, not c): --show 5 prints the "
+    "replies, --reply reads them another way, --template asks otherwise",
     "out_of_scale": "the reply's grade is none of those offered",
     "empty": "the reply is empty",
     "unclosed_thinking": "the reply was cut off while thinking: raise --max-tokens",

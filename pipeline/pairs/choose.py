@@ -158,11 +158,12 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     exact[items], scores[items], steps[items] = merged, comparable(merged, step, prompt[items]), step
     unequal = steps.copy()
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
-        scores = within_prompt(scores, prompt)
+        step = step_of(1.0, 1.0)
+        scores = rounded(within_prompt(scores, prompt), step)
         own = comparable(grades.value, grades.step, grades.prompt, grades.rater)
-        own = within_prompt(own, grades.prompt, grades.rater)
-        steps[:] = step_of(1.0, 1.0)
-        grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step_of(1.0, 1.0))
+        own = rounded(within_prompt(own, grades.prompt, grades.rater), step)
+        steps[:] = step
+        grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step)
     known = np.flatnonzero(np.isfinite(scores))
     order = known[np.lexsort((known, -scores[known], prompt[known]))]
     sizes = np.bincount(prompt[order], minlength=table.num_rows)

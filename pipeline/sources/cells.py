@@ -23,6 +23,7 @@ PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 
 
@@ -73,6 +74,12 @@ class Cells:
         part = _FRACTION.fullmatch(text)
         if part and self._plain(part[1]) is not None:
             return f"{'' if self.decimal else '--decimal . with '}--scale LOW:{part[2] or 100} reads it as {part[1]}"
+        if self.decimal == "." and _THOUSANDS.fullmatch(text):
+            plain, decimal = (
+                text.replace(",", ""),
+                f" or, where the comma is the decimal mark, --decimal , reads {text.replace(',', '.')}",
+            )
+            return f"write {plain} where the comma parts thousands{decimal if text.count(',') == 1 else ''}"
         if self.decimal == "." and _DECIMAL_COMMA.fullmatch(text):
             return "--decimal , reads it"
         if self.decimal == "," and Cells(".", (), None, {})._plain(text) is not None:
@@ -104,7 +111,7 @@ class Cells:
         return text if text and text not in self.na else None
 
     def listed(self, value: Any) -> Any:
-        """The list in a cell of a file whose cells are all text: as JSON, or as Python writes it; anything else stays what it is."""
+        """The list that a text spells, as JSON or as Python writes it: a table's cell often has no other way; else what it is."""
         found = structure(value) if isinstance(value, str) else None
         return value if found is None else found
 
@@ -190,7 +197,6 @@ class RowFields:
         self.named, self.file, self.need_scores = named, file, options.need_scores
         self.low, self.high = options.scale or (None, None)
         self.cells = Cells(options.decimal or ("." if text else None), options.na, self.high, options.gap_of)
-        self.list_of: Callable[[Any], Any] = self.cells.listed if text else lambda value: value
         self.read = {name: reader(column, self.present) for name, column in self.column.items()}
         self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
@@ -306,7 +312,7 @@ class RowFields:
             return value
 
         def score_list(row: Row, _: FeedbackBuilder) -> Any:
-            values = self.list_of(read(row))
+            values = self.cells.listed(read(row))
             return [partial(one, value) for value in values] if isinstance(values, list) else values
 
         return score_list if name == "scores" else score

@@ -30,7 +30,7 @@ def _rating_parser(fields: RowFields) -> RowParser:
         if prompt_column not in row or completion_column not in row:
             raise BadRow("missing_column", {"missing": completion_column if prompt_column in row else prompt_column})
         out.prompt(*framed(row, prompt_of(row), out))
-        index = out.completion(read_reply(completion_of(row), out.count), model_of and name_in(model_of(row)))
+        index = out.completion(_reply(completion_of(row), out), model_of and name_in(model_of(row)))
         for read, rater in scores:
             try:
                 score = read(row, out)
@@ -67,13 +67,13 @@ def _prompt_parser(fields: RowFields) -> RowParser:
     objects = fields.column.get("completions") == OBJECTS["completions"]
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
-        texts = fields.list_of(fields.get(row, "completions"))
+        texts = fields.cells.listed(given := fields.get(row, "completions"))
         if not isinstance(texts, list):
-            raise BadRow("not_a_list", {"completions": type(texts).__name__})
+            raise BadRow("not_a_list", {"completions": repr(given)[:80], "hint": "a list of replies, or JSON of one in a text"})
         scores = [(_as_long(read(row, out), texts, "scores"), rater) for read, rater in columns] or [([None] * len(texts), None)]
-        models = _as_long(fields.list_of(fields.get(row, "models")), texts, "models")
+        models = _as_long(fields.cells.listed(fields.get(row, "models")), texts, "models")
         out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
-        whole = fields.list_of(row["completions"]) if objects else texts
+        whole = fields.cells.listed(row["completions"]) if objects else texts
         ungraded = shifted = 0
         graded = [fields.grade(row, rater) for _, rater in scores]
         nulls = [False] * len(scores)
@@ -112,7 +112,17 @@ def _candidate(text: Any, whole: Any, out: FeedbackBuilder) -> Any:
             "hint": "--columns completions=completions[].KEY names the text's key",
         }
         raise BadRow("not_text", told)
-    return read_reply(text, out.count)
+    return _reply(text, out)
+
+
+def _reply(value: Any, out: FeedbackBuilder) -> Any:
+    """A reply's text. Raises BadRow, as read_reply; not_text, where it is a list of something else than one message or parts of text."""
+    text = read_reply(value, out.count)
+    if not isinstance(text, list):
+        return text
+    roles = [str(one.get("role") or one.get("from")) if isinstance(one, Mapping) else type(one).__name__ for one in text]
+    hint = "a reply is a text, or a list of one message by the assistant; the messages before it are the prompt's"
+    raise BadRow("not_text", {"completion": f"a list of {len(text)}: {', '.join(roles[:6])}"[:80], "hint": hint})
 
 
 def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
@@ -148,8 +158,8 @@ def _comparison_parser(fields: RowFields) -> RowParser:
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
-        first = out.completion(read_reply(fields.get(row, "first"), out.count), fields.name(row, "first_model"))
-        second = out.completion(read_reply(fields.get(row, "second"), out.count), fields.name(row, "second_model"))
+        first = out.completion(_reply(fields.get(row, "first"), out), fields.name(row, "first_model"))
+        second = out.completion(_reply(fields.get(row, "second"), out), fields.name(row, "second_model"))
         if first == second:
             raise BadRow("identical_texts", limited=False)
         _add_gaps(row, out, fields, gaps, first, second, limit)

@@ -57,6 +57,7 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--reply ranking --mode pointwise", "it is for pairwise and listwise"),
         ("--logprobs yes", "need"),
         ("--samples 0", "--samples: '0' is not 1 or more"),
+        ("--show 0", "--show: Input should be greater than or equal to 1"),
         ("--min-mass 1.5", "1 or less"),
         ("--temperature 3", "2 or less"),
         ("--concurrency -1", "1 or more"),

@@ -12,7 +12,7 @@ from raw_endpoint import Came, chat, raw_endpoint
 
 from mmpo.annotate.batch import api
 from mmpo.annotate.batch.api import BatchApi, BatchSettings, CallRefused
-from mmpo.annotate.batch.results import outcome_of
+from mmpo.annotate.batch.results import light, outcome_of
 from mmpo.annotate.client import Answer, Endpoint, EndpointSettings, Failure, Request, Stop
 
 REQUEST = Request(b"k" * 16, {"messages": []}, 40, 8)
@@ -24,10 +24,10 @@ def row(status: int | None, body: Any, error: Any = None) -> dict[str, Any]:
     return {"custom_id": REQUEST.key.hex(), "response": response, "error": error}
 
 
-def read(line: dict[str, Any]) -> Answer | Failure:
+def read(line: dict[str, Any], request: Request = REQUEST) -> Answer | Failure:
     async def run() -> Answer | Failure:
         async with Endpoint(EndpointSettings("m", "http://127.0.0.1:9/v1"), 5.0) as endpoint:
-            return outcome_of(line, REQUEST, endpoint)
+            return outcome_of(line, request, endpoint)
 
     return asyncio.run(run())
 
@@ -55,6 +55,15 @@ def test_a_reply_in_parts_is_read_and_impossible_figures_are_estimated(usage: An
 def test_refusals_in_any_shape_are_read(line: dict[str, Any], kind: str, said: str) -> None:
     found = read(line)
     assert isinstance(found, Failure) and found.kind == kind and said in found.message
+
+
+@pytest.mark.parametrize(("asked", "kind"), [({"logprobs": True}, "request"), ({}, "run")])
+def test_a_refusal_of_a_parameter_that_was_sent_is_no_word_about_the_key(asked: dict[str, Any], kind: str) -> None:
+    """Of a request that waits in a batch the texts are gone, the names of its parameters are not."""
+    waiting = light(Request(REQUEST.key, {"messages": [{"role": "user", "content": "q"}], **asked}, 40, 8))
+    assert waiting.body["messages"] == []
+    found = read(row(403, {"error": {"message": "parameter logprobs: not offered for this model"}}), waiting)
+    assert isinstance(found, Failure) and found.kind == kind
 
 
 def results(parts: Iterator[bytes] | bytes, folder: Path, timeout: float = 5.0) -> list[Any]:

@@ -47,6 +47,15 @@ def test_the_body_and_the_key_arrive_as_they_are(openai_server: Any, monkeypatch
     assert first["body"] == BODY and first["key"] == "sk-test-of-the-endpoint"
 
 
+@pytest.mark.parametrize(("path", "hinted"), [("", True), ("/v1/other", False)])
+def test_an_address_without_v1_is_told_where_nothing_is_found(openai_server: Any, path: str, hinted: bool) -> None:
+    server = openai_server({})
+    server.base_url = server.base_url.removesuffix("/v1") + path
+    failure, _ = asked_at_once(server, 1)[0]
+    assert isinstance(failure, Failure) and failure.reason == "not_found"
+    assert (f"{server.base_url}/chat/completions was asked; most servers want /v1" in failure.message) == hinted
+
+
 def test_many_requests_at_once_are_all_in_flight_and_later_ones_open_no_more_pools(openai_server: Any) -> None:
     server = openai_server({"latency": 0.3})
     answers, pools = asked_at_once(server, 3 * REQUESTS_PER_POOL + 1)

@@ -259,6 +259,15 @@ def test_ranks_of_raters_whose_means_tie_are_equal() -> None:
     }
 
 
+@pytest.mark.parametrize("merge", ["mean", "median"])
+def test_ranks_are_rounded_to_the_step(merge: str) -> None:
+    """Eight completions, ranks of sevenths: 1/7 is .142857142857 to the step of 1e-12."""
+    feedback = table([(f"c{i}", "a", Fraction(i)) for i in range(8)])
+    found = build_pairs(feedback, normalise="rank", merge_raters=merge)
+    scores = {*found["score_chosen"].to_pylist(), *found["score_rejected"].to_pylist()}
+    assert scores == {round(i / 7, 12) for i in range(8)}
+
+
 @pytest.mark.parametrize(("gap", "count"), [(0.0, 0), (1e-13, 1), (1e-11, 0)])
 def test_unequal_grades_that_become_equal_are_counted(gap: float, count: int, tmp_path: Path) -> None:
     """The step of a scale of width 4 is 1e-12."""

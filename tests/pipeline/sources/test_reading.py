@@ -418,3 +418,34 @@ def test_raters_that_compare_equal_keep_their_names_from_row_to_row(tmp_path: Pa
     rows = [{"prompt": "q", "completion": f"c{i}", "score": i, "rater": rater} for i, rater in enumerate(raters)]
     found = collected(write_rows(tmp_path / "rows.jsonl", rows), "jsonl").feedback["ratings"].combine_chunks().flatten()
     assert found.field("rater").to_pylist() == ["1", "1", "True", "1", "rows", "1", "ann", "ann"]
+
+
+def test_a_list_in_a_text_is_read_and_what_is_no_reply_is_told(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    rows = [
+        {"prompt": "q1", "completions": '["a", "b"]', "scores": "[1, 2]"},
+        {"prompt": "q2", "completions": "a, b", "scores": [1, 2]},
+        {"prompt": "q3", "completions": [turns, "b"], "scores": [1, 2]},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert [(text, score) for text, _, score in grades(path, "jsonl")] == [("a", 1.0), ("b", 2.0), ("b", 2.0)]
+    told = {reject["reason"]: json.loads(reject["evidence"]) for reject in collected(path, "jsonl").rejects.to_pylist()}
+    assert told["not_a_list"]["completions"] == "'a, b'"
+    assert (
+        told["not_text"]["completion"] == "a list of 2: user, assistant"
+        and "one message by the assistant" in told["not_text"]["hint"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "hint"),
+    [
+        ("1,234", "write 1234 where the comma parts thousands or, where the comma is the decimal mark, --decimal , reads 1.234"),
+        ("1,234,567", "write 1234567 where the comma parts thousands"),
+        ("0,234", "--decimal , reads it"),
+    ],
+)
+def test_a_comma_that_may_part_thousands_is_told_with_both_readings(tmp_path: Path, cell: str, hint: str) -> None:
+    path = written(tmp_path, "sheet.csv", f'prompt,completion,score\nq,a,"{cell}"\nq,b,2\n')
+    [reject] = collected(path, "csv").rejects.to_pylist()
+    assert json.loads(reject["evidence"])["hint"] == hint
