@@ -106,11 +106,15 @@ def _print_measures(found: dict[str, Any]) -> None:
     rows += [{"": row["name"], **row} for row in found["baselines"]]
     for part in (named[:4], named[4:]):
         print_rows("", rows, {"": "", **{name: name for name in part}})
-    say(f"temperature: {found['temperature_from']}")
+    of_validation = found["temperature_from"] == "validation"
+    say(f"temperature: {'fitted on the validation split' if of_validation else found['temperature_from']}")
     length = found["length"]
     print_rows("", [length], {"spearman": "rank correlation with length", "longest_wins": "the better is the longer"})
     columns = {name: name for name in ("low", "high", "pairs", "accuracy", "mean_q", "mean_p", "longest_wins")}
     print_rows("by quality margin (a coin: accuracy .5)", found.get("by_margin") or [], columns)
+    if len(found["by_source"]) > 1 and "suite" not in found:
+        columns = {name: name for name in ("source", "pairs", *named[:2], "longest_wins")}
+        print_rows("by source (a coin: accuracy .5)", found["by_source"], columns)
     if "against" in found:
         against = found["against"]
         columns = {name: name for name in ("measure", "this", "other", "difference")}
