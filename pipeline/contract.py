@@ -133,6 +133,7 @@ def _grade_faults(column: pa.ListArray, completions: np.ndarray, indices: tuple[
         return grades.field(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
     values = numbers(value)
+    finite = np.isfinite(values)
     known = np.isin(grades.field("kind").to_numpy(zero_copy_only=False).astype(str), KINDS)
     nameless = np.zeros(len(grades), dtype=bool)
     for name in ("rater", "aspect"):
@@ -144,10 +145,15 @@ def _grade_faults(column: pa.ListArray, completions: np.ndarray, indices: tuple[
     places = [numbers(name) for name in indices]
     for name, place in zip(indices, places, strict=True):
         yield rule("grades", f"{name} is none of the row's completions", ~((place >= 0) & (place < completions[rows])))
+    for name in {"score": ("low", "high"), "gap": ("limit",)}[value]:
+        endless = np.asarray(grades.field(name).is_valid()) & ~np.isfinite(numbers(name))
+        yield rule("score range", f"{name} is no finite number; null says that there is none", endless)
     if value == "score":
-        yield rule("score range", "its score lies outside low..high", (values < numbers("low")) | (values > numbers("high")))
+        yield rule(
+            "score range", "its score lies outside low..high", finite & ((values < numbers("low")) | (values > numbers("high")))
+        )
     else:
-        yield rule("score range", "its gap is larger than limit", np.abs(values) > numbers("limit"))
+        yield rule("score range", "its gap is larger than limit", finite & (np.abs(values) > numbers("limit")))
         yield rule("grades", "it compares a completion with itself", places[0] == places[1])
     spread = grades.field("spread").fill_null(0.0).to_numpy(zero_copy_only=False)
     yield rule("standard errors", "its spread is no finite number of at least 0", ~(np.isfinite(spread) & (spread >= 0)))

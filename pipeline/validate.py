@@ -197,7 +197,7 @@ CHECKS: dict[str, Check] = {
     "score range": Check(_score_range, "scores lie on the declared scale", BOTH),
     "order of ties": _rule("of a tie the smaller id is chosen", "ties whose chosen reply has the larger id"),
     "left out": _rule("no pair that the recipe leaves out", "pairs that the recipe leaves out"),
-    "standard errors": _rule("standard errors are 0 or more", "standard errors below 0 or infinite", *BOTH),
+    "standard errors": _rule("standard errors are 0 or more", "standard errors below 0, infinite or NaN (unknown is null)", *BOTH),
     "known errors": Check(_errors_known, "for how many pairs margin_se is known"),
     "votes": _rule("votes lie between 0 and the raters", "votes below 0 or above the raters"),
     "witnesses": _rule(

@@ -173,12 +173,16 @@ class _Batch:
     def _column(self, name: str) -> np.ndarray:
         return to_numpy(self.batch.column(name))
 
+    def _no_number(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Where a column holds infinity or NaN; a null, which `values` has as NaN too, is none: it says that there is no number."""
+        return np.isinf(values) | (np.isnan(values) & np.asarray(self.batch.column(name).is_valid()))
+
     def _numbers(self) -> None:
         found, figures = self.found, self.found.figures
         margin, se, chosen, rejected = map(self._column, ("quality_margin", "margin_se", "score_chosen", "score_rejected"))
         votes, raters = self._column("preferring"), self._column("raters")
         self._say("margin sign", ~((margin >= 0) & (margin < np.inf)))
-        self._say("standard errors", (se < 0) | np.isinf(se))
+        self._say("standard errors", (se < 0) | self._no_number("margin_se", se))
         self._say("votes", (votes < 0) | (votes > raters))
         self._say("witnesses", raters == 0)
         kinds, names = _coded(self.batch.column("kind"))
@@ -198,7 +202,8 @@ class _Batch:
         evidence, bounds = self.found.manifest.get("evidence"), self.found.manifest.get("score_range")
         both = np.isfinite(chosen) & np.isfinite(rejected)
         self.found.figures["scored"] += int(both.sum())
-        broken = (np.isfinite(chosen) != np.isfinite(rejected)) | np.isinf(chosen) | np.isinf(rejected)
+        broken = (np.isfinite(chosen) != np.isfinite(rejected)) | self._no_number("score_chosen", chosen)
+        broken |= self._no_number("score_rejected", rejected)
         broken |= ~both if evidence == "ratings" else both if evidence == "comparisons" else False
         # A step is at most 1e-12 of the scale's width, or 1e-14 of the largest grade; without a scale the manifest has it.
         width = bounds[1] - bounds[0] if bounds else 0.0
@@ -209,7 +214,7 @@ class _Batch:
         if bounds is not None:
             low, high = bounds[0] - 1e-9 * width, bounds[1] + 1e-9 * width
             values = [margin] if evidence == "comparisons" else [chosen, rejected]
-            self._say("score range", np.any([(value < low) | (value > high) for value in values], axis=0))
+            self._say("score range", np.any([np.isfinite(value) & ((value < low) | (value > high)) for value in values], axis=0))
 
     def _prompts(self) -> None:
         """A prompt is what its id is the digest of, in every row of its run; runs are kept for `_Prompts`."""
