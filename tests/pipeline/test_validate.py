@@ -245,7 +245,6 @@ PAIRS: dict[str, tuple[str, Callable[[Parts], Any]]] = {
     "an infinite error": ("standard errors", setting(winner, margin_se=float("inf"))),
     "an error that is no number": ("standard errors", setting(winner, margin_se=float("nan"))),
     "scores that are no numbers": ("scores", setting(winner, score_chosen=float("nan"), score_rejected=float("nan"))),
-    "an infinite score": ("scores", setting(winner, score_chosen=float("inf"))),
     "more votes than raters": ("votes", setting(winner, preferring=3)),
     "votes below 0": ("votes", setting(winner, preferring=-1)),
     "an unknown kind": ("kinds", setting(winner, kind="robot")),
