@@ -19,7 +19,7 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
     """Decorator: the command gets one flag for every field of `options`; its `given` holds those that were used.
 
     The signature keeps its own parameters and must end with `given: dict`. Values arrive as text, bools as bools, `null` as None where a
-    field may be None.
+    field may be None (`none` too, of numbers).
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in fields}
             given = {name: value for name, value in given.items() if value not in (None, [])}
-            nothing = {name: None for name, value in given.items() if value == "null" and "null" in _types(types[name])}
+            nothing = {name: None for name, value in given.items() if _is_nothing(value, _types(types[name]))}
             return command(**arguments, given=given | nothing)
 
         added = [_parameter(name, field, flags_of(options, name), _types(types[name])) for name, field in fields.items()]
@@ -43,6 +43,11 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
         return call
 
     return decorate
+
+
+def _is_nothing(value: Any, types: set[str]) -> bool:
+    """Whether `null` was given to a field that may be None, or `none` where no text may stand."""
+    return "null" in types and (value == "null" or (value == "none" and "string" not in types))
 
 
 def _types(schema: dict[str, Any]) -> set[str]:

@@ -78,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     for word in arguments:
         if not word.isascii() and word != word.encode(errors="replace").decode():
             return _say(f"{word!a} holds bytes that are no UTF-8 text, and what is given is kept in files: write or rename it", 2)
+    if (empty := _empty(arguments)) is not None:
+        return _say(f"{empty} is empty, as a shell variable that is not set is; give it a value, or leave it out", 2)
     try:
         # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
         command = typer.main.get_command(make_app(_asked_for(arguments)))
@@ -91,6 +93,20 @@ def run(arguments: Sequence[str]) -> int:
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _empty(arguments: Sequence[str]) -> str | None:
+    """The option, or argument, whose text is empty: taken for none, it would stand for a default, or for the folder at hand.
+
+    >>> _empty(["judge", "rows", "--base-url", ""]), _empty(["judge", "--base-url="]), _empty(["judge", ""]), _empty(["judge"])
+    ('--base-url', '--base-url', 'an argument', None)
+    """
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if word == "":
+            return before if before.startswith("-") else "an argument"
+        if re.fullmatch("--[a-z-]+=", word):
+            return word[:-1]
+    return None
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ See docs/data-contract.md. Types and nulls hold for every table; the rest is FEE
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.types as kinds
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import MESSAGE_COLUMNS, MESSAGE_KEYS, OPTIONAL_KEYS, TOOLS
 
 KINDS = ("human", "ai", "reward_model")
@@ -28,6 +30,13 @@ NULLABLE = frozenset([*_NULLABLE.split(" "), *OPTIONAL_KEYS])
 def misfits(given: pa.Schema, wanted: pa.Schema) -> list[str]:
     """The names of `wanted` that a schema has, but in a type that can't hold the same values."""
     return [field.name for field in wanted if field.name in given.names and not _fits(given.field(field.name).type, field.type)]
+
+
+def check_names(given: pa.Schema, where: str | Path) -> None:
+    """Raises UserError where two columns have one name: which is meant is not known."""
+    twice = next((name for name in given.names if given.names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: two columns are called {twice!r}; rename one")
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:

@@ -66,14 +66,23 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
+EMPTY = "is empty, as a shell variable that is not set is; give it a value, or leave it out"
+"""What an empty text is told: taken for none, it would stand for a default that nobody chose."""
+
+
 def _listed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return tuple(part.strip() for part in value.replace(":", ",").split(",") if part.strip())
+    parts = tuple(part.strip() for part in value.replace(":", ",").split(",") if part.strip())
+    if not parts:
+        raise ValueError(f"it {EMPTY}")
+    return parts
 
 
 def _mapped(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
+    if texts and not any(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"it {EMPTY}")
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
     # A comma that no name= follows belongs to the value: columns may have one in their name.
@@ -176,7 +185,12 @@ def options(cls: type[Kind]) -> type[Kind]:
 
 
 def _check_texts(made: Any) -> None:
-    for name in fields_of(type(made)):
+    for name, field in fields_of(type(made)).items():
+        value = getattr(made, name)
+        inside = value.items() if isinstance(value, Mapping) else ()
+        empty = next((f"{name}: {key}= " for key, one in inside if one == ""), f"{name}: it " if value == "" else "")
+        if empty and field.get_default(call_default_factory=True) != "":
+            raise UserError(empty + EMPTY)
         if (text := unwritable(getattr(made, name))) is not None:
             raise UserError(f"{name}: {text!a} holds bytes that are no UTF-8 text, or half a character; write it anew")
 

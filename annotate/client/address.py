@@ -101,7 +101,11 @@ def base_url_of(given: str | None) -> tuple[str, str]:
 
 def check_address(endpoint: EndpointSettings, where: str = "base_url") -> None:
     """Raises UserError for an address that is none, or one with a secret in it; for headers likewise. where: what named the address."""
-    parts = _parts(endpoint.base_url)
+    address = endpoint.base_url
+    if (bare := address.strip()) != address:
+        before, _, after = address.partition(bare)
+        raise UserError(f"{where} {before + _shown(bare) + after!r} begins or ends with white space; write it without")
+    parts = _parts(address)
     if parts is None or parts.scheme not in ("http", "https"):
         shown = _shown(endpoint.base_url) and f" {_shown(endpoint.base_url)!r}"
         raise UserError(f"{where}{shown} is no address; write it as http://HOST:PORT/v1, for example http://127.0.0.1:8000/v1")

@@ -13,7 +13,7 @@ from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.cli.flags import model_of
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import Gamma, explain, options_from, unwritable
+from mmpo.pipeline.options import EMPTY, Gamma, explain, options_from, unwritable
 from mmpo.train.options import TrainOptions
 
 SET_BY_THE_RUN = ("data", "out")
@@ -75,7 +75,7 @@ def recipe_model() -> type[BaseModel]:
         "out": (str, Field(..., min_length=1, description="folder of everything the run writes")),
         "build": (build | None, Field(None, description="how the dataset is built; or give `data`")),
         "judge": (judge | None, Field(None, description="LLM judges that grade the candidates which `build` reads")),
-        "data": (str | None, Field(None, description="a dataset folder that `mmpo build` wrote")),
+        "data": (str | None, Field(None, min_length=1, description="a dataset folder that `mmpo build` wrote")),
         "validate_": (Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
         "evaluate": (Measures, Field(default_factory=Measures, description="how the trained models are measured")),
         "training": (training | None, Field(None, description="options that all runs share")),
@@ -190,6 +190,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override}: write key=value, for example --set training.max_steps=20")
+    if not text:
+        raise UserError(f"--set {override}: the value {EMPTY}; null stands for none")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import UNREADABLE, flat
-from mmpo.pipeline.contract import NULLABLE, feedback_faults, key_faults, misfits, null_faults
+from mmpo.pipeline.contract import NULLABLE, check_names, feedback_faults, key_faults, misfits, null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, manifest_files, read_manifest
 from mmpo.pipeline.tables import (
@@ -76,9 +76,11 @@ def _footer(path: Path) -> pa.Schema:
         raise cannot_read(path, "it is a folder")
     try:
         with pq.ParquetFile(path) as parquet:
-            return parquet.schema_arrow
+            schema = parquet.schema_arrow
     except UNREADABLE as error:
         raise cannot_read(path, error) from error
+    check_names(schema, path)
+    return schema
 
 
 def about_part(schema: pa.Schema, path: str | Path) -> dict[str, Any]:

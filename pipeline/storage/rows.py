@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import UNREADABLE
+from mmpo.pipeline.contract import check_names
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
@@ -26,14 +27,18 @@ OnReject = Callable[[int, str, Mapping[str, Any]], None]
 SHOWN_BYTES = 200
 
 
-def line_rows(raw: Iterable[bytes], first_row: int, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
+def line_rows(raw: Iterable[bytes], first_row: int, on_reject: OnReject, name: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects in lines of JSON, each with its 1-based line number; blank lines are skipped, bad ones told.
 
-    Reasons: malformed_json, invalid_utf8, not_an_object.
+    Reasons: malformed_json, invalid_utf8, not_an_object. Raises UserError where one of the first has a key twice.
     """
+    looked_at = 0
     for number, line in enumerate(raw, first_row):
         if not line or line.isspace():
             continue
+        if looked_at < FIRST_ROWS:
+            looked_at += 1
+            _check_keys(line, f"{name}, line {number}")
         row, reason, evidence = parse_line(line)
         if reason:
             on_reject(number, reason, evidence)
@@ -41,6 +46,33 @@ def line_rows(raw: Iterable[bytes], first_row: int, on_reject: OnReject) -> Iter
             on_reject(number, "not_an_object", {"type": type(row).__name__, "line": _shown(line)})
         else:
             yield number, row
+
+
+FIRST_ROWS, FIRST_BYTES = 20, 1 << 20
+"""How many rows of a chunk, and how much of an array, keys are looked at in: who writes one twice does so in every row."""
+
+
+def _pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of one that has a key twice the key alone, under None."""
+    row: dict[Any, Any] = dict(found)
+    names = [name for name, _ in found]
+    return row if len(row) == len(found) else {None: next(name for name in names if names.count(name) > 1)}
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+
+
+def _check_keys(raw: bytes, where: str) -> None:
+    """Raises UserError where one of the first objects has a key twice: readers differ in which of the two values they take."""
+    text = raw[:FIRST_BYTES].decode(errors="replace").lstrip("\ufeff \t\r\n[") if raw else ""
+    for _ in range(FIRST_ROWS):
+        try:
+            row, end = _DECODER.raw_decode(text)
+        except (ValueError, RecursionError):
+            return  # the text ends here, or it is no JSON, which is told where it is read
+        if isinstance(row, dict) and None in row:
+            raise UserError(f"{where}: two values have the key {row[None]!r}, so that none is known to be meant; rename one")
+        text = text[end:].lstrip(", \t\r\n")
 
 
 def parse_line(line: bytes) -> tuple[Any, str | None, dict[str, Any]]:
@@ -79,6 +111,7 @@ def holds_array(file: InputFile) -> bool:
 def array_rows(file: InputFile, on_reject: OnReject) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON array (or one object) with their 1-based position. Raises UserError: unreadable."""
     raw = b"".join(utf8_blocks(file)).removeprefix(BOM)
+    _check_keys(raw, file.name)
     value, reason, evidence = parse_line(raw)
     if reason:
         told = evidence.get("error") or f"byte {evidence['byte']} is no UTF-8"
@@ -188,9 +221,9 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
     Raises UserError naming the file where it is truncated or damaged.
     """
     if chunk.kind == "lines":
-        return line_rows(_range(chunk), chunk.first_row, on_reject)
+        return line_rows(_range(chunk), chunk.first_row, on_reject, chunk.name)
     if chunk.kind == "stream":
-        return line_rows(lines(chunk.file), 1, on_reject)
+        return line_rows(lines(chunk.file), 1, on_reject, chunk.name)
     if chunk.kind == "array":
         return array_rows(chunk.file, on_reject)
     if chunk.kind == "csv":
@@ -333,6 +366,7 @@ def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
     try:
         if chunk.kind == "parquet":
             with pq.ParquetFile(chunk.file.path, page_checksum_verification=True) as parquet:
+                check_names(parquet.schema_arrow, chunk.name)
                 yield parquet.schema_arrow, parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[chunk.offset])
             return
         with pa.memory_map(chunk.file.path) as source:
@@ -340,6 +374,7 @@ def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
             source.seek(0)
             reader: Any = pa.ipc.open_file(source) if in_file else pa.ipc.open_stream(source)
             found = map(reader.get_batch, range(reader.num_record_batches)) if in_file else iter(reader)
+            check_names(reader.schema, chunk.name)
             yield reader.schema, (batch.slice(at, BATCH_ROWS) for batch in found for at in range(0, batch.num_rows, BATCH_ROWS))
     except UNREADABLE as error:
         raise _damaged(chunk.file, error) from error

@@ -12,7 +12,12 @@ import pytest
 from command import graded, mmpo, refused, stopped
 from folders import write_rows
 
+from mmpo.annotate.argilla.options import PushOptions
+from mmpo.annotate.judge.options import JudgeOptions
 from mmpo.cli.main import run
+from mmpo.pipeline import BuildOptions, UserError
+from mmpo.pipeline.options import fields_of, options_from
+from mmpo.train.options import TrainOptions
 
 BUILD = "build grades.jsonl --format jsonl --out out"
 # The port `discard`: nobody listens; none of these may get so far as to ask.
@@ -39,6 +44,11 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--min-margin -1", "--min-margin: '-1'"),
         ("--max-per-prompt 0", "--max-per-prompt: '0' is not 1 or more"),
         ("--seed x", "--seed: 'x' is not a whole number"),
+        ("--columns ''", "--columns is empty", "shell variable that is not set", "leave it out"),
+        ("--columns prompt=", "prompt= is empty"),
+        ("--rater=", "--rater is empty"),
+        ("--out ''", "--out is empty"),
+        ("''", "an argument is empty"),
         ("--columns nonsense", "--columns: 'nonsense' is not of the form name=value"),
         ("--columns grade=score", "--columns", "grade"),
         ("--columns score=grade", "grade", "completion"),
@@ -46,6 +56,9 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--fromat csv", "--fromat; did you mean --format?"),
     ],
     f"{JUDGE} --model m": [
+        ("--base-url ''", "--base-url is empty", "shell variable that is not set"),
+        ("--base-url ' http://127.0.0.1:9/v1'", "' http://127.0.0.1:9/v1' begins or ends with white space"),
+        ("--header X-Team=", "X-Team= is empty"),
         ("--mode pairs", "pairwise"),
         ("--pairs some", "best-worst"),
         ("--pairs random", "random:4"),
@@ -202,6 +215,16 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
     refused(build(many, out, "--scale", "1:10"), tmp_path, capsys, "90 of 180 lines", reason, "line 2")
     assert run([*build(many, out, "--scale", "1:10", "--max-rejects", "0.6"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rejected"][reason] == 90
+
+
+@pytest.mark.parametrize("kind", [BuildOptions, JudgeOptions, TrainOptions, PushOptions])
+def test_no_option_that_holds_text_takes_an_empty_one_for_its_default(kind: type) -> None:
+    """In Python and in recipes, as on the command line: an address that is an unset variable must not become the public one."""
+    needed = {"format": "jsonl"} if kind is BuildOptions else {"kind": "policy"} if kind is TrainOptions else {}
+    for name, field in fields_of(kind).items():
+        if field.get_default(call_default_factory=True) != "":
+            with pytest.raises(UserError):
+                options_from(kind, needed | {name: ""})
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:

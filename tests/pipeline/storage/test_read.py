@@ -219,6 +219,33 @@ def test_parquet_chunks_are_row_groups_and_tables(tmp_path: Path) -> None:
     assert [number for chunk in chunks for number, _ in rows(chunk, lambda *_: None)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "parquet", "arrow", "stream.arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str) -> None:
+    """Readers differ in which they take: of JSON the last, of Parquet none. Below a column a repeated key is nobody's grade."""
+    path, twice = tmp_path / f"rows.{suffix}", pa.table([["q"], [1.0], [3.0]], names=["prompt", "score", "score"])
+    text = b'{"prompt": "q", "score": 1, "score": 3}'
+    if suffix == "parquet":
+        pq.write_table(twice, path)
+    elif suffix.endswith("arrow"):
+        kind = pa.ipc.new_stream if suffix.startswith("stream") else pa.ipc.new_file
+        with kind(path, twice.schema) as writer:
+            writer.write_table(twice)
+    else:
+        texts = {"csv": b"prompt,score,score\nq,1,3\n", "json": b"[" + text + b"]", "jsonl.gz": gzip.compress(text + b"\n")}
+        path.write_bytes(texts.get(suffix, text))
+    with pytest.raises(UserError, match=r"twice|two columns|two values") as error:
+        [list(rows(chunk, lambda *_: None)) for chunk in plan(resolve_inputs([path], suffix.partition(".")[0]))]
+    assert "score" in str(error.value) and path.name in str(error.value)
+
+
+def test_keys_of_what_is_inside_a_column_may_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "q", "extra": {"a": 1, "a": 2}}\n')
+    assert [row for chunk in plan(resolve_inputs([path], "jsonl")) for _, row in rows(chunk, lambda *_: None)] == [
+        {"prompt": "q", "extra": {"a": 2}}
+    ]
+
+
 def test_digest_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(LINES)
     files = resolve_inputs([tmp_path / "rows.jsonl"], "jsonl")
