@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmpo.pipeline.tables import SPLITS
 
 Rows = list[dict[str, Any]]
 Parts = dict[str, Rows]
+NAN = float("nan")
 
 
 def grades() -> Rows:
@@ -77,15 +79,8 @@ class Folder:
         if rows is not None:
             more = sum(rows.values()) - sum(self.manifest["rows"].values())
             self.manifest |= {"rows": rows, "prompts": prompts}
-            for stage, name in (
-                ("pair", "created"),
-                ("pair", "out"),
-                ("filter", "in"),
-                ("filter", "out"),
-                ("split", "in"),
-                ("split", "out"),
-            ):
-                if stage in self.manifest["counts"]:
+            for stage, name in product(("pair", "filter", "split"), ("created", "in", "out")):
+                if stage in self.manifest["counts"] and name != ("in" if stage == "pair" else "created"):
                     self.manifest["counts"][stage]["pair"][name] += more
         files = [file for file in self.path.rglob("*") if file.is_file() and file.name != "manifest.json"]
         self.manifest["files"] = {file.relative_to(self.path).as_posix(): file_digest(file) for file in files}
@@ -243,8 +238,8 @@ PAIRS: dict[str, tuple[str, Callable[[Parts], Any]]] = {
     "a tie turned": ("order of ties", lambda parts: sides(tie(parts["train"]), *TEXTS, "score_{}")),
     "a negative error": ("standard errors", setting(winner, margin_se=-0.1)),
     "an infinite error": ("standard errors", setting(winner, margin_se=float("inf"))),
-    "an error that is no number": ("standard errors", setting(winner, margin_se=float("nan"))),
-    "scores that are no numbers": ("scores", setting(winner, score_chosen=float("nan"), score_rejected=float("nan"))),
+    "an error that is no number": ("standard errors", setting(winner, margin_se=NAN)),
+    "scores that are no numbers": ("scores", setting(winner, score_chosen=NAN, score_rejected=NAN)),
     "more votes than raters": ("votes", setting(winner, preferring=3)),
     "votes below 0": ("votes", setting(winner, preferring=-1)),
     "an unknown kind": ("kinds", setting(winner, kind="robot")),
@@ -297,19 +292,12 @@ FEEDBACK: dict[str, tuple[str, Callable[[Parts], Any]]] = {
     "a grade off its scale": ("score range", lambda parts: index(parts, "ratings", score=9.5)),
     "a grade that is no number": ("grades", lambda parts: index(parts, "ratings", score=float("nan"))),
     "an unknown kind": ("kinds", lambda parts: index(parts, "ratings", kind="robot")),
-    "an infinite grade": ("grades", lambda parts: index(parts, "ratings", score=float("inf"))),
     "a scale without an end": ("score range", lambda parts: index(parts, "ratings", high=float("inf"))),
-    "a scale from no number": ("score range", lambda parts: index(parts, "ratings", low=float("nan"))),
-    "a spread that is no number": ("standard errors", lambda parts: index(parts, "ratings", spread=float("nan"))),
-    "probabilities that are no numbers": (
-        "probabilities",
-        lambda parts: index(parts, "ratings", probabilities=[0.5, float("nan")]),
-    ),
-    "a gap that is no number": ("grades", lambda parts: parts["feedback"][1]["comparisons"].append(comparison(gap=float("nan")))),
-    "a limit that is no number": (
-        "score range",
-        lambda parts: parts["feedback"][1]["comparisons"].append(comparison(limit=float("nan"))),
-    ),
+    "a scale from no number": ("score range", lambda parts: index(parts, "ratings", low=NAN)),
+    "a spread that is no number": ("standard errors", lambda parts: index(parts, "ratings", spread=NAN)),
+    "shares that are no numbers": ("probabilities", lambda parts: index(parts, "ratings", probabilities=[0.5, NAN])),
+    "a gap that is no number": ("grades", lambda parts: parts["feedback"][1]["comparisons"].append(comparison(gap=NAN))),
+    "no number for a limit": ("score range", lambda parts: parts["feedback"][1]["comparisons"].append(comparison(limit=NAN))),
     "a negative spread": ("standard errors", lambda parts: index(parts, "ratings", spread=-1.0)),
     "a gap above its limit": ("score range", lambda parts: parts["feedback"][1]["comparisons"].append(comparison(gap=4.0))),
     "a reply against itself": ("grades", lambda parts: parts["feedback"][1]["comparisons"].append(comparison(second=0))),
