@@ -133,7 +133,7 @@ def _keys(ids: Tensor, positions: Tensor | None, mask: Tensor | None) -> np.ndar
         own = np.ones(tokens.shape, dtype=bool) if mask is None else mask.cpu().numpy().astype(bool)
         mixed = _mixed(tokens, where)
         whole = np.where(own, mixed, 0).sum(axis=1, dtype=np.uint64, keepdims=True)
-        return _mixed(np.broadcast_to(whole, tokens.shape), np.where(own, where, where + np.uint64(1 << 32))).reshape(-1)
+        return np.where(own, _mixed(np.broadcast_to(whole, tokens.shape), where), 0).reshape(-1)  # nobody sees padding: one for all
     depths = positions.expand(ids.shape).cpu().numpy()
     return np.concatenate(
         [_path_keys(_mixed(row, depth.astype(np.uint64)), depth) for row, depth in zip(tokens, depths, strict=True)]
