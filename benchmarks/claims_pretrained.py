@@ -237,8 +237,11 @@ def measured(graded: Sequence[Graded], way: str, size: Size, seed: int, means: S
             data = [replace(prompt, p=part) for prompt, part in zip(train, np.split(p, cuts), strict=True)]
             trainer, every_epoch = trainer_of(way, model, tokenizer, data, [*validation, *test], size, seed, Path(folder))
             keeping = kept_states(model, cut, states) if way != "lora" else nullcontext()
+            began = time.process_time()
             with keeping, quiet():
                 trainer.train()
+            seconds, last = time.process_time() - began, every_epoch[-1]
+            print(f"  {objective}: {seconds:.0f} CPU s, {trainer.throughput}, loss {last[2]:.3f}", file=sys.stderr, flush=True)
             shared = {"objective": objective, "seed": seed, "mean_target": float(p.mean()), "pairs": len(p)}
             judged = sum(len(prompt.rows) for prompt in validation)
             for epoch, (z, rows, loss) in enumerate(every_epoch, start=1):
