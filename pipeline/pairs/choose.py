@@ -205,8 +205,8 @@ _CANDIDATES = {"ratings": _rated, "comparisons": _compared}
 class RaterGaps(NamedTuple):
     """Raters' own gaps for the pairs of completions that they graded whole, arrays of shape (gaps,), and the names of kinds and sources.
 
-    pair: a number of its own for each pair; gap: in score points toward the one of the two that the merged grades prefer; kind, source:
-    codes.
+    pair: a number of its own for each pair; gap: in score points toward the one of the two that the merged grades prefer, `better`; kind,
+    source: codes; better, worse: the completions' ids.
     """
 
     prompt: np.ndarray
@@ -216,6 +216,8 @@ class RaterGaps(NamedTuple):
     kinds: list[str]
     source: np.ndarray
     sources: list[str]
+    better: np.ndarray
+    worse: np.ndarray
 
 
 def rater_gaps(table: pa.Table, rules: PairRules) -> RaterGaps:
@@ -223,7 +225,9 @@ def rater_gaps(table: pa.Table, rules: PairRules) -> RaterGaps:
     found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"))
     gaps, (source, names) = found.gaps, codes(flat(table["source"]))
     prompt = found.prompt[gaps.pair]
-    return RaterGaps(prompt, gaps.pair, gaps.gap, gaps.kind, list(found.values.given.kinds), source[prompt], names)
+    ids = np.array(flat(table["completions"]).flatten().field("id").to_pylist(), dtype=object)
+    sides = (ids[side[gaps.pair]] for side in (found.chosen, found.rejected))
+    return RaterGaps(prompt, gaps.pair, gaps.gap, gaps.kind, list(found.values.given.kinds), source[prompt], names, *sides)
 
 
 class BetweenRaters(NamedTuple):

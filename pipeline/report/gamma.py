@@ -173,15 +173,21 @@ def _of_votes(table: pa.Table, path: str | Path) -> Iterator[_Fit]:
 
 
 def _of_feedback(feedback: pa.Table) -> Iterator[_Fit]:
-    """From single grades: each rater's verdict against the mean of the others of its kind, and people's against the mean of judges."""
+    """From single grades: each rater's verdict against the mean of the others of its kind, and people's against the mean of judges, also
+    where the ones gave scores and the others compared.
+    """
+    found: dict[str, RaterGaps] = {}
     for evidence in ("ratings", "comparisons"):
         if len(flat(feedback[evidence]).flatten()):
             merged, resolved = grades_of(feedback, BuildOptions(format="feedback", evidence=evidence))
-            gaps = rater_gaps(merged, replace(resolved.rules, strategy="all"))
-            for code, kind in enumerate(gaps.kinds):
-                yield _left_out(gaps, gaps.kind == code, PEOPLE.get(kind, kind), evidence)
-                if kind != "human" and "human" in gaps.kinds:
-                    yield _against_people(gaps, code, PEOPLE.get(kind, kind), evidence)
+            found[evidence] = rater_gaps(merged, replace(resolved.rules, strategy="all"))
+    for evidence, gaps in found.items():
+        for code, kind in enumerate(gaps.kinds):
+            yield _left_out(gaps, gaps.kind == code, PEOPLE.get(kind, kind), evidence)
+            for voted, votes in found.items():
+                if kind != "human" and "human" in votes.kinds:
+                    words = f"the mean of {PEOPLE.get(kind, kind)} ({evidence})", f"people ({voted})"
+                    yield _against_people(gaps, code, votes, words)
 
 
 def _sums(gaps: RaterGaps, mine: np.ndarray, values: Floats) -> tuple[Floats, Floats]:
@@ -206,17 +212,23 @@ def _left_out(gaps: RaterGaps, mine: np.ndarray, who: str, evidence: str) -> _Fi
     return _Fit(*words, margin, (gap > 0) + 0.5 * (gap == 0), np.ones(len(gap)), gaps.prompt[kept], names[gaps.source[kept]])
 
 
-def _against_people(gaps: RaterGaps, code: int, who: str, evidence: str) -> _Fit:
+def _against_people(gaps: RaterGaps, code: int, votes: RaterGaps, words: tuple[str, str]) -> _Fit:
+    """People's votes on the pairs that raters of a kind graded, joined by the ids of completions, either way round."""
     total, count = _sums(gaps, gaps.kind == code, gaps.gap)
-    people = gaps.kind == gaps.kinds.index("human")
-    preferring, voters = _sums(gaps, people, (gaps.gap > 0) + 0.5 * (gaps.gap == 0))
+    people = votes.kind == votes.kinds.index("human")
+    preferring, voters = _sums(votes, people, (votes.gap > 0) + 0.5 * (votes.gap == 0))
+    number, at = np.unique(votes.pair, return_index=True)
+    cast: dict[tuple[str, str], tuple[float, float]] = {}
+    for one, better, worse in zip(number.tolist(), votes.better[at].tolist(), votes.worse[at].tolist(), strict=True):
+        cast[better, worse] = (preferring[one], voters[one])
+        cast[worse, better] = (voters[one] - preferring[one], voters[one])
     pair, first = np.unique(gaps.pair, return_index=True)
-    both = (count[pair] > 0) & (voters[pair] > 0)
-    pair, first = pair[both], first[both]
+    graded = count[pair] > 0
+    pair, first = pair[graded], first[graded]
+    keys = zip(gaps.better[first].tolist(), gaps.worse[first].tolist(), strict=True)
+    k, n = np.array([cast.get(key, (0.0, 0.0)) for key in keys], dtype=np.float64).reshape(-1, 2).T
     names = np.array(gaps.sources, dtype=object)
-    margin = _cleared(total[pair] / count[pair], gaps)
-    words = f"the mean of {who} ({evidence})", "people"
-    return _Fit(*words, margin, preferring[pair], voters[pair], gaps.prompt[first], names[gaps.source[first]])
+    return _Fit(*words, _cleared(total[pair] / count[pair], gaps), k, n, gaps.prompt[first], names[gaps.source[first]])
 
 
 # --- what each γ makes ----------------------------------------------------------------------------------------------------------

@@ -112,10 +112,38 @@ def test_a_judge_against_people_is_what_agree_calls_the_best_gamma(tmp_path: Pat
     feedback = feedback_of(tmp_path, noisy(0, {"gpt": "ai", "ann": "human", "ben": "human"}))
     [best] = agree(feedback, bootstrap=0)["calibration"]
     fits = {(fit["margins_of"], fit["votes_of"]): fit for fit in suggest_gamma(feedback)["fits"]}
-    fit = fits["the mean of judges (ratings)", "people"]
+    fit = fits["the mean of judges (ratings)", "people (ratings)"]
     assert fit["gamma"] == pytest.approx(best["gamma"], rel=1e-6)
     assert fit["gamma_95"][0] < best["gamma"] < fit["gamma_95"][1]
-    assert set(fits) == {("the mean of judges (ratings)", "people"), ("the other people (ratings)", "one of the people left out")}
+    assert set(fits) == {
+        ("the mean of judges (ratings)", "people (ratings)"),
+        ("the other people (ratings)", "one of the people left out"),
+    }
+
+
+@pytest.mark.parametrize(("runs", "least", "most"), [(10, 8, 10), pytest.param(100, 90, 99, marks=pytest.mark.slow)])
+def test_a_judges_scores_and_peoples_votes_give_the_planted_gamma(tmp_path: Path, runs: int, least: int, most: int) -> None:
+    """A judge scores every reply, a person compares the same pairs, shown in any order; γ is planted in the person's votes."""
+    covered = 0
+    for seed in range(runs):
+        rng, judged, compared = np.random.default_rng(seed), [], []
+        for prompt in range(50):
+            scores = rng.integers(1, 11, 3)
+            liking = GAMMA * scores + rng.gumbel(size=3)
+            judged.append({"prompt": f"Q{prompt}", "completions": [f"reply {i}" for i in range(3)], "scores": scores.tolist()})
+            for i, j in (rng.permutation(pair) for pair in ((0, 1), (0, 2), (1, 2))):
+                gap = 1 if liking[i] > liking[j] else -1
+                compared.append({"prompt": f"Q{prompt}", "first": f"reply {i}", "second": f"reply {j}", "gap": gap})
+        scored = read_feedback(write_rows(tmp_path / "judged.jsonl", judged), "jsonl", scale=(1, 10), rater="gpt", kind="ai")
+        votes = read_feedback(write_rows(tmp_path / "votes.jsonl", compared), "jsonl", scale=(-1, 1), rater="ann", kind="human")
+        both = pa.concat_tables([scored, votes.cast(scored.schema)])
+        [fit] = suggest_gamma(both)["fits"]
+        assert (fit["margins_of"], fit["votes_of"]) == ("the mean of judges (ratings)", "people (comparisons)")
+        if seed == 0:
+            [best] = agree(both, bootstrap=0)["calibration"]
+            assert fit["gamma"] == pytest.approx(best["gamma"], rel=1e-6)
+        covered += fit["gamma_95"][0] <= GAMMA <= fit["gamma_95"][1]
+    assert least <= covered <= most
 
 
 def test_fits_are_by_source_where_there_are_several(tmp_path: Path) -> None:
