@@ -31,6 +31,7 @@ from mmpo.train.model import (
     inputs_of_layer,
     layers_of,
     load_frozen,
+    multiplies_bfloat16,
     positions_of,
 )
 from mmpo.train.options import pass_tokens
@@ -193,7 +194,7 @@ def _pooled(states: Tensor, batch: Batch) -> Tensor:
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return multiplies_bfloat16()
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

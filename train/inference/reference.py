@@ -25,7 +25,7 @@ from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import agreed, from_all, from_first, rank_and_world
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.messages import some_ids
-from mmpo.train.model import ExecutionPlan, choose_plan, completion_values, fingerprint_of
+from mmpo.train.model import ExecutionPlan, bfloat16_on_cpu, choose_plan, completion_values, fingerprint_of
 
 BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two saves: few to lose, enough to fill micro-batches."""
@@ -58,14 +58,15 @@ def predict_values(
     if plan is None:
         plan = choose_plan(model, kind, max((prompt.length for prompt in prompts), default=1))
     found: dict[int, list[np.ndarray]] = {id(prompt): [] for prompt in prompts}
-    for passes in group_prompts(prompts, tokens, plan.batches):
-        for parts in passes:
-            batch = plan.batches.build([completions for _, completions in parts], pad_token).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                values = completion_values(model, kind, batch, plan).cpu().double().numpy()
-            bounds = np.cumsum([len(completions) for _, completions in parts])[:-1]
-            for (prompt, _), part in zip(parts, np.split(values, bounds), strict=True):
-                found[id(prompt)].append(part)
+    with bfloat16_on_cpu(model, bf16):
+        for passes in group_prompts(prompts, tokens, plan.batches):
+            for parts in passes:
+                batch = plan.batches.build([completions for _, completions in parts], pad_token).to(device)
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+                    values = completion_values(model, kind, batch, plan).cpu().double().numpy()
+                bounds = np.cumsum([len(completions) for _, completions in parts])[:-1]
+                for (prompt, _), part in zip(parts, np.split(values, bounds), strict=True):
+                    found[id(prompt)].append(part)
     model.train(was_training)
     return [np.concatenate(found[id(prompt)]) for prompt in prompts]
 

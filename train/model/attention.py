@@ -31,6 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmpo.train.batches import BATCHES, Batch, Layout, Segment
+from mmpo.train.model.bfloat16 import casts_of, stretch_attention
 
 Mask = TypeVar("Mask")
 
@@ -133,6 +134,8 @@ def segment_attention(
     for name in ("softcap", "position_bias", "s_aux"):
         if options.get(name) is not None:
             raise ValueError(f"attention by segments knows no {name}")
+    if not dropout and casts_of(query) is not None:
+        return stretch_attention(query, key, value, segments, scaling or query.shape[-1] ** -0.5, sliding_window), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

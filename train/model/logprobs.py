@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpo.train.batches import Batch
 from mmpo.train.model.attach import logits_from
+from mmpo.train.model.bfloat16 import casts_of, linear_logprobs_from
 
 LOGIT_BYTES_ON_CPU, LOGIT_BYTES_ELSEWHERE = 32 * 2**20, 256 * 2**20
 """Most bytes of float32 logits at once. A GPU reads the whole output layer anew for each chunk: few large ones."""
@@ -69,12 +70,15 @@ def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_byte
     """
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
     weight, bias = layer.weight, layer.bias
-    kind = hidden.device.type
+    kind, chunk = hidden.device.type, _chunk(weight.shape[0], hidden, logit_bytes)
+    casts = casts_of(hidden)
+    if casts is not None and weight.dtype == torch.float32:
+        return linear_logprobs_from(hidden, weight, bias, tokens, chunk, casts)
     if torch.is_autocast_enabled(kind):
         lower = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
     with torch.autocast(kind, enabled=False):
-        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, _chunk(weight.shape[0], hidden, logit_bytes))  # type: ignore[return-value]
+        return _LinearLogprobs.apply(hidden.contiguous(), weight, bias, tokens, chunk)  # type: ignore[return-value]
 
 
 def model_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_bytes: int | None = None) -> Tensor:

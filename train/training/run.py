@@ -69,6 +69,7 @@ from mmpo.train.model import (
     layers_of,
     load_model,
     load_reference,
+    multiplies_bfloat16,
     weights_digest,
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, fit_target, parse_terms
@@ -141,6 +142,8 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
     if options.top_layers and uses_fsdp():
         raise UserError("--trainable top:N needs the whole model in every process: leave out FSDP, or train all layers")
     args = training_arguments(options)
+    if args.bf16 and args.device.type == "cpu" and not multiplies_bfloat16():
+        warn(["this CPU has no instructions for bfloat16 (avx512_bf16 or AMX): --bf16 is slower here than float32"])
     leave_at_exit()
     ready = agreed(lambda: prepare_run(options))
     folder = ready.folder

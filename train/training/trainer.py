@@ -24,7 +24,7 @@ from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
 from mmpo.train.data import PromptPairs, Renderer, check_scores, check_sources, pad_token, prepare_pairs
 from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
 from mmpo.train.messages import nothing_left, rendering_warnings, warn
-from mmpo.train.model import ExecutionPlan, attach, choose_plan, completion_values, disable_dropout, recomputes
+from mmpo.train.model import ExecutionPlan, attach, bfloat16_on_cpu, choose_plan, completion_values, disable_dropout, recomputes
 from mmpo.train.objective import LevelTarget, Logits, Objective, Totals, fit_target
 from mmpo.train.options import pass_tokens
 from mmpo.train.training.callbacks import MetricAccumulator, Resumption, Throughput
@@ -208,7 +208,7 @@ class MarginTrainer(GuardedTrainer):
         total = torch.zeros((), device=self.args.device)
         self.seen = seen = []
         passes = StepPasses(self, model, inputs)
-        with memory_guard(passes):
+        with memory_guard(passes), bfloat16_on_cpu(model, self.args.bf16):
             for batch, loss, outputs in passes:
                 total += loss
                 seen.append((batch, self.metrics.note(batch, outputs, self.objective)))

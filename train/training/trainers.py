@@ -16,6 +16,7 @@ from mmpo.train.batches import MicroBatch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_process, from_all
 from mmpo.train.inference import adapter_off, cached_logprobs
+from mmpo.train.model import bfloat16_on_cpu
 from mmpo.train.objective import Lists, Logits
 from mmpo.train.training.trainer import MarginTrainer
 
@@ -103,7 +104,7 @@ class PolicyTrainer(MarginTrainer):
         counts = part.counts.to(self.args.device)
         reference = step.batches[0].reference[: len(counts)] if step.batches else torch.zeros(len(counts))
         reference = reference.to(self.args.device)
-        with self._as_reference():
+        with self._as_reference(), bfloat16_on_cpu(self.model_wrapped, self.args.bf16):
             off = (self.values(self.model_wrapped, part) - reference).abs()
         absolute, relative = (0.1, 5e-3) if self.args.bf16 else (1e-3, 1e-5)
         allowed = absolute * counts.to(off) ** 0.5 + relative * reference.abs()
