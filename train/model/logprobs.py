@@ -71,8 +71,7 @@ def linear_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, logit_byte
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
     weight, bias = layer.weight, layer.bias
     kind, chunk = hidden.device.type, _chunk(weight.shape[0], hidden, logit_bytes)
-    casts = casts_of(hidden)
-    if casts is not None and weight.dtype == torch.float32:
+    if (casts := casts_of(hidden)) is not None and weight.dtype == torch.float32:
         return linear_logprobs_from(hidden, weight, bias, tokens, chunk, casts)
     if torch.is_autocast_enabled(kind):
         lower = torch.get_autocast_dtype(kind)
