@@ -17,6 +17,8 @@ from mmpo.annotate.client.request import Answer, Choice, Failure, Token, estimat
 
 MOST_TOKENS = 10_000_000
 """No request takes more tokens than this: a greater figure of an endpoint is none."""
+NEVER = -1000.0
+"""A log-probability as low is a server's minus infinity (-9999 at most of them), which says nothing of the token."""
 SHOWN = 200
 """Characters shown of a reply that can't be read."""
 THINKING = ("reasoning_content", "reasoning", "thinking")
@@ -134,11 +136,12 @@ def _count(value: Any) -> int | None:
     """A number of tokens; None where it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
         return None
-    return int(value)
+    return int(value) if value == int(value) else None
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:
-    """The tokens with the alternatives that are fit for use: a text and a finite number each. None where their list has another shape."""
+    """The tokens with the alternatives that are fit for use: a text and a number above `NEVER` each. None where their list has another
+    shape."""
     rows = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) and isinstance(row.get("token"), str) for row in rows):
         return ()
@@ -148,7 +151,7 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
 def _alternatives(tops: Any) -> Iterator[tuple[str, float]]:
     for top in tops if isinstance(tops, list | tuple) else ():
         token, logprob = (top.get("token"), top.get("logprob")) if isinstance(top, Mapping) else (None, None)
-        if isinstance(token, str) and isinstance(logprob, int | float) and math.isfinite(logprob):
+        if isinstance(token, str) and isinstance(logprob, int | float) and NEVER < logprob < math.inf:
             yield token, float(logprob)
 
 

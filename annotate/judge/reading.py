@@ -19,12 +19,14 @@ from mmpo.annotate.client import Choice
 from mmpo.annotate.replies import REPLIES, ParsedReply, PlacedToken, Unparsable, parse_reply, placed, readable
 from mmpo.annotate.scales import Scale
 
-VERSION = 2
+VERSION = 3
 """Of all that turns a raw reply into grades, here and in replies/: with another one, replies that were read before are read again."""
 
 
 MOST_MASS = 1.01
 """What the alternatives at one token may sum to: beyond it the numbers are logits, or probabilities in place of their logarithms."""
+LEAST_MASS = 1e-3
+"""Less than this on all alternatives at each token is no distribution: the likeliest of them is one of a vocabulary's most likely."""
 MOST_UNCLEAR = 0.01
 """What may lie on tokens that begin several labels ("1" of 1 and 10) where nothing says which, before the distribution is unknown."""
 EDGES = " \t\r\n\"'▁Ġ*[](){}`"
@@ -133,7 +135,7 @@ class Reader:
         if place is None:
             return None
         here = tokens[place]
-        spoken = here.token.text.strip(EDGES) in self.scale.labels and any(map(str.isalnum, choice.text[here.end :]))
+        spoken = _label(here.token.text, self.scale.labels) in self.scale.labels and any(map(str.isalnum, choice.text[here.end :]))
         return None if spoken else expected_at(tokens, place, "", self.scale)
 
     def _graded(self, text: str, tokens: Sequence[PlacedToken], parsed: ParsedReply, name: str) -> Grade:
@@ -160,10 +162,21 @@ class Reader:
         tokens = placed(choice.text, choice.tokens)
         first, kept, after_label = _place(tokens, _visible_start(choice.text)), [], False
         for place, token in enumerate(one.token for one in tokens):
-            has_label = any(label in token.text for label in labels) or (goes_on and _begins(token.text, labels))
+            has_label = any(label in token.text for label in labels) or _label(token.text, labels) in labels
+            has_label = has_label or (goes_on and _begins(token.text, labels))
             kept.append(token if place == first or has_label or after_label else replace(token, top=()))
             after_label = goes_on and has_label
         return replace(choice, tokens=tuple(kept))
+
+
+def _label(token: str, labels: Collection[str]) -> str:
+    """What a token spells, white space and quotes aside; a small letter as the capital where only that is a label.
+
+    >>> _label(" c", ["A", "B", "C"]), _label("c", ["C", "c"]), _label("cat", ["CAT"])
+    ('C', 'c', 'cat')
+    """
+    text = token.strip(EDGES)
+    return text.upper() if len(text) == 1 and text not in labels and text.upper() in labels else text
 
 
 def _begins(token: str, labels: Collection[str]) -> bool:
@@ -194,7 +207,7 @@ def has_distributions(choice: Choice) -> bool:
     (its thinking was cut off) does where any token has them."""
     tokens = [one.token for one in placed(choice.text, choice.tokens)] if choice.text.strip() else choice.tokens
     tops = [token.top for token in tokens]
-    return any(len(top) > 1 for top in tops) and all(_mass(top) <= MOST_MASS for top in tops)
+    return any(len(top) > 1 and _mass(top) >= LEAST_MASS for top in tops) and all(_mass(top) <= MOST_MASS for top in tops)
 
 
 def _mass(top: Alternatives) -> float:
@@ -223,7 +236,7 @@ def expected_at(tokens: Sequence[PlacedToken], place: int, label: str, scale: Sc
 def expected(top: Alternatives, scale: Scale, written: str = "", label: str = "", then: Alternatives = ()) -> Grade:
     """The grade that a token's distribution stands for.
 
-    top: what could have stood there. Tokens that spell a label apart from white space and quotes count for it ("C", " C", '"C'). A token
+    top: what could have stood there. Tokens that spell a label apart from white space, quotes and case count for it ("C", " c", '"C'). One
     that only begins one (the "1" of "10") counts for it too, and where it begins several, as what follows says: written: the token that
     stands there; label: the whole label there; then: what could have followed. Raises Unparsable: no_label_among_tokens,
     impossible_logprobs, unclear_label.
@@ -234,7 +247,7 @@ def expected(top: Alternatives, scale: Scale, written: str = "", label: str = ""
     """
     if max(_mass(top), _mass(then)) > MOST_MASS:
         raise Unparsable("impossible_logprobs")
-    spelled = [(token.strip(EDGES), math.exp(logprob)) for token, logprob in top]
+    spelled = [(_label(token, scale.labels), math.exp(logprob)) for token, logprob in top]
     probability, unclear = dict.fromkeys(scale.labels, 0.0), 0.0
     longer = [one for one in scale.labels if len(one) > 1 and not any(text == one for text, _ in spelled)]
     for text, share in spelled:

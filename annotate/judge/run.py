@@ -27,6 +27,7 @@ from mmpo.annotate.client import (
     api_key,
     backoff,
     load_prices,
+    named_parameter,
     spent_by,
 )
 from mmpo.annotate.judge.capabilities import PLAIN, Capabilities, Probe, probe
@@ -41,6 +42,8 @@ from mmpo.pipeline.storage import check_out
 
 PROGRESS_SECONDS = 0.5
 PROBE_RETRIES = 4
+"""How often the first requests are asked again at most: what fails from the start seldom passes."""
+PASSING = ("rate_limit", "transient", "unreachable")
 LONG_WAIT = 2.0
 """Seconds of a wait before the run begins that are worth a line."""
 INTERRUPTED = "interrupted; what was in flight has been finished"
@@ -243,20 +246,23 @@ async def _probed(
     endpoint: Endpoint, judge: Judge, options: JudgeOptions, paid: list[Answer], stop: Stop, progress: Progress | None
 ) -> Capabilities:
     async def ask(body: Mapping[str, Any]) -> Answer | Failure:
-        """A 429 is waited out here: taken for a refusal, it would stand in the journal as what the endpoint can't do."""
+        """Passing faults are waited out here: taken for refusals, they would stand in the journal as what the endpoint can't do."""
         waited = 0.0
         for tries in count():
             outcome = await endpoint.ask(body)
             answer = outcome if isinstance(outcome, Answer) else outcome.answer
             paid.extend([answer] if answer else [])
-            if isinstance(outcome, Answer) or outcome.kind != "rate_limit":
+            if isinstance(outcome, Answer) or outcome.kind not in PASSING or named_parameter(outcome.message, body):
+                return outcome
+            limited = outcome.kind == "rate_limit"
+            if not limited and tries >= min(options.retries, PROBE_RETRIES):
                 return outcome
             wait = outcome.retry_after or backoff(tries)
             if waited + wait > options.patience:
                 raise OutOfPatience(
                     f"judge {judge.name}: the endpoint does not answer: {outcome.message}. The same command again goes on"
                 )
-            if progress and wait >= LONG_WAIT:
+            if progress and (wait >= LONG_WAIT or not limited):
                 progress({}, f"{judge.name}: {waiting(wait, outcome.message)}")
             await stop.wait(wait)
             if stop.reason:
@@ -274,11 +280,4 @@ async def _probed(
     )  # fmt: skip
     schema = asker.schema(question) if asker.by_schema else None
     logprobs, draws = options.logprobs != "off", options.reasoning and bool(options.samples)
-    for tries in range(PROBE_RETRIES):
-        try:
-            return await probe(this, logprobs=logprobs, draws=draws, schema=schema)
-        except OutOfPatience:
-            raise
-        except PartialResult:
-            await asyncio.sleep(backoff(tries))
     return await probe(this, logprobs=logprobs, draws=draws, schema=schema)

@@ -27,6 +27,10 @@ _KEYS = ("verdict", "grade", "score", "rating", *(f"final_{name}" for name in ("
 _CUE = r"(?:(?<![A-Za-z0-9_])(?:verdict|grade|rating|score|final\s{1,3}(?:answer|decision|choice))(?![A-Za-z])|评分|評価|评级|判定)"
 _OPENS = r"[\s*_`\"'“”‘’(\[{<$#>]{0,20}"
 _CLOSES = r"[\s*_`\"'“”‘’)\]}>.!,:;$]{0,20}"
+# What may stand before a label that is all there is on a line: no cue by itself, as the answer to the prompt may be what is meant.
+_SAID = (
+    r"(?i:(?:my\s{1,3}|the\s{1,3}|final\s{1,3})?(?:answer|choice|decision|judge?ment|preference|option|label)[*_`]{0,4}\s{0,3}[:=])"
+)
 _REST_OF_LINE = re.compile(r"[^\S\n]{0,9}[*_`\"'“”’)\]}>.]{0,9}[^\S\n]{0,9}(?:\n|\Z)")
 _LEFT_OPEN = re.compile(r"[\"“‘(\[{]")
 _NAMED = r"(?:(?:option|choice|label|grade|an?)\s{1,3}[*_`\"'(\[]{0,4})?"
@@ -78,7 +82,10 @@ def _patterns(labels: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
             rf"(?P<sep>[:=>]|\bis\b)(?P<opens>{_OPENS}{_NAMED}){label}",
             flags,
         ),
-        "alone": re.compile(rf"{_OPENS}(?:[Oo]ption\s{{1,3}}|[Cc]hoice\s{{1,3}})?[*_`\"'(\[]{{0,4}}{label}{_CLOSES}", re.ASCII),
+        "alone": re.compile(
+            rf"{_OPENS}(?P<said>{_SAID}{_OPENS})?(?:[Oo]ption\s{{1,3}}|[Cc]hoice\s{{1,3}})?[*_`\"'(\[]{{0,4}}{label}{_CLOSES}",
+            re.ASCII,
+        ),
         "leading": re.compile(label, re.ASCII),
     }
 
@@ -116,7 +123,7 @@ def alone(text: str, start: int, end: int, scale: Scale, *, any_case: bool = Fal
     match = _patterns(tuple(scale.labels))["alone"].fullmatch(text, start, end)
     if match is None:
         return None
-    label = label_of(match, scale, any_case=any_case)
+    label = label_of(match, scale, any_case=any_case or match["said"] is not None)
     before, after = text[start : label.span[0]], text[label.span[1] : end]
     # "[[1" was cut short, and may have been going to be 10.
     if any(before.count(opening) > after.count(closing) for opening, closing in ("[]", "()", "{}")):
@@ -177,7 +184,7 @@ def _chosen(text: str, labels: list[Label], name: str) -> ParsedReply:
 
 def grade(text: str, scale: Scale, names: Sequence[str]) -> ParsedReply:
     """The last verdict that the scale offers. A verdict is stated: [[C]], "Verdict: C" (grade, rating, score, final answer),
-    \\boxed{C}, {"verdict": "C"}; or a label that is all of the last line, or of the whole reply.
+    \\boxed{C}, {"verdict": "C"}; or a label that is all of the last line, or of the whole reply ("C", "Answer: C", "Choice: C").
 
     Letters count in lower case only where stated. A label in a sentence is none. Verdicts outside the scale ("8/10" on 1 to 5, "4.5"
     without decimals) are passed over; Unparsable("out_of_scale") where there are no others. A label that is all of the first line

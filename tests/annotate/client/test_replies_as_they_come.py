@@ -139,7 +139,7 @@ def test_a_refusal_goes_by_its_words_and_by_its_status(status: int, body: Any, k
     assert isinstance(found, Failure) and found.kind == kind and said in found.message
 
 
-@pytest.mark.parametrize("wrong", [-100, 10**30, "x", True, 1e300, None, [3]])
+@pytest.mark.parametrize("wrong", [-100, 1.5, 10**30, "x", True, 1e300, None, [3]])
 def test_impossible_figures_are_estimated_and_cost_no_answer(wrong: Any) -> None:
     for usage in ({"prompt_tokens": wrong, "completion_tokens": wrong}, wrong):
         found = asked(chat("C", usage=usage))

@@ -91,12 +91,34 @@ IMPOSSIBLE = {
     "logits below 0": {"C": -0.2, "B": -0.5, "E": -1.5},
     "probabilities": SURE,
     "huge": {"C": 1e300, "B": -1.0},
+    "minus infinity": {"C": -9999.0, "B": -9999.0, "E": -9999.0},
+    "minus infinity of 32 bits": {"C": -3.4e38, "B": -3.4e38},
+    "certain of what was drawn": {"C": 0.0, "B": -9999.0, "E": -9999.0},
+    "next to nothing": {"C": -30.0, "B": -31.0},
     "signs turned": {label: -math.log(p) for label, p in SURE.items()},
 }
 
 
 def given(numbers: dict[str, float]) -> dict[str, Any]:
     return {"token": "C", "logprob": 0.0, "top_logprobs": [{"token": label, "logprob": value} for label, value in numbers.items()]}
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_the_first_requests_are_asked_again_as_often_as_retries_says(retries: int, judging_by: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.modules["mmpo.annotate.judge.run"], "backoff", lambda tries: 0.01)
+    job = judging_by(lambda body: refusal(500, "not today"))
+    with pytest.raises(PartialResult, match="not today"):
+        job.judge(retries=retries)
+    assert len(bodies(job.server)) == retries + 1
+
+
+def test_a_small_letter_counts_with_its_capital(judging_by: Any) -> None:
+    """.3 of C and .5 of c are .8, and no failure for want of them."""
+    token = given({"c": math.log(0.5), "C": math.log(0.3), "E": math.log(0.1), "The": math.log(0.05)}) | {"token": "c"}
+    job = judging_by(lambda body: chat(body, "c", [token]), 2)
+    [told] = job.judge(orders="one")["judges"]
+    assert told["mean_mass"] == pytest.approx(0.9)
+    assert [abs(one["gap"]) for one in job.comparisons()] == pytest.approx([(0.8 * 1 - 0.1) / 0.9] * 6)
 
 
 @pytest.mark.parametrize("numbers", IMPOSSIBLE.values(), ids=IMPOSSIBLE)

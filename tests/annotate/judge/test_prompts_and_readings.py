@@ -274,7 +274,10 @@ def test_probabilities_stand_in_the_order_of_the_scale_and_sum_to_the_mass() -> 
 def test_spellings_of_one_label_add_up_and_other_letters_do_not() -> None:
     tops = (("C", math.log(0.2)), (" C", math.log(0.2)), ('"C]]', math.log(0.1)), ("c", math.log(0.3)), ("CC", math.log(0.2)))
     grade = expected(tops, PREFERENCE)
-    assert (grade.value, grade.label_probability) == (1.0, 0.5)
+    assert (grade.value, grade.label_probability) == (1.0, 0.8)
+    assert expected(tops, Scale({"C": 1.0, "c": 0.0})).probabilities == pytest.approx((0.5, 0.3)), (
+        "where both are labels they are two"
+    )
     with pytest.raises(Unparsable, match="no_label"):
         expected(logs(The=0.9, I=0.1), PREFERENCE)
 

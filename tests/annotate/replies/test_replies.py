@@ -52,6 +52,7 @@ STATED_C = [
     "$\\boxed{\\text{C}}$", '{"verdict": "C"}', '```json\n{"verdict": "C", "why": "x"}\n```',
     '{"grade": "c: a little better"}', "{'score': 'C',}", "C", "C.", "(C)", '"C"', "**C**", "`C`", "Option C", "[C]",
     " \n C\n\n", "C\n\nThe first is clearer.", "Long prose.\n\nC", "prose\n**C**.", "<verdict>C</verdict>",
+    "Answer: C", "answer: c", "My answer: **C**", "Choice: C", "**Decision:** (C)", "Prose.\n\nAnswer: C.",
     "Verdict: Option C", "Final verdict (A-G): C", "\x1b[1mVerdict: \x1b[32mC\x1b[0m", "Verdict:\u200b \u00a0C\x00",
 ]  # fmt: skip
 
@@ -68,7 +69,8 @@ def test_a_stated_letter(reply: str) -> None:
         "A better answer would cite.", "Assistant A is better.", "Verdict: A better answer exists.",
         "The verdict is a close call.", "I prefer B", "a", "c", "Both A and B are fine", "Verdict: B or C", "Verdict: B>A",
         "Verdict: B/C", "Grade: B+", "Grade: B-", "Yes", "upgrade: C", "Verdict", "Verdict:", "[[C", "Verdict: [[C", "[[C]",
-        "Score:\n\nC is what it gets", '{"verdict": null', "plan B", "Answer: C", "\\boxed{C", "Grade A: excellent.",
+        "Score:\n\nC is what it gets", '{"verdict": null', "plan B", "The answer is C", "Answer: C, as it says", "\\boxed{C",
+        "Grade A: excellent.",
         "the score is C major in tone",
     ],
 )  # fmt: skip
