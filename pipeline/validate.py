@@ -111,8 +111,12 @@ def _ties(name: str, found: Findings) -> Outcome:
 
 
 def _ends(name: str, found: Findings) -> Outcome:
-    """Grades at the ends of their scales, as the build counted them; pairs that are ties there make a warning where a source clips."""
+    """Grades at the ends of their scales, as the build counted them, of FEEDBACK without its word as they stand; pairs that are ties there
+    make a warning where a source clips."""
     known = {source: one for source, one in found.manifest.get("saturated", {}).items() if one["at_ends"] is not None}
+    if not known and found.figures["grades_with_scale"]:
+        grades, at_ends = found.figures["grades_with_scale"], found.figures["at_ends"]
+        return "pass", at_ends, f"{at_ends / grades:.1%} of {grades:,} grades stand at an end of their scale"
     if not known:
         return "unknown", 0, "not known: no scale is declared, or the manifest does not say"
     grades, at_ends = (sum(one[key] for one in known.values()) for key in ("grades", "at_ends"))

@@ -34,6 +34,7 @@ def _look(found: Findings, table: pa.Table, seen: set[int]) -> None:
     rows, table = np.flatnonzero(~bad), table.filter(pa.array(~bad)).combine_chunks()
     for rule, words, mask in chain(feedback_faults(table), key_faults(table)):
         found.found(rule, mask, words, rows)
+    found.figures += _ends(table)
     broken: dict[str, list[bool]] = {
         rule: [] for rule in ("prompt ids", "messages", "empty texts", "completion ids", "duplicates", "extra")
     }
@@ -53,6 +54,18 @@ def _look(found: Findings, table: pa.Table, seen: set[int]) -> None:
         seen.add(hash(identity))
     for rule, mask in broken.items():
         found.found(rule, np.array(mask, dtype=bool), rows=rows)
+
+
+def _ends(table: pa.Table) -> Counter[str]:
+    """Of the grades that have a scale: how many there are, and how many stand at an end of it."""
+    counts: Counter[str] = Counter()
+    for name, value, bounds in (("ratings", "score", ("low", "high")), ("comparisons", "gap", ("limit",))):
+        grades = table[name].combine_chunks().flatten()
+        score, *ends = (grades.field(one).to_numpy(zero_copy_only=False) for one in (value, *bounds))
+        scaled = ~np.any(np.isnan(ends), axis=0)
+        at_end = [np.abs(score) == end if name == "comparisons" else score == end for end in ends]
+        counts.update(grades_with_scale=int(scaled.sum()), at_ends=int(np.any(at_end, axis=0).sum()))
+    return counts
 
 
 def _is_object(text: str) -> bool:
