@@ -14,6 +14,8 @@ DIFFERS = ("thinking", "white space")
 """What two replies of one answer may differ in, beside tool calls; the first where both differ."""
 _SPACES = np.zeros(256, dtype=bool)
 _SPACES[[*range(9, 14), *range(28, 33), *range(128, 256)]] = True  # or the beginning or end of a letter that may be a space
+_OPENS = _SPACES.copy()
+_OPENS[[*b"/tTrR"]] = True  # what may follow the < of a tag of thinking
 
 
 class Answers:
@@ -62,6 +64,12 @@ class Answers:
         """In what pairs of completions of one answer differ: 1 + the place in DIFFERS; 0 for those of two answers; shape (pairs,)."""
         found = np.zeros(len(first), dtype=np.int64)
         pairs = np.flatnonzero(~(self.plain[first] & self.plain[second]))
+        # Equal answers have equal lengths, which few pairs have: only their texts are read.
+        lengths = np.array(pc.binary_length(self.rows.field("text")))
+        for place in np.unique([first[pairs], second[pairs]]).tolist() if len(pairs) else ():
+            if not self.plain[place]:
+                lengths[place] = len(self.of(place)[0].encode())
+        pairs = pairs[lengths[first[pairs]] == lengths[second[pairs]]]
         if len(pairs):
             places = np.unique(np.concatenate([first[pairs], second[pairs]]))
             known: dict[tuple[str, str | None], int] = {}
@@ -123,6 +131,7 @@ def _tags_and_edges(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     at = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     raw = np.frombuffer(data, np.uint8)[: at[-1]]
     found = np.flatnonzero(raw[at[0] :] == ord("<")) + at[0]
+    found = found[_OPENS[raw[np.minimum(found + 1, len(raw) - 1)]]]  # code and HTML are full of other tags
     # ◁ is three bytes, of which the second is rare
     rare = np.flatnonzero(raw[at[0] :] == 0x97) + at[0]
     found = np.concatenate([found, rare[(rare > 0) & (raw[np.maximum(rare, 1) - 1] == 0xE2)]])
