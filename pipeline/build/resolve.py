@@ -23,7 +23,7 @@ from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sampl
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
 from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs.choose import STRATEGIES, between_raters
-from mmpo.pipeline.pairs.uncertainty import PooledVariance
+from mmpo.pipeline.pairs.uncertainty import PooledVariance, pooled_variance
 from mmpo.pipeline.sources import SOURCES
 from mmpo.pipeline.storage.accounting import RowAccounting
 
@@ -52,7 +52,7 @@ class ResolvedBuild:
 
     def pooled_variance(self) -> dict[str, float]:
         """By source, as the manifest keeps it: the variance of raters' own gaps within pairs."""
-        return {source: variance.gaps for source, variance in self.pooled.items()}
+        return {source: variance.gaps for source, variance in self.pooled.items() if np.isfinite(variance.gaps)}
 
     def metadata(self) -> dict[str, Any]:
         """What manifest and Parquet metadata keep of it: scales, normalisation, and what was found of raters."""
@@ -147,7 +147,7 @@ def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
         total: dict[str, np.ndarray] = {}
         for source, squares in (item for part in parts for item in part.squares.items()):
             total[source] = total.get(source, np.zeros(3)) + squares
-        pooled = {source: PooledVariance(*(sums[:2] / sums[2]).tolist()) for source, sums in sorted(total.items())}
+        pooled = {source: pooled_variance(sums) for source, sums in sorted(total.items())}
         agreement = rater_agreement(RaterSample.joined([part.sample for part in parts]))
         build = replace(build, pooled=pooled, agreement=agreement)
     return build

@@ -18,6 +18,17 @@ class PooledVariance(NamedTuple):
     middles: float = float("nan")
 
 
+LEAST_DEGREES = 4
+"""A pooled variance counts as four degrees of freedom beside a pair's own (`margin_standard_error`): one of fewer is not worth as much."""
+
+
+def pooled_variance(squares: np.ndarray) -> PooledVariance:
+    """From sums of squared deviations of gaps and of middles, and degrees of freedom, shape (3,); unknown where these are fewer than
+    LEAST_DEGREES, or where raters have never differed: that would be certainty, which no number of raters gives."""
+    gaps, middles, degrees = squares.tolist()
+    return PooledVariance(gaps / degrees, middles / degrees) if degrees >= LEAST_DEGREES and gaps > 0 else PooledVariance()
+
+
 class OwnGaps(NamedTuple):
     """Raters' own gaps for pairs, shape (gaps,), sorted by pair; variance of the gap, NaN: unknown; weight 1 unless raters differ.
 
@@ -64,7 +75,8 @@ def deviations(gaps: OwnGaps, values: np.ndarray, size: int) -> tuple[np.ndarray
     n = np.bincount(gaps.pair, minlength=size)
     weight = np.bincount(gaps.pair, weights=gaps.weight, minlength=size)
     mean = np.bincount(gaps.pair, weights=values * gaps.weight, minlength=size) / np.where(n > 0, weight, 1.0)
-    return n, weight, np.bincount(gaps.pair, weights=gaps.weight * (values - mean[gaps.pair]) ** 2, minlength=size)
+    squares = np.bincount(gaps.pair, weights=gaps.weight * (values - mean[gaps.pair]) ** 2, minlength=size)
+    return n, weight, np.where(squares > weight * (1e-12 * mean) ** 2, squares, 0.0)  # 0.1 thrice has a mean of 0.10000000000000002
 
 
 def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:

@@ -109,18 +109,29 @@ def test_order_and_files_change_nothing(tmp_path: Path, strategy: str, normalise
 
 
 def test_standard_errors_by_hand(tmp_path: Path) -> None:
-    """Pair x: own gaps 2 and 4 (n = 2, mean 3, s² = 2); pair y: gaps 1 and 1 (s² = 0); pair z: one rater, gap 5.
+    """Pair x: own gaps 2 and 4 (n = 2, mean 3, s² = 2); pair y: gaps 1 and 1 (s² = 0); pair z: one rater, gap 5; v as x, w as y.
 
-    s0² = (2·1 + 0·1)/(1 + 1) = 1. se_x = √((4·1 + 1·2)/5/2) = √.6, se_y = √((4 + 0)/5/2) = √.4, se_z = s0 = 1.
+    s0² = (2·1 + 0·1 + 2·1 + 0·1)/4 = 1. se_x = √((4·1 + 1·2)/5/2) = √.6, se_y = √((4 + 0)/5/2) = √.4, se_z = s0 = 1.
     """
     rows = [("x", "a", "r", 6), ("x", "b", "r", 4), ("x", "a", "s", 7), ("x", "b", "s", 3)]
     rows += [("y", "a", "r", 5), ("y", "b", "r", 4), ("y", "a", "s", 9), ("y", "b", "s", 8), ("z", "a", "r", 6), ("z", "b", "r", 1)]
+    rows += [({"x": "v", "y": "w"}[prompt], *rest) for prompt, *rest in rows if prompt != "z"]
     frame = pd.DataFrame(rows, columns=["prompt", "completion", "rater", "score"])
-    found = built(frame, tmp_path / "out").set_index("prompt")
+    found = built(frame, tmp_path / "out").set_index("prompt").drop(index=["v", "w"])
     assert found["margin_se"].to_dict() == pytest.approx({"x": 0.6**0.5, "y": 0.4**0.5, "z": 1.0}, abs=1e-12)
     assert found["quality_margin"].to_dict() == {"x": 3.0, "y": 1.0, "z": 5.0}
     assert found["raters"].to_dict() == {"x": 2, "y": 2, "z": 1}
     assert found["preferring"].to_dict() == {"x": 2, "y": 2, "z": 1}
+
+
+@pytest.mark.parametrize(("prompts", "gap"), [(1, 0.0), (1, 0.3), (3, 0.3), (9, 0.0)])
+def test_few_pairs_or_raters_that_never_differ_make_no_error_known(prompts: int, gap: float, tmp_path: Path) -> None:
+    """Three degrees of freedom are not worth the four that a pool counts as; and agreement, however often, is no certainty."""
+    scores = {("a", "r"): 0.7, ("b", "r"): 0.1, ("a", "s"): 0.6 + gap, ("b", "s"): 0.0}
+    rows = [(f"q{p}", text, rater, score) for p in range(prompts) for (text, rater), score in scores.items()]
+    frame = pd.DataFrame(rows, columns=["prompt", "completion", "rater", "score"])
+    found = built(frame, tmp_path / "out")
+    assert len(found) == prompts and found["margin_se"].isna().all()
 
 
 def test_real_grades(tmp_path: Path, real_data: Path) -> None:
