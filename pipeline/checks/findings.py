@@ -37,6 +37,8 @@ class Findings:
     unknown: dict[str, str] = field(default_factory=dict)
     figures: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    largest: dict[str, float] = field(default_factory=dict)
+    """Prompt id → its largest margin, of the two prompts with the largest."""
     unread: bool = False
     """Whether there are parts that could not be looked at, so that figures of all rows are not known."""
     place: tuple[str, int] = ("", 0)

@@ -78,6 +78,8 @@ def _counts(found: Findings) -> None:
         if prompts is not None and prompts != found.figures["prompts"] and not found.broken["nulls"]:
             words = f"the manifest says {prompts} prompts, the parts hold {found.figures['prompts']:,}"
             found.fault("row counts", words, _gap(prompts, found.figures["prompts"]))
+        if manifest.get("kind") == "pairs" and not found.broken["nulls"]:
+            _said_of_pairs(found)
     counts = manifest.get("counts") or {}
     if not counts:
         found.unknown["counts"] = "not known: the manifest has none"
@@ -86,6 +88,21 @@ def _counts(found: Findings) -> None:
         _balance(found, counts)
     except (KeyError, TypeError, AttributeError) as error:
         found.fault("counts", f"the counts in the manifest are damaged: {error!r}")
+
+
+def _said_of_pairs(found: Findings) -> None:
+    """What else a manifest says of its pairs, where it does: how many nobody witnessed, how many ties are of unequal values (no more than
+    there are ties that were kept), and the margins of its examples, the largest of two prompts."""
+    manifest, unwitnessed = found.manifest, found.broken["witnesses"]
+    if manifest.get("unwitnessed", unwitnessed) != unwitnessed:
+        words = f"the manifest says {manifest['unwitnessed']} pairs without a rater of both sides, the parts hold {unwitnessed:,}"
+        found.fault("row counts", words, _gap(manifest["unwitnessed"], unwitnessed))
+    rounded, ties = manifest.get("rounded_ties", 0), found.figures["ties"]
+    if not isinstance(rounded, int) or not 0 <= rounded <= ties:
+        found.fault("row counts", f"the manifest says {rounded} ties of unequal values, the parts hold {ties:,} ties")
+    examples, largest = manifest.get("examples"), sorted(found.largest.values(), reverse=True)
+    if examples is not None and [one.get("margin") if isinstance(one, Mapping) else None for one in examples] != largest:
+        found.fault("row counts", f"the margins of the manifest's examples are not the largest of two prompts, {largest}")
 
 
 def _gap(one: Any, other: int) -> int:

@@ -185,6 +185,7 @@ class _Batch:
         self._say("standard errors", (se < 0) | self._no_number("margin_se", se))
         self._say("votes", (votes < 0) | (votes > raters))
         self._say("witnesses", raters == 0)
+        self._largest(margin)
         kinds, names = _coded(self.batch.column("kind"))
         self._say("kinds", ~np.array([name in (*KINDS, "mixed") for name in names.to_pylist()], dtype=bool)[kinds])
         self._scores(margin, chosen, rejected)
@@ -196,6 +197,18 @@ class _Batch:
         figures["unsure"] += int(np.isnan(se).sum())
         if found.gamma is not None and untied.any():
             figures["saturated"] += int((target_probability(margin[untied], found.gamma) > SATURATED).sum())
+
+    def _largest(self, margin: np.ndarray) -> None:
+        """The largest margins of two prompts: a build's examples, which the manifest keeps."""
+        ids, names = _coded(self.batch.column("prompt_id"))
+        margin, found = np.where(np.isfinite(margin), margin, -1.0), self.found.largest
+        for _ in range(min(2, len(names))):
+            at = int(np.argmax(margin))
+            one = names[int(ids[at])].as_py()
+            found[one] = max(float(margin[at]), found.get(one, -1.0))
+            margin = np.where(ids == ids[at], -1.0, margin)
+        for one in sorted(found, key=lambda one: -found[one])[2:]:
+            del found[one]
 
     def _scores(self, margin: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> None:
         """Both scores or none, as the evidence says; their difference is the margin up to the rounding step; inside the scale."""

@@ -103,6 +103,13 @@ def write(folder: Folder, parts: Parts, change: Callable[[pa.Table], pa.Table] =
     for split, rows in parts.items():
         pq.write_table(change(folder.table(rows)), folder.files[split])
     ids = {row["prompt_id"] for rows in parts.values() for row in rows}
+    margins: dict[str, float] = {}
+    for row in (row for rows in parts.values() for row in rows if "quality_margin" in row):
+        if row["quality_margin"] < float("inf"):
+            margins[row["prompt_id"]] = max(margins.get(row["prompt_id"], -1.0), row["quality_margin"])
+    if "examples" in folder.manifest:  # not what the changes are about
+        folder.manifest["examples"] = [{"margin": one} for one in sorted(margins.values(), reverse=True)[:2]]
+        folder.manifest["unwitnessed"] = sum(row["raters"] == 0 for rows in parts.values() for row in rows)
     folder.sign({split: len(parts.get(split, [])) for split in folder.manifest["rows"]}, len(ids))
 
 
@@ -385,15 +392,11 @@ SIGNED: dict[str, tuple[str, Callable[[Folder], Any]]] = {
     "ties that the recipe drops": ("left out", ties_drop),
     "rows edited": ("row counts", lambda folder: (edit("rows", "train", by=-1)(folder), edit("rows", "test", by=1)(folder))),
     "prompts edited": ("row counts", lambda folder: folder.manifest.update(prompts=3)),
+    "nobody's margins edited": ("row counts", lambda folder: folder.manifest.update(unwitnessed=2)),
+    "rounded ties edited": ("row counts", lambda folder: folder.manifest.update(rounded_ties=10**6)),
+    "an example edited": ("row counts", lambda folder: folder.manifest["examples"][1].update(margin=99.0)),
     "counts that do not balance": ("counts", edit("counts", "merge", "prompt", "merged", by=1)),
-    "counts that do not go on": (
-        "counts",
-        lambda f: (
-            edit("counts", "merge", "grade", "x", by=0)
-            if "grade" in f.manifest["counts"]["merge"]
-            else (edit("counts", "score", "grade", "in", by=1)(f), edit("counts", "score", "grade", "out", by=1)(f))
-        ),
-    ),
+    "counts that do not go on": ("counts", lambda f: [edit("counts", "score", "grade", one, by=1)(f) for one in ("in", "out")]),
     "no card": ("card", lambda folder: (folder.path / "README.md").unlink()),
     "a card of other splits": ("card", card),
     "no rejects": ("rejects", lambda folder: (folder.path / "rejects.parquet").unlink()),
@@ -425,10 +428,7 @@ UNSIGNED: dict[str, tuple[str, Callable[[Folder], Any]]] = {
     "another digest": ("digests", lambda folder: folder.manifest["files"]["README.md"].update(sha256="0" * 64)),
     "another size": ("digests", lambda folder: folder.manifest["files"]["README.md"].update(bytes=1)),
     "a part gone": ("parts", lambda folder: folder.files["test"].unlink()),
-    "a part too many": (
-        "parts",
-        lambda folder: shutil.copy(folder.files["test"], folder.files["test"].with_name("part-00009.parquet")),
-    ),
+    "a part too many": ("parts", lambda f: shutil.copy(f.files["test"], f.files["test"].with_name("part-00009.parquet"))),
     "a file too many": ("files", lambda folder: (folder.path / "train/notes.txt").write_text("mine")),
 }
 
