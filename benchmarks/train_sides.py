@@ -21,12 +21,14 @@ __all__ = ["BATCH", "Plan", "Side", "interleaved", "spread", "traces"]
 HERE = Path(__file__).resolve().parent
 BATCH = 8
 """Pairs of one padded batch of TRL, its default."""
-SCRIPTS = {"mmpo": "train_ours.py", "shipped": "train_trl.py", "sorted": "train_trl.py"}
+SCRIPTS = {"mmpo": "train_ours.py", "bf16": "train_ours.py", "shipped": "train_trl.py", "sorted": "train_trl.py"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all measurements share. models: folders by task. runs: of each side. warm: runs before them that don't count."""
+    """What all measurements share. models: folders by task. runs: of each side. warm: runs before them that don't count. lora: an
+    adapter's rank, 0 for none.
+    """
 
     scratch: Path
     models: Mapping[str, Path]
@@ -34,13 +36,14 @@ class Plan:
     threads: int
     runs: int
     warm: int
+    lora: int = 0
 
 
 @dataclass
 class Side:
     """A process; its runs' seconds, pairs, tokens and peak memory in MiB; reference in seconds; loaded: memory with the model alone.
 
-    way: how the side says that it lays its batches out.
+    way: how the side says that it lays its batches out. losses: of all steps of all runs, where they are traced.
     """
 
     process: subprocess.Popen[str]
@@ -49,6 +52,7 @@ class Side:
     reference: float = 0.0
     way: str = ""
     runs: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def hear(self) -> dict[str, Any]:
         """The next line; RuntimeError with the end of what the process printed if it has ended instead."""
@@ -75,9 +79,9 @@ class Side:
         self.runs.append(self.hear())
         return self.runs[-1]
 
-    def rates(self) -> list[float]:
-        """Pairs a second of every run."""
-        return [run["pairs"] / run["seconds"] for run in self.runs]
+    def rates(self, clock: str = "seconds") -> list[float]:
+        """Pairs a second of every run; clock "cpu": a CPU second of the whole process."""
+        return [run["pairs"] / run[clock] for run in self.runs]
 
     def tokens_a_pair(self) -> float:
         """Tokens that went through the model for a pair, over all runs."""
@@ -127,7 +131,7 @@ def spec_of(plan: Plan, task: str, table: pa.Table, **other: Any) -> Spec:
     file, path = tempfile.mkstemp(dir=plan.scratch, suffix=".parquet")
     os.close(file)
     pq.write_table(table, path)
-    return Spec(task=task, model=str(plan.models[task]), table=path, scratch="", device=plan.device, **other)
+    return Spec(task=task, model=str(plan.models[task]), table=path, scratch="", device=plan.device, lora=plan.lora, **other)
 
 
 def interleaved(plan: Plan, task: str, tables: Mapping[str, pa.Table], *, pairs_per_step: int, **other: Any) -> dict[str, Side]:
@@ -135,7 +139,7 @@ def interleaved(plan: Plan, task: str, tables: Mapping[str, pa.Table], *, pairs_
     specs = {
         name: spec_of(
             plan, task, table, epochs=plan.warm + plan.runs, pairs_per_step=pairs_per_step, batch=BATCH, learning_rate=1e-5,
-            order="sequential" if name == "sorted" else "random", **other,
+            order="sequential" if name == "sorted" else "random", bf16=name == "bf16", **other,
         )
         for name, table in tables.items()
     }  # fmt: skip
@@ -146,6 +150,7 @@ def interleaved(plan: Plan, task: str, tables: Mapping[str, pa.Table], *, pairs_
             for side in list(sides.values())[:: -1 if turn % 2 else 1]:
                 side.run()
         for side in sides.values():
+            side.losses = side.hear()["losses"] if other.get("trace") else []
             del side.runs[: plan.warm]
         return sides
 

@@ -1,6 +1,7 @@
 """How many pairs a second does training take, beside Hugging Face TRL on the same model and the same tokens?
 
     python benchmarks/train_speed.py [--quick] [--sweep] [--json] [--runs 5] [--device cpu|cuda] [--threads N] [--part NAME]
+        [--lora RANK] [--tiny]
 
 Policies (hard-label DPO) and reward models (Bradley-Terry) train on UltraFeedback-shaped data, real lengths and random words, once with
 all six pairs of a prompt's four completions and once with the best against the worst. Three sides, each a process of its own, take
@@ -22,22 +23,27 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from train_data import Data, evenly, make_data, pairs_table
 from train_model import SHAPES, VOCABULARY, save_models
 from train_sides import BATCH, Plan, Side, interleaved, spread, traces
+
+from mmpo.train.model import multiplies_bfloat16
 
 __all__ = ["main"]
 
 TOLERANCE = 1e-4
 TRACE_STEPS = 8
 MEASURES = ("policy_all_pairs", "policy_one_pair", "reward_all_pairs", "reward_one_pair")
-NAMES = {"mmpo": "mmpo", "shipped": "TRL as shipped", "sorted": "TRL, sorted by length"}
+LOW = ("policy_bf16", "reward_bf16")
+NAMES = {"mmpo": "mmpo", "bf16": "mmpo --bf16", "shipped": "TRL as shipped", "sorted": "TRL, sorted by length"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Size:
     """whole: prompts of the data. all_pairs, one_pair: prompts of a run. pairs_per_step: of an optimizer step. scale: of all lengths.
 
     trace, trace_scale: prompts, in TRACE_STEPS steps, and lengths of the run that compares losses. sweep: pairs of a run of the sweep,
-    at half the lengths.
+    at half the lengths. low, low_scale: prompts and lengths of a run in bfloat16 on a CPU.
     """
 
     whole: int = 1000
@@ -56,11 +62,14 @@ class Size:
     trace: int = 8
     trace_scale: float = 0.25
     sweep: int = 24
+    low: int = 6
+    low_scale: float = 1.0
     runs: int = 5
 
 
 FULL = Size()
-QUICK = Size(all_pairs=4, one_pair=16, scale=0.125, trace_scale=0.125, sweep=12, runs=3)
+QUICK = Size(all_pairs=4, one_pair=16, scale=0.125, trace_scale=0.125, sweep=12, low=4, low_scale=0.5, runs=3)
+TINY = Size(whole=40, all_pairs=2, one_pair=8, scale=0.03, trace_scale=0.03, low=1, low_scale=0.03, runs=1)
 CUDA = Size(all_pairs=88, one_pair=512, sweep=384)
 RATIOS, COMPLETIONS = (0.4, 1, 2, 5), (2, 4, 8)
 
@@ -76,22 +85,30 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="runs of each side (5; 3 with --quick)")
     parser.add_argument("--device", choices=list(SHAPES), default="cpu", help="cuda: a larger model, bfloat16, more prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, in every process")
-    parser.add_argument("--part", action="append", choices=[*MEASURES, "sweep"], help="this part only; may be given again (all)")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="both sides train an adapter (off)")
+    parser.add_argument("--tiny", action="store_true", help="seconds: does it run? No figure means anything")
+    parser.add_argument(
+        "--part", action="append", choices=[*MEASURES, *LOW, "sweep"], help="this part only; may be given again (all)"
+    )
     options = parser.parse_args()
-    size = QUICK if options.quick else CUDA if options.device == "cuda" else FULL
+    size = TINY if options.tiny else QUICK if options.quick else CUDA if options.device == "cuda" else FULL
     size = replace(size, runs=options.runs or size.runs)
-    parts = options.part or [*MEASURES, *(["sweep"] if options.sweep or not options.quick else [])]
+    low = LOW if options.device == "cpu" and not options.lora else ()
+    parts = options.part or [*MEASURES, *low, *(["sweep"] if options.sweep or not options.quick else [])]
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         models = save_models(Path(scratch), SHAPES[options.device])
-        plan = Plan(Path(scratch), models, options.device, options.threads, size.runs, int(options.device == "cuda"))
+        plan = Plan(Path(scratch), models, options.device, options.threads, size.runs, int(options.device == "cuda"), options.lora)
         head(plan, size)
         for task in ("policy", "reward"):
-            if any(part.startswith(task) or (part, task) == ("sweep", "policy") for part in parts):
+            if any((part.startswith(task) and part not in LOW) or (part, task) == ("sweep", "policy") for part in parts):
                 compare_traces(plan, task, size)
         for name in MEASURES:
             if name in parts:
                 ratios |= measure(plan, name, size)
+        for name in LOW:
+            if name in parts:
+                ratios |= measure_bfloat16(plan, name, size)
         if "sweep" in parts:
             sweep(plan, size)
     aims = (
@@ -168,6 +185,45 @@ def measure(plan: Plan, name: str, size: Size) -> dict[str, float]:
     print(f"  memory above the model: {above['mmpo'] / above['shipped']:.2f} times TRL's as shipped")
     sys.stdout.flush()
     return ratios
+
+
+def measure_bfloat16(plan: Plan, name: str, size: Size) -> dict[str, float]:
+    """`--bf16` beside float32, both ours, in pairs a CPU second; nothing where the CPU has no instructions for it."""
+    if not multiplies_bfloat16():
+        print(f"{name}: left out, this CPU has no instructions for bfloat16 (avx512_bf16 or AMX)")
+        return {}
+    task, data = name.split("_")[0], make_data(size.whole, scale=size.low_scale)
+    table = samples(data, size.low)["mmpo"]
+    plan = replace(plan, warm=1)
+    sides = interleaved(plan, task, {"mmpo": table, "bf16": table}, pairs_per_step=size.pairs_per_step, trace=True)
+    print(
+        f"{name}: {table.num_rows} pairs a run, lengths times {size.low_scale:g}; products in bfloat16: {multiples()} times as fast"
+    )
+    for key, side in sides.items():
+        print(f"  {NAMES[key] if key == 'bf16' else 'mmpo, float32':22} {spread(side.rates('cpu')):>22} pairs a CPU second")
+    found = [low / full for low, full in zip(sides["bf16"].rates("cpu"), sides["mmpo"].rates("cpu"), strict=True)]
+    off = max(abs(a - b) for a, b in zip(sides["bf16"].losses, sides["mmpo"].losses, strict=True))
+    print(
+        f"  {name}_over_float32: {spread(found)} times; losses of {len(sides['mmpo'].losses)} steps at most {off:.1e} apart",
+        flush=True,
+    )
+    if off > 1e-2:
+        raise RuntimeError(f"{name}: losses are more than 1e-2 apart: {sides['bf16'].losses} and {sides['mmpo'].losses}")
+    return {f"{name}_over_float32": statistics.median(found)}
+
+
+def multiples() -> str:
+    """How many times as fast one thread multiplies matrices of a pass in bfloat16 as in float32, of 2,048 x 1,024 by 1,024 x 1,024."""
+    took = {}
+    for kind in (torch.float32, torch.bfloat16):
+        states, weight = torch.ones(2048, 1024, dtype=kind), torch.ones(1024, 1024, dtype=kind)
+        seconds = []
+        for _ in range(5):
+            began = time.process_time()
+            torch.nn.functional.linear(states, weight)
+            seconds.append(time.process_time() - began)
+        took[kind] = min(seconds)
+    return f"{took[torch.float32] / took[torch.bfloat16]:.1f}"
 
 
 def samples(data: Data, prompts: int) -> dict[str, pa.Table]:

@@ -22,6 +22,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from mmpo.train.model import add_lora
+
 __all__ = ["main"]
 
 COLUMNS = ["prompt", "chosen", "rejected"]
@@ -73,9 +75,13 @@ def main() -> None:
 
 
 def load(spec: Spec) -> tuple[Any, Any]:
-    """The same folder as the other side, in float32."""
+    """The same folder as the other side, in float32, and the same adapter."""
     architecture = AutoModelForCausalLM if spec.task == "policy" else AutoModelForSequenceClassification
-    return architecture.from_pretrained(spec.model, dtype=torch.float32).to(spec.device), AutoTokenizer.from_pretrained(spec.model)
+    model = architecture.from_pretrained(spec.model, dtype=torch.float32)
+    if spec.lora:
+        torch.manual_seed(0)
+        model = add_lora(model, spec.lora, spec.task)
+    return model.to(spec.device), AutoTokenizer.from_pretrained(spec.model)
 
 
 def make(spec: Spec, counts: Counts, model: Any, tokenizer: Any, data: Dataset, step: int) -> Any:

@@ -30,7 +30,8 @@ class Spec:
     task: policy or reward. model: folder. table: a Parquet file of PAIRS. order: random, or sequential as the table lies. epochs: runs.
     scratch: folder to write into. pairs_per_step: of one optimizer step. batch: pairs of one padded batch. trace: whether loss and
     gradient of every step are told. follow: of the side that follows another's trace, the file that will hold the pairs of each of its
-    steps. prompt_limit: tokens of the longest prompt.
+    steps. prompt_limit: tokens of the longest prompt. bf16: whether to compute in bfloat16, which CUDA always does. lora: rank of an
+    adapter that is trained instead of the model, 0 for none.
     """
 
     task: str
@@ -46,6 +47,8 @@ class Spec:
     trace: bool = False
     follow: str = ""
     prompt_limit: int = 512
+    bf16: bool = False
+    lora: int = 0
 
     @classmethod
     def read(cls) -> "Spec":
@@ -112,7 +115,7 @@ class Pace(TrainerCallback):
 
     def __init__(self, channel: Channel, counts: Counts, last_steps: list[int], spec: Spec) -> None:
         self.channel, self.counts, self.last_steps, self.spec = channel, counts, last_steps, spec
-        self.memory, self.started = Memory(spec.device), 0.0
+        self.memory, self.started, self.cpu = Memory(spec.device), 0.0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.max_steps != self.last_steps[-1]:
@@ -125,9 +128,14 @@ class Pace(TrainerCallback):
         if state.global_step not in self.last_steps:
             return
         synchronize(self.spec.device)
-        seconds = time.perf_counter() - self.started
+        seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
         self.channel.say(
-            seconds=seconds, pairs=self.counts.pairs, tokens=self.counts.tokens, steps=self.counts.steps, peak=self.memory.peak()
+            seconds=seconds,
+            cpu=cpu,
+            pairs=self.counts.pairs,
+            tokens=self.counts.tokens,
+            steps=self.counts.steps,
+            peak=self.memory.peak(),
         )
         if state.global_step != self.last_steps[-1]:
             self._go()
@@ -135,7 +143,7 @@ class Pace(TrainerCallback):
     def _go(self) -> None:
         self.counts.pairs = self.counts.tokens = self.counts.steps = 0
         self.channel.wait()
-        self.started = time.perf_counter()
+        self.started, self.cpu = time.perf_counter(), time.process_time()
 
 
 def counting(base: Any, counts: Counts, size: Callable[[Any], tuple[int, int]], *, keep_losses: bool) -> Any:
@@ -168,7 +176,7 @@ def shared_arguments(spec: Spec) -> dict[str, Any]:
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-6,
         "max_grad_norm": 1.0,
-        "bf16": spec.device == "cuda",
+        "bf16": spec.bf16 or spec.device == "cuda",
         "use_cpu": spec.device == "cpu",
         "gradient_checkpointing": False,
         "logging_steps": 1 if spec.trace else 10,
