@@ -87,10 +87,29 @@ def _say_built(summary: dict[str, Any]) -> None:
     for warning in summary.get("warnings", []):
         say(f"warning: {warning}")
     for example in summary.get("examples", []):
-        better, worse = (_short(example[side]) for side in ("better", "worse"))
+        better, worse = _told_apart(example["better"], example["worse"])
         by = f"is better than {worse} by {example['margin']:.4g}" if example["margin"] else f"is as good as {worse}"
         say(f"{better} {by}")
     say(f"dataset: {summary['out']}")
+
+
+def _told_apart(better: str, worse: str) -> tuple[str, str]:
+    """Two texts in short: where that makes them the same, with their white space to be seen, from a little before they part.
+
+    >>> _told_apart("apple", " apple\\n"), _told_apart("a pear", "a plum")
+    (("'apple'", "' apple\\\\n'"), ("'a pear'", "'a plum'"))
+    """
+    if _short(better) != _short(worse):
+        return _short(better), _short(worse)
+    same = next((at for at, (a, b) in enumerate(zip(better, worse)) if a != b), min(len(better), len(worse)))
+    if same == max(len(better), len(worse)):  # they are cut short in the summary
+        return _short(better), "another that begins alike"
+    start = max(0, same - 10) if same > EXAMPLE_WIDTH // 2 else 0
+    first, second = (repr(text[start : start + EXAMPLE_WIDTH])[1:-1] for text in (better, worse))
+    return (
+        f"'{'…' if start else ''}{printable(first, EXAMPLE_WIDTH)}'",
+        f"'{'…' if start else ''}{printable(second, EXAMPLE_WIDTH)}'",
+    )
 
 
 def _short(text: str) -> str:

@@ -89,7 +89,8 @@ def parse_line(line: bytes) -> tuple[Any, str | None, dict[str, Any]]:
     except UnicodeDecodeError as error:
         return None, "invalid_utf8", {"byte": error.start + 1, "line": _shown(line), "hint": ENCODING_HINT}
     except (ValueError, RecursionError) as error:
-        return None, "malformed_json", {"error": str(error), "line": _shown(line)}
+        hint = {"hint": f"{ENCODING_HINT} (here NUL characters: utf-16-le?)"} if b"\0" in line else {}
+        return None, "malformed_json", {"error": str(error), "line": _shown(line)} | hint
 
 
 def holds_array(file: InputFile) -> bool:

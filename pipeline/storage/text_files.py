@@ -163,6 +163,11 @@ def csv_rows(file: InputFile, on_reject: Callable[[int, str, Mapping[str, Any]],
 
 def _header(file: InputFile, first: str) -> tuple[list[str], str]:
     """Column names and separator from the first line: the separator given, the tab of .tsv, else the one that the line has most of."""
+    if "\0" in first:
+        raise UserError(
+            f"{file.name}: the first line holds NUL characters, as UTF-16 without a byte-order mark does; name it by --encoding utf-16-le "
+            "or utf-16-be"
+        )
     path = Path(file.name)
     suffix = Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
     bare = re.sub(r'"[^"]*"', "", first)

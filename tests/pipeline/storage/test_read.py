@@ -134,6 +134,7 @@ PACKED = gzip.compress(LINES * 50)
     [
         ("rows.csv", b"", "empty"),
         ("rows.csv", b"a,a\n1,2\n", "occur twice"),
+        ("rows.csv", "a,b\n1,2\n".encode("utf-16-le"), "utf-16-le"),
         ("rows.csv", b'a,b\n1,"open\n2,3\n', "line 2 never ends"),
         ("rows.jsonl.gz", PACKED[:-6] + bytes([PACKED[-6] ^ 0xFF]) + PACKED[-5:], "damaged"),  # the checksum
     ],
