@@ -24,12 +24,12 @@ part() { # NAME SECONDS COMMAND...
 
 if [ "$DEVICE" = cuda ]; then
     "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch finds no CUDA device: sh benchmarks/gpu.sh cpu tries the script")' || exit 2
-    size="" claims="--set alpaca --way lora --seeds 1 --times 4"
+    size="--runs 3" claims="--set alpaca --way lora --seeds 1 --times 4"
 else
-    size="--tiny --threads 1" claims="--quick --way lora"
+    size="--tiny --threads 1 --runs 1" claims="--quick --way lora"
 fi
 part tests 150 "$PYTHON" -m pytest -q -m gpu tests/train
-part speed 180 "$PYTHON" benchmarks/train_speed.py --device "$DEVICE" $size --runs 3 --part policy_all_pairs --part reward_all_pairs --json
-part lora 120 "$PYTHON" benchmarks/train_speed.py --device "$DEVICE" $size --runs 3 --lora 16 --part policy_all_pairs --json
+part speed 180 "$PYTHON" benchmarks/train_speed.py --device "$DEVICE" $size --part policy_all_pairs --part reward_all_pairs --json
+part lora 120 "$PYTHON" benchmarks/train_speed.py --device "$DEVICE" $size --lora 16 --part policy_all_pairs --json
 part claims 140 "$PYTHON" benchmarks/claims_pretrained.py $claims --out "$OUT/claims.json" --json
 exit $failed
