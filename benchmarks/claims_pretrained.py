@@ -64,7 +64,7 @@ class Size:
 
 SIZES = {
     "top:2": Size(train=48, validation=16, test=48, completions=4, length=128, epochs=6, seeds=3),
-    "lora": Size(train=24, validation=8, test=32, completions=4, length=112, epochs=3, seeds=3),
+    "lora": Size(train=20, validation=8, test=24, completions=4, length=112, epochs=3, seeds=3),
     "policy": Size(train=16, validation=8, test=24, completions=4, length=112, epochs=3, seeds=3),
 }
 QUICK = {
@@ -205,7 +205,7 @@ def measured(graded: Sequence[Graded], way: str, size: Size, seed: int, means: S
     from mmpo.train.model import StateFile, freeze_below, kept_states, load_pretrained
     from mmpo.train.training import own_pad_token
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     random, kind = np.random.default_rng(seed), "policy" if way == "policy" else "reward"
     chosen = [graded[place] for place in random.permutation(len(graded))]
     bounds = np.cumsum([0, size.train, size.validation, size.test])
