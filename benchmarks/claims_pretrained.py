@@ -72,7 +72,9 @@ QUICK = {
     "lora": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=1, seeds=1),
     "policy": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=1, seeds=1),
 }
-WAYS_OF = {"alpaca": ("top:2", "lora", "policy"), "arena": ("top:2",), "pandalm": ("top:2",)}
+WAYS_OF = {"alpaca": ("top:2", "lora", "policy"), "arena": ("top:2",), "ragchecker": ("top:2",)}
+ONE_PAIR = {"ragchecker": 2}
+"""Sets with one pair a prompt: so many times the prompts."""
 
 
 def available() -> bool:
@@ -93,11 +95,11 @@ def run(
     """
     begun, rows = time.process_time(), []
     found: dict[str, Any] = {"rows": rows, "sizes": {way: asdict(size) for way, size in (QUICK if quick else SIZES).items()}}
-    for name in sets or (["pandalm"] if quick else list(WAYS_OF)):
+    for name in sets or (["alpaca"] if quick else list(WAYS_OF)):
         graded = SETS[name](Path(os.environ["MMPO_REAL_DATA"]))
         for way in ways or (["top:2"] if quick else WAYS_OF[name]):
-            size = (QUICK if quick else SIZES)[way]
-            size = replace(size, train=times * size.train, validation=times * size.validation, test=times * size.test)
+            size, more = (QUICK if quick else SIZES)[way], times * ONE_PAIR.get(name, 1)
+            size = replace(size, train=more * size.train, validation=more * size.validation, test=more * size.test)
             for seed in range(seeds or size.seeds):
                 means = MEANS if name == "alpaca" and way == "top:2" and not quick else MEANS[-1:]
                 for row in measured(graded, way, size, seed, means):
@@ -135,15 +137,17 @@ def arena(folder: Path) -> list[Graded]:
     return by_prompt(frame.groupby(["prompt", "response"], as_index=False)["score"].mean())
 
 
-def pandalm(folder: Path) -> list[Graded]:
-    """Two people make the margin, −1 to 1; the third one's vote is held out."""
-    found: dict[str, list[tuple[str, str, float, Vote]]] = {}
-    for row in pd.read_parquet(folder / "pandalm_human_pairs.parquet").to_dict("records"):
-        signs = [{0: 0, 1: 1, 2: -1}[int(label)] for label in row["annotators"]]
-        if row["response_1"].strip() and row["response_2"].strip() and row["response_1"] != row["response_2"]:
-            pair = (row["response_1"], row["response_2"], (signs[0] + signs[1]) / 2, (int(signs[2] > 0), int(signs[2] != 0)))
-            found.setdefault(row["prompt"], []).append(pair)
-    return [Graded(prompt, pairs=pairs) for prompt, pairs in sorted(found.items())]
+def ragchecker(folder: Path) -> list[Graded]:
+    """One person's margin, −2 to 2; another one's vote on the same pair is held out."""
+    frame = pd.read_parquet(folder / "ragchecker_human_pairs.parquet")
+    texts = ["prompt", "response_1", "response_2"]
+    both = frame.pivot_table(index=texts, columns="annotation", values="overall", aggfunc="first").dropna().reset_index()
+    both = both[both["response_1"] != both["response_2"]]
+    found = []
+    for row in both.to_dict("records"):  # positive: the second is better
+        vote = (int(row[1] > 0), int(row[1] != 0))
+        found.append(Graded(row["prompt"], pairs=[(row["response_2"], row["response_1"], float(row[0]), vote)]))
+    return found
 
 
 def by_prompt(frame: pd.DataFrame) -> list[Graded]:
@@ -153,7 +157,7 @@ def by_prompt(frame: pd.DataFrame) -> list[Graded]:
     return [Graded(str(prompt), list(zip(part["response"], part["score"].astype(float)))) for prompt, part in parts]
 
 
-SETS: dict[str, Callable[[Path], list[Graded]]] = {"alpaca": alpaca, "arena": arena, "pandalm": pandalm}
+SETS: dict[str, Callable[[Path], list[Graded]]] = {"alpaca": alpaca, "arena": arena, "ragchecker": ragchecker}
 
 
 def pairs_of(graded: Sequence[Graded], completions: int, random: np.random.Generator) -> tuple[pa.Table, dict[int, Vote]]:
@@ -241,7 +245,7 @@ def measured(graded: Sequence[Graded], way: str, size: Size, seed: int, means: S
                     if name in start_weights:
                         value.copy_(start_weights[name])
             data = [replace(prompt, p=part) for prompt, part in zip(train, np.split(p, cuts), strict=True)]
-            trainer, every_epoch = trainer_of(way, model, tokenizer, data, [*validation, *test], size, seed, Path(folder))
+            trainer, every_epoch = trainer_of(way, model, tokenizer, data, validation, test, size, seed, Path(folder))
             keeping = kept_states(model, cut, states) if way != "lora" else nullcontext()
             began = time.process_time()
             with keeping, quiet():
@@ -264,7 +268,9 @@ def fitting(graded: Sequence[Graded], renderer: Any) -> list[Graded]:
     return [one for one in graded if renderer.prompt_ids([{"role": "user", "content": one.prompt}]) is not None]
 
 
-def trainer_of(way: str, model: Any, tokenizer: Any, train: list, held_out: list, size: Size, seed: int, folder: Path) -> Any:
+def trainer_of(
+    way: str, model: Any, tokenizer: Any, train: list, validation: list, test: list, size: Size, seed: int, folder: Path
+) -> Any:
     """A trainer, and the list that gets (z of the held-out pairs, rows of the tested ones, loss) at every epoch's end."""
     import torch
     from transformers import TrainerCallback, TrainingArguments
@@ -290,11 +296,10 @@ def trainer_of(way: str, model: Any, tokenizer: Any, train: list, held_out: list
             losses = [log["loss"] for log in state.log_history if "loss" in log]
             found.append((values["z"], (values["rows"][-tested:].astype(int) - shift).tolist(), float(np.mean(losses[-an_epoch:]))))
 
-    # rows number the pairs of each split anew: those of the tested prompts come behind
-    shift = 1 + max((int(prompt.rows.max()) for prompt in held_out), default=0)
-    first = size.validation
-    moved = [replace(prompt, rows=prompt.rows + shift * (place >= first)) for place, prompt in enumerate(held_out)]
-    tested = sum(len(prompt.rows) for prompt in held_out[first:])
+    # Rows number the pairs of each split anew: those of the tested prompts come behind.
+    shift = 1 + max(int(prompt.rows.max()) for prompt in validation)
+    moved = [*validation, *(replace(prompt, rows=prompt.rows + shift) for prompt in test)]
+    tested = sum(len(prompt.rows) for prompt in test)
     if way == "lora":
         model = add_lora(model, LORA_RANK, "reward")
     more: dict[str, Any] = {"processing_class": tokenizer, "gamma": 1.0, "pairs_per_step": a_step, "callbacks": [AtEpochs()]}
