@@ -69,8 +69,8 @@ SIZES = {
 }
 QUICK = {
     "top:2": Size(train=10, validation=4, test=12, completions=3, length=112, epochs=2, seeds=1),
-    "lora": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=1, seeds=1),
-    "policy": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=1, seeds=1),
+    "lora": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=3, seeds=1),
+    "policy": Size(train=4, validation=4, test=8, completions=2, length=112, epochs=3, seeds=1),
 }
 WAYS_OF = {"alpaca": ("top:2", "lora", "policy"), "arena": ("top:2",), "ragchecker": ("top:2",)}
 ONE_PAIR = {"ragchecker": 2}
