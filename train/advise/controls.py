@@ -37,7 +37,7 @@ class Setting:
     mean_target: float | None = None
     target: str = "plain"
     ties: str = "drop"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def soft(self) -> bool:
