@@ -24,8 +24,8 @@ MEAN_TARGET = 0.9
 COMPARED = {"bt": "minus_bradley_terry", "matched": "minus_matched", "shuffled": "minus_shuffled"}
 RATIOS = (("accuracy", "bt"), ("accuracy", "matched"), ("accuracy", "shuffled"), ("nll", "matched"), ("ece", "matched"))
 KEPT = (
-    "prompts", "pairs", "ties", "completions", "width", "seeds", "r2", "r2_95", "length", "beyond_sign", "baseline", "effects", "margins_add",
-    "learning_curve", "recommended",
+    "prompts", "pairs", "ties", "completions", "width", "seeds", "r2", "r2_95", "length", "beyond_sign", "baseline", "effects",
+    "margins_add", "learning_curve", "recommended", "regret",
 )  # fmt: skip
 
 
@@ -57,7 +57,8 @@ def mmpo_of(summary: dict[str, Any], mean_target: float = MEAN_TARGET) -> dict[s
 
 def _line(row: dict[str, Any]) -> str:
     return ", ".join(
-        "− {} {:+.2f} [{:+.2f}, {:+.2f}]".format(name, *(100 * value for value in row[key]["accuracy"])) for name, key in COMPARED.items()
+        "− {} {:+.2f} [{:+.2f}, {:+.2f}]".format(name, *(100 * value for value in row[key]["accuracy"]))
+        for name, key in COMPARED.items()
     )
 
 
@@ -87,11 +88,17 @@ def main() -> None:
     from claims_sets import QUICK, SETS
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", action="append", choices=["sets", "planted", "pretrained"], help="this part only; may be given again")
+    parser.add_argument(
+        "--part", action="append", choices=["sets", "planted", "pretrained"], help="this part only; may be given again"
+    )
     parser.add_argument("--set", action="append", choices=list(SETS), help="this graded set only; may be given again")
-    parser.add_argument("--data", type=Path, default=os.environ.get("MMPO_REAL_DATA"), help="folder of graded sets (MMPO_REAL_DATA)")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("MMPO_REAL_DATA"), help="folder of graded sets (MMPO_REAL_DATA)"
+    )
     parser.add_argument("--out", type=Path, default=DOCS / "claims.json", help="what a full run writes (docs/claims.json)")
-    parser.add_argument("--page", action="store_true", help="write docs/when-margins-help.md and its plots of that file, and run nothing")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/when-margins-help.md and its plots of that file, and run nothing"
+    )
     parser.add_argument("--quick", action="store_true", help="about two minutes: small sets, fewer seeds; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the ratios as the last line")
     options = parser.parse_args()

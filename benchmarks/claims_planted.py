@@ -7,7 +7,18 @@ from planted import planted_evidence
 from scipy.stats import t
 
 from mmpo.train.advise import (
-    BRADLEY_TERRY, CHOSEN, MATCHED, OWN, SHUFFLED, Measured, joined, margins_add, one_thread, run_split, settings_for, splits,
+    BRADLEY_TERRY,
+    CHOSEN,
+    MATCHED,
+    OWN,
+    SHUFFLED,
+    Measured,
+    joined,
+    margins_add,
+    one_thread,
+    run_split,
+    settings_for,
+    splits,
 )  # fmt: skip
 
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.75, 0.85, 0.9, 0.97, 0.99)

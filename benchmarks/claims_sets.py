@@ -1,5 +1,5 @@
-"""benchmarks/claims.py: the graded sets, as rows of JSON lines: a rating (prompt, completion, score, rater, aspect) or a comparison (prompt,
-first, second, gap, rater; gap > 0: the first is better).
+"""benchmarks/claims.py: the graded sets, as rows of JSON lines: a rating (prompt, completion, score, rater, aspect) or a comparison
+(prompt, first, second, gap, rater; gap > 0: the first is better).
 
 Sets without grades (labels alone, ranks alone, one reply a prompt) are no part of it.
 """

@@ -34,6 +34,8 @@ def advise(
     for gap in summary["not_measurable"]:
         say(f"not measured: {gap['what']} ({gap['why']}); {gap['command']}")
     say(f"recipe: {summary['recipe']}")
+    if "out" in summary:
+        say(f"page: {summary['out']}")
     print_json(summary, as_json)
 
 

@@ -33,6 +33,7 @@ def evidence_of_grades(grade: np.ndarray) -> Evidence:
     nothing = np.zeros(len(a))
     return Evidence(
         prompts=[[{"role": "user", "content": f"Question {i}?"}] for i in range(prompts)],
+        prompt_ids=[f"{i:032x}" for i in range(prompts)],
         texts=[f"Answer {i}." for i in range(grade.size)],
         ids=[f"{i:032x}" for i in range(grade.size)],
         prompt_of=np.repeat(np.arange(prompts), completions),
@@ -66,3 +67,17 @@ def planted_rows(
             known[text] = counts[prompt, one].astype(np.float64)
             rows.append({"prompt": f"Question {prompt}?", "completion": text, "score": round(float(grade[prompt, one]), 6)})
     return rows, known
+
+
+def with_raters(rows: list[dict[str, Any]], how: str, seed: int) -> list[dict[str, Any]]:
+    """The rows as two raters give them: `same`, `scales` (each prompt by one, one of them on a scale five times as wide) or `shifted` (each
+    completion by one of them, one of them two deviations milder).
+    """
+    rng = np.random.default_rng([seed, 9])
+    who = {prompt: int(rng.integers(2)) for prompt in dict.fromkeys(row["prompt"] for row in rows)}
+    found = []
+    for row in rows:
+        rater = int(rng.integers(2)) if how == "shifted" else who[row["prompt"]]
+        score = row["score"] * (5 if how == "scales" and rater else 1) + (2 if how == "shifted" and rater else 0)
+        found.append({**row, "score": round(score, 6), "rater": f"rater-{rater}"})
+    return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mmpo.train.advise.options import AdviseOptions
 
 if TYPE_CHECKING:
-    from mmpo.train.advise.advice import CHOSEN, margins_add, recommend, validation_losses
+    from mmpo.train.advise.advice import CHOSEN, margins_add, recommend
     from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, MEAN_TARGETS, OWN, SHUFFLED, Setting, settings_for
     from mmpo.train.advise.evidence import Evidence, Given, check_evidence, evidence_of, read
     from mmpo.train.advise.explained import beyond_sign, longest_wins, margin_sums, r2
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmpo.train.advise.run import advise, one_thread
 
 _FILES = {
-    "advice": ("CHOSEN", "margins_add", "recommend", "validation_losses"),
+    "advice": ("CHOSEN", "margins_add", "recommend"),
     "controls": ("BRADLEY_TERRY", "MATCHED", "MEAN_TARGETS", "OWN", "SHUFFLED", "Setting", "settings_for"),
     "evidence": ("Evidence", "Given", "check_evidence", "evidence_of", "read"),
     "explained": ("beyond_sign", "longest_wins", "margin_sums", "r2"),

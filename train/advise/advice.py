@@ -12,7 +12,7 @@ import yaml
 
 from mmpo.train.advise.controls import OWN, Setting, gamma_of
 from mmpo.train.advise.evidence import Evidence, Given
-from mmpo.train.advise.intervals import Measured
+from mmpo.train.advise.intervals import Measured, choice
 
 WELL_EXPLAINED = 0.75
 """Share of the margins' variance from which on margins have added accuracy, with tuned decay (docs/when-margins-help.md)."""
@@ -48,9 +48,9 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
 def recommend(
     measured: Measured, rows: Sequence[Setting], found: Evidence, adds: Mapping[str, bool | None], normalise: str
 ) -> dict[str, Any]:
-    """{"loss", "gamma", "ties", "normalise", "target"}: the objective of the least loss on the validation prompts of all splits."""
-    candidates = [row for row in rows if row.is_mmpo or row.loss in ("dpo", "cdpo")]
-    best = candidates[int(np.argmin(validation_losses(measured, candidates)))]
+    """{"loss", "gamma", "ties", "normalise", "target"}: the objective that the validation prompts of all splits choose (`choice`)."""
+    candidates = _candidates(rows)
+    best = measured.recommended(candidates)
     gamma = gamma_of(best, found.margin[found.decided]) if best.is_mmpo else None
     return {
         "loss": best.loss,
@@ -61,6 +61,33 @@ def recommend(
         "normalise": normalise,
         "target": best.target,
     }
+
+
+def regret(measured: Measured, rows: Sequence[Setting]) -> dict[str, dict[str, float]]:
+    """What settings cost that are chosen without the test prompts, in accuracy and nll, means over splits: the best of the candidates on
+    each split's test prompts in hindsight, minus what the rule of `recommend` picks on that split's other prompts, and minus γ auto
+    with plain targets.
+    """
+    candidates = _candidates(rows)
+    at = [measured.keys.index((row, OWN)) for row in candidates]
+    found: dict[str, dict[str, float]] = {"picked": {}, "gamma_auto": {}}
+    for which, (name, sign) in enumerate((("accuracy", 1), ("nll", -1))):
+        values = sign * measured.each[:, at, which]
+        picks = [choice(fold.validation[at], fold.chosen_on) for fold in measured.folds]
+        found["picked"][name] = float((values.max(axis=1) - values[np.arange(len(picks)), picks]).mean())
+        found["gamma_auto"][name] = float((values.max(axis=1) - values[:, 0]).mean())
+    return found
+
+
+def _candidates(rows: Sequence[Setting]) -> list[Setting]:
+    """What is chosen from: the default, γ auto with plain targets and ties kept, comes first."""
+    found = [row for row in rows if row.is_mmpo or row.loss in ("dpo", "cdpo")]
+    return sorted(found, key=lambda row: row != default(found))
+
+
+def default(rows: Sequence[Setting]) -> Setting:
+    """γ auto with plain targets, ties kept where there are any."""
+    return next(row for row in rows[::-1] if row.loss == "mmpo" and row.mean_target == 0.75 and row.target == "plain")
 
 
 def recipe(advice: Mapping[str, Any]) -> str:
@@ -74,12 +101,6 @@ def recipe(advice: Mapping[str, Any]) -> str:
     return yaml.safe_dump(
         {"build": {"normalise": advice["normalise"]}, "train": train}, sort_keys=False, default_flow_style=True
     ).strip()
-
-
-def validation_losses(measured: Measured, rows: Sequence[Setting]) -> np.ndarray:
-    """The mean temperature-scaled likelihood loss on the validation prompts, (rows,)."""
-    at = [measured.keys.index((row, OWN)) for row in rows]
-    return np.mean([fold.validation[at] for fold in measured.folds], axis=0)
 
 
 def points(interval: list[float]) -> str:

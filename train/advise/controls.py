@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import gamma_for_mean_target
 from mmpo.train.advise.evidence import Evidence
-from mmpo.train.advise.heads import Head
+from mmpo.train.advise.heads import DECAYS, Head, fit_heads
 from mmpo.train.objective import LOSSES, targets
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 MEAN_TARGETS = (0.6, 0.75, 0.9, 0.97)
 """γ by what it makes of the margins: the mean target over the untied training pairs."""
 OWN, MATCHED, SHUFFLED = "own", "matched", "shuffled"
+APART = ("ordinal", "davidson", "listwise")
+"""Losses that are fitted by themselves: they learn beside the model, or see all completions of a prompt."""
+ROUNDS, MIDDLE = 2, DECAYS.index(0.1)
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,19 @@ class Setting:
     @property
     def is_mmpo(self) -> bool:
         """Whether it is one of the grid from which advice is chosen."""
-        return self.loss == "mmpo" and self.mean_target is not None
+        return self.loss == "mmpo" and (self.mean_target is not None or self.target == "levels")
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Itself, and the controls that it has: matched where it has targets, shuffled where it reads margins."""
         if self.is_mmpo:
             return (OWN, MATCHED, SHUFFLED)
-        return (OWN,) if self.loss in ("mmpo", "dpo", "cdpo", "robust") else (OWN, SHUFFLED)
+        return (OWN,) if self.loss in ("mmpo", "dpo", "cdpo", "robust", *APART) else (OWN, SHUFFLED)
 
 
 BRADLEY_TERRY = Setting("dpo")
+Key = tuple[Setting, str]
+"""A setting in a role."""
 
 
 def settings_for(found: Evidence, mean_targets: Sequence[float] = MEAN_TARGETS, others: bool = True) -> list[Setting]:
@@ -71,10 +77,24 @@ def settings_for(found: Evidence, mean_targets: Sequence[float] = MEAN_TARGETS, 
     known = found.margin_se[~np.isnan(found.margin_se)]
     if len(known) and known.any():
         rows += [replace(row, target="noise-aware") for row in grid if row.ties == ties[-1]]
+    if others and (found.raters >= 2).any() and _fits(found):
+        rows.append(Setting("mmpo", target="levels", ties=ties[-1]))
     if others:
         rows += [Setting("robust", options={"epsilon": 0.1}), Setting("margin"), Setting("odpo"), Setting("scaled-bt")]
         rows += [Setting(name, 0.75, ties=ties[-1]) for name in ("rpo-sq", "rpo-fwd", "gdpo")]
+        rows += [Setting("ordinal", ties=ties[-1])] + [Setting("davidson", ties="keep")] * (len(ties) > 1)
+        if np.isfinite(found.scores[found.chosen]).all() and np.isfinite(found.scores[found.rejected]).all():
+            rows.append(Setting("listwise", 0.75, ties=ties[-1]))
     return rows
+
+
+def _fits(found: Evidence) -> bool:
+    """Whether votes say what a level is worth."""
+    try:
+        target_of(Setting("mmpo", target="levels"), found)
+    except UserError:
+        return False
+    return True
 
 
 def gamma_of(objective: Setting, margin: np.ndarray) -> float:
@@ -108,19 +128,87 @@ def heads_of(objective: Setting, found: Evidence, rng: np.random.Generator) -> d
     return heads
 
 
-def _by_name(objective: Setting, p: np.ndarray, margin: np.ndarray, gamma: float) -> Head:
+def fit_settings(
+    rows: Sequence[Setting], found: Evidence, values: np.ndarray, rng: np.random.Generator, controls: bool = True
+) -> tuple[list[Key], np.ndarray]:
+    """Weights of all settings in their roles, float32, (features, keys, decays), fitted on the pairs `found`.
+
+    values: every completion's features, (completions, features).
+    """
+    x = values[found.chosen] - values[found.rejected]
+    keys: list[Key] = []
+    heads: list[Head] = []
+    apart: list[np.ndarray] = []
+    for row in (row for row in rows if row.loss not in APART):
+        mine = [((row, role), head) for role, head in heads_of(row, found, rng).items() if controls or role == OWN]
+        keys += [key for key, _ in mine]
+        heads += [head for _, head in mine]
+    for row in (row for row in rows if row.loss in APART):
+        keys.append((row, OWN))
+        apart.append(_listed(row, found, values) if row.loss == "listwise" else _learned(row, found, x))
+    return keys, np.concatenate([fit_heads(x, heads), *apart], axis=1)
+
+
+def _learned(setting: Setting, found: Evidence, x: np.ndarray) -> np.ndarray:
+    """A loss that learns beside the model, its parameters where they are best at a middle decay: in two rounds of heads and parameters."""
+    import torch
+
+    loss, margin = LOSSES[setting.loss], torch.as_tensor(found.margin).float()
+    parameters = loss.parameters(found.margin)
+    learned = [value for value in parameters.values() if isinstance(value, torch.Tensor)]
+    weights = np.zeros((x.shape[1], 1, len(DECAYS)), dtype=np.float32)
+    for _ in range(ROUNDS):
+        fixed = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in parameters.items()}
+        weights = fit_heads(x, [_by_name(setting, np.full(len(margin), 0.5), found.margin, 1.0, fixed)])
+        z = torch.as_tensor(x @ weights[:, 0, MIDDLE])
+        optimiser = torch.optim.LBFGS(learned, max_iter=40, line_search_fn="strong_wolfe")
+
+        def closure(z: Tensor = z, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
+            optimiser.zero_grad()
+            mean = loss.per_pair(z, torch.full_like(z, 0.5), margin, **parameters).mean()
+            mean.backward()
+            return mean
+
+        optimiser.step(closure)
+    return weights
+
+
+def _listed(setting: Setting, found: Evidence, values: np.ndarray) -> np.ndarray:
+    """A loss of all completions of a prompt, on features less their prompt's mean, which changes nothing in it."""
+    import torch
+
+    places = np.unique(np.concatenate([found.chosen, found.rejected]))
+    _, prompt = np.unique(found.prompt_of[places], return_inverse=True)
+    count = np.bincount(prompt)
+    means = np.stack([np.bincount(prompt, column) for column in values[places].T], axis=1) / count[:, None]
+    loss, gamma = LOSSES[setting.loss], gamma_of(setting, found.margin[found.decided])
+    score, of = torch.as_tensor(found.scores[places]).float(), torch.as_tensor(prompt)
+
+    def slope(z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point, columns = z.detach().requires_grad_(), z.shape[1]
+            shifted = (of[:, None] + len(count) * torch.arange(columns)).reshape(-1)
+            total = loss.per_prompt(point.view(-1), score[:, None].expand_as(z).reshape(-1), shifted, gamma=gamma).sum()
+            (gradient,) = torch.autograd.grad(total, point)
+        return gradient
+
+    return fit_heads(values[places] - means[prompt].astype(np.float32), [Head(slope=slope, curvature=0.5)])
+
+
+def _by_name(setting: Setting, p: np.ndarray, margin: np.ndarray, gamma: float, learned: Mapping[str, Any] | None = None) -> Head:
     """A head whose slope is that of the loss of LOSSES itself."""
     import torch
 
-    loss, size = LOSSES[objective.loss], torch.as_tensor(margin).float()[:, None]
+    loss, size = LOSSES[setting.loss], torch.as_tensor(margin).float()[:, None]
     target = torch.as_tensor(p).float()[:, None]
+    options = {**setting.options, **(learned or {})}
 
     def slope(z: Tensor) -> Tensor:
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             values = [one.expand_as(z).reshape(-1) for one in (target, size)]
-            (found,) = torch.autograd.grad(loss.per_pair(point.view(-1), *values, gamma=gamma, **objective.options).sum(), point)
+            (found,) = torch.autograd.grad(loss.per_pair(point.view(-1), *values, gamma=gamma, **options).sum(), point)
         return found
 
-    bend = {"rpo-sq": 2.0, "rpo-fwd": 1.0, "scaled-bt": 0.25 * float(margin.max(initial=1.0))}
-    return Head(slope=slope, curvature=bend.get(objective.loss, 0.25))
+    bend = {"rpo-sq": 2.0, "rpo-fwd": 1.0, "ordinal": 0.5, "scaled-bt": 0.25 * float(margin.max(initial=1.0))}
+    return Head(slope=slope, curvature=bend.get(setting.loss, 0.25))

@@ -36,6 +36,7 @@ class Evidence:
     """
 
     prompts: Sequence[list[dict[str, str]]]
+    prompt_ids: Sequence[str]
     texts: Sequence[str]
     ids: Sequence[str]
     prompt_of: np.ndarray
@@ -73,7 +74,7 @@ def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, d
     check_rows(table, where)
     counts = {"prompts_in": len(pc.unique(flat(table["prompt_id"]))), "pairs_in": table.num_rows}
     table = _drawn(table, seed)
-    _, first, prompt_of_pair = _coded(table["prompt_id"].to_pylist())
+    prompt_ids, first, prompt_of_pair = _coded(table["prompt_id"].to_pylist())
     both = [*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()]
     ids, place, codes = _coded(both)
     rows, side = place % table.num_rows, place // table.num_rows
@@ -86,6 +87,7 @@ def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, d
     numbers = {name: _numbers(table[name]) for name in ("quality_margin", "margin_se", "preferring", "raters")}
     found = Evidence(
         prompts=prompts.to_pylist(),
+        prompt_ids=prompt_ids,
         texts=texts,
         ids=ids,
         prompt_of=prompt_of_pair[rows],
@@ -212,6 +214,27 @@ def of_feedback(feedback: pa.Table, where: str, seed: int) -> Given:
         reasons = "; ".join(dict.fromkeys(refused.values())) or "no prompt has two graded completions"
         raise UserError(f"{where}: no pair comes of this FEEDBACK: {reasons}")
     return Given("feedback", where, pairs, refused, feedback, rows)
+
+
+def graders_of(feedback: pa.Table, found: Evidence) -> np.ndarray:
+    """A number for who graded each group, the source and the raters, (groups,); whoever graded less than a tenth is one together."""
+    names, sources = (feedback[column].to_pylist() for column in ("prompt_id", "source"))
+    who = {}
+    for name, source, *grades in zip(names, sources, *_raters(feedback), strict=True):
+        who[name] = (source, *sorted({rater for given in grades for rater in given}))
+    of_group = {int(group): who.get(name, ()) for group, name in zip(found.group, found.prompt_ids, strict=True)}
+    kinds = sorted(set(of_group.values()), key=str)
+    codes = np.array([kinds.index(of_group[group]) for group in range(len(of_group))])
+    rare = np.bincount(codes, minlength=len(kinds)) < 0.1 * len(codes)
+    return np.where(rare[codes], -1, codes)
+
+
+def _raters(feedback: pa.Table) -> list[list[list[str]]]:
+    """Of each prompt the raters of its ratings, and of its comparisons."""
+    return [
+        [[grade["rater"] for grade in given or ()] for given in feedback[column].to_pylist()]
+        for column in ("ratings", "comparisons")
+    ]
 
 
 def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:

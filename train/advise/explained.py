@@ -38,16 +38,27 @@ def margin_sums(found: Evidence, values: Sequence[np.ndarray], splits: Sequence[
     return sums
 
 
-def r2(sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0) -> list[float]:
+def r2(sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0, graders: np.ndarray | None = None) -> list[float]:
     """[value, low, high] of the explained share of test margins, or of its difference to another's; groups are drawn.
 
-    Below 0 where the margins are foretold worse than by saying 0 of each pair.
+    Below 0 where the margins are foretold worse than by saying 0 of each pair. graders: a number for each group, (groups,); then it is the
+    mean of the shares of each, weighted by their groups: without it graders on a larger scale would speak for all.
     """
     weights = np.random.default_rng([seed, 11]).standard_exponential((DRAWS, sums.shape[1]))
+    parts = [np.arange(sums.shape[1])] if graders is None else [np.flatnonzero(graders == one) for one in np.unique(graders)]
 
-    def of(part: np.ndarray) -> tuple[float, np.ndarray]:
-        drawn = weights @ part.T
-        return 1 - part[0].sum() / part[1].sum(), 1 - drawn[:, 0] / drawn[:, 1]
+    def of(given: np.ndarray) -> tuple[float, np.ndarray]:
+        value, drawn, size = 0.0, np.zeros(DRAWS), 0
+        for part in parts:
+            mine = given[:, part]
+            if mine[1].sum() > 0:
+                many, count = weights[:, part] @ mine.T, int((mine[1] > 0).sum())
+                value, drawn, size = (
+                    value + count * (1 - mine[0].sum() / mine[1].sum()),
+                    drawn + count * (1 - many[:, 0] / many[:, 1]),
+                    size + count,
+                )
+        return value / max(size, 1), drawn / max(size, 1)
 
     value, drawn = of(sums[:2])
     if other is not None:

@@ -8,12 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from mmpo.train.advise.controls import Setting
-from mmpo.train.advise.measure import FOLDS, Fold, Key
+from mmpo.train.advise.controls import OWN, Key, Setting
+from mmpo.train.advise.measure import FOLDS, Fold
 
 DRAWS = 400
 OVERLAP = 1 / (FOLDS - 1)
 """What training sets that overlap add to the variance between splits: test prompts over the others (Nadeau and Bengio 2003)."""
+DOUBT = 2.0
+"""Standard errors that a choice must lead the default by."""
 MEASURES = ("accuracy", "nll", "ece")
 Interval = tuple[float, float, float]
 """Value, low, high: 95%."""
@@ -23,6 +25,16 @@ def measures_of(sums: np.ndarray, pairs: np.ndarray | float) -> np.ndarray:
     """accuracy, nll and ece from sums over pairs, (..., 2 + BINS) → (..., 3)."""
     pairs = np.maximum(pairs, 1e-12)
     return np.stack([sums[..., 0] / pairs, sums[..., 1] / pairs, np.abs(sums[..., 2:]).sum(axis=-1) / pairs], axis=-1)
+
+
+def choice(sums: np.ndarray, pairs: np.ndarray, doubt: float = DOUBT) -> int:
+    """Which row has the least loss, the first one being the default: another is taken where its lead over the default, less `doubt`
+    standard errors over prompts, is the largest and above 0. sums: (rows, groups); pairs: (groups,).
+    """
+    gap, total = sums - sums[0], max(pairs.sum(), 1e-12)
+    mean = gap.sum(axis=1) / total
+    error = np.sqrt(((gap - mean[:, None] * pairs) ** 2).sum(axis=1)) / total
+    return int(np.argmin(mean + doubt * error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +49,26 @@ class Measured:
     seed: int = 0
 
     def with_choice(self, candidates: Sequence[Setting], name: Setting) -> Measured:
-        """With one more objective: on each split, the candidate (in all its roles) of the least validation loss there."""
-        roles = candidates[0].roles
+        """With one more setting: on each split, the candidate (in all its roles) that its validation prompts choose."""
         folds = []
-        for fold in self.folds:
-            own = [self.keys.index((row, roles[0])) for row in candidates]
-            best = candidates[int(np.argmin(fold.validation[own]))]
-            at = [self.keys.index((best, role)) for role in roles]
+        for fold, best in zip(self.folds, self.chosen(candidates), strict=True):
+            at = [self.keys.index((best, role)) for role in name.roles]
             names = ("tuned", "untuned", "raw", "validation", "decay")
             folds.append(
                 replace(fold, **{field: np.concatenate([getattr(fold, field), getattr(fold, field)[at]]) for field in names})
             )
-        return replace(self, keys=[*self.keys, *((name, role) for role in roles)], folds=folds)
+        return replace(self, keys=[*self.keys, *((name, role) for role in name.roles)], folds=folds)
 
     def chosen(self, candidates: Sequence[Setting]) -> list[Setting]:
-        """The candidate of the least validation loss on each split."""
-        own = [self.keys.index((row, row.roles[0])) for row in candidates]
-        return [candidates[int(np.argmin(fold.validation[own]))] for fold in self.folds]
+        """The candidate that each split's validation prompts choose."""
+        at = [self.keys.index((row, OWN)) for row in candidates]
+        return [candidates[choice(fold.validation[at], fold.chosen_on)] for fold in self.folds]
+
+    def recommended(self, candidates: Sequence[Setting]) -> Setting:
+        """The candidate that the validation prompts of all splits choose."""
+        at = [self.keys.index((row, OWN)) for row in candidates]
+        sums = np.sum([fold.validation[at] for fold in self.folds], axis=0)
+        return candidates[choice(sums, np.sum([fold.chosen_on for fold in self.folds], axis=0))]
 
     @cached_property
     def _weights(self) -> np.ndarray:
@@ -93,7 +108,7 @@ class Measured:
         return measures_of(np.asarray(sums), pairs), np.stack(each)
 
     @cached_property
-    def _each(self) -> np.ndarray:
+    def each(self) -> np.ndarray:
         """Of each split, (folds, keys, 3)."""
         return np.stack([measures_of(fold.tuned.sum(axis=1, dtype=np.float64), fold.pairs.sum()) for fold in self.folds])
 
@@ -105,7 +120,7 @@ class Measured:
             first = array[..., self.keys.index(one), :]
             return first if other is None else first - array[..., self.keys.index(other), :]
 
-        value, (drawn, each_drawn), each = of(self.values), self._drawn, of(self._each)
+        value, (drawn, each_drawn), each = of(self.values), self._drawn, of(self.each)
         variance = of(drawn).var(axis=0, ddof=1)
         if len(self.folds) > 1:
             beyond = np.maximum(each.var(axis=0, ddof=1) - of(each_drawn).var(axis=1, ddof=1).mean(axis=0), 0.0)

@@ -15,12 +15,11 @@ import numpy as np
 
 from mmpo.pipeline.margins import sigmoid, softplus
 from mmpo.pipeline.metrics import BINS
-from mmpo.train.advise.controls import BRADLEY_TERRY, OWN, Setting, heads_of
+from mmpo.train.advise.controls import BRADLEY_TERRY, OWN, Key, Setting, fit_settings
 from mmpo.train.advise.evidence import Evidence
-from mmpo.train.advise.heads import DECAYS, fit_heads
+from mmpo.train.advise.heads import DECAYS
 
 FOLDS, PARTS = 5, 4
-Key = tuple[Setting, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,8 @@ class Fold:
 
     groups: the test prompts' groups; pairs: untied test pairs of each, shape (groups,). tuned, untuned: sums over each group's pairs,
     shape (keys, groups, 2 + BINS): right, likelihood loss, and confidence − right by bin of the confidence. untuned: at the least decay,
-    its temperature still its own. validation: the temperature-scaled loss at the best decay, (keys,); decay: that one. raw: sums as in
+    its temperature still its own. validation: sums over validation prompts' groups of the temperature-scaled loss at the best decay,
+    (keys, all groups); chosen_on: of pairs there, (all groups,); decay: the best one, (keys,). raw: sums as in
     tuned at temperature 1. logits: of Bradley–Terry, for the test pairs at `rows`.
     """
 
@@ -49,6 +49,7 @@ class Fold:
     untuned: np.ndarray
     raw: np.ndarray
     validation: np.ndarray
+    chosen_on: np.ndarray
     decay: np.ndarray
     rows: np.ndarray
     logits: np.ndarray
@@ -107,19 +108,17 @@ def run_split(
     keys: list[Key] = []
     parts = []
     for ties in sorted({row.ties for row in rows}):
-        mine = split.train[group] & (decided if ties == "drop" else True)
-        pairs = found.only(mine)
-        all_heads = [((row, role), head) for row in rows if row.ties == ties for role, head in heads_of(row, pairs, rng).items()]
-        named = [(key, head) for key, head in all_heads if controls or key[1] == OWN]
-        keys += [key for key, _ in named]
-        parts.append(fit_heads(x[mine], [head for _, head in named]))
+        pairs = found.only(split.train[group] & (decided if ties == "drop" else True))
+        named, weights = fit_settings([row for row in rows if row.ties == ties], pairs, values, rng, controls)
+        keys += named
+        parts.append(weights)
     weights = np.concatenate(parts, axis=1)
     choose, judge = (np.flatnonzero(decided & mask[group]) for mask in (split.validation, split.test))
     z = x[choose] @ weights.reshape(len(weights), -1)
     scale = scale_of(z)
-    loss = softplus(-z * scale).mean(axis=0).reshape(len(keys), -1) if len(choose) else np.zeros((len(keys), len(DECAYS)))
-    scale = scale.reshape(loss.shape)
-    best, every = loss.argmin(axis=1), np.arange(len(keys))
+    loss = softplus(-z * scale).reshape(len(choose), len(keys), -1)
+    scale = scale.reshape(len(keys), -1)
+    best, every = loss.sum(axis=0).argmin(axis=1), np.arange(len(keys))
     groups, place = np.unique(group[judge], return_inverse=True)
     tuned = x[judge] @ weights[:, every, best]
     last = x[judge] @ weights[:, :, 0]
@@ -132,7 +131,8 @@ def run_split(
         groups,
         np.bincount(place, minlength=len(groups)).astype(np.float64),
         *sums,
-        validation=loss[every, best],
+        validation=np.stack([np.bincount(group[choose], column, len(split.test)) for column in loss[:, every, best].T]),
+        chosen_on=np.bincount(group[choose], minlength=len(split.test)).astype(np.float64),
         decay=np.array(DECAYS)[best],
         rows=judge,
         logits=tuned[:, reference] * scale[reference, best[reference]],

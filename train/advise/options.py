@@ -17,3 +17,5 @@ class AdviseOptions:
     """splits into training, validation and test prompts; five test every prompt once"""
     seed: Annotated[int, Field(ge=0), NUMBER] = 0
     """seed of the splits and of every other draw"""
+    out: TextOrPath | None = None
+    """page to write, self-contained HTML with plots"""

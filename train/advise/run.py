@@ -15,9 +15,9 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.advise import explained
-from mmpo.train.advise.advice import CHOSEN, margins_add, not_measurable, recipe, recommend, sentences
+from mmpo.train.advise.advice import CHOSEN, default, margins_add, not_measurable, recipe, recommend, regret, sentences
 from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, OWN, SHUFFLED, Setting, gamma_of, settings_for, target_of
-from mmpo.train.advise.evidence import Evidence, Given, aligned, check_evidence, evidence_of, read
+from mmpo.train.advise.evidence import Evidence, Given, aligned, check_evidence, evidence_of, graders_of, read
 from mmpo.train.advise.features import Fit, features_of
 from mmpo.train.advise.intervals import MEASURES, Measured
 from mmpo.train.advise.measure import Fold, joined, run_split, splits
@@ -41,7 +41,12 @@ def advise(data: str | Path | pa.Table, *, values: np.ndarray | None = None, **o
     chosen = options_from(AdviseOptions, options)
     given = read(data, chosen.seed)
     with ProgressReporter("advise", "splits") as progress, one_thread():
-        return Look(given, chosen, values).summary(progress)
+        summary = Look(given, chosen, values).summary(progress)
+    if chosen.out:
+        from mmpo.train.advise.page import write_page
+
+        summary["out"] = str(write_page(summary, chosen.out))
+    return summary
 
 
 @contextmanager
@@ -81,6 +86,7 @@ class Look:
         rows = settings_for(found)
         measured = self.measured(found, rows, progress)
         grid = [row for row in rows if row.is_mmpo and row.target == "plain"]
+        grid.sort(key=lambda row: row != default(rows))
         picked = measured.chosen(grid)
         measured = measured.with_choice(grid, CHOSEN)
         about = self.explained(found, measured)
@@ -101,6 +107,7 @@ class Look:
             "learning_curve": curve,
             "normalisations": variants,
             "normalisation": self.normalised,
+            "regret": regret(measured, rows),
             "recommended": recommend(measured, rows, found, adds, self.normalised),
             "not_measurable": not_measurable(self.given, found),
         }
@@ -213,14 +220,14 @@ class Look:
         seed = self.options.seed
         found = {name: aligned(table, self.found, name) for name, table in self.given.pairs.items()}
         sums = {name: explained.margin_sums(one, self.values, self.splits, self.groups) for name, one in found.items()}
-        base = self.normalised
+        base, graders = self.normalised, graders_of(self.given.feedback, self.found)
         rows = []
         for name, mine in sums.items():
-            value = explained.r2(mine, seed=seed)
-            more = None if name == base else explained.r2(mine, sums[base], seed=seed)
+            value = explained.r2(mine, seed=seed, graders=graders)
+            more = None if name == base else explained.r2(mine, sums[base], seed, graders)
             rows.append({"normalise": name, "pairs": len(found[name].margin), "r2": value, f"minus_{base}": more})
-        best = max(sums, key=lambda name: 1 - sums[name][2].sum() / max(sums[name][3].sum(), 1e-300))
-        if best != base and explained.r2(sums[best], sums[base], seed=seed)[1] > 0:
+        best = max(sums, key=lambda name: explained.r2(sums[name][[2, 3]], seed=seed, graders=graders)[0])
+        if best != base and explained.r2(sums[best], sums[base], seed, graders)[1] > 0:
             self.normalised, self.found = best, found[best]
             self.counts |= {"pairs": len(found[best].margin), "ties": int((~found[best].decided).sum())}
         return rows

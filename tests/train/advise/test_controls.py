@@ -6,7 +6,7 @@ from planted import planted_evidence
 
 from mmpo.pipeline.margins import gamma_for_mean_target, sigmoid
 from mmpo.train.advise import MATCHED, OWN, SHUFFLED, Setting, settings_for
-from mmpo.train.advise.controls import heads_of
+from mmpo.train.advise.controls import fit_settings, heads_of
 
 
 @pytest.mark.parametrize("mean", [0.6, 0.9])
@@ -38,3 +38,24 @@ def test_ties_are_a_setting_only_where_there_are_any() -> None:
     assert {row.ties for row in settings_for(without)} == {"drop"}
     tied, _ = planted_evidence(0.5, 0, prompts=20, levels=1.0)
     assert {row.ties for row in settings_for(tied)} == {"drop", "keep"}
+
+
+def test_listwise_of_pairs_of_two_is_mmpo_with_the_same_gamma() -> None:
+    found, features = planted_evidence(0.5, 0, prompts=80, completions=2, features=6)
+    rows = [Setting("mmpo", 0.75), Setting("listwise", 0.75)]
+    keys, weights = fit_settings(rows, found, features, np.random.default_rng(0), controls=False)
+    x = features[found.chosen] - features[found.rejected]
+    z = np.einsum("pf,fkd->pkd", x, weights)
+    # the penalty is that of a mean over completions, two a pair, each seen at half the distance: strongest where decay is
+    assert [key[0].loss for key in keys] == ["mmpo", "listwise"]
+    assert z[:, 1, 0] == pytest.approx(z[:, 0, 0], abs=0.02)
+
+
+@pytest.mark.parametrize("loss", ["ordinal", "davidson", "listwise"])
+def test_losses_with_parameters_order_pairs_as_well_as_bradley_terry(loss: str) -> None:
+    found, features = planted_evidence(0.8, 0, prompts=150, features=10, levels=0.5)
+    rows = [Setting("dpo", ties="keep"), Setting(loss, 0.75 if loss == "listwise" else None, ties="keep")]
+    _, weights = fit_settings(rows, found, features, np.random.default_rng(0))
+    x = (features[found.chosen] - features[found.rejected])[found.decided]
+    right = (np.einsum("pf,fkd->pkd", x, weights) > 0).mean(axis=0)
+    assert right[1].max() > right[0].max() - 0.01
