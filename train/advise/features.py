@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError, closest, unknown_name
 from mmpo.pipeline.storage import read_parquet
 from mmpo.train.advise.evidence import Evidence
+from mmpo.train.messages import warn
 
 Fit = Callable[[np.ndarray], np.ndarray]
 """From the places of the training prompts' completions to the features of all completions, float32, (completions, features)."""
@@ -116,14 +117,30 @@ def from_file(path: Path, found: Evidence) -> np.ndarray:
     return np.array(lists, dtype=np.float64)
 
 
+def of_model(model: str, found: Evidence) -> np.ndarray:
+    """A model's hidden states, (completions, features); a completion that can't be rendered has those of the mean, counted aloud."""
+    from mmpo.train.inference import hidden_states
+
+    values = hidden_states(found.prompts, found.texts, found.prompt_of, model)
+    missing = np.isnan(values).any(axis=1)
+    if missing.all():
+        raise UserError(f"{model}: none of the {len(values)} completions can be rendered with its chat template")
+    if missing.any():
+        warn([f"{int(missing.sum())} of {len(values)} completions can't be rendered for {model}: they count as average ones"])
+        values[missing] = values[~missing].mean(axis=0)
+    return values
+
+
 def features_of(name: str, found: Evidence, values: np.ndarray | None = None) -> Fit:
     """What `--features` names, or the values given, in the order of the completions' ids. Raises UserError."""
     if values is None and name in FEATURES:
         return FEATURES[name](found)
-    if values is None:
-        if not name.endswith(".parquet"):
-            raise unknown_name("features; a file is a Parquet file with the columns id and features, and not", name, FEATURES)
+    if values is None and name.endswith(".parquet"):
         values = from_file(Path(name), found)
+    elif values is None:
+        if closest(name, FEATURES, 0.6) and not Path(name).exists():
+            raise unknown_name("features", name, FEATURES)
+        values = of_model(name, found)
     if values.shape[0] != len(found.texts) or values.ndim != 2 or not np.isfinite(values).all():
         raise UserError(f"features must be finite numbers of shape ({len(found.texts)}, features), not {values.shape}")
     return fixed(values, MOST_FEATURES)

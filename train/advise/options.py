@@ -12,7 +12,8 @@ class AdviseOptions:
     """How margins are looked at; the line below each field is its help."""
 
     features: Annotated[TextOrPath, Field(min_length=1)] = "bag"
-    """what completions are seen by: bag (n-grams and style figures), or a Parquet file with a column id and a column features (a list)"""
+    """what completions are seen by: bag (n-grams and style figures), a model's hidden states (a folder or a Hugging Face name), or a
+    Parquet file with the columns id and features (a list)"""
     seeds: Count = 5
     """splits into training, validation and test prompts; five test every prompt once"""
     seed: Annotated[int, Field(ge=0), NUMBER] = 0
