@@ -68,7 +68,7 @@ A prompt is a text, a list of messages, or a text that holds such a list as JSON
 human, gpt, bot, model, prompter and developer are read as user, assistant and system, others are refused by name; parts of text are
 joined. Tool calls, what tools answered, and thinking that stands apart from the content (`reasoning_content`, `reasoning`, `thinking`)
 are kept as the data contract says, also of a reply that is one message; a `tools` column holds the schemas of the tools on offer. Rows with
-images are refused by name.
+images, video, audio, documents or functions in a column of that name are refused by name.
 """
 
 

@@ -118,4 +118,6 @@ def test_a_reward_model_of_v1_gives_the_same_scores(v1: Path) -> None:
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     for name, value in EXPECTED["reward"].items():
+        if name == "temperature":  # 0.1.0 fitted it on the very pairs that it scaled; now it comes of other pairs
+            continue
         assert measured[name] == pytest.approx(value, rel=1e-5), name

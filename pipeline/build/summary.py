@@ -185,6 +185,8 @@ NOTED = {
     "and --graded-part answer says that the grades are of the answers alone",
 }
 """What is said of what the sources note about rows that are kept."""
+SYSTEM_NAMES = {"system", "system prompt", "system message", "context", "instructions", "persona"}
+"""Names, in small letters, of columns that may hold a system text; `system` itself is read."""
 
 
 def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -198,4 +200,6 @@ def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, .
     for columns, names in files.items():
         others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         found.append(f"{names[0]}{others}: columns that are not read: {', '.join(map(repr, columns))}")
+        if seen := [column for column in columns if column.casefold().replace("_", " ") in SYSTEM_NAMES]:
+            found[-1] += f" (if graders saw {seen[0]!r}, --columns system={seen[0]} puts it before the prompt)"
     return found

@@ -16,7 +16,9 @@ Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
 
 GRADE = ("rater", "aspect", "kind")
-CONTEXT = ("system", "tools", "images")
+MEDIA = ("images", "image", "videos", "video", "audio", "audios", "documents", "functions")
+"""Columns of what graders saw beside the prompt and what no message here can hold: rows that have any are refused."""
+CONTEXT = ("system", "tools", *MEDIA)
 OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
 """Where the fields of one row per prompt are found in candidates that are objects."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
@@ -247,7 +249,7 @@ class RowFields:
     def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> tuple[Any, str | None]:
         """The prompt, a chat in a text read as messages, behind the row's system text; and the row's tools as they are stored.
 
-        Raises BadRow: images, malformed_tools, as with_system.
+        Raises BadRow: one of MEDIA, malformed_tools, as with_system.
         """
         if not row.keys().isdisjoint(self.late):  # a column that the first rows do not have
             self.context, self.late, self.plain = list(CONTEXT), frozenset(), None
@@ -268,7 +270,14 @@ class RowFields:
                 tools = read_tools(given)
                 continue
             if name != "system":
-                raise BadRow(name, {name: repr(given)[:200], "hint": f"prompts with {name} can't be kept; leave such rows out"})
+                raise BadRow(
+                    name,
+                    {
+                        name: repr(given)[:200],
+                        "hint": f"prompts with {name} can't be kept; leave such rows out, or "
+                        "the column, where graders did not see it",
+                    },
+                )
             prompt = with_system(prompt, given)
         return prompt, tools
 

@@ -19,6 +19,7 @@ from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, load_pairs, read_feedback
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources import SOURCES, BadRow, FormatSample
+from mmpo.pipeline.sources.cells import MEDIA
 
 SHEET = "question;answer, final;score;rater\nQ;A;4,5;tom\nQ;B;N/A; Tom\nQ;C;4/5; tom\nQ;D;3;Tom \n;;;\n"
 NAMED = {"columns": {"prompt": "question", "completion": "answer, final"}}
@@ -227,7 +228,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
         ({"prompt": [{"role": "robot", "content": "Q"}]}, "unknown_role"),
         ({"prompt": [{"role": "user", "content": IMAGE}]}, "images"),
         ({"tools": [1]}, "malformed_tools"),
-        ({"images": ["x.png"]}, "images"),
+        *(({name: ["x"]}, name) for name in MEDIA),
         ({"system": "Be kind", "prompt": [{"role": "system", "content": "Be rude"}, *CHAT]}, "two_system_messages"),
         ({"score": 1.7e308}, "score_too_large"),
         ({"completion": [{"role": "user", "content": "x"}]}, "last_message_not_assistant"),
@@ -242,7 +243,9 @@ def test_what_would_be_lost_is_refused_by_name(changed: dict[str, Any], reason: 
 
 @pytest.mark.parametrize("system", ["Be kind", None, "", "null"])
 def test_a_system_text_is_the_first_message(system: Any) -> None:
-    added = add("jsonl", {"system": system, "prompt": "Q", "completion": "a", "score": 1, "tools": "[]", "images": []})
+    added = add(
+        "jsonl", {"system": system, "prompt": "Q", "completion": "a", "score": 1, "tools": "[]", "images": [], "audio": None}
+    )
     first = [{"role": "system", "content": "Be kind"}] if system == "Be kind" else []
     assert added.row["prompt"] == first + CHAT
     same = [*first, *CHAT]
@@ -279,6 +282,12 @@ def test_a_build_says_what_it_left_out_or_did_not_read(tmp_path: Path) -> None:
     said = "\n".join(summary["warnings"])
     assert "1 replies carry their thinking apart" in said
     assert said.count("columns that are not read: 'id', 'seed'") == 1
+    rows = [{"prompt": "Q", "completion": text, "score": 1, "System_Prompt": "Be brief"} for text in "ab"]
+    said = build(write_rows(tmp_path / "named.jsonl", rows), tmp_path / "named", options=BuildOptions("jsonl"))["warnings"]
+    assert "--columns system=System_Prompt puts it before the prompt" in "\n".join(said)
+    options = BuildOptions("jsonl", columns={"system": "System_Prompt"})
+    build(tmp_path / "named.jsonl", tmp_path / "read", options=options)
+    assert load_pairs(tmp_path / "read")["prompt"][0].as_py()[0] == {"role": "system", "content": "Be brief"}
     lists = [{"prompt": f"Q{i}", "completions": ["a", "b", "c"], "scores": [None, 1, 2]} for i in range(3)]
     summary = build(write_rows(tmp_path / "lists.jsonl", lists), tmp_path / "lists", options=BuildOptions("jsonl"))
     assert "in 3 rows a null stands before scores" in "\n".join(summary["warnings"])
