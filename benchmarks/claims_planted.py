@@ -62,12 +62,12 @@ def _share(share: float, sets: int) -> dict[str, Any]:
                         cell = rows.setdefault(name, {}).setdefault(f"minus_{title}", {}).setdefault(end + measure, [])
                         cell.append(float(values[own, which] - values[at, which]))
         differences = {f"minus_{role}": measured.difference((CHOSEN, OWN), (CHOSEN, role)) for role in (MATCHED, SHUFFLED)}
-        said.append(margins_add(differences))
+        said.append(margins_add(differences)["accuracy"])
     means = {
         name: {title: {measure: _interval(values) for measure, values in cells.items()} for title, cells in parts.items()}
         for name, parts in rows.items()
     }
-    return {"r2": share, "sets": sets, "mmpo": means, "margins_add": said}
+    return {"r2": share, "sets": sets, "mmpo": means, "adds_accuracy": said}
 
 
 def _interval(values: list[float]) -> list[float]:

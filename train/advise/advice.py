@@ -27,8 +27,7 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
 
     accuracy: True where the intervals of both lie above 0; False where that to matched smoothing ends below half a point. calibration, by
     the likelihood loss of temperature-scaled probabilities and by their calibration error (both better below 0): True where the intervals
-    of both likelihood losses lie below 0 and neither calibration error is larger; False where none to matched smoothing reaches
-    half a point below 0.
+    of both measures, to both controls, lie below 0; False where neither interval to matched smoothing reaches half a point below 0.
     """
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     accuracy: bool | None = None
@@ -38,7 +37,7 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
         accuracy = False
     calibration: bool | None = None
     both = (matched, shuffled)
-    if all(one["nll"][2] < 0 for one in both) and not any(one["ece"][1] > 0 for one in both):
+    if all(one[measure][2] < 0 for one in both for measure in ("nll", "ece")):
         calibration = True
     elif matched["nll"][1] > -HALF_A_POINT and matched["ece"][1] > -HALF_A_POINT:
         calibration = False
@@ -51,7 +50,7 @@ def recommend(
     """{"loss", "gamma", "ties", "normalise", "target"}: the objective that the validation prompts of all splits choose (`choice`)."""
     candidates = _candidates(rows)
     best = measured.recommended(candidates)
-    gamma = gamma_of(best, found.margin[found.decided]) if best.is_mmpo else None
+    gamma = gamma_of(best, found.margin[found.decided]) if best.mean_target is not None else None
     return {
         "loss": best.loss,
         "loss_options": dict(best.options),
@@ -96,10 +95,12 @@ def recipe(advice: Mapping[str, Any]) -> str:
     if advice["loss_options"]:
         train["loss_options"] = advice["loss_options"]
     if advice["gamma"] is not None:
-        train |= {"gamma": float(f"{advice['gamma']:.4g}"), "target": advice["target"]}
+        train["gamma"] = float(f"{advice['gamma']:.4g}")
+    if advice["loss"] == "mmpo":
+        train["target"] = advice["target"]
     train["ties"] = advice["ties"]
     return yaml.safe_dump(
-        {"build": {"normalise": advice["normalise"]}, "train": train}, sort_keys=False, default_flow_style=True
+        {"build": {"normalise": advice["normalise"]}, "training": train}, sort_keys=False, default_flow_style=True
     ).strip()
 
 
@@ -131,7 +132,9 @@ def _worth(found: Mapping[str, Any]) -> list[str]:
     probabilities = {
         True: f"Margins make probabilities better: {nll} nats against matched smoothing, each at its own temperature.",
         False: f"Margins do not make probabilities better than matched smoothing does, each at its own temperature: {nll} nats.",
-        None: f"Whether margins make probabilities better can't be told: {nll} nats against matched smoothing.",
+        None: f"The likelihood of held-out labels is better by {nll} nats against matched smoothing; calibration is not told apart."
+        if matched["nll"][2] < 0
+        else f"Whether margins make probabilities better can't be told: {nll} nats against matched smoothing.",
     }[adds["calibration"]]
     return [said, probabilities]
 
@@ -140,7 +143,9 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
     advice, r2 = found["recommended"], found["r2"]
     explained = f"the features explain {100 * max(r2, 0):.0f}% of the variance of signed margins on held-out prompts"
     lines = []
-    if advice["gamma"] is None:
+    if advice["target"] == "levels":
+        lines.append(f"Train with mmpo: {explained}, and a target learned from the raters' votes did best; it needs no γ.")
+    elif advice["gamma"] is None:
         lines.append(f"Train with {advice['loss']}: {explained}, and no γ did better on validation prompts.")
     else:
         why = "the grades are well explained" if r2 >= WELL_EXPLAINED else explained

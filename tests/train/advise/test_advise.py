@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from command import mmpo
 from folders import pairs_folder
-from planted import planted_rows
+from planted import planted_evidence, planted_rows
 
 from mmpo.pipeline import UserError, load_pairs
-from mmpo.train.advise import advise
+from mmpo.train.advise import Setting, advise, recommend
+from mmpo.train.advise.advice import recipe
 
 KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
 EFFECT = {
@@ -42,7 +43,8 @@ def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table,
     table, values = planted
     found = advise(table, values=values)
     assert found["r2"] > 0.9
-    assert found["margins_add"] == {"accuracy": True, "calibration": True}
+    assert found["margins_add"]["accuracy"] is True
+    assert found["effects"][-1]["minus_matched"]["nll"][2] < 0
     assert found["beyond_sign"][1] > 0.3
     assert found["sentences"][0].startswith("Margins add accuracy")
     assert found["recommended"]["loss"] == "mmpo"
@@ -104,3 +106,23 @@ def test_what_can_not_be_compared_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         advise(table_of(tmp_path, rows), **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Setting("mmpo", 0.75), "{build: {normalise: none}, training: {loss: mmpo, gamma: 1.099, target: plain, ties: keep}}"),
+        (Setting("mmpo", target="levels"), "{build: {normalise: none}, training: {loss: mmpo, target: levels, ties: keep}}"),
+        (Setting("cdpo", options={"epsilon": 0.1}), "loss: cdpo, loss_options: {epsilon: 0.1}"),
+    ],
+    ids=["mmpo", "levels", "cdpo"],
+)
+def test_a_recommendation_is_a_recipe(row: Setting, said: str) -> None:
+    class Chosen:
+        def recommended(self, candidates: list[Setting]) -> Setting:
+            return row
+
+    found, _ = planted_evidence(0.5, 0, prompts=2)
+    found = found.only(np.arange(3))
+    found.margin[:] = 1.0
+    assert said in recipe(recommend(Chosen(), [row, Setting("mmpo", 0.75)], found, {}, "none"))
