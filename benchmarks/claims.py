@@ -73,6 +73,15 @@ def ratios_of(sets: dict[str, Any]) -> dict[str, float]:
     return ratios
 
 
+def rounded(value: Any) -> Any:
+    """Figures to six decimals, for a file that is read and compared."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def pretrained() -> Callable[[bool], Any] | None:
     """Part (c), where its module and its models are."""
     try:
@@ -128,7 +137,8 @@ def main() -> None:
             known["pretrained"] = part(options.quick)
     known["ratios"] = ratios_of(known.get("sets", {}))
     if not options.quick:
-        options.out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(rounded(known), ensure_ascii=False, separators=(",", ":")).replace("},{", "},\n{")
+        options.out.write_text(text + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps({"ratios": known["ratios"]}))
 

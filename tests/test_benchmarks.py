@@ -1,5 +1,6 @@
 """Every benchmark can be started: what it imports is where it looks for it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,13 @@ def test_a_benchmark_starts(script: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
+
+
+def test_the_page_of_the_claims_is_that_of_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from claims_page import write_page
+
+    (tmp_path / "images").mkdir()
+    docs = BENCHMARKS.parent / "docs"
+    page = write_page(json.loads((docs / "claims.json").read_text(encoding="utf-8")), tmp_path)
+    assert page.read_text(encoding="utf-8") == (docs / page.name).read_text(encoding="utf-8"), "python benchmarks/claims.py --page"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from command import mmpo
 from folders import pairs_folder
@@ -51,6 +52,7 @@ def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table,
     assert found["recommended"]["mean_target"] <= 0.75
 
 
+@pytest.mark.slow
 def test_shuffled_margins_add_nothing(planted: tuple[pa.Table, np.ndarray]) -> None:
     table, values = planted
     margin = np.random.default_rng(0).permutation(table["quality_margin"].to_numpy())
@@ -63,6 +65,8 @@ def test_shuffled_margins_add_nothing(planted: tuple[pa.Table, np.ndarray]) -> N
 
 def test_the_same_arguments_say_the_same(planted: tuple[pa.Table, np.ndarray]) -> None:
     table, values = planted
+    table = table.filter(pc.less(table["prompt_id"], "4"))
+    values = values[: len({*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()})]
     assert advise(table, values=values, seeds=1, seed=4) == advise(table, values=values, seeds=1, seed=4)
 
 
