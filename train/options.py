@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, Gamma, OneOf, Positive, TextOrPath, options
-from mmpo.train.objective import TARGETS, check_policy_terms, check_reward_terms, parse_terms, write_terms
+from mmpo.train.objective import CONTROLS, TARGETS, check_control, check_policy_terms, check_reward_terms, parse_terms, write_terms
 
 MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
@@ -44,6 +44,9 @@ class TrainOptions:
     """margin to probability; auto: the γ of a stated mean target (`mmpo gamma` says which); auto:.9 names another"""
     target: Annotated[str, OneOf(TARGETS)] = "plain"
     """how margins become targets: {names}"""
+    control: Annotated[str | None, OneOf(CONTROLS)] = None
+    """train a control, to hold a model against: matched (every untied pair gets their mean target, constant smoothing) or shuffled (margins
+    permuted over the untied pairs of all prompts)"""
     beta: Positive = 0.1
     """policy: weight of the log-ratio in the logit (the paper: .01)"""
     learning_rate: Positive | None = None
@@ -137,6 +140,8 @@ class TrainOptions:
             self._check_top_layers()
         if self.early_stopping is not None and self.eval_split is None:
             raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
+        if self.control is not None:
+            check_control(self.control, terms)
         if self.kind == "policy":
             check_policy_terms(terms)
         if self.kind == "reward":

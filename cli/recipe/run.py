@@ -3,19 +3,24 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mmpo.cli.commands.build import run_build
-from mmpo.cli.output import AsJson, print_json, print_table, say
+from mmpo.cli.output import AsJson, print_json, print_rows, say, shown
 from mmpo.cli.recipe.judging import judged
 from mmpo.cli.recipe.model import Recipe, load_recipe, schema
 from mmpo.cli.recipe.stages import Stages, write_json
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics import METRICS
 from mmpo.train.objective import parse_terms
+
+SHOWN = ("accuracy", "ece_target", "ece_label")
+COMPARED = ("accuracy", "cross_entropy", "nll")
+"""The measures of models, and those of differences, in the tables that a run prints; the page and summary.json have all."""
 
 
 def run(
@@ -66,13 +71,14 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
             return {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": {}}
     _validate(recipe, dataset)
     made_of = _fingerprint(dataset)
-    trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
-    gamma = recipe.measures.gamma
-    if gamma is None:
-        # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
-        gamma = next((float(trained[name]["gamma"]) for name in trained if "mmpo" in parse_terms(recipe.runs[name].loss)), None)
-    first = sorted(recipe.runs, key=lambda name: name != recipe.measures.against)  # what the others are compared with
-    found = {name: _evaluate(recipe, stages, name, dataset, gamma, trained) for name in first}
+    with _sharing_states(recipe):
+        trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
+        gamma = recipe.measures.gamma
+        if gamma is None:
+            # The same targets for every model, those of the first one trained by MMPO: else the measures say nothing.
+            gamma = next((float(trained[name]["gamma"]) for name in trained if "mmpo" in parse_terms(recipe.runs[name].loss)), None)
+        first = sorted(recipe.runs, key=lambda name: name != recipe.measures.against)  # what the others are compared with
+        found = {name: _evaluate(recipe, stages, name, dataset, gamma, trained) for name in first}
     measured = {name: found[name] for name in recipe.runs}
     return _compare(recipe, dataset, built, trained, measured)
 
@@ -106,6 +112,15 @@ def _validate(recipe: Recipe, dataset: Path) -> None:
     say(f"{counts['pass']} checks passed, {counts['warn']} warned, {counts['fail']} failed")
     if not summary["ok"]:
         raise UserError(f"{dataset} does not pass its checks; all of them stand in {recipe.out / 'validation.json'}")
+
+
+def _sharing_states(recipe: Recipe) -> AbstractContextManager[None]:
+    """Within, runs above the same frozen layers compute those once for all of them."""
+    if all(options.top_layers is None for options in recipe.runs.values()):
+        return nullcontext()
+    from mmpo.train.model import sharing_states
+
+    return sharing_states()
 
 
 def _train(recipe: Recipe, stages: Stages, name: str, dataset: Path, made_of: str) -> dict[str, Any]:
@@ -147,23 +162,43 @@ def _compare(
 ) -> dict[str, Any]:
     from mmpo.pipeline.report import write_comparison, write_report
 
-    measures = ("pairs", "ties", *(name for name, metric in METRICS.items() if "raters" not in metric.needs))
-    rows = []
-    for name, options in recipe.runs.items():
-        values = [measured[name].get(measure) for measure in measures]
-        rows.append([name, options.kind, options.loss, trained[name]["gamma"], trained[name]["steps"], *values])
     write_report(dataset, recipe.out / "dataset.html")
     summary: dict[str, Any] = {"out": str(recipe.out), "dataset": str(dataset), "page": None, "runs": measured}
-    if rows:
+    if measured:
         runs = [
             {"name": name, "kind": options.kind, "loss": options.loss, **trained[name], **measured[name]}
             for name, options in recipe.runs.items()
         ]
         summary["page"] = str(write_comparison(runs, recipe.out / "comparison.html", recipe.title))
-        columns = ("run", "kind", "loss", "γ", "steps", *measures)
-        print_table(f"{recipe.title}: held-out pairs ({recipe.measures.split})", columns, rows)
+        _print_measures(recipe, measured)
     write_json(recipe.out / "summary.json", {"build": built, "trained": trained, **summary})
     say(f"table:   {recipe.out / 'summary.json'}")
     say(f"page:    {summary['page'] or recipe.out / 'dataset.html'}")
     say(f"dataset: {dataset}    (datasets.load_dataset({str(dataset)!r}) opens it)")
     return summary
+
+
+def _print_measures(recipe: Recipe, measured: Mapping[str, Any]) -> None:
+    """Every run's measures with intervals, and what one of them is ahead of the others where the recipe asks for it."""
+    some = next(iter(measured.values()))
+    what = f"{some['prompts']:,} prompts, {some['pairs']:,} pairs, {some['ties']:,} of them ties; γ {shown(some['gamma'])}"
+    columns = {"run": "run", **{name: name for name in SHOWN}}
+    title = f"{recipe.title}: {recipe.measures.split} pairs ({what}), 95% intervals over prompts"
+    print_rows(title, [{"run": name, **found} for name, found in measured.items()], columns)
+    one = recipe.measures.against
+    rows = []
+    for name, found in measured.items():
+        if "against" in found:
+            of = {row["measure"]: row for row in found["against"].get("scaled", found["against"]["raw"])}
+            rows.append({"": f"{one} − {name}"} | _turned(of, COMPARED))
+    title = f"{one} less each other one, both at their own temperatures, 95% intervals over prompts"
+    print_rows(title, rows, {"": "", **{name: name for name in COMPARED}})
+
+
+def _turned(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Differences the other way round, with their intervals."""
+    found: dict[str, Any] = {}
+    for name in names:
+        value, bounds = (rows.get(name, {}).get(key) for key in ("difference", "difference_95"))
+        found |= {name: None if value is None else -value, f"{name}_95": bounds and [-bounds[1], -bounds[0]]}
+    return found

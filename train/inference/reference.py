@@ -25,7 +25,14 @@ from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import agreed, from_all, from_first, rank_and_world
 from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.messages import some_ids
-from mmpo.train.model import ExecutionPlan, bfloat16_on_cpu, choose_plan, completion_values, fingerprint_of
+from mmpo.train.model import (
+    ExecutionPlan,
+    bfloat16_on_cpu,
+    choose_plan,
+    completion_values,
+    fingerprint_of,
+    states_of_others,
+)
 
 BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two saves: few to lose, enough to fill micro-batches."""
@@ -58,7 +65,7 @@ def predict_values(
     if plan is None:
         plan = choose_plan(model, kind, max((prompt.length for prompt in prompts), default=1))
     found: dict[int, list[np.ndarray]] = {id(prompt): [] for prompt in prompts}
-    with bfloat16_on_cpu(model, bf16):
+    with states_of_others(model, bf16), bfloat16_on_cpu(model, bf16):
         for passes in group_prompts(prompts, tokens, plan.batches):
             for parts in passes:
                 batch = plan.batches.build([completions for _, completions in parts], pad_token).to(device)

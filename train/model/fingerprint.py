@@ -68,15 +68,20 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *, bf16: bool = False) -> F
     tokenizer: the one that the texts were rendered with; None where they were rendered elsewhere. bf16: whether it
     computes in bfloat16.
     """
-    plain = plain_model(model)
-    config = getattr(plain, "config", None)
     return Fingerprint(
         weights=weights_digest(model),
-        config=_digest({"class": type(plain).__name__, "config": _without_noise(config.to_dict()) if config is not None else {}}),
+        config=config_digest(model),
         tokenizer=_digest(_tokenizer_facts(tokenizer)),
         template=_digest(getattr(tokenizer, "chat_template", None)),
         precision="bf16" if bf16 else "full",
     )
+
+
+def config_digest(model: nn.Module) -> str:
+    """The digest of a model's class and of its configuration, without what changes no value."""
+    plain = plain_model(model)
+    config = getattr(plain, "config", None)
+    return _digest({"class": type(plain).__name__, "config": _without_noise(config.to_dict()) if config is not None else {}})
 
 
 @torch.no_grad()

@@ -5,8 +5,10 @@ encoder looks ahead). A number of 64 bits made of them is the key of its state, 
 whose states are all known goes past the frozen layers; another one runs them, and keeps what they give.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpo.train.model.attach import plain_model
+from mmpo.train.model.fingerprint import config_digest
 from mmpo.train.model.forward import body_of
 from mmpo.train.model.layers import layers_of, states_in
 
@@ -65,6 +68,78 @@ class StateFile(AbstractContextManager["StateFile"]):
         keys, rows = np.append(self._keys, new), np.append(self._rows, len(self._rows) + np.arange(len(new)))
         order = np.argsort(keys, kind="stable")
         self._keys, self._rows = keys[order], rows[order]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Layers below number `cut` that several models have in common. names: the weights that their states depend on."""
+
+    cut: int
+    names: tuple[str, ...]
+    digest: str
+    states: StateFile
+
+
+_shared: list[_Shared] | None = None
+
+
+@contextmanager
+def sharing_states() -> Iterator[None]:
+    """Within, runs of this process that train above the same frozen layers, and evaluations of what they trained, compute those once
+    for all of them. Their file lies in the folder of the first run.
+    """
+    global _shared
+    before, own = _shared, list[_Shared]()
+    _shared = own
+    try:
+        yield
+    finally:
+        _shared = before
+        for one in own:
+            one.states.__exit__()
+
+
+@contextmanager
+def states_below(model: nn.Module, cut: int, folder: str | Path | None, bf16: bool = False) -> Iterator[StateFile]:
+    """`kept_states` in a file of this run, in `folder`, or in one that others share (`sharing_states`). Frozen are the weights that get
+    no gradient. bf16: whether passes compute in it.
+    """
+    if _shared is None:
+        with StateFile(folder) as file, kept_states(model, cut, file):
+            yield file
+        return
+    names = tuple(name for name, value in plain_model(model).named_parameters() if not value.requires_grad)
+    digest = _digest(model, cut, names, bf16)
+    found = next((one for one in _shared if one.digest == digest), None)
+    if found is None:
+        found = _Shared(cut, names, digest, StateFile(folder))
+        _shared.append(found)
+    with kept_states(model, cut, found.states) as file:
+        yield file
+
+
+@contextmanager
+def states_of_others(model: nn.Module, bf16: bool = False) -> Iterator[None]:
+    """Within, a model whose lower layers are those of runs that share their states goes past them; any other one runs as it is."""
+    for one in _shared or ():
+        if _digest(model, one.cut, one.names, bf16) == one.digest:
+            with kept_states(model, one.cut, one.states):
+                yield
+            return
+    yield
+
+
+def _digest(model: nn.Module, cut: int, names: Sequence[str], bf16: bool) -> str:
+    """Of all that the states depend on besides the tokens; of a model without these weights it is no other's."""
+    plain = plain_model(model)
+    values, whole = dict(plain.named_parameters()), blake2b(digest_size=16)
+    whole.update(repr((cut, bf16, config_digest(plain))).encode())
+    for name in names:
+        value = values.get(name)
+        whole.update(f"{name}\0{value is None or (value.dtype, tuple(value.shape))}\0".encode())
+        if value is not None:
+            whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 @contextmanager

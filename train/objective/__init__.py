@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mmpo.train.objective.controls import CONTROLS, check_control, controlled
 from mmpo.train.objective.lists import Lists
 from mmpo.train.objective.losses import LOSSES, TERMS, Loss
 from mmpo.train.objective.targets import TARGETS, LevelTarget, fit_target, targets

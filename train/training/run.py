@@ -8,7 +8,7 @@ run this side by side: each step here is taken by all of them together, and only
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,10 @@ from mmpo.train.model import (
     load_model,
     load_reference,
     multiplies_bfloat16,
+    states_below,
     weights_digest,
 )
-from mmpo.train.objective import TERMS, LevelTarget, Objective, fit_target, parse_terms
+from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
@@ -242,6 +243,8 @@ def prepare_run(options: TrainOptions) -> Preparation:
     train, counts = _prompts(pairs, options, objective, renderer, target)
     if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
+    if options.control is not None:
+        train = _with_control(train, options.control, options.seed)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
     warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer, counts))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer, target)
@@ -263,6 +266,14 @@ def _prompts(
     kept = sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts)
     left_out = [term.name for term in objective.terms if kept and term.needs_winner]  # others use the ties
     return prepared.prompts, prepared.counts | {f"ties_without_{name}": kept for name in left_out}
+
+
+def _with_control(prompts: Sequence[PromptPairs], control: str, seed: int) -> list[PromptPairs]:
+    """The prompts with the targets and margins of a control; held-out pairs keep their own."""
+    p, margin, weight = (np.concatenate([getattr(prompt, name) for prompt in prompts]) for name in ("p", "margin", "weight"))
+    bounds = np.cumsum([len(prompt.p) for prompt in prompts])[:-1]
+    split = zip(*(np.split(column, bounds) for column in controlled(control, p, margin, weight, seed)), strict=True)
+    return [replace(prompt, p=own, margin=size) for prompt, (own, size) in zip(prompts, split, strict=True)]
 
 
 def _measured(options: TrainOptions) -> pa.Table | None:
@@ -384,7 +395,7 @@ def _known_below(trainer: MarginTrainer, options: TrainOptions) -> Iterator[None
         warn([f"the {cut} frozen layers are computed anew at every step: from their states alone values differ by {off:.2g}"])
         yield
         return
-    with StateFile(options.out) as file, kept_states(trainer.model, cut, file):
+    with states_below(trainer.model, cut, options.out, options.bf16) as file:
         yield
         say(
             f"the {cut} frozen layers were computed once: {len(file)} tokens' states, {file.bytes / 1e6:.0f} MB for the time of the run"

@@ -48,3 +48,35 @@ def test_what_excludes_it_is_refused(tiny_options, train_tiny, dataset, tmp_path
         trainable="top:5",
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_share_their_states_compute_the_frozen_layers_once(dataset, train_tiny, tmp_path, monkeypatch):
+    from mmpo.train import evaluate
+    from mmpo.train.model import StateFile, sharing_states
+
+    options = {"trainable": "top:1", "tiny_layers": 2, "epochs": 1, "learning_rate": 1e-3, "eval_split": None}
+    added, whole = [], StateFile.add
+    monkeypatch.setattr(StateFile, "add", lambda file, keys, states: (added.append(len(keys)), whole(file, keys, states))[1])
+
+    def runs(name):
+        """Both runs and their evaluations; after each, how many tokens' states were computed so far."""
+        counts, results = [], []
+        for number, loss in enumerate(("mmpo", "dpo")):
+            results.append(train_tiny("reward", dataset, tmp_path / f"{name}{number}", loss=loss, **options)["train_loss"])
+            counts.append(sum(added))
+        for number in range(2):
+            measured = evaluate("reward", tmp_path / f"{name}{number}", dataset, gamma=1.0, bootstrap=0)
+            results.append(measured["cross_entropy"])
+            counts.append(sum(added))
+        return counts, results
+
+    _, alone = runs("alone")
+    added.clear()
+    with sharing_states():
+        counts, shared = runs("shared")
+        probe = counts[1] - counts[0]  # whether states are exact is looked at on one prompt, in every run
+        assert 0 < probe < counts[0] / 2
+        assert counts[2] > counts[1] and counts[3] == counts[2]  # held-out texts are new to the first evaluation alone
+    assert shared == pytest.approx(alone, abs=1e-6)
+    other = train_tiny("reward", dataset, tmp_path / "other", **options)
+    assert other["train_loss"] == pytest.approx(alone[0], abs=1e-6)
