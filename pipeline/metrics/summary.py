@@ -98,14 +98,22 @@ def evaluation_measures(
         "scaled": measures_95(rescaled, clusters, draws, seed),
         "baselines": baselines(values, difference, clusters, draws, seed),
         "length": length_measures(z, margin, difference, clusters, draws, seed),
-        "reliability": _reliability({"raw": values, "scaled": rescaled}),
+        "reliability": _reliability({"raw": values, "scaled": rescaled}, clusters, draws, seed),
     }
     if "p" in values:
-        found["by_margin"] = by_margin(z, margin, target)
-        for row in found["by_margin"]:
-            inside = (margin >= row["low"]) & (margin <= row["high"])
-            row["longest_wins"] = longest_wins(margin[inside], difference[inside]).total()
+        found["by_margin"] = rows = by_margin(z, margin, target)
+        inside = [((margin >= row["low"]) & (margin <= row["high"])).astype(np.float64) for row in rows]
+        for row, mask, bounds in zip(rows, inside, _means_95(sigmoid(z), inside, clusters, draws, seed), strict=True):
+            row["mean_q_95"] = bounds
+            row["longest_wins"] = longest_wins(margin[mask > 0], difference[mask > 0]).total()
     return found
+
+
+def _means_95(value: Floats, weights: Sequence[Floats], clusters: np.ndarray, draws: int, seed: int) -> list[list[float] | None]:
+    """The 95% interval, by resampling clusters, of the value's mean under each of the weights; all of shape (pairs,)."""
+    parts = {str(number): Parts(value * weight, weight) for number, weight in enumerate(weights)}
+    drawn = part_draws(parts, clusters, draws, seed)
+    return [interval(drawn[name], one.total(), len(np.unique(clusters[one.weight > 0])), least=0.0) for name, one in parts.items()]
 
 
 def by_source_95(
@@ -171,19 +179,29 @@ def _signed_ranks(value: Floats) -> Floats:
     return np.sign(value) * (np.cumsum(count) - count / 2)[of] if len(sizes) else value
 
 
-def _reliability(kinds: Mapping[str, Values]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Rows of `reliability` by kind: label, confidence against correctness; target and vote, q ≥ ½ against p and the share of votes."""
+def _reliability(
+    kinds: Mapping[str, Values], clusters: np.ndarray, draws: int, seed: int
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Rows of `reliability` by kind, each with mean_y_95: label, confidence against correctness; target and vote, q ≥ ½ against p and
+    the share of votes.
+    """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+    def add(kind: str, name: str, x: Floats, y: Floats, weight: Floats) -> None:
+        found.setdefault(kind, {})[name] = rows = reliability(x, y, weight)
+        inside = [weight * ((x >= row["low"]) & ((x < row["high"]) | (row["high"] == 1))) for row in rows]
+        for row, bounds in zip(rows, _means_95(y, inside, clusters, draws, seed), strict=True):
+            row["mean_y_95"] = bounds
+
     for name, values in kinds.items():
-        q, decided = sigmoid(values["z"]), values["margin"] > 0
+        q, decided = sigmoid(values["z"]), (values["margin"] > 0).astype(np.float64)
         if decided.any():
-            right = (q > 0.5).astype(np.float64)[decided]
-            found.setdefault("label", {})[name] = reliability(np.maximum(q, 1 - q)[decided], right)
+            add("label", name, np.maximum(q, 1 - q), (q > 0.5).astype(np.float64), decided)
         if "p" in values and len(q):
-            found.setdefault("target", {})[name] = reliability(*folded(q, values["p"]))
+            add("target", name, *folded(q, values["p"]), np.ones_like(q))
         if "raters" in values and (values["raters"] > 0).any():
             n = values["raters"]
-            found.setdefault("vote", {})[name] = reliability(*folded(q, values["preferring"] / np.maximum(n, 1e-300)), n)
+            add("vote", name, *folded(q, values["preferring"] / np.maximum(n, 1e-300)), n)
     return found
 
 

@@ -20,7 +20,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: 
     page = Path(out)
     curves = {str(run["name"]): _curve(run) for run in runs}
     pictures = [
-        *(by_target(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
+        *(_calibration(runs, kind) for kind in dict.fromkeys(str(run.get("kind")) for run in runs)),
         *_curves({name: curve for name, curve in curves.items() if curve}),
     ]
     pictures = [picture for picture in pictures if picture is not None]
@@ -54,6 +54,54 @@ def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]
     """Whether no other run of the same kind is better; a run alone of its kind is not best of anything."""
     rivals = [other[name] for other in runs if other.get("kind") == run.get("kind") and other.get(name) is not None]
     return len(rivals) > 1 and run.get(name) == min(rivals, key=METRICS[name].distance)
+
+
+def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:
+    """What the models of a kind say: by margin, beside the targets; and what the targets are where they say so."""
+    shown = [run for run in runs if str(run.get("kind")) == kind and run.get("by_margin")]
+    if not shown:
+        return None
+    bins = [(row["low"], row["high"]) for row in shown[0]["by_margin"]]
+    shown = [run for run in shown if [(row["low"], row["high"]) for row in run["by_margin"]] == bins]
+
+    def points(axes: Any, at: int, x: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str) -> None:
+        y, bounds = [row[key] for row in rows], [row.get(f"{key}_95") or [row[key]] * 2 for row in rows]
+        bars = [[max(0.0, value - low) for value, (low, _) in zip(y, bounds, strict=True)]]
+        bars += [[max(0.0, high - value) for value, (_, high) in zip(y, bounds, strict=True)]]
+        look = {"color": COLOURS[at % len(COLOURS)], "marker": "os^Dv<"[at % 6], "markersize": 5}
+        axes.errorbar(x, y, yerr=bars, linewidth=1.4, elinewidth=1, label=str(shown[at]["name"]), **look)
+
+    def by_margin(axes: Any) -> None:
+        targets = [row["mean_p"] for row in shown[0]["by_margin"]]
+        axes.plot(range(len(bins)), targets, color="#5b6675", linestyle="--", label="target")
+        for at, run in enumerate(shown):
+            aside = 0.5 * (at - (len(shown) - 1) / 2) / max(len(shown), 3)
+            points(axes, at, [place + aside for place in range(len(bins))], run["by_margin"], "mean_q")
+        axes.set(xlabel="quality margin of the pair", ylabel="mean prediction q", xticks=range(len(bins)))
+        axes.set_xticklabels(["tie" if high == 0 else _span(low, high) for low, high in bins])
+        axes.legend(fontsize=9)
+
+    def reliability(axes: Any) -> None:
+        found = [run["reliability"]["target"]["raw"] for run in shown]
+        least = [0.01 * sum(row["weight"] for row in rows) for rows in found]  # of fewer pairs nothing is seen
+        found = [[row for row in rows if row["weight"] >= few] for rows, few in zip(found, least, strict=True)]
+        most = max(row["mean_x"] for rows in found for row in rows)
+        axes.plot((0.5, most), (0.5, most), color="#5b6675", linestyle="--")
+        for at, rows in enumerate(found):
+            points(axes, at, [row["mean_x"] for row in rows], rows, "mean_y")
+        axes.set(xlabel="prediction q, the side above ½", ylabel="mean target p of those pairs")
+
+    words = (
+        f"{kind.capitalize()} models on held-out pairs, with 95% intervals over prompts. Left: the mean prediction for the better "
+        "completion, by margin; dashed: the targets. Right: the mean target where a model says q; a calibrated one lies on the dashed "
+        "line, one that is too sure below it. Bins of less than 1% of the pairs are left out."
+    )
+    both = all(run.get("reliability", {}).get("target") for run in shown)
+    return draw(f"calibration-{kind}", words, by_margin, *([reliability] if both else []), size=(4.8, 3.7))
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.3g}" if low == high else f"{low:.3g}–{high:.3g}"
 
 
 def by_target(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None:

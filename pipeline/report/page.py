@@ -48,13 +48,13 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def draw(name: str, caption: str, plot: Callable[[Any], None], size: tuple[float, float] = (5.6, 3.5)) -> Picture:
-    """A figure of one axes that `plot` fills; Agg, no global state. size in inches at 160 dots each."""
+def draw(name: str, caption: str, *plots: Callable[[Any], None], size: tuple[float, float] = (5.6, 3.5)) -> Picture:
+    """A figure with an axes for each of `plots` to fill, side by side; Agg, no global state. size: of one, in inches at 160 dots each."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(size[0] * len(plots), size[1]), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        plot(axes)
+        for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+            plot(axes)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=160)
     return Picture(name, buffer.getvalue(), caption)

@@ -118,7 +118,7 @@ def test_comparison(tmp_path: Path) -> None:
     # best of its kind only: not the policy (alone), not a measure that one run alone has
     assert re.findall(r'<td class="number best">([^<]*)</td>', html) == ["0.750"]
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"comparison.html", "comparison.by-target-reward.png", "comparison.loss.png"}
+    assert names == {"comparison.html", "comparison.calibration-reward.png", "comparison.loss.png"}
 
 
 def test_comparison_reads_the_loss_curve_beside_the_model(tmp_path: Path) -> None:
