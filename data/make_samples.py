@@ -18,6 +18,7 @@ import pandas as pd
 
 HERE = Path(__file__).parent
 ARENA_PROMPTS, ULTRAFEEDBACK_PAIRS = 120, 240
+DEMO_CHARACTERS, DEMO_MODELS = 500, 8
 # Left out by subject, prompts and replies alike: what everybody opens needs no violence, sex or insults.
 UNWANTED = re.compile(
     r"\b(sex\w*|porn\w*|nude\w*|naked|erotic\w*|nsfw|fuck\w*|shit\w*|bitch\w*|slut\w*|rape\w*|incest|kill\w*|murder\w*|suicid\w*"
@@ -34,7 +35,9 @@ def main() -> None:
     if not folder:
         raise SystemExit("set MMPO_REAL_DATA to the folder with arena_bench_gpt4_scores.parquet and the other files")
     real = Path(folder)
-    write(HERE / "arena_grades.jsonl.gz", arena_grades(pd.read_parquet(real / "arena_bench_gpt4_scores.parquet")))
+    arena = pd.read_parquet(real / "arena_bench_gpt4_scores.parquet")
+    write(HERE / "arena_grades.jsonl.gz", arena_grades(arena))
+    write(HERE / "arena_demo.jsonl.gz", arena_demo(arena))
     write(HERE / "judge_samples.jsonl.gz", judge_samples(pd.read_parquet(real / "prometheus_gpt4_3samples.parquet")))
     write(
         HERE / "ultrafeedback_pairs.jsonl",
@@ -45,12 +48,34 @@ def main() -> None:
 
 def arena_grades(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """A row a grade, 1 to 10: the prompts whose replies are shortest, all 16 models; repeated judgments stay in."""
-    rows = rows[rows.score.notna() & (rows.response.str.strip() != "")]
-    rows = rows[~rows.prompt_id.isin(set(rows[unwanted(rows.prompt) | unwanted(rows.response)].prompt_id))]
-    rows = rows[rows.groupby("prompt_id").model.transform("nunique") >= 12]
+    rows = _arena(rows)
     size = rows.assign(size=rows.prompt.str.len() / 4 + rows.response.str.len()).groupby("prompt_id")["size"].mean()
     kept = set(size.sort_values(kind="stable").index[:ARENA_PROMPTS])
-    rows = rows[rows.prompt_id.isin(kept)].sort_values(["prompt_id", "model", "replica"], kind="stable")
+    return _arena_rows(rows[rows.prompt_id.isin(kept)])
+
+
+def arena_demo(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The same grades, more prompts of fewer answers: all short prompts, and of each the answers of eight models, drawn by digest."""
+    rows = _arena(rows)
+    rows = rows[rows.prompt.str.len() <= DEMO_CHARACTERS]
+    drawn = {
+        (prompt, model)
+        for prompt, own in rows.groupby("prompt_id").model
+        for model in sorted(own.unique(), key=lambda name, prompt=prompt: blake2b(f"{prompt} {name}".encode()).digest())[
+            :DEMO_MODELS
+        ]
+    }
+    return _arena_rows(rows[[key in drawn for key in zip(rows.prompt_id, rows.model, strict=True)]])
+
+
+def _arena(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows.score.notna() & (rows.response.str.strip() != "")]
+    rows = rows[~rows.prompt_id.isin(set(rows[unwanted(rows.prompt) | unwanted(rows.response)].prompt_id))]
+    return rows[rows.groupby("prompt_id").model.transform("nunique") >= 12]
+
+
+def _arena_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = rows.sort_values(["prompt_id", "model", "replica"], kind="stable")
     return [
         {
             "prompt": row.prompt,

@@ -59,12 +59,12 @@ def test_paper_recipes_hold_the_published_settings(
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("runs.reward-mmpo.lerning_rate=1", "learning_rate"),
+        ("runs.mmpo.lerning_rate=1", "learning_rate"),
         ("build.formt=jsonl", "format"),
         ("trainig.seed=1", "training"),
-        ("runs.reward-mpo.seed=1", "reward-mmpo"),
+        ("runs.mpo.seed=1", "mmpo"),
         ("validate.gama=1", "gamma"),
-        ("evaluate.against=reward-mmop", "did you mean 'reward-mmpo'"),
+        ("evaluate.against=mmop", "did you mean 'mmpo'"),
         ("training.max_steps=many", "training.max_steps"),
         ("build.strategy=[all]", "build.strategy"),
         ("training.gamma=-1", "gamma"),
@@ -75,8 +75,8 @@ def test_paper_recipes_hold_the_published_settings(
         ("build.split=[0.5,0.5]", "split"),
         ("data=somewhere", "exactly one of"),
         ("build.feedback_only=true", "feedback_only"),
-        ("runs.reward-mmpo.reference=x", "reference"),
-        ("runs.policy-mmpo.kind=null", "kind"),
+        ("runs.mmpo.reference=x", "reference"),
+        ("runs.mmpo.kind=null", "kind"),
         ("title.x=1", "title"),
         ("nonsense", "key=value"),
     ],
@@ -123,9 +123,9 @@ def test_files_that_are_no_recipe(text: str, named: str, tmp_path: Path) -> None
 
 
 def test_overrides_reach_the_options() -> None:
-    recipe = load_recipe(QUICKSTART, ["training.max_steps=3", "runs.reward-mmpo.gamma=inf", "build.split=.8,.1,.1"])
-    assert all(options.max_steps == 3 for name, options in recipe.runs.items() if name != "policy-mmpo")
-    assert recipe.runs["reward-mmpo"].gamma == float("inf")
+    recipe = load_recipe(QUICKSTART, ["training.max_steps=3", "runs.mmpo.gamma=inf", "build.split=.8,.1,.1"])
+    assert all(options.max_steps == 3 for options in recipe.runs.values())
+    assert recipe.runs["mmpo"].gamma == float("inf")
     assert recipe.build is not None and recipe.build.split == (0.8, 0.1, 0.1)
 
 

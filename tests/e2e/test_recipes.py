@@ -16,12 +16,10 @@ from mmpo.pipeline import load_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"max_steps": 2, "pairs_per_step": 32, "max_length": 128, "max_prompt_length": 64}
-SIZES |= {"tiny_size": 32, "tiny_layers": 1, "tiny_vocab": 400}
+SIZES |= {"model": "tiny", "chat_template": "tokenizer", "tiny_size": 32, "tiny_layers": 2, "tiny_vocab": 400}
 SMALL = [
-    "evaluate.against=reward-bradley-terry",
     "evaluate.bootstrap=50",
     *(f"training.{name}={size}" for name, size in SIZES.items()),
-    "runs.policy-mmpo.max_steps=2",
     "build.max_per_prompt=4",
 ]
 
@@ -37,7 +35,7 @@ def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
 def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
     out = tmp_path / "quickstart"
     summary, messages = run_small(out)
-    assert set(summary["runs"]) == {"reward-mmpo", "reward-bradley-terry", "reward-mmpo-ties-dropped", "policy-mmpo"}
+    assert set(summary["runs"]) == {"mmpo", "bradley-terry", "matched-smoothing", "shuffled-margins"}
     for measures in summary["runs"].values():
         assert 0 <= measures["accuracy"] <= 1
         assert 0 <= measures["ece_target"] <= 1
@@ -45,19 +43,21 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
         assert measures["pairs"] > measures["ties"] >= 0
     for name, measures in summary["runs"].items():
         page = (out / "evaluation" / name / "page.html").read_text(encoding="utf-8")
-        assert "Against" in page if name != "reward-bradley-terry" else "against" not in measures
+        assert "Against" in page if name != "mmpo" else "against" not in measures
         low, high = measures["accuracy_95"]
         assert low <= measures["accuracy"] <= high
     page = Path(summary["page"]).read_text(encoding="utf-8")
-    assert "reward-bradley-terry" in page and "data:image/png" in page
+    assert "bradley-terry" in page and "data:image/png" in page
     assert "default-src 'none'" in page and "<script" not in page
     assert (out / "dataset.html").is_file() and (out / "summary.json").is_file()
     assert str(out / "pairs") in messages
+    assert "mmpo − shuffled-margins" in messages and (out / "comparison.calibration-reward.png").is_file()
+    assert max(map(len, messages[messages.index("Quickstart: test pairs") :].splitlines()[1:7])) <= 100
 
     import datasets
 
     loaded = datasets.load_dataset(str(out / "pairs"), cache_dir=str(tmp_path / "cache"))
-    assert set(loaded) == {"train", "validation", "test"}
+    assert set(loaded) == {"train", "test"}
     assert "quality_margin" in loaded["train"].column_names
 
     models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
@@ -69,9 +69,9 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in models} == models
     assert time.monotonic() - start < 60
 
-    _, messages = run_small(out, "runs.reward-mmpo.seed=5")
-    assert "[train-reward-bradley-terry] unchanged" in messages
-    assert "[train-reward-mmpo] unchanged" not in messages
+    _, messages = run_small(out, "runs.mmpo.seed=5")
+    assert "[train-bradley-terry] unchanged" in messages
+    assert "[train-mmpo] unchanged" not in messages
 
 
 @pytest.mark.slow

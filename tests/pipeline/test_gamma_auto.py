@@ -32,9 +32,9 @@ def test_a_number_stays_and_ties_alone_give_none() -> None:
 
 def test_recipes_take_it_in_every_section() -> None:
     recipe = load_recipe(
-        QUICKSTART, ["training.gamma=auto:.9", "evaluate.gamma=auto:.8", "validate.gamma=auto", "runs.reward-mmpo.gamma=2"]
+        QUICKSTART, ["training.gamma=auto:.9", "evaluate.gamma=auto:.8", "validate.gamma=auto", "runs.mmpo.gamma=2"]
     )
-    assert (recipe.measures.gamma, recipe.checks.gamma, recipe.runs["reward-mmpo"].gamma) == ("auto:.8", "auto", 2.0)
+    assert (recipe.measures.gamma, recipe.checks.gamma, recipe.runs["mmpo"].gamma) == ("auto:.8", "auto", 2.0)
     assert {run.gamma for run in recipe.runs.values()} >= {"auto:.9", 2.0}
     for key in ("training.gamma=auto:2", "evaluate.gamma=best", "validate.gamma=-1"):
         with pytest.raises(UserError, match=r"gamma: .* is not (a number|0 or more) or 'auto'"):
