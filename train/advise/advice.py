@@ -27,7 +27,8 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
 
     accuracy: True where the intervals of both lie above 0; False where that to matched smoothing ends below half a point. calibration, by
     the likelihood loss of temperature-scaled probabilities and by their calibration error (both better below 0): True where the intervals
-    of both measures, to both controls, lie below 0; False where neither interval to matched smoothing reaches half a point below 0.
+    of the loss to both controls lie below 0, matched smoothing is beaten by half a point, and neither calibration error is separably
+    larger; False where neither interval to matched smoothing reaches half a point below 0.
     """
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     accuracy: bool | None = None
@@ -37,7 +38,8 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
         accuracy = False
     calibration: bool | None = None
     both = (matched, shuffled)
-    if all(one[measure][2] < 0 for one in both for measure in ("nll", "ece")):
+    better = all(one["nll"][2] < 0 and one["ece"][1] <= 0 for one in both)
+    if better and matched["nll"][0] < -HALF_A_POINT:
         calibration = True
     elif matched["nll"][1] > -HALF_A_POINT and matched["ece"][1] > -HALF_A_POINT:
         calibration = False

@@ -245,7 +245,10 @@ def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:
     if not known.any():
         raise UserError(f"{where}: none of its pairs is of the same completions")
     table = table.filter(pa.array(known))
-    numbers = {name: table[name].cast(pa.float64()).to_numpy() for name in ("quality_margin", "margin_se", "preferring", "raters")}
+    scores = np.full(len(base.ids), np.nan)
+    for side, name in zip(sides, ("score_chosen", "score_rejected"), strict=True):
+        scores[side[known]] = _numbers(table[name])
+    numbers = {name: _numbers(table[name]) for name in ("quality_margin", "margin_se", "preferring", "raters")}
     return replace(
         base,
         chosen=sides[0][known],
@@ -254,5 +257,6 @@ def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:
         margin_se=numbers["margin_se"],
         preferring=np.nan_to_num(numbers["preferring"]),
         raters=np.nan_to_num(numbers["raters"]),
+        scores=scores,
         source=np.array(table["source"].to_pylist(), dtype=object),
     )
