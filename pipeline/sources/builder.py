@@ -130,7 +130,7 @@ class FeedbackBuilder:
 
         Raises BadRow: empty_completion, not_text, images, lone_surrogate.
         """
-        keys: tuple[str | None, ...] = ()
+        keys: Sequence[str | None] = ()
         given = text
         if not isinstance(text, str):
             if isinstance(text, Reply):

@@ -117,14 +117,16 @@ def read_calls(given: Any) -> str | None:
     calls = [calls] if isinstance(calls, Mapping) else calls
     found = []
     for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+        outer: Mapping[str, Any] = call if isinstance(call, Mapping) else {}
+        if "function" not in outer:  # the call alone, as it was before there were tools
+            outer = {"type": "function", "function": outer}
+        function = outer["function"]
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             hint = "calls are [{id, type, function: {name, arguments}}, ...], as OpenAI lays them out"
             raise BadRow("malformed_tool_calls", {"tool_calls": repr(given)[:200], "hint": hint})
         function = {key: value for key, value in function.items() if value is not None}
         if "arguments" in function:
             function["arguments"] = _arguments(function["arguments"])
-        outer = call if "function" in call else {"type": "function"}
         found.append({key: value for key, value in {**outer, "function": function}.items() if value is not None})
     return _json(found, "malformed_tool_calls") if found else None
 

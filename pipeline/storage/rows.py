@@ -52,7 +52,7 @@ FIRST_ROWS, FIRST_BYTES = 20, 1 << 20
 """How many rows of a chunk, and how much of an array, keys are looked at in: who writes one twice does so in every row."""
 
 
-def _pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+def _pairs(found: list[tuple[str, Any]]) -> dict[Any, Any]:
     """An object of JSON; of one that has a key twice the key alone, under None."""
     row: dict[Any, Any] = dict(found)
     names = [name for name, _ in found]
