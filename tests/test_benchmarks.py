@@ -27,3 +27,12 @@ def test_the_page_of_the_claims_is_that_of_their_figures(tmp_path: Path, monkeyp
     docs = BENCHMARKS.parent / "docs"
     page = write_page(json.loads((docs / "claims.json").read_text(encoding="utf-8")), tmp_path)
     assert page.read_text(encoding="utf-8") == (docs / page.name).read_text(encoding="utf-8"), "python benchmarks/claims.py --page"
+
+
+def test_what_the_claims_say_follows_from_their_intervals() -> None:
+    from mmpo.train.advise import margins_add
+
+    claims = json.loads((BENCHMARKS.parent / "docs/claims.json").read_text(encoding="utf-8"))
+    assert claims["sets"]
+    for name, summary in claims["sets"].items():
+        assert summary["margins_add"] == margins_add(summary["effects"][-1]), name

@@ -63,7 +63,8 @@ def planted_rows(
     counts = rng.poisson(1.5, (prompts, completions, features))
     explained = (counts - 1.5) @ rng.standard_normal(features) / np.sqrt(1.5 * features)
     grade = np.sqrt(share) * explained + np.sqrt(1 - share) * rng.standard_normal(explained.shape)
-    words = np.array([f"{a}{b}" for a in "bdfgklmnprst" for b in ("ano", "elu", "iro", "oxa", "umi")])[:features]
+    ends = (("ano", "elu", "iro", "oxa", "umi"), ("ade", "eno", "ika", "osu", "uri"))
+    words = np.array([f"{a}{b}" for half in ends for a in "bdfgklmnprst" for b in half])[:features]
     rows, known = [], {}
     for prompt in range(prompts):
         for one in range(completions):
@@ -74,10 +75,10 @@ def planted_rows(
 
 
 def planted_table(
-    share: float, seed: int, folder: Path, *, shuffled: bool = False, prompts: int = 300
+    share: float, seed: int, folder: Path, *, shuffled: bool = False, prompts: int = 300, features: int = 120
 ) -> tuple[pa.Table, np.ndarray]:
     """PAIRS of `planted_rows`, and the features of their completions in the order of the ids. shuffled: margins of other pairs."""
-    rows, known = planted_rows(share, seed, prompts)
+    rows, known = planted_rows(share, seed, prompts, features=features)
     table = load_pairs(pairs_folder(folder, rows))
     text = {}
     for side in ("chosen", "rejected"):

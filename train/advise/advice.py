@@ -26,9 +26,8 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
     """Whether margins add accuracy and calibration, from the differences of an objective to its two controls; None: not told apart.
 
     accuracy: True where the intervals of both lie above 0; False where that to matched smoothing ends below half a point. calibration, by
-    the likelihood loss of temperature-scaled probabilities and by their calibration error (both better below 0): True where the intervals
-    of the loss to both controls lie below 0, matched smoothing is beaten by half a point, and neither calibration error is separably
-    larger; False where neither interval to matched smoothing reaches half a point below 0.
+    the likelihood loss of temperature-scaled probabilities and by their calibration error: True where the intervals of both measures to
+    both controls lie below 0; False where neither interval to matched smoothing reaches half a point below 0.
     """
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     accuracy: bool | None = None
@@ -37,11 +36,9 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
     elif matched["accuracy"][2] < HALF_A_POINT:
         accuracy = False
     calibration: bool | None = None
-    both = (matched, shuffled)
-    better = all(one["nll"][2] < 0 and one["ece"][1] <= 0 for one in both)
-    if better and matched["nll"][0] < -HALF_A_POINT:
+    if all(control[name][2] < 0 for control in (matched, shuffled) for name in ("nll", "ece")):
         calibration = True
-    elif matched["nll"][1] > -HALF_A_POINT and matched["ece"][1] > -HALF_A_POINT:
+    elif all(matched[name][1] > -HALF_A_POINT for name in ("nll", "ece")):
         calibration = False
     return {"accuracy": accuracy, "calibration": calibration}
 
@@ -116,6 +113,15 @@ def points(interval: list[float]) -> str:
     return f"{value} points ({low} to {high})"
 
 
+def signed(interval: Sequence[float]) -> str:
+    """A difference with its interval.
+
+    >>> signed([-0.0123, -0.02, 0.001])
+    '−0.0123 (−0.0200 to +0.0010)'
+    """
+    return "{:+.4f} ({:+.4f} to {:+.4f})".format(*interval).replace("-", "−")
+
+
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What a summary says, the most important first."""
     return [*_worth(found), *_settings(found), *_data(found), *_cautions(found)]
@@ -125,20 +131,27 @@ def _worth(found: Mapping[str, Any]) -> list[str]:
     effect, adds = found["effects"][-1], found["margins_add"]
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     beyond = f"{points(matched['accuracy'])} over matched smoothing, {points(shuffled['accuracy'])} over shuffled margins"
-    nll = "{:+.4f} ({:+.4f} to {:+.4f})".format(*matched["nll"]).replace("-", "−")
     said = {
         True: f"Margins add accuracy here: {beyond}.",
-        False: f"Margins add nothing to direction here: {beyond}. Take cdpo .1, or gather more raters for grades with less noise.",
+        False: f"Margins add nothing to direction here: {beyond}. Smoothing without margins (cdpo .1) does as well; grades of more raters, "
+        "which hold less noise, could change that.",
         None: f"Whether margins add accuracy can't be told from these {found['prompts']} prompts: {beyond}. More prompts would tell.",
     }[adds["accuracy"]]
-    probabilities = {
-        True: f"Margins make probabilities better: {nll} nats against matched smoothing, each at its own temperature.",
-        False: f"Margins do not make probabilities better than matched smoothing does, each at its own temperature: {nll} nats.",
-        None: f"The likelihood of held-out labels is better by {nll} nats against matched smoothing; calibration is not told apart."
-        if matched["nll"][2] < 0
-        else f"Whether margins make probabilities better can't be told: {nll} nats against matched smoothing.",
-    }[adds["calibration"]]
-    return [said, probabilities]
+    return [said, _probabilities(matched, shuffled, adds["calibration"])]
+
+
+def _probabilities(matched: Mapping[str, Any], shuffled: Mapping[str, Any], adds: bool | None) -> str:
+    nll, ece = signed(matched["nll"]), signed(matched["ece"])
+    against = "against matched smoothing, each at its own temperature"
+    if adds:
+        return f"Margins make probabilities better: log loss {nll} nats, calibration error {ece}, {against}."
+    if adds is False:
+        return f"Margins do not make probabilities better: log loss {nll} nats, calibration error {ece}, {against}."
+    if matched["nll"][2] < 0 and shuffled["nll"][2] < 0:
+        better, least, most = (-matched["nll"][at] for at in (0, 2, 1))
+        rest = f"calibration error is larger by {ece}" if matched["ece"][1] > 0 else "calibration error cannot be told apart"
+        return f"Likelihood improves by {better:.4f} nats ({least:.4f} to {most:.4f}) {against}; {rest}."
+    return f"Whether margins make probabilities better can't be told: log loss {nll} nats, calibration error {ece}, {against}."
 
 
 def _settings(found: Mapping[str, Any]) -> list[str]:
@@ -146,55 +159,65 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
     explained = f"the features explain {100 * max(r2, 0):.0f}% of the variance of signed margins on held-out prompts"
     lines = []
     if advice["target"] == "levels":
-        lines.append(f"Train with mmpo: {explained}, and a target learned from the raters' votes did best; it needs no γ.")
+        lines.append(
+            f"Train with mmpo --target levels, learned from the raters' votes, which needs no γ: it did best; {explained}."
+        )
     elif advice["gamma"] is None:
-        lines.append(f"Train with {advice['loss']}: {explained}, and no γ did better on validation prompts.")
+        lines.append(f"Train with {advice['loss']}: no γ did better on validation prompts; {explained}.")
     else:
-        why = "the grades are well explained" if r2 >= WELL_EXPLAINED else explained
-        how = "a low γ, which uses all of the margin" if advice["mean_target"] <= 0.75 else "a high γ, close to Bradley–Terry"
+        low = advice["mean_target"] <= 0.75
+        how = "low, so that small and large margins get different targets" if low else "high, so that most targets are close to 1"
         mean = f"{advice['mean_target']:g}".removeprefix("0")
-        lines.append(f"Set γ to {advice['gamma']:.3g}, where the mean target is {mean}: {why}; it is {how}.")
-    if advice["target"] != "plain":
-        lines.append(f"Take --target {advice['target']}: it did best on validation prompts.")
+        well = ", which is much" if r2 >= WELL_EXPLAINED else ""
+        lines.append(f"Train with {advice['loss']} at γ {advice['gamma']:.3g} (mean target {mean}), {how}; {explained}{well}.")
+        if advice["target"] != "plain":
+            lines.append(f"Take --target {advice['target']}: it did best on validation prompts.")
     rows = {(row["objective"], row["mean_target"], row["options"].get("ties")): row for row in found["effects"]}
     tied = rows.get(("mmpo", 1.0, "keep"))
     if found["ties"] and tied:
         gain = tied["minus_bradley_terry"]["accuracy"]
         share = f"{100 * found['ties'] / found['pairs']:.0f}% of the pairs are ties"
-        lines.append(f"Ties: {advice['ties']}. {share}; at ½ beside Bradley–Terry they change accuracy by {points(gain)}.")
+        lines.append(
+            f"Take --ties {advice['ties']}. {share}; added at ½ to Bradley–Terry they change its accuracy by {points(gain)}."
+        )
     if found["normalisations"]:
         base = next(row["normalise"] for row in found["normalisations"])
         best = next(row for row in found["normalisations"] if row["normalise"] == found["normalisation"])
         if found["normalisation"] != base:
             lines.append(
-                f"Normalise by {found['normalisation']}: of its margins the features explain {points(best['minus_' + base])} more than of "
-                f"those of {base}."
+                f"Build with --normalise {found['normalisation']}: the features explain {points(best['minus_' + base])} more of its "
+                f"margins' variance than of {base}'s."
             )
         else:
-            lines.append(f"Normalise: {base}. No other normalisation makes margins that are separably better explained.")
+            lines.append(f"Build with --normalise {base}: no other makes margins that are separably better explained.")
     return lines
 
 
 def _data(found: Mapping[str, Any]) -> list[str]:
     last = found["learning_curve"][-1]
     more = last["more"]
-    lines = [f"Twice the pairs brought {points(more)} of accuracy last."] if more else []
+    lines = [f"All of the training prompts instead of half of them change accuracy by {points(more)}."] if more else []
     if more and more[1] > 0.0025:
-        lines[-1] += " Data lack: more prompts will help."
+        lines[-1] += " It still rises: more prompts will help."
     elif more and more[2] < LITTLE_FOR_DOUBLING:
-        lines[-1] += " More pairs of this kind would bring little: it is grades or features that lack."
-    sign = found["beyond_sign"]
-    if sign[1] > 0:
+        lines[-1] += (
+            " More prompts would bring little; grades with less noise (more raters) or better features (--features MODEL) might."
+        )
+    value, low, high = (f"{one:.2f}".replace("-", "−") for one in found["beyond_sign"])
+    known = f"rank correlation of margins with the logits of a model that saw only which is better: {value} ({low} to {high})"
+    if found["beyond_sign"][1] > 0:
         lines.append(
-            f"A margin says more than its sign: surer pairs have larger margins (rank correlation {sign[0]:.2f}, from {sign[1]:.2f})."
+            f"Keep the grades, not only which is better: larger margins are on pairs that are clearer by themselves ({known})."
         )
     else:
-        lines.append(f"The size of a margin says nothing that these features see (rank correlation {sign[0]:.2f}).")
+        lines.append(
+            f"Nothing shows that larger margins are on clearer pairs ({known}): finer grades may not be worth their price."
+        )
     length = found["length"]
     if length["share"] is not None and length["r2"][1] > 0:
         lines.append(
-            f"Length alone explains {100 * length['share']:.0f}% of what is explained; the longer completion wins "
-            f"{100 * length['longest_wins']:.0f}% of the pairs."
+            f"Length alone explains {100 * min(length['share'], 1):.0f}% of what the features explain, and the longer one wins "
+            f"{100 * length['longest_wins']:.0f}% of the pairs: if length should not count, `mmpo agree FEEDBACK` shows who prefers it."
         )
     return lines
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from command import mmpo
 from folders import pairs_folder
 from planted import planted_evidence, planted_rows
 
+from mmpo.cli.main import run
 from mmpo.pipeline import UserError, load_pairs
-from mmpo.train.advise import Setting, advise, recommend
+from mmpo.train.advise import Setting, advise, margins_add, recommend
 from mmpo.train.advise.advice import recipe
 
 KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
@@ -42,14 +42,39 @@ def planted_table(folder: Path, share: float) -> tuple[pa.Table, np.ndarray]:
 
 def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table, np.ndarray]) -> None:
     table, values = planted
-    found = advise(table, values=values)
+    found = advise(table, values=values, seeds=3)
     assert found["r2"] > 0.9
-    assert found["margins_add"]["accuracy"] is True
+    assert found["margins_add"] == {"accuracy": True, "calibration": None}
     assert found["effects"][-1]["minus_matched"]["nll"][2] < 0
+    assert "Likelihood improves" in found["sentences"][1] and "calibration error cannot be told apart" in found["sentences"][1]
     assert found["beyond_sign"][1] > 0.3
     assert found["sentences"][0].startswith("Margins add accuracy")
     assert found["recommended"]["loss"] == "mmpo"
     assert found["recommended"]["mean_target"] <= 0.75
+
+
+LESS, MORE, LITTLE, NONE = [-0.02, -0.03, -0.01], [0.02, 0.01, 0.03], [-0.001, -0.004, 0.002], [-0.02, -0.05, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("matched", "shuffled", "said"),
+    [
+        ((LESS, LESS), (LESS, LESS), True),
+        ((LESS, NONE), (LESS, LESS), None),
+        ((LESS, LESS), (LESS, NONE), None),
+        ((LESS, LESS), (NONE, LESS), None),
+        ((LITTLE, MORE), (LESS, LESS), False),
+        ((LESS, MORE), (LESS, LESS), None),
+        ((LITTLE, NONE), (LESS, LESS), None),
+    ],
+)
+def test_calibration_takes_both_measures_against_both_controls(matched: tuple, shuffled: tuple, said: bool | None) -> None:
+    measures = {"accuracy": NONE}
+    effect = {
+        "minus_matched": measures | dict(zip(("nll", "ece"), matched)),
+        "minus_shuffled": measures | dict(zip(("nll", "ece"), shuffled)),
+    }
+    assert margins_add(effect)["calibration"] is said
 
 
 @pytest.mark.slow
@@ -70,12 +95,12 @@ def test_the_same_arguments_say_the_same(planted: tuple[pa.Table, np.ndarray]) -
     assert advise(table, values=values, seeds=1, seed=4) == advise(table, values=values, seeds=1, seed=4)
 
 
-def test_the_command_prints_the_surface(tmp_path: Path) -> None:
-    rows, _ = planted_rows(0.9, seed=1, prompts=30)
+def test_the_command_prints_the_surface(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, _ = planted_rows(0.9, seed=1, prompts=12)
     folder = pairs_folder(tmp_path / "pairs", rows)
-    done = mmpo("advise", folder, "--seeds", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    capsys.readouterr()
+    assert run(["advise", str(folder), "--seeds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert set(found) >= KEYS
     assert all(set(effect) >= EFFECT for effect in found["effects"])
     assert set(found["recommended"]) >= {"loss", "gamma", "ties", "normalise", "target"}
