@@ -63,6 +63,8 @@ def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None
         return None
     bins = [(row["low"], row["high"]) for row in shown[0]["by_margin"]]
     shown = [run for run in shown if [(row["low"], row["high"]) for row in run["by_margin"]] == bins]
+    few = 0.01 * sum(row["pairs"] for row in shown[0]["by_margin"])  # of fewer pairs nothing is seen
+    kept = [at for at, row in enumerate(shown[0]["by_margin"]) if row["pairs"] >= few]
 
     def points(axes: Any, at: int, x: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str) -> None:
         y, bounds = [row[key] for row in rows], [row.get(f"{key}_95") or [row[key]] * 2 for row in rows]
@@ -72,19 +74,18 @@ def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None
         axes.errorbar(x, y, yerr=bars, linewidth=1.4, elinewidth=1, label=str(shown[at]["name"]), **look)
 
     def by_margin(axes: Any) -> None:
-        targets = [row["mean_p"] for row in shown[0]["by_margin"]]
-        axes.plot(range(len(bins)), targets, color="#5b6675", linestyle="--", label="target")
+        targets = [shown[0]["by_margin"][at]["mean_p"] for at in kept]
+        axes.plot(range(len(kept)), targets, color="#5b6675", linestyle="--", label="target")
         for at, run in enumerate(shown):
             aside = 0.5 * (at - (len(shown) - 1) / 2) / max(len(shown), 3)
-            points(axes, at, [place + aside for place in range(len(bins))], run["by_margin"], "mean_q")
-        axes.set(xlabel="quality margin of the pair", ylabel="mean prediction q", xticks=range(len(bins)))
-        axes.set_xticklabels(["tie" if high == 0 else _span(low, high) for low, high in bins])
-        axes.legend(fontsize=9)
+            points(axes, at, [place + aside for place in range(len(kept))], [run["by_margin"][one] for one in kept], "mean_q")
+        axes.set(xlabel="quality margin of the pair", ylabel="mean prediction q", xticks=range(len(kept)))
+        axes.set_xticklabels(["tie" if bins[at][1] == 0 else _span(*bins[at]) for at in kept])
+        axes.legend(fontsize=9, loc="upper left")
 
     def reliability(axes: Any) -> None:
         found = [run["reliability"]["target"]["raw"] for run in shown]
-        least = [0.01 * sum(row["weight"] for row in rows) for rows in found]  # of fewer pairs nothing is seen
-        found = [[row for row in rows if row["weight"] >= few] for rows, few in zip(found, least, strict=True)]
+        found = [[row for row in rows if row["weight"] >= few] for rows in found]
         most = max(row["mean_x"] for rows in found for row in rows)
         axes.plot((0.5, most), (0.5, most), color="#5b6675", linestyle="--")
         for at, rows in enumerate(found):
