@@ -170,7 +170,7 @@ def _compare(
             for name, options in recipe.runs.items()
         ]
         summary["page"] = str(write_comparison(runs, recipe.out / "comparison.html", recipe.title))
-        _print_measures(recipe, measured)
+        print_measures(recipe, measured)
     write_json(recipe.out / "summary.json", {"build": built, "trained": trained, **summary})
     say(f"table:   {recipe.out / 'summary.json'}")
     say(f"page:    {summary['page'] or recipe.out / 'dataset.html'}")
@@ -178,13 +178,15 @@ def _compare(
     return summary
 
 
-def _print_measures(recipe: Recipe, measured: Mapping[str, Any]) -> None:
+def print_measures(recipe: Recipe, measured: Mapping[str, Any]) -> None:
     """Every run's measures with intervals, and what one of them is ahead of the others where the recipe asks for it."""
     some = next(iter(measured.values()))
-    what = f"{some['prompts']:,} prompts, {some['pairs']:,} pairs, {some['ties']:,} of them ties; γ {shown(some['gamma'])}"
+    what = f"{some['prompts']:,} prompts, {some['pairs']:,} pairs, {some['ties']:,} ties; γ {shown(some['gamma'])}"
     columns = {"run": "run", **{name: name for name in SHOWN}}
     title = f"{recipe.title}: {recipe.measures.split} pairs ({what}), 95% intervals over prompts"
-    print_rows(title, [{"run": name, **found} for name, found in measured.items()], columns)
+    named = [{"run": name, **found} for name, found in measured.items()]
+    longest = [{"run": f"({row['name']})", **row} for row in some.get("baselines", ()) if row["name"] == "longest wins"]
+    print_rows(title, named + longest, columns)
     one = recipe.measures.against
     rows = []
     for name, found in measured.items():
