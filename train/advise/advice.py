@@ -124,7 +124,7 @@ def signed(interval: Sequence[float]) -> str:
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What a summary says, the most important first."""
-    return [*_worth(found), *_settings(found), *_data(found), *_cautions(found)]
+    return [*_worth(found), *_votes(found), *_settings(found), *_data(found), *_cautions(found)]
 
 
 def _worth(found: Mapping[str, Any]) -> list[str]:
@@ -152,6 +152,19 @@ def _probabilities(matched: Mapping[str, Any], shuffled: Mapping[str, Any], adds
         rest = f"calibration error is larger by {ece}" if matched["ece"][1] > 0 else "calibration error cannot be told apart"
         return f"Likelihood improves by {better:.4f} nats ({least:.4f} to {most:.4f}) {against}; {rest}."
     return f"Whether margins make probabilities better can't be told: log loss {nll} nats, calibration error {ece}, {against}."
+
+
+def _votes(found: Mapping[str, Any]) -> list[str]:
+    cast, effect = found.get("votes"), found["effects"][-1]
+    if not cast:
+        return []
+    effect = effect["votes"]
+    matched, shuffled = (effect[f"minus_{name}"] for name in ("matched", "shuffled"))
+    return [
+        f"By {cast['votes']:.0f} votes of {', '.join(cast['raters'])} on {cast['pairs']} pairs of {cast['prompts']} prompts, which made no "
+        f"part of the margins: {points(matched['accuracy'])} over matched smoothing, {points(shuffled['accuracy'])} over shuffled margins; "
+        f"log loss a vote {signed(matched['nll'])} and {signed(shuffled['nll'])} nats."
+    ]
 
 
 def _settings(found: Mapping[str, Any]) -> list[str]:
@@ -241,12 +254,18 @@ def not_measurable(given: Given, found: Evidence) -> list[dict[str, str]]:
     """What this input has no answer to, why, and the command that makes one that has."""
     rows = []
     feedback = "mmpo build SOURCE ... --feedback-only --out FEEDBACK; mmpo advise FEEDBACK"
+    votes = "held-out raters' votes"
     if given.kind == "pairs":
         why = "pairs hold merged scores, not single grades"
         rows = [
-            {"what": what, "why": why, "command": feedback}
-            for what in ("normalisation by rater or prompt", "held-out raters' votes")
+            {"what": "normalisation by rater or prompt", "why": why, "command": feedback},
+            {"what": votes, "why": why, "command": f"{feedback} --votes RATER"},
         ]
+    elif len(given.raters) < 2:
+        rows = [{"what": votes, "why": "there is one rater", "command": "mmpo judge FEEDBACK --model NAME ..."}]
+    elif not given.voters:
+        why = f"none of the {len(given.raters)} raters was held out"
+        rows = [{"what": votes, "why": why, "command": "mmpo advise FEEDBACK --votes RATER"}]
     if not (~np.isnan(found.margin_se)).any():
         rows.append(
             {

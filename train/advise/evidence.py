@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline import build_pairs, load_feedback, load_pairs
+from mmpo.pipeline import BuildOptions, build_pairs, load_feedback, load_pairs
+from mmpo.pipeline.api import grades_of
 from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
-from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.pairs import first_user_messages
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.pairs import first_user_messages, rater_gaps
 from mmpo.pipeline.storage import MANIFEST, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, metadata
 from mmpo.train.data import check_rows, read_pairs
@@ -158,7 +159,9 @@ NORMALISED = ("none", "minmax", "zscore", "rank", "prompt-zscore")
 
 @dataclass(frozen=True)
 class Given:
-    """The data: PAIRS, or FEEDBACK with its pairs by normalisation and, where one can't be had, why."""
+    """The data: PAIRS, or FEEDBACK with its pairs by normalisation and, where one can't be had, why. raters: of all FEEDBACK; voters: those
+    of them that make no part of the margins.
+    """
 
     kind: str
     where: str
@@ -166,13 +169,29 @@ class Given:
     refused: Mapping[str, str]
     feedback: pa.Table | None = None
     prompts_in: int = 0
+    raters: Sequence[str] = ()
+    voters: Sequence[str] = ()
+
+    def votes(self, found: Evidence) -> np.ndarray | None:
+        """Of each pair the voters' votes for the chosen completion, a tie being half a vote, and all votes, (pairs, 2); None without."""
+        if not self.voters or self.feedback is None:
+            return None
+        cast = votes_of(self.feedback, self.voters)
+        ids = np.array(found.ids, dtype=object)
+        keys = zip(ids[found.chosen].tolist(), ids[found.rejected].tolist(), strict=True)
+        return np.array([cast.get(key, (0.0, 0.0)) for key in keys], dtype=np.float64).reshape(-1, 2)
 
 
-def read(data: str | Path | pa.Table, seed: int) -> Given:
-    """The tables that advice is about. Raises UserError where there are none, naming what was given."""
+def read(data: str | Path | pa.Table, seed: int, voters: Sequence[str] = ()) -> Given:
+    """The tables that advice is about. Raises UserError where there are none, naming what was given; and for voters that can't be."""
     table, where = (data, "the table") if isinstance(data, pa.Table) else (_table(Path(data)), str(data))
     if set(FEEDBACK.names) <= set(table.column_names):
-        return of_feedback(table, where, seed)
+        return of_feedback(table, where, seed, voters)
+    if voters:
+        raise UserError(
+            f"--votes {','.join(voters)}: {where} is no FEEDBACK, so that no rater can be held out of its margins. Give FEEDBACK: "
+            "mmpo build SOURCE ... --feedback-only --out FEEDBACK"
+        )
     if missing := [name for name in PAIRS.names if name not in table.column_names]:
         raise UserError(
             f"{where} is neither PAIRS nor FEEDBACK: it lacks {', '.join(missing)}. Give a folder that `mmpo build` wrote"
@@ -189,9 +208,21 @@ def _table(path: Path) -> pa.Table:
     return read_pairs(path, "")
 
 
-def of_feedback(feedback: pa.Table, where: str, seed: int) -> Given:
-    """Pairs by each normalisation that the grades allow, of the same completions; of much FEEDBACK from prompts drawn at random."""
+def of_feedback(feedback: pa.Table, where: str, seed: int, voters: Sequence[str] = ()) -> Given:
+    """Pairs by each normalisation that the grades allow, of the same completions; of much FEEDBACK from prompts drawn at random. voters:
+    raters that are kept out of the margins.
+    """
     rows = feedback.num_rows
+    raters = sorted({rater for names in _names(feedback).values() for rater in names})
+    for voter in voters:
+        if voter not in raters:
+            raise unknown_name(f"rater of {where}", voter, raters)
+    others = [rater for rater in raters if rater not in voters]
+    if not others:
+        raise UserError(
+            f"{where}: --votes names all of its raters ({', '.join(raters)}), so that the votes would be the margins' own. Leave one out "
+            "that makes the margins"
+        )
     sizes = np.diff(offsets_of(flat(feedback["completions"])))
     if sizes.sum() > MOST_COMPLETIONS:
         order = np.random.default_rng(seed).permutation(rows)
@@ -204,7 +235,7 @@ def of_feedback(feedback: pa.Table, where: str, seed: int) -> Given:
     refused: dict[str, str] = {}
     for name in NORMALISED:
         try:
-            found = build_pairs(feedback, normalise=name, max_per_prompt=most, seed=seed)
+            found = build_pairs(feedback, normalise=name, max_per_prompt=most, seed=seed, raters=others if voters else None)
         except UserError as error:
             refused[name] = str(error)
             continue
@@ -213,15 +244,36 @@ def of_feedback(feedback: pa.Table, where: str, seed: int) -> Given:
     if not pairs:
         reasons = "; ".join(dict.fromkeys(refused.values())) or "no prompt has two graded completions"
         raise UserError(f"{where}: no pair comes of this FEEDBACK: {reasons}")
-    return Given("feedback", where, pairs, refused, feedback, rows)
+    return Given("feedback", where, pairs, refused, feedback, rows, raters, tuple(dict.fromkeys(voters)))
 
 
-def graders_of(feedback: pa.Table, found: Evidence) -> np.ndarray:
+def _names(feedback: pa.Table) -> dict[str, list[str]]:
+    """Who gave each kind of grades."""
+    kinds = {kind: flat(feedback[kind]).flatten() for kind in ("ratings", "comparisons")}
+    return {kind: pc.unique(grades.field("rater")).to_pylist() if len(grades) else [] for kind, grades in kinds.items()}
+
+
+def votes_of(feedback: pa.Table, voters: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """By the ids of two completions, either way round: votes of these raters for the first, a tie being half a vote, and all votes."""
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
+    for evidence, names in _names(feedback).items():
+        for voter in (name for name in voters if name in names):
+            merged, resolved = grades_of(feedback, BuildOptions(format="feedback", evidence=evidence, raters=(voter,)))
+            gaps = rater_gaps(merged, replace(resolved.rules, strategy="all"))
+            for better, worse, gap in zip(gaps.better.tolist(), gaps.worse.tolist(), gaps.gap.tolist(), strict=True):
+                vote = 0.5 if gap == 0 else float(gap > 0)
+                for key, value in (((better, worse), vote), ((worse, better), 1 - vote)):
+                    before = sums.get(key, (0.0, 0.0))
+                    sums[key] = (before[0] + value, before[1] + 1)
+    return sums
+
+
+def graders_of(feedback: pa.Table, found: Evidence, voters: Sequence[str] = ()) -> np.ndarray:
     """A number for who graded each group, the source and the raters, (groups,); whoever graded less than a tenth is one together."""
     names, sources = (feedback[column].to_pylist() for column in ("prompt_id", "source"))
     who = {}
     for name, source, *grades in zip(names, sources, *_raters(feedback), strict=True):
-        who[name] = (source, *sorted({rater for given in grades for rater in given}))
+        who[name] = (source, *sorted({rater for given in grades for rater in given} - set(voters)))
     of_group = {int(group): who.get(name, ()) for group, name in zip(found.group, found.prompt_ids, strict=True)}
     kinds = sorted(set(of_group.values()), key=str)
     codes = np.array([kinds.index(of_group[group]) for group in range(len(of_group))])

@@ -53,11 +53,19 @@ class Measured:
         folds = []
         for fold, best in zip(self.folds, self.chosen(candidates), strict=True):
             at = [self.keys.index((best, role)) for role in name.roles]
-            names = ("tuned", "untuned", "raw", "validation", "decay")
+            names = ("tuned", "untuned", "raw", "validation", "decay", *(("voted",) if fold.voted is not None else ()))
             folds.append(
                 replace(fold, **{field: np.concatenate([getattr(fold, field), getattr(fold, field)[at]]) for field in names})
             )
         return replace(self, keys=[*self.keys, *((name, role) for role in name.roles)], folds=folds)
+
+    def of_votes(self) -> Measured:
+        """The same heads judged by votes on the test prompts, each vote counting once."""
+        folds = []
+        for fold in self.folds:
+            if fold.votes is not None and fold.voted is not None and (mine := fold.votes > 0).any():
+                folds.append(replace(fold, groups=fold.groups[mine], pairs=fold.votes[mine], tuned=fold.voted[:, mine]))
+        return replace(self, folds=folds)
 
     def chosen(self, candidates: Sequence[Setting]) -> list[Setting]:
         """The candidate that each split's validation prompts choose."""

@@ -20,6 +20,7 @@ from mmpo.train.advise.evidence import Evidence
 from mmpo.train.advise.heads import DECAYS
 
 FOLDS, PARTS = 5, 4
+FEWEST = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ class Fold:
     shape (keys, groups, 2 + BINS): right, likelihood loss, and confidence − right by bin of the confidence. untuned: at the least decay,
     its temperature still its own. validation: sums over validation prompts' groups of the temperature-scaled loss at the best decay,
     (keys, all groups); chosen_on: of pairs there, (all groups,); decay: the best one, (keys,). raw: sums as in
-    tuned at temperature 1. logits: of Bradley–Terry, for the test pairs at `rows`.
+    tuned at temperature 1. logits: of Bradley–Terry, for the test pairs at `rows`. votes, voted: where there are votes of others, how many
+    there are in each test group, (groups,), and sums as in tuned over them, ties among the pairs, at the temperature that suits the votes
+    on validation prompts best (where fewer than FEWEST pairs have any, that of the labels).
     """
 
     groups: np.ndarray
@@ -53,6 +56,8 @@ class Fold:
     decay: np.ndarray
     rows: np.ndarray
     logits: np.ndarray
+    votes: np.ndarray | None = None
+    voted: np.ndarray | None = None
 
 
 def splits(found: Evidence, seeds: int, seed: int, rotations: int | None = None) -> Iterator[Split]:
@@ -79,28 +84,39 @@ def joined(folds: Sequence[Fold]) -> Fold:
     means = {
         name: np.mean([getattr(f, name) for f in folds], axis=0) for name in ("tuned", "untuned", "raw", "validation", "logits")
     }
+    if folds[0].voted is not None:
+        means["voted"] = np.mean([f.voted for f in folds], axis=0)
     return replace(folds[0], **means, decay=np.median([fold.decay for fold in folds], axis=0))
 
 
-def scale_of(z: np.ndarray) -> np.ndarray:
+def scale_of(z: np.ndarray, votes: np.ndarray | None = None) -> np.ndarray:
     """1/temperature at which the likelihood of the labels is best, for each column of z (pairs, columns), all of which are of the chosen
-    one; between e⁻⁹ and e⁹. The loss is convex in it: bisection on its slope.
+    one; or of votes, (pairs, 2): for the chosen one, and all. Between e⁻⁹ and e⁹. The loss is convex in it: bisection on its slope.
     """
     low, high = np.full(z.shape[1], -9.0), np.full(z.shape[1], 9.0)
     z = z.astype(np.float32)
+    every = np.float32(1) if votes is None else votes[:, 1:].astype(np.float32)
+    against = np.float32(0) if votes is None else ((votes[:, 1:] - votes[:, :1]) * z).sum(axis=0)
     for _ in range(22):
         middle = (low + high) / 2
-        steep = (z / (1 + np.exp(np.clip(z * np.exp(middle).astype(np.float32), -80, 80)))).sum(axis=0) > 0
+        steep = (every * z / (1 + np.exp(np.clip(z * np.exp(middle).astype(np.float32), -80, 80)))).sum(axis=0) > against
         low, high = np.where(steep, middle, low), np.where(steep, high, middle)
     return np.exp((low + high) / 2)
 
 
 def run_split(
-    found: Evidence, values: np.ndarray, rows: Sequence[Setting], split: Split, rng: np.random.Generator, controls: bool = True
+    found: Evidence,
+    values: np.ndarray,
+    rows: Sequence[Setting],
+    split: Split,
+    rng: np.random.Generator,
+    controls: bool = True,
+    votes: np.ndarray | None = None,
 ) -> tuple[list[Key], Fold]:
     """One split: every objective and its controls fitted on the training pairs, chosen on validation, summed over test groups.
 
-    values: every completion's features, (completions, features), of which what was fitted was fitted on training prompts.
+    values: every completion's features, (completions, features), of which what was fitted was fitted on training prompts. votes: of raters
+    that made no part of the margins, for the chosen completion and all, (pairs, 2).
     """
     group = found.pair_group
     x = values[found.chosen] - values[found.rejected]
@@ -126,6 +142,17 @@ def run_split(
         _sums(logit, factor, place, len(groups))
         for logit, factor in ((tuned, scale[every, best]), (last, scale[:, 0]), (tuned, None))
     ]
+    counted = voted = None
+    if votes is not None:
+        known = votes[:, 1] > 0
+        trial, polled = (
+            np.flatnonzero(known & mask[group]) for mask in (split.validation, np.isin(np.arange(len(split.test)), groups))
+        )
+        chosen = weights[:, every, best]
+        factor = scale_of(x[trial] @ chosen, votes[trial]) if len(trial) >= FEWEST else scale[every, best]
+        at = np.searchsorted(groups, group[polled])
+        voted = _sums(x[polled] @ chosen, factor, at, len(groups), votes[polled])
+        counted = np.bincount(at, votes[polled, 1], len(groups))
     reference = keys.index((BRADLEY_TERRY, OWN))
     return keys, Fold(
         groups,
@@ -136,21 +163,30 @@ def run_split(
         decay=np.array(DECAYS)[best],
         rows=judge,
         logits=tuned[:, reference] * scale[reference, best[reference]],
+        votes=counted,
+        voted=voted,
     )
 
 
-def _sums(z: np.ndarray, scale: np.ndarray | None, place: np.ndarray, groups: int) -> np.ndarray:
-    """Sums over each group, shape (columns, groups, 2 + BINS); z: (pairs, columns); z = 0 is half right."""
+def _sums(z: np.ndarray, scale: np.ndarray | None, place: np.ndarray, groups: int, votes: np.ndarray | None = None) -> np.ndarray:
+    """Sums over each group, shape (columns, groups, 2 + BINS); z: (pairs, columns); z = 0 is half right. votes: of each pair for the chosen
+    completion, and all, (pairs, 2); without them one for the chosen one.
+    """
     from scipy.sparse import csr_array
 
     z = z if scale is None else z * scale
     right = np.where(z == 0, 0.5, z > 0)
+    loss, each = softplus(-z), None
+    if votes is not None:
+        mine, each = votes[:, :1], votes[:, 1:]
+        right, loss = right * mine + (1 - right) * (each - mine), mine * loss + (each - mine) * softplus(z)
     q = sigmoid(np.abs(z))
     which = np.minimum((q * BINS).astype(np.int64), BINS - 1)
     pairs, columns = z.shape
     collect = csr_array((np.ones(pairs), (place, np.arange(pairs))), shape=(groups, pairs))
     found = np.empty((columns, groups, 2 + BINS), dtype=np.float32)
-    found[:, :, 0], found[:, :, 1] = (collect @ right).T, (collect @ softplus(-z)).T
+    found[:, :, 0], found[:, :, 1] = (collect @ right).T, (collect @ loss).T
+    q = q if each is None else q * each
     for column in range(columns):
         at = place * BINS + which[:, column]
         off = np.bincount(at, q[:, column] - right[:, column], minlength=groups * BINS)

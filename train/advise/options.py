@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmpo.pipeline.options import NUMBER, Count, TextOrPath, options
+from mmpo.pipeline.options import LISTED, NUMBER, Count, TextOrPath, options
 
 
 @options
@@ -18,5 +18,7 @@ class AdviseOptions:
     """splits into training, validation and test prompts; five test every prompt once"""
     seed: Annotated[int, Field(ge=0), NUMBER] = 0
     """seed of the splits and of every other draw"""
+    votes: Annotated[tuple[str, ...] | None, LISTED] = None
+    """raters of FEEDBACK, separated by commas, who make no part of the margins: heads are judged on their votes too"""
     out: TextOrPath | None = None
     """page to write, self-contained HTML with plots"""

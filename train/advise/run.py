@@ -39,7 +39,7 @@ def advise(data: str | Path | pa.Table, *, values: np.ndarray | None = None, **o
     low, high] at 95%.
     """
     chosen = options_from(AdviseOptions, options)
-    given = read(data, chosen.seed)
+    given = read(data, chosen.seed, chosen.votes or ())
     with ProgressReporter("advise", "splits") as progress, one_thread():
         summary = Look(given, chosen, values).summary(progress)
     if chosen.out:
@@ -84,13 +84,24 @@ class Look:
         variants = self.normalisations()
         found = self.found
         rows = settings_for(found)
-        measured = self.measured(found, rows, progress)
+        votes = self.given.votes(found)
+        if votes is not None:
+            self.check_votes(found, votes)
+        measured = self.measured(found, rows, progress, votes)
         grid = [row for row in rows if row.is_mmpo and row.target == "plain"]
         grid.sort(key=lambda row: row != default(rows))
         picked = measured.chosen(grid)
         measured = measured.with_choice(grid, CHOSEN)
         about = self.explained(found, measured)
         effects = [self.effect(measured, row, found) for row in rows] + [self.effect(measured, CHOSEN, found, picked)]
+        if votes is not None:
+            polled = measured.of_votes()
+            if not polled.folds:
+                raise UserError(
+                    f"{self.given.where}: none of the prompts that judge has votes: take more --seeds (5 judge by every prompt)"
+                )
+            for effect, row in zip(effects, [*rows, CHOSEN], strict=True):
+                effect["votes"] = self.polled(polled, row)
         adds = margins_add(effects[-1])
         curve = self.learning_curve(found)
         summary = {
@@ -103,6 +114,7 @@ class Look:
             **about,
             "baseline": {"objective": "dpo", **{name: effects[0][name] for name in (*MEASURES, "untuned", "raw")}},
             "effects": effects,
+            "votes": None if votes is None else self.voting(found, votes),
             "margins_add": adds,
             "learning_curve": curve,
             "normalisations": variants,
@@ -113,12 +125,46 @@ class Look:
         }
         return summary | {"recipe": recipe(summary["recommended"]), "sentences": sentences(summary)}
 
-    def measured(self, found: Evidence, rows: Sequence[Setting], progress: ProgressReporter) -> Measured:
+    def check_votes(self, found: Evidence, votes: np.ndarray) -> None:
+        """Raises UserError where too few prompts have votes to judge anything by."""
+        groups = len(np.unique(found.pair_group[votes[:, 1] > 0]))
+        if groups < LEAST_PROMPTS:
+            raise UserError(
+                f"{self.given.where}: {', '.join(self.given.voters)} graded both completions of a pair on {groups} "
+                f"prompt{'s' * (groups != 1)} that others graded too, and differences take {LEAST_PROMPTS} at least. Name other raters in "
+                "--votes, or gather more of their grades"
+            )
+
+    def voting(self, found: Evidence, votes: np.ndarray) -> dict[str, Any]:
+        """Whose votes, how many, on how many pairs and prompts, and how often they side with the margin; ties among margins apart."""
+        known, mine = votes[:, 1] > 0, found.decided
+        total = votes[known & mine].sum(axis=0)
+        return {
+            "raters": list(self.given.voters),
+            "votes": float(votes[:, 1].sum()),
+            "pairs": int(known.sum()),
+            "prompts": len(np.unique(found.pair_group[known])),
+            "with_margin": float(total[0] / total[1]) if total[1] else None,
+        }
+
+    def polled(self, measured: Measured, row: Setting) -> dict[str, Any]:
+        """One objective by votes: its figures at the temperature that suits the votes on validation prompts, and its differences."""
+        found: dict[str, Any] = dict(zip(MEASURES, measured.values[measured.keys.index((row, OWN))].tolist(), strict=True))
+        others = {"bradley_terry": (BRADLEY_TERRY, OWN), "matched": (row, MATCHED), "shuffled": (row, SHUFFLED)}
+        for name, other in others.items():
+            known = other in measured.keys and other != (row, OWN)
+            found[f"minus_{name}"] = measured.difference((row, OWN), other) if known else None
+        return found
+
+    def measured(
+        self, found: Evidence, rows: Sequence[Setting], progress: ProgressReporter, votes: np.ndarray | None = None
+    ) -> Measured:
         """Every objective with its controls on every split."""
         turns: dict[int, list[Fold]] = {}
         keys = []
         for number, (split, values) in enumerate(zip(self.splits, self.values, strict=True)):
-            keys, fold = run_split(found, values, rows, split, np.random.default_rng([self.options.seed, number, 2]))
+            rng = np.random.default_rng([self.options.seed, number, 2])
+            keys, fold = run_split(found, values, rows, split, rng, votes=votes)
             turns.setdefault(split.number, []).append(fold)
             progress("splits", number + 1, len(self.splits))
         return Measured(keys, [joined(folds) for folds in turns.values()], self.groups, self.options.seed)
@@ -220,7 +266,7 @@ class Look:
         seed = self.options.seed
         found = {name: aligned(table, self.found, name) for name, table in self.given.pairs.items()}
         sums = {name: explained.margin_sums(one, self.values, self.splits, self.groups) for name, one in found.items()}
-        base, graders = self.normalised, graders_of(self.given.feedback, self.found)
+        base, graders = self.normalised, graders_of(self.given.feedback, self.found, self.given.voters)
         rows = []
         for name, mine in sums.items():
             value = explained.r2(mine, seed=seed, graders=graders)

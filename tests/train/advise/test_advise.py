@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from folders import pairs_folder
+from folders import feedback_folder, pairs_folder
 from planted import planted_evidence, planted_rows
 
 from mmpo.cli.main import run
@@ -110,6 +110,49 @@ def test_the_command_prints_the_surface(tmp_path: Path, capsys: pytest.CaptureFi
     assert low <= value <= high
     assert found["pairs"] > 0
     assert {row["what"] for row in found["not_measurable"]} >= {"held-out raters' votes"}
+
+
+RATERS = {"maker": 1.0, "same": 2.0, "opposite": -1.0}
+
+
+def voted(folder: Path, *names: str, prompts: int = 30) -> Path:
+    """FEEDBACK of one who makes margins, one who says the same on another scale, and one who says the opposite."""
+    rows, _ = planted_rows(0.9, seed=1, prompts=prompts)
+    return feedback_folder(folder, [{**row, "score": row["score"] * RATERS[name], "rater": name} for row in rows for name in names])
+
+
+def test_held_out_raters_judge_by_votes_and_make_no_margin(tmp_path: Path) -> None:
+    alike, split = (
+        advise(voted(tmp_path / names[-1], "maker", *names), seeds=1, votes=names) for names in (("same",), ("same", "opposite"))
+    )
+    assert [one["votes"]["with_margin"] for one in (alike, split)] == [1.0, 0.5]
+    assert alike["votes"]["pairs"] == alike["pairs"] and split["votes"]["votes"] == 2 * split["pairs"]
+    for effect in alike["effects"]:
+        for name in ("accuracy", "nll"):
+            assert effect["votes"][name] == pytest.approx(effect[name], abs=1e-5)
+        if effect["minus_matched"]:
+            assert effect["votes"]["minus_matched"]["nll"] == pytest.approx(effect["minus_matched"]["nll"], abs=1e-4)
+    assert all(effect["votes"]["accuracy"] == pytest.approx(0.5) for effect in split["effects"])
+    assert any(sentence.startswith("By ") and " votes of same on " in sentence for sentence in alike["sentences"])
+    assert "held-out raters' votes" not in {row["what"] for row in alike["not_measurable"]}
+
+
+@pytest.mark.parametrize(
+    ("votes", "said"),
+    [(("maker", "same", "opposite"), "would be the margins' own"), (("sam",), "did you mean 'same'")],
+)
+def test_votes_of_the_margins_own_raters_are_refused(tmp_path: Path, votes: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        advise(voted(tmp_path / "feedback", *RATERS, prompts=12), votes=votes)
+
+
+def test_votes_of_pairs_and_of_few_prompts_are_refused(tmp_path: Path) -> None:
+    rows = graded(30, lambda i, j: j)
+    with pytest.raises(UserError, match="is no FEEDBACK"):
+        advise(table_of(tmp_path, rows), votes=("rater",))
+    few = [{**row, "rater": "maker"} for row in rows] + [{**row, "rater": "few"} for row in rows[:6]]
+    with pytest.raises(UserError, match="on 3 prompts that others graded too"):
+        advise(feedback_folder(tmp_path / "feedback", few), votes=("few",))
 
 
 def graded(prompts: int, score: Any) -> list[dict[str, Any]]:

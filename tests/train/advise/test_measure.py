@@ -36,6 +36,17 @@ def test_temperature_is_that_of_the_metrics() -> None:
     assert 1 / scale_of(z) == pytest.approx([temperature_fit(column, np.ones(200)) for column in z.T], rel=1e-3)
 
 
+def test_of_votes_too_and_their_sums_are_those_of_single_labels() -> None:
+    rng = np.random.default_rng(0)
+    z, place = rng.standard_normal((200, 1)) * np.array([1.0, 3.0]), rng.integers(0, 17, 200)
+    votes = np.stack([rng.binomial(3, sigmoid(z[:, 0])), np.full(200, 3)], axis=1).astype(float)
+    share = votes[:, 0] / 3
+    assert 1 / scale_of(z, votes) == pytest.approx([temperature_fit(column, share) for column in z.T], rel=1e-3)
+    labels = np.stack([np.arange(3) < count for count in votes[:, 0]])
+    copies = sum(_sums(np.where(one[:, None], z, -z), None, place, 17) for one in labels.T)
+    assert _sums(z, None, place, 17, votes) == pytest.approx(copies, abs=1e-3)
+
+
 def test_sums_by_group_are_the_measures() -> None:
     rng = np.random.default_rng(0)
     z = rng.standard_normal((300, 2)) + 0.5
