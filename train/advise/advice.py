@@ -250,6 +250,9 @@ def _cautions(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_MENDED = {"scale": "mmpo build --scale LOW:HIGH ...", "scores": "scores of single completions would take it"}
+
+
 def not_measurable(given: Given, found: Evidence) -> list[dict[str, str]]:
     """What this input has no answer to, why, and the command that makes one that has."""
     rows = []
@@ -275,7 +278,7 @@ def not_measurable(given: Given, found: Evidence) -> list[dict[str, str]]:
             }
         )
     rows += [
-        {"what": f"--normalise {name}", "why": why, "command": "mmpo build --scale LOW:HIGH ..."}
+        {"what": f"--normalise {name}", "why": why, "command": _MENDED["scale" if "--scale" in why else "scores"]}
         for name, why in given.refused.items()
     ]
     return rows

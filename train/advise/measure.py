@@ -85,7 +85,7 @@ def joined(folds: Sequence[Fold]) -> Fold:
         name: np.mean([getattr(f, name) for f in folds], axis=0) for name in ("tuned", "untuned", "raw", "validation", "logits")
     }
     if folds[0].voted is not None:
-        means["voted"] = np.mean([f.voted for f in folds], axis=0)
+        means["voted"] = np.mean([f.voted for f in folds if f.voted is not None], axis=0)
     return replace(folds[0], **means, decay=np.median([fold.decay for fold in folds], axis=0))
 
 
