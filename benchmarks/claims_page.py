@@ -1,6 +1,6 @@
 """benchmarks/claims.py --page: docs/when-margins-help.md and its plots, of docs/claims.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +208,9 @@ A setting other than γ auto is picked only where it leads by two standard error
 
 
 def _pretrained(claims: Row) -> str:
-    part = claims.get("pretrained")
-    if not part:
-        return ""
-    import claims_pretrained
+    from claims_pretrained import page
 
-    page: Callable[[Any], str] | None = getattr(claims_pretrained, "page", None)
-    return page(part) if page else ""
+    return page(claims.get("pretrained"))
 
 
 def _by_r2(claims: Row) -> Any:

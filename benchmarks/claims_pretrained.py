@@ -378,6 +378,64 @@ def _at(rows: Sequence[dict[str, Any]], objective: str, at: str) -> list[dict[st
     return found
 
 
+# --- the page ---------------------------------------------------------------------------------------------------------------------
+
+SHOWN = {"accuracy": "accuracy, points", "nll": "NLL", "nll_scaled": "NLL, scaled", "ece": "ECE", "ece_scaled": "ECE, scaled"}
+NAMES = {"bt": "Bradley–Terry", "matched": "matched", "shuffled": "shuffled"}
+WAYS = {"top:2": "reward model, its two uppermost layers", "lora": "reward model by LoRA", "policy": "policy"}
+MISSING = """
+## Pretrained models, fine-tuned
+
+This part has not been run: `make models`, then `python benchmarks/claims.py --part pretrained`."""
+
+
+def page(part: dict[str, Any] | None) -> str:
+    """The section of docs/when-margins-help.md on what `run` returned; None where it has not been run."""
+    from scipy.stats import t
+
+    rows = (part or {}).get("rows")
+    if not part or not rows:
+        return MISSING
+    measured = {(row["set"], row["way"]) for row in rows}
+    lines = [
+        "",
+        "## Pretrained models, fine-tuned",
+        "",
+        "SmolLM2-135M-Instruct, fine-tuned with every objective on the same prompts in the same order: MMPO at a mean target minus what it",
+        "is compared with, means over seeds with 95% intervals (t). *Best*: each objective at its own epoch of the best likelihood on",
+        "validation prompts; *last*: after the last epoch, far into overfitting. *Scaled*: at the temperature that suits validation",
+        "prompts best. Accuracy is better above 0, the rest below.",
+    ]
+    for name, way in dict.fromkeys((row["set"], row["way"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["way"]) == (name, way)]
+        seeds, epochs = (len({row[key] for row in own}) for key in ("seed", "epoch"))
+        pairs = max(row["pairs"] for row in own)
+        lines += [
+            "",
+            f"**{name}, {WAYS[way]}**: {seeds} seed{'s' * (seeds != 1)}, {pairs:,} training pairs, {epochs} epochs",
+            "",
+            "| epoch | MMPO | minus | " + " | ".join(SHOWN.values()) + " |",
+            "|---" * (3 + len(SHOWN)) + "|",
+        ]
+        reach = float(t.ppf(0.975, seeds - 1)) if seeds > 1 else math.nan
+        for row in (row for row in part["compared"] if (row["set"], row["way"]) == (name, way)):
+            cells = [_cell(row["differences"].get(measure), reach, measure == "accuracy") for measure in SHOWN]
+            start = f"{row['mmpo']:g}".removeprefix("0"), NAMES[row["minus"].split("@")[0]]
+            lines.append(f"| {row['epoch']} | {' | '.join(start)} | {' | '.join(cells)} |")
+    left = [f"{name} ({WAYS[way]})" for name, ways in WAYS_OF.items() for way in ways if (name, way) not in measured]
+    return "\n".join(lines) + (f"\n\nNot run: {', '.join(left)}." if left else "")
+
+
+def _cell(difference: list[float | None] | None, reach: float, points: bool) -> str:
+    """A mean and its interval; the mean alone, of one seed."""
+    if difference is None or difference[0] is None:
+        return "–"
+    (value, error), digits = difference, 1 if points else 3
+    numbers = [value] if error is None else [value, value - reach * error, value + reach * error]
+    first, *ends = (f"{(100 if points else 1) * one:+.{digits}f}".replace("-", "−") for one in numbers)
+    return f"{first} ({ends[0]} to {ends[1]})" if ends else f"{first} (one seed)"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -36,3 +36,27 @@ def test_what_the_claims_say_follows_from_their_intervals() -> None:
     assert claims["sets"]
     for name, summary in claims["sets"].items():
         assert summary["margins_add"] == margins_add(summary["effects"][-1]), name
+
+
+def test_the_page_has_pretrained_models_with_intervals_and_says_what_was_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from claims_pretrained import compared, page
+
+    assert "This part has not been run" in page(None)
+    rows = [
+        {
+            "set": "alpaca", "way": "lora", "objective": objective, "seed": seed, "epoch": epoch, "pairs": 40,
+            "accuracy": 0.7 + (objective == "mmpo@0.9") * 0.01 * (seed + 1), "nll": 0.6 * epoch, "nll_scaled": 0.6, "ece": 0.1,
+            "ece_scaled": 0.05, "validation_nll_scaled": 0.6 * epoch,
+        }
+        for objective in ("bt", "mmpo@0.9", "matched@0.9", "shuffled@0.9") for seed in range(3) for epoch in (1, 2)
+    ]  # fmt: skip
+    said = page({"rows": rows, "compared": compared(rows)})
+    # +1, +2 and +3 points: mean 2, standard error 1/√3, t with 2 degrees of freedom 4.303
+    assert "| best | .9 | Bradley–Terry | +2.0 (−0.5 to +4.5) | +0.000 (+0.000 to +0.000) |" in said
+    assert "| last | .9 | shuffled |" in said
+    assert "**alpaca, reward model by LoRA**: 3 seeds, 40 training pairs, 2 epochs" in said
+    assert "Not run: alpaca (reward model, its two uppermost layers), alpaca (policy), arena" in said
+    assert "+2.0 (one seed)" not in said
+    one = [row for row in rows if row["seed"] == 0]
+    assert "+1.0 (one seed)" in page({"rows": one, "compared": compared(one)})
