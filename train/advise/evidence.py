@@ -250,7 +250,7 @@ def of_feedback(feedback: pa.Table, where: str, seed: int, voters: Sequence[str]
 def _names(feedback: pa.Table) -> dict[str, list[str]]:
     """Who gave each kind of grades."""
     kinds = {kind: flat(feedback[kind]).flatten() for kind in ("ratings", "comparisons")}
-    return {kind: pc.unique(grades.field("rater")).to_pylist() if len(grades) else [] for kind, grades in kinds.items()}
+    return {kind: pc.unique(grades.field("rater").drop_null()).to_pylist() if len(grades) else [] for kind, grades in kinds.items()}
 
 
 def votes_of(feedback: pa.Table, voters: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:
