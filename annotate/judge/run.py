@@ -44,6 +44,8 @@ PROGRESS_SECONDS = 0.5
 PROBE_RETRIES = 4
 """How often the first requests are asked again at most: what fails from the start seldom passes."""
 PASSING = ("rate_limit", "transient", "unreachable")
+TRIED = frozenset(("n", "seed", "response_format"))
+"""What the first requests try for; some servers refuse them by status 500, which is asked once more and then believed."""
 LONG_WAIT = 2.0
 """Seconds of a wait before the run begins that are worth a line."""
 INTERRUPTED = "interrupted; what was in flight has been finished"
@@ -252,10 +254,15 @@ async def _probed(
             outcome = await endpoint.ask(body)
             answer = outcome if isinstance(outcome, Answer) else outcome.answer
             paid.extend([answer] if answer else [])
-            if isinstance(outcome, Answer) or outcome.kind not in PASSING or named_parameter(outcome.message, body):
+            if isinstance(outcome, Answer) or outcome.kind not in PASSING:
+                return outcome
+            if outcome.reason.startswith(("status_", "error_in")) and named_parameter(
+                outcome.message, body.keys() - {"model", "messages"}
+            ):
                 return outcome
             limited = outcome.kind == "rate_limit"
-            if not limited and tries >= min(options.retries, PROBE_RETRIES):
+            most = 1 if outcome.reason == "status_500" and not TRIED.isdisjoint(body) else PROBE_RETRIES
+            if not limited and tries >= min(options.retries, most):
                 return outcome
             wait = outcome.retry_after or backoff(tries)
             if waited + wait > options.patience:

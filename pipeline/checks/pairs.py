@@ -202,7 +202,7 @@ class _Batch:
         """The largest margins of two prompts: a build's examples, which the manifest keeps."""
         ids, names = _coded(self.batch.column("prompt_id"))
         margin, found = np.where(np.isfinite(margin), margin, -1.0), self.found.largest
-        for _ in range(min(2, len(names))):
+        for _ in range(min(2, len(names)) if len(margin) else 0):
             at = int(np.argmax(margin))
             one = names[int(ids[at])].as_py()
             found[one] = max(float(margin[at]), found.get(one, -1.0))

@@ -71,7 +71,7 @@ def test_listwise_binds_every_grade_to_its_reply(schema: str, judging: Any) -> N
     assert len(found) == 48
     assert np.corrcoef([one["score"] for one in found], [alone[one["text"]] for one in found])[0, 1] > 0.999
     sent = sum("response_format" in record["body"] for record in job.server.log())
-    assert (sent == 1 or schema != "500") and (sent > 10 or schema != "honoured")
+    assert (sent == 2 or schema != "500") and (sent > 10 or schema != "honoured")  # a status 500 is asked once more
 
 
 @pytest.mark.parametrize("way", ["off", "empty", "no_content", "400"])
