@@ -27,6 +27,8 @@ from mmpo.pipeline.tables import (
 
 SATURATED = 0.95
 """A target above this pulls like a certain label: the margin behind it no longer matters."""
+Z_SCORES = 20.0
+"""A width in standard deviations: of scores without a scale and without steps in the manifest."""
 
 
 def look_at_pairs(found: Findings) -> None:
@@ -219,8 +221,8 @@ class _Batch:
         broken |= self._no_number("score_rejected", rejected)
         broken |= ~both if evidence == "ratings" else both if evidence == "comparisons" else False
         # A step is at most 1e-12 of the scale's width, or 1e-14 of the largest grade; without a scale the manifest has it.
-        width = bounds[1] - bounds[0] if bounds else 0.0
         step = max(map(_number, (self.found.manifest.get("rounding_steps") or {}).values()), default=0.0)
+        width = bounds[1] - bounds[0] if bounds else 0.0 if step else Z_SCORES
         largest = np.maximum(np.abs(chosen), np.abs(rejected))
         broken |= both & np.isfinite(margin) & (np.abs(chosen - rejected - margin) > step + 1e-12 * width + 2e-14 * largest)
         self._say("scores", broken)

@@ -156,10 +156,11 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     items, merged, step = merge_raters(grades, rules.merge_raters)
     exact, scores, steps = np.full(len(prompt), np.nan), np.full(len(prompt), np.nan), np.zeros(len(prompt))
     exact[items], scores[items], steps[items] = merged, comparable(merged, step, prompt[items]), step
-    unequal = steps.copy()
+    unequal, placed = steps.copy(), exact
     if within_prompt := NORMALISATIONS[rules.normalise].within_prompt:
         step = step_of(1.0, 1.0)
-        scores = rounded(within_prompt(scores, prompt), step)
+        placed = within_prompt(scores, prompt)
+        scores = rounded(placed, step)
         own = comparable(grades.value, grades.step, grades.prompt, grades.rater)
         own = rounded(within_prompt(own, grades.prompt, grades.rater), step)
         steps[:] = step
@@ -172,7 +173,10 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     chosen, rejected = order[better], order[worse]
     gaps = own_gaps(grades, chosen, rejected)
     score_chosen, score_rejected = scores[chosen], scores[rejected]
-    margin = rounded(score_chosen - score_rejected, np.maximum(steps[chosen], steps[rejected]))
+    # Of the scores as they were: scores rounded first make two margins of one, 4 − 11/3 and 11/3 − 10/3.
+    step = np.maximum(steps[chosen], steps[rejected])
+    margin = rounded(placed[chosen] - placed[rejected], step)
+    margin = np.where((score_chosen == score_rejected) | (margin <= 0), rounded(score_chosen - score_rejected, step), margin)
     rounded_ties = (margin == 0) & differ(exact[chosen], exact[rejected], unequal[chosen])
     if rules.origin:
         scores = rounded(scores + rules.origin, steps)

@@ -14,7 +14,7 @@ from folders import write_rows
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmpo.pipeline import BuildOptions, build, build_pairs, load_pairs
+from mmpo.pipeline import BuildOptions, build, build_pairs, load_pairs, validate
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.sources import FeedbackBuilder
@@ -274,3 +274,19 @@ def test_unequal_grades_that_become_equal_are_counted(gap: float, count: int, tm
     rows = [{"prompt": "q", "completion": text, "score": score} for text, score in (("a", 3.0), ("b", 3.0 + gap), ("c", 1.0))]
     summary = build(write_rows(tmp_path / "g.jsonl", rows), tmp_path / "out", options=BuildOptions(format="jsonl", scale=(1, 5)))
     assert summary["rounded_ties"] == count
+
+
+@pytest.mark.parametrize("normalise", ["none", "minmax", "zscore"])
+def test_equal_differences_of_scores_are_one_margin(normalise: str, tmp_path: Path) -> None:
+    """4 − 11/3 and 11/3 − 10/3 are a third each: scores that were rounded first would make .333333333333 and …334 of them."""
+    grades = [("apple", (4, 4, 4)), ("pear", (3, 4, 4)), ("plum", (3, 4, 3))]
+    rows = [
+        {"prompt": "Q", "completion": text, "rater": rater, "score": score}
+        for text, scores in grades
+        for rater, score in zip("xyz", scores, strict=True)
+    ]
+    options = BuildOptions("jsonl", scale=(1, 5), normalise=normalise, strategy="adjacent", split=(1, 0, 0))
+    build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", options=options)
+    margins = load_pairs(tmp_path / "out")["quality_margin"].to_pylist()
+    assert len(margins) == 2 and (normalise == "zscore" or len(set(margins)) == 1)
+    assert {check["status"] for check in validate(tmp_path / "out")["checks"]} <= {"pass", "unknown", "warn"}
