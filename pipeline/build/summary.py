@@ -181,6 +181,7 @@ NOTED = {
         for key in ("reasoning_content", "reasoning", "thinking")
     },
     "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
+    "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content): --thinking keep or drop decides, "
     "and --graded-part answer says that the grades are of the answers alone",
 }

@@ -103,6 +103,6 @@ def share_interval(drawn: Floats, value: float | None, clusters: int) -> list[fl
     """
     found = interval(drawn, value, clusters)
     if found is None or value not in (0.0, 1.0):
-        return None if found is None else [max(found[0], 0.0), min(found[1], 1.0)]
+        return None if found is None else [max(found[0], 0.0), min(found[1], max(1.0, value))]
     reach = 1.0 - 0.025 ** (1.0 / clusters)
     return [1.0 - reach, 1.0] if value else [0.0, reach]

@@ -52,6 +52,9 @@ def uncounted(_: str) -> None:
     """For whoever does not keep counts."""
 
 
+_KEYS = {"role", "from", "content", "value", "name", "images", "tool_calls", "function_call", "tool_call_id", *THINKING}
+
+
 def read_message(message: Any, count: Count = uncounted) -> ReadMessage:
     """A message {"role" or "from", "content" or "value", ...}, its keys under the names of MESSAGE_KEYS; what of it can't be kept is left
     out and counted.
@@ -81,6 +84,8 @@ def read_message(message: Any, count: Count = uncounted) -> ReadMessage:
         raise BadRow("unknown_role", {"role": role[:80], "allowed": sorted(_ROLES)})
     if message.get("name"):
         count("name_left_out")
+    if any(given for key, given in message.items() if key not in _KEYS or (key == "tool_calls" and known != "assistant")):
+        count("keys_left_out")
     answered = str(answered) if known == "tool" and answered not in (None, "") else None
     if thinking is None and calls is None and answered is None:
         return known, text

@@ -191,7 +191,8 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
         gain = tied["minus_bradley_terry"]["accuracy"]
         share = f"{100 * found['ties'] / found['pairs']:.0f}% of the pairs are ties"
         lines.append(
-            f"Take --ties {advice['ties']}. {share}; added at ½ to Bradley–Terry they change its accuracy by {points(gain)}."
+            f"Take --ties {advice['ties']} with {advice['loss']}, which did best so. {share}; added at ½ to Bradley–Terry alone they "
+            f"change its accuracy by {points(gain)}."
         )
     if found["normalisations"]:
         base = next(row["normalise"] for row in found["normalisations"])

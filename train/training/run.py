@@ -223,6 +223,11 @@ def prepare_run(options: TrainOptions) -> Preparation:
     pairs, measured = read_pairs(options.data, "train"), _measured(options)
     folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured], parse_terms(options.loss)))
     if folder.finished:
+        if not any(folder.path.glob("*.safetensors")):
+            raise UserError(
+                f"{folder.path} has the record of a finished run (mmpo.json), but its weights are gone: remove the folder, or give "
+                "another --out"
+            )
         if rank_and_world()[0] == 0:
             say(f"{folder.path} already holds this run, finished; nothing to do")
         return Preparation(folder)
@@ -245,6 +250,7 @@ def prepare_run(options: TrainOptions) -> Preparation:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     if options.control is not None:
         train = _with_control(train, options.control, options.seed)
+        say(f"control {options.control}: this model is trained to hold others against, not on the margins of its own pairs")
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
     warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer, counts))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer, target)

@@ -282,6 +282,10 @@ def test_a_build_says_what_it_left_out_or_did_not_read(tmp_path: Path) -> None:
     said = "\n".join(summary["warnings"])
     assert "1 replies carry their thinking apart" in said
     assert said.count("columns that are not read: 'id', 'seed'") == 1
+    asked = [{"role": "user", "content": "Q", "tool_calls": [{"id": "1"}]}]
+    rows = [{"prompt": asked, "chosen": [{**thought[0], "reasoning_details": [1]}], "rejected": other, "margin": 1}]
+    said = build(write_rows(tmp_path / "keys.jsonl", rows), tmp_path / "keys", options=BuildOptions("trl"))["warnings"]
+    assert "of 2 messages keys were left out" in "\n".join(said)
     rows = [{"prompt": "Q", "completion": text, "score": 1, "System_Prompt": "Be brief"} for text in "ab"]
     said = build(write_rows(tmp_path / "named.jsonl", rows), tmp_path / "named", options=BuildOptions("jsonl"))["warnings"]
     assert "--columns system=System_Prompt puts it before the prompt" in "\n".join(said)
