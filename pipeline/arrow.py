@@ -190,3 +190,17 @@ def differing_messages(messages: pa.ChunkedArray, first: np.ndarray) -> np.ndarr
             rows = np.flatnonzero((lengths > place) & ~differs)
             differs[rows] = numbers[starts[rows] + place] != numbers[starts[first[rows]] + place]
     return differs
+
+
+def leaves(field: pa.Field, path: str = "") -> list[tuple[str, pa.DataType]]:
+    """The columns below a field, each with its type, by their paths as Parquet names them.
+
+    >>> leaves(pa.field("prompt", pa.list_(pa.struct({"role": pa.string()}))))
+    [('prompt.list.element.role', DataType(string))]
+    """
+    path = f"{path}{field.name}"
+    if pa.types.is_list(field.type):
+        return leaves(pa.field("element", field.type.value_type), f"{path}.list.")
+    if pa.types.is_struct(field.type):
+        return [leaf for i in range(field.type.num_fields) for leaf in leaves(field.type.field(i), f"{path}.")]
+    return [(path, field.type)]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import UNREADABLE
+from mmpo.pipeline.arrow import UNREADABLE, leaves
 from mmpo.pipeline.contract import misfits
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import part_schema
@@ -92,7 +92,7 @@ class Findings:
         if not self._columns(name, given, schema):
             self.unread = True
             return
-        texts = [leaf for field in schema for leaf in _texts(field)]
+        texts = [leaf for field in schema for leaf, kind in leaves(field) if pa.types.is_string(kind)]
         self.place = (name, 0)
         try:
             with (
@@ -136,13 +136,3 @@ class Findings:
 
 def _version(schema: pa.Schema) -> object:
     return about_part(schema, "").get("schema_version", SCHEMA_VERSION)
-
-
-def _texts(field: pa.Field, path: str = "") -> list[str]:
-    """The paths of the text columns below a field, as Parquet names them."""
-    path = f"{path}{field.name}"
-    if pa.types.is_list(field.type):
-        return _texts(pa.field("element", field.type.value_type), f"{path}.list.")
-    if pa.types.is_struct(field.type):
-        return [leaf for i in range(field.type.num_fields) for leaf in _texts(field.type.field(i), f"{path}.")]
-    return [path] if pa.types.is_string(field.type) else []

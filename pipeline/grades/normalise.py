@@ -106,13 +106,17 @@ def _log(given: _Given) -> dict[str, np.ndarray]:
     return {"score": np.where(origin > 0, far, np.log(score)), "spread": given.field("spread") / score, **logs}
 
 
+def _order(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """The places of the values that are known, by group and then ascending."""
+    known = np.flatnonzero(np.isfinite(values))
+    return known[np.lexsort((values[known], *(group[known] for group in groups)))]
+
+
 def ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
     """(average rank - 1)/(n - 1) within each group, 1/2 for a group of one; NaN stays NaN and is not ranked. Shape (values,)."""
-    known = np.flatnonzero(np.isfinite(values))
-    result = np.full(len(values), np.nan)
-    if not len(known):
+    result, order = np.full(len(values), np.nan), _order(values, groups)
+    if not len(order):
         return result
-    order = known[np.lexsort((values[known], *(g[known] for g in groups)))]
     keys = [g[order] for g in groups]
     starts, sizes = runs(*keys)
     equal, lengths = runs(*keys, values[order])
@@ -124,11 +128,9 @@ def ranks(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
 
 def zscores(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
     """(value - mean)/standard deviation within each group, 0 where a group's values are all the same; NaN stays NaN. Shape (values,)."""
-    known = np.flatnonzero(np.isfinite(values))
-    result = np.full(len(values), np.nan)
-    if not len(known):
+    result, order = np.full(len(values), np.nan), _order(values, groups)
+    if not len(order):
         return result
-    order = known[np.lexsort((values[known], *(g[known] for g in groups)))]
     starts, sizes = runs(*(g[order] for g in groups))
     off = values[order] - np.repeat(run_means(values[order], starts), sizes)
     deviation = np.repeat(np.sqrt(run_means(off * off, starts)), sizes)

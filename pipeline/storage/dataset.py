@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mmpo.pipeline.arrow import leaves
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, file_digest, identity
 from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
@@ -234,17 +235,7 @@ def _repeating(table: pa.Table) -> list[str] | bool:
     ids = table["prompt_id"]
     if pc.count_distinct(ids).as_py() < MOST_DISTINCT * len(ids):
         return True
-    return [leaf for field in table.schema for leaf in _leaves(field) if leaf.rpartition(".")[2] not in DISTINCT]
-
-
-def _leaves(field: pa.Field, path: str = "") -> list[str]:
-    """The paths of the columns below a field, as Parquet names them."""
-    path = f"{path}{field.name}"
-    if pa.types.is_list(field.type):
-        return _leaves(pa.field("element", field.type.value_type), f"{path}.list.")
-    if pa.types.is_struct(field.type):
-        return [leaf for i in range(field.type.num_fields) for leaf in _leaves(field.type.field(i), f"{path}.")]
-    return [path]
+    return [path for field in table.schema for path, _ in leaves(field) if path.rpartition(".")[2] not in DISTINCT]
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:

@@ -151,7 +151,8 @@ def _probabilities(matched: Mapping[str, Any], shuffled: Mapping[str, Any], adds
         better, least, most = (-matched["nll"][at] for at in (0, 2, 1))
         rest = f"calibration error is larger by {ece}" if matched["ece"][1] > 0 else "calibration error cannot be told apart"
         return f"Likelihood improves by {better:.4f} nats ({least:.4f} to {most:.4f}) {against}; {rest}."
-    return f"Whether margins make probabilities better can't be told: log loss {nll} nats, calibration error {ece}, {against}."
+    other = f"{signed(shuffled['nll'])} nats and {signed(shuffled['ece'])} against shuffled margins"
+    return f"Whether margins make probabilities better can't be told: log loss {nll} nats, calibration error {ece}, {against}; {other}."
 
 
 def _votes(found: Mapping[str, Any]) -> list[str]:

@@ -85,7 +85,6 @@ def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, d
     scores = np.concatenate([to_numpy(table["score_chosen"]), to_numpy(table["score_rejected"])]).astype(np.float64)[place]
     prompts = table["prompt"].take(pa.array(first))
     _, _, group = _coded(first_user_messages(flat(prompts)))
-    numbers = {name: _numbers(table[name]) for name in ("quality_margin", "margin_se", "preferring", "raters")}
     found = Evidence(
         prompts=prompts.to_pylist(),
         prompt_ids=prompt_ids,
@@ -95,16 +94,23 @@ def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, d
         group=group,
         chosen=codes[: table.num_rows],
         rejected=codes[table.num_rows :],
-        margin=numbers["quality_margin"],
-        margin_se=numbers["margin_se"],
-        preferring=np.nan_to_num(numbers["preferring"]),
-        raters=np.nan_to_num(numbers["raters"]),
         scores=scores,
-        source=np.array(table["source"].to_pylist(), dtype=object),
+        **_of_pairs(table),
     )
     counts |= {"prompts": len(first), "pairs": table.num_rows, "ties": int((~found.decided).sum()), "completions": len(texts)}
     counts["prompts_not_drawn"] = counts["prompts_in"] - counts["prompts"]
     return found, counts
+
+
+def _of_pairs(table: pa.Table) -> dict[str, np.ndarray]:
+    """The fields of Evidence that a table of PAIRS has for each pair."""
+    return {
+        "margin": _numbers(table["quality_margin"]),
+        "margin_se": _numbers(table["margin_se"]),
+        "preferring": np.nan_to_num(_numbers(table["preferring"])),
+        "raters": np.nan_to_num(_numbers(table["raters"])),
+        "source": np.array(table["source"].to_pylist(), dtype=object),
+    }
 
 
 def check_evidence(found: Evidence, where: str, least: int) -> None:
@@ -300,15 +306,10 @@ def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:
     scores = np.full(len(base.ids), np.nan)
     for side, name in zip(sides, ("score_chosen", "score_rejected"), strict=True):
         scores[side[known]] = _numbers(table[name])
-    numbers = {name: _numbers(table[name]) for name in ("quality_margin", "margin_se", "preferring", "raters")}
     return replace(
         base,
         chosen=sides[0][known],
         rejected=sides[1][known],
-        margin=numbers["quality_margin"],
-        margin_se=numbers["margin_se"],
-        preferring=np.nan_to_num(numbers["preferring"]),
-        raters=np.nan_to_num(numbers["raters"]),
         scores=scores,
-        source=np.array(table["source"].to_pylist(), dtype=object),
+        **_of_pairs(table),
     )

@@ -34,7 +34,7 @@ def choose_template(tokenizer: Any, choice: str = "tokenizer") -> None:
         tokenizer.chat_template = plain_template(tokenizer)
     elif choice != "tokenizer":
         tokenizer.chat_template = _from_file(Path(choice))
-    check_template(tokenizer)
+    check_template(tokenizer, "the chat template" if choice in ("plain", "tokenizer") else f"{choice}: the chat template")
 
 
 def plain_template(tokenizer: Any) -> str:
@@ -50,7 +50,7 @@ def plain_template(tokenizer: Any) -> str:
     return PLAIN_TEMPLATE
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: Any, named: str = "the chat template") -> None:
     """Raises UserError where the tokenizer has no chat template, several without a default, or one that is no Jinja.
 
     A template that only refuses some conversations passes: those are counted one by one.
@@ -64,9 +64,9 @@ def check_template(tokenizer: Any) -> None:
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
-        raise UserError(f"the chat template is no valid Jinja, line {error.lineno}: {error.message}") from error
+        raise UserError(f"{named} is no valid Jinja, line {error.lineno}: {error.message}") from error
     except ValueError as error:
-        raise UserError(f"the chat template can't be used: {error} Give --chat-template FILE with one of them") from error
+        raise UserError(f"{named} can't be used: {error} Give --chat-template FILE with one of them") from error
     except REFUSALS:
         return
 

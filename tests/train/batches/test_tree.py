@@ -182,7 +182,7 @@ def test_every_head_in_every_layout(head, layout, compare, tokenizer):
         trainer.execution_plan = ExecutionPlan(layout, head, logit_bytes=5 * 4 * len(tokenizer))
 
     model, plain = (small_model("Llama", vocab_size=len(tokenizer), tie_word_embeddings=True) for _ in range(2))
-    compare("policy", layout, model, plain, "linear", choose)
+    assert compare("policy", layout, model, plain, "linear", choose).execution_plan.head == head
 
 
 @pytest.mark.parametrize("layout", BUDGETS)

@@ -107,7 +107,8 @@ def test_a_folder_of_something_else_is_left_alone(trained, dataset, tmp_path, ca
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     command = ["evaluate", "reward", "--model", str(trained["reward"]), "--data", str(dataset)]
-    refused([*command, "--out", str(tmp_path / "mine")], tmp_path, capsys, "holds notes.txt, which no evaluation wrote")
+    said = refused([*command, "--out", str(tmp_path / "mine")], tmp_path, capsys)
+    assert "holds notes.txt, which no evaluation wrote" in said
     refused([*command, "--bootstrap", "-1"], tmp_path, capsys, "--bootstrap -1: must be a whole number from 0 up")
 
 
