@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mmpo.pipeline.margins import MEAN_TARGET
 from mmpo.train.advise.controls import OWN, Setting, gamma_of
 from mmpo.train.advise.evidence import Evidence, Given
 from mmpo.train.advise.intervals import Measured, choice
 
 WELL_EXPLAINED = 0.75
 """Share of the margins' variance from which on margins have added accuracy, with tuned decay (docs/when-margins-help.md)."""
-CHOSEN = Setting("mmpo", 0.75, options={"chosen": "on validation prompts"})
+CHOSEN = Setting("mmpo", MEAN_TARGET, options={"chosen": "on validation prompts"})
 """MMPO with γ and ties as the validation prompts of each split choose them, judged on its test prompts."""
+MARGINLESS = ("dpo", "cdpo")
+"""What is advised where margins add nothing: they read none."""
 HALF_A_POINT = 0.005
 LITTLE_FOR_DOUBLING = 0.01
 
@@ -43,12 +46,17 @@ def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
     return {"accuracy": accuracy, "calibration": calibration}
 
 
-def recommend(
-    measured: Measured, rows: Sequence[Setting], found: Evidence, adds: Mapping[str, bool | None], normalise: str
-) -> dict[str, Any]:
-    """{"loss", "gamma", "ties", "normalise", "target"}: the objective that the validation prompts of all splits choose (`choice`)."""
-    candidates = _candidates(rows)
-    best = measured.recommended(candidates)
+def pick(measured: Measured, rows: Sequence[Setting], adds: Mapping[str, bool | None], explained: float) -> Setting:
+    """The objective that the validation prompts of all splits choose (`choice`). Where margins add nothing, to direction nor to
+    probabilities, and where the features explain none of them (R² ≤ 0), it is one that reads no margin: Bradley–Terry, unless constant
+    smoothing leads it.
+    """
+    nothing = explained <= 0 or (adds["accuracy"] is False and adds["calibration"] is not True)
+    return measured.recommended([row for row in rows if row.loss in MARGINLESS] if nothing else _candidates(rows))
+
+
+def recommend(best: Setting, found: Evidence, normalise: str, gain: Mapping[str, list[float]] | None) -> dict[str, Any]:
+    """{"loss", "gamma", "ties", "normalise", "target", ...}: the settings of an objective. gain: its differences to Bradley–Terry."""
     gamma = gamma_of(best, found.margin[found.decided]) if best.mean_target is not None else None
     return {
         "loss": best.loss,
@@ -58,13 +66,13 @@ def recommend(
         "ties": best.ties if not found.decided.all() else "keep",
         "normalise": normalise,
         "target": best.target,
+        "minus_bradley_terry": gain,
     }
 
 
 def regret(measured: Measured, rows: Sequence[Setting]) -> dict[str, dict[str, float]]:
     """What settings cost that are chosen without the test prompts, in accuracy and nll, means over splits: the best of the candidates on
-    each split's test prompts in hindsight, minus what the rule of `recommend` picks on that split's other prompts, and minus γ auto
-    with plain targets.
+    each split's test prompts in hindsight, minus what `choice` picks on that split's other prompts, and minus γ auto with plain targets.
     """
     candidates = _candidates(rows)
     at = [measured.keys.index((row, OWN)) for row in candidates]
@@ -79,13 +87,13 @@ def regret(measured: Measured, rows: Sequence[Setting]) -> dict[str, dict[str, f
 
 def _candidates(rows: Sequence[Setting]) -> list[Setting]:
     """What is chosen from: the default, γ auto with plain targets and ties kept, comes first."""
-    found = [row for row in rows if row.is_mmpo or row.loss in ("dpo", "cdpo")]
+    found = [row for row in rows if row.is_mmpo or row.loss in MARGINLESS]
     return sorted(found, key=lambda row: row != default(found))
 
 
 def default(rows: Sequence[Setting]) -> Setting:
     """γ auto with plain targets, ties kept where there are any."""
-    return next(row for row in rows[::-1] if row.loss == "mmpo" and row.mean_target == 0.75 and row.target == "plain")
+    return next(row for row in rows[::-1] if row.loss == "mmpo" and row.mean_target == MEAN_TARGET and row.target == "plain")
 
 
 def recipe(advice: Mapping[str, Any]) -> str:
@@ -171,17 +179,25 @@ def _votes(found: Mapping[str, Any]) -> list[str]:
 def _settings(found: Mapping[str, Any]) -> list[str]:
     advice, r2 = found["recommended"], found["r2"]
     explained = f"the features explain {100 * max(r2, 0):.0f}% of the variance of signed margins on held-out prompts"
+    mean = f"{advice['mean_target'] or 0:g}".removeprefix("0")
     lines = []
     if advice["target"] == "levels":
         lines.append(
             f"Train with mmpo --target levels, learned from the raters' votes, which needs no γ: it did best; {explained}."
         )
     elif advice["gamma"] is None:
-        lines.append(f"Train with {advice['loss']}: no γ did better on validation prompts; {explained}.")
+        epsilon = advice["loss_options"].get("epsilon")
+        name = f"cdpo, ε {epsilon:g}" if epsilon else "dpo (Bradley–Terry)"
+        lines.append(f"Nothing is to be gained from margins here: train with {name}, or as you would anyway; {explained}.")
+    elif advice["mean_target"] == MEAN_TARGET and advice["target"] == "plain" and advice["minus_bradley_terry"]["nll"][2] >= 0:
+        lines.append(
+            f"No objective is shown to be better than the default, mmpo at γ {advice['gamma']:.3g} (mean target {mean}), nor that one "
+            f"better than Bradley–Terry (dpo; log loss {signed(advice['minus_bradley_terry']['nll'])} nats): train as you would anyway; "
+            f"{explained}."
+        )
     else:
-        low = advice["mean_target"] <= 0.75
+        low = advice["mean_target"] <= MEAN_TARGET
         how = "low, so that small and large margins get different targets" if low else "high, so that most targets are close to 1"
-        mean = f"{advice['mean_target']:g}".removeprefix("0")
         well = ", which is much" if r2 >= WELL_EXPLAINED else ""
         lines.append(f"Train with {advice['loss']} at γ {advice['gamma']:.3g} (mean target {mean}), {how}; {explained}{well}.")
         if advice["target"] != "plain":
@@ -191,10 +207,8 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
     if found["ties"] and tied:
         gain = tied["minus_bradley_terry"]["accuracy"]
         share = f"{100 * found['ties'] / found['pairs']:.0f}% of the pairs are ties"
-        lines.append(
-            f"Take --ties {advice['ties']} with {advice['loss']}, which did best so. {share}; added at ½ to Bradley–Terry alone they "
-            f"change its accuracy by {points(gain)}."
-        )
+        ties = "" if advice["loss"] in MARGINLESS else f"Take --ties {advice['ties']} with mmpo, which did best so. "
+        lines.append(f"{ties}{share}; added at ½ to Bradley–Terry alone they change its accuracy by {points(gain)}.")
     if found["normalisations"]:
         base = next(row["normalise"] for row in found["normalisations"])
         best = next(row for row in found["normalisations"] if row["normalise"] == found["normalisation"])

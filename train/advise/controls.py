@@ -103,7 +103,9 @@ def gamma_of(objective: Setting, margin: np.ndarray) -> float:
 
 
 def target_of(objective: Setting, found: Evidence) -> np.ndarray:
-    """The targets of the pairs, which are training pairs, float64, shape (pairs,)."""
+    """The targets of the pairs, which are training pairs, float64, shape (pairs,). The target levels is learned from these pairs' votes, as
+    in training; no vote on a prompt that chooses or judges is among them.
+    """
     table = pa.table({name: getattr(found, column) for name, column in _COLUMNS.items()})
     if objective.loss == "cdpo":
         return np.full(len(found.margin), 1 - objective.options["epsilon"])

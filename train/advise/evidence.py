@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,12 @@ class Evidence:
 def evidence_of(table: pa.Table, where: str, seed: int = 0) -> tuple[Evidence, dict[str, int]]:
     """A PAIRS table as arrays, and counts: prompts, pairs, ties, and those of a large table that were not drawn.
 
-    Raises UserError for rows that can't be used (as training does), and where nothing can be split or learnt: one prompt, only ties.
+    Pairs come in the order of their ids, so that nothing that is drawn depends on where a row stands: a folder of PAIRS and the FEEDBACK
+    that it was built of give the same figures. Raises UserError for rows that can't be used (as training does).
     """
     check_rows(table, where)
     counts = {"prompts_in": len(pc.unique(flat(table["prompt_id"]))), "pairs_in": table.num_rows}
-    table = _drawn(table, seed)
+    table = in_order(_drawn(table, seed))
     prompt_ids, first, prompt_of_pair = _coded(table["prompt_id"].to_pylist())
     both = [*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()]
     ids, place, codes = _coded(both)
@@ -142,15 +144,25 @@ def _coded(values: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     return names.tolist(), first, codes.reshape(-1)
 
 
+def in_order(table: pa.Table) -> pa.Table:
+    """Pairs by the ids of their completions."""
+    return table.sort_by([("chosen_id", "ascending"), ("rejected_id", "ascending")])
+
+
+def _shuffled(prompt_ids: Sequence[str], seed: int) -> np.ndarray:
+    """Places of prompts in an order that is drawn by the seed and their ids, wherever they stand."""
+    return np.argsort([blake2b(f"{seed}\0{one}".encode(), digest_size=16).hexdigest() for one in prompt_ids])
+
+
 def _drawn(table: pa.Table, seed: int) -> pa.Table:
     """Whole prompts drawn at random, so that neither completions nor pairs are more than a short look reads."""
-    _, _, codes = _coded(table["prompt_id"].to_pylist())
+    names, _, codes = _coded(table["prompt_id"].to_pylist())
     completions = np.array([*table["chosen_id"].to_pylist(), *table["rejected_id"].to_pylist()], dtype=object)
     _, owner = np.unique(completions, return_index=True)
     pairs, texts = np.bincount(codes), np.bincount(codes[owner % table.num_rows], minlength=int(codes.max()) + 1)
     if len(owner) <= MOST_COMPLETIONS and table.num_rows <= MOST_PAIRS:
         return table
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    order = _shuffled(names, seed)
     fits = (np.cumsum(pairs[order]) <= MOST_PAIRS) & (np.cumsum(texts[order]) <= MOST_COMPLETIONS)
     fits[0] = True
     keep = np.zeros(len(pairs), dtype=bool)
@@ -231,7 +243,7 @@ def of_feedback(feedback: pa.Table, where: str, seed: int, voters: Sequence[str]
         )
     sizes = np.diff(offsets_of(flat(feedback["completions"])))
     if sizes.sum() > MOST_COMPLETIONS:
-        order = np.random.default_rng(seed).permutation(rows)
+        order = _shuffled(feedback["prompt_id"].to_pylist(), seed)
         kept = np.cumsum(sizes[order]) <= MOST_COMPLETIONS
         kept[0] = True
         feedback = feedback.take(pa.array(np.sort(order[kept])))
@@ -297,6 +309,7 @@ def _raters(feedback: pa.Table) -> list[list[list[str]]]:
 
 def aligned(table: pa.Table, base: Evidence, where: str) -> Evidence:
     """The pairs of another table of the same completions, as places among those of `base`; pairs of others are left out."""
+    table = in_order(table)
     place = {identity: index for index, identity in enumerate(base.ids)}
     sides = [np.array([place.get(i, -1) for i in table[name].to_pylist()], dtype=np.int64) for name in ("chosen_id", "rejected_id")]
     known = (sides[0] >= 0) & (sides[1] >= 0)

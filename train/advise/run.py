@@ -15,7 +15,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.advise import explained
-from mmpo.train.advise.advice import CHOSEN, default, margins_add, not_measurable, recipe, recommend, regret, sentences
+from mmpo.train.advise.advice import CHOSEN, default, margins_add, not_measurable, pick, recipe, recommend, regret, sentences
 from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, OWN, SHUFFLED, Setting, gamma_of, settings_for, target_of
 from mmpo.train.advise.evidence import Evidence, Given, aligned, check_evidence, evidence_of, graders_of, read
 from mmpo.train.advise.features import Fit, features_of
@@ -103,6 +103,7 @@ class Look:
             for effect, row in zip(effects, [*rows, CHOSEN], strict=True):
                 effect["votes"] = self.polled(polled, row)
         adds = margins_add(effects[-1])
+        best = pick(measured, rows, adds, about["r2"])
         curve = self.learning_curve(found)
         summary = {
             "data": self.given.where,
@@ -120,7 +121,7 @@ class Look:
             "normalisations": variants,
             "normalisation": self.normalised,
             "regret": regret(measured, rows),
-            "recommended": recommend(measured, rows, found, adds, self.normalised),
+            "recommended": recommend(best, found, self.normalised, effects[rows.index(best)]["minus_bradley_terry"]),
             "not_measurable": not_measurable(self.given, found),
         }
         return summary | {"recipe": recipe(summary["recommended"]), "sentences": sentences(summary)}

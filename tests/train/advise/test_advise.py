@@ -13,8 +13,8 @@ from planted import planted_evidence, planted_rows
 
 from mmpo.cli.main import run
 from mmpo.pipeline import UserError, load_pairs
-from mmpo.train.advise import Setting, advise, margins_add, recommend
-from mmpo.train.advise.advice import recipe
+from mmpo.train.advise import Setting, advise, margins_add, recommend, settings_for
+from mmpo.train.advise.advice import pick, recipe, sentences
 
 KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
 EFFECT = {
@@ -51,6 +51,12 @@ def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table,
     assert found["sentences"][0].startswith("Margins add accuracy")
     assert found["recommended"]["loss"] == "mmpo"
     assert found["recommended"]["mean_target"] <= 0.75
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is said of twelve prompts."""
+    return advise(table_of(tmp_path_factory.mktemp("few"), planted_rows(0.9, seed=1, prompts=12)[0]), seeds=1)
 
 
 LESS, MORE, LITTLE, NONE = [-0.02, -0.03, -0.01], [0.02, 0.01, 0.03], [-0.001, -0.004, 0.002], [-0.02, -0.05, 0.01]
@@ -190,11 +196,64 @@ def test_what_can_not_be_compared_is_refused(
     ids=["mmpo", "levels", "cdpo"],
 )
 def test_a_recommendation_is_a_recipe(row: Setting, said: str) -> None:
-    class Chosen:
-        def recommended(self, candidates: list[Setting]) -> Setting:
-            return row
-
     found, _ = planted_evidence(0.5, 0, prompts=2)
     found = found.only(np.arange(3))
     found.margin[:] = 1.0
-    assert said in recipe(recommend(Chosen(), [row, Setting("mmpo", 0.75)], found, {}, "none"))
+    assert said in recipe(recommend(row, found, "none", None))
+
+
+def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: Path) -> None:
+    """In whatever order rows stand; normalisations and votes, which PAIRS can't have, apart."""
+    rows, _ = planted_rows(0.6, seed=2, prompts=15)
+    table = table_of(tmp_path, rows)
+    mixed = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    one, other, third = (advise(data, seeds=1) for data in (table, mixed, feedback_folder(tmp_path / "feedback", rows)))
+    assert len(one["effects"]) > 5 and one["effects"][-1]["minus_shuffled"]["nll"][0] != 0
+    apart = {"data", "kind", "normalisations", "not_measurable", "sentences"}
+    assert one == other
+    assert {key: one[key] for key in set(one) - apart} == {key: third[key] for key in set(third) - apart}
+
+
+@pytest.mark.parametrize(
+    ("explained", "adds", "chosen"),
+    [
+        (0.3, {"accuracy": None, "calibration": None}, "mmpo"),
+        (0.3, {"accuracy": False, "calibration": True}, "mmpo"),
+        (0.3, {"accuracy": False, "calibration": None}, "dpo"),
+        (-0.01, {"accuracy": None, "calibration": None}, "dpo"),
+    ],
+)
+def test_where_margins_add_nothing_none_are_advised(explained: float, adds: dict[str, bool | None], chosen: str) -> None:
+    class Level:
+        def recommended(self, candidates: list[Setting]) -> Setting:  # no objective leads the first one
+            return candidates[0]
+
+    assert pick(Level(), settings_for(planted_evidence(0.5, 0, prompts=5)[0]), adds, explained).loss == chosen
+
+
+def test_on_shuffled_margins_nothing_is_to_be_gained(planted: tuple[pa.Table, np.ndarray]) -> None:
+    table, values = planted
+    texts = np.random.default_rng(1).permutation(len(values))
+    found = advise(table, values=values[texts], seeds=5)
+    assert found["r2"] <= 0
+    assert (found["recommended"]["loss"], found["recommended"]["gamma"]) == ("dpo", None)
+    assert "loss: dpo" in found["recipe"]
+    said = next(one for one in found["sentences"] if "train with" in one)
+    assert said.startswith("Nothing is to be gained from margins here: train with dpo (Bradley–Terry), or as you would anyway")
+    assert not any("mmpo at γ" in one for one in found["sentences"])
+
+
+@pytest.mark.parametrize(
+    ("nll", "said"),
+    [
+        (
+            [-0.002, -0.01, 0.006],
+            "No objective is shown to be better than the default, mmpo at γ 1.1 (mean target .75), nor that one ",
+        ),
+        ([-0.02, -0.03, -0.01], "Train with mmpo at γ 1.1 (mean target .75), low, "),
+    ],
+)
+def test_a_default_that_leads_nothing_is_said_to(few: dict[str, Any], nll: list[float], said: str) -> None:
+    advice = {"loss": "mmpo", "gamma": 1.1, "mean_target": 0.75, "target": "plain", "minus_bradley_terry": {"nll": nll}}
+    found = sentences(few | {"recommended": few["recommended"] | advice})
+    assert [one.startswith(said) for one in found].count(True) == 1

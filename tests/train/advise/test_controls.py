@@ -1,11 +1,13 @@
 """The two controls: matched smoothing at the mean target of the untied pairs, shuffled margins permuted among them, ties at ½ in both."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted import planted_evidence
 
 from mmpo.pipeline.margins import gamma_for_mean_target, sigmoid
-from mmpo.train.advise import MATCHED, OWN, SHUFFLED, Setting, settings_for
+from mmpo.train.advise import BRADLEY_TERRY, MATCHED, OWN, SHUFFLED, Setting, run_split, settings_for, splits
 from mmpo.train.advise.controls import fit_settings, heads_of
 
 
@@ -59,3 +61,15 @@ def test_losses_with_parameters_order_pairs_as_well_as_bradley_terry(loss: str) 
     x = (features[found.chosen] - features[found.rejected])[found.decided]
     right = (np.einsum("pf,fkd->pkd", x, weights) > 0).mean(axis=0)
     assert right[1].max() > right[0].max() - 0.01
+
+
+def test_levels_learn_from_training_prompts_alone() -> None:
+    """Votes on prompts that choose or judge change nothing."""
+    found, features = planted_evidence(0.5, 0, prompts=40, levels=1.0)
+    votes = np.where(found.margin > 1, 3, 2).astype(float)
+    found = replace(found, raters=np.full(len(votes), 3.0), preferring=votes, margin_se=np.full(len(votes), 0.5))
+    split = next(splits(found, 1, 0))
+    others = replace(found, preferring=np.where(split.train[found.pair_group], votes, 3 - votes))
+    row = Setting("mmpo", target="levels")
+    one, other = (run_split(given, features, [BRADLEY_TERRY, row], split, np.random.default_rng(0))[1] for given in (found, others))
+    assert np.array_equal(one.tuned, other.tuned)
