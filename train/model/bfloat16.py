@@ -198,8 +198,7 @@ class _Stretches(torch.autograd.Function):
         ctx.dtypes, ctx.how = (query.dtype, key.dtype, value.dtype), (segments, scaling, window)
         groups, tokens = key.shape[1], key.shape[2]
         query = (query[0] * scaling).to(_LOW).unflatten(0, (groups, -1))  # (key heads, heads of each, tokens, size)
-        key = key[0] - key[0].mean(dim=1, keepdim=True, dtype=torch.float32)  # softmax does not see it, and rounding is finer
-        key, value = key.to(_LOW), value[0].to(_LOW)
+        key, value = key[0].to(_LOW), value[0].to(_LOW)
         output = query.new_empty(tokens, groups, query.shape[1], value.shape[-1])
         for block in _blocks(segments, window):
             queries, keys, values = query[:, :, block.queries].flatten(1, 2), block.joined(key), block.joined(value)

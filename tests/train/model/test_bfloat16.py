@@ -85,13 +85,20 @@ def test_attention_of_stretches_is_that_of_the_masks(window, groups):
         assert (got - want).norm() < 3 * ROUNDING * want.norm() + 1e-4  # a key alone has no gradient
 
 
-def test_a_large_value_that_all_keys_share_costs_no_digits():
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 1, 20, 8) for _ in range(3))
-    segments = ((20, ()),)
-    plain = stretch_attention(query, key, value, segments, 1.0, None)
-    shifted = stretch_attention(query, key + 1000.0, value, segments, 1.0, None)
-    assert (shifted - plain).abs().max() < 4 * ROUNDING * plain.abs().max()
+def test_values_do_not_depend_on_what_else_a_batch_holds():
+    """Nor may a policy's differ from its reference's, which lie in other batches: to the bit."""
+    model = model_of("policy")
+    plan = choose_plan(model, "policy", 300, "tree")
+    groups = [probe_group(101, 300), probe_group(101, 40, 1)]
+
+    def values(*some):
+        with torch.no_grad(), bfloat16_on_cpu(model), torch.autocast("cpu", torch.bfloat16):
+            return completion_values(model, "policy", plan.batches.build([groups[one] for one in some], 0), plan)
+
+    together = values(0, 1)
+    assert torch.equal(values(1, 0), together[[3, 4, 5, 0, 1, 2]])
+    assert torch.equal(values(0), together[:3])
+    assert torch.equal(values(1), together[3:])
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
