@@ -18,6 +18,7 @@ import numpy as np
 
 from mmpo.pipeline.grades import run_sizes, runs
 from mmpo.pipeline.margins import Floats
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS
 
 INTERVAL = (0.025, 0.975)
 """The quantiles of the draws that bound a 95% interval."""
@@ -239,7 +240,7 @@ def agreement_of_all(unit: np.ndarray, value: np.ndarray, prompt: np.ndarray, bo
 
 
 def _measured(units: Patterns, statistics: Mapping[str, Statistic], bootstrap: int, seed: int) -> dict[str, Any]:
-    """Each statistic and its interval; no interval from one prompt, whose resamples are all the same."""
+    """Each statistic and its interval; none from few prompts, whose resamples are much the same."""
     result: dict[str, Any] = {}
     for name in statistics:
         result |= {name: None, f"{name}_95": None}
@@ -249,7 +250,7 @@ def _measured(units: Patterns, statistics: Mapping[str, Statistic], bootstrap: i
         value = float(statistic(units, units.counts())[0])
         result[name] = None if np.isnan(value) else value
     draws: dict[str, list[Floats]] = {name: [] for name in statistics}
-    for weight in units.resampled(bootstrap, seed) if units.prompts > 1 else ():
+    for weight in units.resampled(bootstrap, seed) if units.prompts >= FEWEST_CLUSTERS else ():
         for name, statistic in statistics.items():
             draws[name].append(statistic(units, weight))
     for name, chunks in draws.items():

@@ -8,7 +8,7 @@ import typer
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
 from mmpo.pipeline.errors import unknown_name
-from mmpo.pipeline.metrics import METRICS, SUITES, suite_scores
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS, METRICS, SUITES, suite_scores
 from mmpo.pipeline.options import NUMBER, Gamma, OneOf, TextOrPath, in_words, options, options_from
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -99,7 +99,8 @@ def _measure(kind: Literal["policy", "reward"], model: str, data: Path, as_json:
 def _print_measures(found: dict[str, Any]) -> None:
     """The model raw and at its temperature, beside the longest and a coin; by margin; against another model."""
     named = [name for name in METRICS if found.get(name) is not None]
-    say(f"{found['pairs']:,} pairs of {found['prompts']:,} prompts, {found['ties']:,} ties; 95% intervals by prompt")
+    few = f"fewer than {FEWEST_CLUSTERS} prompts: no intervals" if found["prompts"] < FEWEST_CLUSTERS else "95% intervals by prompt"
+    say(f"{found['pairs']:,} pairs of {found['prompts']:,} prompts, {found['ties']:,} ties; {few}")
     rows = [{"": "this model", **found}]
     if found["temperature"] is not None:
         rows.append({"": f"at temperature {shown(found['temperature'])}", **found["scaled"]})
@@ -156,6 +157,8 @@ def _print_suite(found: dict[str, Any]) -> None:
     )
     columns = {"section": "section", "accuracy": "accuracy", **({"longest": "longest wins"} if "longest_wins" in found else {})}
     print_rows("", rows, columns)
+    if any(row["accuracy_95"] is None for row in found["subsets"]):
+        say(f"a subset of fewer than {FEWEST_CLUSTERS} rows has no 95% interval, nor has what it is part of")
     if "matrix" in found:
         print_table("style", ("", *found["styles"]), [("accuracy", *found["styles"].values())])
         names = ("concise", "detailed", "markdown")

@@ -15,6 +15,7 @@ from mmpo.pipeline.metrics.calibration import (
     temperature_fit,
 )
 from mmpo.pipeline.metrics.gamma_fit import GammaFit, fit_gamma
+from mmpo.pipeline.metrics.intervals import FEWEST_CLUSTERS
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_COUNTS,
     rewardbench_average,

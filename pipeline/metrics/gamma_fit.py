@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmpo.pipeline.margins import Floats, as_floats, fit_gamma_to_votes, sigmoid, softplus
-from mmpo.pipeline.metrics.intervals import student
+from mmpo.pipeline.metrics.intervals import FEWEST_CLUSTERS, student
 
-FEWEST_CLUSTERS = 5
-"""Of fewer prompts the spread says too little for an interval."""
 _HALF_CHI_SQUARE = 1.920729
 """Half of the 95% quantile of χ² with one degree of freedom."""
 

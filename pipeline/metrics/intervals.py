@@ -1,4 +1,7 @@
-"""95% intervals by resampling rows, or clusters of rows such as the pairs of a prompt. numpy only; the same draws for the same seed."""
+"""95% intervals by resampling rows, or clusters of rows such as the pairs of a prompt. numpy only; the same draws for the same seed.
+
+There is none of fewer than FEWEST_CLUSTERS: two clusters that are alike would make one of no width.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,11 +14,13 @@ DRAWS = 1000
 LEVELS = (0.025, 0.975)
 NORMAL = 1.959964
 """The 97.5% quantile of the normal distribution."""
+FEWEST_CLUSTERS = 5
+"""Of fewer the spread says too little, and `student` is off."""
 _CHUNK = 4_000_000
 """Numbers that are drawn at once."""
 
 
-def student(degrees: int) -> float:
+def student(degrees: float) -> float:
     """The 97.5% quantile of Student's t, within .3% from 4 degrees up: expanded about the normal one (Abramowitz and Stegun 26.7.5)."""
     z = NORMAL
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -43,18 +48,13 @@ def cluster_counts(clusters: int, draws: int, seed: int, columns: int = 1) -> It
         yield np.bincount(drawn.ravel(), minlength=some * clusters).reshape(some, clusters).astype(np.float64)
 
 
-def bounds(drawn: Floats) -> list[float] | None:
-    """The bounds of the middle 95% of the draws; None without any."""
-    return np.quantile(drawn, LEVELS).tolist() if len(drawn) else None
-
-
 def part_draws(parts: Mapping[str, Parts], clusters: np.ndarray, draws: int, seed: int) -> dict[str, Floats]:
     """Each measure of samples of the clusters, drawn with replacement, the same samples for all; shape (draws,), NaN where it has no pair.
 
-    clusters: the cluster of each pair, from 0, shape (pairs,). Of one cluster there are no draws: all samples would be the same.
+    clusters: the cluster of each pair, from 0, shape (pairs,). Of fewer than FEWEST_CLUSTERS there are no draws.
     """
     count = int(clusters.max(initial=-1)) + 1
-    if count < 2 or not draws:
+    if count < FEWEST_CLUSTERS or not draws:
         return {name: np.zeros(0) for name in parts}
     columns: list[np.ndarray] = []
     places: dict[str, tuple[int, int]] = {}
@@ -77,24 +77,25 @@ def part_draws(parts: Mapping[str, Parts], clusters: np.ndarray, draws: int, see
 
 
 def interval(
-    drawn: Floats, value: float | None, clusters: int, centred: bool = False, least: float = -np.inf
+    drawn: Floats, value: float | None, clusters: float, centred: bool = False, least: float = -np.inf
 ) -> list[float] | None:
-    """The middle 95% of the draws that there are, widened as Student's t is for so many clusters; None without any, or without a value.
+    """The middle 95% of the draws that there are, widened as Student's t is for so many clusters; None without any, without a value,
+    or of fewer clusters than FEWEST_CLUSTERS.
 
     Samples of C clusters vary by √((C − 1)/C) too little, and few clusters more than a normal distribution says (Hesterberg 2015).
     centred: the draws are moved so that their mean is the value. A calibration error of a sample is above that of what it is drawn from, by
     what few pairs a bin make of noise; the interval is then of the error as measured on so many pairs. least: no bound lies below.
     """
     drawn = drawn[np.isfinite(drawn)]
-    if value is None or not len(drawn):
+    if value is None or not len(drawn) or clusters < FEWEST_CLUSTERS:
         return None
     middle = float(drawn.mean())
-    wider = np.sqrt(clusters / (clusters - 1)) * student(clusters - 1) / NORMAL if clusters > 1 else 1.0
+    wider = np.sqrt(clusters / (clusters - 1)) * student(clusters - 1) / NORMAL
     low, high = np.quantile((drawn - middle) * wider, LEVELS) + (value if centred else middle)
     return [max(float(low), least), max(float(high), least)]
 
 
-def share_interval(drawn: Floats, value: float | None, clusters: int) -> list[float] | None:
+def share_interval(drawn: Floats, value: float | None, clusters: float) -> list[float] | None:
     """`interval` of a share. Where it is 0 or 1 all samples are alike and say nothing: then the exact bound of as many independent
     clusters, .025^(1/C) from the end (Clopper and Pearson 1934).
 

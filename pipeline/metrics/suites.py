@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.metrics.intervals import DRAWS, bounds, mean_draws, share_interval
+from mmpo.pipeline.metrics.intervals import DRAWS, FEWEST_CLUSTERS, mean_draws, share_interval
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_SECTIONS,
     rewardbench2_best_of,
@@ -130,8 +130,9 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
 
     subsets: a row each, subset, rows, pairs (of a correct and an incorrect completion), section, accuracy, accuracy_95 and chance, what
     random scores reach. A subset that nobody published is listed there and in unknown_subsets with how many rows it has, and is no part
-    of any section. Intervals are of 95%, by resampling the rows (of Ties the prompts) of each subset; a section that is not there is
-    left out, and average is None without any.
+    of any section. Intervals are of 95%, by resampling the rows (of Ties the prompts) of each subset, and None where a subset
+    has fewer than FEWEST_CLUSTERS of them, as that of all that it is part of is; a section that is not there is left out, and average is
+    None without any.
     Raises UserError for rows that the arithmetic has no place for.
     """
     suite = SUITES[name]
@@ -145,6 +146,11 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
     resampled = {subset: mean_draws(value, draws, rng) for subset, value in values.items()}
     sections = suite.sections({subset: float(value.mean()) for subset, value in known.items()})
     section_draws = suite.sections({subset: resampled[subset] for subset in known})
+    counts = {subset: len(value) for subset, value in known.items()}
+    each = {one: suite.sections({subset: float(subset == one) for subset in known}) for one in known}
+    weights = {section: {subset: each[subset][section] for subset in known} for section in sections}
+    average = float(suite.average(sections)) if sections else None
+    of_average = {subset: suite.average(each[subset]) for subset in known}
     found: dict[str, Any] = {
         "suite": name,
         "rows": len(rows),
@@ -161,9 +167,12 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
             for subset in order
         ],
         "sections": sections,
-        "sections_95": {section: bounds(drawn) for section, drawn in section_draws.items()},
-        "average": float(suite.average(sections)) if sections else None,
-        "average_95": bounds(suite.average(section_draws)) if sections else None,
+        "sections_95": {
+            section: share_interval(drawn, sections[section], _alike(weights[section], counts))
+            for section, drawn in section_draws.items()
+        },
+        "average": average,
+        "average_95": share_interval(suite.average(section_draws), average, _alike(of_average, counts)) if sections else None,
         "unknown_subsets": {subset: len(grouped[subset]) for subset in order if subset not in known},
     }
     if suite.sides == 3 and known:
@@ -171,6 +180,14 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
         found |= {"styles": dict(zip(("easy", "normal", "hard"), easy_normal_hard(matrix).tolist(), strict=True))}
         found |= {"matrix": matrix.tolist()}
     return found
+
+
+def _alike(weights: Mapping[str, float], rows: Mapping[str, int]) -> float:
+    """How many rows of one weight a mean of subsets is worth, 1/Σ(weight²/rows) (Kish 1965); 0 where one of them has too few rows."""
+    held = {subset: weight for subset, weight in weights.items() if weight > 0}
+    if min((rows[subset] for subset in held), default=0) < FEWEST_CLUSTERS:
+        return 0.0
+    return 1 / sum(weight**2 / rows[subset] for subset, weight in held.items())
 
 
 def _section(suite: Suite, subset: str) -> str:
@@ -193,7 +210,8 @@ def _chance(suite: Suite, subset: str, rows: Sequence[ScoredRow]) -> float | Non
 def suite_scores(path: str | Path, suite: str, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """`suite_measures` of a file of scores, JSON lines, CSV or Parquet, with the suite's columns.
 
-    Raises UserError for a file without them, or without rows, and for a row whose scores are no finite numbers, or too few.
+    Raises UserError for a file without them, or without rows, for a row whose scores are no finite numbers, or too few, and for an id that
+    stands in two rows.
     """
     known = SUITES[suite]
     if not Path(path).is_file():
@@ -206,8 +224,8 @@ def suite_scores(path: str | Path, suite: str, draws: int = DRAWS, seed: int = 0
             check_columns(path, row, known.columns, f"scores of {suite}", rows_of=suite)
         try:
             found.append(_scored(known, row))
-            if known.values is _best_of and found[-1].subset == "Ties":
-                _check_tie(found[-1].id, ids)
+            if "id" in known.columns:
+                _check_id(found[-1], ids)
         except ValueError as error:
             raise UserError(f"{path}, row {number}: {error}") from None
     if not found:
@@ -240,13 +258,14 @@ def check_columns(path: str | Path, row: Mapping[str, Any], needed: Sequence[str
     )
 
 
-def _check_tie(name: str, ids: set[str]) -> None:
-    kind, _, number = name.partition(":")
-    if kind not in ("ref", "tied") or not number:
-        raise ValueError(f"id {name!r}: those of the subset Ties are ref:N (one correct completion) and tied:N (many)")
-    if name in ids:
-        raise ValueError(f"id {name!r} stands in an earlier row too")
-    ids.add(name)
+def _check_id(row: ScoredRow, ids: set[str]) -> None:
+    """ValueError for an id that stands in an earlier row, which would count twice, and for one that is none of its subset."""
+    kind, _, number = row.id.partition(":")
+    if row.subset == "Ties" and (kind not in ("ref", "tied") or not number):
+        raise ValueError(f"id {row.id!r}: those of the subset Ties are ref:N (one correct completion) and tied:N (many)")
+    if row.id in ids:
+        raise ValueError(f"id {row.id!r} stands in an earlier row too: keep one of them")
+    ids.add(row.id)
 
 
 def _scored(suite: Suite, row: Mapping[str, Any]) -> ScoredRow:

@@ -14,15 +14,24 @@ CROSS_FITTED = "cross-fitted: on one half of the measured prompts for the other"
 
 
 def measures_95(values: Values, clusters: np.ndarray, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """`pair_measures`, and of each NAME its 95% interval NAME_95, by resampling clusters (of prompts), shape (pairs,) from 0."""
+    """`pair_measures`, and of each NAME its 95% interval NAME_95, by resampling clusters (of prompts), shape (pairs,) from 0; None where
+    there are few.
+    """
     found: dict[str, Any] = pair_measures(values)
     parts = _parts(values)
     drawn = part_draws(parts, clusters, draws, seed)
-    count = _count(clusters)
-    bounds = {f"{name}_95": interval(drawn[name], found[name], count, one.bin is not None, 0.0) for name, one in parts.items()}
+    bounds = {
+        f"{name}_95": interval(drawn[name], found[name], _with_weight(one, clusters), one.bin is not None, 0.0)
+        for name, one in parts.items()
+    }
     if "accuracy" in parts:
-        bounds["accuracy_95"] = share_interval(drawn["accuracy"], found["accuracy"], count)
+        bounds["accuracy_95"] = share_interval(drawn["accuracy"], found["accuracy"], _with_weight(parts["accuracy"], clusters))
     return {**found, **bounds}
+
+
+def _with_weight(parts: Parts, clusters: np.ndarray) -> int:
+    """How many clusters have a say in a measure: of accuracy those with an untied pair."""
+    return len(np.unique(clusters[parts.weight > 0]))
 
 
 def _count(clusters: np.ndarray) -> int:
@@ -76,7 +85,7 @@ def evaluation_measures(
     Returns {"pairs", "ties", "prompts", every measure and NAME_95, "by_margin" (with p), "by_source", "temperature", "temperature_from",
     "scaled": the measures of z/T, "baselines": the same measures of always choosing the longer completion (its confidence fitted like a
     temperature) and of saying ½, "length": {"spearman", "spearman_95", "longest_wins"}, "reliability": {kind: {"raw", "scaled"}}}.
-    Intervals are of 95%, by resampling prompts.
+    Intervals are of 95%, by resampling prompts; None where fewer than FEWEST_CLUSTERS prompts have a say.
     """
     clusters = codes_of(prompts)
     z, margin = values["z"], values["margin"]
@@ -113,7 +122,7 @@ def _means_95(value: Floats, weights: Sequence[Floats], clusters: np.ndarray, dr
     """The 95% interval, by resampling clusters, of the value's mean under each of the weights; all of shape (pairs,)."""
     parts = {str(number): Parts(value * weight, weight) for number, weight in enumerate(weights)}
     drawn = part_draws(parts, clusters, draws, seed)
-    return [interval(drawn[name], one.total(), len(np.unique(clusters[one.weight > 0])), least=0.0) for name, one in parts.items()]
+    return [interval(drawn[name], one.total(), _with_weight(one, clusters), least=0.0) for name, one in parts.items()]
 
 
 def by_source_95(
@@ -145,7 +154,9 @@ def baselines(values: Values, difference: Floats, clusters: np.ndarray, draws: i
     parts = longest_wins(values["margin"], difference)
     found |= {"accuracy": parts.total()}
     found |= {
-        "accuracy_95": share_interval(part_draws({"": parts}, clusters, draws, seed)[""], found["accuracy"], _count(clusters))
+        "accuracy_95": share_interval(
+            part_draws({"": parts}, clusters, draws, seed)[""], found["accuracy"], _with_weight(parts, clusters)
+        )
     }
     coin = pair_measures({**values, "z": np.zeros_like(sign)})
     coin |= {name: value for name, value in {"accuracy": 0.5, "ece_label": 0.0}.items() if coin.get("brier") is not None}
@@ -230,6 +241,6 @@ def _differences(values: Values, z: Floats, other: Floats, clusters: np.ndarray,
     for name, one in parts[0].items():
         mine, theirs = (found[name] for found in figures)
         difference = None if mine is None or theirs is None else mine - theirs
-        bounds = interval(drawn[0][name] - drawn[1][name], difference, _count(clusters), one.bin is not None)
+        bounds = interval(drawn[0][name] - drawn[1][name], difference, _with_weight(one, clusters), one.bin is not None)
         rows.append({"measure": name, "this": mine, "other": theirs, "difference": difference, "difference_95": bounds})
     return rows

@@ -93,6 +93,13 @@ def test_neither_first_nor_second_nor_rows_matter(rows: list[tuple[float, float,
             assert found[name] == (value if value is None else pytest.approx(value, abs=1e-9)), name
 
 
+@pytest.mark.parametrize(("prompts", "known"), [(2, False), (4, False), (5, True)])
+def test_few_prompts_have_no_interval(prompts: int, known: bool) -> None:
+    a, b = two_raters(60)
+    found = agreement_of_two(a, b, np.arange(60) % prompts, 200, 0)
+    assert {found[f"{name}_95"] is not None for name in OF_TWO} == {known} and found["prompts"] == prompts
+
+
 def test_scale_changes_neither_accuracy_nor_rank_correlation() -> None:
     a, b = two_raters(200)
     prompt = np.arange(200) // 2

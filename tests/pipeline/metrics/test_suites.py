@@ -38,7 +38,7 @@ def ties():
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_rewardbench_gives_the_published_sections(suffix, tmp_path, capsys):
-    rows = [*beaver(), *({"subset": "my-own", "score_chosen": 1.0, "score_rejected": 0.0} for _ in range(3))]
+    rows = [*beaver(), *({"subset": "my-own", "score_chosen": 1.0, "score_rejected": 0.0} for _ in range(6))]
     file = write_rows(tmp_path / f"scores.{suffix}", rows)
     assert run(["evaluate", "scores", str(file), "--suite", "rewardbench", "--json"]) == 0
     said = capsys.readouterr()
@@ -47,17 +47,17 @@ def test_rewardbench_gives_the_published_sections(suffix, tmp_path, capsys):
     assert found["average"] == pytest.approx(sum(GOLDEN.values()) / 4)
     assert [row["accuracy"] for row in found["subsets"][:3]] == pytest.approx([0.5, 56 / 95, 67 / 95])
     # a subset that nobody published: listed, part of no section, counted, said
-    assert found["unknown_subsets"] == {"my-own": 3}
+    assert found["unknown_subsets"] == {"my-own": 6}
     assert found["subsets"][-1] == {
         "subset": "my-own",
-        "rows": 3,
-        "pairs": 3,
+        "rows": 6,
+        "pairs": 6,
         "section": None,
         "accuracy": 1.0,
-        "accuracy_95": [pytest.approx(0.025 ** (1 / 3)), 1.0],
+        "accuracy_95": [pytest.approx(0.025 ** (1 / 6)), 1.0],
         "chance": 0.5,
     }
-    assert "no subset 'my-own': its 3 rows" in said.err
+    assert "no subset 'my-own': its 6 rows" in said.err
     for section, (low, high) in found["sections_95"].items():
         assert low < GOLDEN[section] < high
     low, high = found["average_95"]
@@ -108,6 +108,35 @@ def test_interval_of_a_mean_is_that_of_the_binomial():
     assert drawn.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 400), rel=0.05)
 
 
+def scored(**right: list[bool]) -> list[ScoredRow]:
+    return [ScoredRow(name.replace("_", "-"), "", (1.0,), (0.0 if one else 2.0,)) for name, given in right.items() for one in given]
+
+
+def test_where_a_subset_has_few_rows_nothing_that_it_is_part_of_has_an_interval():
+    """Chat Hard without few rows has one; Chat, where one subset has two rows that are alike, and the average have none."""
+    rows = scored(hep_go=[True] * 4, alpacaeval_easy=[True, False] * 20, mt_bench_med=[True] * 2, mt_bench_hard=[True, False] * 20)
+    found = suite_measures("rewardbench", rows)
+    assert found["sections_95"]["Chat"] is None and found["sections_95"]["Reasoning"] is None and found["average_95"] is None
+    assert {row["subset"]: row["accuracy_95"] is None for row in found["subsets"]} == {
+        "alpacaeval-easy": False, "mt-bench-med": True, "mt-bench-hard": False, "hep-go": True
+    }  # fmt: skip
+    [hard] = [row["accuracy_95"] for row in found["subsets"] if row["subset"] == "mt-bench-hard"]
+    assert found["sections_95"]["Chat Hard"] == hard
+
+
+def test_sections_with_all_rows_right_are_not_certain():
+    """Of n rows of one weight that are all right the bound is .025^(1/n); two subsets of 20 rows and weights w, 1 − w are worth
+    20/(w² + (1 − w)²) such rows.
+    """
+    weights = {"llmbar-natural": 100, "mt-bench-hard": 37}
+    share = 37 / 137
+    found = suite_measures("rewardbench", scored(llmbar_natural=[True] * 20, mt_bench_hard=[True] * 20))
+    alike = 20 / (share**2 + (1 - share) ** 2)
+    assert weights.items() <= REWARDBENCH_COUNTS.items()
+    assert found["sections_95"] == {"Chat Hard": [pytest.approx(0.025 ** (1 / alike)), 1.0]}
+    assert found["average_95"] == found["sections_95"]["Chat Hard"]
+
+
 def test_of_unknown_subsets_alone_there_is_no_average(tmp_path):
     file = write_rows(tmp_path / "scores.jsonl", [{"subset": "own", "score_chosen": 1, "score_rejected": 2}] * 4)
     found = suite_scores(file, "rewardbench")
@@ -116,6 +145,7 @@ def test_of_unknown_subsets_alone_there_is_no_average(tmp_path):
 
 
 PAIR = {"subset": "hep-go", "score_chosen": 1.0, "score_rejected": 0.0}
+BEST = {"id": "7", "subset": "Math", "num_correct": 1, "scores": [3, 1, 2, 0]}
 TIE = {"id": "ref:1", "subset": "Ties", "num_correct": 1, "scores": [1, 0]}
 
 
@@ -137,6 +167,7 @@ TIE = {"id": "ref:1", "subset": "Ties", "num_correct": 1, "scores": [1, 0]}
         ("rewardbench2", [{**TIE, "num_correct": 2}], ["num_correct 2 must be 1 or more and below the number of scores, 2"]),
         ("rewardbench2", [{**TIE, "id": "7"}], ["id '7': those of the subset Ties are ref:N"]),
         ("rewardbench2", [TIE, TIE], ["row 2: id 'ref:1' stands in an earlier row"]),
+        ("rewardbench2", [BEST, TIE, BEST], ["row 3: id '7' stands in an earlier row too: keep one of them"]),
         ("rewardbench2", [TIE], ["ids ref:N and tied:N for the same N"]),
         ("rm-bench", [{"domain": "chat", "score_chosen": [1, 2], "score_rejected": [1, 2, 3]}], ["a list of 3 finite numbers"]),
         ("rewardbench3", [PAIR], ["unknown suite 'rewardbench3'; did you mean 'rewardbench'?", ", ".join(SUITES)]),

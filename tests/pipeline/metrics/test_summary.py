@@ -85,6 +85,18 @@ def test_one_prompt_has_no_interval():
     assert found["scaled"]["nll"] == found["nll"]
 
 
+@pytest.mark.parametrize(("prompts", "known"), [(2, False), (4, False), (5, True)])
+def test_few_prompts_have_no_interval(prompts: int, known: bool):
+    """Two that are alike would make one of no width. What has no say does not count: of ten prompts all but so many hold ties alone."""
+    values, prompt = pairs(prompts=prompts)
+    found = evaluated(values, prompt)
+    assert {found[f"{name}_95"] is not None for name in METRICS if found[name] is not None} == {known}
+    more, prompt = pairs(prompts=10)
+    more["margin"] = np.where(codes_of(prompt) < prompts, more["margin"] + 1, 0.0)
+    found = measures_95(more, codes_of(prompt))
+    assert (found["accuracy_95"] is not None) == known and found["cross_entropy_95"] is not None
+
+
 def test_a_temperature_is_never_fitted_to_the_pairs_that_it_scales():
     values, prompt = pairs(sharp=4.0)
     z, p, clusters = values["z"], values["p"], codes_of(prompt)
