@@ -74,13 +74,21 @@ def gamma(
     columns = {"name": "convention", "gamma": "γ", "mean_target": "mean target", "saturated": "past .95", "unit": "unit"}
     print_rows("conventions", summary["conventions"], columns)
     columns = {"source": "source", "margins_of": "margins of", "votes_of": "votes of", "pairs": "pairs", "prompts": "prompts"}
-    columns |= {"gamma": "γ", "mean_target": "mean target", "cross_entropy": "nats per vote", "interval": "interval"}
+    columns |= {
+        "with_margin": "with margin",
+        "gamma": "γ",
+        "mean_target": "mean target",
+        "cross_entropy": "nats per vote",
+        "interval": "interval",
+    }
     print_rows("fits to votes that made no part of the margin, with 95% intervals", summary["fits"], columns)
     if summary["fits"]:
         say(f"{FITS} A coin has {shown(summary['fits'][0]['coin'])} nats per vote.")
     else:
         say(summary["not_fitted"])
     print_rows("what each γ makes of the untied margins", summary["what_each_gamma_makes"])
+    for one in summary["warnings"]:
+        say(f"warning: {one}")
     print_json(summary, as_json)
 
 

@@ -39,6 +39,13 @@ ONE_RATER = (
 )
 
 
+_AGAINST = (
+    "{source}: of the {votes:,.0f} votes of {votes_of} {share:.0f}% side with the margins of {margins_of}; weighed by these they go "
+    "against them, so that the fitted γ is 0: above it none makes the votes likelier than a coin does. Are chosen and rejected swapped in "
+    "the votes?"
+)
+
+
 class _Fit(NamedTuple):
     """What a γ is fitted to: whose margins and whose votes; arrays of shape (rows,): margins, votes for, votes, prompt and source."""
 
@@ -59,9 +66,11 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     `mmpo evaluate --votes` takes it.
 
     Returns gamma (in 1/margin-unit), mean_target, pairs, ties, margin_quantiles, `conventions` (name, gamma and what it makes of the
-    margins), `fits` (per source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, cross_entropy
-    in nats per vote beside that of a coin, mean_target and saturated at that γ), `not_fitted`: why there is no fit, else None, and
-    `what_each_gamma_makes`, rows of `gamma_table`. Raises UserError where every pair is a tie, or votes are the margins' own.
+    margins), `fits` (per source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, with_margin
+    (the share of the votes that side with the margin), cross_entropy in nats per vote beside that of a coin, mean_target and saturated at
+    that γ), `not_fitted`: why there is no fit, else None, `votes`: of how many pairs the file has some, and how many of these are here,
+    `warnings`, in words, and `what_each_gamma_makes`, rows of `gamma_table`. Raises UserError where every pair is a tie, or votes are the
+    margins' own.
     """
     columns = ["quality_margin", "margin_se"]
     feedback = _feedback(data)
@@ -72,9 +81,10 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     if not decided.any():
         raise UserError(f"none of the {len(margins)} pairs has a margin above 0: there is nothing to scale by gamma")
     gamma = gamma_for_mean_target(margins[decided], MEAN_TARGET)
+    cast = None if votes is None else Votes(votes)
     found = [
         *(_of_feedback(feedback) if feedback is not None else ()),
-        *(_of_votes(voted, votes) if votes is not None and voted is not None else ()),
+        *(_of_votes(voted, cast) if cast is not None and voted is not None else ()),
     ]
     fits = [row for one in found for row in _fits(one, margins[decided])]
     conventions = {f"mean target {mean:g}": gamma_for_mean_target(margins[decided], mean) for mean in sorted({*MEANS, MEAN_TARGET})}
@@ -99,6 +109,11 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
             for name, value in named.items()
         ],
         "fits": fits,
+        "votes": None if cast is None or voted is None else cast.counts(voted),
+        "warnings": [
+            *(cast.warnings(voted) if cast is not None and voted is not None else ()),
+            *(_AGAINST.format(**row, share=100 * row["with_margin"]) for row in fits if row["gamma"] == 0),
+        ],
         "not_fitted": None if fits else NO_VOTES if feedback is None else ONE_RATER,
         "what_each_gamma_makes": gamma_table(
             margins[decided], errors[decided], gamma, [row["gamma"] for row in fits if row["source"] == ALL]
@@ -148,6 +163,7 @@ def _fits(one: _Fit, margins: Floats) -> Iterator[dict[str, Any]]:
             "pairs": fit.pairs,
             "prompts": fit.clusters,
             "votes": fit.votes,
+            "with_margin": _with_margin(*(values[mine] for values in (one.margin, one.preferring, one.raters))),
             "gamma": fit.gamma,
             "gamma_95": interval,
             "interval": fit.method,
@@ -157,19 +173,25 @@ def _fits(one: _Fit, margins: Floats) -> Iterator[dict[str, Any]]:
         }
 
 
-def _of_votes(table: pa.Table, path: str | Path) -> Iterator[_Fit]:
+def _with_margin(margin: Floats, preferring: Floats, raters: Floats) -> float:
+    """The share of the votes on untied pairs that side with the margin."""
+    sides = np.where(margin > 0, preferring, raters - preferring) * (margin != 0)
+    return float(sides.sum() / (raters * (margin != 0)).sum())
+
+
+def _of_votes(table: pa.Table, cast: Votes) -> Iterator[_Fit]:
     """PAIRS and votes from a file. Raises UserError where these are the votes that PAIRS hold themselves."""
-    preferring, raters = Votes(path).of(table).T
+    preferring, raters = cast.of(table).T
     voted = raters > 0
     own = [table[name].cast(pa.float64()).to_numpy()[voted] for name in ("preferring", "raters")]
     if (own[1] > 1).any() and (own[0] == preferring[voted]).all() and (own[1] == raters[voted]).all():
         raise UserError(
-            f"the votes in {path} are those of the margins' own raters on all {int(voted.sum()):,} pairs: against them every likelihood "
-            "prefers a larger gamma; give votes of raters that made no part of the margins"
+            f"the votes in {cast.path} are those of the margins' own raters on all {int(voted.sum()):,} pairs: against them every "
+            "likelihood prefers a larger gamma; give votes of raters that made no part of the margins"
         )
     prompt, source = (codes(flat(table[name]))[0] for name in ("prompt_id", "source"))
     names = np.array(codes(flat(table["source"]))[1], dtype=object)
-    yield _Fit("the pairs", str(path), table["quality_margin"].to_numpy(), preferring, raters, prompt, names[source])
+    yield _Fit("the pairs", str(cast.path), table["quality_margin"].to_numpy(), preferring, raters, prompt, names[source])
 
 
 def _of_feedback(feedback: pa.Table) -> Iterator[_Fit]:

@@ -112,7 +112,8 @@ def evaluate(
     if cast is not None:
         preferring, raters = cast.of(pairs).T
         judged |= {"preferring": preferring, "raters": raters}
-        counts = {**counts, "pairs_with_votes": int((raters > 0).sum())}
+        counts = {**counts, "pairs_with_votes": int((raters > 0).sum()), "repeated_rows_of_votes": cast.repeated}
+        warn(cast.warnings(pairs))
     sources = np.array(pairs["source"].to_pylist(), dtype=object)
     prompts = pairs["prompt_id"].to_pylist()
     lengths = tuple(text_lengths(pairs[side]) for side in _SIDES)

@@ -188,6 +188,42 @@ def test_pairs_say_what_would_give_a_fit_and_take_votes(tmp_path: Path, capsys: 
     )
 
 
+def votes_of(folder: Path, pairs: pa.Table, share: float, extra: pa.Table | None = None) -> Path:
+    """Four votes on every pair, of which so many go to the chosen completion; then rows of `extra`, as they are."""
+    n = pairs.num_rows
+    table = pairs.select(["chosen_id", "rejected_id"]).append_column("preferring", pa.array([4 * share] * n))
+    table = table.append_column("raters", pa.array([4.0] * n))
+    pq.write_table(table if extra is None else pa.concat_tables([table, extra]), folder / "votes.parquet")
+    return folder / "votes.parquet"
+
+
+def test_votes_that_match_nothing_and_votes_given_twice_are_counted(tmp_path: Path) -> None:
+    """A pair twice, the second time the other way round, and two pairs of another dataset."""
+    pairs = build_pairs(feedback_of(tmp_path, noisy(0, {"ann": "human"}, prompts=12)))
+    first = {"chosen_id": pairs["rejected_id"][0].as_py(), "rejected_id": pairs["chosen_id"][0].as_py()}
+    others = [{"chosen_id": f"a{i}", "rejected_id": f"b{i}"} for i in range(2)]
+    extra = pa.Table.from_pylist([{**one, "preferring": 1.0, "raters": 4.0} for one in (first, *others)])
+    n = pairs.num_rows
+    clean = suggest_gamma(pairs, votes_of(tmp_path, pairs, 0.75))
+    assert clean["votes"] == {"pairs": n, "matched": n, "unmatched": 0, "repeated_rows": 0} and clean["warnings"] == []
+    found = suggest_gamma(pairs, votes_of(tmp_path, pairs, 0.75, extra))
+    assert found["votes"] == {"pairs": n + 2, "matched": n, "unmatched": 2, "repeated_rows": 1}
+    unmatched, repeated = found["warnings"]
+    assert f"2 of the {n + 2} pairs with votes are not among the {n} here" in unmatched
+    assert "rows of a pair that an earlier row is of: 1." in repeated
+    assert [fit["with_margin"] for fit in (*clean["fits"], *found["fits"])] == pytest.approx([0.75, 0.75])
+
+
+def test_votes_against_the_margins_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = build_pairs(feedback_of(tmp_path, noisy(0, {"ann": "human"}, prompts=12)))
+    write_dataset(pairs, tmp_path / "pairs", split=(1, 0, 0))
+    assert run(["gamma", str(tmp_path / "pairs"), "--votes", str(votes_of(tmp_path, pairs, 0.25)), "--json"]) == 0
+    said = capsys.readouterr()
+    [fit] = orjson.loads(said.out)["fits"]
+    assert (fit["gamma"], fit["with_margin"]) == (0.0, 0.25)
+    assert "25% side with the margins of the pairs" in said.err.replace("\n", " ") and "the fitted γ is 0" in said.err
+
+
 def test_of_one_rater_nothing_is_fitted(tmp_path: Path) -> None:
     found = suggest_gamma(feedback_of(tmp_path, noisy(0, {"ann": "human"})))
     assert found["fits"] == [] and "no pair of completions was graded by two raters" in found["not_fitted"]
