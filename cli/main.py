@@ -20,6 +20,7 @@ from typer.exceptions import Abort, TyperException
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.commands.build:build", "Feedback files into a dataset of pairs with quality margins."),
+    "generate": ("mmpo.cli.commands.generate:generate", "Prompts into candidates, by models at endpoints or on this machine."),
     "judge": ("mmpo.cli.commands.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
     "argilla": (
         "mmpo.cli.commands.argilla:COMMANDS",

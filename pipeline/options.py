@@ -167,7 +167,10 @@ def options(cls: type[Kind]) -> type[Kind]:
     mmpo.pipeline.errors.UserError: draws: 0 is not 1 or more
     """
     made: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))(cls)
-    for field in fields_of(made).values():
+    for name, field in fields_of(made).items():
+        if field.description is None:  # pydantic reads the docstrings of the class itself only
+            kinds = (base for base in made.__mro__[1:] if hasattr(base, "__pydantic_fields__"))
+            field.description = next((fields_of(base)[name].description for base in kinds if name in fields_of(base)), None)
         for table in (found for found in field.metadata if isinstance(found, OneOf)):
             field.description = (field.description or "").replace("{names}", in_words(table.names))
     create: Callable[..., None] = made.__init__

@@ -49,3 +49,16 @@ def without_thinking(text: str) -> str | None:
         for end, start in zip([0, *(end for _, end in spans)], [*(start for start, _ in spans), len(text)], strict=True)
     ]
     return "".join(kept).lstrip()
+
+
+def parted(text: str) -> tuple[str, str] | None:
+    """What a text says, and what it thinks in its blocks, tags apart; the text itself and "" where it has none, and None where it ends
+    inside a block.
+
+    >>> parted("<think>a fruit?</think>\\n\\napple"), parted("apple"), parted("<think>a fr")
+    (('apple', 'a fruit?'), ('apple', ''), None)
+    """
+    spans, said = thinking_spans(text), without_thinking(text)
+    if spans is None or said is None:
+        return None
+    return said, "\n".join(_TAG.sub("", text[start:end]).strip() for start, end in spans)

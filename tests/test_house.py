@@ -24,13 +24,13 @@ ROOMS = [
     "pipeline.builder", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate", "pipeline",
     "pipeline.report",
     # annotate
-    "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.replies",
-    "annotate.judge", "annotate.agreement", "annotate", "annotate.argilla_server", "annotate.argilla",
+    "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
+    "annotate.judge", "annotate.generate", "annotate.agreement", "annotate", "annotate.argilla_server", "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
     "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.advise", "train",
     # cli
-    "cli.main", "cli.flags", "cli.output", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
+    "cli.main", "cli.flags", "cli.output", "cli.asking", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip
 """Every room and every file that stands beside the rooms, in the order of imports: one may import what stands to its left."""
 MAY_IMPORT = {"pipeline": {"pipeline"}, "annotate": {"annotate", "pipeline"}, "train": {"train", "pipeline"}, "cli": set(FOLDERS)}

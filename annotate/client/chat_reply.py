@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -62,14 +63,17 @@ def answer_of(
     for choice in choices:
         one, refusal = _choice(choice)
         if refusal:
-            return Failure("request", "refused", scrub(refusal, *secrets)[:300], answer=_answer((), usage, body, seconds, ""))
+            paid, words = _answer((), usage, body, seconds, ""), without_key(refusal, *secrets)
+            return Failure("request", "refused", scrub(refusal, *secrets)[:300], answer=paid, withheld=replace(one, text=words))
         if one.finish == "content_filter":
             paid = _answer((), usage, body, seconds, one.text)
-            return Failure("request", "content_filter", "the endpoint's filter withheld the reply", answer=paid)
+            words = replace(one, text=without_key(one.text, *secrets))
+            return Failure("request", "content_filter", "the endpoint's filter withheld the reply", answer=paid, withheld=words)
         if one.finish == "error" or choice.get("error"):
             said = choice.get("error") or reply.get("error") or "the endpoint ended the reply by an error"
             return _error({"error": said}, body, secrets, wait)
-        found.append(Choice(without_key(one.text, *secrets), one.finish, one.tokens, without_key(one.thinking, *secrets)))
+        texts = {name: without_key(getattr(one, name), *secrets) for name in ("text", "thinking", "calls")}
+        found.append(replace(one, **texts))
     return _answer(tuple(found), usage, body, seconds, "".join(choice.text + choice.thinking for choice in found))
 
 
@@ -90,7 +94,9 @@ def _choice(choice: Any) -> tuple[Choice, str]:
     text, thinking, refusal = _content(message.get("content"))
     thinking += next((value for key in THINKING if isinstance(value := message.get(key), str) and value), "")
     refusal = str(message.get("refusal") or refusal)
-    return Choice(text, str(choice.get("finish_reason") or "stop"), _tokens(choice.get("logprobs")), thinking), refusal
+    called = message.get("tool_calls")
+    calls = json.dumps(called, ensure_ascii=False) if called else ""
+    return Choice(text, str(choice.get("finish_reason") or "stop"), _tokens(choice.get("logprobs")), thinking, calls), refusal
 
 
 def _content(content: Any) -> tuple[str, str, str]:

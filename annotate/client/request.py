@@ -39,13 +39,15 @@ class Token:
 class Choice:
     """One reply. finish: the endpoint's finish_reason. tokens: empty where the endpoint gave no log-probabilities.
 
-    thinking: what the model thought before it answered, where the endpoint gives it apart; no part of text.
+    thinking: what the model thought before it answered, where the endpoint gives it apart; no part of text. calls: JSON text of its calls
+    of tools, "" for none.
     """
 
     text: str
     finish: str = "stop"
     tokens: tuple[Token, ...] = ()
     thinking: str = ""
+    calls: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class Answer:
     def dumps(self) -> bytes:
         """As the journal keeps it."""
         rows = [
-            [c.text, c.finish, [[t.text, t.top] if t.top else [t.text] for t in c.tokens], *([c.thinking] if c.thinking else [])]
+            [
+                *(c.text, c.finish, [[t.text, t.top] if t.top else [t.text] for t in c.tokens]),
+                *((c.thinking, c.calls) if c.calls else (c.thinking,) if c.thinking else ()),
+            ]
             for c in self.choices
         ]
         return orjson.dumps(rows)
@@ -78,10 +83,8 @@ class Answer:
     def loads(cls, raw: bytes, prompt_tokens: int, reply_tokens: int, seconds: float) -> "Answer":
         """Back from the journal."""
         choices = tuple(
-            Choice(
-                text, finish, tuple(Token(t[0], tuple((a, b) for a, b in t[1]) if len(t) > 1 else ()) for t in tokens), *thinking
-            )
-            for text, finish, tokens, *thinking in orjson.loads(raw)
+            Choice(text, finish, tuple(Token(t[0], tuple((a, b) for a, b in t[1]) if len(t) > 1 else ()) for t in tokens), *more)
+            for text, finish, tokens, *more in orjson.loads(raw)
         )
         return cls(choices, prompt_tokens, reply_tokens, seconds)
 
@@ -90,7 +93,8 @@ class Answer:
 class Failure:
     """Why there is no answer. kind: "rate_limit", "transient" and "unreachable" pass; "request" concerns this one; "run" ends the run.
 
-    answer: what was paid all the same, with the replies where they could not be read.
+    answer: what was paid all the same, with the replies where they could not be read. withheld: the words of a reply that its model or
+    the endpoint's filter took back; no journal keeps them here.
     """
 
     kind: str
@@ -98,6 +102,7 @@ class Failure:
     message: str
     retry_after: float | None = None
     answer: Answer | None = None
+    withheld: Choice | None = None
 
 
 def key_of(body: Mapping[str, Any], sample: int = 0, apart: str = "") -> bytes:

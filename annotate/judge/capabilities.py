@@ -6,10 +6,11 @@ sent as the run would send it, with the run's own limit on the reply; what a ref
 question asked again.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmpo.annotate.asking import Ask, folded
 from mmpo.annotate.client import Answer, Choice, Failure, named_parameter
 from mmpo.annotate.judge.reading import has_distributions
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -46,9 +47,6 @@ class Capabilities:
     top: int = TOP_LOGPROBS
     system: bool = True
     room: int = 0
-
-
-Ask = Callable[[Mapping[str, Any]], Awaitable[Answer | Failure]]
 
 
 @dataclass(frozen=True)
@@ -141,13 +139,6 @@ def _without(found: Capabilities, named: str, message: str) -> Capabilities | No
     if found.temperature:
         return replace(found, temperature=False)
     return replace(found, length="max_completion_tokens") if found.length == "max_tokens" else None
-
-
-def folded(messages: Sequence[Message]) -> list[Message]:
-    """The messages with a leading system message as the beginning of the user's, for models whose template takes none."""
-    if len(messages) < 2 or messages[0]["role"] != "system":
-        return list(messages)
-    return [{"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
 
 
 def schema_of(names: list[str], labels: list[str]) -> dict[str, Any]:

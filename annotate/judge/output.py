@@ -5,7 +5,7 @@ A second pass over the input looks every answer up in the journal.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmpo.annotate.client import Answer, Journal, Stop, public_url
 from mmpo.annotate.judge.modes import MODES, NewGrade
@@ -23,13 +22,12 @@ from mmpo.annotate.judge.questions import WHY, PosedQuestion, Questions
 from mmpo.annotate.judge.reading import differ
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
-from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of
+from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
 from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import FileDigest, PartWriter, RowAccounting, digest, read_manifest, replacing
-from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING, REJECTS
+from mmpo.pipeline.storage import FileDigest, RowAccounting, digest, read_manifest, replacing
+from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING
 
-MAX_PART_BYTES = 64 << 20
 MAX_REJECT_REPLY = 2_000
 """Characters of a reply that can't be read that go into rejects.parquet, and the last ones of its thinking; the journal has all of it."""
 NOT_OF_THE_RECIPE = (
@@ -190,22 +188,14 @@ def _write(
     """Write the parts and rejects.parquet of a FEEDBACK folder; grades that the same judges gave earlier are replaced. Also returns the
     parts' digests."""
     totals = OutputTotals([_first_look(feedback, one, journal) for one in judges])
-    writer = PartWriter(folder / "feedback", "part", metadata)
-    waiting: list[pa.Table] = []
-    with pq.ParquetWriter(folder / "rejects.parquet", REJECTS, compression="zstd") as rejects:
+
+    def parts() -> Iterator[tuple[pa.Table, list[dict[str, Any]]]]:
         for table in feedback.tables():
             graded, rejected = _graded(table, feedback, judges, journal, totals)
             totals.prompts += graded.num_rows
-            if rejected:
-                rejects.write_table(pa.Table.from_pylist(rejected, REJECTS))
-            waiting.append(graded)
-            if sum(part.nbytes for part in waiting) >= MAX_PART_BYTES:
-                writer.write(pa.concat_tables(waiting).combine_chunks())
-                waiting = []
-    if waiting:
-        writer.write(pa.concat_tables(waiting).combine_chunks())
-    writer.close()
-    return totals, writer.digests
+            yield graded, rejected
+
+    return totals, write_feedback(folder, metadata, parts())
 
 
 def _first_look(feedback: Feedback, one: Questions, journal: Journal) -> JudgeTotals:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmpo.annotate.asking import folded
 from mmpo.annotate.client import Answer, Failure, Journal, Request, estimated_tokens, key_of
-from mmpo.annotate.judge.capabilities import Capabilities, folded, parameters, schema_of
+from mmpo.annotate.judge.capabilities import Capabilities, parameters, schema_of
 from mmpo.annotate.judge.modes import MODES, NewGrade, Question, names_of, offered, reply_format, scale_of
 from mmpo.annotate.judge.options import Judge, JudgeOptions
 from mmpo.annotate.judge.prompts import load_template, shown_of

@@ -1,18 +1,17 @@
 """`mmpo judge`: LLM judges that grade how much better; `mmpo replies`, `mmpo rubrics`: what they are offered and how they are read."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mmpo.annotate.judge import JudgeOptions
+from mmpo.cli.asking import asking, counted
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.progress import ProgressReporter, duration, waiting
+from mmpo.pipeline.progress import duration
 
 
 @with_flags(JudgeOptions)
@@ -68,7 +67,7 @@ def run_judges(feedback: Path, out: Path, options: JudgeOptions, judges: list[An
     """Ask the judges, with progress; the summary, which is also said."""
     from mmpo.annotate.judge import judge as ask
 
-    with _progress() as progress:
+    with asking("judge") as progress:
         summary = ask(feedback, out, options=options, judges=judges, progress=progress)
     _say_judged(summary)
     return summary
@@ -83,7 +82,7 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
     print_rows("tokens, cost and time are estimates of what is left", rows, columns)
     for row in summary["judges"]:
         if status and row["failed"]:
-            say(f"{row['rater']}: failed at the last try: " + _counts(row["failed"]))
+            say(f"{row['rater']}: failed at the last try: " + counted(row["failed"]))
         if row["spent_tokens"]:
             cost = "" if row["spent_cost"] is None else f", ${row['spent_cost']:.4f}"
             say(f"{row['rater']}: spent so far: {row['spent_tokens']:,} tokens{cost}")
@@ -121,7 +120,7 @@ def _say_judged(summary: dict[str, Any]) -> None:
     print_rows("", [{**row, **{name: of(row) for name, of in sums.items()}} for row in summary["judges"]], columns)
     for row in summary["judges"]:
         if row["failed"]:
-            say(f"{row['rater']}: failed for good: {_counts(row['failed'])}; evidence in {summary['out']}/rejects.parquet")
+            say(f"{row['rater']}: failed for good: {counted(row['failed'])}; evidence in {summary['out']}/rejects.parquet")
     for row in summary["judges"]:
         if row["one_order_only"]:
             say(f"warning: {row['rater']} answered no pair in both orders: its margins keep its liking for what is shown first")
@@ -140,7 +139,7 @@ def _say_judged(summary: dict[str, Any]) -> None:
                 f"{told}: its spread is {'that of one reply' if row['mean_mass'] is not None else 'unknown (null)'}"
             )
     if summary["not_asked"]:
-        say(f"prompts without a question: {_counts(summary['not_asked'])}")
+        say(f"prompts without a question: {counted(summary['not_asked'])}")
     if summary["replaced"]:
         say(f"{summary['replaced']:,} earlier grades of these judges were replaced")
     if summary["stopped"]:
@@ -148,38 +147,3 @@ def _say_judged(summary: dict[str, Any]) -> None:
     say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
     if not summary["finished"]:
         say(f"not finished: what was answered is safe in {summary['journal']}; the same command again asks for the rest")
-
-
-def _counts(failed: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(failed.items(), key=lambda item: -item[1]))
-
-
-WORDS = {
-    "stopping": "stopping: waiting for what is in flight; Ctrl-C again leaves at once",
-    "writing": "judge: writing feedback",
-}
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A function of each judge's counts; what earlier runs had answered already is no work of this one, and counted beside it."""
-    with ProgressReporter("judge", "requests") as report:
-
-        def show(counts: dict[str, Any], what: str) -> None:
-            if what:
-                say(WORDS.get(what, what))
-            for name, one in counts.items():
-                report(name, one.done - one.cached, one.total - one.cached, told_of(one))
-
-        yield show
-
-
-def told_of(counts: Any) -> str:
-    """A line about one judge: what it has done, and what it waits for."""
-    parts = {
-        "known before": counts.cached, "in flight": counts.in_flight, "retried": counts.retried,
-        "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
-    }  # fmt: skip
-    cost = [f"${counts.cost:.4f}"] if counts.priced else []
-    wait = [waiting(*found)] if (found := counts.waiting()) else []
-    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost, *wait])

@@ -89,6 +89,8 @@ class BuildOptions:
     """Largest share of unreadable or invalid lines before the build is refused."""
     feedback_only: bool = False
     """Stop at the FEEDBACK table: candidates and their grades, no pairs."""
+    bare_prompts: bool = False
+    """With --feedback-only: rows of generic files may hold a prompt and no reply yet, for `mmpo generate`."""
     workers: Count | None = None
     """Processes (all cores)."""
 
@@ -98,6 +100,8 @@ class BuildOptions:
                 f"--rater-weights {self.rater_weights}: only --raters rater-effects weighs raters; with --raters {self.merge_raters} "
                 "all count the same anyway. Leave it out, or choose --raters rater-effects"
             )
+        if self.bare_prompts and not self.feedback_only:
+            raise UserError("--bare-prompts: prompts without replies make no pairs; it goes with --feedback-only")
         check_shares(self.split)
         split_column(self.split_by)
         check_options(get_source(self.format), source_options(self))

@@ -32,7 +32,7 @@ from mmpo.pipeline.sources.generic import (
     prepare_trl,
 )
 from mmpo.pipeline.sources.helpsteer3 import HELPSTEER3_SAMPLE, parse_helpsteer3
-from mmpo.pipeline.sources.messages import as_reply, read_message, split_pair
+from mmpo.pipeline.sources.messages import as_reply, read_calls, read_message, split_pair
 from mmpo.pipeline.sources.shp import SHP_SAMPLE, parse_shp
 from mmpo.pipeline.sources.ultrafeedback import ULTRAFEEDBACK_SAMPLE, parse_ultrafeedback
 from mmpo.pipeline.sources.ultrafeedback_binarized import BINARIZED_SAMPLE, parse_ultrafeedback_binarized

@@ -197,6 +197,7 @@ class RowFields:
         self.column = {name: column for name, column in self.column.items() if not self.absent(column)}
         self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given)]
         self.named, self.file, self.need_scores = named, file, options.need_scores
+        self.bare_prompts = options.bare_prompts
         self.low, self.high = options.scale or (None, None)
         self.cells = Cells(options.decimal or ("." if text else None), options.na, self.high, options.gap_of)
         self.read = {name: reader(column, self.present) for name, column in self.column.items()}

@@ -125,6 +125,13 @@ def _reply(value: Any, out: FeedbackBuilder) -> Any:
     raise BadRow("not_text", {"completion": f"a list of {len(text)}: {', '.join(roles[:6])}"[:80], "hint": hint})
 
 
+def _bare_parser(fields: RowFields) -> RowParser:
+    def parse(row: Row, out: FeedbackBuilder) -> None:
+        out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
+
+    return parse
+
+
 def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all."""
     # Scores low..high can be at most high - low apart.
@@ -214,6 +221,8 @@ LAYOUTS = (
         {**_ASKED, "first": "The moon.", "second": "Mars, the red one.", "gap": -3, "rater": "ben"},
     )),
 )  # fmt: skip
+BARE = RowLayout("one row per prompt, without replies", ("prompt",), (), CONTEXT, _bare_parser)
+"""Read only where `bare_prompts` says that prompts may stand alone: else it would hide that a column of replies is called otherwise."""
 FIELDS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.fields))
 LISTS = tuple(
     FormatSample(f"{layout.name}: {', '.join(layout.texts + layout.grades)}; also {', '.join(layout.others[:-2])}", layout.sample)
@@ -282,6 +291,8 @@ def _layout(fields: RowFields, columns: Collection[str]) -> RowLayout:
     fits = [layout for layout in LAYOUTS if not missing(layout)]
     if fits:
         return min(fits, key=rank)
+    if fields.bare_prompts and "prompt" in there:
+        return BARE
     close = min(LAYOUTS, key=lambda layout: (len(missing(layout)), rank(layout)))
     hint = "Name columns that are called otherwise by --columns field=column,..."
     if set(close.texts) <= set(there):

@@ -82,6 +82,7 @@ class JudgeModel(BaseModel, extra="forbid"):
     bias: added to the margin of whatever is shown first, in grades. noise: standard deviation of the judge's own error, in
     grades. scale: grades per standard deviation of latent quality. tau: width of its distribution over grades. mass:
     probability that the reply's token is a grade at all. thinking: replies begin with a thinking block that holds another verdict.
+    writes: it grades nothing and writes a text, fixed by model, messages, temperature and seed.
     """
 
     bias: float = 0.0
@@ -90,6 +91,7 @@ class JudgeModel(BaseModel, extra="forbid"):
     tau: float = 0.7
     mass: float = 0.97
     thinking: bool = False
+    writes: bool = False
 
 
 def chance(*parts: object) -> float:
@@ -157,6 +159,13 @@ def _verdict(prompt: str, name: str, model: JudgeModel, qualities: Qualities) ->
     return grades
 
 
+def _text(body: Mapping[str, Any]) -> list[str | Grades]:
+    """A text of 3 to 40 words about the last message."""
+    told = [body["model"], body["messages"], body.get("temperature"), body.get("seed")]
+    words = int(3 + 38 * chance("length", *told))
+    return [f"On {body['messages'][-1]['content']}", *(f" {unit('word', place, *told):.3f}" for place in range(words))]
+
+
 def _around(centre: float, values: Mapping[str, float], tau: float) -> Grades:
     """Log-probabilities ∝ -(value - centre)²/2τ²."""
     raw = {label: -((value - centre) ** 2) / (2 * tau * tau) for label, value in values.items()}
@@ -198,6 +207,8 @@ def complete(
     steps = _script(
         _verdict(prompt, body["model"], model, qualities), "Verdict:" in BLOCK.sub("", prompt), None if fenced else schema
     )
+    if model.writes:
+        steps = _text(body)
     if fenced:
         steps = ["Here is what you asked for:\n```json\n", *steps, "\n```"]
     if model.thinking:

@@ -1,0 +1,5 @@
+"""Many requests to several models: options, journal, budget, progress, Ctrl-C; what judging and generating share."""
+
+from mmpo.annotate.asking.asker import Asker, Counts, Endpointlike
+from mmpo.annotate.asking.options import SHARED, AskingOptions, asked_models, check_prices, journal_of, json_object, keys_of_model
+from mmpo.annotate.asking.run import Ask, Progress, ask_all, folded, patient, to_its_end

@@ -1,0 +1,98 @@
+"""A model on this machine in the place of an endpoint: its engine works in a thread, and every reply goes the way of all answers."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mmpo.annotate.client import Answer, Failure, Stop, answer_of
+from mmpo.annotate.generate.options import SampledModel
+
+
+@dataclass(eq=False)
+class LocalWork:
+    """One request for an engine. body: as it would go to an endpoint; done: takes a chat completion, or the reason and the message of why
+    there is none; may be called from any thread."""
+
+    body: Mapping[str, Any]
+    done: Callable[[Mapping[str, Any] | tuple[str, str]], None]
+    began: float = field(default_factory=time.monotonic)
+
+
+class LocalEngine(Protocol):
+    """What writes replies on this machine. name: its model's in FEEDBACK; digest: of all that its replies depend on beside the request;
+    slots: how many replies it writes at a time."""
+
+    name: str
+    digest: str
+    slots: int
+
+    def serve(self, inbox: "queue.SimpleQueue[Any]", halted: Callable[[], bool]) -> None:
+        """Answer the `LocalWork` that comes until None does. halted: whether to begin nothing more; what has not begun is then done with
+        the reason "interrupted"."""
+        ...
+
+
+WAITING = 4
+"""Requests that wait for each place of an engine: among them it finds those of like length, and those of one prompt."""
+
+
+def settings_of(engine: LocalEngine) -> SampledModel:
+    """The model as others are described: its digest goes along with every request, so that other weights are another model."""
+    return SampledModel(
+        engine.name, base_url="http://localhost", extra_body={"weights": engine.digest}, concurrency=engine.slots * (1 + WAITING)
+    )
+
+
+class LocalEndpoint:
+    """An engine as an endpoint; an async context manager."""
+
+    def __init__(self, engine: LocalEngine, judge: SampledModel, stop: Stop) -> None:
+        self.judge, self._engine, self._stop = judge, engine, stop
+        self._inbox: queue.SimpleQueue[LocalWork | None] = queue.SimpleQueue()
+        self._open: set[asyncio.Future[Any]] = set()
+
+    async def __aenter__(self) -> "LocalEndpoint":
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        try:
+            self._engine.serve(self._inbox, lambda: bool(self._stop.reason))
+        except BaseException as error:  # whoever waits for a reply must hear of it
+            self._loop.call_soon_threadsafe(self._broken, error)
+
+    def _broken(self, error: BaseException) -> None:
+        for future in self._open:
+            if not future.done():
+                future.set_exception(error)
+
+    async def ask(self, body: Mapping[str, Any]) -> Answer | Failure:
+        """Answer one request."""
+        if not self._thread.is_alive():
+            return Failure("run", "local", f"{self.judge.name}: its engine has ended")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._open.add(future)
+
+        def done(outcome: Mapping[str, Any] | tuple[str, str]) -> None:
+            self._loop.call_soon_threadsafe(lambda: future.done() or future.set_result(outcome))
+
+        work = LocalWork(body, done)
+        self._inbox.put(work)
+        try:
+            outcome = await future
+        finally:
+            self._open.discard(future)
+        if isinstance(outcome, tuple):
+            reason, message = outcome
+            return Failure("run" if reason == "interrupted" else "request", reason, message)
+        return answer_of(outcome, body, time.monotonic() - work.began)

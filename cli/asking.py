@@ -1,0 +1,43 @@
+"""What the commands that ask models say while they do."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmpo.cli.output import say
+from mmpo.pipeline.progress import ProgressReporter, waiting
+
+WORDS = {
+    "stopping": "stopping: waiting for what is in flight; Ctrl-C again leaves at once",
+    "writing": "writing feedback",
+}
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Counts by reason in words, most first."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def asking(title: str) -> Iterator[Any]:
+    """A function of each model's counts; what earlier runs had answered already is no work of this one, and counted beside it."""
+    with ProgressReporter(title, "requests") as report:
+
+        def show(counts: dict[str, Any], what: str) -> None:
+            if what:
+                say(WORDS.get(what, what))
+            for name, one in counts.items():
+                report(name, one.done - one.cached, one.total - one.cached, told_of(one))
+
+        yield show
+
+
+def told_of(counts: Any) -> str:
+    """A line about one model: what it has done, and what it waits for."""
+    parts = {
+        "known before": counts.cached, "in flight": counts.in_flight, "retried": counts.retried,
+        "failed": sum(counts.failed.values()), "tokens": counts.prompt_tokens + counts.reply_tokens,
+    }  # fmt: skip
+    cost = [f"${counts.cost:.4f}"] if counts.priced else []
+    wait = [waiting(*found)] if (found := counts.waiting()) else []
+    return ", ".join([*(f"{number:,} {name}" for name, number in parts.items() if number), *cost, *wait])
