@@ -80,6 +80,9 @@ def generate(
     """
     chosen = options or GenerateOptions()
     with prepared(prompts, out, chosen, models, local) as plan:
+        totals = {one.name: count_of(Sampling(one, chosen, Takes()), plan.feedback) for one in plan.models}
+        if not any(totals.values()):
+            raise UserError(unanswered(plan.feedback, chosen))
         remote = [one for one in plan.models if one.name not in plan.local]
         for one in remote:
             api_key(one)
@@ -87,7 +90,7 @@ def generate(
             import_module("openai")  # where the extra is missing, the run ends before a journal is made
         with Journal(plan.journal) as journal:
             stop = Stop()
-            runs = to_its_end(_ask_all(plan, journal, progress, stop), stop)
+            runs = to_its_end(_ask_all(plan, totals, journal, progress, stop), stop)
             if progress:
                 progress({}, "writing")
             return finish(plan.feedback, Path(out), chosen, runs, journal, stop)
@@ -127,7 +130,14 @@ def takes_key(model: SampledModel, options: GenerateOptions) -> str:
     return "takes:" + orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()
 
 
-async def _ask_all(plan: GeneratePlan, journal: Journal, progress: Progress | None, stop: Stop) -> list[GenerateRun]:
+def count_of(sampling: Sampling, feedback: Feedback) -> int:
+    """How many requests a run makes of one model."""
+    return sum(len(sampling.of(row)) for rows in feedback.rows(scores=False, reference=None) for row in rows)
+
+
+async def _ask_all(
+    plan: GeneratePlan, totals: Mapping[str, int], journal: Journal, progress: Progress | None, stop: Stop
+) -> list[GenerateRun]:
     options = plan.options
 
     async def start(endpoint: Endpointlike, budget: Budget, price: Price | None, paid: list[Answer]) -> GenerateRun:
@@ -141,12 +151,11 @@ async def _ask_all(plan: GeneratePlan, journal: Journal, progress: Progress | No
             else:
                 takes = Takes(**known)
         sampling = Sampling(model, options, takes)
-        total = sum(len(sampling.of(row)) for rows in plan.feedback.rows(scores=False, reference=None) for row in rows)
-        shared = (endpoint, options, journal, budget, price, stop, total, "model")
+        shared = (endpoint, options, journal, budget, price, stop, totals[model.name], "model")
         return GenerateRun(*shared, sampling=sampling, feedback=plan.feedback)
 
     endpoints = [
         LocalEndpoint(plan.local[one.name], one, stop) if one.name in plan.local else Endpoint(one, options.timeout)
         for one in plan.models
     ]
-    return await ask_all(endpoints, options, journal, plan.prices, progress, stop, start, unanswered(plan.feedback, options))
+    return await ask_all(endpoints, options, journal, plan.prices, progress, stop, start, "there is nothing to ask")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from argilla_cases import Asked
 from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
-from cases import Judging
+from cases import Generating, Judging
 from openai_server import Server, serving
 from own_judges import answering
 from raw_endpoint import raw_endpoint
@@ -29,6 +29,20 @@ def openai_server() -> Iterator[Callable[..., Server]]:
 def judging(openai_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Judging]:
     """Starts a server with candidates for it: `judging({"latency": 0.1}, prompts, completions)`."""
     return lambda plan=None, *rows, **options: Judging(openai_server(plan), tmp_path, *rows, **options)
+
+
+@pytest.fixture
+def generating(openai_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Generating]:
+    """Starts a server that writes texts, with prompts for it: `generating({"latency": 0.1}, prompts)`."""
+    written = {"defaults": {"writes": True}, "keep_bodies": True}
+    return lambda plan=None, *rows: Generating(openai_server(written | (plan or {})), tmp_path, *rows)
+
+
+@pytest.fixture
+def generating_by(tmp_path: Path) -> Iterator[Callable[..., Generating]]:
+    """Starts an endpoint that answers by a function of the request's body, with prompts for it."""
+    with ExitStack() as running:
+        yield lambda answer, *rows: Generating(running.enter_context(raw_endpoint(answering(answer))), tmp_path, *rows)
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from mmpo.annotate.judge import JudgeOptions
+from mmpo.annotate import GenerateOptions, JudgeOptions
 from mmpo.cli.flags import with_flags
 from mmpo.pipeline import BuildOptions
 from mmpo.pipeline.options import fields_of
 from mmpo.train.options import TrainOptions
 
 
-@pytest.mark.parametrize("options", [BuildOptions, JudgeOptions, TrainOptions])
+@pytest.mark.parametrize("options", [BuildOptions, GenerateOptions, JudgeOptions, TrainOptions])
 def test_every_option_that_may_be_nothing_takes_null(options: type) -> None:
     @with_flags(options)
     def command(*, given: dict[str, Any]) -> dict[str, Any]:

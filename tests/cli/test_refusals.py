@@ -12,8 +12,8 @@ import pytest
 from command import graded, mmpo, refused, stopped
 from folders import write_rows
 
+from mmpo.annotate import GenerateOptions, JudgeOptions
 from mmpo.annotate.argilla.options import PushOptions
-from mmpo.annotate.judge.options import JudgeOptions
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, UserError
 from mmpo.pipeline.options import fields_of, options_from
@@ -217,7 +217,7 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
     assert json.loads(capsys.readouterr().out)["rejected"][reason] == 90
 
 
-@pytest.mark.parametrize("kind", [BuildOptions, JudgeOptions, TrainOptions, PushOptions])
+@pytest.mark.parametrize("kind", [BuildOptions, GenerateOptions, JudgeOptions, TrainOptions, PushOptions])
 def test_no_option_that_holds_text_takes_an_empty_one_for_its_default(kind: type) -> None:
     """In Python and in recipes, as on the command line: an address that is an unset variable must not become the public one."""
     needed = {"format": "jsonl"} if kind is BuildOptions else {"kind": "policy"} if kind is TrainOptions else {}

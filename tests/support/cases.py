@@ -1,4 +1,4 @@
-"""What the tests of judging share: a server of judges with a folder of candidates to judge, and looking at what came out."""
+"""What the tests of judging and generating share: a server with a folder of candidates or prompts, and looking at what came out."""
 
 import contextlib
 import sqlite3
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from command import mmpo
-from folders import Row, feedback_folder, made_up_prompts
+from folders import Row, feedback_folder, made_up_prompts, write_rows
 
+from mmpo.annotate import GenerateOptions, generate
 from mmpo.annotate.judge import JudgeOptions, judge
 from mmpo.pipeline import load_feedback
 
@@ -75,6 +76,42 @@ class Judging:
     def came(self, requests: int) -> Callable[[], bool]:
         """For `command.stopped`: whether so many requests have come."""
         return lambda: self.count("requests") >= requests
+
+
+class Generating:
+    """A server and prompts: FOLDER/prompts.jsonl, of rows or of so many made-up prompts, gets candidates in FOLDER/out or others."""
+
+    def __init__(self, server: Any, folder: Path, rows: Iterable[Row] | int = 4) -> None:
+        rows = [{"prompt": f"Question {i}?"} for i in range(rows)] if isinstance(rows, int) else rows
+        self.server, self.folder, self.prompts = server, folder, write_rows(folder / "prompts.jsonl", rows)
+
+    def generate(
+        self, out: str = "out", models: Any = ("writer",), *, prompts: Path | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Write candidates in this process; the summary."""
+        settings = GenerateOptions(base_url=self.server.base_url, **options)
+        return generate(prompts or self.prompts, self.folder / out, options=settings, models=models)
+
+    def words(self, *more: object) -> list[object]:
+        """The same as a command."""
+        words = ["generate", self.prompts, "--model", "writer", "--base-url", self.server.base_url, "--out", self.folder / "out"]
+        return [*words, *more]
+
+    def rows(self, out: str = "out") -> list[dict[str, Any]]:
+        """Of FEEDBACK."""
+        return load_feedback(self.folder / out).to_pylist()
+
+    def texts(self, out: str = "out") -> list[tuple[str, str | None, str]]:
+        """Every completion: the prompt's last words, its model, its text."""
+        return [(row["prompt"][-1]["content"], one["model"], one["text"]) for row in self.rows(out) for one in row["completions"]]
+
+    def bodies(self) -> list[dict[str, Any]]:
+        """Of the requests that came, without probes."""
+        return [one["body"] for one in self.server.log() if one["body"]["messages"][-1]["content"] != "Say hello."]
+
+    def came(self, requests: int) -> Callable[[], bool]:
+        """For `command.stopped`: whether so many requests have come."""
+        return lambda: self.server.counts()["requests"] >= requests
 
 
 def comparisons(folder: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def test_a_refused_temperature_leaves_the_log_probabilities(judging_by: Any) -> 
 
 @pytest.mark.parametrize(("status", "error"), [(403, UserError), (500, PartialResult)])
 def test_a_refusal_that_names_nothing_of_ours_is_what_it_was(status: int, error: Any, judging_by: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys.modules["mmpo.annotate.judge.run"], "backoff", lambda tries: 0.0)
+    monkeypatch.setattr(sys.modules["mmpo.annotate.asking.run"], "backoff", lambda tries: 0.0)
     job = judging_by(lambda body: refusal(status, "not today"))
     with pytest.raises(error, match="not today"):
         job.judge()
@@ -105,7 +105,7 @@ def given(numbers: dict[str, float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_the_first_requests_are_asked_again_as_often_as_retries_says(retries: int, judging_by: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys.modules["mmpo.annotate.judge.run"], "backoff", lambda tries: 0.01)
+    monkeypatch.setattr(sys.modules["mmpo.annotate.asking.run"], "backoff", lambda tries: 0.01)
     job = judging_by(lambda body: refusal(500, "not today"))
     with pytest.raises(PartialResult, match="not today"):
         job.judge(retries=retries)

@@ -1,0 +1,47 @@
+"""Kills and Ctrl-C while candidates are written: nothing is asked twice but what was in flight."""
+
+import random
+import signal
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from command import ended, mmpo, started, stopped, wait_for
+
+IN_FLIGHT = 8
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_nothing_is_asked_twice_but_what_was_in_flight(kills: int, generating: Any) -> None:
+    prompts = 12 * kills
+    job, moments = generating({"latency": {"median": 0.05, "p99": 0.4}}, prompts), random.Random(4)
+    command = job.words("--concurrency", IN_FLIGHT, "--n", 4)
+    killed = 0
+    for _ in range(kills):
+        process = started(*command)
+        assert wait_for(job.came(job.server.counts()["requests"] + IN_FLIGHT), process)
+        time.sleep(moments.uniform(0.0, 0.3))
+        killed += process.poll() is None
+        process.kill()
+        ended(process)
+    done = mmpo(*command)
+    assert done.returncode == 0, done.stderr
+    assert killed == kills
+    asked = [one for one in job.server.log() if one["body"]["messages"][-1]["content"] != "Say hello."]
+    again = Counter(one["digest"] for one in asked)
+    assert len(again) == prompts * 4
+    assert len(asked) - len(again) <= kills * IN_FLIGHT
+    assert len(set(job.texts())) == prompts * 4
+    calm = job.generate("calm", n=4)
+    assert calm["candidates"] == prompts * 4 and job.texts("calm") == job.texts()
+
+
+def test_the_first_interrupt_finishes_what_is_in_flight_and_writes_what_there_is(generating: Any) -> None:
+    job = generating({"latency": 0.2}, 40)
+    done = stopped(*job.words("--concurrency", "10", "--n", 2), when=job.came(25), by=signal.SIGINT)
+    assert done.returncode == 3 and "same command again" in done.stderr and "Traceback" not in done.stderr
+    assert all(one["sent"] for one in job.server.log())
+    assert len(job.texts()) == len(job.bodies()) < 80
+    assert mmpo(*job.words("--n", 2)).returncode == 0
+    assert len(job.texts()) == 80 and job.server.counts()["answered_again"] == 0
