@@ -24,5 +24,5 @@ def test_every_option_that_may_be_nothing_takes_null(options: type) -> None:
     named_in_help = {name for name, field in fields_of(options).items() if "null:" in (field.description or "")}
     assert named_in_help <= optional
     nothing = dict.fromkeys(inspect.signature(command).parameters)
-    got = command(**{**nothing, **{name: "null" for name in nothing if name != "format"}})
+    got = command(**{**nothing, **{name: "null" for name in nothing if name in optional}})
     assert {name for name, value in got.items() if value is None} == optional
