@@ -117,14 +117,77 @@ def held_keys(table: pa.Table) -> tuple[str, ...]:
 
 def prompt_bytes(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> bytes:
     """The bytes that a prompt's id is the digest of: compact JSON of [{"role", "content", ...}, ...], in this order those of MESSAGE_KEYS
-    that are set; and, where there are tools, a NUL and their text.
+    that are set, as `as_said` has them; and, where there are tools, a NUL and their JSON with sorted keys.
 
     They are those of `json.dumps(messages, ensure_ascii=False, separators=(",", ":"))`; orjson writes the same (tested) at a
     tenth of the time. Raises TypeError or ValueError (orjson.JSONEncodeError, UnicodeEncodeError) on lone surrogates and on content that is
     no text.
     """
-    plain = orjson.dumps([message_of(message) for message in messages])
-    return plain if tools is None else plain + b"\0" + tools.encode()
+    plain = orjson.dumps(as_said(messages))
+    if tools is None:
+        return plain
+    written = tools.encode()  # first, as the JSON of a lone surrogate is ASCII
+    try:
+        return plain + b"\0" + _dumped(json.loads(tools)).encode()
+    except (ValueError, RecursionError):  # no JSON, which `validate` says
+        return plain + b"\0" + written
+
+
+def as_said(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Role and content of messages and those of MESSAGE_KEYS that they have, by what is said: two writings of the same are equal.
+
+    Of tool calls that is `said_calls`; the id of a call, which servers draw at random, is its number among all calls, so that what a tool
+    answered still goes to its call. An id that no call before it has stays as it is.
+
+    >>> calls = '[{"id":"x7","type":"function","function":{"name":"f","arguments":{"b":1,"a":2}}}]'
+    >>> for message in as_said([{"role": "assistant", "content": "", "tool_calls": calls},
+    ...                         {"role": "tool", "content": "3", "tool_call_id": "x7"}]): print(message)
+    {'role': 'assistant', 'content': '', 'tool_calls': '[{"arguments":{"a":2,"b":1},"name":"f"}]'}
+    {'role': 'tool', 'content': '3', 'tool_call_id': 0}
+    """
+    said: list[dict[str, Any]] = [message_of(message) for message in messages]
+    numbers: dict[str, int] = {}
+    count = 0
+    for message in said:
+        if len(message) == 2:
+            continue
+        for call in _calls(message.get("tool_calls")):
+            if call.get("id") is not None:
+                numbers[str(call["id"])] = count
+            count += 1
+        if "tool_calls" in message:
+            message["tool_calls"] = said_calls(message["tool_calls"])
+        if message.get("tool_call_id") in numbers:
+            message["tool_call_id"] = numbers[message["tool_call_id"]]
+    return said
+
+
+def said_calls(tool_calls: str) -> str:
+    """What stored tool calls say: JSON with sorted keys of the list of each function's name and arguments; what is no list of calls as it
+    is. No arguments are the same as empty ones. Raises UnicodeEncodeError on lone surrogates.
+
+    >>> said_calls('[{"id":"x7","type":"function","function":{"name":"f"}}]')
+    '[{"arguments":{},"name":"f"}]'
+    """
+    told = [call.get("function") for call in _calls(tool_calls)]
+    if not told or not all(isinstance(one, dict) for one in told):
+        return tool_calls
+    tool_calls.encode()
+    given = [{"name": one.get("name"), "arguments": one.get("arguments")} for one in told]
+    return _dumped([{**one, "arguments": {} if one["arguments"] in (None, "") else one["arguments"]} for one in given])
+
+
+def _calls(tool_calls: str | None) -> list[dict[str, Any]]:
+    """The calls that a stored text holds; none where it is no list of objects."""
+    try:
+        found = json.loads(tool_calls or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(one, dict) for one in found) else []
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def prompt_id(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> str:
@@ -139,7 +202,8 @@ def prompt_id(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -
 def completion_id(prompt: str, text: str, reasoning_content: str | None = None, tool_calls: str | None = None) -> str:
     """The id of a completion: blake2b-128 of its prompt's id, a NUL and its text, 32 hexadecimal digits.
 
-    Of one that thinks apart or calls tools it is that of the prompt's id, a byte 1 and the `prompt_bytes` of its message.
+    Of one that thinks apart or calls tools it is that of the prompt's id, a byte 1 and the `prompt_bytes` of its message: calls that differ
+    in their random ids or in the order of keys are the same completion.
     """
     if reasoning_content is None and tool_calls is None:
         return blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()

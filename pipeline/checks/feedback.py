@@ -46,9 +46,12 @@ def _look(found: Findings, table: pa.Table, seen: set[int]) -> None:
         broken["prompt ids"].append(bool(prompt) and prompt_id(prompt, offered) != identity)
         blank = bool(prompt) and not any(message["content"].strip() for message in prompt)
         said = [(reply["text"], *(reply.get(key) for key in REPLY_KEYS)) for reply in replies]
-        broken["empty texts"].append(blank or any(not text.strip() and calls is None for text, _, calls in said))
-        broken["completion ids"].append(any(completion_id(identity, *one) != reply["id"] for one, reply in zip(said, replies)))
-        twice = max(Counter(said).values(), default=1) > 1
+        broken["empty texts"].append(
+            blank or any(not (text + (thought or "")).strip() and calls is None for text, thought, calls in said)
+        )
+        ids = [completion_id(identity, *one) for one in said]
+        broken["completion ids"].append(any(own != reply["id"] for own, reply in zip(ids, replies)))
+        twice = max(Counter(ids).values(), default=1) > 1
         broken["duplicates"].append(twice or hash(identity) in seen)
         broken["extra"].append(extra is not None and not _is_object(extra))
         seen.add(hash(identity))

@@ -300,8 +300,8 @@ class _Batch:
         wrong = ~right[identity] | (prompt != prompt[first[identity]]) | (said != said[first[identity]])
         self._say("completion ids", wrong[:n] | wrong[n:])
         blank = np.asarray(_blank(texts))[text]
-        if "tool_calls" in keys:
-            blank = blank & (keys["tool_calls"][0] < 0)
+        for codes, values in keys.values():
+            blank = blank & np.append(np.asarray(_blank(values)), True)[codes]  # the last one where there is none, code -1
         self._say("empty texts", blank[:n] | blank[n:], "a reply without text")
         self._say("identical texts", said[:n] == said[n:])
         margin = self._column("quality_margin")

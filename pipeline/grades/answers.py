@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import codes, flat, lists, offsets_of, parents, with_fields
-from mmpo.pipeline.tables import REPLY_KEYS, completion_id
+from mmpo.pipeline.tables import REPLY_KEYS, completion_id, said_calls
 from mmpo.pipeline.thinking import holds_thinking, without_thinking
 
 DIFFERS = ("thinking", "white space")
@@ -42,15 +42,18 @@ class Answers:
             at = np.flatnonzero(tags)
             found[at] = [holds_thinking(text) for text in texts.take(pa.array(at)).to_pylist()]
         apart = self.rows.field("reasoning_content")
-        return found | np.asarray(apart.is_valid()) if apart.null_count < len(texts) else found
+        if apart.null_count == len(texts):
+            return found
+        return found | np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(apart), ""), False))
 
     def of(self, place: int) -> tuple[str, str | None]:
-        """The answer of a completion: its text, "" where it is all thinking, and its tool calls."""
+        """The answer of a completion: its text, "" where it is all thinking, and what its tool calls say."""
         if place not in self._known:
             text = self.rows.field("text")[place].as_py()
             if self.thinking[place]:
                 text = without_thinking(text) or ""
-            self._known[place] = (text.strip(), self.rows.field("tool_calls")[place].as_py())
+            calls = self.rows.field("tool_calls")[place].as_py()
+            self._known[place] = (text.strip(), None if calls is None else said_calls(calls))
         return self._known[place]
 
     def missing(self) -> np.ndarray:

@@ -4,6 +4,8 @@ The result has one order whatever the input's: prompts by id, completions by id,
 and choices later on depend on the data, never on how it was cut into files.
 """
 
+import json
+
 import numpy as np
 import pyarrow as pa
 
@@ -15,12 +17,13 @@ def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """One row per prompt from rows that may share prompts.
 
     table: FEEDBACK with 64-bit text offsets. Returns the merged table and how many rows of each unit were merged into another:
-    {"prompt", "completion"}; grades are never merged. Of a completion that several rows name, the smallest model name is kept.
+    {"prompt", "completion"}; grades are never merged. Of a completion that several rows name, the smallest model name is kept; of
+    calls that are written in several ways, the smallest text.
     """
     if not table.num_rows:
         return table, {"prompt": 0, "completion": 0}
     prompt_of_row, ids = codes(flat(table["prompt_id"]))
-    order = np.argsort(prompt_of_row, kind="stable")
+    order = np.lexsort((_writing(table), prompt_of_row))
     first_row = order[np.searchsorted(prompt_of_row[order], np.arange(len(ids)))]
 
     completions, prompt_start, position = _completions(table, prompt_of_row, len(ids))
@@ -43,6 +46,22 @@ def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     return merged, {"prompt": table.num_rows - len(ids), "completion": before - len(completions)}
 
 
+def _codes_of_set(column: pa.Array) -> np.ndarray:
+    """Codes in the order of the values; without a look at them where all are null."""
+    return codes(column)[0] if column.null_count < len(column) else np.zeros(len(column), dtype=np.int64)
+
+
+def _writing(table: pa.Table) -> np.ndarray:
+    """A number for how each row writes its prompt, shape (rows,): the same prompt may have calls with other ids, or tools with keys in
+    another order (`tables.as_said`), and which of them is kept must not follow the order of the input."""
+    prompts, found = flat(table["prompt"]), _codes_of_set(flat(table["tools"]))
+    calls = prompts.flatten().field("tool_calls")
+    if calls.null_count == len(calls):
+        return found
+    texts = [json.dumps(messages) if messages else "" for messages in prompts.to_pylist()]
+    return np.unique([found, codes(pa.array(texts, pa.large_string()))[0]], axis=1, return_inverse=True)[1].reshape(-1)
+
+
 def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """Distinct completions in order, each prompt's first one, and where each old completion went."""
     column = flat(table["completions"])
@@ -52,7 +71,7 @@ def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tu
     model, models = codes(old.field("model"))
     if models and models[0] is None:
         model = np.where(model == 0, len(models), model)
-    order = np.lexsort((model, identity, prompt))
+    order = np.lexsort((_codes_of_set(old.field("tool_calls")), model, identity, prompt))
     starts, sizes = runs(prompt[order], identity[order])
     position = np.empty(len(order), dtype=np.int64)
     position[order] = np.repeat(np.arange(len(starts)), sizes)

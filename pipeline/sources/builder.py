@@ -18,7 +18,7 @@ from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
 from mmpo.pipeline.contract import KINDS as KINDS
 from mmpo.pipeline.contract import LARGEST as LARGEST
 from mmpo.pipeline.errors import BadRow
-from mmpo.pipeline.sources.messages import ReadMessage, Reply, read_message, read_text
+from mmpo.pipeline.sources.messages import ReadMessage, Reply, read_content, read_message
 from mmpo.pipeline.tables import COMPARISON, MESSAGE_KEYS, RATING, REJECTS, completion_id, prompt_bytes
 
 
@@ -40,7 +40,7 @@ class FeedbackBuilder:
         self._extra: list[str | None] = []
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
-        self._seen: dict[str | Reply, int] = {}
+        self._seen: dict[str | tuple[str], int] = {}
         self._last: tuple[str | None, str] = (None, "")
         self._noted: list[str] = []
         self._limited: list[str] = []
@@ -128,29 +128,31 @@ class FeedbackBuilder:
         """Add a candidate reply (a text, its parts, or a `messages.Reply`) to the current row; its index there. The same twice is one
         completion.
 
-        Raises BadRow: empty_completion, not_text, images, lone_surrogate.
+        Raises BadRow: empty_completion, not_text, lone_surrogate, and those of `messages.read_parts`.
         """
         keys: Sequence[str | None] = ()
-        given = text
         if not isinstance(text, str):
-            if isinstance(text, Reply):
-                text, *keys = text
-            text = read_text(text)
+            reply = read_content(text)
+            text, *keys = reply if isinstance(reply, Reply) else (reply,)
             if not isinstance(text, str):
                 raise BadRow("not_text", {"completion": type(text).__name__})
-            given = Reply(text, *keys) if any(keys) else text
-        if (not text or text.isspace()) and not any(keys[1:]):
+            keys = [None if key is None or not key.strip() else key for key in keys]
+            keys = keys if any(keys) else ()
+        if (not text or text.isspace()) and not keys:
             raise BadRow("empty_completion")
-        if given in self._seen:
-            self.merged += 1
-            return self._seen[given]
+        given: str | tuple[str] = text
+        if not keys and given in self._seen:
+            return self._again(given)
         try:
             if keys:
                 digest = completion_id(self._ids[-1], text, *keys)
+                given = (digest,)  # which calls that say the same share
             else:  # the same without a call
                 digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
         except (TypeError, UnicodeEncodeError) as error:
             raise BadRow("lone_surrogate", {"where": "completion"}) from error
+        if keys and given in self._seen:
+            return self._again(given)
         model = model if model is None else str(model)
         if model is not None and not model.isascii():
             _check_texts(model=model)
@@ -160,6 +162,10 @@ class FeedbackBuilder:
         self._seen[given] = index
         self._completions.append((digest, text, model, *keys))
         return index
+
+    def _again(self, given: str | tuple[str]) -> int:
+        self.merged += 1
+        return self._seen[given]
 
     def rating(
         self,

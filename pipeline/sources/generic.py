@@ -120,9 +120,9 @@ def _reply(value: Any, out: FeedbackBuilder) -> Any:
     text = read_reply(value, out.count)
     if not isinstance(text, list):
         return text
-    roles = [str(one.get("role") or one.get("from")) if isinstance(one, Mapping) else type(one).__name__ for one in text]
-    hint = "a reply is a text, or a list of one message by the assistant; the messages before it are the prompt's"
-    raise BadRow("not_text", {"completion": f"a list of {len(text)}: {', '.join(roles[:6])}"[:80], "hint": hint})
+    kinds = ", ".join(type(one).__name__ for one in text[:6])
+    hint = "a reply is a text, its parts, or a list of one message by the assistant; the messages before it are the prompt's"
+    raise BadRow("not_text", {"completion": f"a list of {len(text)}: {kinds}"[:80], "hint": hint})
 
 
 def _bare_parser(fields: RowFields) -> RowParser:

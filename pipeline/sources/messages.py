@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from mmpo.pipeline.errors import BadRow
+from mmpo.pipeline.tables import MESSAGE_KEYS, as_said, said_calls
 
 Prompt = str | Sequence[Mapping[str, Any]]
 Count = Callable[[str], None]
@@ -46,6 +47,13 @@ TEMPLATE_MARKS = ("<|im_start|>", "<|start_header_id|>", "<|begin_of_text|>", "<
 _ROLES = {**ROLES, **dict.fromkeys(TOOL_ROLES, "tool")}
 THINKING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message under which servers and data sets keep what a model thought before its reply."""
+THOUGHTS = ("thinking", "reasoning")
+"""Types of parts of a content that hold it."""
+REFUSED_PARTS = (
+    *THOUGHTS, "tool_use", "tool_result", "redacted_thinking", "refusal", "audio", "input_audio", "audio_url", "video", "video_url",
+    "document", "file", "input_file",
+)  # fmt: skip
+"""Types of parts that are refused under a reason of their own, TYPE_part, where no message can hold them; others are unknown_part."""
 
 
 def uncounted(_: str) -> None:
@@ -59,7 +67,7 @@ def read_message(message: Any, count: Count = uncounted) -> ReadMessage:
     """A message {"role" or "from", "content" or "value", ...}, its keys under the names of MESSAGE_KEYS; what of it can't be kept is left
     out and counted.
 
-    Raises BadRow: not_text, malformed_tool_calls, images, unknown_role.
+    Raises BadRow: not_text, malformed_tool_calls, unknown_role, and those of `read_parts`.
     """
     if not isinstance(message, Mapping):
         raise BadRow("not_text", {"message": type(message).__name__})
@@ -74,10 +82,18 @@ def read_message(message: Any, count: Count = uncounted) -> ReadMessage:
     if not isinstance(role, str):
         raise BadRow("not_text", {"role": role, "content": type(content).__name__})
     known = _ROLES.get(role) or _ROLES.get(role.strip().lower())
+    text, thought, called = read_parts(content)
     thinking, calls, answered = _thinking(message, known, count), None, message.get("tool_call_id")
     if known == "assistant":
-        calls = read_calls(message.get("tool_calls") or message.get("function_call"))
-    text = read_text("" if content is None and calls else content)
+        calls = _joined_calls(read_calls(message.get("tool_calls") or message.get("function_call")), read_calls(called))
+        if thinking is None:
+            thinking = thought
+        elif thought not in (None, thinking):
+            count("thinking_left_out")
+    elif known and (thought or called):
+        raise _refused_part("thinking" if thought else "tool_use", {"role": role[:80]})
+    if text is None and (calls or thinking):
+        text = ""
     if not isinstance(text, str):
         raise BadRow("not_text", {"role": role, "content": type(content).__name__})
     if known is None:
@@ -97,14 +113,36 @@ def _thinking(message: Mapping[str, Any], role: str | None, count: Count) -> str
     found: str | None = None
     for key in THINKING:
         given = message.get(key)
-        if not given:
+        if not given or _is_blank(given):
             continue
-        text = read_text(given)
+        text = _thought(given)
         if role == "assistant" and isinstance(text, str) and found in (None, text):
             found = text
         else:
             count(f"{key}_left_out")
     return found
+
+
+def _thought(given: Any) -> Any:
+    """The text of what stands under a key of thinking: a text, or parts of text or of thinking; None of other parts."""
+    try:
+        text, thought, _ = read_parts(given)
+    except BadRow:
+        return None
+    return thought or text
+
+
+def _is_blank(given: Any) -> bool:
+    """Whether it is a text of white space alone, which is no thinking."""
+    return isinstance(given, str) and not given.strip()
+
+
+def _joined_calls(given: str | None, called: str | None) -> str | None:
+    """The calls under a key of the message, or those among the parts of its content; where there are both, they must say the same."""
+    if given and called and said_calls(given) != said_calls(called):
+        hint = "the calls in tool_calls are others than those in the content's parts of type tool_use"
+        raise BadRow("malformed_tool_calls", {"tool_calls": given[:200], "hint": hint})
+    return given or called
 
 
 def read_calls(given: Any) -> str | None:
@@ -179,23 +217,63 @@ def _json(value: Any, reason: str) -> str:
         raise BadRow(reason, {"value": repr(value)[:200], "hint": f"not all of it is JSON: {error}"}) from error
 
 
-def read_text(content: Any) -> Any:
-    """The text of a list of parts ({"type": "text", "text": …} or texts), joined as chat templates join them; all else as it is.
+def read_parts(content: Any) -> tuple[Any, str | None, list[dict[str, Any]]]:
+    """The text of a list of parts ({"type": "text", "text": …} or texts), joined as chat templates join them, what parts of THOUGHTS hold
+    (blank lines between them), and the calls of parts {"type": "tool_use", "id", "name", "input"} in OpenAI's layout; all else as it is.
 
-    Raises BadRow: images (or another part that is no text, by name).
+    Raises BadRow: images, or TYPE_part of REFUSED_PARTS, unknown_part.
+
+    >>> read_parts([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, "b"])
+    ('ab', 'hm', [])
+    """
+    if not isinstance(content, list) or not content:
+        return content, None, []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for part in content:
+        kind, text = (str(part.get("type") or ""), part.get("text")) if isinstance(part, Mapping) else ("", part)
+        if isinstance(part, Mapping) and (part.get("image") or part.get("image_url") or "image" in kind):
+            raise BadRow("images", {"part": kind[:80]})
+        if kind in THOUGHTS:
+            thought = _thought(next((part[key] for key in (*THOUGHTS, "text") if part.get(key)), ""))
+            if not isinstance(thought, str):
+                raise _refused_part(kind, {"part": repr(part)[:200]})
+            thoughts += [thought] if thought.strip() else []
+        elif kind == "tool_use":
+            function = {"name": part.get("name"), "arguments": part.get("input")}
+            calls.append({"id": part.get("id"), "type": "function", "function": function})
+        elif isinstance(text, str):
+            texts.append(text)
+        elif kind in ("", "text"):
+            return content, None, []
+        else:
+            raise _refused_part(kind, {"type": kind[:80]})
+    return "".join(texts), "\n\n".join(thoughts) or None, calls
+
+
+def _refused_part(kind: str, evidence: Mapping[str, Any]) -> BadRow:
+    reason = f"{kind}_part" if kind in REFUSED_PARTS else "unknown_part"
+    return BadRow(reason, {**evidence, "hint": "of a content's parts text is read, and of the assistant's thinking and tool_use"})
+
+
+def read_text(content: Any) -> Any:
+    """The text of a list of parts where there can be no more than text; all else as it is. Raises BadRow: as `read_parts`, and
+    thinking_part or tool_use_part.
 
     >>> read_text([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
     'ab'
     """
-    if not isinstance(content, list) or not content:
-        return content
-    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-    for part, text in zip(content, texts):
-        if isinstance(part, Mapping) and (part.get("image") or part.get("image_url") or "image" in str(part.get("type"))):
-            raise BadRow("images", {"part": str(part.get("type"))[:80]})
-        if not isinstance(text, str):
-            return content
-    return "".join(texts)
+    text, thought, calls = read_parts(content)
+    if thought or calls:
+        raise _refused_part("thinking" if thought else "tool_use", {})
+    return text
+
+
+def read_content(content: Any) -> Any:
+    """A reply given as its text or in parts: its text, or a Reply; all else as it is. Raises BadRow: as `read_parts`."""
+    text, thought, calls = read_parts(content)
+    return Reply(text, thought, read_calls(calls)) if thought or calls else text
 
 
 _OPENERS = frozenset("[{H \t\r\n\f\v")
@@ -267,18 +345,25 @@ def read_turns(text: str) -> list[dict[str, str]] | None:
 def read_reply(value: Any, count: Count = uncounted) -> Any:
     """A reply's text, or a Reply: given as a text, in parts, or as one message of the assistant (JSON in a text too); all else as it is.
 
-    Raises BadRow: as read_message; malformed_messages; last_message_not_assistant.
+    Raises BadRow: as read_message; malformed_messages; several_messages; last_message_not_assistant.
     """
     if isinstance(value, str) and value[:1] not in _OPENERS:
         return value
     found = _messages_in([value] if isinstance(value, Mapping) else value)
-    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], Mapping) and (found[0].keys() & {"role", "from"}):
+    if isinstance(found, list) and found and all(isinstance(one, Mapping) and one.keys() & {"role", "from"} for one in found):
+        if len(found) > 1:
+            roles = ", ".join(str(one.get("role") or one.get("from")) for one in found[:6])
+            raise several_messages({"completion": f"a list of {len(found)}: {roles}"[:80]})
         return _reply(found, count)[1]
     if isinstance(value, str) and found is not value:
-        raise BadRow(
-            "malformed_messages", {"completion": value[:200], "hint": "a reply is one message; those before it are the prompt"}
-        )
-    return read_text(value)
+        raise BadRow("malformed_messages", {"completion": value[:200]})
+    return read_content(value)
+
+
+def several_messages(evidence: Mapping[str, Any], *, limited: bool = True) -> BadRow:
+    """What a reply of more than one message is refused as."""
+    hint = "a reply is one message by the assistant; those before it belong to the prompt, where both replies share them"
+    return BadRow("several_messages", {**evidence, "hint": hint}, limited=limited)
 
 
 def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted) -> tuple[Prompt, str | Reply, str | Reply]:
@@ -287,8 +372,8 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted
     prompt: text, messages or None (inside chosen and rejected). chosen, rejected: both texts, or both messages that end with one reply:
     the reply alone, or the whole conversation, whose beginning is then the prompt. Texts with the prompt inside must have turns
     ("\\n\\nHuman: … \\n\\nAssistant: …"). Messages may stand in a text as JSON. count: told what was left out of a message.
-    Raises BadRow: not_text, identical_texts, different_prompts, no_prompt, empty_completion, last_message_not_assistant, and those of
-    read_message.
+    Raises BadRow: not_text, identical_texts, different_prompts, several_messages, no_prompt, empty_completion, last_message_not_assistant,
+    and those of read_message.
     """
     if chosen == rejected:
         raise BadRow("identical_texts", limited=False)
@@ -308,12 +393,19 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted
         raise BadRow("not_text", {"chosen": type(chosen).__name__, "rejected": type(rejected).__name__})
     before, reply = _reply(chosen, count)
     other_before, other_reply = _reply(rejected, count)
-    if _plain(before) != _plain(other_before):
-        raise BadRow("different_prompts", {"chosen": len(chosen), "rejected": len(rejected)}, limited=False)
-    if reply == other_reply:
+    first, other = _plain(before), _plain(other_before)
+    if first != other:
+        lengths = {"chosen": len(chosen), "rejected": len(rejected)}
+        shared = next((i for i, (one, two) in enumerate(zip(first, other)) if one != two), min(len(first), len(other)))
+        if all(rest[:1] == [] or rest[0]["role"] == "assistant" for rest in (first[shared:], other[shared:])):
+            raise several_messages(lengths | {"shared": shared}, limited=False)
+        raise BadRow("different_prompts", lengths, limited=False)
+    if _said(reply) == _said(other_reply):
         raise BadRow("identical_texts", limited=False)
     if before:
-        if prompt is not None and not _belongs(prompt, before):
+        if prompt is not None and not _belongs(prompt, first):
+            if first[0]["role"] == "assistant":
+                raise several_messages({"chosen": len(chosen), "rejected": len(rejected)}, limited=False)
             raise BadRow("different_prompts", {"where": "prompt column"}, limited=False)
         return before, reply, other_reply
     if prompt is None:
@@ -324,7 +416,7 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted
 def _turns_of_both(prompt: Any, chosen: str, rejected: str) -> tuple[list[Any], list[Any]] | None:
     """The turns of both texts where they have some and (given a prompt) begin with it."""
     a, b = (read_turns(text) if _HUMAN.match(text) else None for text in (chosen, rejected))
-    if not a or not b or (prompt is not None and not _belongs(prompt, a[:-1])):
+    if not a or not b or (prompt is not None and not _belongs(prompt, _plain(a[:-1]))):
         return None
     return a, b
 
@@ -348,20 +440,27 @@ def as_reply(given: str | Reply) -> Reply:
 def reply_of(candidate: Mapping[str, Any], text: Any, count: Count = uncounted) -> Any:
     """The reply of a candidate that is an object: its text (or a message) and, where it thinks apart or calls tools, these too."""
     reply = read_reply(text, count)
-    if not isinstance(reply, str) or not any(candidate.get(key) for key in (*THINKING, "tool_calls")):
-        return reply
-    return Reply(reply, _thinking(candidate, "assistant", count), read_calls(candidate.get("tool_calls")))
+    thinking, calls = _thinking(candidate, "assistant", count), read_calls(candidate.get("tool_calls"))
+    if reply is None and (thinking or calls):
+        reply = ""
+    return Reply(reply, thinking, calls) if isinstance(reply, str) and (thinking or calls) else reply
 
 
-def _plain(messages: Sequence[Any]) -> list[ReadMessage]:
-    return [read_message(message) for message in messages]
+def _said(reply: str | Reply) -> Reply:
+    """A reply by what it says (`tables.as_said`)."""
+    text, thinking, calls = as_reply(reply)
+    return Reply(text, thinking, calls and said_calls(calls))
 
 
-def _belongs(prompt: Any, before: list[Any]) -> bool:
+def _plain(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    return as_said([dict(zip(("role", "content", *MESSAGE_KEYS), read_message(message))) for message in messages])
+
+
+def _belongs(prompt: Any, before: list[dict[str, Any]]) -> bool:
     """Whether a prompt column says the same as the conversation: its messages, or the text of a user message."""
     if isinstance(prompt, str):
-        return any(role == "user" and text.strip() == prompt.strip() for role, text, *_ in _plain(before))
-    return isinstance(prompt, Sequence) and _plain(prompt) == _plain(before)
+        return any(one["role"] == "user" and one["content"].strip() == prompt.strip() for one in before)
+    return isinstance(prompt, Sequence) and _plain(prompt) == before
 
 
 def with_system(prompt: Any, system: Any) -> Any:

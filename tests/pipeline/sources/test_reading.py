@@ -232,7 +232,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
         ({"system": "Be kind", "prompt": [{"role": "system", "content": "Be rude"}, *CHAT]}, "two_system_messages"),
         ({"score": 1.7e308}, "score_too_large"),
         ({"completion": [{"role": "user", "content": "x"}]}, "last_message_not_assistant"),
-        ({"completion": json.dumps([*CHAT, {"role": "assistant", "content": "a"}])}, "malformed_messages"),
+        ({"completion": json.dumps([*CHAT, {"role": "assistant", "content": "a"}])}, "several_messages"),
     ],
 )
 def test_what_would_be_lost_is_refused_by_name(changed: dict[str, Any], reason: str) -> None:
@@ -445,8 +445,8 @@ def test_a_list_in_a_text_is_read_and_what_is_no_reply_is_told(tmp_path: Path) -
     told = {reject["reason"]: json.loads(reject["evidence"]) for reject in collected(path, "jsonl").rejects.to_pylist()}
     assert told["not_a_list"]["completions"] == "'a, b'"
     assert (
-        told["not_text"]["completion"] == "a list of 2: user, assistant"
-        and "one message by the assistant" in told["not_text"]["hint"]
+        told["several_messages"]["completion"] == "a list of 2: user, assistant"
+        and "one message by the assistant" in told["several_messages"]["hint"]
     )
 
 
