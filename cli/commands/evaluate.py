@@ -101,7 +101,13 @@ def _print_measures(found: dict[str, Any]) -> None:
     named = [name for name in METRICS if found.get(name) is not None]
     few = f"fewer than {FEWEST_CLUSTERS} prompts: no intervals" if found["prompts"] < FEWEST_CLUSTERS else "95% intervals by prompt"
     say(f"{found['pairs']:,} pairs of {found['prompts']:,} prompts, {found['ties']:,} ties; {few}")
-    rows = [{"": "this model", **found}]
+    from mmpo.pipeline.report import trained_words
+
+    words = trained_words(found["trained_on"])
+    if words:
+        say(f"trained on: {words}")
+    control = (found["trained_on"] or {}).get("control")
+    rows = [{"": f"this model (control {control})" if control else "this model", **found}]
     if found["temperature"] is not None:
         rows.append({"": f"at temperature {shown(found['temperature'])}", **found["scaled"]})
     rows += [{"": row["name"], **row} for row in found["baselines"]]
@@ -118,10 +124,12 @@ def _print_measures(found: dict[str, Any]) -> None:
         print_rows("by source (a coin: accuracy .5)", found["by_source"], columns)
     if "against" in found:
         against = found["against"]
+        words = trained_words(against["other_trained_on"])
+        other = f"{against['other']} ({words})" if words else against["other"]
         columns = {name: name for name in ("measure", "this", "other", "difference")}
         for name in ("raw", "scaled"):
             at = "" if name == "raw" else ", each at its temperature"
-            print_rows(f"against {against['other']}, {against['pairs']:,} pairs{at}", against.get(name) or [], columns)
+            print_rows(f"against {other}, {against['pairs']:,} pairs{at}", against.get(name) or [], columns)
 
 
 def scores(

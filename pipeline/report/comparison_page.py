@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.metrics import METRICS
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, write_whole
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, write_whole
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
@@ -44,10 +44,12 @@ def _measures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = []
     for run in runs:
         row: dict[str, Any] = {name: run.get(name) for name in ("name", "kind", "loss", "gamma", "steps")}
+        row["trained on"] = trained_words(run.get("trained_on"))
         for name in shown:
             row[name] = (run.get(name), "best" if _is_best(run, name, runs) else "")
         rows.append(row)
-    return table(("name", "kind", "loss", "gamma", "steps", *shown), rows, text=("name", "kind", "loss"))
+    first = ("name", "kind", *(("trained on",) if any(row["trained on"] for row in rows) else ("loss", "gamma")), "steps")
+    return table((*first, *shown), rows, text=("name", "kind", "loss", "trained on"))
 
 
 def _is_best(run: Mapping[str, Any], name: str, runs: Sequence[Mapping[str, Any]]) -> bool:

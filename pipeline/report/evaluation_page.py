@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.report.comparison_page import by_target
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, write_whole
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, write_whole
 
 RELIABILITY = {
     "label": ("confidence max(q, 1 − q)", "share of pairs ordered right", "Against the labels, ties left out"),
@@ -25,7 +25,7 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
     kind = str(found.get("kind"))
     pictures = [*_reliability(found), by_target([{**found, "name": kind}], kind)]
     shown = [name for name in METRICS if found.get(name) is not None]
-    columns = {"this model": found} | (
+    columns = {_named("this model", found.get("trained_on")): found} | (
         {f"at temperature {number(temperature)}": found["scaled"]} if temperature is not None else {}
     )
     columns |= {row["name"]: row for row in found["baselines"]}
@@ -37,7 +37,10 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
     bins = [{**row, **_longest(row)} for row in found.get("by_margin") or []]
     values = {
         "title": title,
-        "about": {n: number(found[n]) for n in ("model", "data", "gamma", "target", "suite") if found.get(n) is not None},
+        "about": {
+            **{n: number(found[n]) for n in ("model", "data", "gamma", "target", "suite") if found.get(n) is not None},
+            **({"trained on": words} if (words := trained_words(found.get("trained_on"))) else {}),
+        },
         "numbers": _numbers(found),
         "measures": table(("measure", *columns), rows, text=("measure",)),
         "temperature_from": FITTED.get(found["temperature_from"], found["temperature_from"]) if temperature is not None else None,
@@ -49,6 +52,12 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
         "by_source": table(("source", "pairs", *few, "longest wins"), by_source, text=("source",)),
     }
     return write_whole(Path(out), render("evaluation.html.j2", values))
+
+
+def _named(name: str, trained_on: Mapping[str, Any] | None) -> str:
+    """With the control that a model is."""
+    control = (trained_on or {}).get("control")
+    return f"{name} (control {control})" if control else name
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -119,7 +128,8 @@ def _against(found: Mapping[str, Any]) -> dict[str, Any]:
         return table(("measure", "this", "other", "difference"), shown, text=("measure",), marked="marked")
 
     return {
-        **{name: found[name] for name in ("other", "pairs", "prompts")},
+        "other": _named(found["other"], found.get("other_trained_on")),
+        **{name: found[name] for name in ("pairs", "prompts")},
         **{k: rows(found[k]) for k in ("raw", "scaled") if k in found},
     }
 

@@ -77,6 +77,23 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if value == 0 or 10**-digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
+def trained_words(trained_on: Mapping[str, Any] | None) -> str:
+    """What a model was trained on, as `mmpo evaluate` returns it, in words; nothing for a model that does not say.
+
+    >>> trained_words({"loss": "mmpo", "loss_options": {}, "target": "plain", "gamma": 1.1, "control": "shuffled"})
+    'mmpo, target plain, γ 1.100, control shuffled'
+    """
+    if not trained_on:
+        return ""
+    known = {
+        "target": trained_on["target"],
+        "γ": trained_on["gamma"],
+        **trained_on["loss_options"],
+        "control": trained_on["control"],
+    }
+    return ", ".join([trained_on["loss"], *(f"{name} {number(value)}" for name, value in known.items() if value is not None)])
+
+
 def table(
     columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, text: Sequence[str] = (), marked: str = ""
 ) -> dict[str, Any]:

@@ -140,10 +140,22 @@ def features_of(name: str, found: Evidence, values: np.ndarray | None = None) ->
     elif values is None:
         if closest(name, FEATURES, 0.6) and not Path(name).exists():
             raise unknown_name("features", name, FEATURES)
+        _check_model(name)
         values = of_model(name, found)
     if values.shape[0] != len(found.texts) or values.ndim != 2 or not np.isfinite(values).all():
         raise UserError(f"features must be finite numbers of shape ({len(found.texts)}, features), not {values.shape}")
     return fixed(values, MOST_FEATURES)
+
+
+def _check_model(name: str) -> None:
+    """UserError for a name that neither a folder nor a model has."""
+    from mmpo.train.model import cached
+
+    if "/" not in name and not Path(name).exists() and not cached(name):
+        raise UserError(
+            f"--features {name}: there is no such folder. It takes {', '.join(FEATURES)}, a model's folder or Hugging Face name "
+            "(owner/name), or a Parquet file with the columns id and features"
+        )
 
 
 FEATURES: dict[str, Callable[[Evidence], Fit]] = {"bag": bag}

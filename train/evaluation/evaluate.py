@@ -1,5 +1,6 @@
 """`mmpo evaluate policy|reward`: a trained model's accuracy and calibration on pairs, or on the rows of a benchmark."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,14 @@ from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures
 from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs, with_graded_part
-from mmpo.train.evaluation.folder import PAIR_VALUES, check_evaluation, write_evaluation
+from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation, write_evaluation
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
-from mmpo.train.model import missing_folder
+from mmpo.train.model import cached, check_hub, missing_folder
 from mmpo.train.objective import LevelTarget, targets
 from mmpo.train.options import TrainOptions
-from mmpo.train.record import read_record
+from mmpo.train.record import read_record, trained_on
 
 _SIDES = ("chosen", "rejected")
 _IDS = ("prompt_id", "chosen_id", "rejected_id")
@@ -71,7 +72,8 @@ def evaluate(
 
     Returns what `evaluation_measures` returns (the temperature is fitted on the validation split where there is another one, else
     cross-fitted), None where undefined, and "mean_logratio_chosen" and "mean_logratio_rejected" (policies; no KL), "gamma", "target",
-    "split", "counts", and of a benchmark what its suite returns. Raises UserError.
+    "split", "counts", "trained_on" (what the model was trained on, its control named, as its mmpo.json says), and of a benchmark what its
+    suite returns. Raises UserError.
     """
     if bootstrap < 0 or seed < 0:
         raise UserError(f"--{'bootstrap' if bootstrap < 0 else 'seed'} {min(bootstrap, seed)}: must be a whole number from 0 up")
@@ -119,6 +121,7 @@ def evaluate(
     lengths = tuple(text_lengths(pairs[side]) for side in _SIDES)
     fitted_on = rest[0][0] if rest else None
     found = evaluation_measures(judged, prompts, sources, lengths, fitted_on=fitted_on, draws=bootstrap, seed=seed)
+    found |= {"trained_on": trained_on(record)}
     found |= {f"mean_logratio_{side}": float(values[f"ratio/{side}"].mean()) if kind == "policy" else None for side in _SIDES}
     if bench is None:
         found |= {"gamma": options.gamma if np.isfinite(float(options.gamma)) else "inf", "target": options.target, "split": split}
@@ -128,6 +131,7 @@ def evaluate(
     if against is not None:
         theirs = _values_of(rival, given_pairs, str(data), taken) if isinstance(rival, tuple) else _read_values(Path(str(rival)))
         found |= {"against": _against(str(against), pairs, judged, theirs, bootstrap, seed)}
+        found["against"]["other_trained_on"] = _trained_on(Path(str(against)))
     if out is not None:
         title = f"{Path(str(model)).name} on {Path(data).name}" + ("" if bench else f" ({split})")
         write_evaluation(
@@ -154,12 +158,26 @@ def _rival(
     values = path / PAIR_VALUES if path.is_dir() else path
     if values.is_file():
         return values
+    if not path.exists() and (missing_folder(against) or ("/" not in against and not cached(against))):
+        raise UserError(
+            f"--against {against}: there is no such folder or file. It takes a model's folder or Hugging Face name (owner/name), a folder "
+            "that --out wrote, or a file that --per-pair wrote"
+        )
+    check_hub(against)
     record = read_record(against) or {}
     same = {name: value for name, value in given.items() if name not in ("beta", "reference", "chat_template", "gamma", "target")}
     same |= {"gamma": options.gamma, "target": options.target}
     theirs = _options(record.get("kind", kind), against, record, same)
     theirs = with_graded_part(theirs, data, None if "graded_part" in given else _graded_part(record))
     return theirs, _reference_weights(record, None)
+
+
+def _trained_on(against: Path) -> dict[str, Any] | None:
+    """What the other model was trained on, as its folder or that of its evaluation says."""
+    try:
+        return trained_on(read_record(against)) or json.loads((against / SUMMARY).read_text(encoding="utf-8")).get("trained_on")
+    except (OSError, ValueError):
+        return None
 
 
 def _graded_part(record: Mapping[str, Any]) -> Any:

@@ -9,7 +9,9 @@ from mmpo.train.model.kept_states import StateFile, kept_states, sharing_states,
 from mmpo.train.model.layers import freeze_below, inputs_of_layer, layers_of
 from mmpo.train.model.load import (
     add_lora,
+    cached,
     check_checkpoint,
+    check_hub,
     check_ids,
     check_model,
     check_plan,

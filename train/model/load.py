@@ -12,6 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -33,6 +36,8 @@ from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
 _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+HUB_SECONDS = 10
+"""How long the Hub is waited for when it is asked whether it is there."""
 _ADAPTER = "adapter_config.json"
 _ELSEWHERE = "give another --out, or --no-resume to start again"
 
@@ -61,6 +66,7 @@ def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, ne
     new_head: a reward model may start with a new, random score layer. Code that comes with a model is run only where
     `trust_remote_code` says so. Raises UserError saying what was tried where there is no such model or it isn't whole.
     """
+    check_hub(name)
     where = "folder" if Path(name).exists() else "Hugging Face model"
     tried = f"cannot load the {where} {name!r} as a {kind} model"
     with _errors_named(tried, name), _quiet():
@@ -89,6 +95,7 @@ def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
     "policy", "reward", or "encoder" for one that has no output layer. Raises UserError as `load_pretrained` does, and for a model that
     makes one text of another, whose two stacks of layers have no row in common.
     """
+    check_hub(name)
     with _errors_named(f"cannot load {name!r} for its hidden states", name), _quiet():
         tokenizer = None
         if (Path(name) / _ADAPTER).is_file():
@@ -176,6 +183,29 @@ def missing_folder(name: str) -> bool:
     """Whether a name can only be that of a folder, no model of the Hub, and there is none."""
     path = Path(name)
     return not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2)
+
+
+def cached(name: str) -> bool:
+    """Whether a model of the Hub is on this machine already."""
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", _ADAPTER))
+    except HFValidationError:
+        return False
+
+
+def check_hub(name: str) -> None:
+    """Raises UserError at once where a name is no folder here, no model in the cache, and the Hub can't be asked: the libraries would try
+    for half a minute, for every file.
+    """
+    if Path(name).exists() or missing_folder(name) or cached(name):
+        return
+    nothing = f"there is no folder {name!r} here, and no model of that name in the cache of Hugging Face's"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{nothing}; HF_HUB_OFFLINE is set, so that none is looked for: name a folder, or unset it")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # whichever client it is: requests' or httpx's
+        raise UserError(f"{nothing}; {constants.ENDPOINT} can't be reached ({error}): name a folder, or connect") from error
 
 
 def disable_dropout(model: nn.Module) -> None:

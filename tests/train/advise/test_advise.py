@@ -176,6 +176,11 @@ def graded(prompts: int, score: Any) -> list[dict[str, Any]]:
         (graded(30, lambda i, j: 3), {}, "all 30 pairs are ties"),
         (graded(30, lambda i, j: j), {"features": "bagg"}, "did you mean 'bag'"),
         (graded(30, lambda i, j: j), {"features": "missing.parquet"}, "missing.parquet"),
+        (
+            graded(30, lambda i, j: j),
+            {"features": "encoder"},
+            r"--features encoder: there is no such folder. It takes bag, .*owner/name",
+        ),
         (graded(30, lambda i, j: j), {"seeds": 0}, "seeds: 0 is not 1 or more"),
     ],
 )

@@ -14,6 +14,7 @@ from training_cases import make_pairs, user_error
 from mmpo.cli.main import run
 from mmpo.pipeline.metrics import METRICS
 from mmpo.train.evaluation import evaluate
+from mmpo.train.record import trained_on
 
 FILES = ["evaluation.json", "page.html", "pairs.parquet"]
 
@@ -59,7 +60,51 @@ def test_pairs_that_one_model_alone_has_are_counted(trained, dataset, tmp_path):
     user_error("none of its 1 pairs is among the 48 measured", *ours, against=tmp_path / "none.parquet")
     pq.write_table(table.drop_columns(["z"]), tmp_path / "lacks.parquet")
     user_error("unknown column in .* 'z'", *ours, against=tmp_path / "lacks.parquet")
-    user_error("no folder .*/typo", *ours, against=tmp_path / "typo")
+
+
+@pytest.mark.parametrize("name", ["typo", "some/where/typo", "./typo"])
+def test_a_name_that_nothing_has_is_refused_before_anything_is_computed(name, trained, dataset):
+    said = user_error("there is no such folder or file", evaluate, "reward", trained["reward"], dataset, against=name)
+    assert f"--against {name}: " in said and "a folder that --out wrote" in said and "(owner/name)" in said
+
+
+def test_a_control_is_named_wherever_its_figures_are(trained, dataset, train_tiny, tmp_path, capsys):
+    """In the summary, the table, the page, and beside the model that it is held against."""
+    control = tmp_path / "model"
+    train_tiny("reward", dataset, control, max_steps=1, control="shuffled", gamma=1.0)
+    command = ["evaluate", "reward", "--data", str(dataset), "--bootstrap", "0", "--json"]
+    assert run([*command, "--model", str(control), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    trained_on = {"loss": "mmpo", "loss_options": {}, "target": "plain", "gamma": 1.0, "control": "shuffled"}
+    assert (
+        orjson.loads(said.out)["trained_on"]
+        == json.loads((tmp_path / "out" / "evaluation.json").read_text())["trained_on"]
+        == trained_on
+    )
+    assert "trained on: mmpo, target plain, γ 1.000, control shuffled" in said.err
+    assert "this model (control shuffled)" in said.err
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "trained on: mmpo, target plain, γ 1.000, control shuffled" in page and "this model (control shuffled)" in page
+    for other in (control, tmp_path / "out"):
+        assert run([*command, "--model", str(trained["reward"]), "--against", str(other)]) == 0
+        said = capsys.readouterr()
+        found = orjson.loads(said.out)
+        assert found["against"]["other_trained_on"] == trained_on and found["trained_on"]["control"] is None
+        assert "this model (control" not in said.err
+        assert "(mmpo, target plain, γ 1.000, control shuffled)" in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"loss": "mmpo", "target": "levels"}, {"loss": "mmpo", "target": "levels", "gamma": None}),
+        ({"loss": {"dpo": 1}}, {"loss": "dpo", "target": None, "gamma": None}),
+        ({"loss": "cdpo", "loss_options": {"epsilon": 0.1}}, {"loss": "cdpo", "loss_options": {"epsilon": 0.1}, "target": None}),
+    ],
+)
+def test_what_a_model_was_trained_on_is_what_its_loss_reads(options, found):
+    assert trained_on({"kind": "reward", "gamma": 1.5, "options": options}).items() >= found.items()
+    assert trained_on(None) is None
 
 
 def test_the_command_writes_a_folder_with_a_page_that_needs_nothing_else(trained, rival, dataset, tmp_path, capsys):

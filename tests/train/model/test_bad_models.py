@@ -4,11 +4,13 @@ import copy
 import json
 import os
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from command import environment, mmpo
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from training_cases import FEW_STEPS, save_model, small_model, user_error, with_random_adapter
 from transformers.utils import logging
@@ -20,6 +22,7 @@ from mmpo.train.model import (
     check_ids,
     check_model,
     check_same_vocabulary,
+    load_frozen,
     load_pretrained,
     load_reference,
     tiny_model,
@@ -70,6 +73,17 @@ def test_a_model_of_the_other_kind_is_refused_and_leaves_transformers_own_settin
     user_error(said, load_pretrained, kind, str(saved / folder))
     load_pretrained(kind, str(saved / kind))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize("load", [load_frozen, partial(load_pretrained, "policy")])
+@pytest.mark.parametrize("offline", [True, False])
+def test_where_the_hub_can_not_be_asked_it_is_said_at_once(load, offline, monkeypatch, caplog):
+    """Nothing listens at the address; the libraries would try it six times a file."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = user_error("there is no folder 'own/typo' here, and no model of that name in the cache", load, "own/typo")
+    assert ("HF_HUB_OFFLINE is set" if offline else "http://127.0.0.1:9 can't be reached") in said
+    assert "Retrying" not in caplog.text
 
 
 SCORES = {"score.weight": torch.zeros(3, 16)}
