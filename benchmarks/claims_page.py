@@ -44,12 +44,17 @@ chose. Intervals draw prompts, not pairs, and add what splits differ by; in simu
 sets in 90 to 100 of 100 (of the difference to one draw of shuffled margins in 82 to 100). At most 20 pairs of a prompt are taken."""
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, the minus a minus; names keep their hyphens."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _points(interval: list[float] | None) -> str:
-    return "–" if interval is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in interval)).replace("-", "−")
+    return "–" if interval is None else "{} ({} to {})".format(*(signed(100 * v, 1) for v in interval))
 
 
 def _small(interval: list[float]) -> str:
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval).replace("-", "−")
+    return "{} ({} to {})".format(*(signed(v, 3) for v in interval))
 
 
 def mmpo(summary: Row, mean: float) -> Row:
@@ -71,7 +76,7 @@ def _answer(claims: Row) -> str:
     below = {key: [name for name, s in sets.items() if mmpo(s, 0.9)[key]["accuracy"][2] < 0] for key in COMPARED}
     ends = [row["untuned"]["accuracy"] - summary["baseline"]["untuned"]["accuracy"] for row, summary in zip(rows, sets.values())]
     untuned = 100 * sum(ends) / len(ends)
-    values = {key: f"{value:+.2f}".replace("-", "−") for key, value in means.items()}
+    values = {key: signed(value, 2) for key, value in means.items()}
     both = [name for name in above["minus_matched"] if name in above["minus_shuffled"]]
     text = [
         "",
@@ -81,8 +86,8 @@ def _answer(claims: Row) -> str:
         f"{values['minus_matched']} over matched",
         f"smoothing and {values['minus_shuffled']} over shuffled margins. Separably above Bradley–Terry it is on "
         f"{_names(above['minus_bradley_terry'])}, below on {_names(below['minus_bradley_terry'])};",
-        f"above both controls on {_names(both)}. Without decay, at the end of training, it has "
-        + f"{untuned:+.2f} points over Bradley–Terry.".replace("-", "−").replace("Bradley−", "Bradley–"),
+        f"above both controls on {_names(both)}. Without decay, at the end of training, it has {signed(untuned, 2)} points over "
+        "Bradley–Terry.",
         "On planted grades margins add more the more of the grades the features explain: see the table below.",
     ]
     return "\n".join(text)
@@ -148,14 +153,9 @@ def _others(claims: Row) -> str:
             100 * sum(r["untuned"]["accuracy"] - sets[n]["baseline"]["untuned"]["accuracy"] for n, r in rows.items()) / len(rows)
         )
         best, worst = max(values, key=lambda n: values[n]), min(values, key=lambda n: values[n])
-        line = (
-            f"| {title} | {len(rows)} | {sum(values.values()) / len(values):+.2f} | {best} {values[best]:+.1f} | "
-            f"{worst} {values[worst]:+.1f} | "
-            f"{nll:+.4f} | {untuned:+.2f} |"
-        )
-        lines.append(
-            line.replace("-", "−").replace("noise−aware", "noise-aware").replace("rpo−", "rpo-").replace("scaled−", "scaled-")
-        )
+        ends = (f"{name} {signed(values[name], 1)}" for name in (best, worst))
+        figures = (signed(sum(values.values()) / len(values), 2), *ends, signed(nll, 4), signed(untuned, 2))
+        lines.append(f"| {title} | {len(rows)} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 
@@ -204,7 +204,8 @@ def _regret(claims: Row) -> str:
 The best of the grid in hindsight on each split's test prompts, minus what `mmpo advise` picks on its other prompts:
 {means["picked"]:.2f} points of accuracy ({nll["picked"]:.4f} nats) on average over {len(found)} sets; minus γ auto with plain targets:
 {means["gamma_auto"]:.2f} points ({nll["gamma_auto"]:.4f} nats). Most of either is what hindsight finds in noise.
-A setting other than γ auto is picked only where it leads by two standard errors on the validation prompts."""
+A setting other than γ auto is picked only where it leads by two standard errors on the validation prompts. (Where `mmpo advise` finds that
+margins add nothing it recommends an objective without them; that takes the test prompts and is no part of this.)"""
 
 
 def _pretrained(claims: Row) -> str:

@@ -1,6 +1,7 @@
 """Every benchmark can be started: what it imports is where it looks for it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,13 @@ def test_the_page_of_the_claims_is_that_of_their_figures(tmp_path: Path, monkeyp
     docs = BENCHMARKS.parent / "docs"
     page = write_page(json.loads((docs / "claims.json").read_text(encoding="utf-8")), tmp_path)
     assert page.read_text(encoding="utf-8") == (docs / page.name).read_text(encoding="utf-8"), "python benchmarks/claims.py --page"
+
+
+def test_names_on_the_page_of_the_claims_keep_their_hyphens() -> None:
+    """A minus stands before digits alone."""
+    page = (BENCHMARKS.parent / "docs/when-margins-help.md").read_text(encoding="utf-8")
+    assert "mqm-ende" in page and "noise-aware" in page
+    assert re.findall(r"\w−\w", page) == []
 
 
 def test_what_the_claims_say_follows_from_their_intervals() -> None:

@@ -5,6 +5,7 @@ from mmpo.train.data.pairs import (
     Prepared,
     PromptPairs,
     check_margins,
+    check_prompt_scores,
     check_rows,
     check_scores,
     check_sources,

@@ -142,6 +142,18 @@ def check_scores(table: pa.Table, terms: Sequence[str], where: str) -> None:
             )
 
 
+def check_prompt_scores(prompts: Sequence["PromptPairs"], terms: Sequence[str], where: str) -> None:
+    """`check_scores` of prepared prompts, whose `scores` may be missing or hold NaN."""
+    listed = [name for name in terms if TERMS[name].listed is not None]
+    without = [prompt for prompt in prompts if prompt.scores is None or not np.isfinite(prompt.scores).all()] if listed else []
+    if without:
+        raise UserError(
+            f"{where}: {len(without)} of {len(prompts)} prompts have completions without a score (`scores`; the first: prompt_id "
+            f"{without[0].prompt_id}), and {listed[0]} needs one score of every completion. Take a loss of pairs, such as loss='mmpo', or "
+            "prepare pairs that have scores"
+        )
+
+
 def read_pairs(data: str | Path, split: str) -> pa.Table:
     """The pairs of one split of a dataset folder, or all pairs of one Parquet file. Raises UserError with what is
     there, and for whatever can't be trained on.

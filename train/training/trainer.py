@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
-from mmpo.train.data import PromptPairs, Renderer, check_scores, check_sources, pad_token, prepare_pairs
+from mmpo.train.data import PromptPairs, Renderer, check_prompt_scores, check_scores, check_sources, pad_token, prepare_pairs
 from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
 from mmpo.train.messages import nothing_left, rendering_warnings, warn
 from mmpo.train.model import ExecutionPlan, attach, bfloat16_on_cpu, choose_plan, completion_values, disable_dropout, recomputes
@@ -117,13 +117,15 @@ class MarginTrainer(GuardedTrainer):
         """Prepared prompts as they are; a PAIRS table rendered, without ties where every term needs a winner, and what rendering changed
         or left out said aloud. Raises UserError where none of the pairs to train on is left.
         """
+        terms, where = [term.name for term in self.objective.terms], "train_dataset" if training else "eval_dataset"
         if isinstance(data, list):
+            check_prompt_scores(data, terms, where)
             return data
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
         if training:
             check_sources(table, self.source_weights)
             self.target = fit_target(str(self.target), table)
-        check_scores(table, [term.name for term in self.objective.terms], "train_dataset" if training else "eval_dataset")
+        check_scores(table, terms, where)
         ties, weights = not self.objective.needs_winner, (self.weight, self.source_weights)
         renderer = Renderer(*self.rendering)
         prepared = prepare_pairs(table, renderer, self.target, self.objective.gamma, ties, *weights)

@@ -1,5 +1,6 @@
 """Objectives in a run: prompts' lists in micro-batches, length-normalised logits, centering, and what losses learn beside the model."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_listwise_is_refused_where_scores_are_null_or_differ(pairs, trainer_of, 
     mixed = pairs.set_column(place, "score_chosen", pa.array(np.arange(1.0 * pairs.num_rows)))
     user_error("with another score than", trainer_of, loss="listwise", data=mixed)
     trainer_of("reward", data=without_score(pairs, {0}))  # others do not need them
+
+
+@pytest.mark.parametrize("scores", [None, np.nan])
+def test_listwise_of_prepared_prompts_is_refused_where_scores_are_null(scores, trainer_of):
+    prompts = trainer_of("reward").prompts
+    lacks = [replace(prompts[0], scores=scores and np.full(len(prompts[0].completions), scores)), *prompts[1:]]
+    said = user_error("have completions without a score", trainer_of, "reward", loss="listwise", data=lacks)
+    assert f"1 of {len(prompts)} prompts" in said and prompts[0].prompt_id in said and "loss='mmpo'" in said
+    assert trainer_of("reward", loss="listwise", data=prompts).prompts == prompts
+    assert trainer_of("reward", data=lacks).prompts == lacks
 
 
 def test_length_normalised_logits_are_of_means_per_token(trainer_of, other_policy, train_tiny, dataset, tmp_path):
