@@ -275,6 +275,11 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
             if too_few
             else f"{start}: missing{_help(model, place)}"
         )
+    if item["type"] == "string_pattern_mismatch":
+        examples = fields_of(_model_at(model, place[:-1]))[str(place[-1])].examples or [item["ctx"]["pattern"]]
+        return f"{start}: {item['input']!r} is not of the form of {in_words(examples)}{_help(model, place)}"
+    if item["type"] in ("string_too_short", "too_short") and not item["input"]:
+        return f"{start}: it {EMPTY}" if item["input"] == "" else f"{start}: it is empty{_help(model, place)}"
     messages = [re.sub(", (unable to|got a) .*", "", str(one["msg"]).removeprefix("Value error, ")) for one in items]
     if not all(message.startswith("Input should be ") for message in messages):
         return f"{start}: {messages[0]}"
@@ -286,7 +291,7 @@ def _explain_one(place: tuple[Any, ...], items: list[Any], model: type, where: s
 
 
 def _help(model: type, place: Sequence[Any]) -> str:
-    """What a field is, for a message that it is missing."""
+    """What a field is, for a message that it is missing, empty or of another form."""
     field = fields_of(_model_at(model, place[:-1])).get(str(place[-1]))
     return f"; it is: {' '.join(field.description.split())}" if field and field.description else ""
 

@@ -93,8 +93,9 @@ class TrainOptions:
     """recompute activations instead of keeping them"""
     lora: Count | None = None
     """train a LoRA adapter of this rank instead of all weights"""
-    trainable: Annotated[str, Field(pattern=r"^(all|top:[1-9][0-9]*)$")] = "all"
-    """all, or top:N: only the uppermost N layers and what comes after them; what lies below is computed once for every completion"""
+    trainable: Annotated[str, Field(pattern=r"^(all|top:[1-9][0-9]*)$", examples=["all", "top:4"])] = "all"
+    """all, or top:N, N from 1 up: only the uppermost N layers and what comes after them; what lies below is computed once for every
+    completion"""
     reference: TextOrPath | None = None
     """policy: reference model; default: the model as it is before training"""
     reference_cache: TextOrPath | None = None

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -225,6 +226,24 @@ def test_no_option_that_holds_text_takes_an_empty_one_for_its_default(kind: type
         if field.get_default(call_default_factory=True) != "":
             with pytest.raises(UserError):
                 options_from(kind, needed | {name: ""})
+
+
+@pytest.mark.parametrize("kind", [BuildOptions, GenerateOptions, JudgeOptions, TrainOptions, PushOptions])
+def test_an_option_of_a_form_says_what_it_may_be_by_examples(kind: type) -> None:
+    """Never by the bare pattern; and its examples are of the form."""
+    for name, field in fields_of(kind).items():
+        patterns = [one.pattern for one in field.metadata if getattr(one, "pattern", None)]
+        for pattern in patterns:
+            assert field.examples and all(re.search(pattern, str(one)) for one in field.examples), name
+
+
+@pytest.mark.parametrize("given", ["top:0", "bottom:2", "top:"])
+def test_the_trainable_layers_are_named_by_what_they_may_be(given: str) -> None:
+    with pytest.raises(UserError) as caught:
+        options_from(TrainOptions, {"kind": "policy", "trainable": given}, flags=True)
+    assert str(caught.value).startswith(
+        f"--trainable: '{given}' is not of the form of all or top:4; it is: all, or top:N, N from 1 up: "
+    )
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
