@@ -21,6 +21,8 @@ MEDIA = ("images", "image", "videos", "video", "audio", "audios", "documents", "
 CONTEXT = ("system", "tools", *MEDIA)
 OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
 """Where the fields of one row per prompt are found in candidates that are objects."""
+OURS = {"margin": "quality_margin"}
+"""What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
@@ -190,7 +192,8 @@ class RowFields:
         self.inside = {name for name in columns if "[]." in name and name.partition("[].")[0] in columns}
         self.present = set(columns) - self.inside
         named = {PLURAL.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
-        inside = {
+        inside = {name: column for name, column in OURS.items() if column in columns and name not in self.present}
+        inside |= {
             name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
         }
         self.column = {name: named.get(name) or inside.get(name, name) for name in names}
