@@ -121,6 +121,15 @@ _RENDERING = {
 """What is said of each of a Renderer's counts, and of pairs that rendering leaves without a difference."""
 
 
+_LEFT_OUT = {
+    "dropped_ties": "{n:,} ties (margin 0; a loss that learns from them and --ties keep keep them)",
+    "dropped_source_weight": "{n:,} pairs of sources of weight 0 (--source-weights)",
+    "prompt_not_rendered": "{n:,} pairs with their prompt",
+    "completion_not_rendered": "{n:,} pairs with one of their completions",
+}
+"""What is said of pairs that were left out, by `usable_pairs` and `prepare`; equal ones are in _RENDERING."""
+
+
 def rendering_warnings(renderer: Any, counts: Mapping[str, int] | None = None) -> list[str]:
     """What a Renderer had to drop or change, a line a kind, with how many of how many and the option to change; counts: of `prepare`,
     with those of pairs.
@@ -143,15 +152,17 @@ def rendering_warnings(renderer: Any, counts: Mapping[str, int] | None = None) -
 
 
 def nothing_left(renderer: Any, where: str, counts: dict[str, int]) -> UserError:
-    """The error of a split of which no pair is left, with the lengths seen where all prompts were too long."""
+    """The error of a split of which no pair is left: how many were left out for what reason, and what keeps them; with the lengths seen
+    where all prompts were too long. counts: of `prepare`, with those of `usable_pairs`."""
     long = renderer.too_long
     if long and len(long) == renderer.prompts:
         return UserError(
             f"all {len(long)} prompts of {where} are longer than --max-prompt-length {renderer.max_prompt_length}: they have "
-            f"{min(long)} to {max(long)} tokens. Give it a larger number, and --max-length a still larger one. Dropped: {counts}"
+            f"{min(long)} to {max(long)} tokens. Give it a larger number, and --max-length a still larger one"
         )
-    why = "".join(f". {line}" for line in rendering_warnings(renderer, counts))
-    return UserError(f"no pair of {where} is left; dropped: {counts}{why}")
+    left_out = [line.format(n=counts[name]) for name, line in _LEFT_OUT.items() if counts.get(name)]
+    why = [f"Left out: {', '.join(left_out)}"] if left_out else []
+    return UserError(". ".join([f"no pair of {where} is left", *why, *rendering_warnings(renderer, counts)]))
 
 
 _DISK_SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "disk is full")

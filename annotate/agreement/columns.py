@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.grades import GradeGroup, grade_statistics
+from mmpo.pipeline.grades import NO_GRADES, GradeGroup, grade_statistics
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.sources import KINDS
 
@@ -105,7 +105,7 @@ def _groups(table: pa.Table, evidence: str) -> list[GradeGroup]:
         raise UserError(f"the input holds no {missing[0]}{hint}")
     groups = [group for name in wanted for group in found.of(name)]
     if not groups:
-        raise UserError("the input holds no grades, only candidates: mmpo judge and mmpo argilla add some")
+        raise UserError(NO_GRADES)
     return groups
 
 

@@ -20,10 +20,21 @@ import pyarrow.parquet as pq
 
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
-from mmpo.pipeline.build.stages import Read, Shard, ShardResult, check_rejects, collect_from, read_chunk, splits_of, write_shard
+from mmpo.pipeline.build.stages import (
+    Read,
+    Shard,
+    ShardResult,
+    check_grades,
+    check_rejects,
+    collect_from,
+    read_chunk,
+    splits_of,
+    write_shard,
+)
 from mmpo.pipeline.build.summary import (
     doubtful_raters,
     largest,
+    left_out,
     reading_warnings,
     same_answer_warnings,
     saturation_warnings,
@@ -97,11 +108,12 @@ def build(
                         progress(stage, number, len(tasks))
 
             reads = list(done("read", read_chunk, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]))
-            rejects = (pq.read_table(path) for read in reads for path in read.rejects)
-            check_rejects(reads, options.max_rejects, files, rejects)
+            check_rejects(reads, options.max_rejects, files, _rejects(reads))
             statistics = GradeStatistics()
             for read in reads:
                 statistics.add(read.statistics)
+            if not options.feedback_only:
+                check_grades(reads, statistics, _rejects(reads))
             shards = _shards(partitions, [path for read in reads for path in read.spills])
 
             def collect(resolved: ResolvedBuild, function: Callable[..., Any]) -> Iterator[Any]:
@@ -113,6 +125,10 @@ def build(
             metadata = _provenance(options, files) | resolved.metadata()
             results = list(done("write", write_shard, [(resolved, shard, folder, scratch, metadata) for shard in shards]))
         return _finish(resolved, reads, results, metadata, folder, scratch, out)
+
+
+def _rejects(reads: Sequence[Read]) -> Iterator[pa.Table]:
+    return (pq.read_table(path) for read in reads for path in read.rejects)
 
 
 def _shards(partitions: int, spills: Sequence[Path]) -> list[Shard]:
@@ -148,9 +164,10 @@ def _finish(
     accounting.check()
     dropped = accounting.dropped()
     if not sum(rows.values()):
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in list(dropped.items())[:4]) or "no grades"
         unit = "prompt" if feedback_only else "pair"
-        raise UserError(f"--out {out}: the dataset would hold no {unit}; nothing was written. Left out: {reasons}")
+        raise UserError(
+            f"--out {out}: the dataset would hold no {unit}; nothing was written. Left out: {left_out(dropped) or 'no grades'}"
+        )
     digests = {}
     for name in names:
         written = [(path, result.digests[f"{name}/{path.name}"]) for result in results for path in result.files[name]]
@@ -167,7 +184,7 @@ def _finish(
     said = {"warnings": []} if feedback_only else _said(resolved, rows, results)
     noted = sum((read.noted for read in reads), Counter())
     said["warnings"] += saturation_warnings(metadata["saturated"])
-    said["warnings"] += reading_warnings(noted, {k: v for read in reads for k, v in read.unused.items()})
+    said["warnings"] += reading_warnings(noted, {k: v for read in reads for k, v in read.unused.items()}, resolved.options)
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {

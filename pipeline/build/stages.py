@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, to_numpy, without_texts
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
-from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
+from mmpo.pipeline.build.summary import Example, examples_of, largest, left_out, sides_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.statistics import GradeStatistics, grade_statistics
+from mmpo.pipeline.grades.statistics import NO_GRADES, GradeStatistics, grade_statistics
 from mmpo.pipeline.pairs.choose import STRATEGIES, choose_pairs
 from mmpo.pipeline.pairs.splits import check_one_value, split_of_positions, split_positions
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
@@ -101,15 +101,37 @@ def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequen
     )
     reasons = sum((part.limited_reasons for part in parts), Counter()).most_common(4)
     shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
-    led = (table.filter(pc.equal(table["reason"], reasons[0][0])) for table in rejects)
-    example = next((table.slice(0, 1).to_pylist()[0] for table in led if table.num_rows), {})
-    where = f" First: {example['file']}, line {example['row']}: {example['reason']}" if example else ""
-    details = orjson.loads(example.get("evidence") or "{}")
-    hint = details.pop("hint", None)
-    evidence = (f" {orjson.dumps(details).decode()}" if details else "") + (f": {hint}" if hint else "")
     raise UserError(
         f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid{too_many}: "
-        f"{shown}.{where}{evidence}. Mend the input{raised}"
+        f"{shown}.{_first(reasons[0][0], rejects)}. Mend the input{raised}"
+    )
+
+
+def _first(reason: str, rejects: Iterable[pa.Table]) -> str:
+    """Where something was first left out for this reason, and why in particular, as the end of a message; "" where no table says."""
+    found = (table.filter(pc.equal(table["reason"], reason)) for table in rejects)
+    example = next((table.slice(0, 1).to_pylist()[0] for table in found if table.num_rows), None)
+    if example is None:
+        return ""
+    details = orjson.loads(example["evidence"] or "{}")
+    hint = details.pop("hint", None)
+    evidence = (f" {orjson.dumps(details).decode()}" if details else "") + (f": {hint}" if hint else "")
+    return f" First: {example['file']}, line {example['row']}: {reason}{evidence}"
+
+
+def check_grades(parts: Sequence[Read], statistics: GradeStatistics, rejects: Iterable[pa.Table]) -> None:
+    """Refuse an input that no grade is left of, with what was left out of it and why."""
+    if statistics.groups:
+        return
+    accounting = RowAccounting()
+    for part in parts:
+        accounting.add(part.accounting)
+    dropped, lines = accounting.dropped(), accounting.entries["source", "line"]
+    if not dropped:
+        raise UserError(NO_GRADES)
+    raise UserError(
+        f"no grade of the input is left, so that there are no pairs ({lines.dropped.total():,} of {lines.into:,} lines left out). "
+        f"Left out: {left_out(dropped)}.{_first(next(iter(dropped)), rejects)}"
     )
 
 

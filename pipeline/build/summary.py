@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild
 from mmpo.pipeline.grades.rater_effects import RaterAgreement
 from mmpo.pipeline.grades.statistics import GradeGroup
@@ -159,6 +160,37 @@ def _names(names: Sequence[str]) -> str:
     return f"rater{'s' if len(distinct) > 1 else ''} {', '.join(map(repr, distinct[:MOST_NAMES]))}{more}"
 
 
+REMEDIES = {
+    "identical_texts": "both replies say the same, so that there is no margin",
+    "identical_answers": "both replies give the same answer; --thinking keep with --graded-part all keeps them",
+    "thinking_only": "a reply is thinking without an answer; --thinking keep with --graded-part all keeps them",
+    "different_prompts": "chosen and rejected reply to different prompts; write both replies under one prompt",
+    "several_messages": "a reply is one message; put those before it into the prompt, where both replies share them",
+    "no_grade": "an empty grade; --columns names another column, --feedback-only reads rows without grades, for a judge or people to grade",
+    "chosen_scored_lower": "--fix-known-defects keeps them as their scores say",
+    "grade_not_chosen": "--from, --kind, --rater and --aspect say which grades are used",
+    "single_completion": "prompts with one reply; a pair takes two of one prompt",
+    "no_pair": "prompts whose pairs were all left out",
+    "tie": "margin 0; --ties keep keeps them",
+    "over_long": "longer than --max-chars",
+    "min_margin": "a margin below --min-margin",
+    "min_raters": "fewer raters who graded both sides than --min-raters",
+}
+"""Of reasons for which something was left out: what it is, and what keeps it."""
+MOST_REASONS = 6
+
+
+def left_out(dropped: Mapping[str, int]) -> str:
+    """How much was left out for what reason, most first, and what keeps it.
+
+    >>> left_out({"tie": 3, "not_text": 1000})
+    'not_text 1,000; tie 3 (margin 0; --ties keep keeps them)'
+    """
+    found = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{reason} {n:,}{f' ({REMEDIES[reason]})' if reason in REMEDIES else ''}" for reason, n in found[:MOST_REASONS]]
+    return "; ".join([*shown, *([f"and {len(found) - MOST_REASONS} more reasons"] if len(found) > MOST_REASONS else [])])
+
+
 def saturation_warnings(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What to know of grades that a source's own transform cut off; found: of `saturated`."""
     return [
@@ -182,19 +214,20 @@ NOTED = {
     },
     "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
     "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
-    "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content): --thinking keep or drop decides, "
-    "and --graded-part answer says that the grades are of the answers alone",
+    "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "
+    "graded: --thinking drop leaves it out, --graded-part answer says that the grades are of the answers alone",
 }
 """What is said of what the sources note about rows that are kept."""
 SYSTEM_NAMES = {"system", "system prompt", "system message", "context", "instructions", "persona"}
 """Names, in small letters, of columns that may hold a system text; `system` itself is read."""
 
 
-def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]]) -> list[str]:
+def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]], options: BuildOptions) -> list[str]:
     """What the user should know of the input that was read, a line each. noted: what the sources noted, by name;
-    unused: file → its columns that nothing reads.
+    unused: file → its columns that nothing reads. What the options decide is not asked again.
     """
-    found = [NOTED.get(name, name + ": {n:,}").format(n=n) for name, n in sorted(noted.items())]
+    decided = {"thinking_apart"} if options.thinking != "keep" or options.graded_part != "all" else set()
+    found = [NOTED.get(name, name + ": {n:,}").format(n=n) for name, n in sorted(noted.items()) if name not in decided]
     files: dict[tuple[str, ...], list[str]] = {}
     for name, columns in unused.items():
         files.setdefault(columns, []).append(name)

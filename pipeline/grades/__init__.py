@@ -18,4 +18,4 @@ from mmpo.pipeline.grades.position_bias import OrderTotals, exact_sum, position_
 from mmpo.pipeline.grades.rater_effects import RaterEffect, RaterSample, fit_rater_effects, remove_effects, shrunk, without_signal
 from mmpo.pipeline.grades.rounding import from_origin, origin_of
 from mmpo.pipeline.grades.rules import in_sample
-from mmpo.pipeline.grades.statistics import GradeGroup, grade_statistics
+from mmpo.pipeline.grades.statistics import NO_GRADES, GradeGroup, grade_statistics

@@ -118,6 +118,9 @@ Wanted = Mapping[str, Sequence[str]]
 """Of "kind", "rater" and "aspect", where grades are narrowed by it, the values that are used."""
 
 
+NO_GRADES = "the input holds no grades, only candidates: mmpo judge and mmpo argilla add some"
+
+
 def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) -> tuple[str, list[GradeGroup]]:
     """ "ratings" or "comparisons", from a key of EVIDENCE, and the groups that the build uses.
 
@@ -128,7 +131,7 @@ def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) 
     if not groups:
         other = "comparisons" if table == "ratings" else "ratings"
         hint = f"; it has {other}: use --from {other}" if statistics.of(other) else ""
-        raise UserError(f"the input holds no {table}{hint}" if evidence != "auto" else "the input holds no grades")
+        raise UserError(f"the input holds no {table}{hint}" if evidence != "auto" else NO_GRADES)
     for name, values in wanted.items():
         known = sorted({getattr(group, name) for group in groups})
         for value in values:
