@@ -1,9 +1,22 @@
 """Gathering margins from LLM judges and from people: the package that joins the FEEDBACK table from the outside."""
 
 from mmpo.annotate.agreement import agree
+from mmpo.annotate.calibrate import CalibrateOptions, calibrate
 from mmpo.annotate.generate import GenerateOptions, generate
 from mmpo.annotate.judge import Judge, JudgeOptions, judge
 from mmpo.annotate.replies import parse_reply
 from mmpo.annotate.scales import PREFERENCE, Scale
 
-__all__ = ["PREFERENCE", "GenerateOptions", "Judge", "JudgeOptions", "Scale", "agree", "generate", "judge", "parse_reply"]
+__all__ = [
+    "PREFERENCE",
+    "CalibrateOptions",
+    "GenerateOptions",
+    "Judge",
+    "JudgeOptions",
+    "Scale",
+    "agree",
+    "calibrate",
+    "generate",
+    "judge",
+    "parse_reply",
+]

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),
     "export": ("mmpo.cli.commands.dataset:export", "Write a dataset in another tool's format."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
+    "calibrate": ("mmpo.cli.commands.agree:calibrate", "Graders' margins onto people's, with errors."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
     "evaluate": ("mmpo.cli.commands.evaluate:COMMANDS", "Accuracy and calibration of a trained model; benchmarks."),
     "list": ("mmpo.cli.commands.lists:list_", "What can be chosen by name: formats, losses, metrics, ..., one line each."),
@@ -48,7 +49,7 @@ WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "
 """Commands that use no pandas, which pyarrow would import: half a second on a busy core. Outside code (module:function) may want it."""
 
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers"), "train"),
+    **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers", "scipy", "sklearn"), "train"),
     **dict.fromkeys(("openai", "httpx2"), "judge"),
     **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }

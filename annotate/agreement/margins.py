@@ -44,8 +44,9 @@ class RaterMargins:
     """One margin per column and unit, sorted by column and unit; column, unit, raw, scaled, spread: shape (margins,).
 
     raw: in the rater's own score points; scaled: as a share of its scale's range, or of its root mean square margin (`chosen.scale`
-    says which); spread: the standard deviation that the grade came with, NaN where none. prompt, aspect, log_length: shape
-    (units,), the last one log(length of the smaller id's text / length of the other).
+    says which); spread: the standard deviation that the grade came with, NaN where none. prompt, aspect, log_length, low, high: shape
+    (units,): log(length of the smaller id's text / length of the other), and where these two completions are among all of the table
+    with one row per prompt.
     """
 
     chosen: Chosen
@@ -57,6 +58,8 @@ class RaterMargins:
     prompt: np.ndarray
     aspect: np.ndarray
     log_length: Floats
+    low: np.ndarray
+    high: np.ndarray
     prompts: int
     raw_grades: dict[str, RawGrades]
 
@@ -155,7 +158,7 @@ def _margins(
     scaled = np.round(raw / _unit_of(chosen, column, aspect[unit], raw), DECIMALS)
     return RaterMargins(
         chosen, column, unit, raw, scaled, np.sqrt(variance), prompt, aspect, np.log(lengths[low] / lengths[high]),
-        len(np.unique(prompt)), {
+        low, high, len(np.unique(prompt)), {
             # Of ratings, which are about no unit, −1 stays.
             name: replace(found, unit=np.where(found.unit < 0, -1, np.searchsorted(keys, np.maximum(found.unit, 0))))
             for name, found in raw_grades.items()

@@ -1,4 +1,4 @@
-"""`mmpo agree FEEDBACK`: agreement among raters, judges against people and against one another."""
+"""`mmpo agree FEEDBACK`: agreement among raters, judges against people; `mmpo calibrate FEEDBACK`: graders' margins onto people's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmpo.annotate.calibrate import CalibrateOptions
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import LISTED, NUMBER, Flags, options, options_from
@@ -155,3 +156,39 @@ def _print_judges(summary: Mapping[str, Any]) -> None:
         "equal": "the same",
     }
     _table("the same question again", columns, summary["consistency"])
+
+
+@with_flags(CalibrateOptions)
+def calibrate(
+    feedback: Annotated[
+        Path, typer.Argument(metavar="FEEDBACK", help="A folder with people's grades and others' of the same completions.")
+    ],
+    *,
+    as_json: AsJson = False,
+    given: dict[str, Any],
+) -> None:
+    """Map each judge's or reward model's margins onto people's, by the pairs that both graded; say what is known of them.
+
+    Every map is odd and never falls; held-out prompts choose it. With --out, NAME@human stands in the FEEDBACK written: `mmpo build OUT
+    --format
+    feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their standard errors.
+    """
+    chosen = options_from(CalibrateOptions, given, flags=True)
+    from mmpo.annotate.calibrate import calibrate as measure
+    from mmpo.annotate.calibrate import sentences, shown_rows
+
+    with ProgressReporter("calibrate", "graders") as progress:
+        summary = measure(feedback, **vars(chosen), progress=progress)
+    print_rows(f"onto {', '.join(summary['people'])}, on held-out prompts", shown_rows(summary["graders"]))
+    for name, figures in summary["graders"].items():
+        for sentence in sentences(name, figures):
+            say(sentence)
+    for name, reason in summary["left_out"].items():
+        say(f"{name} is not calibrated: {reason}")
+    if "out" in summary:
+        say(f"page: {summary['page']}")
+        for name, rows in summary["rows"].items():
+            say(f"{name}: {rows:,} calibrated margins in {summary['out']}")
+        if not summary["rows"]:
+            say("no grader is shown to know anything of people, and none was written; --unproven keep writes them all the same")
+    print_json(summary, as_json)

@@ -10,12 +10,14 @@ from mmpo.pipeline.metrics.calibration import (
     ece_label,
     ece_target,
     ece_vote,
+    folded,
     nll,
+    reliability,
     soft_brier,
     temperature_fit,
 )
 from mmpo.pipeline.metrics.gamma_fit import GammaFit, fit_gamma
-from mmpo.pipeline.metrics.intervals import FEWEST_CLUSTERS
+from mmpo.pipeline.metrics.intervals import FEWEST_CLUSTERS, NORMAL, cluster_counts, student
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_COUNTS,
     rewardbench_average,

@@ -1,0 +1,164 @@
+"""The page of a calibration: reliability before and after, the maps, what human grades bought and what more would buy."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, write_whole
+
+FIGURES = (
+    "grader", "pairs", "human pairs", "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated", "scale", "bias",
+    "γ of people's votes", "margin error", "outside",
+)  # fmt: skip
+MORE = ("grader", "human pairs", "cross-entropy, held out", "error of the fit", "standard error of a margin")
+
+
+def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
+    """Write the page of what `calibrate` returned to the file `out` and return it. UserError where it can't be written."""
+    graders: Mapping[str, Mapping[str, Any]] = summary["graders"]
+    pictures = [picture for name, one in graders.items() for picture in _pictures(name, one)]
+    values = {
+        "title": "Graders calibrated to people",
+        "about": f"{', '.join(graders)} onto {', '.join(summary['people'])}",
+        "numbers": [
+            ("prompts", number(summary["prompts"])),
+            ("graders", number(len(graders))),
+            ("human pairs", number(max(one["human_pairs"] for one in graders.values()))),
+            ("human grades", number(max(one["human_grades"] for one in graders.values()))),
+        ],
+        "sentences": [sentence for name, one in graders.items() for sentence in sentences(name, one)],
+        "figures_table": table(FIGURES, [_row(name, one) for name, one in graders.items()], text=("grader", "map")),
+        "more": table(MORE, [row for name, one in graders.items() for row in _more(name, one)], text=("grader",)),
+        "jury": table(
+            ("instead of the jury", "cross-entropy", "more than the jury"), _rivals(graders), text=("instead of the jury",)
+        ),
+        "estimates": table(
+            ("grader", "of", "estimate", "people alone", "pairs", "human pairs"), _estimates(graders), text=("grader", "of")
+        ),
+        "left_out": table(
+            ("grader", "why"), [{"grader": k, "why": v} for k, v in summary["left_out"].items()], text=("grader", "why")
+        ),
+        "plots": pictures,
+    }
+    return write_whole(Path(out), render("calibration.html.j2", values))
+
+
+def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
+    """What the figures of a grader say, in words."""
+    low, high = one["gain_over_coin_95"]
+    gain = f"{one['gain_over_coin']:+.3f} nats a pair over a coin (95% interval {low:+.3f} to {high:+.3f})".replace("-", "−")
+    if one["knows"]:
+        said = [
+            f"{name} tells something of people: {gain}. Cross-entropy {one['cross_entropy']['raw']:.3f} → "
+            f"{one['cross_entropy']['calibrated']:.3f}, ECE {one['ece']['raw']:.3f} → {one['ece']['calibrated']:.3f} on held-out pairs."
+        ]
+    elif high < 0.01:
+        said = [
+            f"{name} knows nothing of people that {one['human_pairs']:,} pairs would show: {gain}. Don't train on it as if it did."
+        ]
+    else:
+        said = [f"{name} can't be told from a coin on {one['human_pairs']:,} human pairs: {gain}. More human pairs would tell."]
+    if one["margin_se"]["upper_bound"]:
+        said.append(
+            f"The error of {name}'s margins is an upper bound: too few pairs have two people, so that people's own noise is still in it."
+        )
+    if one["outside"]:
+        said.append(
+            f"{one['outside']:,} of its {one['pairs']:,} margins are larger than any that people graded too: the map is stretched there."
+        )
+    return said
+
+
+def _row(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    bound = "≤ " if one["margin_se"]["upper_bound"] else ""
+    entropy, ece = one["cross_entropy"], one["ece"]
+    cells = (
+        name, one["pairs"], one["human_pairs"], one["method"] + (" + length" if one["length"] is not None else ""), entropy["raw"],
+        entropy["calibrated"], ece["raw"], ece["calibrated"], one["scale"], one["bias"], one["gamma"],
+        bound + number(one["margin_se"]["mean"]), one["outside"],
+    )  # fmt: skip
+    return dict(zip(FIGURES, cells, strict=True))
+
+
+def _more(name: str, one: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in one["more"]["foretold"]:
+        pairs = f"{one['human_pairs']:,}" + (f" + {row['more']}" if row["more"] else "")
+        rows.append(dict(zip(MORE, (name, pairs, row["cross_entropy"], row["fit_error"], row["margin_se"]), strict=True)))
+    return rows
+
+
+def interval(row: Mapping[str, Any], key: str) -> str:
+    """A figure with its interval where it has one."""
+    bounds = row[f"{key}_95"]
+    return number(row[key]) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
+
+
+def _rivals(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "instead of the jury": rival, "cross-entropy": row["cross_entropy"],
+            "more than the jury": interval(row, "more_than_jury"),
+        }
+        for one in graders.values() for rival, row in one.get("against", {}).items()
+    ]  # fmt: skip
+
+
+def _estimates(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, one in graders.items():
+        for of, row in [("agreement with a person", one["agreement"]), *((m["model"], m) for m in one.get("models", ()))]:
+            shown = {"estimate": interval(row, "value"), "people alone": interval(row, "people_only")}
+            rows.append({"grader": name, "of": of, **shown, "pairs": row["pairs"], "human pairs": row["human_pairs"]})
+    return rows
+
+
+def _pictures(name: str, one: Mapping[str, Any]) -> list[Picture]:
+    def reliability(axes: Any) -> None:
+        axes.plot((0.5, 1), (0.5, 1), color="#9aa4b1", linewidth=1, linestyle="--")
+        series = {"raw, γ auto": one["reliability"]["raw"], "calibrated": one["reliability"]["calibrated"]}
+        for colour, (label, rows) in zip(COLOURS[1::-1], series.items(), strict=True):
+            total = sum(row["weight"] for row in rows)
+            x, y = ([row[key] for row in rows] for key in ("mean_x", "mean_y"))
+            axes.plot(x, y, color=colour, linewidth=1.2, alpha=0.7)
+            axes.scatter(
+                x, y, s=[12 + 240 * row["weight"] / total for row in rows], color=colour, alpha=0.75, label=label, linewidths=0
+            )
+        axes.set(xlabel="said: chance of the better one", ylabel="share of people's votes", xlim=(0.48, 1.02))
+        axes.set_title(name, fontsize=10)
+        axes.legend(fontsize=8.5, markerscale=0.6)
+
+    def curve(axes: Any) -> None:
+        rows = one["map"]
+        axes.axhline(0, color="#9aa4b1", linewidth=0.8)
+        axes.axvline(0, color="#9aa4b1", linewidth=0.8)
+        axes.plot([row["margin"] for row in rows], [row["expected"] for row in rows], color=COLOURS[0])
+        axes.set(xlabel=f"margin of {name}", ylabel="people's expected margin")
+
+    def learning(axes: Any) -> None:
+        rows = one["more"]["curve"]
+        axes.plot(
+            [row["human_pairs"] for row in rows],
+            [row["cross_entropy"] for row in rows],
+            marker="o",
+            color=COLOURS[0],
+            label="held out",
+        )
+        ahead = one["more"]["foretold"]
+        x = [one["human_pairs"] + row["more"] for row in ahead]
+        axes.plot(x, [row["cross_entropy"] for row in ahead], marker="o", linestyle="--", color=COLOURS[1], label="foretold")
+        axes.axhline(one["coin"], color="#9aa4b1", linewidth=1, linestyle=":")
+        axes.set(xlabel="human pairs", ylabel="cross-entropy, nats")
+        axes.legend(fontsize=8.5)
+
+    plots = [reliability, *([curve] if one["map"] else []), learning]
+    words = "held-out pairs before and after, a calibrated grader lies on the dashed line; " + (
+        "the map, for texts of one length; " if one["map"] else ""
+    )
+    caption = f"{name}: {words}cross-entropy by human pairs, dotted: a coin."
+    return [draw(f"calibration-{name}", caption, *plots, size=(4.2, 3.3))]
+
+
+def shown_rows(graders: Mapping[str, Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
+    """A row per grader, for a terminal."""
+    return [_row(name, one) for name, one in graders.items()]

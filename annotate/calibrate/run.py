@@ -1,0 +1,170 @@
+"""`calibrate`: graders' margins onto people's, from FEEDBACK to figures and to FEEDBACK with calibrated graders in it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.annotate.agreement.columns import HUMAN, choose_columns
+from mmpo.annotate.agreement.margins import RaterMargins, read_margins
+from mmpo.annotate.calibrate.estimates import estimates
+from mmpo.annotate.calibrate.grader import Calibrated, calibrate_grader, labelled_by
+from mmpo.annotate.calibrate.jury import JURY, against, jury_of
+from mmpo.annotate.calibrate.options import CalibrateOptions
+from mmpo.annotate.calibrate.output import write_calibrated
+from mmpo.annotate.calibrate.overlap import Grader, People, grader_of, people_of
+from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.arrow import flat, large
+from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.grades import merge_prompts
+from mmpo.pipeline.tables import FEEDBACK
+
+LEAST_PAIRS = 10
+"""Pairs that a grader and people must share, of two prompts at least."""
+SUFFIX = "@human"
+Progress = Callable[[str, int, int], None]
+
+
+def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = None, **given: Any) -> dict[str, Any]:
+    """Map every grader's margins onto people's; feedback: a FEEDBACK folder, or a table of that schema; given: CalibrateOptions.
+
+    Returns {"graders": {name: figures}, "left_out": {name: reason}, "to", "people", "assumes", "out"?, "page"?, "rows"?}; several aspects
+    make
+    names NAME/ASPECT. Of each grader: pairs, human_pairs, method, cross_entropy and ece {"raw", "calibrated"} by held-out folds (raw:
+    σ(γm) at
+    γ auto), scale (human units per unit of the grader), bias (toward what is shown first, in its units), margin_se, knows, and more. With
+    `out`
+    every grader that is shown to know something stands in the FEEDBACK written there as NAME@human: comparisons in people's units, `spread`
+    their standard error.
+
+    Raises UserError: no people, no grader, no pair that both graded or fewer than ten, all ties, unknown names, people on several scales.
+    """
+    options = CalibrateOptions(**given)
+    table = _table(feedback)
+    merged, _ = merge_prompts(large(table).combine_chunks())
+    margins = read_margins(merged, choose_columns(merged, aspects=options.aspects))
+    graders, people = _sides(margins, options)
+    ids = np.array(flat(merged["prompt_id"]).to_pylist(), dtype=object)
+    done, left_out = _all_calibrated(margins, graders, people, ids, options, progress)
+    if not done:
+        raise _nothing(feedback, options, left_out)
+    one_aspect = len({one.grader.aspect for one in done}) == 1
+    named = {one.grader.name if one_aspect else f"{one.grader.name}/{one.grader.aspect}": one for one in done}
+    for one in done:
+        one.figures.update(estimates(one, merged, margins))
+    kept = [one for one in done if one.knows or options.unproven == "keep"]
+    summary: dict[str, Any] = {
+        "graders": {name: one.figures | {"written": one in kept and bool(options.out)} for name, one in named.items()},
+        "left_out": left_out, "to": list(options.to), "people": [margins.chosen.columns[i].name for i in people],
+        "prompts": margins.prompts,
+    }  # fmt: skip
+    if options.out:
+        source = feedback if isinstance(feedback, (str, Path)) else None
+        summary |= write_calibrated(merged, margins, kept, summary, asdict(options), Path(options.out), source, SUFFIX)
+    return summary
+
+
+def _table(feedback: str | Path | pa.Table) -> pa.Table:
+    if not isinstance(feedback, pa.Table):
+        return load_feedback(feedback)
+    missing = [name for name in FEEDBACK.names if name not in feedback.column_names]
+    if missing:
+        raise UserError(f"calibrate: the table lacks {', '.join(missing)}; it must be FEEDBACK, as load_feedback returns it")
+    return feedback
+
+
+def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int], list[int]]:
+    """The columns of the graders and of people. Raises UserError."""
+    columns = margins.chosen.columns
+    own = [i for i, column in enumerate(columns) if not column.rater.endswith(SUFFIX)]
+    names = sorted({name for i in own for name in (columns[i].name, columns[i].rater)})
+    for flag, wanted in (("--to", [one for one in options.to if one != HUMAN]), ("--rater", options.raters or ())):
+        for name in wanted:
+            if name not in names:
+                raise unknown_name(flag, name, [*([HUMAN] if flag == "--to" else []), *names[:40]])
+    if len(own) < 2:
+        raise UserError(
+            f"the only rater is {columns[own[0]].name if own else 'none'}: calibrating takes a grader and people on the same pairs. "
+            "mmpo judge adds a judge, mmpo argilla push and pull add people"
+        )
+
+    def is_named(i: int, given: Sequence[str]) -> bool:
+        return columns[i].name in given or columns[i].rater in given
+
+    graders = [i for i in own if (is_named(i, options.raters) if options.raters else columns[i].kind != HUMAN)]
+    people = [i for i in own if is_named(i, options.to) or (HUMAN in options.to and columns[i].kind == HUMAN and i not in graders)]
+    if not people:
+        raise UserError(
+            f"--to {','.join(options.to)}: no grade is by a person other than the graders. Raters: {', '.join(names[:40])}. mmpo "
+            "argilla push asks people, mmpo argilla pull --feedback adds their grades; --to RATER,RATER names others to calibrate onto"
+        )
+    graders = [i for i in graders if i not in people]
+    if not graders:
+        raise UserError(
+            f"there is nobody to calibrate: all raters are people ({', '.join(names[:40])}). mmpo judge adds a judge; --rater NAME "
+            "--to NAME,NAME calibrates one person onto others"
+        )
+    return graders, people
+
+
+def _all_calibrated(
+    margins: RaterMargins, graders: Sequence[int], people: Sequence[int], ids: np.ndarray, options: CalibrateOptions,
+    progress: Progress | None,
+) -> tuple[list[Calibrated], dict[str, str]]:  # fmt: skip
+    done: list[Calibrated] = []
+    left_out: dict[str, str] = {}
+    aspects = range(len(margins.chosen.aspects))
+    total = len(graders) * len(aspects)
+    for number, aspect in enumerate(aspects):
+        theirs = people_of(margins, people, aspect)
+        found = [grader_of(margins, column, aspect) for column in graders]
+        usable: list[Grader] = []
+        for place, (column, grader) in enumerate(zip(graders, found, strict=True)):
+            if progress is not None:
+                progress("calibrating", number * len(graders) + place + 1, total)
+            if grader is None:
+                continue
+            if reason := _unusable(grader, theirs):
+                left_out[f"{margins.chosen.columns[column].name}/{margins.chosen.aspects[aspect]}"] = reason
+                continue
+            usable.append(grader)
+            done.append(calibrate_grader(grader, theirs, ids, options))
+        if options.jury and len(usable) > 1:
+            jury = jury_of(usable)
+            if reason := _unusable(jury, theirs):
+                left_out[f"{JURY}/{jury.aspect}"] = f"of the pairs that all its members graded: {reason}"
+            else:
+                stacked = calibrate_grader(jury, theirs, ids, options)
+                stacked.figures.update(against(jury, usable, theirs, ids, stacked, options))
+                done.append(stacked)
+    return done, left_out
+
+
+def _unusable(grader: Grader, people: People) -> str:
+    """Why a grader can't be calibrated; "" where it can."""
+    shared = grader.take(labelled_by(grader, people))
+    answers = people.answers.take(shared.unit)
+    if not len(shared.unit):
+        return f"people graded none of its {len(grader.unit):,} pairs"
+    if len(shared.unit) < LEAST_PAIRS:
+        return f"people graded {len(shared.unit)} of its {len(grader.unit):,} pairs, and it takes {LEAST_PAIRS}"
+    if len(np.unique(shared.prompt)) < 2:
+        return "all pairs that people graded are of one prompt, and maps are judged on other prompts than they are fitted to"
+    if not shared.features[:, : grader.margins].any():
+        return "its margins of the pairs that people graded are all ties"
+    if not answers.mean.any():
+        return "people call all of its pairs ties"
+    return ""
+
+
+def _nothing(feedback: Any, options: CalibrateOptions, left_out: dict[str, str]) -> UserError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:6])
+    folder = feedback if isinstance(feedback, (str, Path)) else "FEEDBACK"
+    return UserError(
+        f"no grader can be calibrated to {', '.join(options.to)}: {reasons}. Have people grade some of the same pairs under the same "
+        f"aspect, drawn at random: mmpo argilla push {folder} --dataset NAME --limit 100 --raters 2, then mmpo argilla pull --dataset NAME "
+        f"--feedback {folder}"
+    )

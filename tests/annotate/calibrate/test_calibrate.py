@@ -1,0 +1,199 @@
+"""`mmpo calibrate` from FEEDBACK to FEEDBACK and pairs: what it finds, what it writes, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calibration_cases import rows_of, world
+from command import refused
+from folders import feedback_folder
+
+from mmpo.annotate import calibrate
+from mmpo.cli.main import run
+from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+
+QUICK: dict[str, Any] = {"bootstrap": 20, "method": "ordinal-logit", "length": "off"}
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Callable[..., Path]:
+    """FEEDBACK of groups of rows, each with a scale and a kind."""
+
+    def make(*groups: tuple[list[dict[str, Any]], tuple[float, float], str]) -> Path:
+        parts = [
+            feedback_folder(tmp_path / f"part{i}", rows, scale=scale, kind=kind) for i, (rows, scale, kind) in enumerate(groups)
+        ]
+        build(parts, tmp_path / "all", options=BuildOptions(format="feedback", feedback_only=True))
+        return tmp_path / "all"
+
+    return make
+
+
+@pytest.fixture
+def judged(joined: Callable[..., Path]) -> Path:
+    """A judge of 600 pairs in both orders, two people on the first 120."""
+    judge, people = rows_of(world(5), 120)
+    return joined((judge, (-9, 9), "ai"), (people, (-3, 3), "human"))
+
+
+def test_a_judges_margins_come_out_in_peoples_units(judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["calibrate", str(judged), "--out", str(tmp_path / "out"), "--bootstrap", "20", "--json"]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)["graders"]["judge"]
+    assert figures["pairs"] == 600 and figures["human_pairs"] == 120 and figures["human_grades"] == 240
+    assert figures["bias"] == pytest.approx(0.5)
+    assert figures["cross_entropy"]["calibrated"] < figures["cross_entropy"]["raw"] and figures["ece"].keys() == {
+        "raw",
+        "calibrated",
+    }
+    assert figures["knows"] and figures["written"] and not figures["margin_se"]["upper_bound"]
+    assert figures["margin_se"]["people"] == pytest.approx(0.8, abs=0.15)  # what the world's people differ by
+    assert figures["margin_se"]["beyond"] == pytest.approx(0.6, abs=0.2)
+    assert [row["more"] for row in figures["more"]["foretold"]] == [0, 50, 200]
+    assert "judge tells something of people" in captured.err
+    assert "Graders calibrated to people" in (tmp_path / "out" / "calibration.html").read_text(encoding="utf-8")
+
+    build(tmp_path / "out", tmp_path / "pairs", options=BuildOptions(format="feedback", raters=("judge@human",)))
+    pairs = load_pairs(tmp_path / "pairs").to_pylist()
+    assert len(pairs) == 600 and {row["kind"] for row in pairs} == {"ai"}
+    made = world(5)
+    found = np.zeros(600), np.zeros(600)
+    for row in pairs:
+        _, number, side = row["chosen"][0]["content"].split()
+        found[0][int(number)] = row["quality_margin"] * (1 if side == "a" else -1)
+        found[1][int(number)] = row["margin_se"]
+    rest = np.arange(600) >= 120
+    assert np.corrcoef(found[0][rest], made.expected[rest])[0, 1] > 0.9
+    assert 0.9 <= np.mean(np.abs(found[0] - made.expected)[rest] <= 1.96 * found[1][rest]) <= 0.99
+
+
+def test_a_second_run_replaces_the_first(judged: Path, tmp_path: Path) -> None:
+    first = calibrate(judged, out=tmp_path / "one", **QUICK)
+    second = calibrate(tmp_path / "one", out=tmp_path / "two", **QUICK)
+    assert first["rows"] == second["rows"] == {"judge@human": 600} and (first["replaced"], second["replaced"]) == (0, 600)
+    assert load_feedback(tmp_path / "one").equals(load_feedback(tmp_path / "two"))
+    assert calibrate(load_feedback(judged), **QUICK)["graders"]["judge"]["ece"] == first["graders"]["judge"]["ece"]
+
+
+def test_the_order_shown_first_is_told_by_people_where_the_judge_was_asked_once(joined: Callable[..., Path]) -> None:
+    judge, people = rows_of(world(6), 400)
+    once = [row for i, row in enumerate(judge) if i % 2 == (i // 2) % 2]
+    found = calibrate(joined((once, (-9, 9), "ai"), (people, (-3, 3), "human")), **QUICK)["graders"]["judge"]
+    assert found["bias"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_scores_become_comparisons_and_margins_beyond_peoples_range_are_told(joined: Callable[..., Path]) -> None:
+    """Of three scored replies people compared the first two; the third is further off than anything they saw."""
+    random = np.random.default_rng(0)
+    scores = [
+        {"prompt": f"q{i}", "completion": f"r{i} {j}", "score": s}
+        for i in range(40)
+        for j, s in enumerate((random.uniform(4, 6), 5, 9))
+    ]
+    people = [
+        {"prompt": f"q{i}", "first": f"r{i} 0", "second": f"r{i} 1", "gap": float(np.sign(round(2 * (scores[3 * i]["score"] - 5)))),
+        "rater": who}
+        for i in range(40) for who in ("ann", "bob")
+    ]  # fmt: skip
+    found = calibrate(joined((scores, (0, 10), "reward_model"), (people, (-1, 1), "human")), **QUICK)["graders"]
+    [one] = found.values()
+    assert one["pairs"] == 120 and one["human_pairs"] == 40 and one["kind"] == "reward_model"
+    assert one["outside"] == 80 and one["bias"] is None
+    assert max(abs(row["expected"]) for row in one["map"]) <= 1
+
+
+def test_a_grader_that_knows_nothing_is_told_and_not_written(joined: Callable[..., Path], tmp_path: Path) -> None:
+    judge, people = rows_of(world(7), 300)
+    random = np.random.default_rng(1)
+    noise = [{**row, "gap": float(random.normal())} for row in judge]
+    folder = joined((noise, (-9, 9), "ai"), (people, (-3, 3), "human"))
+    found = calibrate(folder, out=tmp_path / "out", **QUICK)
+    figures = found["graders"]["judge"]
+    assert not figures["knows"] and not figures["written"] and found["rows"] == {}
+    assert figures["gain_over_coin_95"][0] <= 0 and figures["gain_over_coin_95"][1] < 0.02
+    assert calibrate(folder, out=tmp_path / "kept", unproven="keep", **QUICK)["rows"] == {"judge@human": 600}
+
+
+def test_a_jury_is_stacked_and_set_beside_its_members(joined: Callable[..., Path]) -> None:
+    """Two judges with noise of their own know more together than either; people are judged against, never among them."""
+    judge, people = rows_of(world(8), 300)
+    random = np.random.default_rng(2)
+    two = [{**row, "gap": row["gap"] + float(random.normal(0, 1.5)), "rater": name} for name in ("one", "two") for row in judge]
+    found = calibrate(joined((two, (-20, 20), "ai"), (people, (-3, 3), "human")), **QUICK)["graders"]
+    jury = found["jury"]
+    assert jury["members"]["one"] == pytest.approx(0.5, abs=0.15) and jury["members"]["one"] + jury["members"][
+        "two"
+    ] == pytest.approx(1)
+    assert jury["against"].keys() == {"one", "two", "mean", "rater-effects"}
+    assert all(jury["against"][name]["more_than_jury_95"][0] > 0 for name in ("one", "two"))
+    assert abs(jury["against"]["rater-effects"]["more_than_jury"]) < 0.02
+    assert jury["cross_entropy"]["calibrated"] < min(found[name]["cross_entropy"]["calibrated"] for name in ("one", "two"))
+
+
+def test_aspects_have_maps_of_their_own(joined: Callable[..., Path]) -> None:
+    judge, people = rows_of(world(9), 60)
+    both = [[{**row, "aspect": aspect} for row in rows for aspect in ("tone", "facts")] for rows in (judge, people)]
+    folder = joined((both[0], (-9, 9), "ai"), (both[1], (-3, 3), "human"))
+    assert calibrate(folder, **QUICK)["graders"].keys() == {"judge/facts", "judge/tone"}
+    assert calibrate(folder, aspects=("tone",), **QUICK)["graders"].keys() == {"judge"}
+
+
+JUDGE, PEOPLE = rows_of(world(5), 120)
+
+
+def cut(rows: list[dict[str, Any]], **change: Any) -> list[dict[str, Any]]:
+    return [{**row, **change} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("judge", "people", "words"),
+    [
+        (JUDGE, cut(PEOPLE[:40], prompt="another question"), ("people graded none of its 600 pairs", "mmpo argilla push", "pull")),
+        (JUDGE, cut(PEOPLE[:40], aspect="tone"), ("people graded none of its 600 pairs", "under the same aspect")),
+        (JUDGE, PEOPLE[:18], ("people graded 9 of its 600 pairs, and it takes 10",)),
+        (cut(JUDGE, prompt="one"), cut(PEOPLE, prompt="one"), ("are of one prompt",)),
+        (cut(JUDGE, gap=0.0), PEOPLE, ("all ties",)),
+        (JUDGE, cut(PEOPLE, gap=0.0), ("people call all of its pairs ties",)),
+    ],
+    ids=["no overlap", "other aspect", "few", "one prompt", "judge ties", "people tie"],
+)
+def test_what_can_not_be_calibrated_is_refused_with_the_reason(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: Any, people: Any, words: tuple[str, ...]
+) -> None:
+    folder = joined((judge, (-9, 9), "ai"), (people, (-3, 3), "human"))
+    message = refused(["calibrate", str(folder), "--out", str(tmp_path / "out")], tmp_path, capsys)
+    assert all(word in message for word in words)
+
+
+def test_without_people_or_graders_it_says_who_is_missing(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = joined((JUDGE, (-9, 9), "ai"), (cut(JUDGE, rater="two"), (-9, 9), "ai"))
+    assert "no grade is by a person" in refused(["calibrate", str(folder)], tmp_path, capsys)
+    assert "unknown --rater 'nobody'" in refused(["calibrate", str(folder), "--to", "two", "--rater", "nobody"], tmp_path, capsys)
+    assert calibrate(folder, to="two", jury=False, **QUICK)["graders"].keys() == {"judge"}
+
+
+def test_a_single_rater_is_no_calibration(joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = joined((JUDGE, (-9, 9), "ai"))
+    assert "the only rater is judge" in refused(["calibrate", str(folder)], tmp_path, capsys)
+
+
+def test_people_on_several_scales_have_no_unit(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = joined((JUDGE, (-9, 9), "ai"), (PEOPLE[::2], (-3, 3), "human"), (PEOPLE[1::2], (-5, 5), "human"))
+    message = refused(["calibrate", str(folder)], tmp_path, capsys)
+    assert "several scales" in message and "person 0 up to 3" in message and "person 1 up to 5" in message
+
+
+def test_people_can_be_calibrated_onto_people(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = joined((PEOPLE, (-3, 3), "human"))
+    assert "nobody to calibrate: all raters are people" in refused(["calibrate", str(folder)], tmp_path, capsys)
+    found = calibrate(folder, raters=("person 0",), **QUICK)["graders"]["person 0"]
+    assert found["people"] == ["person 1"] and found["margin_se"]["upper_bound"] and found["kind"] == "human"
