@@ -118,6 +118,7 @@ def main() -> None:
         return
     parts = options.part or ["sets", "planted", "pretrained"]
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() and not options.quick else {}
+    begun = time.process_time()
     if "sets" in parts:
         if options.data and options.data.is_dir():
             names = options.set or list(QUICK if options.quick else SETS)
@@ -135,6 +136,7 @@ def main() -> None:
             print("pretrained: skipped, its models are not here (make models)")
         else:
             known["pretrained"] = part(options.quick)
+    print(f"{', '.join(parts)}: {time.process_time() - begun:.0f} CPU s")
     known["ratios"] = ratios_of(known.get("sets", {}))
     if not options.quick:
         text = json.dumps(rounded(known), ensure_ascii=False, separators=(",", ":")).replace("},{", "},\n{")

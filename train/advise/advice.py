@@ -137,13 +137,19 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 def _worth(found: Mapping[str, Any]) -> list[str]:
     effect, adds = found["effects"][-1], found["margins_add"]
+    if found["margin_levels"] < 2:
+        return [
+            "All untied pairs have the same margin: it says which completion is better and no more, so that training on it is training "
+            "with smoothing. Grades on a finer scale, or of several raters, would make margins that differ."
+        ]
+    more = "More prompts would tell." if found["r2"] > 0 else "More prompts, or features that explain the grades, would tell."
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     beyond = f"{points(matched['accuracy'])} over matched smoothing, {points(shuffled['accuracy'])} over shuffled margins"
     said = {
         True: f"Margins add accuracy here: {beyond}.",
         False: f"Margins add nothing to direction here: {beyond}. Smoothing without margins (cdpo .1) does as well; grades of more raters, "
         "which hold less noise, could change that.",
-        None: f"Whether margins add accuracy can't be told from these {found['prompts']} prompts: {beyond}. More prompts would tell.",
+        None: f"Whether margins add accuracy can't be told from these {found['prompts']} prompts: {beyond}. {more}",
     }[adds["accuracy"]]
     return [said, _probabilities(matched, shuffled, adds["calibration"])]
 
@@ -188,7 +194,8 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
     elif advice["gamma"] is None:
         epsilon = advice["loss_options"].get("epsilon")
         name = f"cdpo, ε {epsilon:g}" if epsilon else "dpo (Bradley–Terry)"
-        lines.append(f"Nothing is to be gained from margins here: train with {name}, or as you would anyway; {explained}.")
+        none = "to be gained" if found["margins_add"]["accuracy"] is False else "shown to be gained"
+        lines.append(f"Nothing is {none} from margins here: train with {name}, or as you would anyway; {explained}.")
     elif advice["mean_target"] == MEAN_TARGET and advice["target"] == "plain" and advice["minus_bradley_terry"]["nll"][2] >= 0:
         lines.append(
             f"No objective is shown to be better than the default, mmpo at γ {advice['gamma']:.3g} (mean target {mean}), nor that one "
@@ -234,7 +241,9 @@ def _data(found: Mapping[str, Any]) -> list[str]:
         )
     value, low, high = (f"{one:.2f}".replace("-", "−") for one in found["beyond_sign"])
     known = f"rank correlation of margins with the logits of a model that saw only which is better: {value} ({low} to {high})"
-    if found["beyond_sign"][1] > 0:
+    if found["margin_levels"] < 2:
+        pass
+    elif found["beyond_sign"][1] > 0:
         lines.append(
             f"Keep the grades, not only which is better: larger margins are on pairs that are clearer by themselves ({known})."
         )

@@ -157,11 +157,13 @@ def _learned(setting: Setting, found: Evidence, x: np.ndarray) -> np.ndarray:
 
     loss, margin = LOSSES[setting.loss], torch.as_tensor(found.margin).float()
     parameters = loss.parameters(found.margin)
-    learned = [value for value in parameters.values() if isinstance(value, torch.Tensor)]
+    learned = [value for value in parameters.values() if isinstance(value, torch.Tensor) and value.numel()]
     weights = np.zeros((x.shape[1], 1, len(DECAYS)), dtype=np.float32)
     for _ in range(ROUNDS):
         fixed = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in parameters.items()}
         weights = fit_heads(x, [_by_name(setting, np.full(len(margin), 0.5), found.margin, 1.0, fixed)])
+        if not learned:  # of one level ordinal has no threshold
+            break
         z = torch.as_tensor(x @ weights[:, 0, MIDDLE])
         optimiser = torch.optim.LBFGS(learned, max_iter=40, line_search_fn="strong_wolfe")
 

@@ -178,6 +178,7 @@ class Look:
         size = ((size - size.mean()) / (size.std() or 1.0))[:, None]
         by_length = explained.r2(explained.margin_sums(found, [size] * len(self.splits), self.splits, self.groups), seed=seed)
         return {
+            "margin_levels": len(np.unique(np.round(found.margin[found.decided], 9))),
             "r2": all_of_it[0],
             "r2_95": all_of_it[1:],
             "length": {

@@ -244,8 +244,18 @@ def test_on_shuffled_margins_nothing_is_to_be_gained(planted: tuple[pa.Table, np
     assert (found["recommended"]["loss"], found["recommended"]["gamma"]) == ("dpo", None)
     assert "loss: dpo" in found["recipe"]
     said = next(one for one in found["sentences"] if "train with" in one)
-    assert said.startswith("Nothing is to be gained from margins here: train with dpo (Bradley–Terry), or as you would anyway")
+    none = "to be gained" if found["margins_add"]["accuracy"] is False else "shown to be gained"
+    assert said.startswith(f"Nothing is {none} from margins here: train with dpo (Bradley–Terry), or as you would anyway")
     assert not any("mmpo at γ" in one for one in found["sentences"])
+
+
+def test_equal_margins_say_no_more_than_their_signs(tmp_path: Path) -> None:
+    """Every pair is 3 apart: the controls are the objective itself, and ordinal has no threshold to learn."""
+    found = advise(table_of(tmp_path, graded(30, lambda i, j: 1 + 3 * j)), seeds=1)
+    assert found["margin_levels"] == 1 and found["recommended"]["loss"] == "dpo"
+    assert found["effects"][-1]["minus_matched"]["nll"] == found["effects"][-1]["minus_shuffled"]["nll"] == [0, 0, 0]
+    assert found["sentences"][0].startswith("All untied pairs have the same margin")
+    assert not any("larger margins" in one or one.startswith("Margins ") for one in found["sentences"])
 
 
 @pytest.mark.parametrize(
