@@ -106,8 +106,7 @@ _RENDERING = {
     "completion_changed": "the chat template writes {n} of {completions} completions otherwise than they stand in the data, {trimmed} of "
     "them only in the white space around them: what was graded is not quite what is read here",
     "completion_vanished": "{n} of {completions} completions were left out: the chat template writes nothing of them",
-    "thinking_kept": "{n} of {completions} completions hold thinking (<think> ... </think>, or reasoning_content), which is {thinking}; "
-    "--thinking drop leaves it out, --graded-part says whether it was graded (all) or not (answer)",
+    "thinking_kept": "{n} of {completions} completions hold thinking (<think> ... </think>, or reasoning_content), which is {thinking}",
     "thinking_dropped": "of {n} of {completions} completions the thinking (<think> ... </think>) was left out (--thinking drop)",
     "thinking_only": "{n} of {completions} completions were left out: they are thinking without an answer, which is what counts with "
     "--thinking drop and with --graded-part answer",
@@ -143,7 +142,8 @@ def rendering_warnings(renderer: Any, counts: Mapping[str, int] | None = None) -
         "refusal": renderer.first_refusal,
         "unwritten": ", ".join(sorted(renderer.unwritten)),
         "trimmed": renderer.trimmed,
-        "thinking": "given to the chat template with the rest"
+        "thinking": "given to the chat template with the rest; --thinking drop leaves it out, --graded-part says whether it was graded "
+        "(all) or not (answer)"
         if renderer.graded_part == "all"
         else "read, while the answer alone counts",
     }
