@@ -199,6 +199,15 @@ def prompt_id(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -
     return blake2b(prompt_bytes(messages, tools), digest_size=16).hexdigest()
 
 
+def user_prompt_id(text: str) -> str:
+    """The `prompt_id` of one user message that carries nothing else, in a fourth of the time.
+
+    >>> user_prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
+    True
+    """
+    return blake2b(b'[{"role":"user","content":' + orjson.dumps(text) + b"}]", digest_size=16).hexdigest()
+
+
 def completion_id(prompt: str, text: str, reasoning_content: str | None = None, tool_calls: str | None = None) -> str:
     """The id of a completion: blake2b-128 of its prompt's id, a NUL and its text, 32 hexadecimal digits.
 

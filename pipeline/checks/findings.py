@@ -20,6 +20,7 @@ from mmpo.pipeline.tables import SCHEMA_VERSION, keys_of, with_keys
 
 BATCH_ROWS = 32_768
 DISTINCT_BYTES = 8 << 20
+RELEASED_BYTES = 32 << 20
 """Of a row group, encoded: up to so many it is read with its texts as dictionaries, else in batches of about this size."""
 
 
@@ -43,6 +44,8 @@ class Findings:
     """Whether there are parts that could not be looked at, so that figures of all rows are not known."""
     place: tuple[str, int] = ("", 0)
     """The part at hand, and the rows of it that were looked at before the batch at hand."""
+    unreleased: int = 0
+    """Bytes of row groups read since memory was given back to the system, which would have to be given anew for every small one."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -108,7 +111,10 @@ class Findings:
                         yield batch.select(schema.names)
                         self.rows[split] += batch.num_rows
                         self.place = (name, self.place[1] + batch.num_rows)
-                    pa.default_memory_pool().release_unused()  # else what row groups of many sizes left adds up
+                    self.unreleased += about.total_byte_size
+                    if self.unreleased >= RELEASED_BYTES:  # else what row groups of many sizes left adds up
+                        pa.default_memory_pool().release_unused()
+                        self.unreleased = 0
         except UNREADABLE as error:
             self.fault("parts", str(cannot_read(path, error)))
             self.unread = True

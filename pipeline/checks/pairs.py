@@ -22,6 +22,7 @@ from mmpo.pipeline.tables import (
     completion_id,
     keys_of,
     prompt_id,
+    user_prompt_id,
     with_keys,
 )
 
@@ -107,6 +108,15 @@ class _Prompts:
     def _fault(self, rule: str, mask: np.ndarray, count: int) -> None:
         if mask.any():
             self.found.fault(rule, self.where(int(np.argmax(mask))), count)
+
+
+def _right_ids(prompts: pa.Array, tools: Sequence[str | None], ids: Sequence[str]) -> list[bool]:
+    """Whether each prompt is what its id is the digest of. Most are one user message, whose text is all that is looked at."""
+    messages = prompts.flatten()
+    plain = not any(tools) and not _carried(messages, MESSAGE_KEYS) and bool((np.diff(offsets_of(prompts)) == 1).all())
+    if plain and pc.all(pc.equal(messages.field("role"), "user")).as_py():
+        return [user_prompt_id(text) == one for text, one in zip(messages.field("content").to_pylist(), ids, strict=True)]
+    return [prompt_id(rows, offer) == one for rows, offer, one in zip(prompts.to_pylist(), tools, ids, strict=True)]
 
 
 def _crossing(values: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -251,9 +261,8 @@ class _Batch:
             wrong |= offered != offered[self.run]
             tools = texts.take(pa.array(offered[starts], mask=offered[starts] < 0)).to_pylist()
         heads = prompts.take(pa.array(starts)).cast(with_keys(PAIRS, keys_of(self.batch.schema)).field("prompt").type)
-        first_of = heads.to_pylist()
         own = names.take(pa.array(ids[starts])).to_pylist()
-        right = [prompt_id(rows, offer) == one for rows, offer, one in zip(first_of, tools, own, strict=True)]
+        right = _right_ids(heads, tools, own)
         wrong[starts] |= ~np.array(right, dtype=bool)
         self._say("prompt ids", wrong)
         blank = row_sums(heads, pc.invert(_blank(heads.flatten().field("content")))) == 0

@@ -20,7 +20,7 @@ from mmpo.pipeline import (
     validate,
 )
 from mmpo.pipeline.errors import BadRow
-from mmpo.pipeline.tables import as_said, said_calls
+from mmpo.pipeline.tables import as_said, said_calls, user_prompt_id
 
 
 def call(identity: str | None, **arguments: Any) -> dict[str, Any]:
@@ -136,3 +136,8 @@ def test_conversations_that_differ_in_ids_alone_share_their_prompt() -> None:
     row = add("trl", {"chosen": chosen, "rejected": rejected, "margin": 1}).row
     assert [one["text"] for one in row["completions"]] == ["x", "y"]
     assert row["prompt"][2]["tool_call_id"] == "x"
+
+
+@pytest.mark.parametrize("text", ["Hi", "", 'a "quoted" \\ line\n\t\x00\x7f', "é日本🎈\u2028"])
+def test_the_id_of_a_plain_prompt_is_the_same_by_the_short_way(text: str) -> None:
+    assert user_prompt_id(text) == prompt_id([{"role": "user", "content": text}])
