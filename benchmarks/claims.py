@@ -39,8 +39,10 @@ def on_sets(names: list[str], folder: Path, quick: bool) -> dict[str, Any]:
     for name in names:
         begun = time.process_time()
         summary = advise(pairs_of(name, folder), seeds=2 if quick else 5)
-        found[name] = {"what": SETS[name].what, **{key: summary[key] for key in KEPT}, "cpu_seconds": time.process_time() - begun}
-        print(f"{name}: {summary['prompts']} prompts, R² {summary['r2']:.2f}; {_line(mmpo_of(summary))}", flush=True)
+        seconds = time.process_time() - begun
+        found[name] = {"what": SETS[name].what, **{key: summary[key] for key in KEPT}, "cpu_seconds": seconds}
+        told = f"{summary['prompts']} prompts, R² {summary['r2']:.2f}; {_line(mmpo_of(summary))}; {seconds:.0f} CPU s"
+        print(f"{name}: {told}", flush=True)
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from mmpo.pipeline.margins import MEAN_TARGET
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS
 from mmpo.train.advise.controls import OWN, Setting, gamma_of
 from mmpo.train.advise.evidence import Evidence, Given
 from mmpo.train.advise.intervals import Measured, choice
@@ -263,6 +264,11 @@ def _data(found: Mapping[str, Any]) -> list[str]:
 def _cautions(found: Mapping[str, Any]) -> list[str]:
     lines = []
     last = found["learning_curve"][-1]
+    if found["prompts_that_judge"] < FEWEST_CLUSTERS:
+        lines.append(
+            f"All of this is judged by {found['prompts_that_judge']} prompts, too few to tell anything by: take more --seeds (5 judge by "
+            "every prompt) or give more prompts."
+        )
     if found["width"] > last["pairs"]:
         lines.append(
             f"There are more features ({found['width']}) than untied training pairs ({last['pairs']}): the heads lean on weight decay, and "

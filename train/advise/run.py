@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 from mmpo.train.advise import explained
@@ -102,7 +103,8 @@ class Look:
                 )
             for effect, row in zip(effects, [*rows, CHOSEN], strict=True):
                 effect["votes"] = self.polled(polled, row)
-        adds = margins_add(effects[-1])
+        few = measured.tested < FEWEST_CLUSTERS
+        adds = dict.fromkeys(("accuracy", "calibration")) if few else margins_add(effects[-1])
         best = pick(measured, rows, adds, about["r2"])
         curve = self.learning_curve(found)
         summary = {
@@ -113,6 +115,7 @@ class Look:
             "seeds": self.options.seeds,
             **self.counts,
             **about,
+            "prompts_that_judge": measured.tested,
             "baseline": {"objective": "dpo", **{name: effects[0][name] for name in (*MEASURES, "untuned", "raw")}},
             "effects": effects,
             "votes": None if votes is None else self.voting(found, votes),

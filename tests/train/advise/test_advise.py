@@ -249,6 +249,11 @@ def test_on_shuffled_margins_nothing_is_to_be_gained(planted: tuple[pa.Table, np
     assert not any("mmpo at γ" in one for one in found["sentences"])
 
 
+def test_a_handful_of_prompts_decides_nothing(few: dict[str, Any]) -> None:
+    assert few["prompts_that_judge"] == 3 and few["margins_add"] == {"accuracy": None, "calibration": None}
+    assert any(one.startswith("All of this is judged by 3 prompts, too few to tell anything by") for one in few["sentences"])
+
+
 def test_equal_margins_say_no_more_than_their_signs(tmp_path: Path) -> None:
     """Every pair is 3 apart: the controls are the objective itself, and ordinal has no threshold to learn."""
     found = advise(table_of(tmp_path, graded(30, lambda i, j: 1 + 3 * j)), seeds=1)
