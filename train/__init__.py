@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmpo.train.evaluation import evaluate
+    from mmpo.train.inference import LocalModel
     from mmpo.train.options import TrainOptions
     from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward
 
-__all__ = ["PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "train_policy", "train_reward"]
+__all__ = ["LocalModel", "PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "train_policy", "train_reward"]
 
-_ROOMS = {"TrainOptions": "options", "evaluate": "evaluation"}
+_ROOMS = {"TrainOptions": "options", "LocalModel": "inference", "evaluate": "evaluation"}
 
 
 def __getattr__(name: str) -> Any:

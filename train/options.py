@@ -198,3 +198,19 @@ def pass_tokens(given: int | None, device: Any) -> int:
     if given is not None:
         return given
     return _PASS_TOKENS_ON_CPU if str(device).startswith("cpu") else _PASS_TOKENS
+
+
+@options
+class LocalOptions:
+    """A language model on this machine that answers prompts: what `mmpo generate --local MODEL,key=value,...` takes."""
+
+    model: str
+    """A folder or a Hugging Face name."""
+    called: str = ""
+    """Its name in FEEDBACK (what is given as the model)."""
+    batch: Count = 16
+    """Replies that it writes at a time."""
+    chat_template: str = "tokenizer"
+    """tokenizer (its own), plain, or a Jinja file."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""

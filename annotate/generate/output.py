@@ -128,7 +128,7 @@ def finish(
     return {
         "out": str(out), "prompts": prompts, "candidates": sum(one.candidates for one in totals), "finished": finished,
         "stopped": stop.reason or None, "message": stop.message or None, "counts": dict(reasons), "unanswerable": dict(+unasked),
-        "cost": None if None in costs or not costs else sum(costs), "seconds": sum(row["seconds"] for row in models),
+        "cost": None if None in costs or not costs else sum(costs),
         "journal": str(journal.path), "models": models,
     }  # fmt: skip
 
@@ -149,7 +149,7 @@ def _summary(run: "GenerateRun", totals: ModelTotals, spent: Mapping[str, float]
         "repeated": totals.repeated, "reasons": dict(totals.reasons), "kept": dict(totals.kept), "failed": dict(totals.failed),
         "left": totals.left, "prompt_tokens": int(spent.get("prompt_tokens", 0)), "reply_tokens": int(spent.get("reply_tokens", 0)),
         "cost": spent.get("cost", 0.0) if run.price else None,
-        "seconds": spent.get("seconds", 0.0), "seconds_a_request": spent["seconds"] / requests if requests else None,
+        "seconds_a_request": spent["seconds"] / requests if requests else None,
         "local": "weights" in run.judge.extra_body, "retried": run.counts.retried, "seeds": run.sampling.takes.seed,
     }  # fmt: skip
 

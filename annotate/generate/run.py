@@ -1,6 +1,7 @@
 """`generate`: prompts in, FEEDBACK with candidates out; stopped at any moment and resumed by the same call."""
 
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,8 +75,9 @@ def generate(
     prompts: files, folders or globs in `options.format`, or a FEEDBACK folder. models: "MODEL" or "MODEL,base_url=...,called=..." or
     mappings; keys come from the environment. local: models on this machine, such as `mmpo.train.LocalModel`.
     Returns {"out", "prompts", "candidates", "finished", "stopped", "message", "counts" (by reason), "unanswerable", "cost" (US dollars,
-    None where a price is unknown), "seconds" (of all requests), "journal", "models": [...]}. `finished` is False where requests failed for
-    good or were not sent: what succeeded is written, and the same call again goes on. More models, or a larger `n`, add what is missing.
+    None where a price is unknown), "seconds" (that this run asked), "journal", "models": [...]}. `finished` is False where requests failed
+    for good or were not sent: what succeeded is written, and the same call again goes on. More models, or a larger
+    `n`, add what is missing.
     Raises UserError with nothing written, PartialResult where nothing could be written yet.
     """
     chosen = options or GenerateOptions()
@@ -90,10 +92,13 @@ def generate(
             import_module("openai")  # where the extra is missing, the run ends before a journal is made
         with Journal(plan.journal) as journal:
             stop = Stop()
+            began = time.monotonic()
             runs = to_its_end(_ask_all(plan, totals, journal, progress, stop), stop)
+            asked = time.monotonic() - began
             if progress:
                 progress({}, "writing")
-            return finish(plan.feedback, Path(out), chosen, runs, journal, stop)
+            summary = finish(plan.feedback, Path(out), chosen, runs, journal, stop)
+            return {**summary, "seconds": asked}
 
 
 @dataclass(eq=False, kw_only=True)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmpo.annotate.asking import keys_of_model
 from mmpo.annotate.generate import GenerateOptions
 from mmpo.cli.asking import asking, counted
 from mmpo.cli.flags import with_flags
@@ -29,6 +30,15 @@ def generate(
             help="A model at an endpoint; may be repeated. Keys: base_url, api_key_env, called, temperature, top_p, max_tokens, ...",
         ),
     ] = None,
+    local: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--local",
+            metavar="MODEL[,KEY=VALUE...]",
+            help="A model on this machine, a folder or a Hugging Face name; may be repeated. Keys: called, batch (replies at a time, 16), "
+            "chat_template, trust_remote_code.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens, cost and time, and ask nothing.")] = False,
     as_json: AsJson = False,
     given: dict[str, Any],
@@ -43,17 +53,26 @@ def generate(
     from mmpo.annotate.generate import generate as write
 
     options = options_from(GenerateOptions, given, flags=True)
+    engines = [_engine(one) for one in local or ()]
     if dry_run:
-        with prepared(prompts, out, options, models or []) as plan:
+        with prepared(prompts, out, options, models or [], engines) as plan:
             summary = estimate(plan)
         _say_estimate(summary)
         print_json(summary, as_json)
         return 0
     with asking("generate") as progress:
-        summary = write(prompts, out, options=options, models=models or [], progress=progress)
+        summary = write(prompts, out, options=options, models=models or [], local=engines, progress=progress)
     _say_written(summary)
     print_json(summary, as_json)
     return 0 if summary["finished"] else 3
+
+
+def _engine(given: str) -> Any:
+    """The model on this machine that `--local` names."""
+    from mmpo.train import LocalModel
+    from mmpo.train.options import LocalOptions
+
+    return LocalModel(**keys_of_model(LocalOptions, given, "local model", "--local"))
 
 
 def _say_estimate(summary: dict[str, Any]) -> None:

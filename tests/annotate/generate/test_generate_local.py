@@ -1,0 +1,130 @@
+"""Candidates by a model on this machine: journaled, beside endpoints, killed and gone on with."""
+
+import json
+import multiprocessing
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import refused, wait_for
+from folders import write_rows
+
+from mmpo.annotate import GenerateOptions, generate
+from mmpo.annotate.client import Journal
+from mmpo.cli.main import run
+from mmpo.pipeline import load_feedback, validate
+from mmpo.train import LocalModel
+from mmpo.train.model import tiny_model, tiny_tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's."""
+    out = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = tiny_tokenizer([f"Question {i}? Answer number {i}, in words." for i in range(40)])
+    tiny_model("policy", tokenizer).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LocalModel:
+    return LocalModel(str(folder), called="tiny", batch=8)
+
+
+def texts(folder: Path) -> list[tuple[str, str]]:
+    return [(row["prompt_id"], one["text"]) for row in load_feedback(folder).to_pylist() for one in row["completions"]]
+
+
+def test_it_writes_what_an_endpoint_would_and_nothing_twice(model: LocalModel, generating: Any) -> None:
+    job = generating({}, 6)
+    options = GenerateOptions(n=3, max_tokens=20, keep=("cut",), system="Be brief.")
+    summary = generate(job.prompts, job.folder / "out", options=options, local=[model])
+    [told] = summary["models"]
+    assert summary["finished"] and summary["cost"] is None and summary["seconds"] > 0
+    assert (told["name"], told["local"], told["requests"], told["cost"]) == ("tiny", True, 18, None)
+    assert told["candidates"] + told["repeated"] + told["reasons"].get("empty", 0) == 18 and told["candidates"] > 12
+    assert told["reply_tokens"] <= 18 * 20
+    assert {check["status"] for check in validate(job.folder / "out")["checks"]} <= {"pass", "unknown"}
+    before, asked = texts(job.folder / "out"), model.serve
+    model.serve = lambda inbox, halted: None if inbox.get() is None else pytest.fail("it was asked again")  # type: ignore[method-assign]
+    try:
+        generate(job.prompts, job.folder / "out", options=options, local=[model])
+    finally:
+        model.serve = asked  # type: ignore[method-assign]
+    assert texts(job.folder / "out") == before
+    both = GenerateOptions(n=3, max_tokens=20, keep=("cut",), system="Be brief.", base_url=job.server.base_url)
+    summary = generate(job.prompts, job.folder / "out", options=both, local=[model], models=["writer"])
+    assert Counter(model for _, model, _ in job.texts())["writer"] == 18
+    assert set(before) <= set(texts(job.folder / "out"))
+
+
+def test_stops_and_seeds(model: LocalModel, generating: Any) -> None:
+    job = generating({}, 3)
+
+    def said(out: str, **options: Any) -> list[tuple[str, str]]:
+        generate(
+            job.prompts, job.folder / out, options=GenerateOptions(n=2, max_tokens=30, keep=("cut",), **options), local=[model]
+        )
+        return texts(job.folder / out)
+
+    plain = said("plain")
+    assert said("again") == plain and said("other", seed=1) != plain
+    stop = next(text for _, text in plain if len(text) > 20)[10:12]
+    assert all(stop not in text for _, text in said("stopped", stop=(stop,)))
+
+
+def test_prompts_that_do_not_fit_are_named(folder: Path, generating: Any) -> None:
+    small = LocalModel(str(folder), called="small", batch=2)
+    small.most = 40
+    job = generating({}, [{"prompt": "Question 1?"}, {"prompt": "Question 2? " * 60}])
+    summary = generate(job.prompts, job.folder / "out", options=GenerateOptions(n=1, max_tokens=20, keep=("cut",)), local=[small])
+    assert not summary["finished"] and summary["counts"] == {"context_length_exceeded": 1} and summary["prompts"] == 2
+
+
+def test_the_command_names_its_keys(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(3)])
+    words = ["generate", str(prompts), "--n", "1", "--max-tokens", "9", "--keep", "cut", "--out", str(tmp_path / "out")]
+    refused([*words, "--local", f"{folder},bacth=4"], tmp_path, capsys, "unknown key of a local model 'bacth'", "batch")
+    refused([*words, "--local", str(tmp_path / "none")], tmp_path, capsys, "none")
+    refused([*words, "--local", f"{folder},batch=0"], tmp_path, capsys, "batch")
+    assert run([*words, "--local", f"{folder},called=tiny,batch=4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["name"] == "tiny"
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_nothing_is_written_twice(kills: int, model: LocalModel, tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * kills)])
+    options, moments = GenerateOptions(n=4, max_tokens=60, keep=("cut",)), random.Random(3)
+    journal = tmp_path / "out.generate.sqlite"
+
+    def answered() -> int:
+        if not journal.is_file():
+            return 0
+        with Journal(journal, read_only=True) as opened:
+            return sum(count for (count,) in opened.rows("SELECT count(*) FROM answers"))
+
+    killed = 0
+    for _ in range(kills):
+        before = answered()
+        process = multiprocessing.get_context("fork").Process(
+            target=generate, args=(prompts, tmp_path / "out"), kwargs={"options": options, "local": [model]}
+        )
+        process.start()
+        assert wait_for(lambda before=before: answered() > before)
+        time.sleep(moments.uniform(0, 0.1))
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+        assert answered() > before
+    assert killed == kills
+    summary = generate(prompts, tmp_path / "out", options=options, local=[model])
+    assert summary["finished"] and summary["models"][0]["requests"] == 48 * kills == answered()
+    with Journal(journal, read_only=True) as opened:  # every reply that came to an end was written once
+        assert opened.spent()["tiny"]["requests"] == 48 * kills
