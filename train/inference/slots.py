@@ -142,8 +142,9 @@ class Slots:
     def _release(self, place: int) -> None:
         last = len(self.drafts) - 1
         if place != last:
+            length = int(self.lengths[last])
             for layer in self._cache.layers:
-                layer.move(last, place)
+                layer.move(last, place, length)
             self.lengths[place] = self.lengths[last]
             self.drafts[place] = self.drafts[last]
         self.drafts.pop()
@@ -184,38 +185,38 @@ class _SlotLayer(DynamicLayer):
         super().__init__()
         self.of = slots
 
-    def _room(self, like: torch.Tensor, positions: int) -> None:
-        """Make the buffers hold so many positions."""
+    def _buffers(self, like: torch.Tensor, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, with room for so many positions."""
         held = self.keys.shape[2] if self.keys is not None else 0
-        if positions <= held:
-            return
-        size = max(positions + GROWTH, held + held // 2)
-        for name in ("keys", "values"):
-            grown = like.new_zeros(self.of.rows, like.shape[1], size, like.shape[3])
-            if held:
-                grown[:, :, :held] = getattr(self, name)
-            setattr(self, name, grown)
-        self.is_initialized = True
+        if positions > held:
+            size = max(positions + GROWTH, held + held // 2)
+            for name in ("keys", "values"):
+                grown = like.new_zeros(self.of.rows, like.shape[1], size, like.shape[3])
+                if held:
+                    grown[:, :, :held] = getattr(self, name)
+                setattr(self, name, grown)
+            self.is_initialized = True
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def take_in(self, keys: torch.Tensor, values: torch.Tensor, sources: torch.Tensor, begin: int, length: int) -> None:
         """Rows of a prompts' cache into places from `begin` on."""
-        self._room(keys, length)
-        for buffer, new in ((self.keys, keys), (self.values, values)):
+        for buffer, new in zip(self._buffers(keys, length), (keys, values)):
             buffer[begin : begin + len(sources), :, :length] = new[sources, :, :length]
 
-    def move(self, source: int, target: int) -> None:
-        """One place's content into another one."""
-        length = int(self.of.lengths[source])
+    def move(self, source: int, target: int, length: int) -> None:
+        """One place's content, so many positions, into another one."""
         for buffer in (self.keys, self.values):
-            buffer[target, :, :length] = buffer[source, :, :length]
+            if buffer is not None:
+                buffer[target, :, :length] = buffer[source, :, :length]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one token of every place behind what it has; all that attention looks at."""
         rows, positions = len(key_states), self.of._longest + 1
-        self._room(key_states, positions)
+        keys, values = self._buffers(key_states, positions)
         at = (torch.arange(rows, device=key_states.device), slice(None), self.of.lengths[:rows])
-        self.keys[at], self.values[at] = key_states[:, :, 0], value_states[:, :, 0]
-        return self.keys[:rows, :, :positions], self.values[:rows, :, :positions]
+        keys[at], values[at] = key_states[:, :, 0], value_states[:, :, 0]
+        return keys[:rows, :, :positions], values[:rows, :, :positions]
 
     def get_seq_length(self) -> int:
         """Of the longest place."""
