@@ -39,6 +39,8 @@ _CLASSES = {"policy": AutoModelForCausalLM, "reward": AutoModelForSequenceClassi
 HUB_SECONDS = 10
 """How long the Hub is waited for when it is asked whether it is there."""
 _ADAPTER = "adapter_config.json"
+_FETCHED = "models"
+"""The folder that `make models` fills."""
 _ELSEWHERE = "give another --out, or --no-resume to start again"
 
 
@@ -180,9 +182,10 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
 
 
 def missing_folder(name: str) -> bool:
-    """Whether a name can only be that of a folder, no model of the Hub, and there is none."""
+    """Whether a name can only be that of a folder, no model of the Hub (where nobody is called `models`), and there is none."""
     path = Path(name)
-    return not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2)
+    ours = len(path.parts) == 2 and path.parts[0] == _FETCHED
+    return not path.exists() and (ours or path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2)
 
 
 def cached(name: str) -> bool:
@@ -225,6 +228,9 @@ def disable_dropout(model: nn.Module) -> None:
 @contextmanager
 def _errors_named(tried: str, name: str) -> Iterator[None]:
     """Whatever a model's files make the libraries raise becomes a UserError: broken files raise errors of many kinds."""
+    if missing_folder(name):  # before the Hub is asked, over and over
+        hint = f"; `make models` fetches small pretrained models into {_FETCHED}" if Path(name).parts[0] == _FETCHED else ""
+        raise UserError(f"{tried}: there is no such folder{hint}")
     try:
         yield
     except (MmpoError, torch.OutOfMemoryError):
@@ -237,8 +243,6 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
                 f"{tried}: it brings code of its own, which is not run unless asked: read that code, and give --trust-remote-code "
                 "if you trust it"
             ) from error
-        if missing_folder(name):
-            raise UserError(f"{tried}: there is no such folder") from error
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         inside = some_ids(sorted(child.name for child in Path(name).iterdir())) or "nothing" if Path(name).is_dir() else ""
         broken = f" (what is there: {inside}; is it whole?)" if inside else ""

@@ -13,6 +13,7 @@ from command import environment, mmpo
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from training_cases import FEW_STEPS, save_model, small_model, user_error, with_random_adapter
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from mmpo.pipeline.errors import UserError
@@ -113,6 +114,14 @@ def test_half_written_and_missing_folders(kind, broken, said, copied):
     folder = copied(kind)
     broken(folder)
     user_error(said, load_pretrained, kind, str(folder), new_head=kind == "reward")
+
+
+@pytest.mark.parametrize("load", [lambda name: load_pretrained("reward", name), load_frozen])
+def test_a_model_that_make_models_fetches_is_not_asked_of_the_hub(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", None)
+    user_error("'models/minilm'.*: there is no such folder; `make models` fetches", load, "models/minilm")
 
 
 def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
