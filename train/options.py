@@ -96,6 +96,9 @@ class TrainOptions:
     trainable: Annotated[str, Field(pattern=r"^(all|top:[1-9][0-9]*)$", examples=["all", "top:4"])] = "all"
     """all, or top:N, N from 1 up: only the uppermost N layers and what comes after them; what lies below is computed once for every
     completion"""
+    layers: Count | None = None
+    """reward: use only the lowest N layers of the model: half-way up, hidden states often say more of a reply's quality than at the top,
+    for half the price; default: all"""
     reference: TextOrPath | None = None
     """policy: reference model; default: the model as it is before training"""
     reference_cache: TextOrPath | None = None
@@ -139,6 +142,12 @@ class TrainOptions:
             raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")
         if self.top_layers is not None:
             self._check_top_layers()
+        if self.layers is not None and (self.kind == "policy" or self.model == "tiny"):
+            raise UserError(
+                "layers leaves the uppermost layers of a pretrained reward model out: "
+                + ("a policy's output layer needs them all" if self.kind == "policy" else "tiny has tiny_layers for that")
+                + "; leave out `layers`"
+            )
         if self.early_stopping is not None and self.eval_split is None:
             raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
         if self.control is not None:

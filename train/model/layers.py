@@ -1,4 +1,4 @@
-"""A model's stack of layers: where it is, what comes into one of them, and training the uppermost alone."""
+"""A model's stack of layers: where it is, what comes into one of them, using the lowest alone, and training the uppermost alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,20 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         f"{plain.name_or_path or type(plain).__name__} has no hidden states that can be read: no list of {count} layers is found in a "
         f"{type(plain).__name__}. Name a language model or an encoder of texts"
     )
+
+
+def keep_lowest(model: nn.Module, count: int) -> None:
+    """Takes all but the lowest `count` layers away, in place; what comes after them stays, and the saved model is an ordinary smaller one.
+
+    Raises UserError where the model has fewer layers.
+    """
+    layers, config = layers_of(model), plain_model(model).config.get_text_config()  # type: ignore[union-attr, operator]
+    if count > len(layers):
+        raise UserError(f"--layers {count}: the model has {len(layers)} layers; give 1 to {len(layers)}, or leave it out")
+    del layers[count:]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
 from mmpo.train.model.attach import plain_model
 from mmpo.train.model.attention import ExecutionPlan
+from mmpo.train.model.layers import keep_lowest
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
@@ -56,6 +57,8 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
         torch.manual_seed(options.seed)  # the new score layer of a reward model
         trust = options.trust_remote_code
         model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=trust, new_head=True)
+        if options.layers is not None:
+            keep_lowest(model, options.layers)
     choose_template(tokenizer, options.chat_template)
     check_model(model, options.model, options.max_length)
     return model, tokenizer
