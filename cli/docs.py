@@ -67,8 +67,9 @@ first of them, also where they stand as JSON in a cell. In cells of CSV, white s
 A prompt is a text, a list of messages, or a text that holds such a list as JSON; a `system` column becomes its first message. The roles
 human, gpt, bot, model, prompter and developer are read as user, assistant and system, others are refused by name; parts of text are
 joined. Tool calls, what tools answered, and thinking that stands apart from the content (`reasoning_content`, `reasoning`, `thinking`)
-are kept as the data contract says, also of a reply that is one message; a `tools` column holds the schemas of the tools on offer. Rows with
-images, video, audio, documents or functions in a column of that name are refused by name.
+are kept as the data contract says, also of a reply that is one message, or given as parts of the content (types `thinking` and `tool_use`);
+parts of other types, and replies of several messages, are refused by name. A `tools` column holds the schemas of the tools on offer. Rows
+with images, video, audio, documents or functions in a column of that name are refused by name.
 """
 
 

@@ -1,5 +1,6 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build import BuildOptions, ResolvedBuild, check_rejects, merged_grades, resolve_build, with_learned
+from mmpo.pipeline.build import BuildOptions, ResolvedBuild, check_rejects, merged_grades, none_left, resolve_build, with_learned
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
@@ -27,7 +28,7 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
     """FEEDBACK from files, folders, globs or Hub datasets, one row per prompt, in the order of the prompts' ids.
 
     options: the fields of `sources.SourceOptions` (columns, scale, decimal, na, ...).
-    Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid.
+    Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid, or no row is left.
 
     >>> feedback = read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized")  # doctest: +SKIP
     """
@@ -42,6 +43,10 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
     parts = [collect(chunk, source, source_options) for chunk in plan(files)]
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, rejects)
+    if any(table.num_rows for table in rejects) and not any(part.feedback.num_rows for part in parts):
+        dropped = Counter(reason for table in rejects for reason in table["reason"].to_pylist())
+        lines = sum(part.lines for part in parts)
+        raise none_left("no row of the input is left", dropped, lines, lines, rejects)
     merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
     return narrow(merged)
 

@@ -4,4 +4,4 @@ from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.peek import check_format, peek
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.build.run import build
-from mmpo.pipeline.build.stages import check_rejects
+from mmpo.pipeline.build.stages import check_rejects, none_left

@@ -1,7 +1,7 @@
 """The two halves of a build: a chunk of input read, counted and spilled; a shard of partitions paired and written, split by split."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,13 +126,19 @@ def check_grades(parts: Sequence[Read], statistics: GradeStatistics, rejects: It
     accounting = RowAccounting()
     for part in parts:
         accounting.add(part.accounting)
-    dropped, lines = accounting.dropped(), accounting.entries["source", "line"]
-    if not dropped:
+    lines = accounting.entries["source", "line"]
+    if not (dropped := accounting.dropped()):
         raise UserError(NO_GRADES)
-    raise UserError(
-        f"no grade of the input is left, so that there are no pairs ({lines.dropped.total():,} of {lines.into:,} lines left out). "
-        f"Left out: {left_out(dropped)}.{_first(next(iter(dropped)), rejects)}"
+    raise none_left(
+        "no grade of the input is left, so that there are no pairs", dropped, lines.dropped.total(), lines.into, rejects
     )
+
+
+def none_left(what: str, dropped: Mapping[str, int], lost: int, lines: int, rejects: Iterable[pa.Table]) -> UserError:
+    """The error of an input of which too much was left out. what: what is lacking; dropped: how much for what reason, at least one;
+    lost: how many of the lines; rejects: tables of REJECTS."""
+    reason = min(dropped, key=lambda name: (-dropped[name], name))
+    return UserError(f"{what} ({lost:,} of {lines:,} lines left out). Left out: {left_out(dropped)}.{_first(reason, rejects)}")
 
 
 BATCH_BYTES = 64 << 20

@@ -36,6 +36,10 @@ def test_rows_that_are_all_left_out_are_counted_by_reason(tmp_path: Path) -> Non
         "the same, so that there is no margin); several_messages 1 (a reply is one message; put those before it into the prompt, where "
         f"both replies share them). First: {tmp_path}/rows.jsonl, line 1: identical_texts"
     )
+    with pytest.raises(
+        UserError, match=r"^no row of the input is left \(1 of 1 lines left out\)\. Left out: identical_texts 1 \(both"
+    ):
+        read_feedback(write_rows(tmp_path / "one.jsonl", [SAME]), "trl")
     empty = [{"prompt": "Q", "completion": text, "score": None} for text in "ab"]
     message = refused(tmp_path, empty, "jsonl")
     assert (
