@@ -65,7 +65,7 @@ class Size:
 
 SIZES = {
     "top:2": Size(train=48, validation=16, test=48, completions=4, length=128, epochs=6, seeds=5),
-    "lora": Size(train=20, validation=8, test=24, completions=4, length=112, epochs=3, seeds=3),
+    "lora": Size(train=16, validation=8, test=20, completions=3, length=112, epochs=3, seeds=3),
     "policy": Size(train=16, validation=8, test=24, completions=4, length=112, epochs=3, seeds=3),
 }
 QUICK = {
