@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+if "--quick" in sys.argv:  # before numpy is there: on small sets threads wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests" / folder) for folder in ("support", "support/argilla")]
 DOCS = HERE.parent / "docs"

@@ -12,8 +12,8 @@ from folders import feedback_folder, pairs_folder
 from planted import planted_evidence, planted_rows
 
 from mmpo.cli.main import run
-from mmpo.pipeline import UserError, load_pairs
-from mmpo.train.advise import Setting, advise, margins_add, recommend, settings_for
+from mmpo.pipeline import UserError, load_feedback, load_pairs
+from mmpo.train.advise import Setting, advise, evidence, margins_add, recommend, settings_for
 from mmpo.train.advise.advice import pick, recipe, sentences
 
 KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
@@ -217,6 +217,21 @@ def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: P
     apart = {"data", "kind", "normalisations", "not_measurable", "sentences"}
     assert one == other
     assert {key: one[key] for key in set(one) - apart} == {key: third[key] for key in set(third) - apart}
+
+
+def test_what_is_drawn_of_much_data_goes_by_ids_and_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 prompts with 4 completions of which 80 completions are read: 20 prompts, the same ones of PAIRS in any order and of FEEDBACK."""
+    monkeypatch.setattr(evidence, "MOST_COMPLETIONS", 80)
+    rows, _ = planted_rows(0.6, seed=2, prompts=40)
+    table = table_of(tmp_path, rows)
+    mixed = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    grades = load_feedback(feedback_folder(tmp_path / "feedback", rows))
+    grades = grades.take(np.random.default_rng(1).permutation(grades.num_rows))
+    given = evidence.of_feedback(grades, "it", 0).pairs["none"]
+    found = [evidence.evidence_of(one, "it", 0) for one in (table, mixed, given)]
+    assert len(found[0][0].prompt_ids) == 20 and found[0][1]["prompts_not_drawn"] == 20
+    assert all(one.ids == found[0][0].ids and np.array_equal(one.margin, found[0][0].margin) for one, _ in found)
+    assert evidence.evidence_of(table, "it", 1)[0].ids != found[0][0].ids
 
 
 @pytest.mark.parametrize(
