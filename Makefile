@@ -18,7 +18,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build validate judge generate human train_speed advise claims
+BENCHMARKS = build validate judge generate human train_speed advise claims calibrate
 
 .PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz clean
 .DEFAULT_GOAL := test

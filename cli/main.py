@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Every command: where its function is and one line about it. Where a table like this one is named instead, it is a group."""
 
-WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "agree"}
+WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "agree", "calibrate"}
 """Commands that use no pandas, which pyarrow would import: half a second on a busy core. Outside code (module:function) may want it."""
 
 EXTRAS = {

@@ -176,17 +176,18 @@ def _more(sample: Labelled, setting: MapSetting, errors: Errors, seed: int) -> d
     """What the human pairs at hand bought and what further ones would: the held-out cross-entropy by pairs fitted to, its line in 1/pairs
     drawn further (never upward), and the error of the fit, whose square goes with 1/pairs."""
     curve, now = learning_curve(sample, setting, seed), len(sample.fold)
-    pairs, entropy = (np.array([row[i] for row in curve]) for i in (0, 1))
-    inverse = 1 / pairs
-    slope = float(((inverse - inverse.mean()) @ (entropy - entropy.mean())) / ((inverse - inverse.mean()) ** 2).sum())
-    base = float(entropy.mean() - max(slope, 0.0) * inverse.mean())
+    inverse, entropy = np.array([1 / row[0] for row in curve]), np.array([row[1] for row in curve])
+    off = inverse - inverse.mean()
+    line = np.ptp(inverse) > 0  # else there are too few prompts to leave some out
+    slope = max(float(off @ entropy / (off @ off)), 0.0) if line else 0.0
+    base = float(entropy.mean() - slope * inverse.mean())
     fit = float(errors.fit.mean())
     return {
         "curve": [{"human_pairs": row[0], "cross_entropy": row[1], "margin_error": row[2]} for row in curve],
         "foretold": [
             {
                 "more": more,
-                "cross_entropy": base + max(slope, 0.0) / (now + more),
+                "cross_entropy": base + slope / (now + more) if line else None,
                 "fit_error": float(np.sqrt(fit * now / (now + more))),
                 "margin_se": float(errors.widen * np.sqrt(fit * now / (now + more) + errors.beyond)),
             }

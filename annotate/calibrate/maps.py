@@ -172,7 +172,7 @@ def _isotonic(features: Floats, margins: int, answers: HumanAnswers, weight: Flo
     index, share = features @ weights, answers.votes / np.maximum(answers.voters, 1e-300)
     counted = weight * answers.voters
     x, p, size = _odd_isotonic(index, share - 0.5, counted)
-    least = 1.0 / (size[-1] + 2.0) if len(size) else 0.5
+    least = 1.0 / (size[-1] + 2.0)
     y, m, _ = _odd_isotonic(index, answers.mean, counted)
     return FittedMap(
         weights,
@@ -186,6 +186,8 @@ def _odd_isotonic(x: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats,
     from scipy.optimize import isotonic_regression
 
     used = weight > 0
+    if not used.any():
+        return np.zeros(1), np.zeros(1), np.zeros(1)
     x, y, weight = (np.concatenate([values[used], mirrored[used]]) for values, mirrored in ((x, -x), (y, -y), (weight, weight)))
     at, place = np.unique(x, return_inverse=True)
     total = np.bincount(place, weight)

@@ -6,17 +6,16 @@ from typing import Any
 
 from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, write_whole
 
-FIGURES = (
-    "grader", "pairs", "human pairs", "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated", "scale", "bias",
-    "γ of people's votes", "margin error", "outside",
-)  # fmt: skip
+HELD_OUT = ("grader", "pairs", "human pairs", "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated")
+UNITS = ("grader", "scale", "bias", "γ of people's votes", "error of a margin", "outside")
+RIVALS = ("jury", "in its place", "cross-entropy", "more than the jury")
 MORE = ("grader", "human pairs", "cross-entropy, held out", "error of the fit", "standard error of a margin")
 
 
 def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
     """Write the page of what `calibrate` returned to the file `out` and return it. UserError where it can't be written."""
     graders: Mapping[str, Mapping[str, Any]] = summary["graders"]
-    pictures = [picture for name, one in graders.items() for picture in _pictures(name, one)]
+    rows = shown_rows(graders)
     values = {
         "title": "Graders calibrated to people",
         "about": f"{', '.join(graders)} onto {', '.join(summary['people'])}",
@@ -27,7 +26,8 @@ def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
             ("human grades", number(max(one["human_grades"] for one in graders.values()))),
         ],
         "sentences": [sentence for name, one in graders.items() for sentence in sentences(name, one)],
-        "figures_table": table(FIGURES, [_row(name, one) for name, one in graders.items()], text=("grader", "map")),
+        "held_out": table(HELD_OUT, rows, text=("grader", "map")),
+        "units": table(UNITS, rows, text=("grader",)),
         "more": table(MORE, [row for name, one in graders.items() for row in _more(name, one)], text=("grader",)),
         "jury": table(
             ("instead of the jury", "cross-entropy", "more than the jury"), _rivals(graders), text=("instead of the jury",)
@@ -38,7 +38,7 @@ def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
         "left_out": table(
             ("grader", "why"), [{"grader": k, "why": v} for k, v in summary["left_out"].items()], text=("grader", "why")
         ),
-        "plots": pictures,
+        "plots": [_picture(name, one) for name, one in graders.items()],
     }
     return write_whole(Path(out), render("calibration.html.j2", values))
 
@@ -72,12 +72,10 @@ def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
 def _row(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
     bound = "≤ " if one["margin_se"]["upper_bound"] else ""
     entropy, ece = one["cross_entropy"], one["ece"]
-    cells = (
-        name, one["pairs"], one["human_pairs"], one["method"] + (" + length" if one["length"] is not None else ""), entropy["raw"],
-        entropy["calibrated"], ece["raw"], ece["calibrated"], one["scale"], one["bias"], one["gamma"],
-        bound + number(one["margin_se"]["mean"]), one["outside"],
-    )  # fmt: skip
-    return dict(zip(FIGURES, cells, strict=True))
+    method = one["method"] + (" + length" if one["length"] is not None else "")
+    held_out = name, one["pairs"], one["human_pairs"], method, entropy["raw"], entropy["calibrated"], ece["raw"], ece["calibrated"]
+    units = name, one["scale"], one["bias"], one["gamma"], bound + number(one["margin_se"]["mean"]), one["outside"]
+    return dict(zip((*HELD_OUT, *UNITS), (*held_out, *units), strict=True))
 
 
 def _more(name: str, one: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -95,13 +93,12 @@ def interval(row: Mapping[str, Any], key: str) -> str:
 
 
 def _rivals(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "instead of the jury": rival, "cross-entropy": row["cross_entropy"],
-            "more than the jury": interval(row, "more_than_jury"),
-        }
-        for one in graders.values() for rival, row in one.get("against", {}).items()
-    ]  # fmt: skip
+    rows = []
+    for name, one in graders.items():
+        for rival, row in one.get("against", {}).items():
+            more = "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["more_than_jury"], *row["more_than_jury_95"]).replace("-", "−")
+            rows.append(dict(zip(RIVALS, (name, rival, row["cross_entropy"], more), strict=True)))
+    return rows
 
 
 def _estimates(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -113,7 +110,7 @@ def _estimates(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-def _pictures(name: str, one: Mapping[str, Any]) -> list[Picture]:
+def _picture(name: str, one: Mapping[str, Any]) -> Picture:
     def reliability(axes: Any) -> None:
         axes.plot((0.5, 1), (0.5, 1), color="#9aa4b1", linewidth=1, linestyle="--")
         series = {"raw, γ auto": one["reliability"]["raw"], "calibrated": one["reliability"]["calibrated"]}
@@ -156,7 +153,7 @@ def _pictures(name: str, one: Mapping[str, Any]) -> list[Picture]:
         "the map, for texts of one length; " if one["map"] else ""
     )
     caption = f"{name}: {words}cross-entropy by human pairs, dotted: a coin."
-    return [draw(f"calibration-{name}", caption, *plots, size=(4.2, 3.3))]
+    return draw(f"calibration-{name}", caption, *plots, size=(12.6 / len(plots), 3.3))
 
 
 def shown_rows(graders: Mapping[str, Mapping[str, Any]]) -> Sequence[dict[str, Any]]:

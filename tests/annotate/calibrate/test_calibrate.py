@@ -12,6 +12,7 @@ from command import refused
 from folders import feedback_folder
 
 from mmpo.annotate import calibrate
+from mmpo.annotate.calibrate.maps import MAPS
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
 
@@ -166,6 +167,15 @@ def test_what_can_not_be_calibrated_is_refused_with_the_reason(
     folder = joined((judge, (-9, 9), "ai"), (people, (-3, 3), "human"))
     message = refused(["calibrate", str(folder), "--out", str(tmp_path / "out")], tmp_path, capsys)
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("method", [*MAPS, "auto"])
+def test_ten_pairs_of_two_prompts_are_enough_to_be_told_how_little_they_tell(joined: Callable[..., Path], method: str) -> None:
+    few = [[{**row, "prompt": f"q{int(row['first'].split()[1]) % 2}"} for row in rows] for rows in (JUDGE[:60], PEOPLE[:20])]
+    found = calibrate(joined((few[0], (-9, 9), "ai"), (few[1], (-3, 3), "human")), method=method, bootstrap=20)["graders"]["judge"]
+    assert found["human_pairs"] == 10 and found["human_prompts"] == 2
+    assert found["gain_over_coin_95"][0] < found["gain_over_coin"] < found["gain_over_coin_95"][1]
+    assert found["margin_se"]["mean"] > found["margin_se"]["beyond"] > 0
 
 
 def test_without_people_or_graders_it_says_who_is_missing(
