@@ -52,13 +52,15 @@ def advise(data: str | Path | pa.Table, *, values: np.ndarray | None = None, **o
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch with one thread: these products are too small for more, which would only spin."""
+    """torch and numpy with one thread: these products are too small for more, which would only spin."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
