@@ -25,7 +25,9 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = list(inspect.signature(command).parameters.values())[:-1]
         types = TypeAdapter(options).json_schema()["properties"]
-        fields = {name: field for name, field in fields_of(options).items() if name not in without}
+        # What a class says itself comes before what it shares with others.
+        names = sorted(fields_of(options), key=lambda name: name not in options.__annotations__)
+        fields = {name: fields_of(options)[name] for name in names if name not in without}
 
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in fields}

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,15 +62,21 @@ class LocalEndpoint:
         self._thread.start()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        if kind is None:  # else somebody is in a hurry, and what is being written is lost
+            await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
         try:
             self._engine.serve(self._inbox, lambda: bool(self._stop.reason))
         except BaseException as error:  # whoever waits for a reply must hear of it
-            self._loop.call_soon_threadsafe(self._broken, error)
+            self._tell(self._broken, error)
+
+    def _tell(self, what: Callable[..., object], *values: object) -> None:
+        """Have the loop call a function; after its end nobody hears of it any more."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what, *values)
 
     def _broken(self, error: BaseException) -> None:
         for future in self._open:
@@ -84,7 +91,7 @@ class LocalEndpoint:
         self._open.add(future)
 
         def done(outcome: Mapping[str, Any] | tuple[str, str]) -> None:
-            self._loop.call_soon_threadsafe(lambda: future.done() or future.set_result(outcome))
+            self._tell(lambda: future.done() or future.set_result(outcome))
 
         work = LocalWork(body, done)
         self._inbox.put(work)

@@ -3,14 +3,16 @@
 import json
 import multiprocessing
 import random
+import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import refused, wait_for
+from command import refused, started, stopped, wait_for
 from folders import write_rows
 
 from mmpo.annotate import GenerateOptions, generate
@@ -40,6 +42,14 @@ def model(folder: Path) -> LocalModel:
 
 def texts(folder: Path) -> list[tuple[str, str]]:
     return [(row["prompt_id"], one["text"]) for row in load_feedback(folder).to_pylist() for one in row["completions"]]
+
+
+def answered(journal: Path) -> int:
+    """Replies that a journal holds."""
+    if not journal.is_file():
+        return 0
+    with Journal(journal, read_only=True) as opened:
+        return sum(count for (count,) in opened.rows("SELECT count(*) FROM answers"))
 
 
 def test_it_writes_what_an_endpoint_would_and_nothing_twice(model: LocalModel, generating: Any) -> None:
@@ -103,28 +113,42 @@ def test_killed_at_random_moments_nothing_is_written_twice(kills: int, model: Lo
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * kills)])
     options, moments = GenerateOptions(n=4, max_tokens=60, keep=("cut",)), random.Random(3)
     journal = tmp_path / "out.generate.sqlite"
-
-    def answered() -> int:
-        if not journal.is_file():
-            return 0
-        with Journal(journal, read_only=True) as opened:
-            return sum(count for (count,) in opened.rows("SELECT count(*) FROM answers"))
-
     killed = 0
     for _ in range(kills):
-        before = answered()
+        before = answered(journal)
         process = multiprocessing.get_context("fork").Process(
             target=generate, args=(prompts, tmp_path / "out"), kwargs={"options": options, "local": [model]}
         )
         process.start()
-        assert wait_for(lambda before=before: answered() > before)
+        assert wait_for(lambda before=before: answered(journal) > before)
         time.sleep(moments.uniform(0, 0.1))
         killed += process.is_alive()
         process.kill()
         process.join()
-        assert answered() > before
+        assert answered(journal) > before
     assert killed == kills
     summary = generate(prompts, tmp_path / "out", options=options, local=[model])
-    assert summary["finished"] and summary["models"][0]["requests"] == 48 * kills == answered()
+    assert summary["finished"] and summary["models"][0]["requests"] == 48 * kills == answered(journal)
     with Journal(journal, read_only=True) as opened:  # every reply that came to an end was written once
         assert opened.spent()["tiny"]["requests"] == 48 * kills
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_what_has_ended_and_a_second_one_leaves_at_once(folder: Path, tmp_path: Path) -> None:
+    prompts, out = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(200)]), tmp_path / "out"
+    words = ["generate", prompts, "--n", 4, "--max-tokens", 200, "--keep", "cut", "--local", f"{folder},batch=8", "--out", out]
+
+    def begun(rows: int) -> Callable[[], bool]:
+        return lambda: answered(out.with_name("out.generate.sqlite")) > rows
+
+    done = stopped(*words, when=begun(8), by=signal.SIGINT)
+    assert done.returncode == 3 and "same command again" in done.stderr and "Traceback" not in done.stderr
+    kept = answered(out.with_name("out.generate.sqlite"))
+    assert 8 < kept < 800 and len(texts(out)) >= kept - 8
+    with started(*words) as process:
+        assert wait_for(begun(kept), process)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.wait(timeout=20) == 130
+    assert len(texts(out)) >= kept - 8
