@@ -4,7 +4,8 @@
 
 Endpoint: the server of judge.py, whose answers take a lognormal time (median 0.2 s, 99th percentile 5 s; half of both with --quick), is
 asked for four candidates a prompt, 64 requests in flight. The ideal is the makespan of list-scheduling the latencies that it drew. The
-ratio is the ideal over the time from the first request's arrival to the last reply's being durable in the journal.
+ratio is the ideal over the time from the first request's arrival to the last reply's being durable in the journal; beside it, in turn, the
+bare openai client behind a semaphore, which keeps nothing.
 
 Local: `LocalModel`, 16 replies at a time, beside `model.generate` of transformers over padded batches of 16, in the order of the input, on
 the same model and prompts of mixed length; a reply ends after its own number of tokens, drawn from an exponential distribution (mean 48, at
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 from figures import spread
 from judge import IN_FLIGHT, schedule
 
@@ -34,6 +36,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 from openai_server import serving  # noqa: E402
+
+from mmpo.annotate import GenerateOptions  # noqa: E402
+from mmpo.annotate.generate import prepared  # noqa: E402
+from mmpo.annotate.generate.requests import Sampling, Takes  # noqa: E402
 
 EACH, AT_A_TIME, LONGEST, MEAN = 4, 16, 256, 48
 CLIENT = """
@@ -51,23 +57,49 @@ print(json.dumps(marks))
 """
 
 
+def bodies(prompts: Path, file: Path) -> None:
+    """The bodies that generating sends, for a client that keeps nothing."""
+    options = GenerateOptions(n=EACH)
+    with prepared(prompts, file.with_name("none"), options, ["writer"]) as plan, file.open("wb") as out:
+        sampling = Sampling(plan.models[0], options, Takes())
+        for rows in plan.feedback.rows(scores=False, reference=None):
+            out.writelines(orjson.dumps(request.body) + b"\n" for row in rows for request in sampling.of(row))
+
+
 def endpoint(runs: int, prompts: int, latency: tuple[float, float]) -> dict[str, float]:
-    """The ratio of the ideal to what the server saw, the median of several runs."""
-    ratios = []
-    for number in range(runs):
-        plan = {"defaults": {"writes": True}, "latency": dict(zip(("median", "p99"), latency)), "seed": 100 + number}
-        with tempfile.TemporaryDirectory() as scratch, serving(plan) as server:
-            file = Path(scratch) / "prompts.jsonl"
-            file.write_text("".join(json.dumps({"prompt": f"Question {i}: what follows?"}) + "\n" for i in range(prompts)))
-            words = [str(file), f"{scratch}/out", server.base_url, str(EACH), str(IN_FLIGHT), str(prompts * EACH)]
-            done = subprocess.run([sys.executable, "-c", CLIENT, *words], stdout=subprocess.PIPE, text=True, check=True)
-            log = server.log()[1:]  # without the probe
-        if len({row["digest"] for row in log}) != len(log):
-            raise RuntimeError("a request was sent twice")
-        _, ideal = schedule([row["latency"] for row in log], IN_FLIGHT)
-        ratios.append(ideal / (json.loads(done.stdout)["ended"] - log[0]["arrived"]))
-    print(f"endpoint: {prompts * EACH:,} requests, median {latency[0]} s, {IN_FLIGHT} in flight: of the ideal {spread(ratios, 3)}")
-    return {"of_ideal": statistics.median(ratios)}
+    """The ratios of the ideal to what the server saw of us, and of a bare client behind a semaphore; medians of several runs, in turn."""
+    ratios: dict[str, list[float]] = {"mmpo": [], "semaphore": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        file, bare = Path(scratch) / "prompts.jsonl", Path(scratch) / "bodies.jsonl"
+        file.write_text("".join(json.dumps({"prompt": f"Question {i}: what follows?"}) + "\n" for i in range(prompts)))
+        bodies(file, bare)
+        for number in range(runs):
+            plan = {"defaults": {"writes": True}, "latency": dict(zip(("median", "p99"), latency)), "seed": 100 + number}
+            for kind, found in ratios.items():
+                with serving(plan) as server:
+                    words = [
+                        "-c",
+                        CLIENT,
+                        str(file),
+                        f"{scratch}/{number}",
+                        server.base_url,
+                        str(EACH),
+                        str(IN_FLIGHT),
+                        str(prompts * EACH),
+                    ]
+                    if kind != "mmpo":
+                        words = [str(HERE / "judge_clients.py"), kind, str(bare), server.base_url, str(IN_FLIGHT)]
+                    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True)
+                    log = server.log()[1:]  # without the probe or the warm-up
+                if len({row["digest"] for row in log}) != len(log):
+                    raise RuntimeError("a request was sent twice")
+                _, ideal = schedule([row["latency"] for row in log], IN_FLIGHT)
+                found.append(ideal / (json.loads(done.stdout.splitlines()[-1])["ended"] - log[0]["arrived"]))
+    print(
+        f"endpoint: {prompts * EACH:,} requests, median {latency[0]} s, {IN_FLIGHT} in flight: of the ideal {spread(ratios['mmpo'], 3)}; "
+        f"bare client behind a semaphore {spread(ratios['semaphore'], 3)}"
+    )
+    return {"of_ideal": statistics.median(ratios["mmpo"]), "semaphore_of_ideal": statistics.median(ratios["semaphore"])}
 
 
 class Asked:

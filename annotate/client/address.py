@@ -139,12 +139,12 @@ def api_key(judge: EndpointSettings) -> str:
     key = os.environ.get(judge.api_key_env, "").strip()
     if not key and judge.base_url.rstrip("/") == OPENAI:
         raise UserError(
-            f"judge {judge.name}: the environment variable {judge.api_key_env} is not set; export the API key there, "
+            f"{judge.name}: the environment variable {judge.api_key_env} is not set; export the API key there, "
             "or name another endpoint by --base-url or another variable by --api-key-env"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"judge {judge.name}: the key in {judge.api_key_env} holds characters that no key has (line breaks, letters beyond ASCII); "
+            f"{judge.name}: the key in {judge.api_key_env} holds characters that no key has (line breaks, letters beyond ASCII); "
             "export it again"
         )
     given_headers(judge)
@@ -160,7 +160,7 @@ def given_headers(judge: EndpointSettings) -> dict[str, str]:
         if not value or not (value.isascii() and value.isprintable()):
             what = f"the environment variable {variable}" if variable != given else "its value"
             why = "holds characters that no header has" if value else "is not set" if variable != given else "is empty"
-            raise UserError(f"judge {judge.name}: header {name}: {what} {why}")
+            raise UserError(f"{judge.name}: header {name}: {what} {why}")
         found[name] = value
     return found
 

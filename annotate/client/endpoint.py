@@ -74,7 +74,7 @@ class Endpoint:
         for name, value in sent.items():
             if not (value.isascii() and value.isprintable()):
                 raise UserError(
-                    f"judge {self.judge.name}: the header {name} would hold characters that no header has; it comes from --header or from "
+                    f"{self.judge.name}: the header {name} would hold characters that no header has; it comes from --header or from "
                     "OPENAI_ORG_ID, OPENAI_PROJECT_ID or OPENAI_CUSTOM_HEADERS in the environment"
                 )
         return sent

@@ -74,7 +74,7 @@ class Journal:
         except sqlite3.DatabaseError as error:
             self._open.close()
             raise UserError(
-                f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of `mmpo judge`"
+                f"--journal {path}: it can't be used: {error}. Name a file that does not exist yet, or a journal of mmpo"
             ) from error
 
     def _check_version(self) -> None:
@@ -97,7 +97,7 @@ class Journal:
 
     def _lock_file(self) -> None:
         """Hold the journal's lock file, so that no other run pays for the same requests. Raises UserError where another one does."""
-        taken = f"--journal {self.path}: another `mmpo judge` is at work with it; wait for it, or name another journal"
+        taken = f"--journal {self.path}: another run is at work with it; wait for it, or name another journal"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open.enter_context(file_lock(self.path.with_name(self.path.name + ".lock"), taken))

@@ -9,7 +9,7 @@ from command import refused
 from folders import contents, feedback_folder, write_rows
 from own_judges import chat, refusal
 
-from mmpo.annotate import JudgeOptions, judge
+from mmpo.annotate import JudgeOptions, generate, judge
 from mmpo.annotate.generate.requests import seed_of
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, load_feedback, validate
@@ -302,8 +302,11 @@ def test_bad_inputs_are_refused(generating: Any, tmp_path: Path, capsys: pytest.
     assert not pairs.exists() and not job.server.log()
 
 
-def test_a_wrong_key_and_an_endpoint_that_is_away(generating: Any) -> None:
+def test_a_wrong_key_and_an_endpoint_that_is_away(generating: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job = generating({"api_keys": ["right"]}, 2)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="writer: the environment variable OPENAI_API_KEY is not set"):
+        generate(job.prompts, job.folder / "out", models=["writer"])
     with pytest.raises(UserError, match="API key is not accepted"):
         job.generate()
     with pytest.raises(PartialResult, match="does not answer"):

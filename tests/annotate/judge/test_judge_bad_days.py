@@ -342,7 +342,7 @@ def test_two_runs_at_once_are_refused_and_so_is_what_is_no_journal(judging: Any,
     second = job.mmpo()
     process.kill()
     ended(process)
-    assert second.returncode == 2 and "another `mmpo judge` is at work" in second.stderr
+    assert second.returncode == 2 and "another run is at work" in second.stderr
     other = tmp_path / "thesis.txt"
     other.write_text("not a database, but more than a hundred bytes of text: " + "x" * 100)
     wrong = job.mmpo("--journal", other)
