@@ -14,6 +14,7 @@ from mmpo.annotate.generate.requests import seed_of
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, load_feedback, validate
 from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.sources import SOURCES
 
 
 def test_candidates_go_straight_into_a_judge_and_into_pairs(generating: Any, tmp_path: Path) -> None:
@@ -204,6 +205,23 @@ def test_a_column_of_texts_is_prompts(file: str, generating: Any, tmp_path: Path
     texts = write_rows(tmp_path / file, [{"question": f"{i}?", "topic": "x"} for i in range(3)])
     summary = job.generate(prompts=texts, columns={"prompt": "question"}, n=1)
     assert sorted(prompt for prompt, *_ in job.texts()) == ["0?", "1?", "2?"] and summary["prompts"] == 3
+
+
+@pytest.mark.parametrize("format", ["ultrafeedback", "trl", "shp", "helpsteer3", "alpaca-eval"])
+def test_every_format_of_build_gives_prompts(format: str, generating: Any, tmp_path: Path) -> None:
+    """Its completions and grades stay: FEEDBACK is what build makes of it, and a candidate more a prompt."""
+    job = generating()
+    source = tmp_path / "graded.jsonl"
+    source.write_text(SOURCES[format].samples[0].text)
+    build(source, tmp_path / "built", options=BuildOptions(format=format, feedback_only=True))
+    summary = job.generate(prompts=source, format=format, n=1)
+    before, after = load_feedback(tmp_path / "built").to_pylist(), job.rows()
+    assert summary["candidates"] == len(before) > 0
+    for old, new in zip(before, after, strict=True):
+        assert new["completions"][:-1] == old["completions"] and new["completions"][-1]["model"] == "writer"
+        assert {name: value for name, value in new.items() if name != "completions"} == {
+            name: value for name, value in old.items() if name != "completions"
+        }
 
 
 def test_prompts_that_cannot_be_answered_are_counted(generating: Any) -> None:
