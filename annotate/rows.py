@@ -1,23 +1,23 @@
 """FEEDBACK read in small batches, as rows for a judge: a million prompts never sit in memory."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import FileDigest, PartWriter, RowAccounting, batches, card, manifest_of, split_files, write_manifest
-from mmpo.pipeline.tables import FEEDBACK, REJECTS, TOOLS, Message, as_text, keys_of, message_of, set_keys
+from mmpo.pipeline.storage import batches, manifest_of, split_files
+from mmpo.pipeline.storage import describe as describe
+from mmpo.pipeline.storage import write_feedback as write_feedback
+from mmpo.pipeline.tables import FEEDBACK, TOOLS, Message, as_text, keys_of, message_of, set_keys
 
 ROWS_AT_ONCE = 256
-MAX_PART_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -97,43 +97,6 @@ class Feedback:
                 lengths = lengths[np.array([one in self.drawn for one in batch.column("prompt_id").to_pylist()], dtype=bool)]
             found.append(lengths)
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-
-
-def write_feedback(
-    folder: Path, metadata: Mapping[str, Any], parts: Iterable[tuple[pa.Table, Sequence[Mapping[str, Any]]]]
-) -> dict[str, FileDigest]:
-    """Write the parts and rejects.parquet of a FEEDBACK folder from tables, each with the rejects that go along; the parts' digests."""
-    writer = PartWriter(folder / "feedback", "part", metadata)
-    waiting: list[pa.Table] = []
-    with pq.ParquetWriter(folder / "rejects.parquet", REJECTS, compression="zstd") as rejects:
-        for table, rejected in parts:
-            if rejected:
-                rejects.write_table(pa.Table.from_pylist(list(rejected), REJECTS))
-            waiting.append(table)
-            if sum(part.nbytes for part in waiting) >= MAX_PART_BYTES:
-                writer.write(pa.concat_tables(waiting).combine_chunks())
-                waiting = []
-    if waiting:
-        writer.write(pa.concat_tables(waiting).combine_chunks())
-    writer.close()
-    return writer.digests
-
-
-def describe(
-    folder: Path,
-    metadata: Mapping[str, Any],
-    prompts: int,
-    accounting: RowAccounting,
-    digests: Mapping[str, FileDigest],
-    **more: Any,
-) -> None:
-    """Write the README and the manifest of a FEEDBACK folder; metadata: its recipe and inputs; digests: the part writer's; more: of the
-    manifest."""
-    accounting.check()
-    rows = {"feedback": prompts}
-    (folder / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
-    values = {"kind": "feedback", **metadata, "prompts": prompts, "rows": rows, "counts": accounting.as_json(), **more}
-    write_manifest(folder, values, digests)
 
 
 def rows_of(table: pa.Table, *, scores: bool, reference: str | None) -> Iterator[FeedbackRow]:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("mmpo.cli.commands.build:build", "Feedback files into a dataset of pairs with quality margins."),
     "generate": ("mmpo.cli.commands.generate:generate", "Prompts into candidates, by models at endpoints or on this machine."),
     "judge": ("mmpo.cli.commands.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
+    "score": ("mmpo.cli.commands.score:score", "Reward models and policies grade completions."),
     "argilla": (
         "mmpo.cli.commands.argilla:COMMANDS",
         "Grades from people, through Argilla: serve one here, push to it, pull from it.",

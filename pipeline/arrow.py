@@ -87,6 +87,21 @@ def lists(starts: np.ndarray, values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
+def with_added(column: pa.ListArray, added: pa.Array, rows: np.ndarray, keep: np.ndarray | None = None) -> pa.ListArray:
+    """The list array with values added behind those that a row has, each to its row of `rows`, (added,); keep: a mask of the old values.
+
+    >>> with_added(pa.array([[1, 2], []]), pa.array([7, 8, 9]), np.array([1, 0, 1])).to_pylist()
+    [[1, 2, 8], [7, 9]]
+    """
+    old, old_rows = column.flatten(), parents(offsets_of(column))
+    if keep is not None:
+        old, old_rows = old.filter(pa.array(keep)), old_rows[keep]
+    owner = np.concatenate([old_rows, rows]).astype(np.int64)
+    order = np.argsort(owner, kind="stable")
+    values = pa.concat_arrays([old.cast(added.type), added]).take(pa.array(order))
+    return lists(np.searchsorted(owner[order], np.arange(len(column))), values)
+
+
 def with_fields(rows: pa.StructArray, new: Mapping[str, pa.Array]) -> pa.StructArray:
     """The struct array with these fields replaced, each in its old type."""
     fields = [rows.type.field(i) for i in range(rows.type.num_fields)]

@@ -29,7 +29,8 @@ ROOMS = [
     "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
-    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.advise", "train",
+    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.scoring",
+    "train.advise", "train",
     # cli
     "cli.main", "cli.flags", "cli.output", "cli.asking", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip

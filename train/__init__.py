@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from mmpo.train.evaluation import evaluate
     from mmpo.train.inference import LocalModel
     from mmpo.train.options import TrainOptions
+    from mmpo.train.scoring import score
     from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward
 
-__all__ = ["LocalModel", "PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "train_policy", "train_reward"]
+__all__ = ["LocalModel", "PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "score", "train_policy", "train_reward"]
 
-_ROOMS = {"TrainOptions": "options", "LocalModel": "inference", "evaluate": "evaluation"}
+_ROOMS = {"TrainOptions": "options", "LocalModel": "inference", "evaluate": "evaluation", "score": "scoring"}
 
 
 def __getattr__(name: str) -> Any:

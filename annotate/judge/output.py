@@ -23,7 +23,7 @@ from mmpo.annotate.judge.reading import differ
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
-from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, structs
+from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import FileDigest, RowAccounting, digest, read_manifest, replacing
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING
@@ -326,10 +326,7 @@ def _with_grades(table: pa.Table, name: str, found: Sequence[GradeInRow]) -> tup
     old, old_rows = column.flatten(), parents(offsets_of(column))
     keep = ~_given_before(old, old_rows, found)
     new = structs([_struct(one) for one in found], kind).cast(kind)
-    values = pa.concat_arrays([old.filter(pa.array(keep)).cast(kind), new])
-    rows = np.concatenate([old_rows[keep], np.array([one.row for one in found], dtype=np.int64)])
-    order = np.argsort(rows, kind="stable")
-    merged = lists(np.searchsorted(rows[order], np.arange(table.num_rows)), values.take(pa.array(order)))
+    merged = with_added(column, new, np.array([one.row for one in found], dtype=np.int64), keep)
     index = table.schema.get_field_index(name)
     return table.set_column(index, FEEDBACK.field(name), merged.cast(FEEDBACK.field(name).type)), int((~keep).sum())
 

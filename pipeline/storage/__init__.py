@@ -6,9 +6,11 @@ from mmpo.pipeline.storage.dataset import (
     PartWriter,
     card,
     check_out,
+    describe,
     manifest_of,
     read_manifest,
     replacing,
+    write_feedback,
     write_manifest,
 )
 from mmpo.pipeline.storage.export import EXPORTS, export

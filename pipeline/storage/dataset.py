@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmpo.pipeline.arrow import leaves
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, file_digest, identity
-from mmpo.pipeline.tables import METADATA_KEY, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
+from mmpo.pipeline.tables import METADATA_KEY, REJECTS, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
 
 MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
+MAX_PART_BYTES = 64 << 20
 MOST_DISTINCT = 0.7
 """Share of the rows that may have a prompt of their own before texts are taken to repeat no more."""
 DISTINCT = frozenset(("prompt_id", "chosen_id", "rejected_id", "id", "content", "text", "note", "extra"))
@@ -285,3 +287,40 @@ def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, 
         rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
         recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
     )
+
+
+def write_feedback(
+    folder: Path, metadata: Mapping[str, Any], parts: Iterable[tuple[pa.Table, Sequence[Mapping[str, Any]]]]
+) -> dict[str, FileDigest]:
+    """Write the parts and rejects.parquet of a FEEDBACK folder from tables, each with the rejects that go along; the parts' digests."""
+    writer = PartWriter(folder / "feedback", "part", metadata)
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(folder / "rejects.parquet", REJECTS, compression="zstd") as rejects:
+        for table, rejected in parts:
+            if rejected:
+                rejects.write_table(pa.Table.from_pylist(list(rejected), REJECTS))
+            waiting.append(table)
+            if sum(part.nbytes for part in waiting) >= MAX_PART_BYTES:
+                writer.write(pa.concat_tables(waiting).combine_chunks())
+                waiting = []
+    if waiting:
+        writer.write(pa.concat_tables(waiting).combine_chunks())
+    writer.close()
+    return writer.digests
+
+
+def describe(
+    folder: Path,
+    metadata: Mapping[str, Any],
+    prompts: int,
+    accounting: RowAccounting,
+    digests: Mapping[str, FileDigest],
+    **more: Any,
+) -> None:
+    """Write the README and the manifest of a FEEDBACK folder; metadata: its recipe and inputs; digests: the part writer's; more: of the
+    manifest."""
+    accounting.check()
+    rows = {"feedback": prompts}
+    (folder / "README.md").write_text(card(["feedback"], rows, metadata["recipe"], feedback=True), encoding="utf-8")
+    values = {"kind": "feedback", **metadata, "prompts": prompts, "rows": rows, "counts": accounting.as_json(), **more}
+    write_manifest(folder, values, digests)

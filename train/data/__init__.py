@@ -9,6 +9,8 @@ from mmpo.train.data.pairs import (
     check_rows,
     check_scores,
     check_sources,
+    messages_at,
+    of_part,
     prepare,
     prepare_pairs,
     read_pairs,

@@ -180,6 +180,11 @@ def with_graded_part(options: TrainOptions, data: str | Path | None = None, trai
         warn([f"--graded-part {part} is used, while {data} says that its grades are of: {said}"])
     if trained not in (None, part):
         warn([f"what is measured are grades of: {part}; the model was trained by grades of: {trained}"])
+    return of_part(options, part)
+
+
+def of_part(options: TrainOptions, part: Any) -> TrainOptions:
+    """The options with this graded part, and with what becomes of thinking where that was not given."""
     usual = "drop" if options.kind == "reward" and part == "answer" else "keep"
     return replace(options, graded_part=part, thinking=options.thinking or usual)
 
@@ -255,6 +260,12 @@ class PromptPairs:
     reference: np.ndarray | None = None
     scores: np.ndarray | None = None
 
+    @classmethod
+    def without_pairs(cls, prompt_id: str, completions: Sequence[Rendered]) -> "PromptPairs":
+        """A prompt whose completions are computed, and no pair of them."""
+        none = np.zeros(0)
+        return cls(prompt_id, completions, none, none, none, none, none, none)
+
     @property
     def length(self) -> int:
         """Tokens of the longest row."""
@@ -290,7 +301,7 @@ def prepare(
     prompt_ids, first, prompt_of = _unique(table["prompt_id"].to_pylist())
     differing = differing_messages(table["prompt"], first[prompt_of])
     _refuse_ambiguous(differing, lambda at: f"the prompt {table['prompt_id'][at]} has two texts (row {at}; ", "rows")
-    prompts, tools = _messages(table["prompt"], first), _tools(table, first, prompt_of)
+    prompts, tools = messages_at(table["prompt"], first), _tools(table, first, prompt_of)
     texts, sides, owners = _completions(table, prompt_of)
     margin, scores = to_numpy(table["quality_margin"]), np.full(len(texts), np.nan)
     for side, name in enumerate(_SCORES if set(_SCORES) <= set(table.column_names) else ()):
@@ -364,7 +375,7 @@ def prepare_pairs(
     return Prepared(prepared.prompts, {"pairs_in": table.num_rows, **dropped, **about_targets, **prepared.counts})
 
 
-def _messages(column: pa.ChunkedArray, places: np.ndarray) -> list[list[dict[str, Any]]]:
+def messages_at(column: pa.ChunkedArray, places: np.ndarray) -> list[list[dict[str, Any]]]:
     """The messages at these places, as templates take them."""
     found = column.take(pa.array(places)).to_pylist()
     return found if column.type.value_type.num_fields == 2 else [without_nulls(messages) for messages in found]
@@ -400,7 +411,7 @@ def _completions(table: pa.Table, prompt_of: np.ndarray) -> tuple[list, np.ndarr
         owners[prompt_of[place % rows]].append(completion)
     # Each column by itself: what is taken from one array may hold 2 GiB of text at most.
     sides = ((table["chosen"], first[first < rows]), (table["rejected"], first[first >= rows] - rows))
-    chosen, rejected = (iter(_messages(*side)) for side in sides)
+    chosen, rejected = (iter(messages_at(*side)) for side in sides)
     messages = [next(chosen if place < rows else rejected) for place in first]
     return messages, codes.reshape(2, rows).T, owners
 

@@ -16,6 +16,7 @@ from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures
 from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs, with_graded_part
+from mmpo.train.evaluation.as_trained import options_as_trained, trained_part_of, trained_reference_weights
 from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation, write_evaluation
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
@@ -86,8 +87,8 @@ def evaluate(
     if bench is not None:
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner
     given = {name: value for name, value in given.items() if value is not None}
-    options = _options(kind, str(model), record, dict(given))
-    options = with_graded_part(options, data, _graded_part(record) if graded_part is None else None)
+    options = options_as_trained(kind, str(model), record, dict(given))
+    options = with_graded_part(options, data, trained_part_of(record) if graded_part is None else None)
     pairs = read_pairs(data, split) if bench is None else bench.pairs
     if isinstance(options.gamma, str):
         options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs)))
@@ -106,7 +107,7 @@ def evaluate(
     taken = options.target if levels is None else LevelTarget.from_dict(levels)
     other = None if bench is not None else _other_split(options, data, split, taken)
     splits = [(pairs, f"{data} ({split})"), *([] if other is None else [(other, "")])]
-    (values, counts), *rest = pair_values(options, splits, _reference_weights(record, reference), taken)
+    (values, counts), *rest = pair_values(options, splits, trained_reference_weights(record, reference), taken)
     given_pairs, pairs = pairs, pairs.take(pa.array(values["rows"]))
     if per_pair is not None:
         _write(Path(per_pair), stood, pairs, values)
@@ -167,9 +168,9 @@ def _rival(
     record = read_record(against) or {}
     same = {name: value for name, value in given.items() if name not in ("beta", "reference", "chat_template", "gamma", "target")}
     same |= {"gamma": options.gamma, "target": options.target}
-    theirs = _options(record.get("kind", kind), against, record, same)
-    theirs = with_graded_part(theirs, data, None if "graded_part" in given else _graded_part(record))
-    return theirs, _reference_weights(record, None)
+    theirs = options_as_trained(record.get("kind", kind), against, record, same)
+    theirs = with_graded_part(theirs, data, None if "graded_part" in given else trained_part_of(record))
+    return theirs, trained_reference_weights(record, None)
 
 
 def _trained_on(against: Path) -> dict[str, Any] | None:
@@ -178,16 +179,6 @@ def _trained_on(against: Path) -> dict[str, Any] | None:
         return trained_on(read_record(against)) or json.loads((against / SUMMARY).read_text(encoding="utf-8")).get("trained_on")
     except (OSError, ValueError):
         return None
-
-
-def _graded_part(record: Mapping[str, Any]) -> Any:
-    """The part of a reply whose grades a model was trained on."""
-    return record.get("options", {}).get("graded_part")
-
-
-def _reference_weights(record: Mapping[str, Any], reference: str | None) -> str | None:
-    then = record.get("identity", {})
-    return None if reference else then.get("reference_weights", then.get("weights"))
 
 
 def _values_of(rival: Rival, pairs: pa.Table, where: str, taken: Any) -> pa.Table:
@@ -251,40 +242,11 @@ def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[
     }
 
 
-def _options(kind: Literal["policy", "reward"], model: str, record: Mapping[str, Any], given: dict[str, Any]) -> TrainOptions:
-    """What is given, and the rest as the model was trained, checked as for training."""
-    if record and record["kind"] != kind:
-        raise UserError(f"{model} is a {record['kind']} model: evaluate it with `mmpo evaluate {record['kind']}`")
-    if missing_folder(model):
-        raise UserError(f"there is no folder {model}: name a trained model's folder or a Hugging Face model")
-    if "gamma" not in given and "gamma" not in record:
-        what = "does not say" if Path(model).exists() else "is no folder here, and a model of the Hub does not say"
-        raise UserError(f"{model} {what} which gamma it was trained with: give --gamma")
-    trained = record.get("options", {})
-    same = ("target", "beta", "length_normalised", "max_length", "max_prompt_length", "thinking")
-    known = {name: trained[name] for name in same if name in trained}
-    if "max_length" in given:
-        known["max_prompt_length"] = min(known.get("max_prompt_length", 512), max(1, given["max_length"] - 1))
-    if kind == "policy":
-        known["reference"] = _reference(Path(model), trained)
-    options = TrainOptions(kind, model=model, gamma=given.pop("gamma", record.get("gamma")), **{**known, **given})
-    if kind == "policy" and options.reference is None:
-        raise UserError("a policy is measured by its log-ratio to a reference: give --reference")
-    return options
-
-
 def _training_margins(data: str | Path, measured: pa.Table) -> np.ndarray:
     """The margins that a γ is chosen by: those of the folder's train split, else of the measured pairs."""
     files = [] if Path(data).is_file() else split_files(Path(data), "train")
     table = read_parts(files, columns=["quality_margin"]) if files else measured
     return table["quality_margin"].to_numpy()
-
-
-def _reference(model: Path, trained: Mapping[str, Any]) -> str | None:
-    """The reference that a policy of ours was trained against."""
-    if (model / "reference" / "config.json").is_file():
-        return str(model / "reference")
-    return trained.get("reference") or trained.get("model")
 
 
 def _other_split(options: TrainOptions, data: str | Path, split: str, target: str | LevelTarget) -> pa.Table | None:

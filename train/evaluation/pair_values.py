@@ -41,7 +41,7 @@ def pair_values(
         values = predict_values(model, options.kind, prompts, **shared)
         model.to("cpu")  # policy and reference need not lie on a device together
         if options.kind == "policy":
-            reference = _reference(options, tokenizer, reference_weights)
+            reference = trained_reference(options, tokenizer, reference_weights)
             check_ids(prompts, reference, tokenizer, str(options.reference))
             known = cached_logprobs(reference, prompts, options.reference_cache, tokenizer=tokenizer, **shared)
             values = [value - prompt.reference for value, prompt in zip(values, known, strict=True)]
@@ -65,7 +65,8 @@ def _render(options: TrainOptions, pairs: pa.Table, where: str, tokenizer: Any, 
     return prepared
 
 
-def _reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
+def trained_reference(options: TrainOptions, tokenizer: Any, weights: str | None) -> Any:
+    """The reference that a policy is measured against. Raises UserError where its weights have another digest."""
     reference = load_reference(str(options.reference), tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
     if weights is not None and (now := weights_digest(reference)) != weights:
         raise UserError(

@@ -90,7 +90,9 @@ def hidden_states(
         # Of what bfloat16 rounds a probe can't say whether it is exact, so that the plan comes first.
         plan = ExecutionPlan() if kind == "encoder" else choose_plan(frozen, kind, longest)
         if not plan.batches.tree:
-            groups = [_group([item]) for group in groups for item in group.completions]  # each with others of its length
+            groups = [
+                PromptPairs.without_pairs("", [item]) for group in groups for item in group.completions
+            ]  # each with others of its length
         if bf16:
             _cast_linear_layers(frozen)
         place = {id(item): row for row, item in enumerate(items) if item is not None}
@@ -140,18 +142,13 @@ def _rendered(
     return items
 
 
-def _group(items: Sequence[Rendered], name: str = "") -> PromptPairs:
-    none = np.zeros(0)
-    return PromptPairs(name, items, none, none, none, none, none, none)
-
-
 def _grouped(items: Sequence[Rendered | None], prompt_of: Any) -> list[PromptPairs]:
     """The completions that can be computed, by prompt."""
     groups: dict[int, list[Rendered]] = {}
     for item, number in zip(items, map(int, prompt_of), strict=True):
         if item is not None:
             groups.setdefault(number, []).append(item)
-    return [_group(group, f"{number:09}") for number, group in groups.items()]
+    return [PromptPairs.without_pairs(f"{number:09}", group) for number, group in groups.items()]
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from mmpo.train.inference.reference_store import ReferenceStore
 from mmpo.train.messages import some_ids
 from mmpo.train.model import (
     ExecutionPlan,
+    Fingerprint,
     bfloat16_on_cpu,
     choose_plan,
     completion_values,
@@ -41,6 +42,7 @@ Work = tuple[PromptPairs, np.ndarray]
 """A prompt with only those of its completions that are missing (its pairs mean nothing); their places among all keys."""
 
 Item = TypeVar("Item")
+_VALUES = {"policy": "log-probability", "reward": "score"}
 
 
 @torch.no_grad()
@@ -105,7 +107,18 @@ def with_reference(prompts: Sequence[PromptPairs], values: Sequence[np.ndarray])
 
 
 def cached_logprobs(
+    model: nn.Module, prompts: Sequence[PromptPairs], cache: str | Path | Literal[False] | None, **options: Any
+) -> list[PromptPairs]:
+    """The prompts with `reference` filled in: `cached_values` of a policy. Of a peft model the reference is the base model, its adapter
+    switched off.
+    """
+    with adapter_off(model):
+        return with_reference(prompts, cached_values(model, "policy", prompts, cache, **options))
+
+
+def cached_values(
     model: nn.Module,
+    kind: str,
     prompts: Sequence[PromptPairs],
     cache: str | Path | Literal[False] | None,
     *,
@@ -113,15 +126,18 @@ def cached_logprobs(
     tokens: int,
     bf16: bool = False,
     layout: str = "auto",
+    called: str = "reference",
+    option: str = "--reference-cache",
+    fingerprint: Fingerprint | None = None,
     **options: Any,
-) -> list[PromptPairs]:
-    """The prompts with `reference` filled in, from the cache where it has them, else computed and added to it.
+) -> list[np.ndarray]:
+    """What `predict_values` gives, from the cache where it has it, else computed and added to it.
 
     cache: as `ReferenceStore.open` takes it, None for the user's cache folder; False: no file. tokenizer: the
-    one that the prompts were rendered with. Of a peft model the reference is the base model, its adapter switched off.
-    layout: as `choose_plan` takes it, which is asked where no plan is given and something is to be computed. tokens, bf16 and
-    the other options are `predict_values`'. Every process of a distributed run calls this with the same prompts and holds the
-    whole model.
+    one that the prompts were rendered with. layout: as `choose_plan` takes it, which is asked where no plan is given and
+    something is to be computed. called: what messages call the model; option: the name of the cache's option; fingerprint: the
+    model's, where it is known. tokens, bf16 and the other options are `predict_values`'. Every process of a distributed run calls
+    this with the same prompts and holds the whole model.
 
     Raises UserError for a cache that belongs to another reference, can't be read or can't be written, for a model whose
     values are not finite, and where the memory runs out; what was computed until then is saved.
@@ -136,17 +152,17 @@ def cached_logprobs(
         try:
             if plan is None:  # one serves for all, and is looked for only when it is needed
                 model.to(options["device"])
-                plan = choose_plan(model, "policy", max(prompt.length for prompt in prompts), layout)
+                plan = choose_plan(model, kind, max(prompt.length for prompt in prompts), layout)
             some = [prompt for prompt, _ in chunk]
-            values = predict_values(model, "policy", some, tokens=tokens, bf16=bf16, plan=plan, **options)
+            values = predict_values(model, kind, some, tokens=tokens, bf16=bf16, plan=plan, **options)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                "the memory ran out while the reference's log-probabilities were computed: set tokens_per_batch lower"
+                f"the memory ran out while the {called}'s {_VALUES[kind]}s were computed: set tokens_per_batch lower (--tokens-per-batch)"
             ) from error
         bad = [prompt.prompt_id for prompt, found in zip(some, values, strict=True) if not np.isfinite(found).all()]
         if bad:
             raise UserError(
-                f"the reference gives completions of {len(bad)} prompts no finite log-probability (prompt_id {some_ids(bad, 3)}): "
+                f"the {called} gives completions of {len(bad)} prompts no finite {_VALUES[kind]} (prompt_id {some_ids(bad, 3)}): "
                 "check the model's weights, and try it without bf16"
             )
         return np.concatenate(values)
@@ -154,17 +170,21 @@ def cached_logprobs(
     numbers: dict[bytes, int] = {}
     places = [np.array([numbers.setdefault(_key(item), len(numbers)) for item in prompt.completions]) for prompt in prompts]
     keys, writes = list(numbers), cache is not False and rank_and_world()[0] == 0
-    with adapter_off(model):
-        store = agreed(lambda: ReferenceStore.open(cache, fingerprint_of(model, tokenizer, bf16=bf16)) if writes else None)
-        values = from_first(lambda: _known(store, keys))
-        work = _missing(prompts, places, values)
-        for done, found in _computed(list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens)), compute):
-            values[done] = found
-            from_first(partial(_save, store, keys, done, found))  # the others must hear of a file that can't be written
-        if work:  # as the next run will find them: another run may have been first to write
-            kept = from_first(lambda: store.lookup(keys)) if cache is not False else values
-            values = np.where(np.isnan(kept), values, kept)
-    return with_reference(prompts, [values[where] for where in places])
+
+    def opened() -> ReferenceStore:
+        return ReferenceStore.open(cache, fingerprint or fingerprint_of(model, tokenizer, bf16=bf16), option=option)
+
+    store = agreed(lambda: opened() if writes else None)
+    values = from_first(lambda: _known(store, keys, called))
+    work = _missing(prompts, places, values)
+    chunks = list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens))
+    for done, found in _computed(chunks, compute, called):
+        values[done] = found
+        from_first(partial(_save, store, keys, done, found))  # the others must hear of a file that can't be written
+    if work:  # as the next run will find them: another run may have been first to write
+        kept = from_first(lambda: store.lookup(keys)) if cache is not False else values
+        values = np.where(np.isnan(kept), values, kept)
+    return [values[where] for where in places]
 
 
 def adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
@@ -176,13 +196,13 @@ def _key(item: Rendered) -> bytes:
     return blake2b(np.array([item.start, *item.ids], dtype="<i8").tobytes(), digest_size=16).digest()
 
 
-def _known(store: ReferenceStore | None, keys: Sequence[bytes]) -> np.ndarray:
+def _known(store: ReferenceStore | None, keys: Sequence[bytes], called: str) -> np.ndarray:
     """What the store has of every key, (keys,), NaN where it has none."""
     if store is None:
         return np.full(len(keys), np.nan)
     values = store.lookup(keys)
     missing = int(np.isnan(values).sum())
-    say(f"reference: {len(values) - missing} of {len(values)} completions are in {store.path}, {missing} to compute")
+    say(f"{called}: {len(values) - missing} of {len(values)} completions are in {store.path}, {missing} to compute")
     if missing:
         store.add([], [])  # before hours of work: can it be written?
     return values
@@ -210,7 +230,7 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
 
 
 def _computed(
-    chunks: Sequence[Sequence[Work]], compute: Callable[[Sequence[Work]], np.ndarray]
+    chunks: Sequence[Sequence[Work]], compute: Callable[[Sequence[Work]], np.ndarray], called: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places and values of the missing completions as they are computed, in every process one chunk at a time; all get all."""
     rank, world = rank_and_world()
@@ -218,7 +238,7 @@ def _computed(
     tokens = sum(prompt.tokens for chunk in chunks for prompt, _ in chunk)
     done = tokens_done = 0
     began = time.monotonic()
-    with ProgressReporter("reference", "tokens") if rank == 0 else nullcontext() as report:
+    with ProgressReporter(called, "tokens") if rank == 0 else nullcontext() as report:
         for start in range(0, len(chunks), world):
             mine = chunks[start + rank] if start + rank < len(chunks) else []
             for values, chunk in zip(from_all(partial(compute, mine)), chunks[start:]):
@@ -229,4 +249,4 @@ def _computed(
                 yield places, values
     if rank == 0:
         seconds = max(time.monotonic() - began, 1e-9)
-        say(f"reference: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")
+        say(f"{called}: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")

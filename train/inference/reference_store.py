@@ -33,9 +33,10 @@ SCHEMA = (
 checksum: CRC-32 of both, for SQLite has none of its own and a changed digit would train on."""
 KEYS_PER_QUERY = 500
 LOCK_SECONDS = 60.0
+OPTION = "--reference-cache"
+"""Which names the place, unless it is another; messages call the file by it."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a file whose bytes have changed; and, on reading, SQLITE_ERROR of names in its schema."""
-_NEXT = "name another place with --reference-cache"
 
 Value = TypeVar("Value")
 
@@ -48,7 +49,11 @@ def default_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmpo" / "reference"
     except RuntimeError as error:
-        raise UserError(f"no home folder to keep the reference cache in: set MMPO_CACHE or {_NEXT}") from error
+        raise UserError(f"no home folder to keep what is computed in: set MMPO_CACHE or {_elsewhere(OPTION)}") from error
+
+
+def _elsewhere(option: str) -> str:
+    return f"name another place with {option}"
 
 
 class _Unusable(Exception):
@@ -72,30 +77,36 @@ class ReferenceStore:
         named: bool = False,
         optional: bool = False,
         lock_seconds: float = LOCK_SECONDS,
+        option: str = OPTION,
     ) -> None:
         self.path, self.fingerprint = path, fingerprint
         self.named, self.optional, self.lock_seconds = named, optional, lock_seconds
         self.writable = True
+        self.called, self.elsewhere = option.removeprefix("--").replace("-", " "), _elsewhere(option)
         self._older: dict[bytes, float] = {}
         begun = os.path.exists(path) and self._connected("rw", self._is_ours)
         if not begun and self.writable and os.path.exists(older):
             self._older = self._read_parquet(older)
 
     @classmethod
-    def open(cls, place: str | Path | None, fingerprint: Fingerprint, *, lock_seconds: float = LOCK_SECONDS) -> "ReferenceStore":
+    def open(
+        cls, place: str | Path | None, fingerprint: Fingerprint, *, lock_seconds: float = LOCK_SECONDS, option: str = OPTION
+    ) -> "ReferenceStore":
         """The store at a place: a folder (one file per fingerprint), a *.sqlite file, or None for `default_folder`.
 
         A *.parquet file, as version 0.1.0 kept, stands for the *.sqlite file beside it, which goes on with its values.
-        lock_seconds: how long to wait for another process that writes. Writes nothing. Raises UserError for a file of
-        another fingerprint, naming the parts that differ, and for one that can't be read.
+        lock_seconds: how long to wait for another process that writes; option: by which the place was named. Writes nothing.
+        Raises UserError for a file of another fingerprint, naming the parts that differ, and for one that can't be read.
         """
         path = default_folder() if place is None else Path(place)
         named = path.suffix in (".sqlite", ".parquet") and not os.path.isdir(path)
         if not named and os.path.exists(path) and not os.path.isdir(path):
-            raise UserError(f"{path} is a file: a reference cache is a folder or a file whose name ends in .sqlite")
+            raise UserError(
+                f"{path} is a file: a {option.removeprefix('--').replace('-', ' ')} is a folder or a file whose name ends in .sqlite"
+            )
         name = path if named else path / fingerprint.name
         own, older = name.with_suffix(".sqlite"), name.with_suffix(".parquet")
-        return cls(own, fingerprint, older, named=named, optional=place is None, lock_seconds=lock_seconds)
+        return cls(own, fingerprint, older, named=named, optional=place is None, lock_seconds=lock_seconds, option=option)
 
     def lookup(self, keys: Sequence[bytes]) -> np.ndarray:
         """The log-probabilities of these keys, float64, shape (keys,), NaN where none is known."""
@@ -140,7 +151,7 @@ class ReferenceStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            return self._give_up(f"cannot write the reference cache {self.path}: {error.strerror or error}", error)
+            return self._give_up(f"cannot write the {self.called} {self.path}: {error.strerror or error}", error)
         self._connected("rwc", write)
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
@@ -154,10 +165,10 @@ class ReferenceStore:
 
     def _check_fingerprint(self, stored: dict | None) -> None:
         if not stored:
-            raise _Unusable("is no reference cache of this version of mmpo")
+            raise _Unusable(f"is no {self.called} of this version of mmpo")
         differences = self.fingerprint.differences(stored)
         if differences:
-            raise _Unusable(f"holds the values of another reference: {'; '.join(differences)}")
+            raise _Unusable(f"holds the values of another model: {'; '.join(differences)}")
 
     def _connected(self, mode: str, work: Callable[[sqlite3.Connection], Value]) -> Value | None:
         """What `work` gives on the open file; None where there is nothing to be had of it. Killed or failed in its midst, the
@@ -176,7 +187,7 @@ class ReferenceStore:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code not in DAMAGED and not (mode == "rw" and code == sqlite3.SQLITE_ERROR):
-                self._give_up(f"cannot {'read' if mode == 'rw' else 'write'} the reference cache {self.path}: {error}", error)
+                self._give_up(f"cannot {'read' if mode == 'rw' else 'write'} the {self.called} {self.path}: {error}", error)
                 return None
             self._set_aside(f"can't be read ({error})")
         return None if mode == "rw" else self._connected(mode, work)
@@ -184,13 +195,13 @@ class ReferenceStore:
     def _give_up(self, message: str, error: Exception) -> None:
         """Ends the run; in the default place, goes on without a file."""
         if not self.optional:
-            raise UserError(f"{message}. See to it, or {_NEXT}; what was saved before stays") from error
-        say(f"warning: {message}; this run keeps its values to itself (set MMPO_CACHE or {_NEXT})")
+            raise UserError(f"{message}. See to it, or {self.elsewhere}; what was saved before stays") from error
+        say(f"warning: {message}; this run keeps its values to itself (set MMPO_CACHE or {self.elsewhere})")
         self.writable = False
 
     def _refuse_if_named(self, path: Path, reason: str) -> None:
         if self.named:
-            raise UserError(f"the reference cache {path} {reason}. Delete it to have its values computed again, or {_NEXT}")
+            raise UserError(f"the {self.called} {path} {reason}. Delete it to have its values computed again, or {self.elsewhere}")
 
     def _set_aside(self, reason: str) -> None:
         self._refuse_if_named(self.path, reason)
@@ -199,8 +210,10 @@ class ReferenceStore:
             self.path.replace(aside)
             self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)  # it would be applied to the next file
         except OSError as error:
-            raise UserError(f"the reference cache {self.path} {reason}, nor be set aside ({error.strerror}): {_NEXT}") from error
-        say(f"warning: the reference cache {self.path} {reason}; set aside as {aside.name}, computing anew")
+            raise UserError(
+                f"the {self.called} {self.path} {reason}, nor be set aside ({error.strerror}): {self.elsewhere}"
+            ) from error
+        say(f"warning: the {self.called} {self.path} {reason}; set aside as {aside.name}, computing anew")
 
     def _read_parquet(self, path: Path) -> dict[bytes, float]:
         """The values in a file of version 0.1.0; none, with a warning, of one in a folder that is not this reference's."""
@@ -212,9 +225,9 @@ class ReferenceStore:
         except (_Unusable, OSError, ValueError, KeyError, pa.ArrowException) as error:
             reason = str(error) if isinstance(error, _Unusable) else f"can't be read ({str(error).splitlines()[0][:200]})"
             self._refuse_if_named(path, reason)
-            say(f"warning: the reference cache {path} {reason}; it is left as it is, computing anew")
+            say(f"warning: the {self.called} {path} {reason}; it is left as it is, computing anew")
             return {}
-        say(f"reference: {path}, of an earlier version, has {len(values)} values, which go on in {self.path}")
+        say(f"{self.called}: {path}, of an earlier version, has {len(values)} values, which go on in {self.path}")
         return values
 
 

@@ -18,6 +18,7 @@ from mmpo.train.model.load import (
     check_same_vocabulary,
     disable_dropout,
     idle_parameters,
+    kind_of,
     load_frozen,
     load_model,
     load_pretrained,

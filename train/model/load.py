@@ -79,6 +79,8 @@ def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, ne
             return _with_adapter(kind, Path(name), trust_remote_code=trust_remote_code, new_head=new_head)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         options: dict[str, Any] = {"num_labels": 1} if kind == "reward" else {}
+        if kind == "reward":
+            _check_one_label(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), name)
         model, info = _CLASSES[kind].from_pretrained(
             name,
             dtype=torch.float32,
@@ -95,6 +97,15 @@ def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, ne
     return model, tokenizer
 
 
+def _check_one_label(config: Any, name: str) -> None:
+    labels = list((config.id2label or {}).values())
+    if len(labels) > 1 and any(saved.endswith("ForSequenceClassification") for saved in config.architectures or ()):
+        raise UserError(
+            f"{name} is a classifier with {len(labels)} labels ({some_ids(map(str, labels))}), and a reward model has one score: which of "
+            "them, or which difference, would be the grade is nobody's guess. Name a model with one label (num_labels 1)"
+        )
+
+
 def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any, str]:
     """Any model of texts (float32, in evaluation mode, without gradients) for its hidden states, its tokenizer, and its kind:
     "policy", "reward", or "encoder" for one that has no output layer. Raises UserError as `load_pretrained` does, and for a model that
@@ -102,12 +113,7 @@ def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
     """
     check_hub(name)
     with _errors_named(f"cannot load {name!r} for its hidden states", name), _quiet():
-        tokenizer = None
-        if (Path(name) / _ADAPTER).is_file():
-            kind = "policy" if "CAUSAL" in str(json.loads((Path(name) / _ADAPTER).read_text()).get("task_type")) else "reward"
-        else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            kind = _kind_of(config, name)
+        tokenizer, kind = None, kind_of(name, trust_remote_code=trust_remote_code)
         if kind == "encoder":
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
             options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, "output_loading_info": True}
@@ -122,6 +128,14 @@ def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
         model, tokenizer = load_pretrained(kind, name, trust_remote_code=trust_remote_code)
     check_model(model, name, 1)
     return model.eval().requires_grad_(False), tokenizer, kind
+
+
+def kind_of(name: str, *, trust_remote_code: bool = False) -> str:
+    """What a folder or a Hugging Face name holds: "policy", "reward", or "encoder" for a model without output layer. Raises UserError."""
+    with _errors_named(f"cannot load {name!r}", name), _quiet():
+        if (Path(name) / _ADAPTER).is_file():
+            return "policy" if "CAUSAL" in str(json.loads((Path(name) / _ADAPTER).read_text()).get("task_type")) else "reward"
+        return _kind_of(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), name)
 
 
 def _kind_of(config: Any, name: str) -> str:

@@ -1,0 +1,49 @@
+"""`mmpo score`: reward models and policies as graders; one flag for every field of ScoreOptions."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpo.cli.flags import with_flags
+from mmpo.cli.output import AsJson, print_json, print_rows, say
+from mmpo.pipeline.options import options_from
+from mmpo.train.scoring import ScoreOptions, scorers_of
+
+
+@with_flags(ScoreOptions)
+def score(
+    feedback: Annotated[Path, typer.Argument(metavar="FEEDBACK", help="A FEEDBACK folder (`mmpo build ... --feedback-only`).")],
+    *,
+    out: Annotated[Path, typer.Option(help="The folder to write: the same FEEDBACK with the grades added.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="DIR[,KEY=VALUE...]",
+            help="A reward model or a policy, a folder or a Hugging Face name, repeated for several; keys: rater, reference, beta, "
+            "chat_template.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    given: dict[str, Any],
+) -> None:
+    """Grade every completion by reward models, or by policies' implicit rewards; each is a rater of kind reward_model.
+
+    Every value is kept as soon as it is computed: the same command again computes only what is missing. Then
+    `mmpo build OUT --format feedback --out pairs` makes pairs of the grades. Example:
+    mmpo score candidates --model models/reward --model org/reward-model,rater=other --out scored
+    """
+    options, scorers = options_from(ScoreOptions, given, flags=True), scorers_of(model or [])
+    from mmpo.train import score as grade
+
+    summary = grade(feedback, [vars(one) for one in scorers], out, **vars(options))
+    columns = {"rater": "rater", "kind": "kind", "grades": "grades", "already": "already there", "left out": "left out"}
+    columns |= {"truncated": "cut short", "seconds": "seconds"}
+    print_rows("", [{**row, "left out": sum(row["left_out"].values())} for row in summary["raters"]], columns)
+    for row in summary["raters"]:
+        if row["left_out"]:
+            told = ", ".join(f"{reason} {count:,}" for reason, count in row["left_out"].items())
+            say(f"{row['rater']}: without a grade: {told}; which ones: {summary['out']}/rejects.parquet")
+    say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
+    print_json(summary, as_json)

@@ -1,0 +1,116 @@
+"""`mmpo score`: FEEDBACK in, the same FEEDBACK with models' grades added out; killed at any moment and resumed by the same call."""
+
+import dataclasses
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.arrow import flat, offsets_of, structs, with_added
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import options_from
+from mmpo.pipeline.storage import RowAccounting, check_out, describe, digest, replacing, write_feedback
+from mmpo.pipeline.tables import FEEDBACK, RATING
+from mmpo.train.scoring.candidates import ASPECT, KIND, StoredCompletions
+from mmpo.train.scoring.models import Scores, described, scores_of
+from mmpo.train.scoring.options import ScoreOptions, scorers_of
+
+NOT_OF_THE_RECIPE = ("tokens_per_batch", "cache", "trust_remote_code")
+"""Options that change how fast or where, never what comes out."""
+
+
+def score(
+    feedback: str | Path, model: str | Path | Mapping[str, Any] | Sequence[Any], out: str | Path, **options: Any
+) -> dict[str, Any]:
+    """Grade every completion of a FEEDBACK folder by one or several models, and write it to `out` with these grades added.
+
+    model: a folder or Hugging Face name, "MODEL,rater=NAME,reference=...", a mapping with these keys, or a list of such: a reward model
+    (a sequence classifier with one label), whose grade is its score (the logit), or a policy, whose grade is its implicit reward
+    β·(log π(y|x) − log π_ref(y|x)), in nats times β (Rafailov et al. 2023, eq. 5, but for what depends on the prompt alone). Each is a
+    rater of kind reward_model and aspect overall, without bounds. options: the fields of ScoreOptions.
+
+    Grades that are there stay, and those of the same rater are not computed again. Every value is in a cache as soon as its batch is
+    computed: after a kill the same call computes only what was under way.
+
+    Returns {"out", "prompts", "completions", "seconds", "raters": [{"rater", "model", "kind", "grades", "already", "left_out" (by reason),
+    "truncated", "seconds"}]}. Raises UserError with nothing written.
+    """
+    began = time.monotonic()
+    chosen, scorers = options_from(ScoreOptions, options), scorers_of(model)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("mmpo score runs in one process, and a launcher has started several: call `mmpo score` by itself")
+    check_out(Path(out))
+    if Path(feedback).resolve() == Path(out).resolve():
+        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
+    candidates = StoredCompletions.open(feedback)
+    found = [scores_of(candidates, one, chosen) for one in scorers]
+    _write(candidates, found, chosen, Path(out))
+    rows = [_summary(one) for one in found]
+    sizes = {"prompts": candidates.prompts, "completions": candidates.completions}
+    return {"out": str(out), **sizes, "seconds": time.monotonic() - began, "raters": rows}
+
+
+def _summary(scores: Scores) -> dict[str, Any]:
+    return {
+        "rater": scores.scorer.name, "model": scores.scorer.model, "kind": scores.kind, "grades": int(np.isfinite(scores.values).sum()),
+        "already": scores.already, "left_out": dict(Counter(scores.left_out.values())), "truncated": scores.truncated,
+        "seconds": scores.seconds,
+    }  # fmt: skip
+
+
+def _write(candidates: StoredCompletions, found: Sequence[Scores], options: ScoreOptions, out: Path) -> None:
+    recipe = {
+        "score": {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_OF_THE_RECIPE},
+        "scorers": [described(one) for one in found],
+        "feedback": candidates.manifest.get("recipe"),
+    }
+    inputs = [{"name": f"{candidates.folder.name}/{path.name}", "digest": digest(path)} for path in candidates.files]
+    metadata = {"recipe": recipe, "inputs": inputs}
+    accounting = RowAccounting()
+    for one in found:
+        counts = _summary(one)
+        created = candidates.completions - one.already
+        accounting.count("score", "grade", created=created, out=counts["grades"], dropped=counts["left_out"])
+    with replacing(out) as folder:
+        parts = ((_graded(first, table, found), _rejected(first, table, found)) for first, table in candidates.tables())
+        digests = write_feedback(folder, metadata, parts)
+        describe(folder, metadata, candidates.prompts, accounting, digests)
+
+
+def _graded(first: int, table: pa.Table, found: Sequence[Scores]) -> pa.Table:
+    """The table with the new grades behind those that its rows have."""
+    offsets = offsets_of(flat(table["completions"]))
+    rows, grades = [], []
+    for one in found:
+        values = one.values[first : first + offsets[-1]]
+        for place in np.flatnonzero(np.isfinite(values)):
+            row = int(np.searchsorted(offsets, place, side="right")) - 1
+            rows.append(row)
+            grades.append((int(place - offsets[row]), one.scorer.name, KIND, ASPECT, float(values[place])))
+    if not grades:
+        return table
+    index, kind = table.schema.get_field_index("ratings"), FEEDBACK.field("ratings").type
+    added = with_added(flat(table["ratings"]), structs(grades, RATING).cast(RATING), np.array(rows))
+    return table.set_column(index, pa.field("ratings", kind), added.cast(kind))
+
+
+def _rejected(first: int, table: pa.Table, found: Sequence[Scores]) -> list[dict[str, Any]]:
+    """A row for every completion that a model could not grade."""
+    column = flat(table["completions"])
+    offsets, names = offsets_of(column), table["prompt_id"].to_pylist()
+    ids = column.flatten().field("id")
+    said = []
+    for one in found:
+        for place in range(first, first + int(offsets[-1])) if one.left_out else ():
+            if place in one.left_out:
+                row = int(np.searchsorted(offsets, place - first, side="right")) - 1
+                evidence = json.dumps({"rater": one.scorer.name, "completion_id": ids[place - first].as_py()}, ensure_ascii=False)
+                about = {"unit": "grade", "stage": "score", "reason": one.left_out[place], "file": None, "row": None}
+                said.append({**about, "prompt_id": names[row], "evidence": evidence})
+    return said
