@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mmpo.cli.commands.argilla:COMMANDS",
         "Grades from people, through Argilla: serve one here, push to it, pull from it.",
     ),
-    "validate": ("mmpo.cli.commands.validate:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
+    "validate": ("mmpo.cli.commands.dataset:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
     "report": ("mmpo.cli.commands.dataset:report", "A self-contained HTML page about a dataset."),
     "rejects": ("mmpo.cli.commands.dataset:rejects", "What a build left out, by reason, with examples."),
     "gamma": ("mmpo.cli.commands.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),

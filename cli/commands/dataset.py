@@ -1,4 +1,4 @@
-"""`mmpo report`, `mmpo rejects`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
+"""`mmpo validate`, `mmpo report`, `mmpo rejects`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,32 @@ FITS = (
     "Margins with a rater left out are noisier than those of all raters, whose γ is a little larger."
 )
 Dataset = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder that `mmpo build` wrote.")]
+
+
+def validate(
+    dataset: Dataset,
+    gamma: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Check the saturation of the targets at this γ, or at auto, auto:.9.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check a dataset: the tables, leakage across splits, duplicates, margins, saturation, length bias, ties.
+
+    Exit status 2 if a check fails (with --strict: or warns).
+    """
+    from mmpo.pipeline import validate as run_checks
+
+    summary = run_checks(dataset, gamma=gamma, strict=strict)
+    print_rows("", summary["checks"], {"status": "status", "name": "check", "count": "count", "message": ""})
+    print_json(summary, as_json)
+    failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
+    warned = [check["name"] for check in summary["checks"] if check["status"] == "warn"]
+    if summary["ok"]:
+        say(f"{dataset}: ok" + (f", {len(warned)} warnings" if warned else ""))
+        return 0
+    say(f"error: {dataset} does not pass: {', '.join(failed or warned)}")
+    return 2
 
 
 def report(
