@@ -67,6 +67,7 @@ def build_pairs(
     max_per_prompt: int | None = None,
     min_margin: float = 0.0,
     min_raters: int = 0,
+    agree_between: Sequence[str] = (),
     ties: str = "keep",
     max_chars: int | None = None,
     seed: int = 0,
@@ -81,7 +82,8 @@ def build_pairs(
         format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
         aspects=tuple(aspects) if aspects else None, normalise=normalise, score=score, merge_raters=merge_raters,
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
-        min_raters=min_raters, ties=ties, max_chars=max_chars, seed=seed, thinking=thinking, graded_part=graded_part,
+        min_raters=min_raters, agree_between=tuple(agree_between), ties=ties, max_chars=max_chars, seed=seed, thinking=thinking,
+        graded_part=graded_part,
     )  # fmt: skip
     merged, resolved = grades_of(feedback, options)
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))

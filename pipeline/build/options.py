@@ -71,6 +71,9 @@ class BuildOptions:
     """Drop pairs whose quality margin is smaller, in margin units."""
     min_raters: Annotated[int, Field(ge=0), NUMBER] = 0
     """Drop pairs that fewer raters graded both sides of; with 0 pairs whose margin no rater witnessed stay, and are said."""
+    agree_between: Annotated[tuple[str, ...], LISTED] = ()
+    """Keep the pairs on which these raters, two or more of those that make the margins, prefer the same side, separated by commas; a tie
+    agrees with a tie alone."""
     ties: Literal["keep", "drop"] = "keep"
     """Pairs with margin 0: keep or drop."""
     max_chars: Count | None = None
@@ -102,6 +105,10 @@ class BuildOptions:
             )
         if self.bare_prompts and not self.feedback_only:
             raise UserError("--bare-prompts: prompts without replies make no pairs; it goes with --feedback-only")
+        if len(self.agree_between) == 1 or len(set(self.agree_between)) < len(self.agree_between):
+            raise UserError(
+                f"--agree-between {','.join(self.agree_between)}: name two or more different raters, separated by commas"
+            )
         check_shares(self.split)
         split_column(self.split_by)
         check_options(get_source(self.format), source_options(self))

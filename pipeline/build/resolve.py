@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.options import BuildOptions
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps, score_origin
@@ -108,6 +108,10 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
             f"--strategy {options.strategy} needs a score for each completion; the grades are comparisons, whose pairs are given. "
             f"Use {fitting}"
         )
+    known = sorted({group.rater for group in groups})
+    for name in options.agree_between:
+        if name not in known:
+            raise unknown_name("rater among those that make the margins (--agree-between)", name, known[:40])
     steps = rounding_steps(groups, statistics, options.normalise)
     found = {"evidence": evidence, "score": score, "steps": steps, "origin": score_origin(score, groups, options.normalise)}
     rules = PairRules(**{**shared(options, PairRules), **found})

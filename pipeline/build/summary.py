@@ -175,6 +175,8 @@ REMEDIES = {
     "over_long": "longer than --max-chars",
     "min_margin": "a margin below --min-margin",
     "min_raters": "fewer raters who graded both sides than --min-raters",
+    "rater_missing": "one of --agree-between did not grade both sides",
+    "raters_disagree": "the raters of --agree-between prefer different sides",
 }
 """Of reasons for which something was left out: what it is, and what keeps it."""
 MOST_REASONS = 6

@@ -35,6 +35,7 @@ class PairRules:
     max_per_prompt: int | None = None
     min_margin: float = 0.0
     min_raters: int = 0
+    agree_between: tuple[str, ...] = ()
     ties: str = "keep"
     max_chars: int | None = None
     seed: int = 0

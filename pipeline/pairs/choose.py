@@ -21,6 +21,7 @@ from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rater_effects import RaterSample
 from mmpo.pipeline.grades.rounding import comparable, differ, rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_values, sample_of
+from mmpo.pipeline.pairs.agreement import rater_missing, raters_disagree
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
 
@@ -367,6 +368,8 @@ FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
     "tie": _tie,
     "over_long": _over_long,
     "min_raters": _few_raters,
+    "rater_missing": rater_missing,
+    "raters_disagree": raters_disagree,
     "min_margin": _small_margin,
     "max_per_prompt": _over_the_cap,
 }
