@@ -106,9 +106,8 @@ def only(people: People, units: np.ndarray) -> People:
     """The same people where they had graded nothing but these pairs; their own noise is still that of all."""
     asked = np.isin(np.arange(len(people.answers.voters)), units)
     answers = people.answers
-    return replace(
-        people, answers=HumanAnswers(*(column * asked for column in answers[:3]), answers.levels * asked[:, None], answers.values)
-    )
+    left = {name: getattr(answers, name) * asked for name in ("votes", "voters", "mean")}
+    return replace(people, answers=answers._replace(**left, levels=answers.levels * asked[:, None]))
 
 
 def measured(chance: np.ndarray, answers: HumanAnswers) -> tuple[float, float]:

@@ -55,9 +55,9 @@ class Labelled:
     def fit(self, setting: MapSetting, weight: Floats) -> FittedMap:
         """A setting's map; expected margins stay within people's widest one."""
         found = MAPS[setting.method](columns_of(self.features, setting), self.margins, self.answers, weight)
-        if self.limit is None:
+        if (limit := self.limit) is None:
             return found
-        return replace(found, expected=lambda index: np.clip(found.expected(index), -self.limit, self.limit))
+        return replace(found, expected=lambda index: np.clip(found.expected(index), -limit, limit))
 
 
 def folds_of(prompts: Sequence[str], folds: int, seed: int) -> np.ndarray:
@@ -116,12 +116,25 @@ def mean_and_error(values: Floats, prompt: np.ndarray) -> tuple[Floats, Floats]:
     return mean, np.sqrt((sums**2).sum(axis=-1) * prompts / max(prompts - 1, 1)) / values.shape[-1]
 
 
-def best_of(found: Sequence[HeldOut], sample: Labelled) -> HeldOut:
-    """The first, unless another has the less loss by more than DOUBT standard errors over prompts; then the one by most."""
-    variance = float(np.mean((sample.answers.mean - found[0].expected) ** 2))
-    losses = np.stack([one.losses(sample, variance) for one in found])
-    mean, error = mean_and_error(losses - losses[0], sample.prompt)
+def best_of(found: Sequence[HeldOut], sample: Labelled, among: np.ndarray | None = None) -> HeldOut:
+    """The first, unless another's lead over it less DOUBT standard errors over prompts is above 0; then the one of the largest. among: the
+    pairs that choose, a mask."""
+    which = np.ones(len(sample.fold), dtype=bool) if among is None else among
+    variance = float(np.mean((sample.answers.mean - found[0].expected)[which] ** 2))
+    losses = np.stack([one.losses(sample, variance)[which] for one in found])
+    mean, error = mean_and_error(losses - losses[0], sample.prompt[which])
     return found[int(np.argmin(mean + DOUBT * error))]
+
+
+def chosen_elsewhere(found: Sequence[HeldOut], sample: Labelled) -> HeldOut:
+    """Each fold by the map that the pairs of the other folds choose, so that choosing flatters no figure; its setting is the one that all
+    pairs choose."""
+    chance, expected = np.zeros(len(sample.fold)), np.zeros(len(sample.fold))
+    for one in np.unique(sample.fold):
+        out = sample.fold == one
+        best = best_of(found, sample, ~out)
+        chance[out], expected[out] = best.chance[out], best.expected[out]
+    return HeldOut(best_of(found, sample).setting, chance, expected)
 
 
 def settings(methods: Sequence[str], length: str) -> list[MapSetting]:

@@ -1,6 +1,5 @@
 """One grader calibrated: the map that held-out people choose, its figures, and every margin with its error."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from mmpo.annotate.calibrate.crossfit import (
     HeldOut,
     Labelled,
     MapSetting,
-    best_of,
+    chosen_elsewhere,
     columns_of,
     errors_of,
     folds_of,
@@ -76,7 +75,7 @@ def calibrate_grader(grader: Grader, people: People, ids: np.ndarray, options: C
     """Choose, fit and judge a grader's map. The pairs that both graded are of two prompts at least."""
     sample = sample_of(grader, people, ids, options)
     found = [held_out(sample, setting) for setting in tried(options)]
-    held = best_of(found, sample)
+    held = chosen_elsewhere(found, sample)
     fit = sample.fit(held.setting, np.ones(len(sample.fold)))
     index = fit.index(columns_of(grader.features, held.setting))
     labelled = labelled_by(grader, people)
@@ -134,7 +133,7 @@ def raw_chance(grader: Grader, sample: Labelled) -> Floats:
 def _gain(sample: Labelled, found: list[HeldOut], held: HeldOut) -> tuple[float, list[float]]:
     """By how many nats a pair the grader's own margins tell more than a coin, lengths left out; and the 95% interval over prompts."""
     own = [one for one in found if not one.setting.length] or [held_out(sample, MapSetting(held.setting.method, False))]
-    best = held if not held.setting.length else best_of(own, sample)
+    best = chosen_elsewhere(own, sample)
     mean, error = mean_and_error(COIN - best.entropies(sample), sample.prompt)
     reach = student(sample.prompts - 1) * float(error)
     return float(mean), [float(mean) - reach, float(mean) + reach]
@@ -196,7 +195,7 @@ def _more(sample: Labelled, setting: MapSetting, errors: Errors, seed: int) -> d
     }
 
 
-def _reliability(q: Floats, sample: Labelled) -> list[Mapping[str, float]]:
+def _reliability(q: Floats, sample: Labelled) -> list[dict[str, Any]]:
     x, y = folded(q, sample.share)
     return reliability(x, y, sample.answers.voters)
 

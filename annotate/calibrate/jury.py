@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.annotate.calibrate.crossfit import HeldOut, Labelled, best_of, held_out, mean_and_error
+from mmpo.annotate.calibrate.crossfit import HeldOut, Labelled, chosen_elsewhere, held_out, mean_and_error
 from mmpo.annotate.calibrate.grader import Calibrated, sample_of, tried
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.overlap import Grader, People
@@ -66,7 +66,7 @@ def against(
 
 
 def _held(sample: Labelled, options: CalibrateOptions) -> HeldOut:
-    return best_of([held_out(sample, setting) for setting in tried(options)], sample)
+    return chosen_elsewhere([held_out(sample, setting) for setting in tried(options)], sample)
 
 
 def _difference(entropies: Floats, own: Floats, sample: Labelled) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class HumanAnswers(NamedTuple):
 
     def take(self, which: np.ndarray) -> "HumanAnswers":
         """Of some of the pairs."""
-        return HumanAnswers(*(column[which] for column in self[:-1]), self.values)
+        return self._replace(**{name: getattr(self, name)[which] for name in self._fields[:-1]})
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def prediction_powered_mean(truth: Floats, prediction: Floats, prompt: np.ndarra
 
     def by_prompt(values: Floats, where: np.ndarray) -> Floats:
         """Each prompt's part of the error of a mean."""
-        return np.bincount(prompt[where], (values - values.mean()) / len(values), minlength=size)
+        return np.bincount(prompt[where], (values - values.mean()) / len(values), minlength=size).astype(np.float64)
 
     of_y, of_f = by_prompt(y, known), by_prompt(f, known)
     of_g = by_prompt(g, ~known) if len(g) else np.zeros(size)
