@@ -317,7 +317,7 @@ def trainer_of(
 
 def measures(validation: np.ndarray, z: np.ndarray, votes: Sequence[Vote]) -> dict[str, Any]:
     """Of the tested pairs, all of them decided; the temperature is that of the validation pairs."""
-    ones, warm = np.ones(len(z)), temperature_fit(validation, np.ones(len(validation))) or 1.0
+    ones, warm = np.ones(len(z)), temperature_fit(validation, np.ones(len(validation)), doubt=0) or 1.0
     found: dict[str, Any] = {"temperature": warm, "accuracy": accuracy(z)}
     for name, logits in (("", z), ("_scaled", z / warm)):
         found |= {f"nll{name}": cross_entropy(logits, ones), f"ece{name}": ece_label(sigmoid(logits))}

@@ -199,8 +199,11 @@ def _row(kept: np.ndarray, q: Floats, z: Floats, m: Floats, p: Floats) -> dict[s
     }
 
 
-def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float = 1e3) -> float | None:
+def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float = 1e3, doubt: float = 1.0) -> float | None:
     """The temperature T in [low, high] at which σ(z/T) has the least cross-entropy to p. None without pairs.
+
+    doubt: of n pairs so many over n + 2 count the other way round (Platt 1999). Without it labels that are all foretold have their best
+    temperature at `low`, and the first one elsewhere that is not costs thousands of nats.
 
     Fit it on other pairs than those it's judged on. The cross-entropy is convex in 1/T, so that bisection on its
     derivative, mean (σ(z/T) − p)·z, finds it; at a bound the bound is returned (Guo et al. 2017).
@@ -208,6 +211,8 @@ def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float =
     z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
     if not z_.size:
         return None
+    flipped = doubt / (len(z_) + 2)
+    p_ = p_ + flipped * (1 - 2 * p_)
     cold, hot = np.log(low), np.log(high)
     for _ in range(60):
         middle = (cold + hot) / 2

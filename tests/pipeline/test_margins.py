@@ -139,10 +139,18 @@ def test_scores_by_hand() -> None:
 
 def test_temperature_undoes_a_scaling_and_never_hurts() -> None:
     z = generator(2).normal(0, 2, 2000)
-    assert mm.temperature_fit(3 * z, mm.sigmoid(z)) == pytest.approx(3, rel=1e-6)
+    assert mm.temperature_fit(3 * z, mm.sigmoid(z), doubt=0) == pytest.approx(3, rel=1e-6)
+    assert mm.temperature_fit(3 * z, mm.sigmoid(z)) == pytest.approx(3, rel=1e-2)
     p = mm.sigmoid(z + generator(3).normal(0, 1, z.size))
     fitted = mm.temperature_fit(4 * z, p) or 0.0
     assert (mm.cross_entropy(4 * z / fitted, p) or 9) <= (mm.cross_entropy(4 * z, p) or 0)
+
+
+def test_a_temperature_of_labels_that_are_all_foretold_is_finite() -> None:
+    """Three labels of three count as four of five, so that σ(1/T) = .8; one that is not foretold then costs log 5."""
+    fitted = mm.temperature_fit([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]) or 0.0
+    assert fitted == pytest.approx(1 / math.log(4))
+    assert mm.cross_entropy([1 / fitted], [0.0]) == pytest.approx(math.log(5))
 
 
 def test_by_margin_holds_every_pair_once() -> None:

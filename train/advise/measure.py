@@ -92,11 +92,16 @@ def joined(folds: Sequence[Fold]) -> Fold:
 def scale_of(z: np.ndarray, votes: np.ndarray | None = None) -> np.ndarray:
     """1/temperature at which the likelihood of the labels is best, for each column of z (pairs, columns), all of which are of the chosen
     one; or of votes, (pairs, 2): for the chosen one, and all. Between e⁻⁹ and e⁹. The loss is convex in it: bisection on its slope.
+
+    Of n pairs 1/(n + 2) count the other way round (Platt 1999): where all are right the best scale would be infinite, and the first wrong one
+    elsewhere would cost as much.
     """
     low, high = np.full(z.shape[1], -9.0), np.full(z.shape[1], 9.0)
     z = z.astype(np.float32)
-    every = np.float32(1) if votes is None else votes[:, 1:].astype(np.float32)
-    against = np.float32(0) if votes is None else ((votes[:, 1:] - votes[:, :1]) * z).sum(axis=0)
+    every = np.ones((len(z), 1), dtype=np.float32) if votes is None else votes[:, 1:].astype(np.float32)
+    doubt = np.float32(1 / (len(z) + 2))
+    wrong = 0 if votes is None else votes[:, 1:] - votes[:, :1]
+    against = (((1 - 2 * doubt) * wrong + doubt * every) * z).sum(axis=0)
     for _ in range(22):
         middle = (low + high) / 2
         steep = (every * z / (1 + np.exp(np.clip(z * np.exp(middle).astype(np.float32), -80, 80)))).sum(axis=0) > against

@@ -36,6 +36,11 @@ def test_temperature_is_that_of_the_metrics() -> None:
     assert 1 / scale_of(z) == pytest.approx([temperature_fit(column, np.ones(200)) for column in z.T], rel=1e-3)
 
 
+def test_where_all_are_right_the_temperature_stays_finite() -> None:
+    assert scale_of(np.ones((3, 1))) == pytest.approx([np.log(4)], rel=1e-4)
+    assert scale_of(np.ones((3, 1)), np.full((3, 2), 2.0)) == pytest.approx([np.log(4)], rel=1e-4)
+
+
 def test_of_votes_too_and_their_sums_are_those_of_single_labels() -> None:
     rng = np.random.default_rng(0)
     z, place = rng.standard_normal((200, 1)) * np.array([1.0, 3.0]), rng.integers(0, 17, 200)
