@@ -8,7 +8,7 @@ import typer
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
 from mmpo.pipeline.errors import unknown_name
-from mmpo.pipeline.metrics import FEWEST_CLUSTERS, METRICS, SUITES, suite_scores
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS, METRICS, SUITES, suite_scores, suite_warnings
 from mmpo.pipeline.options import NUMBER, Gamma, OneOf, TextOrPath, in_words, options, options_from
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -147,8 +147,8 @@ def scores(
         raise unknown_name("suite", suite, SUITES)
     summary = suite_scores(file, suite)
     _print_suite(summary)
-    for name, count in summary["unknown_subsets"].items():
-        say(f"warning: {suite} has no subset {name!r}: its {count:,} rows are part of no section")
+    for line in suite_warnings(summary):
+        say(f"warning: {line}")
     print_json(summary, as_json)
 
 

@@ -126,11 +126,12 @@ SUITES: dict[str, Suite] = {
 
 def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """A suite's figures from scored rows: {"suite", "rows", "subsets", "sections", "sections_95", "average", "average_95",
-    "unknown_subsets"}, of rm-bench "styles" (easy, normal, hard) and "matrix" (the mean of the domains' 3 × 3) as well.
+    "unknown_subsets", "missing_subsets"}, of rm-bench "styles" (easy, normal, hard) and "matrix" (the mean of the domains' 3 × 3) as well.
 
     subsets: a row each, subset, rows, pairs (of a correct and an incorrect completion), section, accuracy, accuracy_95 and chance, what
     random scores reach. A subset that nobody published is listed there and in unknown_subsets with how many rows it has, and is no part
-    of any section. Intervals are of 95%, by resampling the rows (of Ties the prompts) of each subset, and None where a subset
+    of any section; one that was published and is not there stands in missing_subsets, and sections and average are of the others.
+    Intervals are of 95%, by resampling the rows (of Ties the prompts) of each subset, and None where a subset
     has fewer than FEWEST_CLUSTERS of them, as that of all that it is part of is; a section that is not there is left out, and average is
     None without any.
     Raises UserError for rows that the arithmetic has no place for.
@@ -174,12 +175,28 @@ def suite_measures(name: str, rows: Sequence[ScoredRow], draws: int = DRAWS, see
         "average": average,
         "average_95": share_interval(suite.average(section_draws), average, _alike(of_average, counts)) if sections else None,
         "unknown_subsets": {subset: len(grouped[subset]) for subset in order if subset not in known},
+        "missing_subsets": [subset for subset in suite.subsets if subset not in known],
     }
     if suite.sides == 3 and known:
         matrix = np.mean([style_matrix(grouped[subset]) for subset in known], axis=0)
         found |= {"styles": dict(zip(("easy", "normal", "hard"), easy_normal_hard(matrix).tolist(), strict=True))}
         found |= {"matrix": matrix.tolist()}
     return found
+
+
+def suite_warnings(found: Mapping[str, Any]) -> list[str]:
+    """What a reader of a suite's figures must know: subsets that are no part of them, and those that are not there."""
+    told, missing = [], found["missing_subsets"]
+    if found["unknown_subsets"]:
+        named = ", ".join(f"{name!r} ({count:,} rows)" for name, count in found["unknown_subsets"].items())
+        told.append(f"subsets that {found['suite']} does not have are part of no section: {named}")
+    if missing and found["sections"]:
+        some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} others" if len(missing) > 6 else "")
+        told.append(
+            f"{len(missing)} of the {len(SUITES[found['suite']].subsets)} subsets of {found['suite']} have no rows here ({some}): sections "
+            "and average are of the others, and compare only with figures of the same subsets"
+        )
+    return told
 
 
 def _alike(weights: Mapping[str, float], rows: Mapping[str, int]) -> float:

@@ -93,8 +93,8 @@ def scale_of(z: np.ndarray, votes: np.ndarray | None = None) -> np.ndarray:
     """1/temperature at which the likelihood of the labels is best, for each column of z (pairs, columns), all of which are of the chosen
     one; or of votes, (pairs, 2): for the chosen one, and all. Between e⁻⁹ and e⁹. The loss is convex in it: bisection on its slope.
 
-    Of n pairs 1/(n + 2) count the other way round (Platt 1999): where all are right the best scale would be infinite, and the first wrong one
-    elsewhere would cost as much.
+    Of n pairs 1/(n + 2) count the other way round (Platt 1999): where all are right the best scale would be infinite, and the first wrong
+    one elsewhere would cost as much.
     """
     low, high = np.full(z.shape[1], -9.0), np.full(z.shape[1], 9.0)
     z = z.astype(np.float32)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
-from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures
+from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures, suite_warnings
 from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs, with_graded_part
 from mmpo.train.evaluation.as_trained import options_as_trained, trained_part_of, trained_reference_weights
@@ -230,9 +230,7 @@ def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[
     found = suite_measures(bench.suite, rows)
     lengths = (text_lengths(bench.pairs[side])[values["rows"]] for side in _SIDES)
     longest = suite_measures(bench.suite, bench.scored(values["rows"], *lengths)[0], draws=0)
-    told = ", ".join(f"{name} ({count:,} rows)" for name, count in found["unknown_subsets"].items())
-    if told:
-        warn([f"subsets that {bench.suite} does not have are part of no section: {told}"])
+    warn(suite_warnings(found))
     if incomplete:
         warn([f"{incomplete:,} of {len(bench.sizes):,} rows were left out: a completion of theirs has no value"])
     return {

@@ -57,7 +57,9 @@ def test_rewardbench_gives_the_published_sections(suffix, tmp_path, capsys):
         "accuracy_95": [pytest.approx(0.025 ** (1 / 6)), 1.0],
         "chance": 0.5,
     }
-    assert "no subset 'my-own': its 6 rows" in said.err
+    assert "subsets that rewardbench does not have are part of no section: 'my-own' (6 rows)" in said.err
+    assert found["missing_subsets"] == ["anthropic_helpful", "anthropic_hhh", "shp", "summarize"]
+    assert "4 of the 27 subsets of rewardbench have no rows here (anthropic_helpful, " in said.err
     for section, (low, high) in found["sections_95"].items():
         assert low < GOLDEN[section] < high
     low, high = found["average_95"]
@@ -99,6 +101,7 @@ def test_rm_bench_by_hand(tmp_path):
     assert np.mean(list(found["styles"].values())) == pytest.approx(found["average"])
     assert found["matrix"] == [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.5, 0.5, 0.5]]
     assert found["unknown_subsets"] == {} and found["subsets"][1]["rows"] == 2
+    assert found["missing_subsets"] == ["chat", "math"]
 
 
 def test_interval_of_a_mean_is_that_of_the_binomial():

@@ -170,7 +170,7 @@ def test_the_command_prints_the_sections(trained, tmp_path, capsys):
     data = write_rows(tmp_path / "bench.jsonl", benchmark_rows())
     assert run(["evaluate", "reward", "--model", str(trained["reward"]), "--data", str(data), "--json"]) == 0
     shown = capsys.readouterr()
-    assert "average" in shown.err and "longest wins" in shown.err and "my-own (10 rows)" in shown.err
+    assert "average" in shown.err and "longest wins" in shown.err and "'my-own' (10 rows)" in shown.err
     assert list(orjson.loads(shown.out)["sections"]) == ["Reasoning", "Prior Sets"]
 
 
