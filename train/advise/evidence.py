@@ -125,8 +125,8 @@ def check_evidence(found: Evidence, where: str, least: int) -> None:
         )
     if groups < least:
         raise UserError(
-            f"{where} has {groups} prompt{'s' * (groups != 1)} with untied pairs: settings are chosen on some prompts and judged on "
-            f"others, which takes {least} at least. Give more prompts"
+            f"{where} has {groups} prompt{'s' * (groups != 1)} with untied pairs (those of one first user message count as one): "
+            f"settings are chosen on some prompts and judged on others, which takes {least} at least. Give more prompts"
         )
 
 
@@ -223,6 +223,10 @@ def _table(path: Path) -> pa.Table:
         return load_feedback(path) if read_manifest(path).get("kind") == "feedback" else load_pairs(path)
     if path.is_dir():
         return load_pairs(path)
+    if path.is_file() and path.suffix != ".parquet":
+        raise UserError(
+            f"{path} is neither PAIRS nor FEEDBACK: build it first, mmpo build {path} --format FORMAT --feedback-only --out DIR"
+        )
     return read_pairs(path, "")
 
 

@@ -5,6 +5,7 @@ fitted on the completions of training prompts.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,35 @@ def fixed(values: np.ndarray, components: int | None = None) -> Fit:
 
 def from_file(path: Path, found: Evidence) -> np.ndarray:
     """The features of a Parquet file with the columns id (a completion's) and features (lists of one length), (completions, features)."""
+    if not path.is_file():
+        raise UserError(f"--features {path}: there is no such file")
     table = read_parquet(path)
     for name in ("id", "features"):
         if name not in table.column_names:
             raise unknown_name(f"column in {path}; features need id and features, and not", name, table.column_names)
     rows = dict(zip(table["id"].to_pylist(), range(table.num_rows), strict=True))
+    if len(rows) < table.num_rows:
+        twice = next(name for name, count in Counter(table["id"].to_pylist()).items() if count > 1)
+        raise UserError(
+            f"{path}: {table.num_rows - len(rows)} rows repeat an id (the first: {twice}); give every completion one row"
+        )
     missing = [identity for identity in found.ids if identity not in rows]
     if missing:
         raise UserError(f"{path} has no features of {len(missing)} of the {len(found.ids)} completions (the first: {missing[0]})")
     lists = [table["features"][rows[identity]].as_py() for identity in found.ids]
     if len({len(one or ()) for one in lists}) != 1:
         raise UserError(f"{path}: features must be lists of one length for all completions")
-    return np.array(lists, dtype=np.float64)
+    values = np.array(lists, dtype=np.float64)
+    if not values.size:
+        raise UserError(f"{path}: the lists in features are empty")
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        raise UserError(
+            f"{path}: features must be finite numbers; those of {wrong.sum()} completions are not (the first: {found.ids[wrong.argmax()]})"
+        )
+    if (values == values[0]).all():
+        raise UserError(f"{path}: all completions have the same features, so that they tell none from another")
+    return values
 
 
 def of_model(model: str, found: Evidence) -> np.ndarray:
@@ -151,10 +169,11 @@ def _check_model(name: str) -> None:
     """UserError for a name that neither a folder nor a model has."""
     from mmpo.train.model import cached
 
-    if "/" not in name and not Path(name).exists() and not cached(name):
+    is_file = Path(name).is_file()
+    if is_file or ("/" not in name and not Path(name).exists() and not cached(name)):
         raise UserError(
-            f"--features {name}: there is no such folder. It takes {', '.join(FEATURES)}, a model's folder or Hugging Face name "
-            "(owner/name), or a Parquet file with the columns id and features"
+            f"--features {name}: {'that is a file' if is_file else 'there is no such folder'}. It takes {', '.join(FEATURES)}, a model's "
+            "folder or Hugging Face name (owner/name), or a Parquet file with the columns id and features"
         )
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from folders import feedback_folder, pairs_folder
 from planted import planted_evidence, planted_rows
 
 from mmpo.cli.main import run
 from mmpo.pipeline import UserError, load_feedback, load_pairs
-from mmpo.train.advise import Setting, advise, evidence, margins_add, recommend, settings_for
+from mmpo.train.advise import Setting, advise, evidence, features, margins_add, recommend, settings_for
 from mmpo.train.advise.advice import pick, recipe, sentences
 
 KEYS = {"prompts", "pairs", "r2", "baseline", "effects", "margins_add", "recommended", "sentences"}
@@ -181,6 +182,7 @@ def graded(prompts: int, score: Any) -> list[dict[str, Any]]:
             {"features": "encoder"},
             r"--features encoder: there is no such folder. It takes bag, .*owner/name",
         ),
+        (graded(30, lambda i, j: j), {"features": __file__}, "that is a file. It takes bag, "),
         (graded(30, lambda i, j: j), {"seeds": 0}, "seeds: 0 is not 1 or more"),
     ],
 )
@@ -189,6 +191,31 @@ def test_what_can_not_be_compared_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         advise(table_of(tmp_path, rows), **options)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda ids, values: (ids, values), None),
+        (lambda ids, values: ([*ids, ids[3]], [*values, [9.0, 9.0]]), "1 rows repeat an id"),
+        (lambda ids, values: (ids, [[float("nan"), 1.0], *values[1:]]), "finite numbers; those of 1 completions are not"),
+        (lambda ids, values: (ids, [[] for _ in values]), "the lists in features are empty"),
+        (lambda ids, values: (ids, [[1.0, 2.0] for _ in values]), "all completions have the same features"),
+        (lambda ids, values: (ids, [[1.0], *values[1:]]), "lists of one length"),
+        (lambda ids, values: (ids[1:], values[1:]), "no features of 1 of the 60 completions"),
+    ],
+    ids=["right", "twice", "nan", "empty", "constant", "ragged", "missing"],
+)
+def test_a_file_of_features_says_what_is_wrong_with_it(tmp_path: Path, spoil: Any, said: str | None) -> None:
+    found, _ = evidence.evidence_of(table_of(tmp_path, graded(30, lambda i, j: j)), "it")
+    ids, values = spoil(list(found.ids), np.random.default_rng(0).standard_normal((60, 2)).tolist())
+    file = tmp_path / "features.parquet"
+    pq.write_table(pa.table({"id": ids, "features": pa.array(values, pa.list_(pa.float64()))}), file)
+    if said is None:
+        assert features.from_file(file, found).tolist() == values
+    else:
+        with pytest.raises(UserError, match=said):
+            features.from_file(file, found)
 
 
 @pytest.mark.parametrize(
