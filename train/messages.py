@@ -34,7 +34,8 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
     """What a gamma makes of the untied pairs where that is of little use: (nearly) all targets 1, or all .5.
 
     p, margin: shape (pairs,). Saturated is said where more than half of the targets are above .99, small where all lie
-    within .5 ± .01. An infinite gamma asks for hard labels, and the targets of votes do not use it: nothing is said.
+    within .5 ± .01. An infinite gamma asks for hard labels, and the targets of votes do not use it: nothing is said. And where a target
+    other than plain is asked for by an objective that reads none.
     Raises UserError where a target is no probability.
     """
     wrong = ~((p >= 0) & (p <= 1))
@@ -42,6 +43,8 @@ def target_warnings(p: np.ndarray, margin: np.ndarray, gamma: float, terms: Sequ
         raise UserError(
             f"{int(wrong.sum())} of {len(p)} targets are no probabilities (gamma {gamma:.4g}, target {target}): see `mmpo validate`"
         )
+    if target != "plain" and not reads_targets(terms):
+        return [f"target {target} changes nothing: {', '.join(terms)} reads no target. Take --loss mmpo, or leave the target out"]
     q = p[margin > 0]
     if not len(q) or np.isinf(gamma) or target in ("measured", "levels") or not reads_targets(terms):
         return []

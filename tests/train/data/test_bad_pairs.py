@@ -165,6 +165,8 @@ def test_a_gamma_that_saturates_is_warned_of_with_numbers():
 def test_a_gamma_too_small_to_say_anything_is_warned_of():
     """σ(.01·3) = .5075: all within .01 of a half; at γ = .02 the largest is .515."""
     margin = np.array([0.0, 1.0, 3.0])
+    (line,) = target_warnings(sigmoid(margin), margin, 1.0, ["ordinal", "sft"], "levels")
+    assert line.startswith("target levels changes nothing: ordinal, sft reads no target")
     (line,) = target_warnings(sigmoid(0.01 * margin), margin, 0.01, ["rpo-fwd", "dpo"], "plain")
     assert "all 2 untied pairs have a target within .5 ± .01 (the largest: 0.5075)" in line
     assert target_warnings(sigmoid(0.02 * margin), margin, 0.02, ["mmpo"], "plain") == []
