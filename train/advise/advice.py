@@ -24,6 +24,8 @@ MARGINLESS = ("dpo", "cdpo")
 """What is advised where margins add nothing: they read none."""
 HALF_A_POINT = 0.005
 LITTLE_FOR_DOUBLING = 0.01
+NEARLY_ALL = 0.99
+"""Accuracy above which objectives can't be told apart: next to nothing is wrong."""
 
 
 def margins_add(effect: Mapping[str, Any]) -> dict[str, bool | None]:
@@ -64,7 +66,7 @@ def recommend(best: Setting, found: Evidence, normalise: str, gain: Mapping[str,
         "loss_options": dict(best.options),
         "gamma": gamma,
         "mean_target": best.mean_target,
-        "ties": best.ties if not found.decided.all() else "keep",
+        "ties": "drop" if best.loss in MARGINLESS else best.ties if not found.decided.all() else "keep",
         "normalise": normalise,
         "target": best.target,
         "minus_bradley_terry": gain,
@@ -143,13 +145,18 @@ def _worth(found: Mapping[str, Any]) -> list[str]:
             "All untied pairs have the same margin: it says which completion is better and no more, so that training on it is training "
             "with smoothing. Grades on a finer scale, or of several raters, would make margins that differ."
         ]
+    right = found["baseline"]["accuracy"]
+    instead = (
+        "Smoothing without margins (cdpo .1) does as well; grades of more raters, which hold less noise, could change that."
+        if right < NEARLY_ALL
+        else f"Bradley–Terry is right in {100 * right:.1f}% of the held-out pairs, so that nothing is left to add; harder pairs would tell."
+    )
     more = "More prompts would tell." if found["r2"] > 0 else "More prompts, or features that explain the grades, would tell."
     matched, shuffled = effect["minus_matched"], effect["minus_shuffled"]
     beyond = f"{points(matched['accuracy'])} over matched smoothing, {points(shuffled['accuracy'])} over shuffled margins"
     said = {
         True: f"Margins add accuracy here: {beyond}.",
-        False: f"Margins add nothing to direction here: {beyond}. Smoothing without margins (cdpo .1) does as well; grades of more raters, "
-        "which hold less noise, could change that.",
+        False: f"Margins add nothing to direction here: {beyond}. {instead}",
         None: f"Whether margins add accuracy can't be told from these {found['prompts']} prompts: {beyond}. {more}",
     }[adds["accuracy"]]
     return [said, _probabilities(matched, shuffled, adds["calibration"])]

@@ -234,6 +234,17 @@ def test_a_recommendation_is_a_recipe(row: Setting, said: str) -> None:
     assert said in recipe(recommend(row, found, "none", None))
 
 
+def test_where_all_is_right_nothing_is_left_to_add(tmp_path: Path) -> None:
+    """One word decides: likelihoods stay those of probabilities, and no recommendation says what to do with ties that it leaves out."""
+    rng = np.random.default_rng(0)
+    rows = [{**row, "score": 4 * row["score"] + float(rng.random())} for row in graded(60, lambda i, j: j)]
+    found = advise(table_of(tmp_path, rows), seeds=2)
+    assert found["baseline"]["accuracy"] == 1.0
+    assert all(effect["nll"] < np.log(2) for effect in found["effects"])
+    assert any("nothing is left to add" in line for line in found["sentences"])
+    assert found["recommended"]["ties"] == ("drop" if found["recommended"]["loss"] in ("dpo", "cdpo") else "keep")
+
+
 def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: Path) -> None:
     """In whatever order rows stand; normalisations and votes, which PAIRS can't have, apart."""
     rows, _ = planted_rows(0.6, seed=2, prompts=15)
