@@ -17,11 +17,11 @@ def rater_missing(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.n
 def raters_disagree(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
     """Pairs on which the raters' own gaps have different signs; a tie agrees with a tie alone."""
     signs = _signs(table, pairs, rules)
-    return ~_any_unknown(signs) & (signs != signs[:1]).any(axis=0)
+    return ~_any_unknown(signs) & np.any(signs != signs[:1], axis=0)
 
 
 def _any_unknown(signs: np.ndarray) -> np.ndarray:
-    return np.isnan(signs).any(axis=0)
+    return np.any(np.isnan(signs), axis=0)
 
 
 def _signs(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:

@@ -125,10 +125,10 @@ def from_file(path: Path, found: Evidence) -> np.ndarray:
     values = np.array(lists, dtype=np.float64)
     if not values.size:
         raise UserError(f"{path}: the lists in features are empty")
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+    if wrong:
         raise UserError(
-            f"{path}: features must be finite numbers; those of {wrong.sum()} completions are not (the first: {found.ids[wrong.argmax()]})"
+            f"{path}: features must be finite numbers; those of {len(wrong)} completions are not (the first: {found.ids[wrong[0]]})"
         )
     if (values == values[0]).all():
         raise UserError(f"{path}: all completions have the same features, so that they tell none from another")
