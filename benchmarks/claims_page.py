@@ -209,7 +209,7 @@ margins add nothing it recommends an objective without them; that takes the test
 
 
 def _pretrained(claims: Row) -> str:
-    from claims_pretrained import page
+    from claims_pretrained_page import page
 
     return page(claims.get("pretrained"))
 

@@ -48,7 +48,8 @@ def test_what_the_claims_say_follows_from_their_intervals() -> None:
 
 def test_the_page_has_pretrained_models_with_intervals_and_says_what_was_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from claims_pretrained import compared, page
+    from claims_pretrained import compared
+    from claims_pretrained_page import page
 
     assert "This part has not been run" in page(None)
     rows = [

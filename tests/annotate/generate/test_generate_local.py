@@ -150,5 +150,5 @@ def test_ctrl_c_writes_what_has_ended_and_a_second_one_leaves_at_once(folder: Pa
         for _ in range(2):
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=20) in (130, -signal.SIGINT)  # told by us, or by the system where it came while leaving
     assert len(texts(out)) >= kept - 8

@@ -89,7 +89,7 @@ def test_a_probe_is_as_patient_as_the_run(judging: Any) -> None:
 
 def test_what_a_run_waits_for_is_told(judging: Any) -> None:
     from mmpo.annotate.judge import JudgeOptions, judge
-    from mmpo.cli.commands.judge import told_of
+    from mmpo.cli.asking import told_of
 
     job = judging({}, 2, 2)
     job.judge("first", limit=1, journal=str(job.journal))

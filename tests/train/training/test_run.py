@@ -73,7 +73,7 @@ def test_what_a_run_returns_and_writes(kind, train_tiny, record_of, dataset, tmp
         ({"loss": "cdpo", "loss_options": {"epsilon": 0.7}}, "epsilon"),
         ({"loss": "cdpo", "loss_options": {"epsilom": 0.1}}, "epsilon"),
         ({"loss": "rpo-sq", "gamma": float("inf")}, "finite gamma"),
-        ({"max_prompt_length": 2}, "prompt_too_long"),
+        ({"max_prompt_length": 2}, "longer than --max-prompt-length 2: they have 13"),
         ({"out": ""}, "output folder"),
         ({"report_to": "tensorbord"}, "did you mean 'tensorboard'.*; installed here: "),
         ({"report_to": "dvclive"}, r"dvclive is not installed \(pip install dvclive\); installed here: "),
