@@ -32,8 +32,8 @@ class LocalEngine(Protocol):
     slots: int
 
     def serve(self, inbox: "queue.SimpleQueue[Any]", halted: Callable[[], bool]) -> None:
-        """Answer the `LocalWork` that comes until None does. halted: whether to begin nothing more; what has not begun is then done with
-        the reason "interrupted"."""
+        """Answer the `LocalWork` that comes until None does. halted: asked at every token, whether to begin nothing more: what has not
+        begun is then done with the reason "interrupted". What it raises ends the work."""
         ...
 
 
@@ -55,6 +55,7 @@ class LocalEndpoint:
         self.judge, self._engine, self._stop = judge, engine, stop
         self._inbox: queue.SimpleQueue[LocalWork | None] = queue.SimpleQueue()
         self._open: set[asyncio.Future[Any]] = set()
+        self._leaving = False
 
     async def __aenter__(self) -> "LocalEndpoint":
         self._loop = asyncio.get_running_loop()
@@ -63,13 +64,20 @@ class LocalEndpoint:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._leaving = (
+            kind is not None
+        )  # somebody is in a hurry: the token at hand is waited for, and what is being written is lost
         self._inbox.put(None)
-        if kind is None:  # else somebody is in a hurry, and what is being written is lost
-            await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join)
+
+    def _halted(self) -> bool:
+        if self._leaving:
+            raise asyncio.CancelledError
+        return bool(self._stop.reason)
 
     def _work(self) -> None:
         try:
-            self._engine.serve(self._inbox, lambda: bool(self._stop.reason))
+            self._engine.serve(self._inbox, self._halted)
         except BaseException as error:  # whoever waits for a reply must hear of it
             self._tell(self._broken, error)
 

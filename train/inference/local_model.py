@@ -46,7 +46,8 @@ class LocalModel:
 
     def serve(self, inbox: "queue.SimpleQueue[Any]", halted: Callable[[], bool]) -> None:
         """Answer what comes until None does: objects with a `body`, a chat request as OpenAI's API has it, and a function `done`, which
-        takes the chat completion, or the reason and the message of why there is none. halted: whether to begin nothing more."""
+        takes the chat completion, or the reason and the message of why there is none. halted: asked at every token, whether to
+        begin nothing more; what it raises ends the work."""
         waiting: list[Draft] = []
         open_ = True
         while open_ or waiting or self._slots.drafts:
@@ -55,7 +56,7 @@ class LocalModel:
                 open_ = work is not None
                 if work is not None and (draft := self._draft(work)):
                     waiting.append(draft)
-            if waiting and halted():
+            if halted() and waiting:
                 for draft in waiting:
                     draft.about.done(("interrupted", "stopped before this reply had begun"))
                 waiting = []
