@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from mmpo.annotate.client import EndpointSettings, Headers, Prices, base_url_of, check_address
+from mmpo.annotate.client import EndpointSettings, Headers, Prices, base_url_of, check_address, public_url
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import (
     NUMBER,
@@ -23,6 +23,10 @@ from mmpo.pipeline.options import (
     unwritable,
 )
 
+NOT_OF_THE_RECIPE = (
+    "journal", "concurrency", "timeout", "retries", "patience", "batch_poll", "requests_per_minute", "tokens_per_minute",
+)  # fmt: skip
+"""Options that change how fast or where, never what comes out."""
 OF_THE_RUN_ITSELF = frozenset(("model", "messages", "n", "logprobs", "top_logprobs", "stream"))
 """Keys of a request that no user sets."""
 
@@ -115,6 +119,12 @@ def keys_of_model(kind: type, given: str | Mapping[str, Any], word: str, flag: s
     if not values.get("model"):
         raise UserError(f"a {word} needs a model; given: {given!r}")
     return values
+
+
+def recorded(options: AskingOptions) -> dict[str, Any]:
+    """The options that a manifest keeps."""
+    kept = {key: value for key, value in asdict(options).items() if key not in NOT_OF_THE_RECIPE}
+    return kept | {"base_url": options.base_url and public_url(options.base_url)}
 
 
 def json_object(text: str | None) -> dict[str, Any]:

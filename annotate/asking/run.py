@@ -3,11 +3,12 @@
 import asyncio
 import signal
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mmpo.annotate.asking.asker import Asker, Counts, Endpointlike
 from mmpo.annotate.asking.options import AskingOptions
@@ -24,6 +25,10 @@ TRIED = frozenset(("n", "seed", "response_format"))
 """What the first requests try for; some servers refuse them by status 500, which is asked once more and then believed."""
 LONG_WAIT = 2.0
 """Seconds of a wait before the run begins that are worth a line."""
+MAX_REJECT_REPLY = 2_000
+"""Characters of a reply that is of no use that go into rejects.parquet, and the last ones of its thinking; the journal has all of it."""
+USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated", "proxy", "tls")
+"""Reasons to stop that the user can mend."""
 INTERRUPTED = "interrupted; what was in flight has been finished"
 
 Progress = Callable[[dict[str, Counts], str], None]
@@ -182,3 +187,18 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     if len(messages) < 2 or messages[0]["role"] != "system":
         return list(messages)
     return [{"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
+
+
+def refuse(stop: Stop, word: str, why: str, journal: Journal) -> NoReturn:
+    """Raise why nothing came of a run. word: what would have come, "answer"; why: what is to be said unless the run was stopped."""
+    if stop.reason == "interrupted":
+        raise PartialResult(f"interrupted before the first {word}; nothing was written, and the same command again starts over")
+    if stop.reason in USER_ERRORS:
+        raise UserError(f"the endpoint refuses: {stop.message}")
+    message = stop.message or f"{why}; the replies are in {journal.path}"
+    raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
+
+
+def most_common(reasons: Counter[str]) -> str:
+    """The four most common reasons, with their counts."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(4))

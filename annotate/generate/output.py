@@ -13,26 +13,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 
-from mmpo.annotate.client import Journal, Stop, public_url
+from mmpo.annotate.asking import MAX_REJECT_REPLY, most_common, recorded, refuse
+from mmpo.annotate.client import Journal, Stop
 from mmpo.annotate.generate.options import GenerateOptions, SampledModel
 from mmpo.annotate.generate.prompts import prompt_ids, unanswerable
 from mmpo.annotate.generate.requests import Written, written_of
 from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import MANIFEST, RowAccounting, digest, read_manifest, read_parquet, replacing
 from mmpo.pipeline.tables import FEEDBACK, completion_id, keys_of, with_keys
 
 if TYPE_CHECKING:
     from mmpo.annotate.generate.run import GenerateRun
-
-MAX_REJECT_REPLY = 2_000
-"""Characters of a reply that is no candidate that go into rejects.parquet; the journal has all of it."""
-NOT_OF_THE_RECIPE = (
-    "journal", "concurrency", "timeout", "retries", "patience", "batch_poll", "requests_per_minute", "tokens_per_minute",
-)  # fmt: skip
-"""Options that change how fast or where, never what comes out."""
-USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated", "proxy", "tls")
-"""Reasons to stop that the user can mend."""
 
 
 @dataclass
@@ -95,9 +87,7 @@ def finish(
     """Write FEEDBACK with the candidates; the summary. Raises where there is no new candidate at all to write."""
     before = read_manifest(feedback.folder)
     built = bool(before.get("recipe", {}).get("bare_prompts"))
-    chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_OF_THE_RECIPE}
-    chosen["base_url"] = options.base_url and public_url(options.base_url)
-    recipe = {"generate": chosen, "models": [_described(run) for run in runs], "feedback": before.get("recipe")}
+    recipe = {"generate": recorded(options), "models": [_described(run) for run in runs], "feedback": before.get("recipe")}
     inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
     metadata = {"recipe": recipe, "inputs": before["inputs"] if built else inputs}
     totals, unasked = [ModelTotals() for _ in runs], Counter[str]()
@@ -117,7 +107,9 @@ def finish(
     with replacing(out) as folder:
         digests = write_feedback(folder, metadata, parts())
         if not any(one.candidates or one.repeated for one in totals):
-            _refuse(stop, totals, journal)
+            found = sum((one.reasons + one.failed for one in totals), Counter())
+            hint = "; --max-tokens is the longest reply" if found["cut"] else ""
+            refuse(stop, "reply", f"no reply became a candidate: {most_common(found)}{hint}", journal)
         accounting = _accounted(before["counts"] if built else {}, totals, prompts, unasked)
         spent = journal.spent()
         models = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals)]
@@ -168,19 +160,6 @@ def _accounted(
     dropped = dict(+Counter(unasked))
     accounting.count("generate", "prompt", into=prompts, out=prompts - sum(dropped.values()), dropped=dropped)
     return accounting
-
-
-def _refuse(stop: Stop, totals: Sequence[ModelTotals], journal: Journal) -> None:
-    """Nothing was written by any model: raise why."""
-    if stop.reason == "interrupted":
-        raise PartialResult("interrupted before the first reply; nothing was written, and the same command again starts over")
-    if stop.reason in USER_ERRORS:
-        raise UserError(f"the endpoint refuses: {stop.message}")
-    found = sum((one.reasons + one.failed for one in totals), Counter())
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.most_common(4))
-    hint = "; --max-tokens is the longest reply" if found["cut"] else ""
-    message = stop.message or f"no reply became a candidate: {reasons}{hint}; the replies are in {journal.path}"
-    raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
 
 
 # The second pass

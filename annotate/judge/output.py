@@ -14,7 +14,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from mmpo.annotate.client import Answer, Journal, Stop, public_url
+from mmpo.annotate.asking import MAX_REJECT_REPLY, most_common, recorded, refuse
+from mmpo.annotate.client import Answer, Journal, Stop
 from mmpo.annotate.judge.modes import MODES, NewGrade
 from mmpo.annotate.judge.one_judge import JudgeRun
 from mmpo.annotate.judge.options import JudgeOptions
@@ -24,27 +25,12 @@ from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
-from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import FileDigest, RowAccounting, digest, read_manifest, replacing
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING
 
-MAX_REJECT_REPLY = 2_000
-"""Characters of a reply that can't be read that go into rejects.parquet, and the last ones of its thinking; the journal has all of it."""
-NOT_OF_THE_RECIPE = (
-    "journal",
-    "concurrency",
-    "timeout",
-    "retries",
-    "patience",
-    "batch_poll",
-    "requests_per_minute",
-    "tokens_per_minute",
-)
-"""Options that change how fast or where, never what comes out."""
 LEAST_SAMPLED = 20
 """Questions whose drawn replies must all be the same before an endpoint is said not to sample."""
-USER_ERRORS = ("invalid_api_key", "forbidden", "not_found", "model_not_found", "account_deactivated", "proxy", "tls")
-"""Reasons to stop that the user can mend."""
 
 
 @dataclass
@@ -94,11 +80,10 @@ def finish(
     """Write FEEDBACK with the grades; the summary. Raises where there is no grade at all to write."""
     before = read_manifest(feedback.folder)
     recipe = {
-        "judge": {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_OF_THE_RECIPE},
+        "judge": recorded(options),
         "judges": [_described(run) for run in runs],
         "feedback": before.get("recipe"),
     }
-    recipe["judge"]["base_url"] = options.base_url and public_url(options.base_url)
     inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
     metadata = {"recipe": recipe, "inputs": inputs}
     with replacing(out) as folder:
@@ -128,15 +113,9 @@ def _refuse(options: JudgeOptions, stop: Stop, totals: OutputTotals, journal: Jo
     """Nothing was graded: raise why."""
     if not any(one.requests for one in totals.judges):
         raise UserError(nothing_to_ask(options))
-    if stop.reason == "interrupted":
-        raise PartialResult("interrupted before the first answer; nothing was written, and the same command again starts over")
     failed = sum((one.failed for one in totals.judges), Counter())
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in failed.most_common(4))
-    reasons += "".join(f" ({WHY[reason]})" for reason, _ in failed.most_common(1) if reason in WHY)
-    if stop.reason in USER_ERRORS:
-        raise UserError(f"the endpoint refuses: {stop.message}")
-    message = stop.message or f"no request was answered: {reasons}; the replies are in {journal.path}"
-    raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
+    known = "".join(f" ({WHY[reason]})" for reason, _ in failed.most_common(1) if reason in WHY)
+    refuse(stop, "answer", f"no request was answered: {most_common(failed)}{known}", journal)
 
 
 def _accounted(totals: OutputTotals) -> RowAccounting:

@@ -170,8 +170,7 @@ def calibrate(
     """Map each judge's or reward model's margins onto people's, by the pairs that both graded; say what is known of them.
 
     Every map is odd and never falls; held-out prompts choose it. With --out, NAME@human stands in the FEEDBACK written: `mmpo build OUT
-    --format
-    feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their standard errors.
+    --format feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their standard errors.
     """
     chosen = options_from(CalibrateOptions, given, flags=True)
     from mmpo.annotate.calibrate import calibrate as measure

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmpo.cli.asking import counted
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
@@ -43,7 +44,6 @@ def score(
     print_rows("", [{**row, "left out": sum(row["left_out"].values())} for row in summary["raters"]], columns)
     for row in summary["raters"]:
         if row["left_out"]:
-            told = ", ".join(f"{reason} {count:,}" for reason, count in row["left_out"].items())
-            say(f"{row['rater']}: without a grade: {told}; which ones: {summary['out']}/rejects.parquet")
+            say(f"{row['rater']}: without a grade: {counted(row['left_out'])}; which ones: {summary['out']}/rejects.parquet")
     say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
     print_json(summary, as_json)
