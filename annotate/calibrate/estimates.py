@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpo.annotate.agreement.margins import RaterMargins
+from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins
 from mmpo.annotate.calibrate.grader import Calibrated
 from mmpo.annotate.calibrate.prediction_powered import prediction_powered_mean
 from mmpo.pipeline.arrow import codes, flat
@@ -17,11 +17,12 @@ LEAST_HUMAN_PAIRS = 10
 
 
 def estimates(one: Calibrated, table: pa.Table, margins: RaterMargins) -> dict[str, Any]:
-    """{"agreement": how often a person prefers what the grader does, ties half, over all of its pairs; "models": of each model, its mean
-    margin
-    in people's units over the pairs in which it meets another one}, prediction-powered; table: that of the margins, one row per prompt."""
+    """{"agreement": how often a person prefers what the grader does, ties half, over all of its pairs; "models": of each model, its
+    mean margin in people's units over the pairs in which it meets another one}, prediction-powered; table: that of the margins, one
+    row per prompt."""
     prompt = np.unique(one.grader.prompt, return_inverse=True)[1]
-    verdict = np.sign(one.grader.features[:, : one.grader.margins].sum(axis=1) if one.grader.margins == 1 else one.expected)
+    whole = one.grader.features[:, 0] if one.grader.margins == 1 else np.round(one.expected, DECIMALS)
+    verdict = np.sign(whole)
     toward = 0.5 + verdict * (one.chance - 0.5)
     said = _spread(one.labelled, 0.5 + verdict[one.labelled] * (one.sample.share - 0.5))
     result: dict[str, Any] = {"agreement": prediction_powered_mean(said, toward, prompt).as_json()}

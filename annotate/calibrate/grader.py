@@ -34,11 +34,10 @@ CURVE_POINTS = 41
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A grader's margins in people's units. expected, spread: of every pair of the grader; outside: whether its margin is larger than any
-    that
-    people graded too; chance: that people prefer the first completion, of pairs that people graded by maps that were fitted without them;
-    all
-    of shape (pairs,). people: which pairs people graded. knows: whether it is shown to tell more than a coin. figures: as JSON has them.
+    """A grader's margins in people's units. expected, spread: of every pair of the grader; outside: whether its margin is larger than
+    any that people graded too; chance: that people prefer the first completion, of pairs that people graded by maps that were fitted
+    without them; all of shape (pairs,). people: which pairs people graded. knows: whether it is shown to tell more than a coin.
+    figures: as JSON has them.
     """
 
     grader: Grader
@@ -122,8 +121,7 @@ def calibrate_grader(grader: Grader, people: People, ids: np.ndarray, options: C
 
 def raw_chance(grader: Grader, sample: Labelled) -> Floats:
     """What the margins of the shared pairs would be as probabilities without people: σ(γm) at γ auto of all the grader's margins; of
-    several
-    margins their mean, each over its root mean square."""
+    several margins their mean, each over its root mean square."""
     scale = np.sqrt((grader.features[:, : grader.margins] ** 2).mean(axis=0))
     weights = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
     gamma = gamma_for_mean_target(np.abs(grader.features[:, : grader.margins] @ weights))

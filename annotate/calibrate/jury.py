@@ -34,9 +34,9 @@ def jury_of(graders: Sequence[Grader]) -> Grader:
 def against(
     jury: Grader, graders: Sequence[Grader], people: People, ids: np.ndarray, stacked: Calibrated, options: CalibrateOptions
 ) -> dict[str, Any]:
-    """What the jury's figures say of its members: weights (each margin over its root mean square, of sum 1) and the held-out cross-entropy
-    on
-    the same pairs of everything that could stand in its place, with the 95% interval of what that has more than the jury."""
+    """What the jury's figures say of its members: weights (each margin over its root mean square, of sum 1) and the held-out
+    cross-entropy on the same pairs of everything that could stand in its place, with the 95% interval of what that has more than the
+    jury."""
     fit = stacked.sample.fit(stacked.held.setting, np.ones(len(stacked.sample.fold)))
     scale = np.sqrt((jury.features[:, : jury.margins] ** 2).mean(axis=0))
     weight = fit.weights[: jury.margins] * scale

@@ -90,9 +90,8 @@ def _with_comparisons(table: pa.Table, margins: RaterMargins, kept: Sequence[Cal
     values = pa.concat_arrays(parts).take(pa.array(order))
     new = lists(np.searchsorted(row[order], np.arange(table.num_rows)), values)
     place = table.schema.get_field_index("comparisons")
-    return table.set_column(place, table.schema.field(place), new.cast(column.type)), int(len(old) - pc.sum(stay).as_py()) if len(
-        old
-    ) else 0
+    replaced = int(len(old) - pc.sum(stay).as_py()) if len(old) else 0
+    return table.set_column(place, table.schema.field(place), new.cast(column.type)), replaced
 
 
 def _comparisons(one: Calibrated, margins: RaterMargins, start: np.ndarray, suffix: str) -> pa.StructArray:

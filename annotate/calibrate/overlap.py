@@ -110,7 +110,8 @@ def grader_of(margins: RaterMargins, column: int, aspect: int) -> Grader | None:
         order, bias = _orders(margins, column, unit)
         raw = raw - (0.0 if np.isnan(bias) else bias) * order
     ordered = bool(np.isnan(bias) and order.any())
-    features = [raw, *([order] if ordered else []), margins.log_length[unit]]
+    # The bias is a mean: what it leaves of equal gaps is a tie again once rounded.
+    features = [np.round(raw, DECIMALS), *([order] if ordered else []), margins.log_length[unit]]
     return Grader(
         who.name, who.kind, margins.chosen.aspects[aspect], unit, margins.prompt[unit], np.stack(features, axis=1), ordered, bias
     )

@@ -3,9 +3,8 @@
 
     λ · mean of predictions where people said nothing + mean of (truth − λ · prediction) where they did
 
-is what people's mean would be, whatever the predictions are worth, as long as the pairs people saw were drawn at random; λ is the one with
-the
-least error (PPI++, arXiv 2311.01453): a grader that tells nothing gets 0. Pairs of a prompt go together.
+is what people's mean would be, whatever the predictions are worth, as long as the pairs people saw were drawn at random; λ is the one
+with the least error (PPI++, arXiv 2311.01453): a grader that tells nothing gets 0. Pairs of a prompt go together.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmpo.pipeline.margins import Floats
-from mmpo.pipeline.metrics import student
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS, student
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95% interval, None with fewer than two prompts; pairs, human_pairs: seen by the grader, and by people; weight: λ."""
+    """A mean and its 95% interval, None of fewer than FEWEST_CLUSTERS prompts that people saw; pairs, human_pairs: seen by the grader, and
+    by people; weight: λ."""
 
     value: float
     interval: tuple[float, float] | None
@@ -61,7 +61,7 @@ def prediction_powered_mean(truth: Floats, prediction: Floats, prompt: np.ndarra
 
 
 def _interval(value: float, parts: Floats, prompts: int) -> tuple[float, float] | None:
-    if prompts < 2:
+    if prompts < FEWEST_CLUSTERS:
         return None
     reach = student(prompts - 1) * float(np.sqrt((parts**2).sum() * prompts / (prompts - 1)))
     return value - reach, value + reach

@@ -20,10 +20,12 @@ from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import merge_prompts
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS
+from mmpo.pipeline.storage import check_out
 from mmpo.pipeline.tables import FEEDBACK
 
 LEAST_PAIRS = 10
-"""Pairs that a grader and people must share, of two prompts at least."""
+"""Pairs that a grader and people must share."""
 SUFFIX = "@human"
 Progress = Callable[[str, int, int], None]
 
@@ -31,18 +33,17 @@ Progress = Callable[[str, int, int], None]
 def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = None, **given: Any) -> dict[str, Any]:
     """Map every grader's margins onto people's; feedback: a FEEDBACK folder, or a table of that schema; given: CalibrateOptions.
 
-    Returns {"graders": {name: figures}, "left_out": {name: reason}, "to", "people", "assumes", "out"?, "page"?, "rows"?}; several aspects
-    make
-    names NAME/ASPECT. Of each grader: pairs, human_pairs, method, cross_entropy and ece {"raw", "calibrated"} by held-out folds (raw:
-    σ(γm) at
-    γ auto), scale (human units per unit of the grader), bias (toward what is shown first, in its units), margin_se, knows, and more. With
-    `out`
-    every grader that is shown to know something stands in the FEEDBACK written there as NAME@human: comparisons in people's units, `spread`
-    their standard error.
+    Returns {"graders": {name: figures}, "left_out": {name: reason}, "to", "people", "assumes", "out"?, "page"?, "rows"?}; several
+    aspects make names NAME/ASPECT. Of each grader: pairs, human_pairs, method, cross_entropy and ece {"raw", "calibrated"} by
+    held-out folds (raw: σ(γm) at γ auto), scale (human units per unit of the grader), bias (toward what is shown first, in its
+    units), margin_se, knows, and more. With `out` every grader that is shown to know something stands in the FEEDBACK written there
+    as NAME@human: comparisons in people's units, `spread` their standard error.
 
     Raises UserError: no people, no grader, no pair that both graded or fewer than ten, all ties, unknown names, people on several scales.
     """
     options = CalibrateOptions(**given)
+    if options.out:
+        check_out(Path(options.out), [] if isinstance(feedback, pa.Table) else [feedback])
     table = _table(feedback)
     merged, _ = merge_prompts(large(table).combine_chunks())
     margins = read_margins(merged, choose_columns(merged, aspects=options.aspects))
@@ -151,11 +152,14 @@ def _unusable(grader: Grader, people: People) -> str:
         return f"people graded none of its {len(grader.unit):,} pairs"
     if len(shared.unit) < LEAST_PAIRS:
         return f"people graded {len(shared.unit)} of its {len(grader.unit):,} pairs, and it takes {LEAST_PAIRS}"
-    if len(np.unique(shared.prompt)) < 2:
-        return "all pairs that people graded are of one prompt, and maps are judged on other prompts than they are fitted to"
+    if (prompts := len(np.unique(shared.prompt))) < FEWEST_CLUSTERS:
+        return (
+            f"the pairs that people graded are of {prompts} prompt{'s' * (prompts != 1)}; maps are judged on other prompts than they are "
+            f"fitted to, which takes {FEWEST_CLUSTERS}"
+        )
     if not shared.features[:, : grader.margins].any():
         return "its margins of the pairs that people graded are all ties"
-    if not answers.mean.any():
+    if not answers.levels[:, answers.values != 0].any():
         return "people call all of its pairs ties"
     return ""
 

@@ -47,10 +47,8 @@ def holds_key(name: str) -> str:
     return f"holds:{name}"
 
 
-def check_folder(out: Path, sources: Sequence[str | Path], feedback: Feedback, names: Sequence[str]) -> None:
-    """Refuse to write into the input, and over a folder that holds more than this run will write. Raises UserError."""
-    if any(Path(source).resolve() == out.resolve() for source in sources):
-        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
+def check_folder(out: Path, feedback: Feedback, names: Sequence[str]) -> None:
+    """Refuse to write over a folder that holds more than this run will write. Raises UserError."""
     if not (out / MANIFEST).is_file():
         return
     recipe = read_manifest(out).get("recipe") or {}

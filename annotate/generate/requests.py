@@ -67,10 +67,14 @@ class Sampling:
         """A request's body; more: what else is sent."""
         return {"model": self.model.model, "messages": messages, **more, **self.sent}
 
-    def of(self, row: FeedbackRow) -> list[Request]:
-        """The requests for one prompt, in order; none where it has enough candidates, or can't be answered."""
+    def numbers(self, row: FeedbackRow) -> range:
+        """The numbers of one prompt's requests; none where it has enough candidates, or can't be answered."""
         first = sum(name == self.model.name for name in row.models)
-        if first >= self.options.n or unanswerable(row):
+        return range(first, self.options.n) if not unanswerable(row) else range(0)
+
+    def of(self, row: FeedbackRow) -> list[Request]:
+        """The requests for one prompt, in order."""
+        if not (numbers := self.numbers(row)):
             return []
         more: dict[str, Any] = {"tools": json.loads(row.tools)} if row.tools else {}
         body = self.body(messages_of(row, self.options.system, takes_system=self.takes.system), **more)
@@ -78,7 +82,7 @@ class Sampling:
         prompt += estimated_tokens(row.tools) if row.tools else 0
         apart = self.model.name if self.model.same_model else ""
         found = []
-        for number in range(first, self.options.n):
+        for number in numbers:
             one = {**body, "seed": seed_of(self.options.seed, row.prompt_id, number)} if self.takes.seed else body
             found.append(Request(key_of(one, number, apart), one, prompt, self.length, number))
         return found

@@ -53,10 +53,10 @@ def prepared(
     check_prices(options, asked[: len(models)], prices)
     if local and options.batch:
         raise UserError("--batch is for models at endpoints; run those on this machine without it, into the same journal")
-    check_out(Path(out))
     sources = [prompts] if isinstance(prompts, str | Path) else list(prompts)
+    check_out(Path(out), sources)
     with opened(sources, options) as feedback:
-        check_folder(Path(out), sources, feedback, [one.name for one in asked])
+        check_folder(Path(out), feedback, [one.name for one in asked])
         journal = journal_of(out, options, "generate")
         yield GeneratePlan(options, asked, {one.name: one for one in local}, feedback, prices, journal)
 
@@ -137,7 +137,7 @@ def takes_key(model: SampledModel, options: GenerateOptions) -> str:
 
 def count_of(sampling: Sampling, feedback: Feedback) -> int:
     """How many requests a run makes of one model."""
-    return sum(len(sampling.of(row)) for rows in feedback.rows(scores=False, reference=None) for row in rows)
+    return sum(len(sampling.numbers(row)) for rows in feedback.rows(scores=False, reference=None) for row in rows)
 
 
 async def _ask_all(

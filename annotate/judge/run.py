@@ -37,12 +37,10 @@ def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judge
     chosen = judges_of(options, list(judges))
     prices = load_prices(options.prices)
     check_prices(options, chosen, prices)
-    check_out(Path(out))
+    check_out(Path(out), [feedback])
     opened = Feedback.open(feedback, options.limit, options.seed)
     if options.reference is not None:
         opened.check_reference(options.reference)
-    if Path(feedback).resolve() == Path(out).resolve():
-        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
     return JudgePlan(options, chosen, opened, prices, journal_of(out, options, "judge"))
 
 

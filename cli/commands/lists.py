@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "rubrics": Family("mmpo.annotate.judge:RUBRICS", "The rubrics that `mmpo judge --rubric` takes; a .yaml file brings your own."),
     "pairings": Family("mmpo.annotate.pairings:PAIRINGS", "The ways to choose pairs that `mmpo judge --pairs` takes."),
     "replies": Family("mmpo.annotate.replies:REPLIES", "The ways to read a judge's reply that `mmpo judge --reply` takes."),
+    "maps": Family("mmpo.annotate.calibrate:MAPS", "The maps of margins that `mmpo calibrate --method` takes."),
     "selections": Family("mmpo.annotate.argilla:SELECTIONS", "What `mmpo argilla push --select` hands out first."),
     "displays": Family("mmpo.annotate.argilla:DISPLAYS", "How `mmpo argilla push --display` shows texts."),
     "losses": Family("mmpo.train.losses:TERMS", "The training objectives that `mmpo train --loss` takes."),

@@ -132,8 +132,10 @@ def manifest_of(folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def check_out(out: Path) -> None:
-    """Refuse an output folder that exists and holds anything that we did not write. Raises UserError."""
+def check_out(out: Path, sources: Iterable[str | Path] = ()) -> None:
+    """Refuse an output folder that is one of the sources, or exists and holds anything that we did not write. Raises UserError."""
+    if any(Path(source).resolve() == out.resolve() for source in sources):
+        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
     if not out.exists():
         parent = Path(os.path.realpath(out)).parent
         while not parent.exists():

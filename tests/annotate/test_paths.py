@@ -30,6 +30,7 @@ def test_a_judges_request_becomes_a_margin_se(
     with capsys.disabled():
         print("\nrequest:", {kind: len(value) for kind, value in found.items()})
     assert len(found["files"]) <= 65, found["files"]
+    assert len(found["classes"]) <= 32, found["classes"]
 
 
 @pytest.mark.slow
@@ -46,3 +47,4 @@ def test_a_persons_answer_becomes_feedback(argilla: Argilla, tmp_path: Path, cap
     with capsys.disabled():
         print("\nanswer:", {kind: len(value) for kind, value in found.items()})
     assert len(found["files"]) <= 17, found["files"]
+    assert len(found["classes"]) <= 8, found["classes"]

@@ -45,9 +45,7 @@ def score(
     chosen, scorers = options_from(ScoreOptions, options), scorers_of(model)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("mmpo score runs in one process, and a launcher has started several: call `mmpo score` by itself")
-    check_out(Path(out))
-    if Path(feedback).resolve() == Path(out).resolve():
-        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
+    check_out(Path(out), [feedback])
     candidates = StoredCompletions.open(feedback)
     found = [scores_of(candidates, one, chosen) for one in scorers]
     _write(candidates, found, chosen, Path(out))

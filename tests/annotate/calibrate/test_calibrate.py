@@ -14,7 +14,7 @@ from folders import feedback_folder
 from mmpo.annotate import calibrate
 from mmpo.annotate.calibrate.maps import MAPS
 from mmpo.cli.main import run
-from mmpo.pipeline import BuildOptions, build, load_feedback, load_pairs
+from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pairs
 
 QUICK: dict[str, Any] = {"bootstrap": 20, "method": "ordinal-logit", "length": "off"}
 
@@ -155,7 +155,7 @@ def cut(rows: list[dict[str, Any]], **change: Any) -> list[dict[str, Any]]:
         (JUDGE, cut(PEOPLE[:40], prompt="another question"), ("people graded none of its 600 pairs", "mmpo argilla push", "pull")),
         (JUDGE, cut(PEOPLE[:40], aspect="tone"), ("people graded none of its 600 pairs", "under the same aspect")),
         (JUDGE, PEOPLE[:18], ("people graded 9 of its 600 pairs, and it takes 10",)),
-        (cut(JUDGE, prompt="one"), cut(PEOPLE, prompt="one"), ("are of one prompt",)),
+        (cut(JUDGE, prompt="one"), cut(PEOPLE, prompt="one"), ("are of 1 prompt; ",)),
         (cut(JUDGE, gap=0.0), PEOPLE, ("all ties",)),
         (JUDGE, cut(PEOPLE, gap=0.0), ("people call all of its pairs ties",)),
     ],
@@ -170,12 +170,55 @@ def test_what_can_not_be_calibrated_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("method", [*MAPS, "auto"])
-def test_ten_pairs_of_two_prompts_are_enough_to_be_told_how_little_they_tell(joined: Callable[..., Path], method: str) -> None:
-    few = [[{**row, "prompt": f"q{int(row['first'].split()[1]) % 2}"} for row in rows] for rows in (JUDGE[:60], PEOPLE[:20])]
+def test_ten_pairs_of_five_prompts_are_enough_to_be_told_how_little_they_tell(joined: Callable[..., Path], method: str) -> None:
+    few = [[{**row, "prompt": f"q{int(row['first'].split()[1]) % 5}"} for row in rows] for rows in (JUDGE[:60], PEOPLE[:20])]
     found = calibrate(joined((few[0], (-9, 9), "ai"), (few[1], (-3, 3), "human")), method=method, bootstrap=20)["graders"]["judge"]
-    assert found["human_pairs"] == 10 and found["human_prompts"] == 2
-    assert found["gain_over_coin_95"][0] < found["gain_over_coin"] < found["gain_over_coin_95"][1]
+    assert found["human_pairs"] == 10 and found["human_prompts"] == 5
+    low, high = found["gain_over_coin_95"]
+    assert low < found["gain_over_coin"] < high and high - low > 0.1  # a tenth of a nat and more can't be told
     assert found["margin_se"]["mean"] > found["margin_se"]["beyond"] > 0
+
+
+def test_a_gap_that_is_the_position_bias_and_no_more_is_a_tie(joined: Callable[..., Path]) -> None:
+    """Gaps of .1, .2 and .3, the same in both orders, make a bias of .2 in the mean, and ties; a gap of .2 in one order is one too, and no
+    win by 1e-17. People agree with a tie half of the time.
+    """
+    texts = [(f"q{i}", f"a{i}", f"b{i}") for i in range(60)]
+    judged = [
+        {"prompt": q, "first": first, "second": second, "gap": 0.2 if i >= 30 else (1 + i % 3) / 10, "rater": "judge"}
+        for i, (q, a, b) in enumerate(texts)
+        for first, second in (((a, b), (b, a)) if i < 30 else ((a, b),))
+    ]
+    one = {"prompt": "q60", "first": "a60", "second": "b60", "rater": "judge"}
+    judged += [one | {"gap": 2.2}, one | {"first": "b60", "second": "a60", "gap": -1.8}]  # the bias is .2 here as well
+    people = [
+        {"prompt": q, "first": a, "second": b, "gap": 1.0 if i % 4 else -1.0, "rater": "anna"} for i, (q, a, b) in enumerate(texts)
+    ] + [one | {"gap": 1.0, "rater": "anna"}]
+    found = calibrate(joined((judged, (-9, 9), "ai"), (people, (-3, 3), "human")), **QUICK)["graders"]["judge"]
+    assert found["bias"] == pytest.approx(0.2)
+    assert found["agreement"]["people_only"] == pytest.approx((60 * 0.5 + 1) / 61)
+
+
+def test_people_who_contradict_one_another_do_not_call_ties(joined: Callable[..., Path]) -> None:
+    rows = [{**row, "rater": rater, "gap": gap} for row in PEOPLE[::2] for rater, gap in (("anna", 1.0), ("ben", -1.0))]
+    found = calibrate(joined((JUDGE, (-9, 9), "ai"), (rows, (-3, 3), "human")), **QUICK)["graders"]["judge"]
+    assert not found["knows"]
+
+
+def test_of_fewer_than_five_prompts_nothing_is_told(joined: Callable[..., Path]) -> None:
+    few = [[{**row, "prompt": f"q{int(row['first'].split()[1]) % 4}"} for row in rows] for rows in (JUDGE[:60], PEOPLE[:20])]
+    with pytest.raises(
+        UserError, match="are of 4 prompts; maps are judged on other prompts than they are fitted to, which takes 5"
+    ):
+        calibrate(joined((few[0], (-9, 9), "ai"), (few[1], (-3, 3), "human")), **QUICK)
+
+
+def test_the_input_is_never_written_over(joined: Callable[..., Path]) -> None:
+    folder = joined((JUDGE, (-9, 9), "ai"), (PEOPLE, (-3, 3), "human"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match="is the input itself"):
+        calibrate(folder, out=folder, **QUICK)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_without_people_or_graders_it_says_who_is_missing(
