@@ -17,4 +17,5 @@ from mmpo.train.data.pairs import (
     usable_pairs,
     with_graded_part,
 )
+from mmpo.train.data.reasons import or_reason
 from mmpo.train.data.render import Rendered, Renderer

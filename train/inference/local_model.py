@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmpo.pipeline.options import options_from
-from mmpo.train.data import Renderer, choose_template
+from mmpo.train.data import Renderer, choose_template, or_reason
 from mmpo.train.inference.slots import Draft, Slots
 from mmpo.train.model import check_model, fingerprint_of, load_pretrained, positions_of
 from mmpo.train.options import LocalOptions
@@ -71,11 +71,9 @@ class LocalModel:
     def _draft(self, work: Any) -> Draft | None:
         """The draft of a request; None where it can't be answered, which is said then."""
         body: Mapping[str, Any] = work.body
-        before = dict(self.renderer.counts)
-        ids = self.renderer.prompt_ids(_stored(body["messages"]), body.get("tools"))
+        ids, reason = or_reason(self.renderer, lambda: self.renderer.prompt_ids(_stored(body["messages"]), body.get("tools")))
         most = int(body.get("max_tokens") or 1024)
         if ids is None:
-            reason = next((name for name, count in self.renderer.counts.items() if count > before.get(name, 0)), "template_refused")
             work.done((reason, f"the prompt can't be written for {self.name}: {reason} {self.renderer.first_refusal}".strip()))
             return None
         if len(ids) + most > self.most:

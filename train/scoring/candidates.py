@@ -1,7 +1,7 @@
 """The completions of a FEEDBACK folder, in the order in which they stand there, read some rows at a time; and rendered for a model."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,11 @@ from mmpo.pipeline.arrow import flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, manifest_of, split_files
 from mmpo.pipeline.tables import FEEDBACK, TOOLS, without_nulls
-from mmpo.train.data import PromptPairs, Renderer, messages_at
+from mmpo.train.data import PromptPairs, Renderer, messages_at, or_reason
 
 KIND, ASPECT = "reward_model", "overall"
 """Of every grade that a model gives."""
 ROWS_AT_ONCE = 1024
-LEAVES_OUT = (
-    "prompt_too_long", "template_refused", "message_vanished", "prompt_changed", "tools_vanished", "tool_calls_vanished",
-    "thinking_only", "completion_vanished", "reply_calls_vanished", "thinking_vanished", "completion_empty",
-)  # fmt: skip
-"""Those of a Renderer's counts that leave a completion without a grade."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def rendered(candidates: StoredCompletions, renderer: Renderer, wanted: np.ndarr
         names = table["prompt_id"].to_pylist()
         for row, prompt, completions in zip(rows, prompts, replies, strict=True):
             offered = None if tools[row] is None else json.loads(tools[row])
-            ids, why = _or_reason(renderer, lambda: renderer.prompt_ids(prompt, offered))  # noqa: B023 (called at once)
+            ids, why = or_reason(renderer, lambda: renderer.prompt_ids(prompt, offered))  # noqa: B023 (called at once)
             items, places = [], []
             for place, completion in enumerate(completions, offsets[row]):
                 if not wanted[place]:
@@ -99,7 +94,7 @@ def rendered(candidates: StoredCompletions, renderer: Renderer, wanted: np.ndarr
                 item = None
                 if ids is not None:
                     reply = [_message(completion)]
-                    item, why = _or_reason(renderer, lambda: renderer.completion(prompt, ids, reply))  # noqa: B023
+                    item, why = or_reason(renderer, lambda: renderer.completion(prompt, ids, reply))  # noqa: B023
                 if item is None:
                     found.left_out[int(place)] = why
                 else:
@@ -115,12 +110,3 @@ def _message(completion: Mapping[str, Any]) -> dict[str, Any]:
     """A completion as the message that a chat template takes."""
     carried = {name: value for name, value in completion.items() if name not in ("id", "text", "model")}
     return without_nulls([{"role": "assistant", "content": completion["text"], **carried}])[0]
-
-
-def _or_reason(renderer: Renderer, render: Callable[[], Any]) -> tuple[Any, str]:
-    """What rendering gives, and if that is None under which name it was counted."""
-    before = [renderer.counts[name] for name in LEAVES_OUT]
-    found = render()
-    if found is not None:
-        return found, ""
-    return None, next(name for name, count in zip(LEAVES_OUT, before, strict=True) if renderer.counts[name] > count)

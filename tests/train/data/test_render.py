@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from training_cases import user_error
 from transformers.utils import chat_template_utils
 
-from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template
+from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template, or_reason
 from mmpo.train.data.chat_template import PINNED_DATE
 from mmpo.train.messages import nothing_left, rendering_warnings
 
@@ -68,6 +68,13 @@ def render(tokenizer, prompt=USER, reply=REPLY, length=200, prompt_length=100, *
     renderer = Renderer(tokenizer, length, prompt_length, **how)
     ids = renderer.prompt_ids(prompt)
     return renderer, ids, None if ids is None else renderer.completion(prompt, ids, reply)
+
+
+def test_a_prompt_is_left_out_for_what_leaves_it_out_and_not_for_what_was_changed(tokenizer):
+    renderer = Renderer(with_template(tokenizer, GEMMA_LIKE), 64, 4)
+    assert or_reason(renderer, lambda: renderer.prompt_ids([*SYSTEM, *USER])) == (None, "prompt_too_long")
+    assert renderer.counts["system_merged"] == 1
+    assert or_reason(renderer, lambda: "ids") == ("ids", "")
 
 
 def completion(tokenizer, row):
