@@ -12,7 +12,8 @@ import typer
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 
-from mmpo.pipeline.options import fields_of, flags_of
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import Flags, fields_of, flags_of
 
 
 def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -29,13 +30,19 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
         names = sorted(fields_of(options), key=lambda name: name not in options.__annotations__)
         fields = {name: fields_of(options)[name] for name in names if name not in without}
 
+        found = {name: [one.once for one in field.metadata if isinstance(one, Flags)] for name, field in fields.items()}
+        once = {name: hints[0] for name, hints in found.items() if any(hints)}
+
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in fields}
             given = {name: value for name, value in given.items() if value not in (None, [])}
+            given |= {name: _only(given[name], flags_of(options, name)[0], hint) for name, hint in once.items() if name in given}
             nothing = {name: None for name, value in given.items() if _is_nothing(value, _types(types[name]))}
             return command(**arguments, given=given | nothing)
 
-        added = [_parameter(name, field, flags_of(options, name), _types(types[name])) for name, field in fields.items()]
+        added = [
+            _parameter(name, field, flags_of(options, name), _types(types[name]), name in once) for name, field in fields.items()
+        ]
         call.__doc__ = command.__doc__
         call.__name__ = command.__name__
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
@@ -45,6 +52,15 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
         return call
 
     return decorate
+
+
+def _only(values: list[str] | str, flag: str, hint: str) -> str:
+    """The value of a flag that counts once, as the command line lists it or alone. Raises UserError."""
+    if isinstance(values, str):
+        return values
+    if len(values) > 1:
+        raise UserError(f"{flag} is given {len(values)} times ({', '.join(values)}): {hint}")
+    return values[0]
 
 
 def _is_nothing(value: Any, types: set[str]) -> bool:
@@ -57,7 +73,7 @@ def _types(schema: dict[str, Any]) -> set[str]:
     return {one.get("type", "") for one in (schema, *schema.get("anyOf", ()))}
 
 
-def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str]) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str], once: bool) -> inspect.Parameter:
     help_text = " ".join((field.description or "").split())
     default = field.get_default(call_default_factory=True)
     if default not in (None, (), {}) and not field.is_required() and not isinstance(default, bool):
@@ -69,7 +85,8 @@ def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str]) -
         annotation = Annotated[list[str] | None, typer.Option(*flags, help=help_text, metavar="NAME=VALUE", show_default=False)]
     else:
         metavar = "NUMBER" if types & {"number", "integer"} else "TEXT"
-        annotation = Annotated[str | None, typer.Option(*flags, help=help_text, metavar=metavar, show_default=False)]
+        kind = list[str] | None if once else str | None  # all that are given, so that a second one is seen
+        annotation = Annotated[kind, typer.Option(*flags, help=help_text, metavar=metavar, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

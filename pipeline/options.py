@@ -54,10 +54,12 @@ def in_words(names: Iterable[str]) -> str:
 
 
 class Flags:
-    """Annotates a field whose flags on the command line are not its name; the first one is the one to write."""
+    """Annotates a field whose flags on the command line are not its name; the first one is the one to write. once: what to do instead of
+    giving it twice, where somebody may well try; of other flags the last one counts.
+    """
 
-    def __init__(self, *names: str) -> None:
-        self.names = names
+    def __init__(self, *names: str, once: str = "") -> None:
+        self.names, self.once = names, once
 
 
 def _no_truth(value: Any) -> Any:

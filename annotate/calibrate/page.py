@@ -58,6 +58,11 @@ def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
         ]
     else:
         said = [f"{name} can't be told from a coin on {one['human_pairs']:,} human pairs: {gain}. More human pairs would tell."]
+    if (known := one["agreement"]["people_only_95"]) is not None and known[1] < 0.5:
+        said.append(
+            f"People agree with {name} in {100 * one['agreement']['people_only']:.0f}% of the pairs, less often than with a coin: is its "
+            "scale the other way round?"
+        )
     if one["margin_se"]["upper_bound"]:
         said.append(
             f"The error of {name}'s margins is an upper bound: too few pairs have two people, so that people's own noise is still in it."

@@ -33,7 +33,7 @@ class JudgeOptions(AskingOptions):
 
     mode: Annotated[str, OneOf(MODES)] = "pairwise"
     """How judges are asked: {names}; `mmpo list modes` says more."""
-    model: str | None = None
+    model: Annotated[str | None, Flags("--model", once="name several judges by --judge")] = None
     """The judge's model, as its endpoint calls it; several judges: --judge."""
     rubrics: Annotated[tuple[str, ...], LISTED, Flags("--rubric", "--rubrics")] = ("overall",)
     """What is judged: names of rubrics or .yaml files, separated by commas."""

@@ -4,6 +4,7 @@ Counts, means and standard deviations are taken while reading, one set per (sour
 the check for mixed scales need no pass of their own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -126,7 +127,7 @@ def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) 
 
     Raises UserError where the choice names a kind, rater or aspect that no grade has, or leaves nothing.
     """
-    table = evidence if evidence != "auto" else ("ratings" if statistics.of("ratings") else "comparisons")
+    table = evidence if evidence != "auto" else _first_with_all(statistics, wanted)
     groups = statistics.of(table)
     if not groups:
         other = "comparisons" if table == "ratings" else "ratings"
@@ -141,6 +142,17 @@ def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) 
     if not chosen:
         raise UserError("no grade has the chosen kind, rater and aspect together; drop one of --kind, --rater, --aspect")
     return table, chosen
+
+
+def _first_with_all(statistics: GradeStatistics, wanted: Wanted) -> str:
+    """Ratings where there are any, else comparisons; but where comparisons alone have all that is named, those."""
+
+    def lacking(table: str) -> float:
+        groups = statistics.of(table)
+        known = {name: {getattr(group, name) for group in groups} for name in wanted}
+        return sum(value not in known[name] for name, values in wanted.items() for value in values) if groups else math.inf
+
+    return min(("ratings", "comparisons"), key=lacking)
 
 
 def select_grades(table: pa.Table, name: str, wanted: Wanted) -> tuple[pa.Table, int]:

@@ -23,3 +23,9 @@ def test_columns_given_one_by_one_are_all_taken(columns: list[str], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     [row] = load_feedback(tmp_path / "out").to_pylist()
     assert sorted(one["score"] for one in row["ratings"]) == [1, 2]
+
+
+def test_a_second_model_is_no_second_judge_and_the_first_is_not_dropped_unsaid(tmp_path: Path) -> None:
+    done = mmpo("judge", tmp_path / "in", "--model", "a", "--model", "b", "--out", tmp_path / "out", "--dry-run")
+    assert done.returncode == 2
+    assert "--model is given 2 times (a, b): name several judges by --judge" in done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
@@ -52,14 +53,21 @@ class StoredCompletions:
             first += int(offsets_of(batch.column("completions"))[-1])
 
     def graded(self, rater: str) -> np.ndarray:
-        """The scores that a rater of our kind has given already, NaN where none, shape (completions,)."""
+        """The scores that a rater of our kind has given already, NaN where none, shape (completions,). Raises UserError where somebody of
+        another kind has the name: a build goes by names, and would average the two.
+        """
         found = np.full(self.completions, np.nan)
         for first, table in self.tables():
+            for grades in (flat(table[kind]).flatten() for kind in ("ratings", "comparisons")):
+                others = pc.unique(grades.field("kind").filter(pc.equal(grades.field("rater"), rater))).to_pylist()
+                if other := [kind for kind in others if kind != KIND]:
+                    raise UserError(
+                        f"{self.folder} holds grades by {rater!r} of the kind {', '.join(map(str, other))}, and one rater is one grader: "
+                        "give the model another name, --model DIR,rater=NAME"
+                    )
             column = flat(table["ratings"])
             grades, row = column.flatten(), parents(offsets_of(column))
-            own = np.ones(len(grades), dtype=bool)
-            for name, value in (("rater", rater), ("kind", KIND), ("aspect", ASPECT)):
-                own &= np.array([one == value for one in grades.field(name).to_pylist()], dtype=bool)
+            own = np.asarray(pc.and_(pc.equal(grades.field("rater"), rater), pc.equal(grades.field("aspect"), ASPECT)))
             place = first + offsets_of(flat(table["completions"]))[row[own]] + np.asarray(grades.field("completion"))[own]
             found[place] = to_numpy(grades.field("score"))[own]
         return found

@@ -12,6 +12,7 @@ from command import refused
 from folders import feedback_folder
 
 from mmpo.annotate import calibrate
+from mmpo.annotate.calibrate import sentences
 from mmpo.annotate.calibrate.maps import MAPS
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pairs
@@ -177,6 +178,32 @@ def test_ten_pairs_of_five_prompts_are_enough_to_be_told_how_little_they_tell(jo
     low, high = found["gain_over_coin_95"]
     assert low < found["gain_over_coin"] < high and high - low > 0.1  # a tenth of a nat and more can't be told
     assert found["margin_se"]["mean"] > found["margin_se"]["beyond"] > 0
+
+
+def test_a_build_by_the_calibrated_raters_name_needs_nothing_more_where_others_gave_ratings(
+    joined: Callable[..., Path], tmp_path: Path
+) -> None:
+    rated = [
+        {"prompt": row["prompt"], "completion": row["first"], "score": float(i % 5), "rater": "rater"}
+        for i, row in enumerate(PEOPLE[:40])
+    ]
+    calibrate(
+        joined((JUDGE, (-9, 9), "ai"), (PEOPLE, (-3, 3), "human"), (rated, (0, 4), "ai")),
+        out=tmp_path / "out",
+        raters="judge",
+        **QUICK,
+    )
+    build(tmp_path / "out", tmp_path / "pairs", options=BuildOptions(format="feedback", raters=("judge@human",)))
+    pairs = load_pairs(tmp_path / "pairs")
+    assert pairs.num_rows > 100 and pairs["margin_se"].null_count == 0
+
+
+def test_a_grader_whose_scale_is_the_other_way_round_is_asked_about(joined: Callable[..., Path]) -> None:
+    turned = [{**row, "gap": -row["gap"]} for row in JUDGE]
+    found = calibrate(joined((turned, (-9, 9), "ai"), (PEOPLE, (-3, 3), "human")), **QUICK)["graders"]["judge"]
+    assert not found["knows"] and any("is its scale the other way round?" in line for line in sentences("judge", found))
+    straight = calibrate(joined((JUDGE, (-9, 9), "ai"), (PEOPLE, (-3, 3), "human")), **QUICK)["graders"]["judge"]
+    assert not any("other way round" in line for line in sentences("judge", straight))
 
 
 def test_a_gap_that_is_the_position_bias_and_no_more_is_a_tie(joined: Callable[..., Path]) -> None:

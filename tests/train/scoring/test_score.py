@@ -155,6 +155,16 @@ def test_one_rater_is_one_model(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("evidence", ["ratings", "comparisons"])
+def test_a_model_does_not_take_a_persons_name(evidence, trained, tmp_path):
+    """A build goes by names: grades of the two would be averaged as those of one."""
+    given = {"completion": "a", "score": 3} if evidence == "ratings" else {"first": "a", "second": "b", "gap": 1}
+    folder = feedback_folder(tmp_path / "given", [{"prompt": "Q", "rater": "anna", **given}], kind="human")
+    message = user_error("", score, folder, f"{trained['reward']},rater=anna", tmp_path / "out")
+    assert "holds grades by 'anna' of the kind human, and one rater is one grader" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_completions_without_a_grade_are_counted_by_reason_and_named(trained, tmp_path):
     rows = [{"prompt": "Why? " * 60, "completions": ["Yes.", "No."]}, {"prompt": "Why?", "completions": ["No. " * 200, "Yes."]}]
     feedback = feedback_folder(tmp_path / "feedback", rows)
