@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, write_whole
+from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
 
 HELD_OUT = ("grader", "pairs", "human pairs", "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated")
 UNITS = ("grader", "scale", "bias", "γ of people's votes", "error of a margin", "outside")
@@ -91,12 +91,6 @@ def _more(name: str, one: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def interval(row: Mapping[str, Any], key: str) -> str:
-    """A figure with its interval where it has one."""
-    bounds = row[f"{key}_95"]
-    return number(row[key]) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
-
-
 def _rivals(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, one in graders.items():
@@ -110,7 +104,7 @@ def _estimates(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
     rows = []
     for name, one in graders.items():
         for of, row in [("agreement with a person", one["agreement"]), *((m["model"], m) for m in one.get("models", ()))]:
-            shown = {"estimate": interval(row, "value"), "people alone": interval(row, "people_only")}
+            shown = {"estimate": with_interval(row, "value"), "people alone": with_interval(row, "people_only")}
             rows.append({"grader": name, "of": of, **shown, "pairs": row["pairs"], "human pairs": row["human_pairs"]})
     return rows
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.report.comparison_page import by_target
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, write_whole
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, with_interval, write_whole
 
 RELIABILITY = {
     "label": ("confidence max(q, 1 − q)", "share of pairs ordered right", "Against the labels, ties left out"),
@@ -29,7 +29,7 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
         {f"at temperature {number(temperature)}": found["scaled"]} if temperature is not None else {}
     )
     columns |= {row["name"]: row for row in found["baselines"]}
-    rows = [{"measure": name, **{column: _interval(row, name) for column, row in columns.items()}} for name in shown]
+    rows = [{"measure": name, **{column: with_interval(row, name) for column, row in columns.items()}} for name in shown]
     few = [name for name in BY_SOURCE if name in shown][:3]
     by_source = [
         {"source": row["source"], "pairs": row["pairs"], **_cells(row, few), **_longest(row)} for row in found["by_source"]
@@ -47,7 +47,7 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
         "suite": _suite(found) if "suite" in found else None,
         "against": _against(found["against"]) if found.get("against") else None,
         "plots": [picture for picture in pictures if picture is not None],
-        "length": {name: _interval(found["length"], name) for name in ("spearman", "longest_wins")},
+        "length": {name: with_interval(found["length"], name) for name in ("spearman", "longest_wins")},
         "by_margin": table(BY_MARGIN, bins) if bins else None,
         "by_source": table(("source", "pairs", *few, "longest wins"), by_source, text=("source",)),
     }
@@ -60,18 +60,8 @@ def _named(name: str, trained_on: Mapping[str, Any] | None) -> str:
     return f"{name} (control {control})" if control else name
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    """A figure with its interval where it has one."""
-
-    def words(value: Any) -> str:
-        return number(0.0 if isinstance(value, float) and abs(value) < 1e-9 else value)
-
-    bounds = row.get(f"{name}_95")
-    return words(row.get(name)) + (f" [{words(bounds[0])}, {words(bounds[1])}]" if bounds else "")
-
-
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    return {name: _interval(row, name) for name in names}
+    return {name: with_interval(row, name) for name in names}
 
 
 def _longest(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,13 +82,15 @@ def _suite(found: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         {
             "section": name,
-            "figure": _interval({"": value, "_95": found["sections_95"][name]}, ""),
+            "figure": with_interval({"": value, "_95": found["sections_95"][name]}, ""),
             "longest wins": longest["sections"].get(name),
         }
         for name, value in found["sections"].items()
     ]
-    rows.append({"section": "average", "figure": _interval(found, "average"), "longest wins": longest["average"], "marked": True})
-    subsets = [{**row, "accuracy": _interval(row, "accuracy")} for row in found["subsets"]]
+    rows.append(
+        {"section": "average", "figure": with_interval(found, "average"), "longest wins": longest["average"], "marked": True}
+    )
+    subsets = [{**row, "accuracy": with_interval(row, "accuracy")} for row in found["subsets"]]
     matrix = None
     if "matrix" in found:
         names = ("concise", "detailed", "markdown")
@@ -120,7 +112,7 @@ def _against(found: Mapping[str, Any]) -> dict[str, Any]:
         shown = [
             {
                 **row,
-                "difference": _interval(row, "difference"),
+                "difference": with_interval(row, "difference"),
                 "marked": bool(row["difference_95"] and not _spans_0(row["difference_95"])),
             }
             for row in of

@@ -61,11 +61,13 @@ def draw(name: str, caption: str, *plots: Callable[[Any], None], size: tuple[flo
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number for readers: thousands apart, `digits` decimals for fractions, an en dash for what is undefined.
+    """A number for readers: thousands apart, `digits` decimals for fractions, an en dash for what is undefined; each of an interval's.
 
-    >>> number(12345), number(0.12345), number(None), number(float("inf"))
-    ('12,345', '0.123', '–', '∞')
+    >>> number(12345), number(0.12345), number(None), number(float("inf")), number([0.12345, 0.5])
+    ('12,345', '0.123', '–', '∞', '[0.123, 0.500]')
     """
+    if isinstance(value, list):
+        return f"[{', '.join(number(one, digits) for one in value)}]"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -75,6 +77,20 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.{digits}f}" if value == 0 or 10**-digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def with_interval(row: Mapping[str, Any], name: str) -> str:
+    """The figure of that name with its interval, `NAME_95`, where it has one; what is no further from 0 than rounding is 0.
+
+    >>> with_interval({"x": 0.12345, "x_95": [0.1, 1e-17]}, "x"), with_interval({"x": None}, "x")
+    ('0.123 [0.100, 0.000]', '–')
+    """
+
+    def words(value: Any) -> str:
+        return number(0.0 if isinstance(value, float) and abs(value) < 1e-9 else value)
+
+    bounds = row.get(f"{name}_95")
+    return words(row.get(name)) + (f" [{words(bounds[0])}, {words(bounds[1])}]" if bounds else "")
 
 
 def trained_words(trained_on: Mapping[str, Any] | None) -> str:
