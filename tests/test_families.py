@@ -104,6 +104,11 @@ ADDITIONS: dict[str, Addition] = {
         '"dummy": Pairing(_all, lambda n, k: _pairs(n), "a dummy"),', use=JUDGE + " --pairs dummy", shows='"requests":'),
     "replies": Addition(
         '"dummy": ReplyFormat(grade, "a dummy", "one"),', use=JUDGE + " --reply dummy", shows='"requests":'),
+    "maps": Addition(
+        '"dummy": _dummy,',
+        'def _dummy(features, margins, answers, weight):\n    """a dummy"""\n    return _scale(features, margins, answers, weight)\n\n\n',
+        use="calibrate candidates --method dummy", shows="calibrating takes a grader and people",
+    ),
     "selections": Addition(
         '"dummy": Selection(lambda known: None, "", "a dummy"),'),
     "displays": Addition(

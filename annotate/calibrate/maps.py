@@ -102,7 +102,7 @@ def logistic_weights(features: Floats, margins: int, answers: HumanAnswers, weig
 
 
 def _scale(features: Floats, margins: int, answers: HumanAnswers, weight: Floats) -> FittedMap:
-    """σ(index) and one factor."""
+    """P = σ(index), and people's expected margin one factor times the index."""
     weights = logistic_weights(features, margins, answers, weight)
     index = features @ weights
     squares = float((weight * answers.voters * index**2).sum())
@@ -162,12 +162,15 @@ def _ordinal(link: str) -> Fit:
 
         return FittedMap(found[:size] / scale, chance, lambda index: chances(index) @ answers.values)
 
+    fit.__doc__ = f"P(people's margin at most level k) = F(τₖ − index), F {link}, thresholds that mirror one another."
     return fit
 
 
 def _isotonic(features: Floats, margins: int, answers: HumanAnswers, weight: Floats) -> FittedMap:
-    """The best odd maps that never fall: each pair and its mirror image together, means of neighbours where they would fall, straight
-    lines between the blocks' centers (Oron and Flournoy 2017). The index is that of the votes."""
+    """The best odd maps that never fall, straight lines between the centers of their blocks (Oron and Flournoy 2017).
+
+    Each pair and its mirror image together, means of neighbours where they would fall. The index is that of the votes.
+    """
     weights = logistic_weights(features, margins, answers, weight)
     index, share = features @ weights, answers.votes / np.maximum(answers.voters, 1e-300)
     counted = weight * answers.voters
