@@ -94,11 +94,12 @@ def gamma(
     from mmpo.pipeline.report import suggest_gamma
 
     summary = suggest_gamma(dataset, votes)
+    of, voted = summary["pairs_of"], summary["votes_on"]
     for name in ("gamma", "mean_target", "pairs", "ties"):
-        say(f"{name.replace('_', ' ')}: {shown(summary[name])}")
-    print_rows("margin quantiles", summary["margin_quantiles"])
+        say(f"{name.replace('_', ' ')}: {shown(summary[name])}" + f" ({of})" * (name == "pairs"))
+    print_rows(f"margin quantiles of {of}", summary["margin_quantiles"])
     columns = {"name": "convention", "gamma": "γ", "mean_target": "mean target", "saturated": "past .95", "unit": "unit"}
-    print_rows("conventions", summary["conventions"], columns)
+    print_rows(f"conventions, on {of}", summary["conventions"], columns)
     columns = {"source": "source", "margins_of": "margins of", "votes_of": "votes of", "pairs": "pairs", "prompts": "prompts"}
     columns |= {
         "with_margin": "with margin",
@@ -107,12 +108,13 @@ def gamma(
         "cross_entropy": "nats per vote",
         "interval": "interval",
     }
-    print_rows("fits to votes that made no part of the margin, with 95% intervals", summary["fits"], columns)
+    also = "" if voted == of else f"; mean target: of {of}"
+    print_rows(f"fits to votes that made no part of the margin, on {voted}, with 95% intervals{also}", summary["fits"], columns)
     if summary["fits"]:
         say(f"{FITS} A coin has {shown(summary['fits'][0]['coin'])} nats per vote.")
     else:
         say(summary["not_fitted"])
-    print_rows("what each γ makes of the untied margins", summary["what_each_gamma_makes"])
+    print_rows(f"what each γ makes of the untied margins of {of}", summary["what_each_gamma_makes"])
     for one in summary["warnings"]:
         say(f"warning: {one}")
     print_json(summary, as_json)

@@ -27,6 +27,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _OF_VOTES = ["prompt_id", "chosen_id", "rejected_id", "source", "preferring", "raters"]
 PEOPLE = {"human": "people", "ai": "judges", "reward_model": "reward models"}
 ALL = "all sources"
+FROM_FEEDBACK = "all pairs of this FEEDBACK"
 
 NO_VOTES = (
     "γ can't be fitted here: PAIRS keep how many of a margin's own raters prefer the chosen completion, and against the raters that made "
@@ -65,8 +66,8 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     feedback` makes them), or a table of either. votes: a file of votes that made no part of the margins, on pairs of any split, as
     `mmpo evaluate --votes` takes it.
 
-    Returns gamma (in 1/margin-unit), mean_target, pairs, ties, margin_quantiles, `conventions` (name, gamma and what it makes of the
-    margins), `fits` (per source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, with_margin
+    Returns gamma (in 1/margin-unit), mean_target, pairs, ties, pairs_of (which ones these are, in words, as are the margins below), votes_on
+    (the pairs that fits are of), margin_quantiles, `conventions` (name, gamma and what it makes of the margins), `fits` (per source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, with_margin
     (the share of the votes that side with the margin), cross_entropy in nats per vote beside that of a coin, mean_target and saturated at
     that γ), `not_fitted`: why there is no fit, else None, `votes`: of how many pairs the file has some, and how many of these are here,
     `warnings`, in words, and `what_each_gamma_makes`, rows of `gamma_table`. Raises UserError where every pair is a tie, or votes are the
@@ -74,8 +75,8 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     """
     columns = ["quality_margin", "margin_se"]
     feedback = _feedback(data)
-    table = build_pairs(feedback) if feedback is not None else _pairs(data, columns)
-    voted = None if votes is None else table if feedback is not None else _pairs(data, [*_OF_VOTES, *columns], training=False)
+    table, of = (build_pairs(feedback), FROM_FEEDBACK) if feedback is not None else _pairs(data, columns)
+    voted, voted_of = (table, of) if feedback is not None or votes is None else _pairs(data, [*_OF_VOTES, *columns], training=False)
     margins, errors = (table[name].cast(pa.float64()).to_numpy() for name in columns)
     decided = margins > 0
     if not decided.any():
@@ -84,7 +85,7 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     cast = None if votes is None else Votes(votes)
     found = [
         *(_of_feedback(feedback) if feedback is not None else ()),
-        *(_of_votes(voted, cast) if cast is not None and voted is not None else ()),
+        *(_of_votes(voted, cast) if cast is not None else ()),
     ]
     fits = [row for one in found for row in _fits(one, margins[decided])]
     conventions = {f"mean target {mean:g}": gamma_for_mean_target(margins[decided], mean) for mean in sorted({*MEANS, MEAN_TARGET})}
@@ -96,6 +97,8 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
         "mean_target": MEAN_TARGET,
         "pairs": len(margins),
         "ties": int((~decided).sum()),
+        "pairs_of": of,
+        "votes_on": voted_of,
         "margin_quantiles": [
             {"share": q, "margin": float(v)} for q, v in zip(LEVELS, np.quantile(margins[decided], LEVELS), strict=True)
         ],
@@ -109,9 +112,9 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
             for name, value in named.items()
         ],
         "fits": fits,
-        "votes": None if cast is None or voted is None else cast.counts(voted),
+        "votes": None if cast is None else cast.counts(voted),
         "warnings": [
-            *(cast.warnings(voted) if cast is not None and voted is not None else ()),
+            *(cast.warnings(voted) if cast is not None else ()),
             *(_AGAINST.format(**row, share=100 * row["with_margin"]) for row in fits if row["gamma"] == 0),
         ],
         "not_fitted": None if fits else NO_VOTES if feedback is None else ONE_RATER,
@@ -129,13 +132,14 @@ def _feedback(data: str | Path | pa.Table) -> pa.Table | None:
     return load_feedback(folder) if known else None
 
 
-def _pairs(data: str | Path | pa.Table, columns: list[str], training: bool = True) -> pa.Table:
-    """PAIRS of a table or a folder: its train split, or where that is empty, or with training False, all splits."""
+def _pairs(data: str | Path | pa.Table, columns: list[str], training: bool = True) -> tuple[pa.Table, str]:
+    """PAIRS of a table or a folder, its train split, or where that is empty, or with training False, all splits; and which, in words."""
     if isinstance(data, pa.Table):
-        return data
+        return data, "the table"
     files = part_files(data)
-    every = [file for part in files.values() for file in part]
-    return read_parts((files["train"] if training else []) or every, columns=columns)
+    if training and files["train"]:
+        return read_parts(files["train"], columns=columns), "the train split"
+    return read_parts([file for part in files.values() for file in part], columns=columns), "all splits"
 
 
 def _makes(margins: Floats, gamma: float) -> dict[str, float]:

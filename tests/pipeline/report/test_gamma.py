@@ -214,6 +214,26 @@ def test_votes_that_match_nothing_and_votes_given_twice_are_counted(tmp_path: Pa
     assert [fit["with_margin"] for fit in (*clean["fits"], *found["fits"])] == pytest.approx([0.75, 0.75])
 
 
+def test_numbers_say_which_pairs_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """γ is of the train split, or of all splits where that is empty; votes on pairs of any split are fitted to."""
+    feedback = feedback_of(tmp_path, noisy(0, {"ann": "human"}, prompts=40))
+    pairs = build_pairs(feedback)
+    votes = votes_of(tmp_path, pairs, 0.75)
+    said = {}
+    for name, split in (("most", (0.5, 0.25, 0.25)), ("tested", (0, 0, 1))):
+        write_dataset(pairs, tmp_path / name, split=split)
+        assert run(["gamma", str(tmp_path / name), "--votes", str(votes), "--json"]) == 0
+        output = capsys.readouterr()
+        said[name] = orjson.loads(output.out), output.err
+    found, words = said["most"]
+    assert found["pairs"] == pq.ParquetDataset(tmp_path / "most" / "train").read().num_rows < found["fits"][0]["pairs"]
+    assert (found["pairs_of"], found["votes_on"]) == ("the train split", "all splits")
+    assert f"pairs: {found['pairs']} (the train split)" in words and "on all splits, with 95% intervals; mean target: of the train" in words
+    found, words = said["tested"]
+    assert (found["pairs_of"], found["votes_on"]) == ("all splits", "all splits") and "what each γ makes of the untied margins of all" in words
+    assert suggest_gamma(feedback)["pairs_of"] == "all pairs of this FEEDBACK"
+
+
 def test_votes_against_the_margins_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = build_pairs(feedback_of(tmp_path, noisy(0, {"ann": "human"}, prompts=12)))
     write_dataset(pairs, tmp_path / "pairs", split=(1, 0, 0))
