@@ -16,6 +16,7 @@ from mmpo.pipeline.build.resolve import saturated
 from mmpo.pipeline.build.summary import reading_warnings, saturation_warnings
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
+from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
 from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of
 from mmpo.pipeline.storage.inputs import resolve_inputs
@@ -114,11 +115,12 @@ def check_format(sources: Sequence[str | Path], format: str | None, *, encoding:
     if format in SOURCES or (format and ":" in format):
         return
     chunk = _first(sources, "", encoding, sep)
-    columns = columns_of([row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)])
+    head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
+    columns = columns_of(head)
     kind = {"json": "jsonl", "arrow": "parquet"}.get(chunk.file.kind, chunk.file.kind)
     fits = [kind if name == "jsonl" else name for name in fitting(columns)]
     told = ", ".join(repr(name) for name in columns if "[]." not in name) or "none"
     first = str(unknown_name("format", format, SOURCES)) if format else f"--format is missing. Known: {', '.join(SOURCES)}"
     otherwise = f"fit none as they are: --format {kind} takes columns of any name by --columns"
     advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
-    raise UserError(f"{first}. The columns of {chunk.name} ({told}) {advice}")
+    raise no_suite(chunk.name, next(iter(head), {}), UserError(f"{first}. The columns of {chunk.name} ({told}) {advice}"))

@@ -25,7 +25,18 @@ from mmpo.pipeline.metrics.rewardbench import (
     rewardbench_subsets,
     subset_accuracies,
 )
-from mmpo.pipeline.metrics.suites import SUITES, ScoredRow, check_columns, file_rows, suite_measures, suite_scores, suite_warnings
+from mmpo.pipeline.metrics.suites import (
+    SUITES,
+    ScoredRow,
+    check_columns,
+    file_rows,
+    listed_texts,
+    no_suite,
+    suite_like,
+    suite_measures,
+    suite_scores,
+    suite_warnings,
+)
 from mmpo.pipeline.metrics.summary import against_other, evaluation_measures
 from mmpo.pipeline.metrics.table import METRICS, Metric, Values, by_source, pair_measures, training_metrics
 from mmpo.pipeline.metrics.votes import Votes

@@ -265,14 +265,40 @@ def check_columns(path: str | Path, row: Mapping[str, Any], needed: Sequence[str
     missing = [name for name in needed if name not in row]
     if not missing:
         return
-    hint = ""
-    if rows_of and {"chosen", "rejected"} <= row.keys():
-        hint = ". These look like the benchmark's own rows, which a model scores: "
-        hint += f"`mmpo evaluate reward --model MODEL --data {path} --suite {rows_of}`"
+    own = rows_of and {"chosen", "rejected"} <= row.keys()
+    hint = f". These look like the benchmark's own rows, {_measured_on(path, rows_of)}" if own else ""
     raise UserError(
         f"{path}: {what} have the columns {', '.join(needed)}; missing here: {', '.join(missing)}; those here: "
         f"{', '.join(map(repr, row)) or 'none'}{hint}"
     )
+
+
+def suite_like(row: Mapping[str, Any]) -> str | None:
+    """The suite whose own rows look like this one, or None."""
+    lists = listed_texts(row.get("chosen")) and listed_texts(row.get("rejected"))
+    if "domain" in row and lists:
+        return "rm-bench"
+    if not row.keys() >= {"subset", "chosen", "rejected"}:
+        return None
+    return "rewardbench2" if lists else "rewardbench"
+
+
+def listed_texts(replies: Any) -> bool:
+    """Whether these are several replies as texts, and no messages."""
+    return isinstance(replies, list) and bool(replies) and all(isinstance(reply, str) for reply in replies)
+
+
+def no_suite(path: str | Path, row: Mapping[str, Any], error: UserError) -> UserError:
+    """The error for a file that can't be built: where it is a benchmark's, one that says what to do with that instead."""
+    suite = suite_like(row)
+    if suite is None:
+        return error
+    pairs = f". As pairs to train on: {error}" if SUITES[suite].sides == 1 else ""
+    return UserError(f"{path}: these look like rows of {suite}, {_measured_on(path, suite)}{pairs}")
+
+
+def _measured_on(path: str | Path, suite: str) -> str:
+    return f"which a model scores: `mmpo evaluate reward --model MODEL --data {path} --suite {suite}`"
 
 
 def _check_id(row: ScoredRow, ids: set[str]) -> None:

@@ -66,10 +66,11 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
     feedback` makes them), or a table of either. votes: a file of votes that made no part of the margins, on pairs of any split, as
     `mmpo evaluate --votes` takes it.
 
-    Returns gamma (in 1/margin-unit), mean_target, pairs, ties, pairs_of (which ones these are, in words, as are the margins below), votes_on
-    (the pairs that fits are of), margin_quantiles, `conventions` (name, gamma and what it makes of the margins), `fits` (per source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, with_margin
-    (the share of the votes that side with the margin), cross_entropy in nats per vote beside that of a coin, mean_target and saturated at
-    that γ), `not_fitted`: why there is no fit, else None, `votes`: of how many pairs the file has some, and how many of these are here,
+    Returns gamma (in 1/margin-unit), mean_target, pairs, ties, pairs_of (in words which ones these are; the margins below are theirs),
+    votes_on (the pairs that fits are of), margin_quantiles, `conventions` (name, gamma and what it makes of the margins), `fits` (per
+    source and over all: whose margins, whose votes, gamma, gamma_95, interval, pairs, prompts, votes, with_margin (the share of the votes
+    that side with the margin), cross_entropy in nats per vote beside that of a coin, mean_target and saturated at that γ), `not_fitted`:
+    why there is no fit, else None, `votes`: of how many pairs the file has some, and how many of these are here,
     `warnings`, in words, and `what_each_gamma_makes`, rows of `gamma_table`. Raises UserError where every pair is a tie, or votes are the
     margins' own.
     """

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
 from mmpo.pipeline.storage.rows import Chunk, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
@@ -258,7 +259,10 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         absent = [name for name in options.keep if name not in columns]
         if absent:
             raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
-        part.prepared = source.parser(columns, options, chunk.name)
+        try:
+            part.prepared = source.parser(columns, options, chunk.name)
+        except UserError as error:
+            raise no_suite(chunk.name, head[0][1], error) from None
         parse = part.prepared.parse
         for count, (number, row) in enumerate(chain(head, found)):
             part.add(number, row, parse, options.keep)

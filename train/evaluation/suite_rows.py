@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.metrics import SUITES, ScoredRow, check_columns, file_rows
+from mmpo.pipeline.metrics import SUITES, ScoredRow, check_columns, file_rows, listed_texts, suite_like
 from mmpo.pipeline.sources import BadRow, as_reply, read_message, split_pair
 from mmpo.pipeline.storage import resolve_inputs
 from mmpo.pipeline.tables import MESSAGE_KEYS, PAIRS, REPLY_KEYS, completion_id, held_keys, prompt_id, with_keys
@@ -78,27 +78,13 @@ def suite_pairs(data: str | Path, suite: str | None = None) -> SuitePairs | None
         if not found.sizes:
             if suite is None and "quality_margin" in row and file.kind == "parquet":
                 return None
-            name = suite or _looks_like(row)
+            name = suite or suite_like(row)
             if name is None:
                 return _no_benchmark(path, file.kind, row.keys())
             found.suite = name
             check_columns(path, row, (SUITES[name].group, "prompt", "chosen", "rejected"), f"rows of {name}")
         found.add(number, row)
     return found.finish() if found.sizes else _no_benchmark(path, file.kind, ())
-
-
-def _looks_like(row: Mapping[str, Any]) -> str | None:
-    lists = _listed(row.get("chosen")) and _listed(row.get("rejected"))
-    if "domain" in row and lists:
-        return "rm-bench"
-    if not row.keys() >= {"subset", "chosen", "rejected"}:
-        return None
-    return "rewardbench2" if lists else "rewardbench"
-
-
-def _listed(replies: Any) -> bool:
-    """Whether these are several replies as texts, and no messages."""
-    return isinstance(replies, list) and bool(replies) and all(isinstance(reply, str) for reply in replies)
 
 
 def _no_benchmark(path: Path, kind: str, columns: Iterable[str]) -> None:
@@ -127,7 +113,7 @@ class _Found:
         sides: list[Sequence[Any]] = [row.get("chosen"), row.get("rejected")]  # type: ignore[list-item]
         if suite.sides == 1:
             sides = [[side] for side in sides]
-        elif not all(map(_listed, sides)) or any(len(side) != suite.sides for side in sides if suite.sides):
+        elif not all(map(listed_texts, sides)) or any(len(side) != suite.sides for side in sides if suite.sides):
             self._refuse(number, f"chosen and rejected are lists of {suite.sides or 'several'} texts")
         if not isinstance(row.get(suite.group), str):
             self._refuse(number, f"{suite.group} is no text")

@@ -48,6 +48,12 @@ def test_columns_of_published_formats_are_those_that_are_asked_for(tmp_path: Pat
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}, [], ["fit --format trl or jsonl"]),
         ({"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "score_A": 1, "score_B": 2}, ["--format", "spp"],
          ["did you mean 'shp'?", "fit --format shp"]),
+        ({"prompt": "Q", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1, "subset": "Math"}, [],
+         ["rows.jsonl --suite rewardbench2`"]),
+        ({"prompt": "Q", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1, "subset": "Math"}, ["--format", "trl"],
+         ["rows.jsonl --suite rewardbench2`"]),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "subset": "hep-js"}, ["--format", "trl"],
+         ["--suite rewardbench`. As pairs to train on: ", "pairs without grades have no margin"]),
         ({"q": "Q"}, ["--format", "json"], ["did you mean 'jsonl'?", "('q') fit none as they are: --format jsonl takes"]),
     ],
 )  # fmt: skip

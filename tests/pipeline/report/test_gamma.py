@@ -228,9 +228,15 @@ def test_numbers_say_which_pairs_they_are_of(tmp_path: Path, capsys: pytest.Capt
     found, words = said["most"]
     assert found["pairs"] == pq.ParquetDataset(tmp_path / "most" / "train").read().num_rows < found["fits"][0]["pairs"]
     assert (found["pairs_of"], found["votes_on"]) == ("the train split", "all splits")
-    assert f"pairs: {found['pairs']} (the train split)" in words and "on all splits, with 95% intervals; mean target: of the train" in words
+    assert (
+        f"pairs: {found['pairs']} (the train split)" in words
+        and "on all splits, with 95% intervals; mean target: of the train" in words
+    )
     found, words = said["tested"]
-    assert (found["pairs_of"], found["votes_on"]) == ("all splits", "all splits") and "what each γ makes of the untied margins of all" in words
+    assert (found["pairs_of"], found["votes_on"]) == (
+        "all splits",
+        "all splits",
+    ) and "what each γ makes of the untied margins of all" in words
     assert suggest_gamma(feedback)["pairs_of"] == "all pairs of this FEEDBACK"
 
 
