@@ -278,7 +278,9 @@ def _with_control(prompts: Sequence[PromptPairs], control: str, seed: int) -> li
     """The prompts with the targets and margins of a control; held-out pairs keep their own."""
     p, margin, weight = (np.concatenate([getattr(prompt, name) for prompt in prompts]) for name in ("p", "margin", "weight"))
     bounds = np.cumsum([len(prompt.p) for prompt in prompts])[:-1]
-    split = zip(*(np.split(column, bounds) for column in controlled(control, p, margin, weight, seed)), strict=True)
+    # A prompt's completions stand in the order of their ids, so that their places name them.
+    names = [f"{prompt.prompt_id}\0{one}\0{other}" for prompt in prompts for one, other in zip(prompt.chosen, prompt.rejected)]
+    split = zip(*(np.split(column, bounds) for column in controlled(control, p, margin, weight, names, seed)), strict=True)
     return [replace(prompt, p=own, margin=size) for prompt, (own, size) in zip(prompts, split, strict=True)]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mmpo.pipeline.errors import UserError
@@ -12,22 +13,29 @@ P, MARGIN = np.array([0.5, 0.6, 0.8, 0.9, 0.5]), np.array([0.0, 1.0, 2.0, 3.0, 0
 
 
 def test_matched_smoothing_is_the_weighted_mean_over_untied_pairs_and_leaves_ties():
-    p, margin = controlled("matched", P, MARGIN, np.array([1.0, 2.0, 1.0, 1.0, 5.0]), seed=0)
+    p, margin = controlled("matched", P, MARGIN, np.array([1.0, 2.0, 1.0, 1.0, 5.0]), list("abcde"), seed=0)
     assert p == pytest.approx([0.5, 0.725, 0.725, 0.725, 0.5])  # (2·.6 + .8 + .9) / 4
     assert np.array_equal(margin, MARGIN)
-    assert np.array_equal(controlled("matched", P, MARGIN, np.zeros(5), 0)[0], P)  # pairs that count nothing have no mean
+    assert np.array_equal(
+        controlled("matched", P, MARGIN, np.zeros(5), list("abcde"), 0)[0], P
+    )  # pairs that count nothing have no mean
 
 
 def test_shuffled_margins_keep_their_targets_and_the_places_of_ties():
     random = np.random.default_rng(1)
     margin = random.integers(0, 4, 200).astype(float)
     p, weight = 1 / (1 + np.exp(-margin)), random.random(200)
-    found, sizes = controlled("shuffled", p, margin, weight, seed=3)
+    names = [str(pair // 2) for pair in range(200)]  # each stands there twice
+    found, sizes = controlled("shuffled", p, margin, weight, names, seed=3)
     assert np.array_equal(sizes == 0, margin == 0) and np.array_equal(np.sort(sizes), np.sort(margin))
     assert np.array_equal(found, 1 / (1 + np.exp(-sizes)))  # a margin moves with its target
     assert (sizes != margin).mean() > 0.3
-    assert np.array_equal(controlled("shuffled", p, margin, weight, 3)[0], found)
-    assert not np.array_equal(controlled("shuffled", p, margin, weight, 4)[0], found)
+    assert np.array_equal(controlled("shuffled", p, margin, weight, names, 3)[0], found)
+    assert not np.array_equal(controlled("shuffled", p, margin, weight, names, 4)[0], found)
+    order = random.permutation(200)
+    again, moved = controlled("shuffled", p[order], margin[order], weight, [names[pair] for pair in order], seed=3)
+    as_before = sorted(zip(names, margin, found, sizes, strict=True))
+    assert sorted(zip([names[pair] for pair in order], margin[order], again, moved, strict=True)) == as_before
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,28 @@ def test_a_run_with_matched_smoothing_is_one_of_cdpo_with_that_epsilon(dataset, 
     assert matched["train_loss"] == pytest.approx(cdpo["train_loss"], abs=1e-6)
     shuffled = train_tiny("reward", dataset, tmp_path / "shuffled", control="shuffled", **more)
     assert abs(shuffled["train_loss"] - cdpo["train_loss"]) > 1e-6
+
+
+def test_the_same_pairs_in_another_order_are_shuffled_alike(dataset, tiny_options, tmp_path):
+    from mmpo.train.training import run
+
+    turned = tmp_path / "turned" / "train"
+    turned.mkdir(parents=True)
+    table = pq.ParquetDataset(dataset / "train").read()
+    pq.write_table(table.take(np.random.default_rng(0).permutation(table.num_rows)), turned / "part-00000.parquet")
+    found = []
+    for folder in (dataset, turned.parent):
+        ready = run.prepare_run(
+            tiny_options("reward", folder, tmp_path / f"of-{folder.name}", control="shuffled", eval_split=None, weight="prompt")
+        )
+        found.append(
+            {
+                (prompt.prompt_id, *pair): size
+                for prompt in ready.train
+                for *pair, size in zip(prompt.chosen, prompt.rejected, prompt.margin, strict=True)
+            }
+        )
+    assert len(found[0]) == table.num_rows and found[0] == found[1]
 
 
 def test_held_out_pairs_keep_their_own_targets(dataset, tiny_options, tmp_path):
