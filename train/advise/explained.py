@@ -12,6 +12,8 @@ from mmpo.train.advise.evidence import Evidence
 from mmpo.train.advise.measure import Fold, Split
 
 DRAWS = 1000
+LEAST_LEAD = 0.0005
+"""A share of the variance that is 0 in points with one decimal, as it is printed."""
 _DECAYS = np.geomspace(1e-6, 10, 15)
 
 
@@ -38,8 +40,11 @@ def margin_sums(found: Evidence, values: Sequence[np.ndarray], splits: Sequence[
     return sums
 
 
-def r2(sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0, graders: np.ndarray | None = None) -> list[float]:
-    """[value, low, high] of the explained share of test margins, or of its difference to another's; groups are drawn.
+def r2(
+    sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0, graders: np.ndarray | None = None, tried: int = 1
+) -> list[float]:
+    """[value, low, high] of the explained share of test margins, or of its difference to another's; groups are drawn. tried: how many such
+    intervals shall hold together, 95% of the time. Margins that differ by their unit alone differ by 0, not by rounding.
 
     Below 0 where the margins are foretold worse than by saying 0 of each pair. graders: a number for each group, (groups,); then it is the
     mean of the shares of each, weighted by their groups: without it graders on a larger scale would speak for all.
@@ -64,7 +69,8 @@ def r2(sums: np.ndarray, other: np.ndarray | None = None, seed: int = 0, graders
     if other is not None:
         less, less_drawn = of(other[:2])
         value, drawn = value - less, drawn - less_drawn
-    return [float(value), *(float(v) for v in np.quantile(drawn, (0.025, 0.975)))]
+    tail = 0.025 / tried
+    return [float(round(v, 9)) for v in (value, *np.quantile(drawn, (tail, 1 - tail)))]
 
 
 def beyond_sign(found: Evidence, folds: Sequence[Fold], seed: int = 0) -> list[float]:

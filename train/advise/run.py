@@ -265,8 +265,9 @@ class Look:
         ]
 
     def normalisations(self) -> list[dict[str, Any]]:
-        """Of FEEDBACK: how well the margins of each normalisation are explained on held-out prompts. The best one on validation prompts is
-        taken from here on where its lead on the test prompts is real.
+        """Of FEEDBACK: how well the margins of each normalisation are explained on held-out prompts, and what each has over the first one,
+        with intervals that hold together. Of those that the test prompts tell from it the best one on validation prompts is taken from here
+        on; where they tell none, or too few prompts judge, the first one stays.
         """
         if len(self.given.pairs) < 2:
             return []
@@ -274,13 +275,15 @@ class Look:
         found = {name: aligned(table, self.found, name) for name, table in self.given.pairs.items()}
         sums = {name: explained.margin_sums(one, self.values, self.splits, self.groups) for name, one in found.items()}
         base, graders = self.normalised, graders_of(self.given.feedback, self.found, self.given.voters)
-        rows = []
-        for name, mine in sums.items():
-            value = explained.r2(mine, seed=seed, graders=graders)
-            more = None if name == base else explained.r2(mine, sums[base], seed, graders)
-            rows.append({"normalise": name, "pairs": len(found[name].margin), "r2": value, f"minus_{base}": more})
-        best = max(sums, key=lambda name: explained.r2(sums[name][[2, 3]], seed=seed, graders=graders)[0])
-        if best != base and explained.r2(sums[best], sums[base], seed, graders)[1] > 0:
+        lead = {name: explained.r2(mine, sums[base], seed, graders, len(sums) - 1) for name, mine in sums.items() if name != base}
+        share = {name: explained.r2(mine, seed=seed, graders=graders) for name, mine in sums.items()}
+        enough = int((sums[base][1] > 0).sum()) >= FEWEST_CLUSTERS
+        told_apart = [name for name in lead if enough and lead[name][1] > explained.LEAST_LEAD and share[name][1] > 0]
+        if told_apart:
+            best = max(told_apart, key=lambda name: explained.r2(sums[name][[2, 3]], seed=seed, graders=graders)[0])
             self.normalised, self.found = best, found[best]
             self.counts |= {"pairs": len(found[best].margin), "ties": int((~found[best].decided).sum())}
-        return rows
+        return [
+            {"normalise": name, "pairs": len(found[name].margin), "r2": share[name], f"minus_{base}": lead.get(name)}
+            for name in sums
+        ]

@@ -255,6 +255,9 @@ def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: P
     apart = {"data", "kind", "normalisations", "not_measurable", "sentences"}
     assert one == other
     assert {key: one[key] for key in set(one) - apart} == {key: third[key] for key in set(third) - apart}
+    other_units = [row for row in third["normalisations"] if row["normalise"] in ("minmax", "zscore")]
+    assert [row["minus_none"] for row in other_units] == [[0, 0, 0]] * len(other_units) and other_units  # of one rater
+    assert any(line.startswith("No normalisation is told apart from none: by ") for line in third["sentences"])
 
 
 def test_what_is_drawn_of_much_data_goes_by_ids_and_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,19 @@ def test_r2_is_the_planted_share(share: float) -> None:
     value, low, high = r2(margin_sums(found, [features] * len(parts), parts, 400))
     assert low < value < high
     assert value == pytest.approx(share, abs=0.05)
+
+
+def test_margins_in_another_unit_are_explained_as_well() -> None:
+    sums = np.random.default_rng(0).random((4, 57))
+    assert r2(sums * 0.37, sums) == r2(sums * 1.7, sums) == [0, 0, 0]
+
+
+def test_of_four_that_are_no_better_none_is_told_apart_in_nineteen_of_twenty() -> None:
+    """Each alone would be in one of forty, so that one of them would be in ten of a hundred."""
+    rng, found = np.random.default_rng(0), {1: 0, 4: 0}
+    for _ in range(100):
+        sums = rng.gamma(2, size=(2, 100))
+        others = [np.stack([sums[0] + rng.standard_normal(100) / 2, sums[1]]) for _ in range(4)]
+        for tried in found:
+            found[tried] += any(r2(other, sums, tried=tried)[1] > 0 for other in others)
+    assert found[4] <= 5 < found[1]
