@@ -12,6 +12,8 @@ COMPARED = {
     "minus_shuffled": "− shuffled",
 }
 Row = Mapping[str, Any]
+NAME_HEIGHT = 0.019
+"""Of a name of 7 points, as a share of the axis of R²."""
 
 
 def write_page(claims: Row, docs: Path) -> Path:
@@ -225,12 +227,15 @@ def _by_r2(claims: Row) -> Any:
                 axes.plot(x, [v[0] for v in values], style, color=colour, label=f"planted, {mean[1:]} {title}", linewidth=1.4)
                 if mean == "0.75":
                     axes.fill_between(x, [v[1] for v in values], [v[2] for v in values], color=colour, alpha=0.12)
-        for name, summary in claims.get("sets", {}).items():
-            value, low, high = (100 * v for v in mmpo(summary, 0.75)["minus_matched"]["accuracy"])
+        beside = -1.0
+        for name, summary in sorted(claims.get("sets", {}).items(), key=lambda one: one[1]["r2"]):
+            r2, (value, low, high) = summary["r2"], (100 * v for v in mmpo(summary, 0.75)["minus_matched"]["accuracy"])
             if high - low < 3:
-                axes.plot((summary["r2"], summary["r2"]), (low, high), color=COLOURS[1], linewidth=1, alpha=0.6)
-                axes.plot(summary["r2"], value, "o", color=COLOURS[1], markersize=4)
-                axes.annotate(name, (summary["r2"], value), fontsize=7, xytext=(3, 3), textcoords="offset points")
+                axes.plot((r2, r2), (low, high), color=COLOURS[1], linewidth=1, alpha=0.6)
+                axes.plot(r2, value, "o", color=COLOURS[1], markersize=4)
+                beside = max(r2, beside + NAME_HEIGHT)  # names hang below their intervals, side by side
+                axes.text(beside, low - 0.1, name, fontsize=7, rotation=90, ha="center", va="top")
+        axes.set_ylim(bottom=-4)
         axes.axhline(0, color="#9aa4b1", linewidth=1)
         axes.set(xlabel="R² of signed margins", ylabel="points of accuracy")
         axes.legend(fontsize=7.5)

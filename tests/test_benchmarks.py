@@ -4,9 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = [path.name for path in sorted(BENCHMARKS.glob("*.py")) if "ArgumentParser(" in path.read_text(encoding="utf-8")]
@@ -28,6 +33,26 @@ def test_the_page_of_the_claims_is_that_of_their_figures(tmp_path: Path, monkeyp
     docs = BENCHMARKS.parent / "docs"
     page = write_page(json.loads((docs / "claims.json").read_text(encoding="utf-8")), tmp_path)
     assert page.read_text(encoding="utf-8") == (docs / page.name).read_text(encoding="utf-8"), "python benchmarks/claims.py --page"
+
+
+def test_no_name_in_the_plot_of_the_claims_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import claims_page
+
+    drawn = []
+
+    def draw(name: str, caption: str, plot: Callable[[Any], None], size: tuple[float, float]) -> None:
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        plot(axes)
+        FigureCanvasAgg(figure).draw()
+        drawn.extend((axes.bbox, [text.get_window_extent() for text in axes.texts]))
+
+    monkeypatch.setattr(claims_page, "draw", draw)
+    claims_page._by_r2(json.loads((BENCHMARKS.parent / "docs/claims.json").read_text(encoding="utf-8")))
+    axes, names = drawn
+    assert len(names) > 5 and all(name.y0 >= axes.y0 for name in names)
+    assert not [pair for pair in combinations(names, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_names_on_the_page_of_the_claims_keep_their_hyphens() -> None:
