@@ -92,7 +92,7 @@ def calibrate_grader(grader: Grader, people: People, ids: np.ndarray, options: C
     figures = {
         "aspect": grader.aspect, "kind": grader.kind,
         "pairs": len(grader.unit), "human_pairs": len(sample.fold), "human_prompts": sample.prompts,
-        "human_grades": int(sample.answers.voters.sum()), "people": people.raters,
+        "human_grades": int(sample.answers.voters.sum()), "people": people.raters, "onto": people.who,
         "method": held.setting.method,
         **{
             name: {"raw": measure(raw), "calibrated": measure(held.chance)}

@@ -33,4 +33,5 @@ class CalibrateOptions:
     seed: Annotated[int, Field(ge=0), NUMBER] = 0
     """Seed of folds and draws."""
     out: TextOrPath | None = None
-    """FEEDBACK folder to write: the input, every calibrated grader as a rater NAME@human, and a page, calibration.html."""
+    """FEEDBACK folder to write: the input, every calibrated grader as a rater NAME@human (NAME@RATER with --to RATER), and a page,
+    calibration.html."""

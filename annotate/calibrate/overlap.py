@@ -11,6 +11,7 @@ from mmpo.annotate.calibrate.maps import MOST_LEVELS, HumanAnswers
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 
+PEOPLE = "people"
 LEAST_DEGREES = 4
 """Second opinions from which on people's own noise is known, as for margin_se."""
 
@@ -20,7 +21,7 @@ class People:
     """What people say of the units of one aspect, arrays of shape (units,) over all units, empty answers where nobody graded.
 
     noise: variance of one person's margin about what people agree on, NaN where it has fewer than LEAST_DEGREES degrees of freedom; limit:
-    people's widest margin, None where unbounded; raters: their names.
+    people's widest margin, None where unbounded; raters: their names; who: in words, "people", or where not all are people these names.
     """
 
     answers: HumanAnswers
@@ -28,6 +29,7 @@ class People:
     degrees: int
     limit: float | None
     raters: list[str]
+    who: str
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ def people_of(margins: RaterMargins, columns: Sequence[int], aspect: int) -> Peo
     """What these columns say of the pairs under one aspect. Raises UserError where they grade on several scales."""
     at = np.flatnonzero(np.isin(margins.column, columns) & (margins.aspect[margins.unit] == aspect))
     graded = sorted(set(margins.column[at].tolist()))
+    who = in_words(margins, columns)
     limits = {column: float(margins.chosen.ranges[column, aspect]) for column in graded}
     if len({None if np.isnan(limit) else limit for limit in limits.values()}) > 1:
         said = ", ".join(f"{margins.chosen.columns[c].name} up to {limit:g}" for c, limit in limits.items())
         raise UserError(
-            f"people's margins under the aspect {margins.chosen.aspects[aspect]} are on several scales ({said}), and calibrated margins "
-            "would have no unit; name people of one scale with --to, or put scores on one footing before"
+            f"{who}'s margins under the aspect {margins.chosen.aspects[aspect]} are on several scales ({said}), and calibrated margins "
+            "would have no unit; name raters of one scale with --to, or put scores on one footing before"
         )
     unit, value = margins.unit[at], np.round(margins.raw[at], DECIMALS)
     size = len(margins.prompt)
@@ -77,7 +80,13 @@ def people_of(margins: RaterMargins, columns: Sequence[int], aspect: int) -> Peo
     limit = next((one for one in limits.values() if not np.isnan(one)), None)
     noise = squares / degrees if degrees >= LEAST_DEGREES else float("nan")
     names = [margins.chosen.columns[column].name for column in graded]
-    return People(HumanAnswers(votes, n, mean, levels, values), noise, degrees, limit, names)
+    return People(HumanAnswers(votes, n, mean, levels, values), noise, degrees, limit, names, who)
+
+
+def in_words(margins: RaterMargins, columns: Sequence[int]) -> str:
+    """Whose margins are the measure: "people", or where one of these is no person their names."""
+    whose = [margins.chosen.columns[column] for column in columns]
+    return PEOPLE if all(one.kind == HUMAN for one in whose) else " and ".join(one.name for one in whose)
 
 
 def _levels(value: Floats) -> tuple[Floats, np.ndarray]:

@@ -2,39 +2,73 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mmpo.annotate.calibrate.overlap import PEOPLE
 from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
 
-HELD_OUT = ("grader", "pairs", "human pairs", "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated")
-UNITS = ("grader", "scale", "bias", "γ of people's votes", "error of a margin", "outside")
 RIVALS = ("jury", "in its place", "cross-entropy", "more than the jury")
-MORE = ("grader", "human pairs", "cross-entropy, held out", "error of the fit", "standard error of a margin")
+
+
+class Words(NamedTuple):
+    """How those are called whose margins are the measure: people, or raters by name. person: one of them; graded, grades: the pairs that
+    they graded too, and how many grades these have.
+    """
+
+    who: str
+    person: str
+    graded: str
+    grades: str
+
+    @classmethod
+    def of(cls, who: str) -> "Words":
+        """The words for what figures call `onto`."""
+        people = who == PEOPLE
+        return cls(who, *(("a person", "human pairs", "human grades") if people else (who, "shared pairs", f"grades by {who}")))
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Headings of figures on held-out pairs."""
+        return ("grader", "pairs", self.graded, "map", "cross-entropy raw", "calibrated", "ECE raw", "ECE calibrated")
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Headings of what a map does."""
+        return ("grader", "scale", "bias", f"γ of {self.who}'s votes", "error of a margin", "outside")
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """Headings of what further pairs would buy."""
+        return ("grader", self.graded, "cross-entropy, held out", "error of the fit", "standard error of a margin")
+
+    @property
+    def estimates(self) -> tuple[str, ...]:
+        """Headings of estimates over all pairs."""
+        return ("grader", "of", "estimate", f"{self.who} alone", "pairs", self.graded)
 
 
 def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
     """Write the page of what `calibrate` returned to the file `out` and return it. UserError where it can't be written."""
     graders: Mapping[str, Mapping[str, Any]] = summary["graders"]
-    rows = shown_rows(graders)
+    rows, words = shown_rows(graders), Words.of(summary["onto"])
     values = {
-        "title": "Graders calibrated to people",
+        "title": f"Graders calibrated to {words.who}",
+        "words": words,
         "about": f"{', '.join(graders)} onto {', '.join(summary['people'])}",
         "numbers": [
             ("prompts", number(summary["prompts"])),
             ("graders", number(len(graders))),
-            ("human pairs", number(max(one["human_pairs"] for one in graders.values()))),
-            ("human grades", number(max(one["human_grades"] for one in graders.values()))),
+            (words.graded, number(max(one["human_pairs"] for one in graders.values()))),
+            (words.grades, number(max(one["human_grades"] for one in graders.values()))),
         ],
         "sentences": [sentence for name, one in graders.items() for sentence in sentences(name, one)],
-        "held_out": table(HELD_OUT, rows, text=("grader", "map")),
-        "units": table(UNITS, rows, text=("grader",)),
-        "more": table(MORE, [row for name, one in graders.items() for row in _more(name, one)], text=("grader",)),
+        "held_out": table(words.held_out, rows, text=("grader", "map")),
+        "units": table(words.units, rows, text=("grader",)),
+        "more": table(words.more, [row for name, one in graders.items() for row in _more(name, one)], text=("grader",)),
         "jury": table(
             ("instead of the jury", "cross-entropy", "more than the jury"), _rivals(graders), text=("instead of the jury",)
         ),
-        "estimates": table(
-            ("grader", "of", "estimate", "people alone", "pairs", "human pairs"), _estimates(graders), text=("grader", "of")
-        ),
+        "estimates": table(words.estimates, _estimates(graders, words), text=("grader", "of")),
         "left_out": table(
             ("grader", "why"), [{"grader": k, "why": v} for k, v in summary["left_out"].items()], text=("grader", "why")
         ),
@@ -45,31 +79,33 @@ def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
 
 def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
     """What the figures of a grader say, in words."""
-    low, high = one["gain_over_coin_95"]
+    (low, high), words = one["gain_over_coin_95"], Words.of(one["onto"])
     gain = f"{one['gain_over_coin']:+.3f} nats a pair over a coin (95% interval {low:+.3f} to {high:+.3f})".replace("-", "−")
     if one["knows"]:
         said = [
-            f"{name} tells something of people: {gain}. Cross-entropy {one['cross_entropy']['raw']:.3f} → "
+            f"{name} tells something of {words.who}: {gain}. Cross-entropy {one['cross_entropy']['raw']:.3f} → "
             f"{one['cross_entropy']['calibrated']:.3f}, ECE {one['ece']['raw']:.3f} → {one['ece']['calibrated']:.3f} on held-out pairs."
         ]
     elif high < 0.01:
         said = [
-            f"{name} knows nothing of people that {one['human_pairs']:,} pairs would show: {gain}. Don't train on it as if it did."
+            f"{name} knows nothing of {words.who} that {one['human_pairs']:,} pairs would show: {gain}. Don't train on it as if it did."
         ]
     else:
-        said = [f"{name} can't be told from a coin on {one['human_pairs']:,} human pairs: {gain}. More human pairs would tell."]
+        said = [f"{name} can't be told from a coin on {one['human_pairs']:,} {words.graded}: {gain}. More of them would tell."]
     if (known := one["agreement"]["people_only_95"]) is not None and known[1] < 0.5:
         said.append(
-            f"People agree with {name} in {100 * one['agreement']['people_only']:.0f}% of the pairs, less often than with a coin: is its "
-            "scale the other way round?"
+            f"{name} and {words.who} agree in {100 * one['agreement']['people_only']:.0f}% of the pairs, less often than with a coin: is "
+            "its scale the other way round?"
         )
     if one["margin_se"]["upper_bound"]:
         said.append(
-            f"The error of {name}'s margins is an upper bound: too few pairs have two people, so that people's own noise is still in it."
+            f"The error of {name}'s margins is an upper bound: too few pairs have two grades by {words.who}, so that {words.who}'s own "
+            "noise is still in it."
         )
     if one["outside"]:
         said.append(
-            f"{one['outside']:,} of its {one['pairs']:,} margins are larger than any that people graded too: the map is stretched there."
+            f"{one['outside']:,} of its {one['pairs']:,} margins are larger than any that {words.who} graded too: the map is stretched "
+            "there."
         )
     return said
 
@@ -80,14 +116,15 @@ def _row(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
     method = one["method"] + (" + length" if one["length"] is not None else "")
     held_out = name, one["pairs"], one["human_pairs"], method, entropy["raw"], entropy["calibrated"], ece["raw"], ece["calibrated"]
     units = name, one["scale"], one["bias"], one["gamma"], bound + number(one["margin_se"]["mean"]), one["outside"]
-    return dict(zip((*HELD_OUT, *UNITS), (*held_out, *units), strict=True))
+    words = Words.of(one["onto"])
+    return dict(zip((*words.held_out, *words.units), (*held_out, *units), strict=True))
 
 
 def _more(name: str, one: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
+    rows, headings = [], Words.of(one["onto"]).more
     for row in one["more"]["foretold"]:
         pairs = f"{one['human_pairs']:,}" + (f" + {row['more']}" if row["more"] else "")
-        rows.append(dict(zip(MORE, (name, pairs, row["cross_entropy"], row["fit_error"], row["margin_se"]), strict=True)))
+        rows.append(dict(zip(headings, (name, pairs, row["cross_entropy"], row["fit_error"], row["margin_se"]), strict=True)))
     return rows
 
 
@@ -100,16 +137,18 @@ def _rivals(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _estimates(graders: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _estimates(graders: Mapping[str, Mapping[str, Any]], words: Words) -> list[dict[str, Any]]:
     rows = []
     for name, one in graders.items():
-        for of, row in [("agreement with a person", one["agreement"]), *((m["model"], m) for m in one.get("models", ()))]:
-            shown = {"estimate": with_interval(row, "value"), "people alone": with_interval(row, "people_only")}
-            rows.append({"grader": name, "of": of, **shown, "pairs": row["pairs"], "human pairs": row["human_pairs"]})
+        for of, row in [(f"agreement with {words.person}", one["agreement"]), *((m["model"], m) for m in one.get("models", ()))]:
+            shown = (name, of, with_interval(row, "value"), with_interval(row, "people_only"), row["pairs"], row["human_pairs"])
+            rows.append(dict(zip(words.estimates, shown, strict=True)))
     return rows
 
 
 def _picture(name: str, one: Mapping[str, Any]) -> Picture:
+    words = Words.of(one["onto"])
+
     def reliability(axes: Any) -> None:
         axes.plot((0.5, 1), (0.5, 1), color="#9aa4b1", linewidth=1, linestyle="--")
         series = {"raw, γ auto": one["reliability"]["raw"], "calibrated": one["reliability"]["calibrated"]}
@@ -120,7 +159,7 @@ def _picture(name: str, one: Mapping[str, Any]) -> Picture:
             axes.scatter(
                 x, y, s=[12 + 240 * row["weight"] / total for row in rows], color=colour, alpha=0.75, label=label, linewidths=0
             )
-        axes.set(xlabel="said: chance of the better one", ylabel="share of people's votes", xlim=(0.48, 1.02))
+        axes.set(xlabel="said: chance of the better one", ylabel=f"share of {words.who}'s votes", xlim=(0.48, 1.02))
         axes.set_title(name, fontsize=10)
         axes.legend(fontsize=8.5, markerscale=0.6)
 
@@ -129,7 +168,7 @@ def _picture(name: str, one: Mapping[str, Any]) -> Picture:
         axes.axhline(0, color="#9aa4b1", linewidth=0.8)
         axes.axvline(0, color="#9aa4b1", linewidth=0.8)
         axes.plot([row["margin"] for row in rows], [row["expected"] for row in rows], color=COLOURS[0])
-        axes.set(xlabel=f"margin of {name}", ylabel="people's expected margin")
+        axes.set(xlabel=f"margin of {name}", ylabel=f"{words.who}'s expected margin")
 
     def learning(axes: Any) -> None:
         rows = one["more"]["curve"]
@@ -144,14 +183,14 @@ def _picture(name: str, one: Mapping[str, Any]) -> Picture:
         x = [one["human_pairs"] + row["more"] for row in ahead]
         axes.plot(x, [row["cross_entropy"] for row in ahead], marker="o", linestyle="--", color=COLOURS[1], label="foretold")
         axes.axhline(one["coin"], color="#9aa4b1", linewidth=1, linestyle=":")
-        axes.set(xlabel="human pairs", ylabel="cross-entropy, nats")
+        axes.set(xlabel=words.graded, ylabel="cross-entropy, nats")
         axes.legend(fontsize=8.5)
 
     plots = [reliability, *([curve] if one["map"] else []), learning]
-    words = "held-out pairs before and after, a calibrated grader lies on the dashed line; " + (
+    shown = "held-out pairs before and after, a calibrated grader lies on the dashed line; " + (
         "the map, for texts of one length; " if one["map"] else ""
     )
-    caption = f"{name}: {words}cross-entropy by human pairs, dotted: a coin."
+    caption = f"{name}: {shown}cross-entropy by {words.graded}, dotted: a coin."
     return draw(f"calibration-{name}", caption, *plots, size=(12.6 / len(plots), 3.3))
 
 

@@ -1,6 +1,6 @@
 """`calibrate`: graders' margins onto people's, from FEEDBACK to figures and to FEEDBACK with calibrated graders in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mmpo.annotate.calibrate.grader import Calibrated, calibrate_grader, labelle
 from mmpo.annotate.calibrate.jury import JURY, against, jury_of
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.output import write_calibrated
-from mmpo.annotate.calibrate.overlap import Grader, People, grader_of, people_of
+from mmpo.annotate.calibrate.overlap import PEOPLE, Grader, People, grader_of, in_words, people_of
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
@@ -26,18 +26,18 @@ from mmpo.pipeline.tables import FEEDBACK
 
 LEAST_PAIRS = 10
 """Pairs that a grader and people must share."""
-SUFFIX = "@human"
 Progress = Callable[[str, int, int], None]
 
 
 def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = None, **given: Any) -> dict[str, Any]:
     """Map every grader's margins onto people's; feedback: a FEEDBACK folder, or a table of that schema; given: CalibrateOptions.
 
-    Returns {"graders": {name: figures}, "left_out": {name: reason}, "to", "people", "assumes", "out"?, "page"?, "rows"?}; several
-    aspects make names NAME/ASPECT. Of each grader: pairs, human_pairs, method, cross_entropy and ece {"raw", "calibrated"} by
+    Returns {"graders": {name: figures}, "left_out": {name: reason}, "to", "people", "onto", "out"?, "page"?, "rows"?}; several
+    aspects make names NAME/ASPECT; onto: whose margins are the measure, in words. Of each grader: pairs, human_pairs (graded by these too),
+    method, cross_entropy and ece {"raw", "calibrated"} by
     held-out folds (raw: σ(γm) at γ auto), scale (human units per unit of the grader), bias (toward what is shown first, in its
     units), margin_se, knows, and more. With `out` every grader that is shown to know something stands in the FEEDBACK written there
-    as NAME@human: comparisons in people's units, `spread` their standard error.
+    as NAME@human, or of other raters NAME@RATER: comparisons in their units, `spread` their standard error.
 
     Raises UserError: no people, no grader, no pair that both graded or fewer than ten, all ties, unknown names, people on several scales.
     """
@@ -48,10 +48,11 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     merged, _ = merge_prompts(large(table).combine_chunks())
     margins = read_margins(merged, choose_columns(merged, aspects=options.aspects))
     graders, people = _sides(margins, options)
+    who = in_words(margins, people)
     ids = np.array(flat(merged["prompt_id"]).to_pylist(), dtype=object)
     done, left_out = _all_calibrated(margins, graders, people, ids, options, progress)
     if not done:
-        raise _nothing(feedback, options, left_out)
+        raise _nothing(feedback, who, left_out)
     one_aspect = len({one.grader.aspect for one in done}) == 1
     named = {one.grader.name if one_aspect else f"{one.grader.name}/{one.grader.aspect}": one for one in done}
     for one in done:
@@ -60,11 +61,11 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     summary: dict[str, Any] = {
         "graders": {name: one.figures | {"written": one in kept and bool(options.out)} for name, one in named.items()},
         "left_out": left_out, "to": list(options.to), "people": [margins.chosen.columns[i].name for i in people],
-        "prompts": margins.prompts,
+        "onto": who, "prompts": margins.prompts,
     }  # fmt: skip
     if options.out:
         source = feedback if isinstance(feedback, (str, Path)) else None
-        summary |= write_calibrated(merged, margins, kept, summary, asdict(options), Path(options.out), source, SUFFIX)
+        summary |= write_calibrated(merged, margins, kept, summary, asdict(options), Path(options.out), source, _suffix(who))
     return summary
 
 
@@ -80,7 +81,8 @@ def _table(feedback: str | Path | pa.Table) -> pa.Table:
 def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int], list[int]]:
     """The columns of the graders and of people. Raises UserError."""
     columns = margins.chosen.columns
-    own = [i for i, column in enumerate(columns) if not column.rater.endswith(SUFFIX)]
+    raters = {column.rater for column in columns}
+    own = [i for i, column in enumerate(columns) if not _is_calibrated(column.rater, raters)]
     names = sorted({name for i in own for name in (columns[i].name, columns[i].rater)})
     for flag, wanted in (("--to", [one for one in options.to if one != HUMAN]), ("--rater", options.raters or ())):
         for name in wanted:
@@ -103,12 +105,27 @@ def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int],
             "argilla push asks people, mmpo argilla pull --feedback adds their grades; --to RATER,RATER names others to calibrate onto"
         )
     graders = [i for i in graders if i not in people]
+    if not graders and (who := in_words(margins, people)) != PEOPLE:
+        others = ", ".join(columns[i].name for i in own if i not in people)
+        why = f"the other raters are people ({others}); --rater NAME calibrates one" if others else "there is no other rater"
+        raise UserError(f"there is nobody to calibrate onto {who}: {why}")
     if not graders:
         raise UserError(
             f"there is nobody to calibrate: all raters are people ({', '.join(names[:40])}). mmpo judge adds a judge; --rater NAME "
             "--to NAME,NAME calibrates one person onto others"
         )
     return graders, people
+
+
+def _suffix(who: str) -> str:
+    """What a calibrated grader is called by: the raters whose units it has."""
+    return f"@{HUMAN if who == PEOPLE else who.replace(' and ', '+')}"
+
+
+def _is_calibrated(rater: str, raters: Collection[str]) -> bool:
+    """Whether an earlier calibration left this rater."""
+    name, _, measure = rater.rpartition("@")
+    return measure == HUMAN or (name in {*raters, JURY} and {*measure.split("+")} <= {*raters})
 
 
 def _all_calibrated(
@@ -149,26 +166,30 @@ def _unusable(grader: Grader, people: People) -> str:
     shared = grader.take(labelled_by(grader, people))
     answers = people.answers.take(shared.unit)
     if not len(shared.unit):
-        return f"people graded none of its {len(grader.unit):,} pairs"
+        return f"{people.who} graded none of its {len(grader.unit):,} pairs"
     if len(shared.unit) < LEAST_PAIRS:
-        return f"people graded {len(shared.unit)} of its {len(grader.unit):,} pairs, and it takes {LEAST_PAIRS}"
+        return f"{people.who} graded {len(shared.unit)} of its {len(grader.unit):,} pairs, and it takes {LEAST_PAIRS}"
     if (prompts := len(np.unique(shared.prompt))) < FEWEST_CLUSTERS:
         return (
-            f"the pairs that people graded are of {prompts} prompt{'s' * (prompts != 1)}; maps are judged on other prompts than they are "
-            f"fitted to, which takes {FEWEST_CLUSTERS}"
+            f"the pairs that {people.who} graded are of {prompts} prompt{'s' * (prompts != 1)}; maps are judged on other prompts than they "
+            f"are fitted to, which takes {FEWEST_CLUSTERS}"
         )
     if not shared.features[:, : grader.margins].any():
-        return "its margins of the pairs that people graded are all ties"
+        return f"its margins of the pairs that {people.who} graded are all ties"
     if not answers.levels[:, answers.values != 0].any():
-        return "people call all of its pairs ties"
+        return f"all of its pairs are ties for {people.who}"
     return ""
 
 
-def _nothing(feedback: Any, options: CalibrateOptions, left_out: dict[str, str]) -> UserError:
+def _nothing(feedback: Any, who: str, left_out: dict[str, str]) -> UserError:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:6])
     folder = feedback if isinstance(feedback, (str, Path)) else "FEEDBACK"
+    if who != PEOPLE:
+        return UserError(
+            f"no grader can be calibrated to {who}: {reasons}. It takes grades by {who} of some of the same pairs under the same aspect"
+        )
     return UserError(
-        f"no grader can be calibrated to {', '.join(options.to)}: {reasons}. Have people grade some of the same pairs under the same "
+        f"no grader can be calibrated to people: {reasons}. Have people grade some of the same pairs under the same "
         f"aspect, drawn at random: mmpo argilla push {folder} --dataset NAME --limit 100 --raters 2, then mmpo argilla pull --dataset NAME "
         f"--feedback {folder}"
     )

@@ -169,8 +169,8 @@ def calibrate(
 ) -> None:
     """Map each judge's or reward model's margins onto people's, by the pairs that both graded; say what is known of them.
 
-    Every map is odd and never falls; held-out prompts choose it. With --out, NAME@human stands in the FEEDBACK written: `mmpo build OUT
-    --format feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their standard errors.
+    Every map is odd and never falls; held-out prompts choose it. With --out, NAME@human (NAME@RATER with --to RATER) stands in the FEEDBACK
+    written: `mmpo build OUT --format feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their errors.
     """
     chosen = options_from(CalibrateOptions, given, flags=True)
     from mmpo.annotate.calibrate import calibrate as measure
@@ -189,5 +189,7 @@ def calibrate(
         for name, rows in summary["rows"].items():
             say(f"{name}: {rows:,} calibrated margins in {summary['out']}")
         if not summary["rows"]:
-            say("no grader is shown to know anything of people, and none was written; --unproven keep writes them all the same")
+            say(
+                f"no grader is shown to know anything of {summary['onto']}, and none was written; --unproven keep writes them all the same"
+            )
     print_json(summary, as_json)

@@ -1,6 +1,7 @@
 """`mmpo calibrate` from FEEDBACK to FEEDBACK and pairs: what it finds, what it writes, what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def cut(rows: list[dict[str, Any]], **change: Any) -> list[dict[str, Any]]:
         (JUDGE, PEOPLE[:18], ("people graded 9 of its 600 pairs, and it takes 10",)),
         (cut(JUDGE, prompt="one"), cut(PEOPLE, prompt="one"), ("are of 1 prompt; ",)),
         (cut(JUDGE, gap=0.0), PEOPLE, ("all ties",)),
-        (JUDGE, cut(PEOPLE, gap=0.0), ("people call all of its pairs ties",)),
+        (JUDGE, cut(PEOPLE, gap=0.0), ("all of its pairs are ties for people",)),
     ],
     ids=["no overlap", "other aspect", "few", "one prompt", "judge ties", "people tie"],
 )
@@ -255,6 +256,25 @@ def test_without_people_or_graders_it_says_who_is_missing(
     assert "no grade is by a person" in refused(["calibrate", str(folder)], tmp_path, capsys)
     assert "unknown --rater 'nobody'" in refused(["calibrate", str(folder), "--to", "two", "--rater", "nobody"], tmp_path, capsys)
     assert calibrate(folder, to="two", jury=False, **QUICK)["graders"].keys() == {"judge"}
+
+
+def test_a_rater_who_is_no_person_is_called_by_its_name(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In sentences, on the page and in the calibrated rater's name; what was calibrated before is no grader."""
+    folder = joined((JUDGE, (-9, 9), "ai"), (cut(PEOPLE[::2], rater="gpt"), (-3, 3), "ai"))
+    options = ["--to", "gpt", "--bootstrap", "20", "--method", "ordinal-logit"]
+    assert run(["calibrate", str(folder), "--out", str(tmp_path / "out"), *options, "--json"]) == 0
+    captured = capsys.readouterr()
+    page = (tmp_path / "out" / "calibration.html").read_text(encoding="utf-8")
+    page = re.sub(r"<style>.*?</style>|data:image/png;base64,[^\"]*", "", page, flags=re.DOTALL)
+    for words in (captured.err, page):
+        assert "judge tells something of gpt" in words and not re.search("people|human|a person", words, re.IGNORECASE)
+    assert json.loads(captured.out)["rows"] == {"judge@gpt": 600}
+    assert calibrate(tmp_path / "out", to="gpt", **QUICK)["graders"].keys() == {"judge"}
+    assert "nobody to calibrate onto gpt and judge: there is no other rater" in refused(
+        ["calibrate", str(folder), "--to", "judge,gpt"], tmp_path, capsys
+    )
 
 
 def test_a_single_rater_is_no_calibration(joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
