@@ -4,6 +4,7 @@ from mmpo.annotate.agreement import agree
 from mmpo.annotate.calibrate import CalibrateOptions, calibrate
 from mmpo.annotate.generate import GenerateOptions, generate
 from mmpo.annotate.judge import Judge, JudgeOptions, judge
+from mmpo.annotate.mt_bench import MtBenchOptions, mt_bench, mt_bench_judgments
 from mmpo.annotate.replies import parse_reply
 from mmpo.annotate.scales import PREFERENCE, Scale
 
@@ -13,10 +14,13 @@ __all__ = [
     "GenerateOptions",
     "Judge",
     "JudgeOptions",
+    "MtBenchOptions",
     "Scale",
     "agree",
     "calibrate",
     "generate",
     "judge",
+    "mt_bench",
+    "mt_bench_judgments",
     "parse_reply",
 ]

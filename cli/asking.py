@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mmpo.annotate.asking import keys_of_model
 from mmpo.cli.output import say
 from mmpo.pipeline.progress import ProgressReporter, waiting
 
@@ -30,6 +31,14 @@ def asking(title: str) -> Iterator[Any]:
                 report(name, one.done - one.cached, one.total - one.cached, told_of(one))
 
         yield show
+
+
+def local_engine(given: str) -> Any:
+    """The model on this machine that `--local` names."""
+    from mmpo.train import LocalModel
+    from mmpo.train.options import LocalOptions
+
+    return LocalModel(**keys_of_model(LocalOptions, given, "local model", "--local"))
 
 
 def told_of(counts: Any) -> str:

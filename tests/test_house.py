@@ -25,7 +25,8 @@ ROOMS = [
     "pipeline.report",
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
-    "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate", "annotate.argilla_server",
+    "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate",
+    "annotate.argilla_server",
     "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",

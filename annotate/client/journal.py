@@ -111,6 +111,10 @@ class Journal:
         rows = self._by_key("SELECT key, reply, prompt_tokens, reply_tokens, seconds FROM answers", keys)
         return {key: Answer.loads(reply, prompt, reply_tokens, seconds) for key, reply, prompt, reply_tokens, seconds in rows}
 
+    def times(self, keys: Sequence[bytes]) -> dict[bytes, float]:
+        """When the answers to these requests came, of those that have one, in seconds since the epoch."""
+        return dict(self._by_key("SELECT key, at FROM answers", keys))
+
     def readings(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, bytes] | None]:
         """What was read in the answers to these requests, of those that have one, as `Answer.reading`."""
         query = "SELECT answers.key, reader, reading FROM answers LEFT JOIN readings USING (key, at)"

@@ -1,6 +1,7 @@
 """From prompts to the requests of one model, and from its answers to candidates, or to the names of what is none."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -138,7 +139,7 @@ def kept(outcome: Answer | Failure) -> Answer | Failure:
     return replace(paid, choices=(replace(said, finish=outcome.reason),))
 
 
-async def probe(ask: Ask, model: SampledModel, options: GenerateOptions) -> Takes:
+async def probe(ask: Ask, model: SampledModel, options: GenerateOptions, instead: Mapping[str, str] | None = None) -> Takes:
     """What the endpoint takes, found out by a request with the run's own parameters. A parameter that its refusal names is left out where
     the user did not choose it; else that is a UserError, since replies would be others than those asked for. Raises PartialResult."""
     takes, outcome = Takes(), Failure("request", "probe", "no request went through")
@@ -160,9 +161,10 @@ async def probe(ask: Ask, model: SampledModel, options: GenerateOptions) -> Take
         elif not named and takes.system and options.system and "system" in outcome.message.lower():
             takes = replace(takes, system=False)
         elif named:
+            flag = f"--{named.replace('_', '-')}"
             raise UserError(
-                f"model {model.name}: the endpoint refuses {named}={sampling.sent.get(named)!r}: {outcome.message}. Leave --"
-                f"{named.replace('_', '-')} out, or choose another value"
+                f"model {model.name}: the endpoint refuses {named}={sampling.sent.get(named)!r}: {outcome.message}. "
+                f"{(instead or {}).get(named, f'Leave {flag} out, or choose another value')}"
             )
         else:
             break

@@ -70,9 +70,11 @@ class Probe:
         )
 
 
-async def probe(this: Probe, *, logprobs: bool, draws: bool, schema: Mapping[str, Any] | None) -> Capabilities:
+async def probe(
+    this: Probe, *, logprobs: bool, draws: bool, schema: Mapping[str, Any] | None, several: bool = True
+) -> Capabilities:
     """Ask until a request goes through. logprobs: whether the run has a use for them; draws: whether it draws several replies a question
-    even then; schema: the response_format that it would send.
+    even then; schema: the response_format that it would send; several: whether a run without log-probabilities draws several.
 
     Raises UserError for what is wrong with key, model or address, PartialResult where the endpoint is away.
     """
@@ -84,7 +86,7 @@ async def probe(this: Probe, *, logprobs: bool, draws: bool, schema: Mapping[str
         found, reply = (roomier, longer) if thinks or any(map(_thinks, longer.choices)) else (found, reply)
     if found.logprobs:
         found = replace(found, logprobs=any(map(has_distributions, reply.choices)))
-    if draws or found.room or not found.logprobs:
+    if draws or (several and (found.room or not found.logprobs)):
         outcome = await this.send(found, n=2)
         found = replace(found, several=isinstance(outcome, Answer) and len(outcome.choices) == 2)
         if not found.several:

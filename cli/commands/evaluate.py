@@ -1,20 +1,27 @@
-"""`mmpo evaluate policy|reward|scores`: a trained model's accuracy and calibration; benchmarks, from a model or from scores."""
+"""`mmpo evaluate policy|reward|scores|mt-bench`: a trained model's accuracy and calibration; benchmarks, from a model or from scores."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from mmpo.annotate.mt_bench import MtBenchOptions
+from mmpo.cli.asking import asking, counted, local_engine
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
-from mmpo.pipeline.errors import unknown_name
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.metrics import FEWEST_CLUSTERS, METRICS, SUITES, suite_scores, suite_warnings
 from mmpo.pipeline.options import NUMBER, Gamma, OneOf, TextOrPath, in_words, options, options_from
+from mmpo.pipeline.progress import duration
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("mmpo.cli.commands.evaluate:policy", "Measure a policy on held-out pairs, or on a benchmark's rows."),
     "reward": ("mmpo.cli.commands.evaluate:reward", "Measure a reward model on held-out pairs, or on a benchmark's rows."),
     "scores": ("mmpo.cli.commands.evaluate:scores", "A benchmark's figures from scores in a file; no model needed."),
+    "mt-bench": (
+        "mmpo.cli.commands.evaluate:mt_bench",
+        "MT-bench: two turns, every answer graded by a judge; or its judgments read.",
+    ),
 }
 """The commands of the group, as `mmpo.cli.main.COMMANDS` has them."""
 
@@ -172,3 +179,129 @@ def _print_suite(found: dict[str, Any]) -> None:
         names = ("concise", "detailed", "markdown")
         matrix = [(f"chosen {name}", *row) for name, row in zip(names, found["matrix"], strict=True)]
         print_table("chosen above rejected", ("", *(f"rejected {name}" for name in names)), matrix)
+
+
+@with_flags(MtBenchOptions)
+def mt_bench(
+    *,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL|DIR[,KEY=VALUE...]",
+            help="A model that answers: at an endpoint, or a folder of one on this machine; may be repeated. Keys: base_url, api_key_env, "
+            "called, temperature, max_tokens, ...",
+        ),
+    ] = None,
+    local: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--local", metavar="MODEL[,KEY=VALUE...]", help="A model on this machine, as for `mmpo generate`; may be repeated."
+        ),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--answers", metavar="FILE", help="Answers that are there, FastChat's model_answer/NAME.jsonl; may be repeated."
+        ),
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", metavar="MODEL[,KEY=VALUE...]", help="A judge; may be repeated. Keys: base_url, api_key_env, rater, ..."
+        ),
+    ] = None,
+    judgments: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--judgments",
+            metavar="FILE",
+            help="Judgments that are there, FastChat's JUDGE_single.jsonl: the means of all models in them, and nobody is asked.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write answers, judgments, means and page to; of --judgments a page.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens, cost and time, and ask nothing.")] = False,
+    as_json: AsJson = False,
+    given: dict[str, Any],
+) -> int:
+    """MT-bench: a model answers questions of two turns, a judge grades every answer from 1 to 10; means with 95% intervals.
+
+    Answers and judgments are safe in a journal before they count: the same command again asks only for what is missing. Example:
+    mmpo evaluate mt-bench --model models/policy --judge gpt-4o --questions mt_bench/question.jsonl --out mt-bench
+    """
+    from mmpo.annotate.mt_bench import estimate, mt_bench, mt_bench_judgments, prepared
+
+    chosen = options_from(MtBenchOptions, given, flags=True)
+    if judgments:
+        if models or local or answers or judges or dry_run:
+            raise UserError(
+                "--judgments reads what is there and asks nobody: leave --model, --local, --answers, --judge and --dry-run out"
+            )
+        summary = mt_bench_judgments(judgments, chosen, out)
+        _say_means(summary)
+        print_json(summary, as_json)
+        return 0
+    if out is None:
+        raise UserError("--out is missing: the folder to write to")
+    folders = [one for one in models or () if _is_folder(one)]
+    engines = [local_engine(one) for one in (*folders, *(local or ()))]
+    named = {
+        "models": [one for one in models or () if one not in folders],
+        "local": engines,
+        "judges": judges or [],
+        "answers": answers or [],
+    }
+    if dry_run:
+        summary = estimate(prepared(out, chosen, **named))
+        _say_requests(summary)
+        print_json(summary, as_json)
+        return 0
+    with asking("mt-bench") as progress:
+        summary = mt_bench(out, options=chosen, progress=progress, **named)
+    _say_means(summary)
+    for what, reasons in summary["counts"].items():
+        if reasons:
+            say(f"{what}: {counted(reasons)}")
+    if summary["stopped"]:
+        say(f"stopped: {summary['message']}")
+    say(f"answers and judgments in FastChat's layout, means and page: {summary['out']}")
+    if not summary["finished"]:
+        say(f"not finished: what came is safe in {summary['journal']}; the same command again asks for the rest")
+    print_json(summary, as_json)
+    return 0 if summary["finished"] else 3
+
+
+def _is_folder(given: str) -> bool:
+    """Whether `--model` names a folder of this machine, and no endpoint."""
+    name, *keys = given.split(",")
+    return Path(name).is_dir() and not any(key.strip().startswith("base_url=") for key in keys)
+
+
+def _say_means(summary: dict[str, Any]) -> None:
+    """The table of means, by turn and by category, and what a reader must know."""
+    from mmpo.annotate.mt_bench import shown_rows
+
+    means, by_category = shown_rows(summary["models"])
+    print_rows("scores from 1 to 10, with 95% intervals over questions", means)
+    print_rows("by category", by_category)
+    for row in summary["models"]:
+        if row["unreadable"]:
+            say(f"{row['model']}: judgments without a score (−1), in no mean: {counted(row['unreadable'])}")
+    for line in summary["warnings"]:
+        say(f"warning: {line}")
+
+
+def _say_requests(summary: dict[str, Any]) -> None:
+    say(f"{summary['requests']:,} requests over {summary['questions']:,} questions; {summary['left']:,} left to ask")
+    columns = {"name": "", "asked_for": "asked for", "requests": "requests", "answered": "answered", "left": "left"}
+    columns |= {
+        "prompt_tokens": "prompt tokens at most",
+        "reply_tokens_at_most": "reply tokens at most",
+        "cost_at_most": "cost at most, $",
+    }
+    rows = [{**row, "time": duration(row["seconds"])} for row in summary["models"]]
+    print_rows(
+        "tokens, cost and time of what is left; time is known once the journal holds replies", rows, columns | {"time": "time"}
+    )

@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mmpo.annotate.asking import keys_of_model
 from mmpo.annotate.generate import GenerateOptions
-from mmpo.cli.asking import asking, counted
+from mmpo.cli.asking import asking, counted, local_engine
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
@@ -53,7 +52,7 @@ def generate(
     from mmpo.annotate.generate import generate as write
 
     options = options_from(GenerateOptions, given, flags=True)
-    engines = [_engine(one) for one in local or ()]
+    engines = [local_engine(one) for one in local or ()]
     if dry_run:
         with prepared(prompts, out, options, models or [], engines) as plan:
             summary = estimate(plan)
@@ -65,14 +64,6 @@ def generate(
     _say_written(summary)
     print_json(summary, as_json)
     return 0 if summary["finished"] else 3
-
-
-def _engine(given: str) -> Any:
-    """The model on this machine that `--local` names."""
-    from mmpo.train import LocalModel
-    from mmpo.train.options import LocalOptions
-
-    return LocalModel(**keys_of_model(LocalOptions, given, "local model", "--local"))
 
 
 def _say_estimate(summary: dict[str, Any]) -> None:

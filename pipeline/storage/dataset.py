@@ -127,7 +127,10 @@ NEXT = {
 def manifest_of(folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of a folder of "pairs" or of "feedback". Raises UserError also where it holds the other kind."""
     manifest = read_manifest(folder)
-    if manifest.get("kind") != kind:
+    found = manifest.get("kind")
+    if found and found not in NEXT:
+        raise UserError(f"{folder} holds {found}, neither pairs nor FEEDBACK; name another folder")
+    if found != kind:
         raise UserError(f"{folder} {NEXT[kind].format(folder)}")
     return manifest
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from argilla_cases import Asked
 from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
+from bench_cases import PLAYERS, Bench
 from cases import Generating, Judging
 from openai_server import Server, serving
 from own_judges import answering
@@ -71,3 +72,16 @@ def judging_by(tmp_path: Path) -> Iterator[Callable[..., Judging]]:
     """Starts an endpoint that answers by a function of the request's body, with candidates for it."""
     with ExitStack() as running:
         yield lambda answer, *rows: Judging(running.enter_context(raw_endpoint(answering(answer))), tmp_path, *(rows or (1, 2)))
+
+
+@pytest.fixture
+def bench(openai_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Bench]:
+    """Starts a server that answers and judges, with questions for it: `bench({"latency": 0.1}, 8)`."""
+    return lambda plan=None, *rows: Bench(openai_server(PLAYERS | (plan or {})), tmp_path, *rows)
+
+
+@pytest.fixture
+def bench_by(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Starts an endpoint that answers by a function of the request's body, with questions for it."""
+    with ExitStack() as running:
+        yield lambda answer, *rows: Bench(running.enter_context(raw_endpoint(answering(answer))), tmp_path, *rows)

@@ -174,16 +174,18 @@ def _around(centre: float, values: Mapping[str, float], tau: float) -> Grades:
     return {label: value - total for label, value in raw.items()}
 
 
-def _script(grades: dict[str, Grades], reasons: bool, schema: Mapping[str, Any] | None) -> list[str | Grades]:
+def _script(grades: dict[str, Grades], reasons: str, schema: Mapping[str, Any] | None) -> list[str | Grades]:
     """The reply in order: literal texts, and distributions to choose from.
 
-    schema: of an object that the reply must fit; grades go where a label's name, an enumeration or a number asks for them. A list of
-    grades is a JSON object without one too.
+    reasons: what the prompt asks to be written before the grade, "" where it asks for the grade alone. schema: of an object that the
+    reply must fit; grades go where a label's name, an enumeration or a number asks for them. A list of grades is a JSON object without
+    one too.
     """
     if schema is None and not grades:
         return ["I was given nothing to compare."]
     if schema is None and list(grades) == [""]:
-        return [REASONS, "\nVerdict:", " ", grades[""]] if reasons else [grades[""]]
+        brackets = ["[[", grades[""], "]]"] if reasons == "Grade: [[" else [grades[""]]
+        return [REASONS, f"\n{reasons.partition(':')[0]}:", " ", *brackets] if reasons else [grades[""]]
     steps: list[str | Grades] = ["{"]
     for name, part in (schema["properties"] if schema else {label: {"type": "integer"} for label in grades}).items():
         own = grades.get(name) or next(iter(grades.values()), {})
@@ -204,9 +206,9 @@ def complete(
     prompt = prompt_of(body)
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
     fenced = schema is not None and capabilities.json_schema == "ignored"
-    steps = _script(
-        _verdict(prompt, body["model"], model, qualities), "Verdict:" in BLOCK.sub("", prompt), None if fenced else schema
-    )
+    said = BLOCK.sub("", prompt)
+    reasons = next((words for words in ("Verdict:", "Grade: [[") if words in said), "")
+    steps = _script(_verdict(prompt, body["model"], model, qualities), reasons, None if fenced else schema)
     if model.writes:
         steps = _text(body)
     if fenced:

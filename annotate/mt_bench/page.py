@@ -1,0 +1,127 @@
+"""The page of MT-bench: models with their means and intervals, by turn and by category; who was graded by whom, with which prompts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
+
+
+def write_page(summary: Mapping[str, Any], out: Path) -> Path:
+    """Write the page of what `mt_bench` or `mt_bench_judgments` returned to the file `out` and return it."""
+    rows: Sequence[Mapping[str, Any]] = summary["models"]
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["categories"]))
+    means, by_kind = shown_rows(rows)
+    named = dict.fromkeys(row["judge"] for row in rows)
+    values = {
+        "title": "MT-bench",
+        "about": f"{', '.join(dict.fromkeys(row['model'] for row in rows))}; judged by {judges(rows)}",
+        "numbers": [
+            ("questions", number(summary["questions"])),
+            ("models", number(len({row["model"] for row in rows}))),
+            ("scores", number(sum(row["scores"] for row in rows))),
+            ("without a score (−1)", number(sum(sum(row["unreadable"].values()) for row in rows))),
+        ],
+        "sentences": [*_how(summary), *summary["warnings"]],
+        "means": _table(means),
+        "kinds": _table(by_kind) if by_kind else None,
+        "counted": _table([line for row in rows for line in _counted(row)]),
+        "plots": [_picture(judge, [row for row in rows if row["judge"] == judge], kinds) for judge in named] if kinds else [],
+    }
+    return write_whole(out, render("mt_bench.html.j2", values))
+
+
+def shown_rows(models: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The means of every judge and model, and those by category (none where no category is known), in words."""
+    kinds = dict.fromkeys(kind for row in models for kind in row["categories"])
+    by_kind = [
+        _names(row) | {kind: with_interval(row["categories"][kind], "mean") if kind in row["categories"] else "–" for kind in kinds}
+        for row in models
+    ]
+    return [_means(row) for row in models], by_kind if kinds else []
+
+
+def _means(row: Mapping[str, Any]) -> dict[str, str]:
+    behind = row["behind"]
+    return _names(row) | {
+        "mean": with_interval({**row, "mean_95": row["interval"]}, "mean"), "turn 1": with_interval(row, "turn1"),
+        "turn 2": with_interval(row, "turn2"), "scores": number(row["scores"]),
+        "without a score": number(sum(row["unreadable"].values())),
+        "behind the best": "" if behind is None else with_interval(behind, "difference").replace("-", "−"),
+    }  # fmt: skip
+
+
+def judges(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The judges' names."""
+    return ", ".join(dict.fromkeys(row["judge"] or "an unnamed judge" for row in rows)) or "nobody"
+
+
+def _names(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"judge": row["judge"] or "–", "model": row["model"]}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return table(list(rows[0]) if rows else [], rows, text=("judge", "model", "what", "reason"))
+
+
+def _how(summary: Mapping[str, Any]) -> list[str]:
+    """How answers came about and were graded."""
+    if "prompts" not in summary:
+        return ["The judgments were read from files; nobody was asked anything."]
+    prompts, references = summary["prompts"], summary["references"]
+    told = [f"The judge's prompts are {prompts['source']}: {', '.join(prompts['names'])} (digest {prompts['digest'][:12]})."]
+    against = f"of {references['questions']} questions against references" if references["questions"] else "without references"
+    told.append(f"Answers {against} were graded one at a time, from 1 to 10; of a second turn the judge sees the first one too.")
+    for name, one in summary["sampled"].items():
+        kinds: dict[Any, list[str]] = {}
+        for kind, temperature in one["temperature"].items():
+            kinds.setdefault(temperature, []).append(kind)
+        words = "; ".join(f"{'no temperature sent' if t is None else f'{t:g}'}: {', '.join(own)}" for t, own in kinds.items())
+        told.append(f"{name}: answers of at most {one['max_tokens']:,} tokens, sampled at the temperatures {words}.")
+    for row in summary["models"]:
+        if row.get("characters") is not None:
+            told.append(f"{row['model']}: answers of {row['characters']:,.0f} characters on average.")
+    return list(dict.fromkeys(told))
+
+
+def _counted(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was cut, refused, empty, unreadable, failed or not asked."""
+    parts = {
+        "judgments without a score": row["unreadable"],
+        "answers": row.get("answers", {}),
+        "requests that failed": row.get("failed", {}),
+    }
+    if row.get("left"):
+        parts["not there"] = {"not asked yet": row["left"]}
+    return [
+        {**_names(row), "what": what, "reason": reason, "count": count}
+        for what, own in parts.items()
+        for reason, count in own.items()
+    ]
+
+
+def _picture(judge: str, rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Picture:
+    def plot(axes: Any) -> None:
+        for place, row in enumerate(rows):
+            own = [(at, row["categories"][kind]) for at, kind in enumerate(kinds) if kind in row["categories"]]
+            own = [(at, one) for at, one in own if one["mean"] is not None]
+            shift = (place - (len(rows) - 1) / 2) * min(0.8 / len(rows), 0.14)
+            bars = [
+                [max(0.0, side) for side in (one["mean"] - low, high - one["mean"])]
+                for _, one in own
+                for low, high in [_bounds(one)]
+            ]
+            axes.errorbar(
+                [at + shift for at, _ in own], [one["mean"] for _, one in own], yerr=list(zip(*bars, strict=True)) if bars else None,
+                fmt="o", markersize=4, linewidth=1.2, color=COLOURS[place % len(COLOURS)], label=row["model"],
+            )  # fmt: skip
+        axes.set(ylabel="score", ylim=(0.7, 10.3))
+        axes.set_xticks(range(len(kinds)), kinds)
+        axes.legend(fontsize=8.5, ncols=min(4, len(rows)))
+
+    caption = f"Mean score by category, with 95% intervals over questions; judge: {judge or 'not named'}."
+    return draw(f"mt-bench-{judge}", caption, plot, size=(11.0, 3.6))
+
+
+def _bounds(one: Mapping[str, Any]) -> list[float]:
+    return one["mean_95"] or [one["mean"], one["mean"]]
