@@ -6,6 +6,9 @@ from typing import Any
 
 from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
 
+DIGITS = 2
+"""Of means: further ones say nothing of eighty questions."""
+
 
 def write_page(summary: Mapping[str, Any], out: Path) -> Path:
     """Write the page of what `mt_bench` or `mt_bench_judgments` returned to the file `out` and return it."""
@@ -35,7 +38,8 @@ def shown_rows(models: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]
     """The means of every judge and model, and those by category (none where no category is known), in words."""
     kinds = dict.fromkeys(kind for row in models for kind in row["categories"])
     by_kind = [
-        _names(row) | {kind: with_interval(row["categories"][kind], "mean") if kind in row["categories"] else "–" for kind in kinds}
+        _names(row)
+        | {kind: with_interval(row["categories"][kind], "mean", DIGITS) if kind in row["categories"] else "–" for kind in kinds}
         for row in models
     ]
     return [_means(row) for row in models], by_kind if kinds else []
@@ -44,10 +48,10 @@ def shown_rows(models: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]
 def _means(row: Mapping[str, Any]) -> dict[str, str]:
     behind = row["behind"]
     return _names(row) | {
-        "mean": with_interval({**row, "mean_95": row["interval"]}, "mean"), "turn 1": with_interval(row, "turn1"),
-        "turn 2": with_interval(row, "turn2"), "scores": number(row["scores"]),
+        "mean": with_interval({**row, "mean_95": row["interval"]}, "mean", DIGITS), "turn 1": with_interval(row, "turn1", DIGITS),
+        "turn 2": with_interval(row, "turn2", DIGITS), "scores": number(row["scores"]),
         "without a score": number(sum(row["unreadable"].values())),
-        "behind the best": "" if behind is None else with_interval(behind, "difference").replace("-", "−"),
+        "behind the best": "" if behind is None else with_interval(behind, "difference", DIGITS).replace("-", "−"),
     }  # fmt: skip
 
 
@@ -70,8 +74,10 @@ def _how(summary: Mapping[str, Any]) -> list[str]:
         return ["The judgments were read from files; nobody was asked anything."]
     prompts, references = summary["prompts"], summary["references"]
     told = [f"The judge's prompts are {prompts['source']}: {', '.join(prompts['names'])} (digest {prompts['digest'][:12]})."]
-    against = f"of {references['questions']} questions against references" if references["questions"] else "without references"
-    told.append(f"Answers {against} were graded one at a time, from 1 to 10; of a second turn the judge sees the first one too.")
+    against = (
+        f"those of {references['questions']} questions against references" if references["questions"] else "without references"
+    )
+    told.append(f"Answers were graded one at a time, from 1 to 10, {against}; of a second turn the judge sees the first one too.")
     for name, one in summary["sampled"].items():
         kinds: dict[Any, list[str]] = {}
         for kind, temperature in one["temperature"].items():

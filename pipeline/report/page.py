@@ -79,7 +79,7 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if value == 0 or 10**-digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
-def with_interval(row: Mapping[str, Any], name: str) -> str:
+def with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
     """The figure of that name with its interval, `NAME_95`, where it has one; what is no further from 0 than rounding is 0.
 
     >>> with_interval({"x": 0.12345, "x_95": [0.1, 1e-17]}, "x"), with_interval({"x": None}, "x")
@@ -87,7 +87,7 @@ def with_interval(row: Mapping[str, Any], name: str) -> str:
     """
 
     def words(value: Any) -> str:
-        return number(0.0 if isinstance(value, float) and abs(value) < 1e-9 else value)
+        return number(0.0 if isinstance(value, float) and abs(value) < 1e-9 else value, digits)
 
     bounds = row.get(f"{name}_95")
     return words(row.get(name)) + (f" [{words(bounds[0])}, {words(bounds[1])}]" if bounds else "")

@@ -105,7 +105,7 @@ def test_the_command_prints_every_model_and_writes_a_page(tmp_path: Path, capsys
     assert [row["model"] for row in summary["models"]] == ["m", "<b>bold</b>"] and summary["judgments"] == 33
     assert summary["counts"]["outside"] == 1 and summary["counts"]["other_questions"] == 1
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page and "humanities" in page and "data:image/png" in page
-    assert "https://" not in page and "4.500" in page and "4.500" in said.err and "warning: 1 scores lie outside" in said.err
+    assert "https://" not in page and "4.50 [" in page and "4.50 [" in said.err and "warning: 1 scores lie outside" in said.err
     assert "asks nobody" in refused([*words, "--judge", "x"], tmp_path, capsys)
 
 
