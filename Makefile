@@ -19,7 +19,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build validate judge generate human score train_speed advise claims calibrate
+BENCHMARKS = build validate judge generate human score train_speed advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz kills clean
 .DEFAULT_GOAL := test

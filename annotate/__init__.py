@@ -7,6 +7,7 @@ from mmpo.annotate.judge import Judge, JudgeOptions, judge
 from mmpo.annotate.mt_bench import MtBenchOptions, mt_bench, mt_bench_judgments
 from mmpo.annotate.replies import parse_reply
 from mmpo.annotate.scales import PREFERENCE, Scale
+from mmpo.annotate.select import SelectOptions, select
 
 __all__ = [
     "PREFERENCE",
@@ -16,6 +17,7 @@ __all__ = [
     "JudgeOptions",
     "MtBenchOptions",
     "Scale",
+    "SelectOptions",
     "agree",
     "calibrate",
     "generate",
@@ -23,4 +25,5 @@ __all__ = [
     "mt_bench",
     "mt_bench_judgments",
     "parse_reply",
+    "select",
 ]

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("mmpo.cli.commands.generate:generate", "Prompts into candidates, by models at endpoints or on this machine."),
     "judge": ("mmpo.cli.commands.judge:judge", "LLM judges grade how much better, through any OpenAI-compatible endpoint."),
     "score": ("mmpo.cli.commands.score:score", "Reward models and policies grade completions."),
+    "select": ("mmpo.cli.commands.agree:select", "Which pairs deserve a person next."),
     "argilla": (
         "mmpo.cli.commands.argilla:COMMANDS",
         "Grades from people, through Argilla: serve one here, push to it, pull from it.",

@@ -110,7 +110,8 @@ ADDITIONS: dict[str, Addition] = {
         use="calibrate candidates --method dummy", shows="calibrating takes a grader and people",
     ),
     "selections": Addition(
-        '"dummy": Selection(lambda known: None, "", "a dummy"),'),
+        '"dummy": Selection(_random, "", "a dummy"),',
+        use="select candidates --by dummy --out out/list.jsonl --json", shows='"by":"dummy"'),
     "displays": Addition(
         '"dummy": Display(str, str, False, "a dummy"),'),
     "losses": Addition(

@@ -25,15 +25,14 @@ ROOMS = [
     "pipeline.report",
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
-    "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate",
-    "annotate.argilla_server",
-    "annotate.argilla",
+    "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate.select",
+    "annotate", "annotate.argilla_server", "annotate.argilla",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
     "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.scoring",
     "train.advise", "train",
     # cli
-    "cli.main", "cli.flags", "cli.output", "cli.asking", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
+    "cli.main", "cli.flags", "cli.output", "cli.asking", "cli.selecting", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip
 """Every room and every file that stands beside the rooms, in the order of imports: one may import what stands to its left."""
 MAY_IMPORT = {"pipeline": {"pipeline"}, "annotate": {"annotate", "pipeline"}, "train": {"train", "pipeline"}, "cli": set(FOLDERS)}

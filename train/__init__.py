@@ -6,15 +6,32 @@ Importing this package imports no torch; its names load what they need when they
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmpo.train.advise import completion_features
     from mmpo.train.evaluation import evaluate
     from mmpo.train.inference import LocalModel
     from mmpo.train.options import TrainOptions
     from mmpo.train.scoring import score
     from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward
 
-__all__ = ["LocalModel", "PolicyTrainer", "RewardTrainer", "TrainOptions", "evaluate", "score", "train_policy", "train_reward"]
+__all__ = [
+    "LocalModel",
+    "PolicyTrainer",
+    "RewardTrainer",
+    "TrainOptions",
+    "completion_features",
+    "evaluate",
+    "score",
+    "train_policy",
+    "train_reward",
+]
 
-_ROOMS = {"TrainOptions": "options", "LocalModel": "inference", "evaluate": "evaluation", "score": "scoring"}
+_ROOMS = {
+    "TrainOptions": "options",
+    "LocalModel": "inference",
+    "evaluate": "evaluation",
+    "score": "scoring",
+    "completion_features": "advise",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,6 @@ from mmpo.annotate.argilla.answers import HumanGrade, PulledAnswers, Raters
 from mmpo.annotate.argilla.client import api_url_of, connect, upsert
 from mmpo.annotate.argilla.dataset import GRADES
 from mmpo.annotate.argilla.display import DISPLAYS
-from mmpo.annotate.argilla.items import SELECTIONS, RecordItem, select
-from mmpo.annotate.argilla.known_margins import KnownMargin
 from mmpo.annotate.argilla.merge import merge_answers
 from mmpo.annotate.argilla.options import PullOptions, PushOptions
 from mmpo.annotate.argilla.pull import pull
@@ -21,3 +19,4 @@ from mmpo.annotate.argilla.records import (
     record_id,
     suggestion_of,
 )
+from mmpo.annotate.select import SELECTIONS, KnownMargin, RecordItem

@@ -6,31 +6,37 @@ Ties, and what nobody graded yet, follow in an order drawn by hash.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from mmpo.annotate.argilla.known_margins import (
-    AI,
+from mmpo.annotate.argilla.suggestions import AI, SuggestionMargins, feedback_hints, full_of_pairs
+from mmpo.annotate.select import (
+    HUMAN,
+    SELECTIONS,
+    Featurize,
+    GradedPairs,
     KnownMargin,
-    KnownMargins,
-    SuggestionMargins,
-    feedback_hints,
+    Pool,
+    RecordItem,
     feedback_margins,
-    full_of_pairs,
+    feedback_rows,
+    graded_pairs,
+    in_order,
+    item_of,
     known_of,
+    pair_items,
+    true_ids,
 )
-from mmpo.annotate.pairings import Candidates, digest_of, parse_pairing
-from mmpo.annotate.rows import FeedbackRow, rows_of
 from mmpo.pipeline.api import load_feedback, load_pairs
 from mmpo.pipeline.arrow import without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.storage import read_manifest
-from mmpo.pipeline.tables import TOOLS, Message, completion_id, message_of, prompt_id, set_keys
+from mmpo.pipeline.tables import TOOLS, message_of, set_keys
 
 if TYPE_CHECKING:
     from mmpo.annotate.argilla.options import PushOptions
@@ -39,29 +45,18 @@ MOST_REPLIES = 10
 BLOCK = 4096
 
 
-@dataclass(frozen=True)
-class RecordItem:
-    """What one record asks about. margins: by pair of completion ids; those of pairs that nobody graded are missing. carried, tools: as in
-    FeedbackRow, of these completions."""
-
-    prompt_id: str
-    prompt: Sequence[Message]
-    ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    models: tuple[str | None, ...]
-    source: str | None
-    margins: KnownMargins = field(default_factory=dict)
-    carried: tuple[Mapping[str, str], ...] = ()
-    tools: str | None = None
-
-
 @dataclass
 class ItemsRead:
-    """items; dropped: why others are none, by reason; hints: by aspect, empty where no suggestion was asked for."""
+    """items; dropped: why others are none, by reason; hints: by aspect, empty where no suggestion was asked for.
+
+    context: items with all completions that were graded, and who graded them: what `--select` may look at.
+    """
 
     items: list[RecordItem]
     dropped: Counter[str]
     hints: dict[str, SuggestionMargins]
+    context: list[RecordItem] = field(default_factory=list)
+    graded: GradedPairs = field(default_factory=lambda: GradedPairs({}, {}, {}))
 
 
 def read_items(data: str | Path, options: "PushOptions") -> ItemsRead:
@@ -101,7 +96,7 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
             texts = (row["chosen"][0]["content"], row["rejected"][0]["content"])
             prompt, tools = [message_of(message) for message in row["prompt"]], row.get(TOOLS)
             carried = tuple(set_keys(row[side][0]) for side in ("chosen", "rejected"))
-            if not _true_ids(row["prompt_id"], prompt, ids, texts, carried, tools):
+            if not true_ids(row["prompt_id"], prompt, ids, texts, carried, tools):
                 read.dropped["id_of_other_text"] += 1
                 continue
             known = known_of(row)
@@ -112,6 +107,13 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
             read.items.append(item)
             if known.kind in AI:
                 hints[item.prompt_id, frozenset(ids)] = known
+    read.context = read.items
+    by_people = {(item.prompt_id, pair): known for item in read.items for pair, known in item.margins.items()}
+    read.graded = GradedPairs(
+        {key: known for key, known in by_people.items() if known.kind == HUMAN},
+        {key: known for key, known in by_people.items() if known.kind != HUMAN},
+        {},
+    )
     if options.suggest:
         if len(options.aspects) > 1:
             raise UserError(
@@ -128,98 +130,38 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
     return read
 
 
-def _true_ids(
-    own: str,
-    prompt: Sequence[Message],
-    ids: Sequence[str],
-    texts: Sequence[str],
-    carried: Sequence[Mapping[str, str]],
-    tools: str | None,
-) -> bool:
-    """Whether the ids are those of the texts: what comes back is matched by them."""
-    replies = zip(ids, texts, carried or [{}] * len(ids), strict=True)
-    return prompt_id(prompt, tools) == own and all(completion_id(own, text, **more) == one for one, text, more in replies)
-
-
 def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
     names = without_texts(table)
     groups, judge = grade_statistics(names).groups, options.judge
     raters = sorted({group.rater for group in groups})
     if judge is not None and judge not in raters:
         raise unknown_name("rater (--judge)", judge, raters[:40])
+    wanted = [group for group in groups if judge in (None, group.rater) or group.kind == HUMAN]
     groups = [group for group in groups if judge in (None, group.rater)]
     known = {} if options.select == "random" else feedback_margins(names, groups)[0]
     read = ItemsRead([], Counter(), {})
     if options.suggest:
         by_ai = [group for group in groups if group.kind in ("ai", "reward_model")]
         read.hints = {aspect: feedback_hints(names, by_ai, aspect, alone=len(options.aspects) == 1) for aspect in options.aspects}
-    pairing, k = parse_pairing(options.pairs)
-    for start in range(0, table.num_rows, BLOCK):
-        for row in rows_of(table.slice(start, BLOCK), scores=True, reference=None):
-            if not _true_ids(row.prompt_id, row.prompt, row.ids, row.texts, row.carried, row.tools):
-                read.dropped["id_of_other_text"] += 1
-            elif options.questions == "pairs":
-                chosen = pairing.choose(Candidates(row.ids, row.scores, options.seed, k))
-                read.dropped["no_pair"] += not chosen
-                read.items += [_item(row, two, known) for two in chosen]
-            elif not 1 <= len(row.ids) <= MOST_REPLIES:
-                read.dropped["no_completion" if not row.ids else "too_many_completions"] += 1
-            else:
-                read.items.append(_item(row, range(len(row.ids)), known))
+    if SELECTIONS[options.select].by_models:
+        read.graded = graded_pairs(names, wanted, (HUMAN,), None)
+    for row in feedback_rows(table, read.dropped):
+        read.context.append(item_of(row, range(len(row.ids)), known))
+        if options.questions == "pairs":
+            chosen = pair_items(row, options.pairs, options.seed, known)
+            read.dropped["no_pair"] += not chosen
+            read.items += chosen
+        elif not 1 <= len(row.ids) <= MOST_REPLIES:
+            read.dropped["no_completion" if not row.ids else "too_many_completions"] += 1
+        else:
+            read.items.append(read.context[-1])
     read.dropped = +read.dropped
     return read
 
 
-def _item(row: FeedbackRow, places: Sequence[int], known: Mapping[Any, KnownMargin]) -> RecordItem:
-    ids = tuple(row.ids[i] for i in places)
-    couples = [frozenset((a, b)) for n, a in enumerate(ids) for b in ids[:n]]
-    margins = {couple: known[row.prompt_id, couple] for couple in couples if (row.prompt_id, couple) in known}
-    texts = tuple(row.texts[i] for i in places)
-    models, carried = tuple(row.models[i] for i in places), tuple(row.carried[i] for i in places if row.carried)
-    return RecordItem(row.prompt_id, row.prompt, ids, texts, models, row.source, margins, carried, row.tools)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """urgency: of what is known of a pair, the larger the sooner; None where that says nothing. needs: what is missing then."""
-
-    urgency: Callable[[KnownMargin], float | None]
-    needs: str
-    summary: str
-
-
-def _disagreement(known: KnownMargin) -> float | None:
-    """The share of raters on the losing side; of equal ones the larger spread between raters first."""
-    if known.raters < 2:
-        return None
-    spread = (known.se or 0.0) * known.raters**0.5
-    return known.minority + 1e-3 * spread / (1 + spread)
-
-
-SELECTIONS: dict[str, Selection] = {
-    "random": Selection(lambda known: None, "", "in an order drawn by hash"),
-    "uncertain": Selection(
-        lambda known: known.se, "margins with a standard error", "the largest standard error of the margin first"
-    ),
-    "small-margin": Selection(lambda known: -abs(known.margin), "margins", "the smallest margin first"),
-    "disagreement": Selection(_disagreement, "pairs that two raters graded", "those on which raters disagree most first"),
-}
-"""The family of `--select`."""
-
-
-def select(items: Iterable[RecordItem], name: str, limit: int | None, seed: int) -> list[RecordItem]:
-    """The items in the order of a selection, the first `limit` of them. Raises UserError where no item has what it goes by."""
-    way = SELECTIONS[name]
-    urgent: list[tuple[float, bytes, RecordItem]] = []
-    known = 0
-    for item in items:
-        values = [value for one in item.margins.values() if (value := way.urgency(one)) is not None]
-        known += bool(values)
-        draw = digest_of(seed, "select", *sorted(item.ids))
-        urgent.append((-max(values) if values else float("inf"), draw, item))
-    if way.needs and not known:
-        raise UserError(
-            f"--select {name} needs {way.needs}, and there are none here; judge the candidates first, or use --select random"
-        )
-    urgent.sort(key=lambda one: one[:2])
-    return [item for *_, item in urgent[:limit]]
+def select(
+    items: Sequence[RecordItem], read: ItemsRead, options: "PushOptions", featurize: Featurize | None = None
+) -> list[RecordItem]:
+    """The items in the order of `--select`, the first `--limit` of them. Raises UserError where no item has what it goes by."""
+    pool = Pool(items, read.context, read.graded, options.seed, options.features, featurize)
+    return [one.item for one in in_order(pool, options.select, options.limit)]

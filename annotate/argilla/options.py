@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from mmpo.annotate.argilla.display import DISPLAYS
-from mmpo.annotate.argilla.items import SELECTIONS
 from mmpo.annotate.pairings import parse_pairing
+from mmpo.annotate.select import SELECTIONS, Features
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import LISTED, Count, Flags, OneOf, Positive, TextOrPath, options
 
@@ -35,6 +35,9 @@ class PushOptions:
     """Which pairs of a FEEDBACK folder: all, chain, best-worst, random:k; auto as for judges."""
     select: Annotated[str, OneOf(SELECTIONS)] = "random"
     """Which come first: {names}; `mmpo list selections` says more."""
+    features: Features = "bag"
+    """For --select information, prediction and gap: bag (n-grams and style figures), a model's hidden states (a folder or a Hugging Face
+    name), or a Parquet file with the columns id and features."""
     limit: Count | None = None
     """Push so many at most, the first by --select."""
     raters: Count | None = None

@@ -22,8 +22,7 @@ from mmpo.annotate.argilla.dataset import (
     guidelines_of,
     question_name,
 )
-from mmpo.annotate.argilla.items import RecordItem, read_items, select
-from mmpo.annotate.argilla.known_margins import SuggestionMargins
+from mmpo.annotate.argilla.items import read_items, select
 from mmpo.annotate.argilla.options import PushOptions
 from mmpo.annotate.argilla.records import (
     LETTERS,
@@ -36,6 +35,8 @@ from mmpo.annotate.argilla.records import (
     suggestion_of,
     too_many_messages,
 )
+from mmpo.annotate.argilla.suggestions import SuggestionMargins
+from mmpo.annotate.select import Featurize, RecordItem
 from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
 
@@ -69,10 +70,12 @@ def push(
     *,
     options: PushOptions | None = None,
     progress: Progress | None = None,
+    featurize: Featurize | None = None,
 ) -> dict[str, Any]:
     """Push the pairs of a PAIRS folder, or pairs or prompts of a FEEDBACK folder, into a dataset; made where it is not there.
 
-    The key comes from the environment variable ARGILLA_API_KEY. workspace: None takes the only one. Returns counts: "records"
+    The key comes from the environment variable ARGILLA_API_KEY. workspace: None takes the only one. featurize: as for
+    `mmpo.annotate.select`, where --select fits a head to features. Returns counts: "records"
     (chosen), "sent", "updated", "unchanged", "suggested", "left_out" by reason with "examples"; "finished" says whether nothing was
     left out.
 
@@ -88,7 +91,7 @@ def push(
         every: dict[str, RecordItem] = {}
         for item in read.items:  # pairs that several rows have are one record
             every.setdefault(record_id(options.questions, item.prompt_id, item.ids), item)
-        items = select(every.values(), options.select, options.limit, options.seed)
+        items = select(list(every.values()), read, options, featurize)
         _check_hints(read.hints, options)
         design = _design(every.values(), options)
         guidelines = guidelines_of(design, options.guidelines, suggest=options.suggest)

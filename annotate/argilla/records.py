@@ -13,9 +13,8 @@ from string import ascii_lowercase
 from typing import Any
 
 from mmpo.annotate.argilla.display import DISPLAYS, Display
-from mmpo.annotate.argilla.items import RecordItem
-from mmpo.annotate.argilla.known_margins import KnownMargin
 from mmpo.annotate.pairings import digest_of
+from mmpo.annotate.select import KnownMargin, RecordItem
 from mmpo.pipeline.storage import text_digest
 from mmpo.pipeline.tables import Message, as_text, completion_id, message_of, prompt_id, set_keys
 

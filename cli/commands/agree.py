@@ -1,4 +1,6 @@
-"""`mmpo agree FEEDBACK`: agreement among raters, judges against people; `mmpo calibrate FEEDBACK`: graders' margins onto people's."""
+"""`mmpo agree FEEDBACK`: agreement among raters, judges against people; `mmpo calibrate FEEDBACK`: graders' margins onto people's; `mmpo
+select FEEDBACK`: which pairs deserve a person next.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.annotate.calibrate import CalibrateOptions
+from mmpo.annotate.select import SelectOptions
+from mmpo.cli.asking import counted
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
+from mmpo.cli.selecting import featurize
 from mmpo.pipeline.options import LISTED, NUMBER, Flags, options, options_from
 from mmpo.pipeline.progress import ProgressReporter
 
@@ -193,3 +198,45 @@ def calibrate(
                 f"no grader is shown to know anything of {summary['onto']}, and none was written; --unproven keep writes them all the same"
             )
     print_json(summary, as_json)
+
+
+SHOWN = 10
+"""Chosen pairs that are printed; the file has all."""
+
+
+@with_flags(SelectOptions)
+def select(
+    feedback: Annotated[Path, typer.Argument(metavar="FEEDBACK", help="A FEEDBACK folder, with or without grades.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The list to write, .jsonl or .csv, the most urgent pair first.")],
+    as_json: AsJson = False,
+    given: dict[str, Any],
+) -> None:
+    """List the pairs of completions that deserve a person next, with the reason and what it was made of.
+
+    A column `gap` filled in (above 0: the first is better), `mmpo build OUT --format csv --scale=-3:3` reads the list; `mmpo argilla push
+    --select` hands the same pairs out on a page. Example: mmpo select scored --by model-disagreement --limit 200 --out next.jsonl
+    """
+    chosen = options_from(SelectOptions, given, flags=True)
+    from mmpo.annotate.select import select as choose
+
+    summary = choose(feedback, out, featurize=featurize, **vars(chosen))
+    columns = ("rank", "score", "first_model", "second_model")
+    rows = [{**{name: row[name] for name in columns}, "prompt": _start(row["prompt"])} for row in summary["pairs"]]
+    print_rows(f"by {summary['by']}", rows, most=SHOWN)
+    say(f"{len(rows):,} of {summary['candidates']:,} pairs of {summary['prompts']:,} prompts: {counted(summary['reasons'])}")
+    if summary["left_out"]:
+        say(f"left out: {counted(summary['left_out'])}")
+    if about := summary["fitted"]:
+        say(
+            f"head on {about['width']} features ({about['features']}), fitted to {about['people']:,} pairs graded by "
+            f"{', '.join(chosen.to)} and begun from {about['others']:,} graded by others; {about['looked_at']:,} pairs looked at"
+        )
+    say(f"pairs: {summary['out']}")
+    print_json({**summary, "pairs": len(rows)}, as_json)
+
+
+def _start(prompt: list[dict[str, Any]]) -> str:
+    """The beginning of what the user says last."""
+    text = " ".join(next((one["content"] for one in reversed(prompt) if one["role"] == "user"), "").split())
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -10,6 +10,7 @@ import typer
 from mmpo.annotate.argilla import PullOptions, PushOptions
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
+from mmpo.cli.selecting import featurize
 from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
@@ -132,7 +133,7 @@ def push(
 
     options = options_from(PushOptions, given, flags=True)
     with ProgressReporter("push", "records") as progress:
-        summary = send(data, dataset, workspace, options=options, progress=progress)
+        summary = send(data, dataset, workspace, options=options, progress=progress, featurize=featurize)
     _say_pushed(summary)
     print_json(summary, as_json)
     return 0 if summary["finished"] else 3

@@ -37,7 +37,7 @@ FAMILIES: dict[str, Family] = {
     "pairings": Family("mmpo.annotate.pairings:PAIRINGS", "The ways to choose pairs that `mmpo judge --pairs` takes."),
     "replies": Family("mmpo.annotate.replies:REPLIES", "The ways to read a judge's reply that `mmpo judge --reply` takes."),
     "maps": Family("mmpo.annotate.calibrate:MAPS", "The maps of margins that `mmpo calibrate --method` takes."),
-    "selections": Family("mmpo.annotate.argilla:SELECTIONS", "What `mmpo argilla push --select` hands out first."),
+    "selections": Family("mmpo.annotate.select:SELECTIONS", "What `mmpo select --by` and `mmpo argilla push --select` put first."),
     "displays": Family("mmpo.annotate.argilla:DISPLAYS", "How `mmpo argilla push --display` shows texts."),
     "losses": Family("mmpo.train.losses:TERMS", "The training objectives that `mmpo train --loss` takes."),
     "targets": Family("mmpo.train.objective:TARGETS", "How `mmpo train --target` turns margins into probabilities."),

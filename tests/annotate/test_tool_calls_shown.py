@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mmpo.annotate.argilla.items import RecordItem
+from mmpo.annotate.argilla import RecordItem
 from mmpo.annotate.argilla.records import NotOurs, fields_of, metadata_of, order_of, read_record, record_id
 from mmpo.annotate.judge.prompts import shown_of
 from mmpo.annotate.rows import FeedbackRow

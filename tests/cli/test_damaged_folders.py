@@ -81,6 +81,7 @@ FEEDBACK = [
     "judge {} --model m --base-url http://127.0.0.1:9/v1 --out {out}/judged",
     "argilla push {}",
     "build {} --format feedback --out {out}/pairs",
+    "select {} --out {out}/list.jsonl",
 ]
 OTHERWISE = {
     ("train", "null texts"): "have a message without role or text in prompt",

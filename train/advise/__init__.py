@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mmpo.train.advise.controls import BRADLEY_TERRY, MATCHED, MEAN_TARGETS, OWN, SHUFFLED, Setting, settings_for
     from mmpo.train.advise.evidence import Evidence, Given, check_evidence, evidence_of, read
     from mmpo.train.advise.explained import beyond_sign, longest_wins, margin_sums, r2
-    from mmpo.train.advise.features import FEATURES, bag, features_of, fixed
+    from mmpo.train.advise.features import FEATURES, bag, completion_features, features_of, fixed
     from mmpo.train.advise.heads import DECAYS, Head, fit_heads
     from mmpo.train.advise.intervals import MEASURES, Measured
     from mmpo.train.advise.measure import Fold, Split, joined, run_split, splits
@@ -20,7 +20,7 @@ _FILES = {
     "controls": ("BRADLEY_TERRY", "MATCHED", "MEAN_TARGETS", "OWN", "SHUFFLED", "Setting", "settings_for"),
     "evidence": ("Evidence", "Given", "check_evidence", "evidence_of", "read"),
     "explained": ("beyond_sign", "longest_wins", "margin_sums", "r2"),
-    "features": ("FEATURES", "bag", "features_of", "fixed"),
+    "features": ("FEATURES", "bag", "completion_features", "features_of", "fixed"),
     "heads": ("DECAYS", "Head", "fit_heads"),
     "intervals": ("MEASURES", "Measured"),
     "measure": ("Fold", "Split", "joined", "run_split", "splits"),

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mmpo.pipeline.errors import UserError, closest, unknown_name
 from mmpo.pipeline.storage import read_parquet
-from mmpo.train.advise.evidence import Evidence
+from mmpo.pipeline.tables import Message
 from mmpo.train.messages import warn
 
 Fit = Callable[[np.ndarray], np.ndarray]
@@ -26,10 +26,34 @@ _WORD = re.compile(r"(?u)\b\w+\b")
 _LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 
 
-def bag(found: Evidence) -> Fit:
+class Completions(Protocol):
+    """What features are made of, as `Evidence` has it. prompts: conversations, each once; texts, ids: of completions; prompt_of: the
+    number of each one's prompt, (completions,)."""
+
+    @property
+    def prompts(self) -> Sequence[Sequence[Message]]: ...
+    @property
+    def texts(self) -> Sequence[str]: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def prompt_of(self) -> np.ndarray: ...
+
+
+Parts = Callable[[np.ndarray], list[np.ndarray]]
+"""As Fit, the features in parts, the first of components whose variances differ."""
+
+
+def bag(found: Completions) -> Fit:
     """1–2-grams by tf-idf, cut to 192 components, and 8 style figures; every feature with mean 0 and deviation 1 over the training
     completions.
     """
+    parts = bag_parts(found)
+    return lambda training: standardised(np.concatenate(parts(training), axis=1), training)
+
+
+def bag_parts(found: Completions) -> Parts:
+    """The n-grams' components as they vary, and the style figures."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     style = style_figures(found)
@@ -38,11 +62,7 @@ def bag(found: Evidence) -> Fit:
     except ValueError:  # no word in two texts
         counts = None
 
-    def fit(training: np.ndarray) -> np.ndarray:
-        parts = [style] if counts is None else [_components(counts, training), style]
-        return standardised(np.concatenate(parts, axis=1), training)
-
-    return fit
+    return lambda training: [style] if counts is None else [_components(counts, training), style]
 
 
 def _components(counts: Any, training: np.ndarray) -> np.ndarray:
@@ -55,11 +75,12 @@ def _components(counts: Any, training: np.ndarray) -> np.ndarray:
     if kept < 1:
         return np.zeros((counts.shape[0], 0), dtype=np.float32)
     weigh = TfidfTransformer(sublinear_tf=True).fit(train[:, seen])
-    svd = TruncatedSVD(kept, n_iter=2, random_state=0).fit(weigh.transform(train[:, seen]))
+    with np.errstate(divide="ignore", invalid="ignore"):  # the shares that it explains, where all texts have the same n-grams
+        svd = TruncatedSVD(kept, n_iter=2, random_state=0).fit(weigh.transform(train[:, seen]))
     return svd.transform(weigh.transform(counts[:, seen]))
 
 
-def style_figures(found: Evidence) -> np.ndarray:
+def style_figures(found: Completions) -> np.ndarray:
     """Figures of a text's form, in the order of STYLE, float32, (completions, 8)."""
     asked = [set(_WORD.findall(" ".join(message["content"] for message in prompt).lower())) for prompt in found.prompts]
     rows = []
@@ -102,7 +123,7 @@ def fixed(values: np.ndarray, components: int | None = None) -> Fit:
     return fit
 
 
-def from_file(path: Path, found: Evidence) -> np.ndarray:
+def from_file(path: Path, found: Completions) -> np.ndarray:
     """The features of a Parquet file with the columns id (a completion's) and features (lists of one length), (completions, features)."""
     if not path.is_file():
         raise UserError(f"--features {path}: there is no such file")
@@ -135,7 +156,7 @@ def from_file(path: Path, found: Evidence) -> np.ndarray:
     return values
 
 
-def of_model(model: str, found: Evidence) -> np.ndarray:
+def of_model(model: str, found: Completions) -> np.ndarray:
     """A model's hidden states, (completions, features); a completion that can't be rendered has those of the mean, counted aloud."""
     from mmpo.train.inference import hidden_states
 
@@ -149,20 +170,57 @@ def of_model(model: str, found: Evidence) -> np.ndarray:
     return values
 
 
-def features_of(name: str, found: Evidence, values: np.ndarray | None = None) -> Fit:
+def features_of(name: str, found: Completions, values: np.ndarray | None = None) -> Fit:
     """What `--features` names, or the values given, in the order of the completions' ids. Raises UserError."""
     if values is None and name in FEATURES:
         return FEATURES[name](found)
-    if values is None and name.endswith(".parquet"):
-        values = from_file(Path(name), found)
-    elif values is None:
-        if closest(name, FEATURES, 0.6) and not Path(name).exists():
-            raise unknown_name("features", name, FEATURES)
-        _check_model(name)
-        values = of_model(name, found)
+    values = named(name, found) if values is None else values
     if values.shape[0] != len(found.texts) or values.ndim != 2 or not np.isfinite(values).all():
         raise UserError(f"features must be finite numbers of shape ({len(found.texts)}, features), not {values.shape}")
     return fixed(values, MOST_FEATURES)
+
+
+def named(name: str, found: Completions) -> np.ndarray:
+    """The features of a Parquet file or a language model, (completions, features). Raises UserError."""
+    if name.endswith(".parquet"):
+        return from_file(Path(name), found)
+    if closest(name, FEATURES, 0.6) and not Path(name).exists():
+        raise unknown_name("features", name, FEATURES)
+    _check_model(name)
+    return of_model(name, found)
+
+
+def completion_features(name: str, found: Completions) -> np.ndarray:
+    """Features for a head on few graded pairs, (completions, features), by what `--features` names: bag, a model, a Parquet file.
+
+    Nothing is standardised but style figures: components that vary more between completions of a prompt weigh more, as they should where
+    few pairs say which matter. n-grams and style figures vary as much as one another. Raises UserError.
+    """
+    everything = np.arange(len(found.texts))
+    if name == "bag":
+        components, *style = bag_parts(found)(everything)
+        parts = [components, *(standardised(one, everything) for one in style)]
+    elif name in FEATURES:
+        parts = [FEATURES[name](found)(everything)]
+    else:
+        parts = [_principal(named(name, found))]
+    prompt = found.prompt_of
+    count = np.bincount(prompt)[:, None]
+    scaled = []
+    for part in parts:
+        sums = np.zeros((len(count), part.shape[1]))
+        np.add.at(sums, prompt, part)
+        within = part - (sums / np.maximum(count, 1))[prompt]
+        size = np.sqrt((within**2).sum(axis=1).mean()) if part.size else 0.0
+        scaled.append(within / size if size > 0 else within)
+    return np.concatenate(scaled, axis=1)
+
+
+def _principal(values: np.ndarray) -> np.ndarray:
+    from sklearn.decomposition import PCA
+
+    kept = min(MOST_FEATURES, *values.shape)
+    return PCA(kept, random_state=0).fit_transform(values) if kept < values.shape[1] else values
 
 
 def _check_model(name: str) -> None:
@@ -177,5 +235,5 @@ def _check_model(name: str) -> None:
         )
 
 
-FEATURES: dict[str, Callable[[Evidence], Fit]] = {"bag": bag}
+FEATURES: dict[str, Callable[[Completions], Fit]] = {"bag": bag}
 """What `--features` takes by name; anything else is a language model."""

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from argilla_cases import Asked, feedback, pairs
 
+from mmpo.annotate import select
 from mmpo.annotate.argilla import GRADES, grade_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.tables import completion_id
+from mmpo.train import completion_features
 
 
 def test_what_annotators_see(asked: Asked) -> None:
@@ -80,6 +82,35 @@ def test_selection_and_limit_put_the_closest_pairs_first(asked: Asked, tmp_path:
     asked.push(pairs(tmp_path / "p", 9), select="small-margin", limit=4)
     margins = [abs(one["metadata"]["margin"]) for one in asked.records()]
     assert margins == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("way", ["information", "gap", "model-disagreement"])
+def test_models_choose_which_pairs_come_first(way: str, asked: Asked, tmp_path: Path) -> None:
+    """The records are those of `mmpo select`, and a larger limit adds to them."""
+    rows = [
+        {
+            "prompt": f"Q{i}",
+            "completion": f"Answer {j} {'and more ' * (i * j)}",
+            "score": (1 - 2 * (r * i % 2)) * j * (i + 1),
+            "rater": f"rm{r}",
+        }
+        for i in range(8)
+        for j in range(2)
+        for r in range(2)
+    ]
+    data = feedback(tmp_path / "f", rows, kind="reward_model")
+    listed = select(data, by=way, limit=5, featurize=completion_features)["pairs"]
+    asked.push(data, select=way, limit=3)
+    assert {one["metadata"]["prompt_id"] for one in asked.records()} == {row["prompt_id"] for row in listed[:3]}
+    assert asked.push(select=way, limit=5)["sent"] == 2
+    assert {one["metadata"]["prompt_id"] for one in asked.records()} == {row["prompt_id"] for row in listed}
+
+
+def test_pairs_that_say_nothing_of_graders_are_chosen_by_features(asked: Asked, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "p", 9)
+    assert asked.push(data, select="prediction", limit=4)["sent"] == 4
+    with pytest.raises(UserError, match="PAIRS do not say who graded"):
+        asked.push(select="model-disagreement", limit=4)
 
 
 def test_ratings_of_four_replies(asked: Asked, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mmpo.annotate.argilla import (
     DISPLAYS,
-    SELECTIONS,
     HumanGrade,
     KnownMargin,
     PulledAnswers,
@@ -26,10 +25,9 @@ from mmpo.annotate.argilla import (
     order_of,
     read_record,
     record_id,
-    select,
     suggestion_of,
 )
-from mmpo.pipeline.errors import UserError, printable
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.tables import FEEDBACK, completion_id, prompt_id
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("<&$![a:;\u2060 ltgmpdjvscriptxb", max_size=40)
@@ -91,34 +89,6 @@ def test_grades_and_their_certainty_by_hand() -> None:
     assert sum(certainty(0.4, 0.3, grade) or 0 for grade in range(-3, 4)) == pytest.approx(1)
     assert certainty(0.0, None, 0) is None and certainty(0.2, 0.0, 1) == 1.0
     assert certainty(1.0, 1 / 3, 3) == pytest.approx(0.6915, abs=1e-4)  # P(z > −½)
-
-
-def test_selections_by_hand() -> None:
-    """Each by margin, standard error, share of raters against it, and raters."""
-    known = {"sure": (3.0, 0.1, 0.0, 3), "unsure": (-2.0, 1.5, 0.2, 5), "close": (0.25, 0.3, 0.5, 2), "nobody": None}
-    items = [
-        RecordItem(
-            "p", [], ("a", "b"), ("", ""), (None, None), text, {frozenset("ab"): KnownMargin("a", *one, "ai")} if one else {}
-        )
-        for text, one in known.items()
-    ]
-
-    def order(way: str) -> list[str | None]:
-        return [one.source for one in select(items, way, None, 0)]
-
-    assert order("uncertain") == ["unsure", "close", "sure", "nobody"]
-    assert order("small-margin") == order("disagreement") == ["close", "unsure", "sure", "nobody"]
-    assert sorted(map(str, order("random"))) == ["close", "nobody", "sure", "unsure"]
-    for way in set(SELECTIONS) - {"random"}:
-        with pytest.raises(UserError, match=f"--select {way} needs"):
-            select(items[3:], way, None, 0)
-
-
-def test_a_random_choice_is_stable_when_data_is_added() -> None:
-    items = [item([{"role": "user", "content": str(i)}], ("a", "b")) for i in range(60)]
-    before = [one.ids for one in select(items[:40], "random", 10, 1)]
-    after = [one.ids for one in select(items, "random", None, 1) if one in items[:40]]
-    assert after[:10] == before
 
 
 def test_printable_spells_out_what_moves_a_terminal() -> None:

@@ -16,6 +16,7 @@ from folders import Row, feedback_folder, made_up_prompts, pairs_folder
 
 from mmpo.annotate.argilla import PullOptions, PushOptions, pull, push
 from mmpo.pipeline import load_feedback
+from mmpo.train import completion_features
 
 
 def name(start: str = "data") -> str:
@@ -51,7 +52,11 @@ class Asked:
         if data is not None or self.data is None:
             self.data = data if isinstance(data, Path) else feedback(self.folder / "f", 6 if data is None else data)
         return push(
-            self.data, self.name, self.argilla.workspace, options=PushOptions(**{"api_url": self.argilla.api_url} | options)
+            self.data,
+            self.name,
+            self.argilla.workspace,
+            options=PushOptions(**{"api_url": self.argilla.api_url} | options),
+            featurize=completion_features,
         )
 
     def pull(self, out: str = "out", **options: Any) -> dict[str, Any]:

@@ -1,41 +1,18 @@
-"""What is known of the margins of pairs already: for choosing which deserve human eyes, and for suggestions."""
+"""What AI says of pairs and replies, as suggestions for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from mmpo.annotate.rows import share_of_scale
-from mmpo.pipeline.api import build_pairs
+from mmpo.annotate.select import KnownMargin, feedback_margins
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import GradeGroup
 from mmpo.pipeline.tables import metadata
 
 AI = ("ai", "reward_model", "mixed")
-
-
-@dataclass(frozen=True)
-class KnownMargin:
-    """What is known of a pair: its margin toward the completion `better`, in score points; se: its standard error.
-
-    minority: the share of raters on the other side, ties half; kind: of the evidence.
-    """
-
-    better: str
-    margin: float
-    se: float | None
-    minority: float
-    raters: int
-    kind: str
-
-    def toward(self, first: str) -> float:
-        """The margin, positive where `first` is the better one."""
-        return self.margin if first == self.better else -self.margin if self.margin else 0.0
-
-
-KnownMargins = Mapping[frozenset[str], KnownMargin]
 
 
 @dataclass(frozen=True)
@@ -58,13 +35,6 @@ class SuggestionMargins:
         return None if self.width is None else given * self.full / self.width
 
 
-def known_of(row: Mapping[str, Any]) -> KnownMargin:
-    """What a row of PAIRS says of its pair."""
-    raters = max(row["raters"] or 1, 1)
-    minority = min(max(raters - (row["preferring"] or 0), 0) / raters, 0.5)
-    return KnownMargin(row["chosen_id"], row["quality_margin"], row["margin_se"], minority, raters, row["kind"] or "")
-
-
 def full_of_pairs(table: pa.Table) -> float | None:
     """The widest possible margin of a PAIRS table by what stands beside it, None where that does not say."""
     about = metadata(table.schema)
@@ -75,30 +45,6 @@ def full_of_pairs(table: pa.Table) -> float | None:
         return None
     low, high = scales[0]
     return float(high) if table["score_chosen"].null_count == table.num_rows else float(high - low)
-
-
-def feedback_margins(
-    names: pa.Table, groups: Sequence[GradeGroup]
-) -> tuple[dict[tuple[str, frozenset[str]], KnownMargin], list[GradeGroup], bool]:
-    """What these groups of grades say of each pair, those of them that say it, and whether margins are shares of bounded scales.
-
-    Comparisons, where there are any, else differences of ratings: the first are margins already.
-    """
-    if not groups:
-        return {}, [], False
-    evidence = "comparisons" if any(group.table == "comparisons" for group in groups) else "ratings"
-    used = [group for group in groups if group.table == evidence]
-    bounded = all(group.low is not None and group.high is not None and group.low < group.high for group in used)
-    pairs = build_pairs(
-        names, evidence=evidence, normalise="minmax" if bounded else "zscore", kinds=sorted({group.kind for group in used}),
-        raters=sorted({group.rater for group in used}), aspects=sorted({group.aspect for group in used}),
-    )  # fmt: skip
-    columns = ["prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "kind"]
-    found = {
-        (row["prompt_id"], frozenset((row["chosen_id"], row["rejected_id"]))): known_of(row)
-        for row in pairs.select(columns).to_pylist()
-    }
-    return found, used, bounded
 
 
 def feedback_hints(names: pa.Table, groups: Sequence[GradeGroup], aspect: str, *, alone: bool) -> SuggestionMargins:
