@@ -2,6 +2,7 @@
 #   make demo    ratings -> margins -> reward models with and without them, and two controls -> a page that compares them
 #   make demo-figures   the same, and what README says of it, from its figures
 #   make demo-judge   candidates -> two simulated LLM judges -> margins with standard errors -> a reward model, offline
+#   make demo-loop    prompts -> candidates -> a simulated judge, people -> a policy, and again: three rounds, and a control, offline
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
@@ -21,7 +22,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build validate judge generate human score train_speed advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge models test test-all check dev docs bench claims gpu fuzz kills clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills clean
 .DEFAULT_GOAL := test
 
 # Without the encoder, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -37,6 +38,9 @@ demo-figures: demo
 
 demo-judge: $(STAMP)
 	$(BIN)/python tests/support/demo.py --out out/ai-feedback
+
+demo-loop: $(STAMP)
+	$(BIN)/python tests/support/demo_loop.py --out out/loop
 
 models: $(STAMP)
 	$(BIN)/python data/fetch_models.py --pip-args "$(PIP_ARGS)"

@@ -33,7 +33,7 @@ def asking(title: str) -> Iterator[Any]:
         yield show
 
 
-def local_engine(given: str) -> Any:
+def local_engine(given: str | Mapping[str, Any]) -> Any:
     """The model on this machine that `--local` names."""
     from mmpo.train import LocalModel
     from mmpo.train.options import LocalOptions

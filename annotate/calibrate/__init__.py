@@ -4,6 +4,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mmpo.annotate.calibrate.jury import JURY
 from mmpo.annotate.calibrate.maps import MAPS
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.prediction_powered import Estimate, prediction_powered_mean

@@ -2,5 +2,5 @@
 
 from mmpo.annotate.generate.estimate import estimate
 from mmpo.annotate.generate.local import LocalEngine
-from mmpo.annotate.generate.options import GenerateOptions, SampledModel
+from mmpo.annotate.generate.options import GenerateOptions, SampledModel, sampled_models
 from mmpo.annotate.generate.run import generate, prepared

@@ -177,12 +177,16 @@ def calibrate(
     Every map is odd and never falls; held-out prompts choose it. With --out, NAME@human (NAME@RATER with --to RATER) stands in the FEEDBACK
     written: `mmpo build OUT --format feedback --rater NAME@human --out pairs` makes pairs with margins in people's units and their errors.
     """
-    chosen = options_from(CalibrateOptions, given, flags=True)
+    print_json(run_calibrate(feedback, options_from(CalibrateOptions, given, flags=True)), as_json)
+
+
+def run_calibrate(feedback: Path, options: CalibrateOptions) -> dict[str, Any]:
+    """Calibrate, with progress; the summary, which is also said."""
     from mmpo.annotate.calibrate import calibrate as measure
     from mmpo.annotate.calibrate import sentences, shown_rows
 
     with ProgressReporter("calibrate", "graders") as progress:
-        summary = measure(feedback, **vars(chosen), progress=progress)
+        summary = measure(feedback, **vars(options), progress=progress)
     print_rows(f"onto {', '.join(summary['people'])}, on held-out prompts", shown_rows(summary["graders"]))
     for name, figures in summary["graders"].items():
         for sentence in sentences(name, figures):
@@ -197,7 +201,7 @@ def calibrate(
             say(
                 f"no grader is shown to know anything of {summary['onto']}, and none was written; --unproven keep writes them all the same"
             )
-    print_json(summary, as_json)
+    return summary
 
 
 SHOWN = 10

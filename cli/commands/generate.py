@@ -1,5 +1,6 @@
 """`mmpo generate`: prompts into candidates, by models at endpoints and on this machine; one flag for every field of GenerateOptions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,22 +49,30 @@ def generate(
     --n or more models. Example:
     mmpo generate prompts.jsonl --model gpt-4o-mini --model qwen3,base_url=http://127.0.0.1:8000/v1 --n 4 --out candidates
     """
-    from mmpo.annotate.generate import estimate, prepared
-    from mmpo.annotate.generate import generate as write
-
     options = options_from(GenerateOptions, given, flags=True)
-    engines = [local_engine(one) for one in local or ()]
     if dry_run:
-        with prepared(prompts, out, options, models or [], engines) as plan:
+        from mmpo.annotate.generate import estimate, prepared
+
+        with prepared(prompts, out, options, models or [], [local_engine(one) for one in local or ()]) as plan:
             summary = estimate(plan)
         _say_estimate(summary)
         print_json(summary, as_json)
         return 0
-    with asking("generate") as progress:
-        summary = write(prompts, out, options=options, models=models or [], local=engines, progress=progress)
-    _say_written(summary)
+    summary = run_generate(prompts, out, options, models or [], local or [])
     print_json(summary, as_json)
     return 0 if summary["finished"] else 3
+
+
+def run_generate(
+    prompts: Sequence[str | Path], out: Path, options: GenerateOptions, models: Sequence[Any], local: Sequence[Any]
+) -> dict[str, Any]:
+    """Have the models write candidates, with progress; the summary, which is also said."""
+    from mmpo.annotate.generate import generate as write
+
+    with asking("generate") as progress:
+        summary = write(prompts, out, options=options, models=models, local=[local_engine(one) for one in local], progress=progress)
+    _say_written(summary)
+    return summary
 
 
 def _say_estimate(summary: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`mmpo score`: reward models and policies as graders; one flag for every field of ScoreOptions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,12 @@ def score(
     `mmpo build OUT --format feedback --out pairs` makes pairs of the grades. Example:
     mmpo score candidates --model models/reward --model org/reward-model,rater=other --out scored
     """
-    options, scorers = options_from(ScoreOptions, given, flags=True), scorers_of(model or [])
+    print_json(run_score(feedback, out, options_from(ScoreOptions, given, flags=True), model or []), as_json)
+
+
+def run_score(feedback: Path, out: Path, options: ScoreOptions, models: Sequence[Any]) -> dict[str, Any]:
+    """Have the models grade; the summary, which is also said."""
+    scorers = scorers_of(models)
     from mmpo.train import score as grade
 
     summary = grade(feedback, [vars(one) for one in scorers], out, **vars(options))
@@ -46,4 +52,4 @@ def score(
         if row["left_out"]:
             say(f"{row['rater']}: without a grade: {counted(row['left_out'])}; which ones: {summary['out']}/rejects.parquet")
     say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
-    print_json(summary, as_json)
+    return summary

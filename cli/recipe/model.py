@@ -9,15 +9,22 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from mmpo.annotate.asking import keys_of_model
+from mmpo.annotate.calibrate import CalibrateOptions
+from mmpo.annotate.generate import GenerateOptions, sampled_models
 from mmpo.annotate.judge import JudgeOptions, judges_of
 from mmpo.cli.flags import model_of
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import EMPTY, Gamma, explain, options_from, unwritable
-from mmpo.train.options import TrainOptions
+from mmpo.pipeline.options import EMPTY, Count, Gamma, explain, options_from, unwritable
+from mmpo.pipeline.sources import outside_function
+from mmpo.train.options import LocalOptions, TrainOptions
+from mmpo.train.scoring import ScoreOptions, scorers_of
 
 SET_BY_THE_RUN = ("data", "out")
 """Training options that a recipe can't give: they follow from its own folder."""
+ROUND = "{round}"
+"""What stands for the name of a round's folder in the paths of people's grades."""
 
 
 class Checks(BaseModel):
@@ -39,10 +46,14 @@ class Measures(BaseModel):
     against: str | None = Field(default=None, description="the run that every other one is compared with, by differences")
     bootstrap: int = Field(default=1000, ge=0, description="samples of prompts behind each 95% interval; 0: none")
     seed: int = Field(default=0, ge=0, description="seed of these samples")
+    measure: str | None = Field(
+        default=None, description="with rounds: module:function of yours that gives (messages of the prompt, reply) a number"
+    )
 
 
 class Recipe(BaseModel):
-    """A checked recipe. `runs`: name → options; `build` is None where `data` names a finished dataset."""
+    """A checked recipe. `runs`: name → options; `build` is None where `data` names a finished dataset. inputs: what `build` reads, or the
+    prompts of `generate`; people: FEEDBACK folders; a section that is missing is None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     title: str
@@ -50,8 +61,17 @@ class Recipe(BaseModel):
     inputs: list[str]
     data: Path | None
     build: BuildOptions | None
+    generate: GenerateOptions | None
+    models: list[Any]
+    local: list[Any]
+    score: ScoreOptions | None
+    scorers: list[Any]
     judge: JudgeOptions | None
     judges: list[Any]
+    calibrate: CalibrateOptions | None
+    people: list[str]
+    rounds: int | None
+    keep: str
     checks: Checks
     measures: Measures
     runs: dict[str, TrainOptions]
@@ -61,20 +81,49 @@ class Recipe(BaseModel):
 @cache
 def recipe_model() -> type[BaseModel]:
     """The pydantic model of a recipe file; `mmpo run --schema` prints its JSON Schema."""
+
     # The sections are models made at run time, which no type checker follows: hence Any.
-    inputs: Any = (list[str], Field(..., min_length=1, description="files, folders, globs or Hub dataset names"))
-    build: Any = create_model("Build", __base__=model_of(BuildOptions), inputs=inputs)
-    several: Any = (
-        list[str | dict[str, Any]],
-        Field(default_factory=list, description="several judges: model, base_url, rater, ..."),
+    def several(what: str) -> Any:
+        return (list[str | dict[str, Any]], Field(default_factory=list, description=what))
+
+    named: Any = Field(
+        None, min_length=1, description="files, folders, globs or Hub dataset names; after `generate` there are none"
     )
-    judge: Any = create_model("Judge", __base__=model_of(JudgeOptions), judges=several)
+    format: Any = Field("feedback", description="input format; after `generate` it is feedback")
+    build: Any = create_model("Build", __base__=model_of(BuildOptions), inputs=(list[str] | None, named), format=(str, format))
+    judge: Any = create_model(
+        "Judge", __base__=model_of(JudgeOptions), judges=several("several judges: model, base_url, rater, ...")
+    )
+    prompts: Any = (list[str], Field(..., min_length=1, description="files, folders, globs or Hub datasets of prompts"))
+    generate: Any = create_model(
+        "Generate", __base__=model_of(GenerateOptions), prompts=prompts,
+        models=several("models at endpoints: model, base_url, called, temperature, ..."),
+        local=several("models on this machine: model, called, batch, ...; with rounds beside the policy of the round before"),
+    )  # fmt: skip
+    score: Any = create_model("Score", __base__=model_of(ScoreOptions), models=several("models that grade: model, rater, ..."))
+    people: Any = (
+        list[str],
+        Field(
+            default_factory=list,
+            description="FEEDBACK folders with people's grades, as `mmpo argilla pull` writes them; {round} stands for the round's folder",
+        ),
+    )
+    calibrate: Any = create_model("Calibrate", __base__=model_of(CalibrateOptions, without=("out",)), people=people)
+    count: Any = Count
     training: Any = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
     fields: dict[str, Any] = {
         "title": (str, Field("mmpo run", description="heading of the page")),
         "out": (str, Field(..., min_length=1, description="folder of everything the run writes")),
         "build": (build | None, Field(None, description="how the dataset is built; or give `data`")),
-        "judge": (judge | None, Field(None, description="LLM judges that grade the candidates which `build` reads")),
+        "generate": (generate | None, Field(None, description="models that answer prompts: the candidates")),
+        "score": (score | None, Field(None, description="reward models or policies that grade the candidates")),
+        "judge": (judge | None, Field(None, description="LLM judges that grade the candidates")),
+        "calibrate": (calibrate | None, Field(None, description="graders' margins onto people's")),
+        "rounds": (count | None, Field(None, description="go round so many times: each samples from the policy of the one before")),
+        "keep": (
+            Literal["all", "last"],
+            Field("all", description="what a round is built from: all rounds so far, or the last alone"),
+        ),
         "data": (str | None, Field(None, min_length=1, description="a dataset folder that `mmpo build` wrote")),
         "validate_": (Checks, Field(default_factory=Checks, alias="validate", description="checks of the dataset")),
         "evaluate": (Measures, Field(default_factory=Measures, description="how the trained models are measured")),
@@ -110,10 +159,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{where}give exactly one of `build` (makes a dataset) and `data` (names a finished one)")
     build = None
     if section is not None:
-        build = options_from(BuildOptions, {key: section[key] for key in section if key != "inputs"}, where=f"{where}build: ")
+        build = options_from(
+            BuildOptions,
+            {"format": "feedback"} | {key: section[key] for key in section if key != "inputs"},
+            where=f"{where}build: ",
+        )
         if build.feedback_only and given.get("runs"):
             raise UserError(f"{where}build.feedback_only makes no pairs, so there is nothing to train on: drop it or `runs`")
-    judge, judges = _judge(where, given, build)
+    found: dict[str, Any] = {}
+    for name in STAGES:
+        found |= _stage(where, name, given.get(name), build)
+    inputs = _inputs(where, given, section)
     shared = given.get("training") or {}
     options_from(TrainOptions, {**shared, "kind": shared.get("kind") or "policy"}, where=f"{where}training: ")
     runs = {}
@@ -126,35 +182,135 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         runs[name] = options_from(TrainOptions, merged, where=f"{where}runs.{name}: ")
     if parsed.evaluate.against is not None and parsed.evaluate.against not in runs:
         raise UserError(f"{where}evaluate.against: {unknown_name('run', parsed.evaluate.against, runs)}")
-    return Recipe(
+    recipe = Recipe(
         title=parsed.title,
         out=Path(parsed.out),
-        inputs=section["inputs"] if section else [],
+        inputs=inputs,
         data=Path(parsed.data) if parsed.data else None,
         build=build,
-        judge=judge,
-        judges=judges,
+        rounds=parsed.rounds,
+        keep=parsed.keep,
+        **found,
         checks=parsed.validate_,
         measures=parsed.evaluate,
         runs=runs,
         resolved=json.loads(json.dumps(given, default=str)),
     )
+    _check_order(where, recipe, "keep" in given)
+    return recipe
 
 
-def _judge(where: str, given: Mapping[str, Any], build: BuildOptions | None) -> tuple[JudgeOptions | None, list[Any]]:
-    """The section `judge`, checked, and the judges that it names."""
-    section = given.get("judge")
+STAGES: dict[str, tuple[type, dict[str, str]]] = {
+    "generate": (GenerateOptions, {"models": "models", "local": "local"}),
+    "score": (ScoreOptions, {"models": "scorers"}),
+    "judge": (JudgeOptions, {"judges": "judges"}),
+    "calibrate": (CalibrateOptions, {"people": "people"}),
+}
+"""The stages before the build: their options, and what else their sections hold, by the names that a Recipe has for it."""
+
+
+def _stage(where: str, name: str, section: Mapping[str, Any] | None, build: BuildOptions | None) -> dict[str, Any]:
+    """A section's options, checked, and the models or people that it names, by the names of a Recipe's fields."""
+    kind, own = STAGES[name]
     if section is None:
-        return None, []
+        return {name: None, **{field: [] for field in own.values()}}
     if build is None:
-        raise UserError(f"{where}judge: the candidates come from `build`, which is missing; name the inputs there")
-    options = options_from(JudgeOptions, {key: section[key] for key in section if key != "judges"}, where=f"{where}judge: ")
-    judges = list(section.get("judges") or [])
+        raise UserError(
+            f"{where}{name}: the candidates come from `build` (inputs), or go to it from `generate`, and `build` is missing; write it"
+        )
+    options = options_from(kind, {key: section[key] for key in section if key not in (*own, "prompts")}, where=f"{where}{name}: ")
+    found = {field: list(section.get(key) or []) for key, field in own.items()}
     try:
-        judges_of(options, judges)
+        if name == "judge":
+            judges_of(options, found["judges"])
+        elif name == "score":
+            scorers_of(found["scorers"])
+        elif name == "generate":
+            for one in found["local"]:
+                options_from(LocalOptions, keys_of_model(LocalOptions, one, "local model", "local"))
+            if found["models"]:
+                sampled_models(options, found["models"])
     except UserError as error:
-        raise UserError(f"{where}judge: {error}") from None
-    return options, judges
+        raise UserError(f"{where}{name}: {error}") from None
+    return {name: options, **found}
+
+
+def _inputs(where: str, given: Mapping[str, Any], build: Mapping[str, Any] | None) -> list[str]:
+    """What the first stage reads. Raises UserError."""
+    generate = given.get("generate")
+    if generate is None:
+        if build is not None and build.get("inputs") is None:
+            raise UserError(
+                f"{where}build.inputs: missing; files, folders, globs or Hub dataset names (or let `generate` write candidates)"
+            )
+        if build is not None and "format" not in build:
+            raise UserError(f"{where}build.format: missing; `mmpo formats` lists them")
+        return build["inputs"] if build else []
+    for key in ("inputs", "columns", "scale"):
+        if build and build.get(key):
+            raise UserError(f"{where}build.{key}: the candidates come from `generate`; leave it out, or `generate`")
+    if build and build.get("format", "feedback") != "feedback":
+        raise UserError(f"{where}build.format: after `generate` it is feedback, not {build['format']}; leave it out")
+    return generate["prompts"]
+
+
+def _check_order(where: str, recipe: Recipe, keeps: bool) -> None:
+    """Raise UserError where a stage has nothing to work on, or rounds can't go round."""
+    if recipe.rounds is None:
+        if recipe.generate is not None and not (recipe.models or recipe.local):
+            raise UserError(
+                f"{where}generate: name models (at endpoints) or local (on this machine), or `rounds`, which sample from the policy"
+            )
+        for given, name in ((keeps, "keep"), (recipe.measures.measure is not None, "evaluate.measure")):
+            if given:
+                raise UserError(f"{where}{name}: is about rounds; give `rounds` as well, or leave it out")
+        if any(ROUND in one for one in recipe.people):
+            raise UserError(f"{where}calibrate.people: {ROUND} stands for a round; give `rounds` as well, or name the folder")
+    if recipe.score and recipe.judge and recipe.calibrate is None and recipe.build and not recipe.build.raters:
+        raise UserError(
+            f"{where}score and judge grade in units of their own: say whose margins are trained on by build.raters, or let `calibrate` "
+            "bring them onto people's"
+        )
+    if recipe.rounds is not None:
+        _check_rounds(where, recipe)
+
+
+def _check_rounds(where: str, recipe: Recipe) -> None:
+    if recipe.generate is None or recipe.build is None or recipe.build.feedback_only:
+        what = (
+            "build makes no pairs (feedback_only)"
+            if recipe.generate and recipe.build
+            else "`generate` is missing, which samples from it"
+        )
+        raise UserError(f"{where}rounds: every round trains a policy on what the one before wrote, and {what}")
+    if not (recipe.judge or recipe.score):
+        raise UserError(f"{where}rounds: nobody grades what a round writes: give `judge` or `score`")
+    if not recipe.runs:
+        raise UserError(f"{where}rounds: there is no policy to go round with; name one in `runs`, of kind policy")
+    for name, options in recipe.runs.items():
+        if options.kind != "policy":
+            raise UserError(
+                f"{where}runs.{name}: kind {options.kind}: rounds sample from what they train, so every run must be of kind policy"
+            )
+        if options.model == "tiny":
+            raise UserError(
+                f"{where}runs.{name}.model: tiny is made of the training texts, and the first round has to sample from a model"
+            )
+    models = sorted({options.model for options in recipe.runs.values()})
+    if len(models) > 1:
+        raise UserError(
+            f"{where}runs: all policies share the first round, and so the model that it samples from; here are {', '.join(models)}"
+        )
+    share = dict(zip(("train", "validation", "test"), recipe.build.split, strict=True))[recipe.measures.split]
+    if not share:
+        raise UserError(f"{where}evaluate.split: no prompt is held out for {recipe.measures.split}; give it a share by build.split")
+    if recipe.people and recipe.keep == "last" and not any(ROUND in one for one in recipe.people):
+        raise UserError(
+            f"{where}calibrate.people: with keep: last every round needs people's grades of its own candidates: put {ROUND} into the path "
+            f"(people/{ROUND})"
+        )
+    if recipe.measures.measure is not None:
+        outside_function("evaluate.measure", recipe.measures.measure)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ its summary.
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import orjson
 
 from mmpo.cli.output import plain, say
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import atomic_file, text_digest
+from mmpo.pipeline.storage import atomic_file, digest, text_digest
 
 MARKER = "recipe.json"
+WEIGHTS = (".safetensors", ".bin", ".json", ".jinja")
+HOW_MADE = ("mmpo.json", "training_args.bin")
+"""The kinds of files of a model's folder that make it what it is; and those of these kinds that say how it was made."""
 
 
 def key_of(values: Mapping[str, Any]) -> str:
@@ -30,17 +34,24 @@ def key_of(values: Mapping[str, Any]) -> str:
 
 
 class Stages:
-    """The folder of a run. Creating one refuses a folder that holds something else."""
+    """The folder of a run, and of a part of one below it (`below`). Creating one refuses a folder that holds something else."""
 
     def __init__(self, out: Path, recipe: Mapping[str, Any]) -> None:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; name a folder by `out`")
         if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
             raise UserError(f"{out} exists and holds something that no run made; name another folder by --set out=...")
-        self.out = out
-        self.records = out / "stages"
+        self.out, self.records, self.name = out, out / "stages", ""
         self.records.mkdir(parents=True, exist_ok=True)
         write_json(out / MARKER, recipe)
+
+    def below(self, name: str) -> "Stages":
+        """A part of the run, such as a round: its stages' folders lie in OUT/NAME, their records in OUT/stages/NAME."""
+        part = copy(self)
+        part.out, part.records, part.name = self.out / name, self.records / name, f"{self.name}{name} "
+        part.out.mkdir(parents=True, exist_ok=True)
+        part.records.mkdir(parents=True, exist_ok=True)
+        return part
 
     def do(self, name: str, key: Mapping[str, Any], work: Callable[[], dict[str, Any]], made: Path) -> dict[str, Any]:
         """The summary of stage `name`: from its record if nothing changed and `made` is there, else by doing the work.
@@ -53,11 +64,11 @@ class Stages:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         same = record.get("key") == digest
         if same and record.get("finished") and made.exists():
-            say(f"[{name}] unchanged since it was made, kept")
+            say(f"[{self.name}{name}] unchanged since it was made, kept")
             return record["summary"]
         if record and not same and made.is_dir():
             shutil.rmtree(made)
-        say(f"[{name}]")
+        say(f"[{self.name}{name}]")
         write_json(path, {"key": digest, "finished": False})
         summary = work()
         write_json(path, {"key": digest, "finished": True, "summary": summary})
@@ -69,3 +80,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     with atomic_file(path) as temporary:
         temporary.write_bytes(orjson.dumps(plain(value), option=options, default=str))
+
+
+def weights_of(model: str | Path) -> Any:
+    """What a stage's key holds of a model that it reads: the digests of a folder's files, of a model elsewhere its name."""
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in WEIGHTS and path.name not in HOW_MADE)
+    return {path.name: digest(path) for path in files} if Path(model).is_dir() else str(model)

@@ -3,7 +3,7 @@
 There is none of fewer than FEWEST_CLUSTERS: two clusters that are alike would make one of no width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,18 @@ def mean_draws(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
     step = max(1, _CHUNK // n)
     parts = [values[rng.integers(0, n, (min(step, draws - done), n))].mean(axis=1) for done in range(0, draws, step)]
     return np.concatenate([*parts, np.zeros(0)])
+
+
+def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> list[float] | None:
+    """The 95% interval of the mean of independent values, such as one of each prompt; None of fewer than FEWEST_CLUSTERS, or of no draws.
+
+    >>> mean_interval([1.0] * 6), mean_interval([1.0, 2.0])
+    ([1.0, 1.0], None)
+    """
+    if len(values) < FEWEST_CLUSTERS or not draws:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    return interval(mean_draws(array, draws, np.random.default_rng(seed)), float(array.mean()), len(array))
 
 
 def cluster_counts(clusters: int, draws: int, seed: int, columns: int = 1) -> Iterator[Floats]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.alpaca_eval import ALPACA_EVAL_SAMPLE, log_odds, parse_alpaca_eval
@@ -127,16 +128,22 @@ def get_source(name: str) -> Source:
         return SOURCES[name]
     if ":" not in name:
         raise unknown_name("format", name, SOURCES)
+    parse = outside_function("format", name, "parse(row, out, options)")
+    return Source(name, (parse.__doc__ or name).strip().split("\n")[0], parse=parse)
+
+
+def outside_function(what: str, name: str, called: str = "") -> Callable[..., Any]:
+    """The user's own function that "module:function" names. what: what it is for; called: how it must be called. Raises UserError."""
     module, _, function = name.partition(":")
     try:
-        parse = getattr(import_module(module), function)
-    except ImportError as error:
-        raise UserError(f"format {name!r}: module {module!r} can't be imported: {error}") from error
+        found = getattr(import_module(module), function)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{what} {name!r}: module {module!r} can't be imported: {error}") from error
     except AttributeError as error:
-        raise UserError(f"format {name!r}: module {module!r} has no {function!r}") from error
-    if not isinstance(parse, Callable):
-        raise UserError(f"format {name!r} is no function; it must be called as parse(row, out, options)")
-    return Source(name, (parse.__doc__ or name).strip().split("\n")[0], parse=parse)
+        raise UserError(f"{what} {name!r}: module {module!r} has no {function!r}") from error
+    if not isinstance(found, Callable):
+        raise UserError(f"{what} {name!r} is no function" + (f"; it must be called as {called}" if called else ""))
+    return found
 
 
 def fitting(columns: Collection[str]) -> list[str]:

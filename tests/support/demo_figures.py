@@ -17,7 +17,7 @@ from textwrap import fill
 from typing import Any
 
 from mmpo.cli.recipe.model import load_recipe
-from mmpo.cli.recipe.run import print_measures
+from mmpo.cli.recipe.models import print_measures
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "demo.json"

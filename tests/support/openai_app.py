@@ -389,5 +389,6 @@ def _counts(total: int, completed: int, failed: int) -> Json:
 
 
 if __name__ == "__main__":
-    plan, grades = sys.argv[1:]
-    sys.exit(asyncio.run(App(Plan(**orjson.loads(plan)), Qualities(Path(grades) if grades else None)).run()))
+    given, grades = sys.argv[1:]
+    plan = Plan(**orjson.loads(given))
+    sys.exit(asyncio.run(App(plan, Qualities(Path(grades) if grades else None, plan.worth)).run()))

@@ -114,6 +114,7 @@ class RateLimit(BaseModel, extra="forbid"):
 class Plan(BaseModel, extra="forbid"):
     """What the server plays, can do and does wrong; without any key it is fast and faultless.
 
+    worth: words and their worth, see simulated_judge.Qualities.
     models: how each judge grades; there are no others, unless none is listed: then all grade as `defaults`. latency: seconds, or
     {median, p99} of a lognormal distribution of them, drawn by seed and sequence number. api_keys: those that are let in; null: any, and
     none. keep_bodies: the log holds every chat request's body. batch_seconds: from a batch's creation to its end; one beyond a limit
@@ -122,6 +123,7 @@ class Plan(BaseModel, extra="forbid"):
     """
 
     models: dict[str, JudgeModel] = Field(default_factory=dict)
+    worth: dict[str, float] = Field(default_factory=dict)
     defaults: JudgeModel = JudgeModel()
     capabilities: Capabilities = Capabilities()
     faults: list[Fault] = Field(default_factory=list)

@@ -5,7 +5,7 @@ Candidates stand between lines `<NAME-NONCE>` and `</NAME-NONCE>`, NONCE being 8
 the scale that the instruction names as "from X to Y" (1 to 5 where it names none). With q the latent quality of a text, in standard
 deviations, and e the model's own error, normal and fixed by (model, texts in the order shown):
 
-    pairwise   m = scale·(q_first - q_second) + bias + e
+    pairwise   m = bent(scale·(q_first - q_second)) + bias + e          bent(d) = sign(d)·|d|^bend
     otherwise  m = middle of the scale + (its width / 4)·scale·q + e
     both       P(grade) ∝ exp(-(value - m)² / 2τ²)
 """
@@ -80,14 +80,15 @@ class JudgeModel(BaseModel, extra="forbid"):
     """How a simulated judge grades.
 
     bias: added to the margin of whatever is shown first, in grades. noise: standard deviation of the judge's own error, in
-    grades. scale: grades per standard deviation of latent quality. tau: width of its distribution over grades. mass:
-    probability that the reply's token is a grade at all. thinking: replies begin with a thinking block that holds another verdict.
-    writes: it grades nothing and writes a text, fixed by model, messages, temperature and seed.
+    grades. scale: grades per standard deviation of latent quality. bend: a power that bends its margins, monotone and odd. tau: width of
+    its distribution over grades. mass: probability that the reply's token is a grade at all. thinking: replies begin with a thinking block
+    that holds another verdict. writes: it grades nothing and writes a text, fixed by model, messages, temperature and seed.
     """
 
     bias: float = 0.0
     noise: float = 0.6
     scale: float = 1.0
+    bend: float = 1.0
     tau: float = 0.7
     mass: float = 0.97
     thinking: bool = False
@@ -109,10 +110,12 @@ class Qualities:
     """Latent quality by text, in standard deviations: of a file of grades where it knows the text, else a fixed N(0, 1) number.
 
     grades: .jsonl.gz of objects with `completion` and `score`. Texts are compared stripped; the scores of a text that comes more
-    than once are averaged, then all are brought to mean 0 and standard deviation 1.
+    than once are averaged, then all are brought to mean 0 and standard deviation 1. worth: words and what each is worth; with them a text's
+    quality is computed from it (`quality`).
     """
 
-    def __init__(self, grades: Path | None = None) -> None:
+    def __init__(self, grades: Path | None = None, worth: Mapping[str, float] | None = None) -> None:
+        self.worth = worth
         scores: dict[str, list[float]] = {}
         for line in gzip.decompress(grades.read_bytes()).splitlines() if grades else ():
             row = orjson.loads(line)
@@ -124,9 +127,21 @@ class Qualities:
     def of(self, text: str) -> float:
         """The quality of one text."""
         text = text.strip()
+        if self.worth:
+            return quality(text, self.worth)
         if text not in self.known:
             self.known[text] = unit("quality", blake2b(text.encode(), digest_size=8).hexdigest())
         return self.known[text]
+
+
+def quality(text: str, worth: Mapping[str, float]) -> float:
+    """Four times the mean worth of a text's words; words that are not listed are worth nothing.
+
+    >>> quality("good bad other good.", {"good": 1, "bad": -1})
+    1.0
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    return 4 * fmean(worth.get(word, 0.0) for word in words) if words else 0.0
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
@@ -147,7 +162,8 @@ def _verdict(prompt: str, name: str, model: JudgeModel, qualities: Qualities) ->
     found = {match[1]: match[3].strip() for match in BLOCK.finditer(prompt)}
     if "first" in found and "second" in found:
         first, second = found["first"], found["second"]
-        margin = model.scale * (qualities.of(first) - qualities.of(second)) + model.bias
+        apart = model.scale * (qualities.of(first) - qualities.of(second))
+        margin = math.copysign(abs(apart) ** model.bend, apart) + model.bias
         return {"": _around(margin + model.noise * unit("pair", name, first, second), GRADES, model.tau)}
     bounds = SCALE.search(BLOCK.sub("", prompt))
     low, high = (int(bounds[1]), int(bounds[2])) if bounds else (1, 5)

@@ -1,0 +1,159 @@
+"""What a policy writes: its replies to held-out prompts, beside those of the model that a loop began with, measured and graded."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.cli.commands.generate import run_generate
+from mmpo.cli.recipe.feedback import grades, manifest_text
+from mmpo.cli.recipe.model import Recipe
+from mmpo.cli.recipe.stages import Stages, weights_of
+from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.metrics import mean_interval
+from mmpo.pipeline.pairs import split_of_prompts
+from mmpo.pipeline.sources import outside_function
+from mmpo.pipeline.storage import RowAccounting, describe, replacing, write_feedback
+from mmpo.pipeline.tables import SPLITS
+
+Row = Mapping[str, Any]
+
+
+def held_out(recipe: Recipe, stages: Stages, candidates: Path) -> Path:
+    """The folder of the prompts that the build holds out for `evaluate`, without their candidates."""
+    assert recipe.build is not None
+    shares, by, wanted = recipe.build.split, recipe.build.split_by, SPLITS.index(recipe.measures.split)
+    out = stages.out / "held-out"
+
+    def work() -> dict[str, Any]:
+        table = load_feedback(candidates)
+        table = table.filter(pa.array(split_of_prompts(table, shares, by) == wanted))
+        rows = [{**row, "completions": [], "ratings": [], "comparisons": []} for row in table.to_pylist()]
+        return _write(rows, table.schema, out, {"held-out": {"split": list(shares), "split_by": by}})
+
+    return Path(stages.do("held-out", {"candidates": manifest_text(candidates), "split": [shares, by, wanted]}, work, out)["out"])
+
+
+def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Path) -> dict[str, Any]:
+    """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the candidates of the folder `start`.
+
+    Returns {"measure", "measure_95", "measure_gain", "measure_gain_95", "graders": {rater: {"gain", "gain_95", "prompts"}}}: means over
+    prompts with 95% intervals, gains over the model of `start`; of graders in their own units, one reply a prompt on either side. None
+    where there is nothing of the kind.
+    """
+    out, generate, policy = stages.out, recipe.generate, recipe.local[-1]
+    assert generate is not None
+    key = {"options": dataclasses.asdict(generate), "policy": {**policy, "model": weights_of(policy["model"])}}
+    key["prompts"] = manifest_text(prompts)
+    replies = out / "replies"
+    stages.do("generate", key, lambda: run_generate([prompts], replies, generate, [], [policy]), replies)
+    beside, key = out / "beside", {"start": manifest_text(start), "replies": manifest_text(replies)}
+    stages.do("beside", key, lambda: _beside(start, replies, beside), beside)
+    said: dict[str, Any] = {}
+    judged = grades(recipe, stages, beside, said)
+    measures = recipe.measures
+    draws = {"draws": measures.bootstrap, "seed": measures.seed}
+    found: dict[str, Any] = {"prompts": load_feedback(replies).num_rows, "said": said, "graders": {}}
+    for rater, values in _gains(load_feedback(judged).to_pylist(), _firsts(start), _firsts(replies)).items():
+        found["graders"][rater] = {
+            "gain": float(np.mean(values)),
+            "gain_95": mean_interval(values, **draws),
+            "prompts": len(values),
+        }
+    return found | measured(recipe, replies, start, prompts)
+
+
+def measured(recipe: Recipe, replies: Path, start: Path, prompts: Path) -> dict[str, Any]:
+    """The user's own measure of the replies in a folder to the prompts of another one, and their gain over those in `start`."""
+    if recipe.measures.measure is None:
+        return {}
+    of: Callable[..., Any] = outside_function("evaluate.measure", recipe.measures.measure)
+    draws = {"draws": recipe.measures.bootstrap, "seed": recipe.measures.seed}
+    wanted = set(load_feedback(prompts)["prompt_id"].to_pylist())
+    ours, theirs = (
+        {
+            row["prompt_id"]: _mean(row, of)
+            for row in load_feedback(one).to_pylist()
+            if row["completions"] and row["prompt_id"] in wanted
+        }
+        for one in (replies, start)
+    )
+    both = [ours[one] - theirs[one] for one in ours if one in theirs]
+    values = list(ours.values())
+    return {
+        "measure": float(np.mean(values)) if values else None, "measure_95": mean_interval(values, **draws),
+        "measure_gain": float(np.mean(both)) if both else None, "measure_gain_95": mean_interval(both, **draws),
+    }  # fmt: skip
+
+
+def _mean(row: Row, of: Callable[..., Any]) -> float:
+    return float(np.mean([float(of(row["prompt"], one["text"])) for one in row["completions"]]))
+
+
+def _firsts(folder: Path) -> dict[str, str]:
+    """The id of each prompt's first completion."""
+    return {row["prompt_id"]: row["completions"][0]["id"] for row in load_feedback(folder).to_pylist() if row["completions"]}
+
+
+def _beside(start: Path, replies: Path, out: Path) -> dict[str, Any]:
+    """FEEDBACK with the first candidate of `start` and the first of the replies; prompts that lack one of them are left out, counted."""
+    first, table = _firsts(start), load_feedback(replies)
+    theirs = {row["prompt_id"]: row["completions"][0] for row in load_feedback(start).to_pylist() if row["prompt_id"] in first}
+    rows, dropped = [], 0
+    for row in table.to_pylist():
+        if not row["completions"] or row["prompt_id"] not in theirs:
+            dropped += 1
+            continue
+        pair = {one["id"]: one for one in (theirs[row["prompt_id"]], row["completions"][0])}
+        rows.append({**row, "completions": list(pair.values())})
+    return _write(rows, table.schema, out, {"beside": str(start.name)}, dropped)
+
+
+def _write(rows: Sequence[Row], schema: pa.Schema, out: Path, recipe: Row, dropped: int = 0) -> dict[str, Any]:
+    accounting = RowAccounting()
+    accounting.count(
+        "sample", "prompt", created=len(rows) + dropped, out=len(rows), dropped={"no_reply": dropped} if dropped else {}
+    )
+    metadata = {"recipe": dict(recipe), "inputs": []}
+    with replacing(out) as folder:
+        digests = write_feedback(folder, metadata, [(pa.Table.from_pylist(list(rows), schema), [])])
+        describe(folder, metadata, len(rows), accounting, digests)
+    return {"out": str(out), "prompts": len(rows), "left_out": dropped}
+
+
+def _gains(rows: Iterable[Row], first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, list[float]]:
+    """By rater, and aspect where that is not overall: how much better it finds the second completion of each prompt than the first, both
+    orders of a comparison averaged; 0 where they are one text."""
+    found: dict[str, list[float]] = defaultdict(list)
+    same = 0
+    for row in rows:
+        ids = [one["id"] for one in row["completions"]]
+        a, b = first[row["prompt_id"]], second[row["prompt_id"]]
+        if a == b:
+            same += 1
+            continue
+        said: dict[str, list[float]] = defaultdict(list)
+        for one in row["comparisons"] or ():
+            sign = 1 if ids[one["second"]] == b else -1
+            said[_name(one)].append(-sign * one["gap"])
+        for name, scores in _scores(row, ids).items():
+            if a in scores and b in scores:
+                said[name].append(scores[b] - scores[a])
+        for name, values in said.items():
+            found[name].append(float(np.mean(values)))
+    return {name: [*values, *[0.0] * same] for name, values in found.items()}
+
+
+def _scores(row: Row, ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for one in row["ratings"] or ():
+        found[_name(one)][ids[one["completion"]]] = one["score"]
+    return found
+
+
+def _name(grade: Row) -> str:
+    return grade["rater"] if grade["aspect"] == "overall" else f"{grade['rater']}/{grade['aspect']}"

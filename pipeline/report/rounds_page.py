@@ -1,0 +1,137 @@
+"""The page of a loop: what the policy of every round gained on held-out prompts, and how far its graders could be trusted."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
+
+MEASURE, GAIN = "measure", "measure gain"
+TRUST = (
+    "round",
+    "grader",
+    "human pairs",
+    "agreement",
+    "cross-entropy raw",
+    "calibrated",
+    "ECE raw",
+    "ECE calibrated",
+    "map",
+    "γ",
+    "trained on",
+)
+
+
+def rounds_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per policy in words: its measure, its gains over the start by the measure and by each grader, pairs, accuracy, cost."""
+    graders = list(dict.fromkeys(name for row in rows for name in row["gains"]))
+    has = any(row.get("measure") is not None for row in rows)
+    found = []
+    for row in rows:
+        one: dict[str, Any] = {"policy": row["run"], "round": row["round"]}
+        one |= {MEASURE: with_interval(row, "measure"), GAIN: with_interval(row, "measure_gain")} if has else {}
+        one |= {f"gain by {name}": with_interval(row["gains"].get(name, {}), "gain") for name in graders}
+        one |= {
+            "pairs": row.get("pairs"),
+            "accuracy on pairs": with_interval(row, "accuracy"),
+            "asked of judges": row.get("requests"),
+        }
+        found.append(one | {"cost so far, $": row.get("cost")})
+    return found
+
+
+def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
+    """Write the page to the file `out` (PNGs of its plots beside it, OUT.NAME.png) and return it.
+
+    rows: one per policy and round, the start's first, as `mmpo run` keeps them in rounds.json: "run", "round", "gains" {grader: {"gain",
+    "gain_95", "prompts"}}, "measure", "measure_gain", "pairs", "accuracy", "graders" {grader: what calibration found}, "requests", "cost";
+    absent figures are shown as a dash. UserError where the page can't be written.
+    """
+    page, shown = Path(out), rounds_rows(rows)
+    policies = list(dict.fromkeys(row["run"] for row in rows if row["round"]))
+    pictures = [picture for picture in (_measures(rows, policies), _gains(rows, policies)) if picture is not None]
+    for picture in pictures:
+        write_whole(page.with_name(f"{page.stem}.{picture.name}.png"), picture.png)
+    trust = [
+        {
+            "round": row["round"] if len(policies) == 1 or row["round"] == 1 else f"{row['round']}, {row['run']}", "grader": name,
+            "human pairs": one["human_pairs"], "agreement": one["agreement"], "cross-entropy raw": one["cross_entropy"]["raw"],
+            "calibrated": one["cross_entropy"]["calibrated"], "ECE raw": one["ece"]["raw"], "ECE calibrated": one["ece"]["calibrated"],
+            "map": one["method"], "γ": one["gamma"], "trained on": "yes" if one["written"] else "no",
+        }
+        for row in rows if row["round"] and (row["round"] > 1 or row["run"] == policies[0]) for name, one in row.get("graders", {}).items()
+    ]  # fmt: skip
+    words = tuple(shown[0])[2:]
+    values = {
+        "title": title,
+        "numbers": [("rounds", number(max(row["round"] for row in rows))), ("policies", number(len(policies)))],
+        "policies": table(tuple(shown[0]), shown, text=("policy", *(name for name in words if isinstance(shown[0][name], str)))),
+        "trust": table(TRUST, trust, text=("grader", "map", "trained on")),
+        "plots": pictures,
+    }
+    return write_whole(page, render("rounds.html.j2", values))
+
+
+def _by_round(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], axes: Any, of: Any, start: Mapping[str, Any]) -> None:
+    """A line a policy over the rounds, from the start, with intervals. of: row → {"value", "value_95"}, or None."""
+    for at, name in enumerate(policies):
+        points = [(0, start)] + [(row["round"], of(row)) for row in rows if row["run"] == name]
+        points = [(x, one) for x, one in points if one and one["value"] is not None]
+        x, y = [x + 0.06 * (at - (len(policies) - 1) / 2) for x, _ in points], [one["value"] for _, one in points]
+        bounds = [one.get("value_95") or [one["value"]] * 2 for _, one in points]
+        bars = [[max(0.0, v - low) for v, (low, _) in zip(y, bounds, strict=True)]]
+        bars += [[max(0.0, high - v) for v, (_, high) in zip(y, bounds, strict=True)]]
+        axes.errorbar(
+            x,
+            y,
+            yerr=bars,
+            marker="os^Dv<"[at % 6],
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=1,
+            color=COLOURS[at % len(COLOURS)],
+            label=name,
+        )
+    axes.set(xlabel="round", xticks=range(max(row["round"] for row in rows) + 1))
+    axes.legend(fontsize=9, loc="upper left")
+
+
+def _measures(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> Picture | None:
+    if not any(row.get("measure") is not None for row in rows):
+        return None
+
+    def of(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"value": row.get("measure"), "value_95": row.get("measure_95")}
+
+    def plot(axes: Any) -> None:
+        _by_round(rows, policies, axes, of, of(rows[0]))
+        axes.set(ylabel="measure of replies")
+
+    return draw(
+        "measure",
+        "The measure of replies to held-out prompts by round, with 95% intervals over prompts; round 0 is the start model.",
+        plot,
+    )
+
+
+def _gains(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> Picture | None:
+    graders = list(dict.fromkeys(name for row in rows for name in row["gains"]))
+    if not graders:
+        return None
+
+    def plot_of(grader: str) -> Any:
+        def of(row: Mapping[str, Any]) -> dict[str, Any] | None:
+            one = row["gains"].get(grader)
+            return one and {"value": one["gain"], "value_95": one["gain_95"]}
+
+        def plot(axes: Any) -> None:
+            axes.axhline(0, color="#5b6675", linestyle="--", linewidth=1)
+            _by_round(rows, policies, axes, of, {"value": 0.0})
+            axes.set(ylabel=f"gain by {grader}")
+
+        return plot
+
+    words = (
+        "How much better a grader finds replies to held-out prompts than the start model's, in its own units, with 95% intervals."
+    )
+    return draw("gains", words, *(plot_of(one) for one in graders[:4]))
