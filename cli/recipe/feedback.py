@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from mmpo.annotate.calibrate import JURY
 from mmpo.annotate.judge import MODES, find_rubrics, judges_of
 from mmpo.cli.commands.agree import run_calibrate
@@ -15,6 +17,7 @@ from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.commands.score import run_score
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, weights_of
+from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import MANIFEST
@@ -68,6 +71,9 @@ def graded(recipe: Recipe, stages: Stages, inputs: list[str], earlier: Graded | 
         )
     if recipe.calibrate is not None:
         out = stages.out / "calibrated"
+        if "human" in recipe.calibrate.to and not _has_people(feedback):
+            how = _ask_people(recipe, own, stages, "DIR")
+            raise UserError(f"calibrate: nobody has graded the candidates. {how}, and name it: calibrate.people: [DIR]")
         options = dataclasses.replace(recipe.calibrate, out=str(out))
         key = {"options": dataclasses.asdict(recipe.calibrate), "feedback": manifest_text(feedback)}
         source = feedback
@@ -125,13 +131,27 @@ def _there(recipe: Recipe, people: Sequence[str], own: Path, stages: Stages) -> 
     """The folders of people's grades. Raises PartialResult, saying what to push, where one is not there yet."""
     for one in people:
         if not (Path(one) / MANIFEST).is_file():
-            name = "-".join(f"{recipe.out.name} {stages.name}".replace("/", " ").split())
             raise PartialResult(
-                f"calibrate waits for people: {one} is no FEEDBACK folder yet. Have them grade some of the pairs, drawn at random: mmpo "
-                f"argilla push {own} --dataset {name} --limit 100 --raters 2; then mmpo argilla pull --dataset {name} --out {one}. "
-                "The same command again goes on from there"
+                f"calibrate waits for people: {one} is no FEEDBACK folder yet. {_ask_people(recipe, own, stages, one)}. The same command "
+                "again goes on from there"
             )
     return list(map(Path, people))
+
+
+def _ask_people(recipe: Recipe, own: Path, stages: Stages, out: str) -> str:
+    """How people are asked about the candidates of a folder."""
+    name = "-".join(f"{recipe.out.name} {stages.name}".replace("/", " ").split())
+    return (
+        f"Have them grade some of the pairs, drawn at random: mmpo argilla push {own} --dataset {name} --limit 100 --raters 2; then mmpo "
+        f"argilla pull --dataset {name} --out {out}"
+    )
+
+
+def _has_people(folder: Path) -> bool:
+    """Whether any grade of a FEEDBACK folder is a person's."""
+    table = load_feedback(folder)
+    kinds = (table[name].combine_chunks().flatten().field("kind") for name in ("ratings", "comparisons"))
+    return any("human" in pc.unique(one).to_pylist() for one in kinds)
 
 
 def _options(recipe: Recipe, said: Mapping[str, Any]) -> BuildOptions:

@@ -52,9 +52,9 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Path) -> dict[
     replies = out / "replies"
     stages.do("generate", key, lambda: run_generate([prompts], replies, generate, [], [policy]), replies)
     beside, key = out / "beside", {"start": manifest_text(start), "replies": manifest_text(replies)}
-    stages.do("beside", key, lambda: _beside(start, replies, beside), beside)
+    both = stages.do("beside", key, lambda: _beside(start, replies, beside), beside)["prompts"]
     said: dict[str, Any] = {}
-    judged = grades(recipe, stages, beside, said)
+    judged = grades(recipe, stages, beside, said) if both else beside
     measures = recipe.measures
     draws = {"draws": measures.bootstrap, "seed": measures.seed}
     found: dict[str, Any] = {"prompts": load_feedback(replies).num_rows, "said": said, "graders": {}}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,59 @@ def test_wrong_recipes_are_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     words = ["run", str(QUICKSTART), "--set", f"out={tmp_path / 'out'}", "--set", override]
     assert refused(words, tmp_path, capsys, named).count("\n") == 1
+
+
+LOOP = ROOT / "recipes" / "loop.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["rounds=0"], "rounds: 0 is not 1 or more"),
+        (["rounds=-1"], "rounds"),
+        (["rounds=two"], "rounds"),
+        (["generate=null"], "build.inputs: missing"),
+        (["generate=null", "build={inputs: [x], format: jsonl}"], "`generate` is missing, which samples from it"),
+        (["build.feedback_only=true", "runs={}"], "build makes no pairs"),
+        (["judge=null", "calibrate=null"], "nobody grades what a round writes: give `judge` or `score`"),
+        (["runs={}"], "there is no policy to go round with"),
+        (["runs.mmpo.kind=reward"], "every run must be of kind policy"),
+        (["training.model=tiny"], "the first round has to sample from a model"),
+        (["runs={a: {model: one}, b: {model: two}}"], "here are one, two"),
+        (["build.split=[1,0,0]"], "no prompt is held out for test"),
+        (["keep=some"], "keep"),
+        (["keep=last", "calibrate.people=[people]"], "put {round} into the path"),
+        (["evaluate.measure=nowhere:score"], "module 'nowhere' can't be imported"),
+        (["evaluate.measure=json:score"], "module 'json' has no 'score'"),
+        (["build.inputs=[file.jsonl]"], "the candidates come from `generate`"),
+        (["build.format=jsonl"], "after `generate` it is feedback, not jsonl"),
+        (["build=null"], "give exactly one of `build`"),
+        (["build=null", "data=pairs"], "`build` is missing"),
+        (["generate.promts=[x]"], "prompts"),
+        (["generate.prompts=null"], "generate.prompts"),
+        (["generate.models=[{model: a}, {model: a}]"], "two models are called 'a'"),
+        (["generate.models=[{model: a, url: b}]"], "base_url"),
+        (["generate.local=[{model: a, bach: 2}]"], "batch"),
+        (["calibrate.out=x"], "calibrate.out: unknown key"),
+        (["calibrate.method=al"], "isotonic"),
+        (["score={}"], "name the model that grades"),
+        (["score={models: [a, a]}"], "two models are called 'a'"),
+        (["score={models: [a]}", "calibrate=null"], "units of their own"),
+        (["rounds=null"], "name models (at endpoints) or local"),
+        (["rounds=null", "generate.models=[a]"], "{round} stands for a round"),
+        (["rounds=null", "generate.models=[a]", "calibrate=null", "keep=all"], "keep: is about rounds"),
+        (["rounds=null", "generate.models=[a]", "calibrate=null", "evaluate.measure=a:b"], "evaluate.measure: is about rounds"),
+    ],
+)
+def test_rounds_and_stages_that_do_not_fit_are_refused_before_any_work(overrides: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)) as refusal:
+        load_recipe(LOOP, overrides)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_plan_of_a_recipe_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", str(LOOP), "--check"]) == 0
+    assert "generate → judge → calibrate → build → train mmpo → evaluate, 3 rounds" in capsys.readouterr().err
 
 
 JUDGED = 'out: x\nbuild: {{inputs: ["candidates.jsonl"], format: jsonl}}\njudge: {{base_url: "http://127.0.0.1:9/v1", {}}}\n'

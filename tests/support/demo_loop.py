@@ -22,6 +22,9 @@ from typing import Any
 from openai_server import serving
 from simulated_judge import quality, unit
 
+from mmpo.pipeline import load_feedback
+from mmpo.pipeline.report import write_rounds
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = re.compile(r"\w+")
 GOOD = WORDS.findall("because example first second finally measure compare reason detail number name place date cause result")
@@ -64,16 +67,19 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     start_model(out, options.topics)
-    gains = {}
+    gains, rows = {}, []
     with serving({"models": JUDGES, "worth": WORTH}) as server:
         for judge in JUDGES:
             sets = [*settings(out, judge, server.base_url), f"rounds={options.rounds}", *options.sets]
             if status := run_loop(out, judge, sets):
                 return status
-            *_, last = json.loads((out / judge / "rounds.json").read_text())["rows"]
-            gains[judge] = last["measure_gain_95"]
+            found = json.loads((out / judge / "rounds.json").read_text())["rows"]
+            gains[judge] = found[-1]["measure_gain_95"]
+            rows += [{**row, "run": f"judge: {judge}", "gains": {}} for row in found if row["round"] or not rows]
+    page = write_rounds(rows, out / "rounds.html", "The loop, and the same with a judge that knows nothing")
     told = {judge: f"{low:+.2f} to {high:+.2f}" for judge, (low, high) in gains.items()}
     print(f"true score, held-out prompts, {options.rounds} rounds against none: judge {told['judge']}, coin {told['coin']} (95%)")
+    print(f"both loops: {page}")
     return 0 if gains["judge"][0] > 0 and gains["coin"][0] <= 0 else 1
 
 
@@ -119,26 +125,28 @@ def _sentence(draw: random.Random) -> str:
 
 
 def people_grade(judged: Path, out: Path) -> int:
-    """Two people grade drawn pairs of a folder on whole points from -3 to 3; into FEEDBACK, as `mmpo argilla pull` writes it."""
-    from mmpo.pipeline import load_feedback
+    """Have people grade a round, into FEEDBACK as `mmpo argilla pull` writes it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = out.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps(row) + "\n" for row in graded_by_people(judged)))
+    return mmpo("build", str(source), "--format", "jsonl", "--scale=-3:3", "--feedback-only", "--out", str(out))
 
+
+def graded_by_people(judged: Path) -> list[dict[str, Any]]:
+    """What two people say of pairs of a folder, drawn at random, on whole points from -3 to 3."""
     pairs = [
         (row["prompt"], *(row["completions"][one[side]]["text"] for side in ("first", "second")))
         for row in load_feedback(judged).to_pylist()
         for one in row["comparisons"]
         if one["first"] < one["second"]
     ]
-    drawn = random.Random(str(judged.parent.name)).sample(pairs, min(PAIRS, len(pairs)))
     rows = []
-    for prompt, first, second in drawn:
+    for prompt, first, second in random.Random(judged.parent.name).sample(pairs, min(PAIRS, len(pairs))):
         for person, scale in PEOPLE.items():
             gap = scale * (quality(first, WORTH) - quality(second, WORTH)) + NOISE * unit(person, first, second)
             gap = max(-3, min(3, round(gap)))
             rows.append({"prompt": prompt, "first": first, "second": second, "gap": gap, "rater": person, "kind": "human"})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    source = out.with_suffix(".jsonl")
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return mmpo("build", str(source), "--format", "jsonl", "--scale=-3:3", "--feedback-only", "--out", str(out))
+    return rows
 
 
 def mmpo(*words: str) -> int:

@@ -1,0 +1,110 @@
+"""The loop: prompts to candidates to grades to a policy, and again; with a real server, real people's folders and small models."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import demo_loop
+import pytest
+from folders import read_table
+from loop_cases import Loop, grade, models_in, start_models
+from openai_server import Server, serving
+
+from mmpo.cli.main import run
+from mmpo.train import LocalModel
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return start_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving({"models": demo_loop.JUDGES, "worth": demo_loop.WORTH}) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+
+def weights(folder: Path) -> list[str]:
+    """The digests of the models that wrote the candidates of a folder."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return [one["sent"]["weights"] for one in manifest["recipe"]["models"]]
+
+
+def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
+    loop = Loop(models, server, tmp_path / "loop", "evaluate.measure=demo_loop:truth")
+    assert loop.run() == [3, 3, 0]
+    said = capsys.readouterr().err
+    asked = f"mmpo argilla push {loop.out}/round-2/judged --dataset loop-round-2"
+    assert asked in said and f"--out {loop.people}/round-2" in said
+    # Who wrote what, and by which weights; the names hold the round.
+    first, second = loop.out / "round-1", loop.out / "round-2"
+    assert weights(first / "candidates") == [LocalModel(str(models / "start")).digest]
+    assert weights(second / "candidates") == [LocalModel(str(first / "models" / "mmpo")).digest]
+    assert models_in(loop.feedback("round-1/judged")) == {"round-1"}
+    assert models_in(loop.feedback("round-2/feedback")) == {"round-1", "round-2"}
+    assert models_in(loop.feedback("round-2/sampled/replies")) == {"round-3"}
+    # A prompt that is held out stays so: what a policy is measured on was never trained on.
+    kept = {row["prompt_id"] for row in loop.feedback("held-out")}
+    trained = {row for place in (first, second) for row in read_table(place / "pairs" / "train")["prompt_id"].to_pylist()}
+    assert kept and trained and not kept & trained
+    assert {row["prompt_id"] for row in loop.feedback("round-2/sampled/beside")} <= kept
+    start, *policies = loop.rows()
+    assert [row["round"] for row in policies] == [1, 2] and start["measure"] is not None
+    ends = [row["measure_gain_95"] for row in policies]
+    assert all(low <= row["measure_gain"] <= high for row, (low, high) in zip(policies, ends, strict=True))
+    assert policies[0]["graders"]["judge"]["human_pairs"] < policies[1]["graders"]["judge"]["human_pairs"]  # keep: all
+    page = (loop.out / "rounds.html").read_text()
+    assert "data:image/png" in page and "<script" not in page and "measure gain" in page
+    # Again: nothing is asked, written or trained.
+    before = server.counts()["requests"], [path.stat().st_mtime_ns for path in sorted(loop.out.rglob("*.safetensors"))]
+    assert loop.run() == [0]
+    assert before == (server.counts()["requests"], [path.stat().st_mtime_ns for path in sorted(loop.out.rglob("*.safetensors"))])
+
+
+@pytest.mark.slow
+def test_the_last_round_alone_and_several_policies_side_by_side(models: Path, server: Server, tmp_path: Path) -> None:
+    loop = Loop(
+        models, server, tmp_path / "loop", "keep=last", "runs={mmpo: {loss: mmpo}, dpo: {loss: dpo}}", "training.max_steps=3"
+    )
+    assert loop.run(["round-1", "round-2/mmpo", "round-2/dpo"]) == [3, 3, 3, 0]
+    assert models_in(loop.feedback("round-2/dpo/calibrated")) == {"round-2/dpo"}
+    assert [(row["run"], row["round"]) for row in loop.rows()] == [("(start)", 0), ("mmpo", 1), ("dpo", 1), ("mmpo", 2), ("dpo", 2)]
+    assert (loop.out / "round-1" / "models" / "dpo").is_dir() and (loop.out / "round-2" / "mmpo" / "models" / "mmpo").is_dir()
+    assert weights(loop.out / "round-2" / "dpo" / "candidates") == [LocalModel(str(loop.out / "round-1" / "models" / "dpo")).digest]
+
+
+@pytest.mark.slow
+def test_a_reward_model_in_the_judges_place(models: Path, server: Server, tmp_path: Path) -> None:
+    sets = ("judge=null", "calibrate=null", f"score.models=[{models / 'reward'}]", "training.max_steps=3", "training.lora=4")
+    loop = Loop(models, server, tmp_path / "loop")
+    loop.sets = [one for one in loop.sets if not one.startswith(("judge.", "calibrate."))] + list(sets)
+    before = server.counts()["requests"]
+    assert run(loop.words) == 0
+    assert server.counts()["requests"] == before
+    assert [list(row["gains"]) for row in loop.rows()] == [[], ["reward"], ["reward"]]
+    assert models_in(loop.feedback("round-2/feedback")) == {"round-1", "round-2"}
+
+
+def test_stages_once_from_prompts_to_calibrated_pairs(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
+    loop = Loop(
+        models, server, tmp_path / "once", "rounds=null", f"generate.local=[{{model: {models / 'start'}, called: me}}]", "runs={}"
+    )
+    loop.sets[loop.sets.index(f"calibrate.people=['{loop.people}/{{round}}']")] = f"calibrate.people=['{loop.people}']"
+    assert run(loop.words) == 3
+    assert f"argilla push {loop.out}/judged --dataset once --limit" in capsys.readouterr().err
+    grade(loop.out / "judged", loop.people)
+    assert run([*loop.words, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["dataset"] == str(loop.out / "pairs") and summary["runs"] == {}
+    manifest = json.loads((loop.out / "pairs" / "manifest.json").read_text())
+    assert manifest["recipe"]["raters"] == ["judge@human"]
+    loop.sets.append("calibrate.people=[]")
+    assert run(loop.words) == 2
+    assert f"argilla push {loop.out}/judged" in (said := capsys.readouterr().err) and "calibrate.people: [DIR]" in said
