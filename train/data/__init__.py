@@ -1,6 +1,14 @@
 """PAIRS to rendered prompts."""
 
-from mmpo.train.data.chat_template import PLAIN_TEMPLATE, REFUSALS, ChatTemplate, choose_template, common_prefix, pad_token
+from mmpo.train.data.chat_template import (
+    PLAIN_TEMPLATE,
+    REFUSALS,
+    ChatTemplate,
+    ask_behind,
+    choose_template,
+    common_prefix,
+    pad_token,
+)
 from mmpo.train.data.pairs import (
     Prepared,
     PromptPairs,

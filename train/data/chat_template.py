@@ -2,6 +2,7 @@
 It is saved with the tokenizer, so that what is served is what was trained.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,30 @@ def choose_template(tokenizer: Any, choice: str = "tokenizer") -> None:
     elif choice != "tokenizer":
         tokenizer.chat_template = _from_file(Path(choice))
     check_template(tokenizer, "the chat template" if choice in ("plain", "tokenizer") else f"{choice}: the chat template")
+
+
+def ask_behind(tokenizer: Any, question: str) -> None:
+    """Lets the tokenizer's chat template write a user's `question` behind a conversation that ends with a reply, and then whatever calls
+    for an answer. A template that asks it already stays as it is.
+
+    Raises UserError where the template writes a reply otherwise once another turn follows, or no such turn.
+    """
+    template = ChatTemplate(tokenizer)
+    conversation: list[Message] = [{"role": "user", "content": "A stand-in prompt."}, {"role": "assistant", "content": _STAND_IN}]
+    try:
+        replied = template.text(conversation)[0]
+        asked = template.text([*conversation, {"role": "user", "content": question}], generation=True)[0]
+    except REFUSALS as error:
+        raise UserError(f"ask: the chat template refuses a question behind a reply: {error}") from error
+    if question in replied:
+        return
+    if not asked.startswith(replied) or question.strip() not in asked[len(replied) :]:
+        raise UserError(
+            "ask: the chat template writes a reply otherwise once a question follows; give --chat-template FILE with a template that asks"
+        )
+    behind = json.dumps(asked[len(replied) :], ensure_ascii=False)
+    there = "messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt"
+    tokenizer.chat_template = f"{tokenizer.get_chat_template()}{{% if {there} %}}{{{{ {behind} }}}}{{% endif %}}"
 
 
 def plain_template(tokenizer: Any) -> str:

@@ -19,7 +19,8 @@
   stop; a tokenizer that has none is counted ("end_of_text_missing");
 - today is always `PINNED_DATE`;
 - a prompt of more than `max_prompt_length` tokens is dropped ("prompt_too_long"), never cut;
-- prompt and completion of more than `max_length` tokens lose the end of the completion ("completion_truncated").
+- prompt and completion of more than `max_length` tokens lose the end of the completion ("completion_truncated"),
+  but for what the template asks behind it.
 """
 
 from collections.abc import Sequence

@@ -15,6 +15,9 @@ from mmpo.train.model.attach import is_attached, plain_model
 from mmpo.train.model.attention import ATTENTIONS, ExecutionPlan
 from mmpo.train.model.logprobs import HEADS, whole_logprobs
 
+KEPT_ENDS = "mmpo_kept_ends"
+"""An attribute of reward models whose body is frozen: of a batch and what computes them, the states that the score layer reads."""
+
 
 def completion_values(model: nn.Module, kind: str, batch: Batch, plan: ExecutionPlan) -> Tensor:
     """One value a completion, float32, shape (completions,).
@@ -49,9 +52,14 @@ def _scores(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
     head = getattr(model, "score", None)
     if head is None or body_of(model) is model:
         return _first_label(model(**inputs_of(model, batch, plan)).logits)
-    states = _hidden(model, batch, plan).flatten(0, 1)[batch.last]
+    kept = getattr(model, KEPT_ENDS, None)
+    states = kept(batch, lambda: _ends(model, batch, plan)) if kept else _ends(model, batch, plan)
     with torch.autocast(states.device.type, enabled=False):
         return _first_label(head(states.to(next(head.parameters(), states).dtype)))
+
+
+def _ends(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
+    return _hidden(model, batch, plan).flatten(0, 1)[batch.last]
 
 
 def _first_label(scores: Tensor) -> Tensor:

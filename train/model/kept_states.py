@@ -1,4 +1,5 @@
-"""What frozen layers give, computed once: hidden states of every token at the lowest layer that trains, kept in a file.
+"""What frozen layers give, computed once: hidden states of every token at the lowest layer that trains, kept in a file; of completions'
+last tokens alone where only a score layer trains.
 
 A token's state depends on the tokens that it sees: in a tree those before it on its path, in a row of its own all of the row (an
 encoder looks ahead). A number of 64 bits made of them is the key of its state, whatever batch, layout or epoch it comes in. A pass
@@ -8,6 +9,7 @@ whose states are all known goes past the frozen layers; another one runs them, a
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmpo.train.batches import Batch
 from mmpo.train.model.attach import plain_model
 from mmpo.train.model.fingerprint import config_digest
-from mmpo.train.model.forward import body_of
+from mmpo.train.model.forward import KEPT_ENDS, body_of
 from mmpo.train.model.layers import layers_of, states_in
 
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -72,11 +75,14 @@ class StateFile(AbstractContextManager["StateFile"]):
 
 @dataclass(frozen=True)
 class _Shared:
-    """Layers below number `cut` that several models have in common. names: the weights that their states depend on."""
+    """Layers below number `cut` that several models have in common. names: the weights that their states depend on; digest: of those, and
+    of all else that they depend on besides the tokens and bf16; folder: where the file lies."""
 
     cut: int
     names: tuple[str, ...]
     digest: str
+    bf16: bool
+    folder: str | Path | None
     states: StateFile
 
 
@@ -109,12 +115,7 @@ def states_below(model: nn.Module, cut: int, folder: str | Path | None, bf16: bo
             yield file
         return
     names = tuple(name for name, value in plain_model(model).named_parameters() if not value.requires_grad)
-    digest = _digest(model, cut, names, bf16)
-    found = next((one for one in _shared if one.digest == digest), None)
-    if found is None:
-        found = _Shared(cut, names, digest, StateFile(folder))
-        _shared.append(found)
-    with kept_states(model, cut, found.states) as file:
+    with kept_states(model, cut, _file_of(_shared, cut, names, _digest(model, cut, names), bf16, folder)) as file:
         yield file
 
 
@@ -122,18 +123,29 @@ def states_below(model: nn.Module, cut: int, folder: str | Path | None, bf16: bo
 def states_of_others(model: nn.Module, bf16: bool = False) -> Iterator[None]:
     """Within, a model whose lower layers are those of runs that share their states goes past them; any other one runs as it is."""
     for one in _shared or ():
-        if _digest(model, one.cut, one.names, bf16) == one.digest:
-            with kept_states(model, one.cut, one.states):
+        if _digest(model, one.cut, one.names) == one.digest:
+            with kept_states(model, one.cut, _file_of(_shared or [], one.cut, one.names, one.digest, bf16, one.folder)):
                 yield
             return
     yield
 
 
-def _digest(model: nn.Module, cut: int, names: Sequence[str], bf16: bool) -> str:
-    """Of all that the states depend on besides the tokens; of a model without these weights it is no other's."""
+def _file_of(
+    shared: list[_Shared], cut: int, names: tuple[str, ...], digest: str, bf16: bool, folder: str | Path | None
+) -> StateFile:
+    """The file that these layers share, a new one where they have none in this precision."""
+    found = next((one for one in shared if (one.digest, one.bf16) == (digest, bf16)), None)
+    if found is None:
+        found = _Shared(cut, names, digest, bf16, folder, StateFile(folder))
+        shared.append(found)
+    return found.states
+
+
+def _digest(model: nn.Module, cut: int, names: Sequence[str]) -> str:
+    """Of all that the states depend on besides the tokens and the precision; of a model without these weights it is no other's."""
     plain = plain_model(model)
     values, whole = dict(plain.named_parameters()), blake2b(digest_size=16)
-    whole.update(repr((cut, bf16, config_digest(plain))).encode())
+    whole.update(repr((cut, config_digest(plain))).encode())
     for name in names:
         value = values.get(name)
         whole.update(f"{name}\0{value is None or (value.dtype, tuple(value.shape))}\0".encode())
@@ -146,10 +158,19 @@ def _digest(model: nn.Module, cut: int, names: Sequence[str], bf16: bool) -> str
 def kept_states(model: nn.Module, cut: int, states: StateFile) -> Iterator[StateFile]:
     """Within, passes of the model go past its layers below number `cut` where `states` knows what comes out of them.
 
-    Those layers must be frozen, and without dropout.
+    Those layers must be frozen, and without dropout. Where all are, of a reward model, what it reads of each completion is kept: what comes
+    out of the body at its last token.
     """
     plain = plain_model(model)
     layers, body = layers_of(plain), body_of(plain)
+    if cut == len(layers):
+        before = getattr(plain, KEPT_ENDS, None)
+        setattr(plain, KEPT_ENDS, partial(_kept_ends, states))
+        try:
+            yield states
+        finally:
+            setattr(plain, KEPT_ENDS, before)
+        return
     known: list[Tensor | None] = [None]
     keys: list[np.ndarray] = []
 
@@ -183,6 +204,15 @@ def kept_states(model: nn.Module, cut: int, states: StateFile) -> Iterator[State
                 del layer.forward
             else:
                 layer.forward = forward
+
+
+def _kept_ends(states: StateFile, batch: Batch, compute: Callable[[], Tensor]) -> Tensor:
+    keys = _keys(batch.input_ids, batch.positions, None)[batch.last.cpu().numpy()]
+    if (found := states.read(keys)) is None:
+        ends = compute().detach().float()
+        states.add(keys, ends.cpu().numpy())
+        return ends
+    return torch.from_numpy(found).to(batch.input_ids.device)
 
 
 def _passable(forward: Callable[..., Any], known: list[Tensor | None]) -> Callable[..., Any]:

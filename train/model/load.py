@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from mmpo.pipeline.errors import MmpoError, UserError
-from mmpo.train.data import PromptPairs, choose_template
+from mmpo.train.data import PromptPairs, ask_behind, choose_template
 from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
 from mmpo.train.model.attach import plain_model
@@ -60,6 +60,8 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
         if options.layers is not None:
             keep_lowest(model, options.layers)
     choose_template(tokenizer, options.chat_template)
+    if options.ask is not None:
+        ask_behind(tokenizer, options.ask)
     check_model(model, options.model, options.max_length)
     return model, tokenizer
 

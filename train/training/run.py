@@ -46,6 +46,7 @@ from mmpo.train.distributed import (
     rank_and_world,
     uses_fsdp,
 )
+from mmpo.train.inference import cached_values
 from mmpo.train.messages import (
     disk_full,
     learned_lines,
@@ -140,8 +141,10 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
     check_launch(options.bf16)
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
-    if options.top_layers and uses_fsdp():
-        raise UserError("--trainable top:N needs the whole model in every process: leave out FSDP, or train all layers")
+    if options.top_layers is not None and uses_fsdp():
+        raise UserError(
+            f"--trainable {options.trainable} needs the whole model in every process: leave out FSDP, or train all layers"
+        )
     args = training_arguments(options)
     if args.bf16 and args.device.type == "cpu" and not multiplies_bfloat16():
         warn(["this CPU has no instructions for bfloat16 (avx512_bf16 or AMX): --bf16 is slower here than float32"])
@@ -369,7 +372,7 @@ def _trainer(
     if options.lora:
         torch.manual_seed(options.seed)
         model = add_lora(model, options.lora, options.kind)
-    if options.top_layers:
+    if options.top_layers is not None:
         freeze_below(model, options.top_layers)
         head = model.get_output_embeddings()
         if head is not None and not head.weight.requires_grad:
@@ -387,7 +390,7 @@ def _trainer(
 @contextmanager
 def _known_below(trainer: MarginTrainer, options: TrainOptions) -> Iterator[None]:
     """Within, what frozen layers give is computed once for every completion, where that is exact."""
-    if not options.top_layers:
+    if options.top_layers is None:
         yield
         return
     layers, part = layers_of(trainer.model), trainer.make_step([min(trainer.prompts, key=lambda prompt: prompt.tokens)]).idle
@@ -404,9 +407,23 @@ def _known_below(trainer: MarginTrainer, options: TrainOptions) -> Iterator[None
         yield
         return
     with states_below(trainer.model, cut, options.out, options.bf16) as file:
+        if not options.top_layers and not len(file):  # all that there is to do is theirs, so that how long it takes can be said
+            shared = {"tokens": trainer.tokens_per_batch, "pad_token": trainer.pad_token, "device": trainer.args.device}
+            prompts = [*trainer.prompts, *(trainer.eval_prompts or [])]
+            cached_values(
+                trainer.model,
+                "reward",
+                prompts,
+                False,
+                bf16=options.bf16,
+                plan=trainer.execution_plan,
+                called="frozen layers",
+                **shared,
+            )
         yield
+        of = "tokens'" if options.top_layers else "completions'"
         say(
-            f"the {cut} frozen layers were computed once: {len(file)} tokens' states, {file.bytes / 1e6:.0f} MB for the time of the run"
+            f"the {cut} frozen layers were computed once: {len(file)} {of} states, {file.bytes / 1e6:.0f} MB for the time of the run"
         )
 
 

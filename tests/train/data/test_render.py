@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from training_cases import user_error
 from transformers.utils import chat_template_utils
 
-from mmpo.train.data import PLAIN_TEMPLATE, Renderer, choose_template, or_reason
+from mmpo.train.data import PLAIN_TEMPLATE, Renderer, ask_behind, choose_template, or_reason
 from mmpo.train.data.chat_template import PINNED_DATE
 from mmpo.train.messages import nothing_left, rendering_warnings
 
@@ -334,3 +334,59 @@ def test_a_template_that_writes_today_always_writes_the_same_day(start, tokenize
     assert "Saturday, 27" in dated.apply_chat_template(USER, tokenize=False)
     assert render(dated)[2].ids.tolist() == row.ids.tolist()
     assert dated.chat_template == start + DATED  # what is saved with the model asks the clock
+
+
+# --- a question behind every reply -------------------------------------------------------------------------------------------
+
+ASKED = "Is this a good answer?"
+BEHIND = f"<|user|>{ASKED}<|assistant|>"
+
+
+def asking(tokenizer, template=LLAMA_LIKE, question=ASKED):
+    tokenizer = with_template(tokenizer, template)
+    ask_behind(tokenizer, question)
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [LLAMA_LIKE, GEMMA_LIKE, FORGETFUL])
+def test_it_stands_behind_replies_as_a_turn_of_its_own_and_nowhere_else(template, tokenizer):
+    plain, asks = with_template(tokenizer, template), asking(tokenizer, template)
+    write = [lambda *messages, one=one, **how: one.apply_chat_template([*messages], tokenize=False, **how) for one in (plain, asks)]
+    assert write[0](*USER) == write[1](*USER)
+    prompted = [one(*USER, add_generation_prompt=True) for one in write]
+    assert prompted[0] == prompted[1]
+    replied = write[1](*USER, *REPLY)
+    assert replied == write[0](*USER, *REPLY, {"role": "user", "content": ASKED}, add_generation_prompt=True)
+    assert replied.count(ASKED) == 1 and replied.startswith(write[0](*USER, *REPLY))
+    assert write[0](*USER, *REPLY, *USER) == write[1](*USER, *REPLY, *USER)  # a prompt of several turns
+    before = asks.chat_template
+    ask_behind(asks, ASKED)  # a model that was trained so, trained once more
+    assert asks.chat_template == before
+
+
+def test_a_reply_that_is_too_long_is_cut_before_the_question(tokenizer):
+    asks, long = asking(tokenizer), [{"role": "assistant", "content": "on a mat " * 4}]
+    _, _, item = render(asks, reply=long)
+    tail = asks(asks.eos_token + BEHIND, add_special_tokens=False)["input_ids"]
+    assert not item.truncated and item.ids[-len(tail) :].tolist() == tail
+    least = item.start + len(tail) + 1  # one token of the reply
+    for length in (least, least + 1, len(item.ids) - 1):
+        renderer, _, cut = render(asks, reply=long, length=length)
+        assert cut.truncated and renderer.counts["completion_truncated"] == 1
+        assert cut.ids.tolist() == [*item.ids[: length - len(tail)].tolist(), *tail]
+    for length in (item.start + 1, least - 1):
+        renderer, _, cut = render(asks, reply=long, length=length)
+        assert cut is None and renderer.counts["completion_empty"] == 1
+    _, _, plain = render(with_template(tokenizer, LLAMA_LIKE), reply=long, length=item.start + 3)
+    assert plain.ids.tolist() == item.ids[: item.start + 3].tolist()  # where nothing is asked: the first tokens
+
+
+def test_a_template_that_would_change_the_reply_is_refused(tokenizer):
+    marks_the_last = "{% for m in messages %}{{ m['content'] }}{% if loop.last %}!{% endif %}{% endfor %}"
+    refuses = "{% if messages | length > 2 %}{{ raise_exception('too many turns') }}{% endif %}" + LLAMA_LIKE
+    for template, said in ((marks_the_last, "writes a reply otherwise once a question follows"), (refuses, "too many turns")):
+        user_error(said, ask_behind, with_template(tokenizer, template), ASKED)
+
+
+def test_a_policy_is_asked_nothing(tiny_options):
+    user_error("a policy scores none: leave out `ask`", tiny_options, "policy", ask=ASKED)

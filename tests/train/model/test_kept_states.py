@@ -82,6 +82,31 @@ def test_the_frozen_layers_run_once_for_every_token(prompts, tokenizer):
     assert all("forward" not in vars(layer) for layer in layers_of(model))
 
 
+def test_of_completions_under_a_score_layer_alone_only_the_last_tokens_are_kept(prompts, tokenizer):
+    model = small_model("Llama", "reward", vocab_size=len(tokenizer), num_hidden_layers=2).eval()
+    tree = choose_plan(model, "reward", max(prompt.length for prompt in prompts))
+    cut = freeze_below(model, 0)
+    assert cut == 2 and {name for name, value in model.named_parameters() if value.requires_grad} == {"score.weight"}
+    steps = [make_step(prompts, tokens, 0, plan.batches) for plan in (tree,) for tokens in (4000, 200)]
+    expected = [gradients(model, "reward", batch, tree) for step in steps for batch in step.batches]
+    with StateFile() as file, kept_states(model, cut, file) as states:
+        for values, (known, slopes) in (
+            (gradients(model, "reward", b, tree), e)
+            for b, e in zip([batch for step in steps for batch in step.batches], expected, strict=True)
+        ):
+            close(values[0], known)
+            close(values[1]["score.weight"], slopes["score.weight"])
+        assert len(states) == len({tuple(item.ids.tolist()) for prompt in prompts for item in prompt.completions})
+        with torch.no_grad():
+            layers_of(model)[0].mlp.down_proj.weight.zero_()  # nobody looks
+        close(gradients(model, "reward", steps[0].batches[0], tree)[0], expected[0][0])
+    assert not torch.allclose(gradients(model, "reward", steps[0].batches[0], tree)[0], expected[0][0], atol=1e-3)
+    encoder = small_model("Bert", "reward", vocab_size=len(tokenizer), num_hidden_layers=2)
+    user_error(
+        "--trainable head: BertForSequenceClassification has no score layer upon its last token's state", freeze_below, encoder, 0
+    )
+
+
 def test_what_trains_is_above_the_cut_and_tied_embeddings_do_not(tokenizer):
     size = {"vocab_size": len(tokenizer), "num_hidden_layers": 3}
     free, tied = (small_model("Llama", "policy", tie_word_embeddings=tie, **size) for tie in (False, True))

@@ -14,18 +14,22 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def graded(trained, tmp_path_factory):
-    """The model's folder, conversations, and their grades, float32, (completions,)."""
-    folder = tmp_path_factory.mktemp("graded")
-    score(feedback_folder(folder / "feedback", ROWS), trained["reward"], folder / "scored")
+@pytest.fixture(scope="module", params=["as it is", "asked behind"])
+def graded(request, trained, dataset, train_tiny, tmp_path_factory):
+    """The model's folder, conversations, and their grades, float32, (completions,); of a model of whole replies, and of a question behind
+    them."""
+    folder, model = tmp_path_factory.mktemp("graded"), trained["reward"]
+    if request.param == "asked behind":
+        model = folder / "asked"
+        train_tiny("reward", dataset, model, ask="Is this a good answer?", trainable="head", learning_rate=0.1)
+    score(feedback_folder(folder / "feedback", ROWS), model, folder / "scored")
     conversations, grades = [], []
     for row in read_table(folder / "scored" / "feedback").to_pylist():
         for grade in row["ratings"]:
             reply = {"role": "assistant", "content": row["completions"][grade["completion"]]["text"]}
             conversations.append((row["prompt"], [reply]))
             grades.append(grade["score"])
-    return str(trained["reward"]), conversations, torch.tensor(grades)
+    return str(model), conversations, torch.tensor(grades)
 
 
 def test_in_plain_transformers_all_in_one_padded_batch(graded):

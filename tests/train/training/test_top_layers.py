@@ -34,10 +34,24 @@ def test_only_the_uppermost_layers_change_and_as_without_kept_states(kind, datas
     assert not [path for path in (tmp_path / "kept").iterdir() if "states" in path.name]
 
 
+def test_a_score_layer_alone_trains_upon_states_that_are_computed_once(dataset, train_tiny, tmp_path, monkeypatch, capsys):
+    options = {"trainable": "head", "tiny_layers": 2, "epochs": 3, "tokens_per_batch": 600}
+    start = train_tiny("reward", dataset, tmp_path / "start", **{**options, "learning_rate": 1e-30, "max_steps": 1})
+    kept = train_tiny("reward", dataset, tmp_path / "kept", **options)
+    assert "the 2 frozen layers were computed once" in (said := capsys.readouterr().err) and "completions' states" in said
+    monkeypatch.setattr(run, "_known_below", lambda *_: nullcontext())
+    plain = train_tiny("reward", dataset, tmp_path / "plain", **options)
+    assert kept["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
+    before, after, other = (weights("reward", result["out"]) for result in (start, kept, plain))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"score.weight"}
+    torch.testing.assert_close(after["score.weight"], other["score.weight"], atol=2e-5, rtol=0)
+
+
 def test_what_excludes_it_is_refused(tiny_options, train_tiny, dataset, tmp_path):
     for name, value in (("lora", 4), ("dropout", True), ("gradient_checkpointing", True)):
         user_error(rf"'top:1' and {name} exclude each other", tiny_options, "reward", trainable="top:1", **{name: value})
     user_error("trainable", tiny_options, "reward", trainable="top:0")
+    user_error("a reward model's score layer alone; a policy has none", tiny_options, "policy", trainable="head")
     user_error("trainable", tiny_options, "reward", trainable="bottom:2")
     user_error(
         r"top:5: the model has 1 layers; give top:1 to top:1, or all",
@@ -50,11 +64,12 @@ def test_what_excludes_it_is_refused(tiny_options, train_tiny, dataset, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_share_their_states_compute_the_frozen_layers_once(dataset, train_tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trainable", ["top:1", "head"])
+def test_runs_that_share_their_states_compute_the_frozen_layers_once(trainable, dataset, train_tiny, tmp_path, monkeypatch):
     from mmpo.train import evaluate
     from mmpo.train.model import StateFile, sharing_states
 
-    options = {"trainable": "top:1", "tiny_layers": 2, "epochs": 1, "learning_rate": 1e-3, "eval_split": None}
+    options = {"trainable": trainable, "tiny_layers": 2, "epochs": 1, "learning_rate": 1e-3, "eval_split": None}
     added, whole = [], StateFile.add
     monkeypatch.setattr(StateFile, "add", lambda file, keys, states: (added.append(len(keys)), whole(file, keys, states))[1])
 
