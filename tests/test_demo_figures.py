@@ -1,4 +1,4 @@
-"""README says of the demo what the demo found, as docs/demo.json has it; and what `make demo` is without the encoder."""
+"""README says of the demo what the demo found, as docs/demo.json has it; and what `make demo` is without the language model."""
 
 import json
 import re
@@ -34,9 +34,11 @@ def test_readme_holds_the_figures_of_the_demo() -> None:
         assert f"{count:,}" in line("Quickstart: test pairs")
 
 
-def test_the_demo_without_the_encoder_is_a_recipe_too() -> None:
+def test_the_demo_without_the_language_model_is_a_recipe_too() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     [overrides] = re.findall(r"^TINY = (.*)$", makefile, re.MULTILINE)
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides.split())
-    assert {run.model for run in recipe.runs.values()} == {"tiny"} and not any(run.top_layers for run in recipe.runs.values())
-    assert next(iter(load_recipe(ROOT / "recipes" / "quickstart.yaml").runs.values())).model == "models/minilm"
+    assert {run.model for run in recipe.runs.values()} == {"tiny"} and all(
+        run.top_layers is run.layers is run.ask is None for run in recipe.runs.values()
+    )
+    assert next(iter(load_recipe(ROOT / "recipes" / "quickstart.yaml").runs.values())).model == "models/smollm2"

@@ -98,13 +98,13 @@ def sentence(found: Mapping[str, Any]) -> str:
     points = ", ".join(
         f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {name}" for (value, low, high), name in over
     )
-    best = max(run["accuracy_95"][0] for run in runs.values())
-    weak = (
-        f" None is surely more accurate than the longer answer ({found['longest_wins']:.3f})."
-        if best <= found["longest_wins"]
-        else ""
-    )
-    text = f"On the demo's {n} held-out prompts {calibrated}; {verdict} (in points, {points}).{weak}"
+    low, high = (f"{limit(run['accuracy'] for run in runs.values()):.3f}" for limit in (min, max))
+    longer = f"always taking the longer answer {found['longest_wins']:.3f}"
+    if max(run["accuracy_95"][0] for run in runs.values()) <= found["longest_wins"]:
+        learned = f" Accuracy is {low} to {high}, {longer}: none is surely more accurate than that."
+    else:
+        learned = f" Accuracy is {low} to {high}, {longer}."
+    text = f"On the demo's {n} held-out prompts {calibrated}; {verdict} (in points, {points}).{learned}"
     return fill(text.replace("(-", "(−").replace(" -", " −"), 150, break_on_hyphens=False) + "\n"
 
 
