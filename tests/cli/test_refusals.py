@@ -242,7 +242,7 @@ def test_the_trainable_layers_are_named_by_what_they_may_be(given: str) -> None:
     with pytest.raises(UserError) as caught:
         options_from(TrainOptions, {"kind": "policy", "trainable": given}, flags=True)
     assert str(caught.value).startswith(
-        f"--trainable: '{given}' is not of the form of all or top:4; it is: all, or top:N, N from 1 up: "
+        f"--trainable: '{given}' is not of the form of all, head or top:4; it is: all, or top:N, N from 1 up: "
     )
 
 

@@ -95,9 +95,7 @@ def sentence(found: Mapping[str, Any]) -> str:
     else:
         verdict = f"the margins themselves bought no accuracy that {n} prompts could show"
     over = zip(accuracy, ("Bradley–Terry", *(name.replace("-", " ") for name in controls)), strict=True)
-    points = ", ".join(
-        f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {name}" for (value, low, high), name in over
-    )
+    points = ", ".join(f"{_points(value)} ({_points(low)} to {_points(high)}) over {name}" for (value, low, high), name in over)
     low, high = (f"{limit(run['accuracy'] for run in runs.values()):.3f}" for limit in (min, max))
     longer = f"always taking the longer answer {found['longest_wins']:.3f}"
     if max(run["accuracy_95"][0] for run in runs.values()) <= found["longest_wins"]:
@@ -106,6 +104,10 @@ def sentence(found: Mapping[str, Any]) -> str:
         learned = f" Accuracy is {low} to {high}, {longer}."
     text = f"On the demo's {n} held-out prompts {calibrated}; {verdict} (in points, {points}).{learned}"
     return fill(text.replace("(-", "(−").replace(" -", " −"), 150, break_on_hyphens=False) + "\n"
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) or 0:+.1f}"  # no −0.0
 
 
 if __name__ == "__main__":
