@@ -127,22 +127,14 @@ class Renderer:
             start = max(start, common_prefix(self._encode(text[:place]), ids))
         truncated = len(ids) > self.max_length
         if truncated:
-            ids = self._cut(ids, start, text, reply)
+            asked = self._encode(written.asked_behind(self.tokenizer, text, reply))
+            room = max(0, self.max_length - len(asked))
+            ids = (*ids[:room], *asked) if room > start else ids[:room]
             self.counts["completion_truncated"] += 1
         if not 1 <= start < len(ids):
             self.counts["completion_empty"] += 1
             return None
         return Rendered(np.array(ids, dtype=np.int32), start, truncated)
-
-    def _cut(self, ids: Sequence[int], start: int, text: str, reply: Sequence[Message]) -> Sequence[int]:
-        """The first tokens of a reply that is too long; what the template asks behind replies (`ask_behind`) stays, where there is room for
-        any of the reply before it."""
-        words = reply[-1]["content"].strip()
-        asked = self._encode(text[text.rfind(words) + len(words) :]) if words in text else ()
-        if not self.tokenizer.decode(asked, skip_special_tokens=True).strip():  # no more than the end of the turn
-            return ids[: self.max_length]
-        room = self.max_length - len(asked)
-        return (*ids[:room], *asked) if room > start else ids[: max(room, 0)]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         # The template has written BOS where the model wants one; the tokenizer must not add a second.

@@ -24,7 +24,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from mmpo.pipeline.tables import Message
 from mmpo.pipeline.thinking import holds_thinking, thinking_spans, without_thinking
@@ -89,6 +89,14 @@ def is_as_if_empty(template: ChatTemplate, prompt: Sequence[Message], reply: Seq
     """Whether an empty reply would give the same text, and this one is not empty."""
     empty = [{**message, "content": ""} for message in reply]
     return any(message["content"].strip() for message in reply) and template.text(prompt, empty)[0] == text
+
+
+def asked_behind(tokenizer: Any, text: str, reply: Sequence[Message]) -> str:
+    """What the text has behind the reply where that asks something (`ask_behind`), else "": the end of a turn is no question."""
+    words = reply[-1]["content"].strip()
+    behind = text[text.rfind(words) + len(words) :] if words in text else ""
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+    return behind if tokenizer.decode(ids, skip_special_tokens=True).strip() else ""
 
 
 def answer_place(text: str, reply: Sequence[Message]) -> int:

@@ -15,9 +15,6 @@ from mmpo.train.model.attach import is_attached, plain_model
 from mmpo.train.model.attention import ATTENTIONS, ExecutionPlan
 from mmpo.train.model.logprobs import HEADS, whole_logprobs
 
-KEPT_ENDS = "mmpo_kept_ends"
-"""An attribute of reward models whose body is frozen: of a batch and what computes them, the states that the score layer reads."""
-
 
 def completion_values(model: nn.Module, kind: str, batch: Batch, plan: ExecutionPlan) -> Tensor:
     """One value a completion, float32, shape (completions,).
@@ -52,7 +49,7 @@ def _scores(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Tensor:
     head = getattr(model, "score", None)
     if head is None or body_of(model) is model:
         return _first_label(model(**inputs_of(model, batch, plan)).logits)
-    kept = getattr(model, KEPT_ENDS, None)
+    kept = getattr(model, "mmpo_kept_ends", None)  # of a frozen body
     states = kept(batch, lambda: _ends(model, batch, plan)) if kept else _ends(model, batch, plan)
     with torch.autocast(states.device.type, enabled=False):
         return _first_label(head(states.to(next(head.parameters(), states).dtype)))

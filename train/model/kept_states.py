@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmpo.train.batches import Batch
 from mmpo.train.model.attach import plain_model
 from mmpo.train.model.fingerprint import config_digest
-from mmpo.train.model.forward import KEPT_ENDS, body_of
+from mmpo.train.model.forward import body_of
 from mmpo.train.model.layers import layers_of, states_in
 
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -164,12 +164,12 @@ def kept_states(model: nn.Module, cut: int, states: StateFile) -> Iterator[State
     plain = plain_model(model)
     layers, body = layers_of(plain), body_of(plain)
     if cut == len(layers):
-        before = getattr(plain, KEPT_ENDS, None)
-        setattr(plain, KEPT_ENDS, partial(_kept_ends, states))
+        before = getattr(plain, "mmpo_kept_ends", None)
+        plain.mmpo_kept_ends = partial(_kept_ends, states)  # where a pass looks for it
         try:
             yield states
         finally:
-            setattr(plain, KEPT_ENDS, before)
+            plain.mmpo_kept_ends = before
         return
     known: list[Tensor | None] = [None]
     keys: list[np.ndarray] = []

@@ -6,8 +6,7 @@ run this side by side: each step here is taken by all of them together, and only
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -46,7 +45,6 @@ from mmpo.train.distributed import (
     rank_and_world,
     uses_fsdp,
 )
-from mmpo.train.inference import cached_values
 from mmpo.train.messages import (
     disk_full,
     learned_lines,
@@ -59,24 +57,21 @@ from mmpo.train.messages import (
     warn,
 )
 from mmpo.train.model import (
-    StateFile,
     add_lora,
     check_checkpoint,
     check_ids,
     check_plan,
     freeze_below,
     identity,
-    kept_states,
-    layers_of,
     load_model,
     load_reference,
     multiplies_bfloat16,
-    states_below,
     weights_digest,
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
+from mmpo.train.training.frozen import known_below
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
@@ -182,7 +177,7 @@ def _train_claimed(
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
     progress = next(one for one in trainer.callback_handler.callbacks if isinstance(one, TrainingProgress))
     # The reporter takes its bar away: a Trainer that fails does not say that training has ended.
-    with StopSafely() as stop, _known_below(trainer, options), progress.reporter:
+    with StopSafely() as stop, known_below(trainer, options), progress.reporter:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
@@ -385,46 +380,6 @@ def _trainer(
     check_plan(trainer.execution_plan, trainer.model, options)
     set_intervals(trainer.args, options, len(trainer.plan()), bool(trainer.eval_prompts))
     return trainer
-
-
-@contextmanager
-def _known_below(trainer: MarginTrainer, options: TrainOptions) -> Iterator[None]:
-    """Within, what frozen layers give is computed once for every completion, where that is exact."""
-    if options.top_layers is None:
-        yield
-        return
-    layers, part = layers_of(trainer.model), trainer.make_step([min(trainer.prompts, key=lambda prompt: prompt.tokens)]).idle
-    cut = len(layers) - options.top_layers
-    if rank_and_world()[1] > 1:
-        warn([f"the {cut} frozen layers are computed anew at every step: several processes keep no states of each other's"])
-        yield
-        return
-    with StateFile(options.out) as file, kept_states(trainer.model, cut, file), torch.no_grad():
-        first, again = (trainer.values(trainer.model, part) for _ in range(2))
-    if not torch.allclose(first, again, rtol=1e-4, atol=1e-3 if options.kind == "policy" else 1e-4):
-        off = float((first - again).abs().max())
-        warn([f"the {cut} frozen layers are computed anew at every step: from their states alone values differ by {off:.2g}"])
-        yield
-        return
-    with states_below(trainer.model, cut, options.out, options.bf16) as file:
-        if not options.top_layers and not len(file):  # all that there is to do is theirs, so that how long it takes can be said
-            shared = {"tokens": trainer.tokens_per_batch, "pad_token": trainer.pad_token, "device": trainer.args.device}
-            prompts = [*trainer.prompts, *(trainer.eval_prompts or [])]
-            cached_values(
-                trainer.model,
-                "reward",
-                prompts,
-                False,
-                bf16=options.bf16,
-                plan=trainer.execution_plan,
-                called="frozen layers",
-                **shared,
-            )
-        yield
-        of = "tokens'" if options.top_layers else "completions'"
-        say(
-            f"the {cut} frozen layers were computed once: {len(file)} {of} states, {file.bytes / 1e6:.0f} MB for the time of the run"
-        )
 
 
 def _reference(options: TrainOptions, ready: Preparation) -> Any:

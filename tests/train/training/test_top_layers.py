@@ -22,7 +22,7 @@ def test_only_the_uppermost_layers_change_and_as_without_kept_states(kind, datas
     kept = train_tiny(kind, dataset, tmp_path / "kept", **options)
     said = capsys.readouterr().err
     assert "the 1 frozen layers were computed once" in said and ("shares its weights" in said) == (kind == "policy")
-    monkeypatch.setattr(run, "_known_below", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "known_below", lambda *_: nullcontext())
     plain = train_tiny(kind, dataset, tmp_path / "plain", **options)
     assert kept["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
     before, after, other = (weights(kind, result["out"]) for result in (start, kept, plain))
@@ -39,7 +39,7 @@ def test_a_score_layer_alone_trains_upon_states_that_are_computed_once(dataset, 
     start = train_tiny("reward", dataset, tmp_path / "start", **{**options, "learning_rate": 1e-30, "max_steps": 1})
     kept = train_tiny("reward", dataset, tmp_path / "kept", **options)
     assert "the 2 frozen layers were computed once" in (said := capsys.readouterr().err) and "completions' states" in said
-    monkeypatch.setattr(run, "_known_below", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "known_below", lambda *_: nullcontext())
     plain = train_tiny("reward", dataset, tmp_path / "plain", **options)
     assert kept["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-6)
     before, after, other = (weights("reward", result["out"]) for result in (start, kept, plain))
