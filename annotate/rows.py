@@ -13,8 +13,6 @@ from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, manifest_of, split_files
-from mmpo.pipeline.storage import describe as describe
-from mmpo.pipeline.storage import write_feedback as write_feedback
 from mmpo.pipeline.tables import FEEDBACK, TOOLS, Message, as_text, keys_of, message_of, set_keys
 
 ROWS_AT_ONCE = 256

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import (
@@ -26,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from mmpo.pipeline.errors import InvalidValue, UserError, closest
+from mmpo.pipeline.errors import InvalidValue, UserError, closest, unknown_name
 from mmpo.pipeline.margins import mean_target_of
 
 Kind = TypeVar("Kind")
@@ -241,6 +242,25 @@ def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = 
         raise UserError(explain(error, options, where=where, flags=flags)) from None
     except UserError as error:
         raise UserError(f"{where}{error}") from None
+
+
+def keys_of_model(kind: type, given: str | Path | Mapping[str, Any], word: str, flag: str) -> dict[str, Any]:
+    """The keys of one model: "MODEL" or "MODEL,key=value,...", or a mapping; word, flag: what a model is called in messages, and the
+    option that names it. Raises UserError."""
+    known = [name for name in fields_of(kind) if name != "same_model"]
+    if not isinstance(given, Mapping):
+        model, *rest = str(given).split(",")
+        pairs = [part.partition("=") for part in rest]
+        if any(not equals for _, equals, _ in pairs):
+            raise UserError(f"{flag} {given}: write MODEL,key=value,...; keys: {', '.join(known[1:])}")
+        given = {"model": model, **{key.strip(): value for key, _, value in pairs}}
+    values = {key: value.strip() if isinstance(value, str) else value for key, value in given.items() if value is not None}
+    for key in values:
+        if key not in known:
+            raise unknown_name(f"key of a {word}", key, known)
+    if not values.get("model"):
+        raise UserError(f"a {word} needs a model; given: {given!r}")
+    return values
 
 
 def explain(error: ValidationError, model: type, *, where: str = "", flags: bool = False) -> str:

@@ -7,6 +7,7 @@ or dataset).
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,10 @@ from mmpo.annotate.argilla.dataset import AskedQuestion, asked_of
 from mmpo.annotate.argilla.merge import Merged, merge_answers
 from mmpo.annotate.argilla.options import PullOptions
 from mmpo.annotate.client import public_url
-from mmpo.annotate.rows import describe
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import PartWriter, RowAccounting, check_out, read_manifest, read_parts, replacing
-from mmpo.pipeline.tables import REJECTS
+from mmpo.pipeline.storage import RowAccounting, check_out, describe, read_manifest, read_parts, replacing, write_feedback
 
 FILE = ".answers.parquet"
 """Hidden, so that a folder of FEEDBACK is read without it."""
@@ -149,13 +148,10 @@ def _write(folder: Path, merged: Merged, answers: PulledAnswers, about: Mapping[
     table = merged.table
     rejects = answers.rejects + [_homeless(one) for one in merged.homeless]
     with replacing(folder) as temporary:
-        writer = PartWriter(temporary / "feedback", "part", metadata)
-        for start in range(0, table.num_rows, SLICE):
-            writer.write(table.slice(start, SLICE))
-        writer.close()
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), temporary / "rejects.parquet", compression="zstd")
+        slices = ((table.slice(start, SLICE), ()) for start in range(0, table.num_rows, SLICE))
+        digests = write_feedback(temporary, metadata, chain([(table.slice(0, 0), rejects)], slices))
         pq.write_table(pa.Table.from_pylist([vars(one) for one in merged.answers], ANSWERS), temporary / FILE, compression="zstd")
-        describe(temporary, metadata, table.num_rows, _accounted(answers, merged), writer.digests, argilla=dict(about))
+        describe(temporary, metadata, table.num_rows, _accounted(answers, merged), digests, argilla=dict(about))
 
 
 def _homeless(one: HumanGrade) -> dict[str, Any]:

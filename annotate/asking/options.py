@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from mmpo.annotate.client import EndpointSettings, Headers, Prices, base_url_of, check_address, public_url
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import (
     NUMBER,
     AtLeastZero,
@@ -17,7 +17,7 @@ from mmpo.pipeline.options import (
     Flags,
     Positive,
     TextOrPath,
-    fields_of,
+    keys_of_model,
     options,
     options_from,
     unwritable,
@@ -101,24 +101,6 @@ def asked_models(
     for one in models:
         check_address(one, where if one.base_url == shared["base_url"] else "base_url")
     return models
-
-
-def keys_of_model(kind: type, given: str | Mapping[str, Any], word: str, flag: str) -> dict[str, Any]:
-    """The keys of one model: "MODEL" or "MODEL,key=value,...", or a mapping. Raises UserError."""
-    known = [name for name in fields_of(kind) if name != "same_model"]
-    if isinstance(given, str):
-        model, *rest = given.split(",")
-        pairs = [part.partition("=") for part in rest]
-        if any(not equals for _, equals, _ in pairs):
-            raise UserError(f"{flag} {given}: write MODEL,key=value,...; keys: {', '.join(known[1:])}")
-        given = {"model": model, **{key.strip(): value for key, _, value in pairs}}
-    values = {key: value.strip() if isinstance(value, str) else value for key, value in given.items() if value is not None}
-    for key in values:
-        if key not in known:
-            raise unknown_name(f"key of a {word}", key, known)
-    if not values.get("model"):
-        raise UserError(f"a {word} needs a model; given: {given!r}")
-    return values
 
 
 def recorded(options: AskingOptions) -> dict[str, Any]:

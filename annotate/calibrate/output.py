@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmpo.annotate.agreement.margins import RaterMargins
 from mmpo.annotate.calibrate.grader import Calibrated
-from mmpo.annotate.rows import describe
-from mmpo.pipeline.arrow import flat, lists, narrow, offsets_of, parents
-from mmpo.pipeline.storage import PartWriter, RowAccounting, digest, read_manifest, replacing, split_files
-from mmpo.pipeline.tables import COMPARISON, REJECTS
+from mmpo.pipeline.arrow import flat, narrow, offsets_of, with_added
+from mmpo.pipeline.storage import RowAccounting, describe, made_of, read_manifest, replacing, split_files, write_feedback
+from mmpo.pipeline.tables import COMPARISON
 
-OUTSIDE = "larger than every margin that people graded too"
+OUTSIDE = "larger than every margin that {onto} graded too"
 """The note of a grade that the map is stretched for."""
-MAX_PART_BYTES = 64 << 20
+SLICE = 4096
 
 
 def write_calibrated(
@@ -34,9 +32,7 @@ def write_calibrated(
     before = read_manifest(Path(source)) if source is not None else {}
     metadata = {
         "recipe": {"calibrate": {key: value for key, value in recipe.items() if key != "out"}, "feedback": before.get("recipe")},
-        "inputs": [] if source is None else [
-            {"name": f"{Path(source).name}/{path.name}", "digest": digest(path)} for path in split_files(Path(source), "feedback")
-        ],
+        "inputs": [] if source is None else made_of(Path(source), split_files(Path(source), "feedback")),
     }  # fmt: skip
     rows = {one.grader.name + suffix: 0 for one in kept}
     accounting = RowAccounting()
@@ -44,14 +40,10 @@ def write_calibrated(
         rows[one.grader.name + suffix] += len(one.grader.unit)
         accounting.count("calibrate", "grade", created=len(one.grader.unit), out=len(one.grader.unit))
     with replacing(out) as folder:
-        writer = PartWriter(folder / "feedback", "part", metadata)
-        step = max(1, int(stored.num_rows * MAX_PART_BYTES / max(stored.nbytes, 1)))
-        for start in range(0, stored.num_rows, step):
-            writer.write(stored.slice(start, step))
-        writer.close()
-        pq.write_table(REJECTS.empty_table(), folder / "rejects.parquet")
+        slices = ((stored.slice(start, SLICE), ()) for start in range(0, stored.num_rows, SLICE))
+        digests = write_feedback(folder, metadata, slices)
         write_page(summary, folder / "calibration.html")
-        describe(folder, metadata, stored.num_rows, accounting, writer.digests, calibration=_short(summary))
+        describe(folder, metadata, stored.num_rows, accounting, digests, calibration=_short(summary))
     return {"out": str(out), "page": str(out / "calibration.html"), "rows": rows, "replaced": replaced}
 
 
@@ -75,23 +67,15 @@ def _short(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_comparisons(table: pa.Table, margins: RaterMargins, kept: Sequence[Calibrated], suffix: str) -> tuple[pa.Table, int]:
-    column = flat(table["comparisons"])
-    old, old_rows = column.flatten(), parents(offsets_of(column))
+    column, place = flat(table["comparisons"]), table.schema.get_field_index("comparisons")
     names = pa.array([one.grader.name + suffix for one in kept], pa.string())
-    stay = pc.invert(pc.is_in(old.field("rater").cast(pa.string()), names)) if len(old) else pa.array([], pa.bool_())
-    start = offsets_of(flat(table["completions"]))
-    parts, rows = [old.filter(stay)], [old_rows[np.asarray(stay)]]
-    for one in kept:
-        row = margins.prompt[one.grader.unit]
-        parts.append(_comparisons(one, margins, start[row], suffix).cast(old.type))
-        rows.append(row)
-    row = np.concatenate(rows)
-    order = np.argsort(row, kind="stable")
-    values = pa.concat_arrays(parts).take(pa.array(order))
-    new = lists(np.searchsorted(row[order], np.arange(table.num_rows)), values)
-    place = table.schema.get_field_index("comparisons")
-    replaced = int(len(old) - pc.sum(stay).as_py()) if len(old) else 0
-    return table.set_column(place, table.schema.field(place), new.cast(column.type)), replaced
+    again = np.asarray(pc.is_in(column.flatten().field("rater").cast(pa.string()), names)).astype(bool)
+    start, rows = offsets_of(flat(table["completions"])), [margins.prompt[one.grader.unit] for one in kept]
+    added = [_comparisons(one, margins, start[row], suffix) for one, row in zip(kept, rows, strict=True)]
+    if added:
+        joined = pa.concat_arrays(added).cast(column.type.value_type)
+        column = with_added(column, joined, np.concatenate(rows), ~again).cast(column.type)
+    return table.set_column(place, table.schema.field(place), column), int(again.sum())
 
 
 def _comparisons(one: Calibrated, margins: RaterMargins, start: np.ndarray, suffix: str) -> pa.StructArray:
@@ -107,7 +91,7 @@ def _comparisons(one: Calibrated, margins: RaterMargins, start: np.ndarray, suff
         "gap": one.expected,
         "limit": pa.nulls(size, pa.float64()) if limit is None else np.full(size, limit),
         "spread": one.errors.spread,
-        "note": pa.array(np.where(one.outside, OUTSIDE, ""), pa.string(), mask=~one.outside),
+        "note": pa.array(np.where(one.outside, OUTSIDE.format(**one.figures), ""), pa.string(), mask=~one.outside),
         "probabilities": pa.nulls(size, pa.list_(pa.float64())),
     }
     fields = [COMPARISON.field(i) for i in range(COMPARISON.num_fields)]

@@ -18,9 +18,9 @@ from mmpo.annotate.client import Journal, Stop
 from mmpo.annotate.generate.options import GenerateOptions, SampledModel
 from mmpo.annotate.generate.prompts import prompt_ids, unanswerable
 from mmpo.annotate.generate.requests import Written, written_of
-from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
+from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import MANIFEST, RowAccounting, digest, read_manifest, read_parquet, replacing
+from mmpo.pipeline.storage import MANIFEST, RowAccounting, describe, made_of, read_manifest, read_parquet, replacing, write_feedback
 from mmpo.pipeline.tables import FEEDBACK, completion_id, keys_of, with_keys
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def finish(
     before = read_manifest(feedback.folder)
     built = bool(before.get("recipe", {}).get("bare_prompts"))
     recipe = {"generate": recorded(options), "models": [_described(run) for run in runs], "feedback": before.get("recipe")}
-    inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
+    inputs = made_of(feedback.folder, feedback.files)
     metadata = {"recipe": recipe, "inputs": before["inputs"] if built else inputs}
     totals, unasked = [ModelTotals() for _ in runs], Counter[str]()
     keys = {key for run in runs for key in journal.meta(holds_key(run.judge.name)) or ()}

@@ -123,8 +123,8 @@ class GenerateRun(Asker):
     def checked(self, request: Request, outcome: Answer | Failure) -> Answer | Failure:
         """The outcome as it is kept; what completions hold beside their text is noted before, so that the output has fields for it."""
         found = kept(outcome)
-        if isinstance(found, Answer) and not written_of(found).keys.keys() <= self._holds:
-            self._holds |= written_of(found).keys.keys()
+        if isinstance(found, Answer) and not (keys := written_of(found).keys.keys()) <= self._holds:
+            self._holds |= keys
             self.journal.set_meta(holds_key(self.judge.name), sorted(self._holds))
         return found
 

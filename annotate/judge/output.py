@@ -23,10 +23,10 @@ from mmpo.annotate.judge.questions import WHY, PosedQuestion, Questions
 from mmpo.annotate.judge.reading import differ
 from mmpo.annotate.pairings import PAIRINGS
 from mmpo.annotate.replies import Unparsable
-from mmpo.annotate.rows import Feedback, FeedbackRow, describe, rows_of, write_feedback
+from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import FileDigest, RowAccounting, digest, read_manifest, replacing
+from mmpo.pipeline.storage import FileDigest, RowAccounting, describe, made_of, read_manifest, replacing, write_feedback
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING
 
 LEAST_SAMPLED = 20
@@ -84,7 +84,7 @@ def finish(
         "judges": [_described(run) for run in runs],
         "feedback": before.get("recipe"),
     }
-    inputs = [{"name": f"{feedback.folder.name}/{path.name}", "digest": digest(path)} for path in feedback.files]
+    inputs = made_of(feedback.folder, feedback.files)
     metadata = {"recipe": recipe, "inputs": inputs}
     with replacing(out) as folder:
         totals, digests = _write(feedback, [run.questions for run in runs], journal, folder, metadata)

@@ -10,18 +10,17 @@ from mmpo.pipeline.pairs.uncertainty import own_gaps
 
 
 def rater_missing(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs of which one of the raters who shall agree did not grade both sides, so that nobody knows whether they do."""
-    return _any_unknown(_signs(table, pairs, rules))
+    """Pairs of which one of the raters who shall agree did not grade both sides, so that nobody knows whether they do; what is known of all
+    of them stays in `pairs.agree`.
+    """
+    signs = _signs(table, pairs, rules)
+    pairs.agree = np.where(np.isnan(signs).any(axis=0), np.nan, (signs == signs[:1]).all(axis=0))
+    return np.isnan(pairs.agree)
 
 
 def raters_disagree(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs on which the raters' own gaps have different signs; a tie agrees with a tie alone."""
-    signs = _signs(table, pairs, rules)
-    return ~_any_unknown(signs) & np.any(signs != signs[:1], axis=0)
-
-
-def _any_unknown(signs: np.ndarray) -> np.ndarray:
-    return np.any(np.isnan(signs), axis=0)
+    """Pairs on which the raters' own gaps have different signs, as `rater_missing` found; a tie agrees with a tie alone."""
+    return pairs.agree == 0
 
 
 def _signs(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:

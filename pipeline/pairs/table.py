@@ -17,8 +17,9 @@ LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 class ChosenPairs:
     """Pairs of a batch, all arrays of shape (pairs,). prompt: its row; chosen, rejected: positions among the batch's completions.
 
-    margin_se: NaN where unknown; kind: a place in kinds; rounded_ties: which are ties of unequal values. created: how many pairs there were
-    before any was left out; dropped, dropped_grades: pairs left out and grades that had no part, by reason.
+    margin_se: NaN where unknown; kind: a place in kinds; rounded_ties: which are ties of unequal values; agree: whether the raters who
+    shall do, NaN where one of them did not grade both sides, None before that is known. created: how many pairs there were before any was
+    left out; dropped, dropped_grades: pairs left out and grades that had no part, by reason.
     """
 
     prompt: np.ndarray
@@ -33,6 +34,7 @@ class ChosenPairs:
     kind: np.ndarray
     kinds: list[str]
     rounded_ties: np.ndarray
+    agree: np.ndarray | None = None
     created: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)

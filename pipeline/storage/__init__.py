@@ -7,6 +7,7 @@ from mmpo.pipeline.storage.dataset import (
     card,
     check_out,
     describe,
+    made_of,
     manifest_of,
     read_manifest,
     replacing,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mmpo.pipeline.arrow import leaves
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, file_digest, identity
+from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, digest, file_digest, identity
 from mmpo.pipeline.tables import METADATA_KEY, REJECTS, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
 
 MANIFEST = "manifest.json"
@@ -292,6 +292,11 @@ def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, 
         rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
         recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
     )
+
+
+def made_of(folder: Path, files: Iterable[Path]) -> list[dict[str, str]]:
+    """What metadata and manifest say of the folder that another is made of, under `inputs`: each file with its digest."""
+    return [{"name": f"{folder.name}/{path.name}", "digest": digest(path)} for path in files]
 
 
 def write_feedback(

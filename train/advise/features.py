@@ -225,10 +225,10 @@ def _principal(values: np.ndarray) -> np.ndarray:
 
 def _check_model(name: str) -> None:
     """UserError for a name that neither a folder nor a model has."""
-    from mmpo.train.model import cached
+    from mmpo.train.model import could_be_model
 
     is_file = Path(name).is_file()
-    if is_file or ("/" not in name and not Path(name).exists() and not cached(name)):
+    if is_file or not could_be_model(name):
         raise UserError(
             f"--features {name}: {'that is a file' if is_file else 'there is no such folder'}. It takes {', '.join(FEATURES)}, a model's "
             "folder or Hugging Face name (owner/name), or a Parquet file with the columns id and features"

@@ -21,7 +21,7 @@ from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation,
 from mmpo.train.evaluation.pair_values import pair_values
 from mmpo.train.evaluation.suite_rows import SuitePairs, suite_pairs
 from mmpo.train.messages import warn
-from mmpo.train.model import cached, check_hub, missing_folder
+from mmpo.train.model import check_hub, could_be_model
 from mmpo.train.objective import LevelTarget, targets
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import read_record, trained_on
@@ -159,7 +159,7 @@ def _rival(
     values = path / PAIR_VALUES if path.is_dir() else path
     if values.is_file():
         return values
-    if not path.exists() and (missing_folder(against) or ("/" not in against and not cached(against))):
+    if not could_be_model(against):
         raise UserError(
             f"--against {against}: there is no such folder or file. It takes a model's folder or Hugging Face name (owner/name), a folder "
             "that --out wrote, or a file that --per-pair wrote"

@@ -215,6 +215,11 @@ def cached(name: str) -> bool:
         return False
 
 
+def could_be_model(name: str) -> bool:
+    """Whether a name is that of something here or in the cache, or may be that of a model of the Hub, which has an owner."""
+    return Path(name).exists() or (not missing_folder(name) and ("/" in name or cached(name)))
+
+
 def check_hub(name: str) -> None:
     """Raises UserError at once where a name is no folder here, no model in the cache, and the Hub can't be asked: the libraries would try
     for half a minute, for every file.

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.options import Count, Positive, TextOrPath, fields_of, options, options_from
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import Count, Positive, TextOrPath, keys_of_model, options, options_from
 
 
 @options
@@ -71,22 +71,10 @@ def scorers_of(given: str | Path | Mapping[str, Any] | Sequence[Any]) -> list[Sc
     several = [given] if isinstance(given, str | Path | Mapping) else list(given)
     if not several:
         raise UserError("name the model that grades: --model DIR, repeated for several")
-    scorers = [options_from(Scorer, _keys_of(one), where="--model: ") for one in several]
+    scorers = [
+        options_from(Scorer, keys_of_model(Scorer, one, "model that grades", "--model"), where="--model: ") for one in several
+    ]
     names = [one.name for one in scorers]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two models are called {twice[0]!r} as raters: give one a name of its own, --model DIR,rater=NAME")
     return scorers
-
-
-def _keys_of(given: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        return dict(given)
-    model, *rest = str(given).split(",")
-    known = list(fields_of(Scorer))[1:]
-    pairs = [part.partition("=") for part in rest]
-    if any(not sign for _, sign, _ in pairs):
-        raise UserError(f"--model {given}: write DIR,key=value,...; keys: {', '.join(known)}")
-    for key, _, _ in pairs:
-        if key.strip() not in known:
-            raise unknown_name("key of a model that grades", key.strip(), known)
-    return {"model": model, **{key.strip(): value.strip() for key, _, value in pairs}}

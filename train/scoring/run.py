@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import flat, offsets_of, structs, with_added
+from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.storage import RowAccounting, check_out, describe, digest, replacing, write_feedback
+from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, replacing, write_feedback
 from mmpo.pipeline.tables import FEEDBACK, RATING
 from mmpo.train.scoring.candidates import ASPECT, KIND, StoredCompletions
 from mmpo.train.scoring.models import Scores, described, scores_of
@@ -68,7 +68,7 @@ def _write(candidates: StoredCompletions, found: Sequence[Scores], options: Scor
         "scorers": [described(one) for one in found],
         "feedback": candidates.manifest.get("recipe"),
     }
-    inputs = [{"name": f"{candidates.folder.name}/{path.name}", "digest": digest(path)} for path in candidates.files]
+    inputs = made_of(candidates.folder, candidates.files)
     metadata = {"recipe": recipe, "inputs": inputs}
     accounting = RowAccounting()
     for one in found:
@@ -84,31 +84,30 @@ def _write(candidates: StoredCompletions, found: Sequence[Scores], options: Scor
 def _graded(first: int, table: pa.Table, found: Sequence[Scores]) -> pa.Table:
     """The table with the new grades behind those that its rows have."""
     offsets = offsets_of(flat(table["completions"]))
-    rows, grades = [], []
+    row_of, rows, grades = parents(offsets), [], []
     for one in found:
         values = one.values[first : first + offsets[-1]]
-        for place in np.flatnonzero(np.isfinite(values)):
-            row = int(np.searchsorted(offsets, place, side="right")) - 1
-            rows.append(row)
-            grades.append((int(place - offsets[row]), one.scorer.name, KIND, ASPECT, float(values[place])))
+        places = np.flatnonzero(np.isfinite(values))
+        rows.append(row_of[places])
+        numbers = zip((places - offsets[row_of[places]]).tolist(), values[places].tolist(), strict=True)
+        grades += [(number, one.scorer.name, KIND, ASPECT, value) for number, value in numbers]
     if not grades:
         return table
     index, kind = table.schema.get_field_index("ratings"), FEEDBACK.field("ratings").type
-    added = with_added(flat(table["ratings"]), structs(grades, RATING).cast(RATING), np.array(rows))
+    added = with_added(flat(table["ratings"]), structs(grades, RATING).cast(RATING), np.concatenate(rows))
     return table.set_column(index, pa.field("ratings", kind), added.cast(kind))
 
 
 def _rejected(first: int, table: pa.Table, found: Sequence[Scores]) -> list[dict[str, Any]]:
     """A row for every completion that a model could not grade."""
     column = flat(table["completions"])
-    offsets, names = offsets_of(column), table["prompt_id"].to_pylist()
+    row_of, names = parents(offsets_of(column)), table["prompt_id"].to_pylist()
     ids = column.flatten().field("id")
     said = []
     for one in found:
-        for place in range(first, first + int(offsets[-1])) if one.left_out else ():
-            if place in one.left_out:
-                row = int(np.searchsorted(offsets, place - first, side="right")) - 1
-                evidence = json.dumps({"rater": one.scorer.name, "completion_id": ids[place - first].as_py()}, ensure_ascii=False)
-                about = {"unit": "grade", "stage": "score", "reason": one.left_out[place], "file": None, "row": None}
-                said.append({**about, "prompt_id": names[row], "evidence": evidence})
+        for place in range(len(row_of)) if one.left_out else ():
+            if reason := one.left_out.get(first + place):
+                evidence = json.dumps({"rater": one.scorer.name, "completion_id": ids[place].as_py()}, ensure_ascii=False)
+                about = {"unit": "grade", "stage": "score", "reason": reason, "file": None, "row": None}
+                said.append({**about, "prompt_id": names[row_of[place]], "evidence": evidence})
     return said

@@ -233,7 +233,7 @@ def test_what_is_given_wrongly_is_said(trained, feedback, dataset, tmp_path):
     reward = str(trained["reward"])
     user_error("name the model that grades: --model DIR", scorers_of, [])
     user_error("two models are called 'reward' as raters.*rater=NAME", scorers_of, [reward, reward])
-    user_error("write DIR,key=value.*keys: rater, reference, beta, chat_template", scorers_of, f"{reward},judge")
+    user_error("write MODEL,key=value.*keys: rater, reference, beta, chat_template", scorers_of, f"{reward},judge")
     user_error("unknown key of a model that grades.*'raters'", scorers_of, f"{reward},raters=x")
     user_error("is the input itself", score, feedback, reward, feedback)
     user_error("name a folder", score, feedback, reward, tmp_path / "out", cache=tmp_path / "x.sqlite")
