@@ -51,8 +51,8 @@ WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "
 """Commands that use no pandas, which pyarrow would import: half a second on a busy core. Outside code (module:function) may want it."""
 
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers", "scipy", "sklearn"), "train"),
-    **dict.fromkeys(("openai", "httpx2"), "judge"),
+    **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers", "sklearn"), "train"),
+    **dict.fromkeys(("openai", "httpx2", "scipy"), "judge"),
     **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }
 """Which extra installs a module that the core installation lacks."""

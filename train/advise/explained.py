@@ -70,7 +70,7 @@ def r2(
         less, less_drawn = of(other[:2])
         value, drawn = value - less, drawn - less_drawn
     tail = 0.025 / tried
-    return [float(round(v, 9)) for v in (value, *np.quantile(drawn, (tail, 1 - tail)))]
+    return [float(round(v, 9)) + 0.0 for v in (value, *np.quantile(drawn, (tail, 1 - tail)))]
 
 
 def beyond_sign(found: Evidence, folds: Sequence[Fold], seed: int = 0) -> list[float]:

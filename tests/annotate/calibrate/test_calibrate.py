@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from mmpo.annotate.calibrate.maps import MAPS
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pairs
 
+ROOT = Path(__file__).resolve().parents[3]
 QUICK: dict[str, Any] = {"bootstrap": 20, "method": "ordinal-logit", "length": "off"}
 
 
@@ -280,6 +283,18 @@ def test_a_rater_who_is_no_person_is_called_by_its_name(
 def test_a_single_rater_is_no_calibration(joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = joined((JUDGE, (-9, 9), "ai"))
     assert "the only rater is judge" in refused(["calibrate", str(folder)], tmp_path, capsys)
+
+
+def test_what_it_needs_comes_with_the_extras_that_bring_judges_and_people(
+    judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("scipy", "scipy.optimize", "scipy.special"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "pip install 'mmpo[judge]' (scipy is missing)" in refused(["calibrate", str(judged)], tmp_path, capsys).replace(
+        "\n", " "
+    )
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert [name for name in ("judge", "argilla", "train") if not any(one.startswith("scipy") for one in extras[name])] == []
 
 
 def test_people_on_several_scales_have_no_unit(
