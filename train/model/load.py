@@ -3,6 +3,7 @@ checked of a model before it is trained or measured: is it whole, of the right k
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,7 +169,8 @@ def add_lora(model: Any, rank: int, kind: str) -> Any:
 
     task = TaskType.CAUSAL_LM if kind == "policy" else TaskType.SEQ_CLS
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0, task_type=task)
-    return get_peft_model(model, config)
+    with _peft_asks_by_the_old_name():
+        return get_peft_model(model, config)
 
 
 def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head: bool) -> tuple[Any, Any]:
@@ -191,7 +193,8 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
         model, tokenizer = load_pretrained(kind, base, trust_remote_code=trust_remote_code, new_head=new_head or own_head)
     except UserError as error:
         raise UserError(f"{folder} is an adapter of {base!r}, which is needed too: {error}") from error
-    model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+    with _peft_asks_by_the_old_name():
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
     # No place holds this model, and an adapter on top of it must not name the base without this one.
     model.name_or_path = model.config.name_or_path = ""
     model.requires_grad_(True)  # peft had frozen the base, and a run that starts from this would train nothing
@@ -271,6 +274,14 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
         inside = some_ids(sorted(child.name for child in Path(name).iterdir())) or "nothing" if Path(name).is_dir() else ""
         broken = f" (what is there: {inside}; is it whole?)" if inside else ""
         raise UserError(f"{tried}: {lines[0]}{broken}") from error
+
+
+@contextmanager
+def _peft_asks_by_the_old_name() -> Iterator[None]:
+    """Without the warning that peft 0.21 causes in transformers 5.23: it asks each model for `is_gradient_checkpointing`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

@@ -216,6 +216,7 @@ def adapter(kind, tokenizer, folder, base):
     return model
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_an_adapters_folder_is_its_base_with_the_adapter_merged(kind, saved, tokenizer, tmp_path):
     trained = adapter(kind, tokenizer, tmp_path / "adapter", saved / kind).eval()

@@ -165,6 +165,7 @@ def test_a_run_of_few_steps_computes_the_reference_of_its_own_prompts_only(train
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)  # Adam's first step is of the rate's size, .01
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_a_trained_adapter_is_read_back(kind, train_tiny, dataset, tokenizer, tmp_path):
     """Of a policy the adapter alone is saved, of a reward model the whole."""
