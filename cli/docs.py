@@ -107,7 +107,7 @@ def tree(root: Path) -> str:
     """Every room and file of the four folders, each with the first clause of its docstring."""
     lines = []
     for folder in FOLDERS:
-        for room in [root / folder, *sorted(path.parent for path in (root / folder).glob("*/__init__.py"))]:
+        for room in sorted(path.parent for path in (root / folder).rglob("__init__.py")):
             depth = len(room.relative_to(root).parts) - 1
             name = f"{'  ' * depth}{room.name}/"
             lines += ["", f"{name:<26} {_phrase(room / '__init__.py')}"]

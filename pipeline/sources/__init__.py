@@ -1,4 +1,4 @@
-"""The formats that feedback comes in. A new one is a file with a `parse` function and one line in SOURCES."""
+"""The formats that feedback comes in. A new one is a file with its Source and one line in SOURCES."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.sources.alpaca_eval import ALPACA_EVAL_SAMPLE, log_odds, parse_alpaca_eval
 from mmpo.pipeline.sources.base import (
     Collected,
     FormatSample,
@@ -17,6 +16,7 @@ from mmpo.pipeline.sources.base import (
     check_options,
     collect,
     collect_parts,
+    column_sets,
 )
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import OBJECTS
@@ -32,67 +32,25 @@ from mmpo.pipeline.sources.generic import (
     prepare_generic,
     prepare_trl,
 )
-from mmpo.pipeline.sources.helpsteer3 import HELPSTEER3_SAMPLE, parse_helpsteer3
 from mmpo.pipeline.sources.messages import as_reply, read_calls, read_message, split_pair
-from mmpo.pipeline.sources.shp import SHP_SAMPLE, parse_shp
-from mmpo.pipeline.sources.ultrafeedback import ULTRAFEEDBACK_SAMPLE, parse_ultrafeedback
-from mmpo.pipeline.sources.ultrafeedback_binarized import BINARIZED_SAMPLE, parse_ultrafeedback_binarized
+from mmpo.pipeline.sources.published.alpaca_eval import ALPACA_EVAL, log_odds
+from mmpo.pipeline.sources.published.helpsteer import HELPSTEER3
+from mmpo.pipeline.sources.published.shp import SHP
+from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
+from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
 from mmpo.pipeline.tables import FEEDBACK
 
-
-def _columns(*sets: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split()) for names in sets)
-
-
 SOURCES: dict[str, Source] = {
-    "ultrafeedback": Source(
-        "ultrafeedback",
-        "UltraFeedback as published: four completions per prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
-        parse=parse_ultrafeedback,
-        requires=_columns("instruction completions"),
-        named=False,
-        samples=(ULTRAFEEDBACK_SAMPLE,),
-    ),
-    "ultrafeedback-binarized": Source(
-        "ultrafeedback-binarized",
-        "UltraFeedback in pairs with two scores: HuggingFaceH4, allenai (1-10) and Argilla (1-5)",
-        parse=parse_ultrafeedback_binarized,
-        requires=_columns(
-            "chosen rejected score_chosen score_rejected",
-            "chosen rejected chosen-rating rejected-rating",
-            "chosen rejected chosen_avg_rating rejected_avg_rating",
-        ),
-        named=False,
-        samples=(BINARIZED_SAMPLE,),
-    ),
-    "shp": Source(
-        "shp",
-        "Stanford Human Preferences: two Reddit comments and their votes (heavy tails: normalise with log or rank)",
-        parse=parse_shp,
-        requires=_columns("history human_ref_A human_ref_B score_A score_B"),
-        samples=(SHP_SAMPLE,),
-    ),
-    "alpaca-eval": Source(
-        "alpaca-eval",
-        "AlpacaEval annotations: a judge's preference over one reference as a log-odds, the reference 0",
-        parse=parse_alpaca_eval,
-        requires=_columns("instruction output_1 output_2 preference"),
-        clipped=True,
-        samples=(ALPACA_EVAL_SAMPLE,),
-    ),
-    "helpsteer3": Source(
-        "helpsteer3",
-        "HelpSteer3's preferences: how much better one of two replies is, -3 to 3, by up to three people each",
-        parse=parse_helpsteer3,
-        requires=_columns("context response1 response2 overall_preference"),
-        named=False,
-        samples=(HELPSTEER3_SAMPLE,),
-    ),
+    "ultrafeedback": ULTRAFEEDBACK,
+    "ultrafeedback-binarized": ULTRAFEEDBACK_BINARIZED,
+    "shp": SHP,
+    "alpaca-eval": ALPACA_EVAL,
+    "helpsteer3": HELPSTEER3,
     "trl": Source(
         "trl",
         "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",
         prepare=prepare_trl,
-        requires=_columns("chosen rejected"),
+        requires=column_sets("chosen rejected"),
         fields=TRL_FIELDS,
         scaled=True,
         samples=TRL_SAMPLES,

@@ -132,6 +132,11 @@ class Source:
             raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns)
 
 
+def column_sets(*sets: str) -> tuple[frozenset[str], ...]:
+    """Sets of columns, each given as their names with spaces between, for `Source.requires`."""
+    return tuple(frozenset(names.split()) for names in sets)
+
+
 def missing_columns(file: str, needs: str, missing: Collection[str], present: Collection[str], hint: str = "") -> UserError:
     """The error for a file without the columns that `needs` needs; it says which format would fit."""
     from mmpo.pipeline.sources import fitting

@@ -422,7 +422,7 @@ def test_names_of_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert [name for name, source in SOURCES.items() if name != source.name or "\n" in source.summary] == []
     with pytest.raises(UserError, match="did you mean 'ultrafeedback'"):
         get_source("ultrafedback")
-    assert get_source("mmpo.pipeline.sources.shp:parse_shp").parse is SOURCES["shp"].parse
+    assert get_source("mmpo.pipeline.sources.published.shp:parse_shp").parse is SOURCES["shp"].parse
     for name, told in (("no_such_module:f", "can't be imported"), ("json:f", "has no 'f'"), ("json:__name__", "no function")):
         with pytest.raises(UserError, match=told):
             get_source(name)

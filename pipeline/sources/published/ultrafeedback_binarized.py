@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.messages import split_pair
 
@@ -56,4 +56,17 @@ BINARIZED_SAMPLE = FormatSample(
             "score_rejected": 3.0,
         },
     ),
+)
+
+ULTRAFEEDBACK_BINARIZED = Source(
+    "ultrafeedback-binarized",
+    "UltraFeedback in pairs with two scores: HuggingFaceH4, allenai (1-10) and Argilla (1-5)",
+    parse=parse_ultrafeedback_binarized,
+    requires=column_sets(
+        "chosen rejected score_chosen score_rejected",
+        "chosen rejected chosen-rating rejected-rating",
+        "chosen rejected chosen_avg_rating rejected_avg_rating",
+    ),
+    named=False,
+    samples=(BINARIZED_SAMPLE,),
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 RATER = "votes"
@@ -62,4 +62,12 @@ SHP_SAMPLE = FormatSample(
             "labels": 0,
         },
     ),
+)
+
+SHP = Source(
+    "shp",
+    "Stanford Human Preferences: two Reddit comments and their votes (heavy tails: normalise with log or rank)",
+    parse=parse_shp,
+    requires=column_sets("history human_ref_A human_ref_B score_A score_B"),
+    samples=(SHP_SAMPLE,),
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 RATER = "gpt-4"
@@ -109,4 +109,13 @@ ULTRAFEEDBACK_SAMPLE = FormatSample(
             "completions": [_sample("Mars, the red one.", 8.5, "5"), _sample("The moon.", 3, "2")],
         },
     ),
+)
+
+ULTRAFEEDBACK = Source(
+    "ultrafeedback",
+    "UltraFeedback as published: four completions per prompt, overall score 1-10 and four aspects 1-5 by GPT-4",
+    parse=parse_ultrafeedback,
+    requires=column_sets("instruction completions"),
+    named=False,
+    samples=(ULTRAFEEDBACK_SAMPLE,),
 )

@@ -6,7 +6,7 @@ The sign is the opposite of ours, and of HelpSteer2's `preference_strength`: bel
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, SourceOptions
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 from mmpo.pipeline.sources.messages import read_conversation, read_reply
 
@@ -52,4 +52,13 @@ HELPSTEER3_SAMPLE = FormatSample(
             ],
         },
     ),
+)
+
+HELPSTEER3 = Source(
+    "helpsteer3",
+    "HelpSteer3's preferences: how much better one of two replies is, -3 to 3, by up to three people each",
+    parse=parse_helpsteer3,
+    requires=column_sets("context response1 response2 overall_preference"),
+    named=False,
+    samples=(HELPSTEER3_SAMPLE,),
 )

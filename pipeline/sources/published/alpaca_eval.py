@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, SourceOptions, stem
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets, stem
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 
 
@@ -61,4 +61,13 @@ ALPACA_EVAL_SAMPLE = FormatSample(
             "preference": 1.98,
         },
     ),
+)
+
+ALPACA_EVAL = Source(
+    "alpaca-eval",
+    "AlpacaEval annotations: a judge's preference over one reference as a log-odds, the reference 0",
+    parse=parse_alpaca_eval,
+    requires=column_sets("instruction output_1 output_2 preference"),
+    clipped=True,
+    samples=(ALPACA_EVAL_SAMPLE,),
 )

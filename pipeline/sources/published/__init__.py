@@ -1,0 +1,1 @@
+"""Sets of feedback as they were published; each file holds related sets and their entries of SOURCES."""
