@@ -12,7 +12,7 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, terms, top_column
+from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, is_empty, terms, top_column
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
 Scores = list[tuple[Score, str | None]]
@@ -133,11 +133,13 @@ def _bare_parser(fields: RowFields) -> RowParser:
 
 
 def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
-    """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all."""
+    """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all. by_margin: that alone
+    is read; else it is where both scores are empty.
+    """
     # Scores low..high can be at most high - low apart.
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
-    margins = fields.scores("margin") if by_margin else []
-    sides = [] if by_margin else [fields.scores(name) for name in ("score_chosen", "score_rejected")]
+    margins = fields.scores("margin")
+    sides = [] if by_margin else [fields.scores(name) for name in _SCORES]
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", "chosen", "rejected"))
@@ -145,7 +147,9 @@ def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
         out.prompt(*fields.framed(row, prompt, out))
         first = out.completion(chosen, fields.name(row, "chosen_model"))
         second = out.completion(rejected, fields.name(row, "rejected_model"))
-        _add_gaps(row, out, fields, margins, first, second, limit)
+        if by_margin or (margins and all(is_empty(fields.get(row, name)) for name in _SCORES)):
+            _add_gaps(row, out, fields, margins, first, second, limit)
+            return
         for index, scores in zip((first, second), sides):
             for read, _ in scores:
                 score = read(row, out)
@@ -200,6 +204,7 @@ class RowLayout:
 
 
 _PAIR = ("prompt", "chosen", "rejected")
+_SCORES = ("score_chosen", "score_rejected")
 _MODELS = ("chosen_model", "rejected_model")
 _ASKED = {"prompt": "Name a planet."}
 _CHOSEN = {**_ASKED, "chosen": "Mars, the red one.", "rejected": "The moon."}
@@ -211,7 +216,7 @@ LAYOUTS = (
     RowLayout("one row per prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE, *CONTEXT), _prompt_parser, (
         {**_ASKED, "completions": ["Mars, the red one.", "The moon."], "scores": [5, 2], "models": ["large", "small"]},
     )),
-    RowLayout("one row per pair", _PAIR, ("score_chosen", "score_rejected"), (*_MODELS, *GRADE, *CONTEXT), _pair_parser, (
+    RowLayout("one row per pair", _PAIR, _SCORES, ("margin", *_MODELS, *GRADE, *CONTEXT), _pair_parser, (
         {**_CHOSEN, "score_chosen": 5, "score_rejected": 2},
     )),
     RowLayout("one row per pair with its margin", _PAIR, ("margin",), (*_MODELS, *GRADE, *CONTEXT),

@@ -11,6 +11,7 @@ import pytest
 from datasets import load_dataset
 from folders import split_folder, write_rows
 
+from mmpo.pipeline import build_pairs, read_feedback
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import MEAN_TARGET, target_probability
 from mmpo.pipeline.report import suggest_gamma
@@ -61,6 +62,18 @@ def test_jsonl_keeps_every_column_and_ties(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["train"] * 5 + ["test"] * 2 and summary["ties_left_out"] == 0
     assert set(rows[0]) == {*PAIRS.names, "split"}
     assert rows[4]["prompt"] == pair(4, 4.0)["prompt"]
+
+
+@pytest.mark.parametrize("format", ["trl", "jsonl"])
+def test_what_is_exported_is_read_again_though_its_scores_are_empty(tmp_path: Path, format: str) -> None:
+    """As those of pairs that were made of comparisons are; a row that has scores goes by these."""
+    export(dataset(tmp_path / "data"), "jsonl", tmp_path / "pairs.jsonl")
+    pairs = build_pairs(read_feedback(tmp_path / "pairs.jsonl", format))
+    assert sorted(pairs["quality_margin"].to_pylist()) == [0, 0, 1, 1.5, 2, 3, 4]
+    rows = lines(tmp_path / "pairs.jsonl")
+    path = write_rows(tmp_path / "mixed.jsonl", [{**row, "score_chosen": 5, "score_rejected": 3} for row in rows[:2]] + rows[2:])
+    mixed = read_feedback(path, format)
+    assert [sum(map(len, mixed[grades].to_pylist())) for grades in ("ratings", "comparisons")] == [4, 5]
 
 
 def test_rewardbench_prompts_are_text_or_messages_never_both(tmp_path: Path) -> None:
