@@ -163,6 +163,7 @@ def compare(name: str, data: GradedSet, seeds: int, budget: int) -> dict[str, fl
     curves: dict[str, list[list[float]]] = {way: [] for way in ("random", *WAYS)}
     for seed in range(seeds):
         trial = Trial(data, seed)
+        budget = min(budget, max(1, len(trial.pool) // 2 // BATCH) * BATCH)  # where all pairs are asked all ways are one
         draws = [trial.curve("random", None, budget, draw) for draw in range(DRAWS)]
         curves["random"].append(np.mean([curve[: min(map(len, draws))] for curve in draws], axis=0).tolist())
         for way, (selection, per_prompt) in WAYS.items():
@@ -171,21 +172,29 @@ def compare(name: str, data: GradedSet, seeds: int, budget: int) -> dict[str, fl
     means = {way: np.mean([curve[:size] for curve in each], axis=0) for way, each in curves.items()}
     goals = [never_falling(curve[:size])[-1] for curve in curves["random"]]
     goal = float(never_falling(means["random"])[-1])
-    third = max(0, round(size / 3) - 1)
+    at = max(0, round(size / 3) - 1)
     print(f"\n{name}: {size * BATCH} pairs, {seeds} splits, {time.process_time() - began:.0f} s; random ends at {100 * goal:.1f}")
-    print("way                | pairs needed (splits)       | accuracy by pairs graded, less random's at the end (points)")
+    print("way                | pairs needed (splits)       | accuracy by pairs graded, less random's at the end, in points")
+    print("                   |                             | of a third of the grades; of all numbers of grades, less random's")
     ratios = {}
     for way in means:
         each = sorted(needed(curve[:size], g) for curve, g in zip(curves[way], goals, strict=True))
         ratios[f"{name}_{way.replace(', ', '_')}"] = ratio = needed(means[way], goal)
         steps = " ".join(f"{100 * (value - goal):+5.1f}" for value in means[way])
-        more = np.array([curve[third] - g for curve, g in zip(curves[way], goals, strict=True)]) * 100
-        se = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else float("nan")
+        third = [curve[at] - g for curve, g in zip(curves[way], goals, strict=True)]
+        whole = [np.mean(curve[:size]) - np.mean(base[:size]) for curve, base in zip(curves[way], curves["random"], strict=True)]
         print(
-            f"{way:18s} | {_share(ratio)} ({_share(each[0])} – {_share(each[-1])}) | {steps} | a third: {more.mean():+.1f} ± {se:.1f}",
+            f"{way:18s} | {_share(ratio)} ({_share(each[0])} – {_share(each[-1])}) | {steps} | {_mean(third)} | {_mean(whole)}",
             flush=True,
         )
     return ratios
+
+
+def _mean(differences: Sequence[float]) -> str:
+    """In points, with the standard error over splits."""
+    points = 100 * np.array(differences)
+    error = points.std(ddof=1) / np.sqrt(len(points)) if len(points) > 1 else float("nan")
+    return f"{points.mean():+.1f} ± {error:.1f}"
 
 
 def _share(value: float) -> str:

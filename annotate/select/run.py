@@ -64,8 +64,8 @@ def select(
 def _nothing(where: str, prompts: int, pairs: int, options: SelectOptions) -> UserError:
     if pairs:
         return UserError(
-            f"{where}: nothing is left to ask: {', '.join(options.to)} graded all {pairs:,} pairs already. Take more of "
-            "them (--pairs all), or add completions (mmpo generate)"
+            f"{where}: nothing is left to ask: {', '.join(options.to)} graded all {pairs:,} pairs (--pairs {options.pairs}) already. Add "
+            "completions (mmpo generate), or name with --to whose second opinion is wanted"
         )
     return UserError(
         f"{where} has no pair to choose from in {prompts:,} prompts (--pairs {options.pairs}): a pair takes two completions of a prompt; "
