@@ -82,7 +82,7 @@ def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int],
     """The columns of the graders and of people. Raises UserError."""
     columns = margins.chosen.columns
     raters = {column.rater for column in columns}
-    own = [i for i, column in enumerate(columns) if not _is_calibrated(column.rater, raters)]
+    own = [i for i, column in enumerate(columns) if not is_calibrated(column.rater, raters)]
     names = sorted({name for i in own for name in (columns[i].name, columns[i].rater)})
     for flag, wanted in (("--to", [one for one in options.to if one != HUMAN]), ("--rater", options.raters or ())):
         for name in wanted:
@@ -122,7 +122,7 @@ def _suffix(who: str) -> str:
     return f"@{HUMAN if who == PEOPLE else who.replace(' and ', '+')}"
 
 
-def _is_calibrated(rater: str, raters: Collection[str]) -> bool:
+def is_calibrated(rater: str, raters: Collection[str]) -> bool:
     """Whether an earlier calibration left this rater."""
     name, _, measure = rater.rpartition("@")
     return measure == HUMAN or (name in {*raters, JURY} and {*measure.split("+")} <= {*raters})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmpo.annotate.calibrate.run import is_calibrated
 from mmpo.pipeline.api import build_pairs
 from mmpo.pipeline.errors import unknown_name
 from mmpo.pipeline.grades import GradeGroup
@@ -98,6 +99,9 @@ def graded_pairs(names: pa.Table, groups: Sequence[GradeGroup], to: Sequence[str
 
 
 def _models(groups: Sequence[GradeGroup]) -> list[GradeGroup]:
+    """Who is compared where nobody is named; calibrated graders are no graders beside those that they were made of."""
+    raters = {group.rater for group in groups}
+    groups = [group for group in groups if not is_calibrated(group.rater, raters)]
     models = [group for group in groups if group.kind == "reward_model"]
     return models if len({group.rater for group in models}) > 1 else [group for group in groups if group.kind != HUMAN]
 

@@ -96,6 +96,25 @@ def test_pairs_that_people_graded_are_left_out_and_counted(joined: Callable[...,
     assert (of_rater["candidates"], len(of_rater["pairs"])) == (31, 31)
 
 
+def test_who_is_compared(joined: Callable[..., Path]) -> None:
+    """Two reward models, without a judge beside them; a judge beside one reward model; nobody's calibrated self; who is named."""
+    judge = scores("judge", lambda i, j: -float(j)), "ai"
+    itself = scores("judge@human", lambda i, j: -float(j)), "ai"
+    everybody = joined(*models(), judge, itself)
+    for raters, count, last in ((None, 2, 0), (("rm-a", "judge"), 2, 2), (("rm-a", "rm-b", "judge"), 3, None)):
+        pairs = select(everybody, by="model-disagreement", raters=raters, limit=None)["pairs"]
+        assert {row["graders"] for row in pairs} == {count}
+        if last is not None:  # the reward models differ on two prompts of three pairs each, rm-a and the judge everywhere
+            assert sum(row["score"] > 1e-9 for row in pairs) == (36 if last else 6)
+
+
+def test_a_judge_is_compared_with_a_lone_reward_model(joined: Callable[..., Path]) -> None:
+    data = joined(
+        models()[0], (scores("judge", lambda i, j: -float(j)), "ai"), (scores("judge@human", lambda i, j: -float(j)), "ai")
+    )
+    assert {row["graders"] for row in select(data, by="model-disagreement")["pairs"]} == {2}
+
+
 @pytest.mark.parametrize("way", ["information", "prediction", "gap"])
 def test_a_head_is_fitted_to_the_grades_that_are_there(way: str, joined: Callable[..., Path]) -> None:
     data = joined(*models(), human(6))
