@@ -15,6 +15,7 @@ from mmpo.cli.commands.build import run_build
 from mmpo.cli.commands.generate import run_generate
 from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.commands.score import run_score
+from mmpo.cli.output import say
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, weights_of
 from mmpo.pipeline.api import load_feedback
@@ -93,14 +94,14 @@ def candidates(recipe: Recipe, stages: Stages, inputs: list[str], said: dict[str
         return out
     key = {"options": dataclasses.asdict(generate), "models": recipe.models, "local": recipe.local, "inputs": inputs}
     key["weights"] = [weights_of(one.split(",")[0] if isinstance(one, str) else one["model"]) for one in recipe.local]
-    work = _finished("models", lambda: run_generate(recipe.inputs, out, generate, recipe.models, recipe.local))
+    work = _finished("models", build.max_rejects, lambda: run_generate(recipe.inputs, out, generate, recipe.models, recipe.local))
     said["generate"] = stages.do("generate", key, work, out)
     return out
 
 
 def grades(recipe: Recipe, stages: Stages, folder: Path, said: dict[str, Any]) -> Path:
     """The candidates of a folder with the models' and the judges' grades: the folder of the last stage that there is."""
-    score, judge = recipe.score, recipe.judge
+    score, judge, most = recipe.score, recipe.judge, recipe.build.max_rejects if recipe.build else 0.0
     if score is not None:
         of, folder = folder, stages.out / "scored"
         key: dict[str, Any] = {"options": dataclasses.asdict(score), "models": recipe.scorers, "candidates": manifest_text(of)}
@@ -110,18 +111,25 @@ def grades(recipe: Recipe, stages: Stages, folder: Path, said: dict[str, Any]) -
     if judge is not None:
         before, folder = folder, stages.out / "judged"
         key = {"options": dataclasses.asdict(judge), "judges": recipe.judges, "candidates": manifest_text(before)}
-        work = _finished("judges", lambda: run_judges(before, stages.out / "judged", judge, recipe.judges))
+        work = _finished("judges", most, lambda: run_judges(before, stages.out / "judged", judge, recipe.judges))
         said["judge"] = stages.do("judge", key, work, folder)
     return folder
 
 
-def _finished(who: str, work: Work) -> Work:
-    """The work of a stage, which is not done before all requests are."""
+def _finished(who: str, most: float, work: Work) -> Work:
+    """The work of a stage that asks: done when nothing is left to ask and at most that share of its requests failed for good."""
 
     def done() -> dict[str, Any]:
         summary = work()
-        if not summary["finished"]:
-            raise PartialResult(f"the {who} did not get through; the same command again goes on where they stopped")
+        rows = summary[who]
+        failed, asked = sum(sum(one["failed"].values()) for one in rows), sum(one["requests"] for one in rows)
+        if summary["stopped"] or any(one["left"] for one in rows) or failed > most * asked:
+            raise PartialResult(
+                f"the {who} did not get through; the same command again goes on where they stopped. build.max_rejects, {most:g}, is the "
+                "largest share of requests that may fail for good"
+            )
+        if failed:
+            say(f"going on without {failed:,} of {asked:,} answers: build.max_rejects, {most:g}, allows so many to fail")
         return summary
 
     return done

@@ -9,7 +9,7 @@ from mmpo.cli.output import print_rows, say
 from mmpo.cli.recipe.feedback import Graded
 from mmpo.cli.recipe.model import ROUND, Recipe
 from mmpo.cli.recipe.models import Done, run_stages
-from mmpo.cli.recipe.sampled import held_out, measured, sampled
+from mmpo.cli.recipe.sampled import Replies, held_out, measured, sampled
 from mmpo.cli.recipe.stages import Stages, write_json
 
 START = "(start)"
@@ -30,7 +30,7 @@ def run_rounds(recipe: Recipe, stages: Stages, inputs: list[str]) -> dict[str, A
     policies, before = dict.fromkeys(recipe.runs, start), dict[str, Graded]()
     rows: list[dict[str, Any]] = []
     last: dict[str, Done] = {}
-    first = stages.out / "round-1" / "candidates"
+    first = Replies(stages.out / _place(1, "") / "candidates", _place(1, ""))
     for number in range(1, recipe.rounds + 1):
         shared = number == 1 or not several
         for names in [list(recipe.runs)] if shared else [[name] for name in recipe.runs]:
@@ -39,7 +39,7 @@ def run_rounds(recipe: Recipe, stages: Stages, inputs: list[str]) -> dict[str, A
             done = run_stages(one, stages.below(place), inputs, before.get(names[0]) if recipe.keep == "all" else None)
             assert done.graded is not None
             if number == 1:
-                prompts = held_out(recipe, stages, first)
+                prompts = held_out(recipe, stages, first.folder)
                 rows.append(_start(recipe, prompts, first))
             for name in names:
                 before[name], last[name] = done.graded, done
@@ -81,7 +81,7 @@ def _of_round(recipe: Recipe, number: int, place: str, policy: str, names: list[
     return recipe.model_copy(update=changed)
 
 
-def _start(recipe: Recipe, prompts: Path, candidates: Path) -> dict[str, Any]:
+def _start(recipe: Recipe, prompts: Path, candidates: Replies) -> dict[str, Any]:
     """The row of the model that the loop begins with; it gains nothing over itself."""
     found = measured(recipe, candidates, candidates, prompts)
     return {"run": START, "round": 0, "gains": {}, **{name: found.get(name) for name in ("measure", "measure_95")}}

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmpo.cli.recipe.feedback import grades, manifest_text
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, weights_of
 from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.metrics import mean_interval
 from mmpo.pipeline.pairs import split_of_prompts
 from mmpo.pipeline.sources import outside_function
@@ -38,11 +40,27 @@ def held_out(recipe: Recipe, stages: Stages, candidates: Path) -> Path:
     return Path(stages.do("held-out", {"candidates": manifest_text(candidates), "split": [shares, by, wanted]}, work, out)["out"])
 
 
-def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Path) -> dict[str, Any]:
-    """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the candidates of the folder `start`.
+@dataclass(frozen=True)
+class Replies:
+    """What a model of that name wrote into a FEEDBACK folder, beside whatever else is there."""
+
+    folder: Path
+    model: str
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Its completions by prompt id, of prompts that have any."""
+        found = {
+            row["prompt_id"]: [one for one in row["completions"] or () if one["model"] == self.model]
+            for row in load_feedback(self.folder).to_pylist()
+        }
+        return {one: written for one, written in found.items() if written}
+
+
+def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> dict[str, Any]:
+    """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the start model's candidates.
 
     Returns {"measure", "measure_95", "measure_gain", "measure_gain_95", "graders": {rater: {"gain", "gain_95", "prompts"}}}: means over
-    prompts with 95% intervals, gains over the model of `start`; of graders in their own units, one reply a prompt on either side. None
+    prompts with 95% intervals, gains over the start model; of graders in their own units, one reply a prompt on either side. None
     where there is nothing of the kind.
     """
     out, generate, policy = stages.out, recipe.generate, recipe.local[-1]
@@ -51,36 +69,37 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Path) -> dict[
     key["prompts"] = manifest_text(prompts)
     replies = out / "replies"
     stages.do("generate", key, lambda: run_generate([prompts], replies, generate, [], [policy]), replies)
-    beside, key = out / "beside", {"start": manifest_text(start), "replies": manifest_text(replies)}
-    both = stages.do("beside", key, lambda: _beside(start, replies, beside), beside)["prompts"]
+    ours = Replies(replies, policy["called"])
+    beside, key = out / "beside", {"start": manifest_text(start.folder), "replies": manifest_text(replies)}
+    both = stages.do("beside", key, lambda: _beside(start, ours, beside), beside)["prompts"]
     said: dict[str, Any] = {}
     judged = grades(recipe, stages, beside, said) if both else beside
     measures = recipe.measures
     draws = {"draws": measures.bootstrap, "seed": measures.seed}
     found: dict[str, Any] = {"prompts": load_feedback(replies).num_rows, "said": said, "graders": {}}
-    for rater, values in _gains(load_feedback(judged).to_pylist(), _firsts(start), _firsts(replies)).items():
+    for rater, values in _gains(load_feedback(judged).to_pylist(), _firsts(start), _firsts(ours)).items():
         found["graders"][rater] = {
             "gain": float(np.mean(values)),
             "gain_95": mean_interval(values, **draws),
             "prompts": len(values),
         }
-    return found | measured(recipe, replies, start, prompts)
+    return found | measured(recipe, ours, start, prompts)
 
 
-def measured(recipe: Recipe, replies: Path, start: Path, prompts: Path) -> dict[str, Any]:
-    """The user's own measure of the replies in a folder to the prompts of another one, and their gain over those in `start`."""
+def measured(recipe: Recipe, replies: Replies, start: Replies, prompts: Path) -> dict[str, Any]:
+    """The user's own measure of replies to the prompts of a folder, and their gain over the start model's."""
     if recipe.measures.measure is None:
         return {}
     of: Callable[..., Any] = outside_function("evaluate.measure", recipe.measures.measure)
     draws = {"draws": recipe.measures.bootstrap, "seed": recipe.measures.seed}
-    wanted = set(load_feedback(prompts)["prompt_id"].to_pylist())
+    asked = {row["prompt_id"]: row["prompt"] for row in load_feedback(prompts).to_pylist()}
     ours, theirs = (
         {
-            row["prompt_id"]: _mean(row, of)
-            for row in load_feedback(one).to_pylist()
-            if row["completions"] and row["prompt_id"] in wanted
+            one: float(np.mean([_number(recipe, of, asked[one], reply["text"]) for reply in written]))
+            for one, written in each.rows().items()
+            if one in asked
         }
-        for one in (replies, start)
+        for each in (replies, start)
     )
     both = [ours[one] - theirs[one] for one in ours if one in theirs]
     values = list(ours.values())
@@ -90,27 +109,32 @@ def measured(recipe: Recipe, replies: Path, start: Path, prompts: Path) -> dict[
     }  # fmt: skip
 
 
-def _mean(row: Row, of: Callable[..., Any]) -> float:
-    return float(np.mean([float(of(row["prompt"], one["text"])) for one in row["completions"]]))
+def _number(recipe: Recipe, of: Callable[..., Any], prompt: Sequence[Row], reply: str) -> float:
+    """What the user's function says of a reply. Raises UserError where it fails, or says no number."""
+    where, takes = f"evaluate.measure {recipe.measures.measure}", "it takes the prompt's messages and a reply, and returns a number"
+    try:
+        value = float(of(prompt, reply))
+    except Exception as error:
+        raise UserError(f"{where}: {type(error).__name__} of the reply {printable(reply, 60)!r}: {error}; {takes}") from error
+    if not np.isfinite(value):
+        raise UserError(f"{where}: {value} of the reply {printable(reply, 60)!r}; {takes}")
+    return value
 
 
-def _firsts(folder: Path) -> dict[str, str]:
-    """The id of each prompt's first completion."""
-    return {row["prompt_id"]: row["completions"][0]["id"] for row in load_feedback(folder).to_pylist() if row["completions"]}
+def _firsts(replies: Replies) -> dict[str, str]:
+    """The id of each prompt's first reply."""
+    return {one: written[0]["id"] for one, written in replies.rows().items()}
 
 
-def _beside(start: Path, replies: Path, out: Path) -> dict[str, Any]:
-    """FEEDBACK with the first candidate of `start` and the first of the replies; prompts that lack one of them are left out, counted."""
-    first, table = _firsts(start), load_feedback(replies)
-    theirs = {row["prompt_id"]: row["completions"][0] for row in load_feedback(start).to_pylist() if row["prompt_id"] in first}
-    rows, dropped = [], 0
+def _beside(start: Replies, replies: Replies, out: Path) -> dict[str, Any]:
+    """FEEDBACK with the start model's first candidate and the policy's first; prompts that lack one of them are left out, counted."""
+    theirs, ours, table = start.rows(), replies.rows(), load_feedback(replies.folder)
+    rows = []
     for row in table.to_pylist():
-        if not row["completions"] or row["prompt_id"] not in theirs:
-            dropped += 1
-            continue
-        pair = {one["id"]: one for one in (theirs[row["prompt_id"]], row["completions"][0])}
-        rows.append({**row, "completions": list(pair.values())})
-    return _write(rows, table.schema, out, {"beside": str(start.name)}, dropped)
+        if row["prompt_id"] in ours and row["prompt_id"] in theirs:
+            pair = {one["id"]: one for one in (theirs[row["prompt_id"]][0], ours[row["prompt_id"]][0])}
+            rows.append({**row, "completions": list(pair.values())})
+    return _write(rows, table.schema, out, {"beside": start.model}, table.num_rows - len(rows))
 
 
 def _write(rows: Sequence[Row], schema: pa.Schema, out: Path, recipe: Row, dropped: int = 0) -> dict[str, Any]:

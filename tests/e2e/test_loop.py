@@ -7,8 +7,8 @@ from typing import Any
 
 import demo_loop
 import pytest
-from folders import read_table
-from loop_cases import Loop, grade, models_in, start_models
+from folders import read_table, write_rows
+from loop_cases import PROMPTS, Loop, grade, models_in, start_models
 from openai_server import Server, serving
 
 from mmpo.cli.main import run
@@ -81,15 +81,25 @@ def test_the_last_round_alone_and_several_policies_side_by_side(models: Path, se
 
 
 @pytest.mark.slow
-def test_a_reward_model_in_the_judges_place(models: Path, server: Server, tmp_path: Path) -> None:
+def test_a_reward_model_in_the_judges_place(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
     sets = ("judge=null", "calibrate=null", f"score.models=[{models / 'reward'}]", "training.max_steps=3", "training.lora=4")
     loop = Loop(models, server, tmp_path / "loop")
     loop.sets = [one for one in loop.sets if not one.startswith(("judge.", "calibrate."))] + list(sets)
+    # Prompts come with an answer already, which is nobody's of the loop.
+    rows = [{"prompt": prompt, "completions": ["because of a name."], "models": ["somebody"]} for prompt in PROMPTS]
+    loop.sets.append(f"generate.prompts=[{write_rows(tmp_path / 'answered.jsonl', rows)}]")
     before = server.counts()["requests"]
+    assert run([*loop.words, "--set", "evaluate.measure=demo_loop:WORTH"]) == 2
+    assert run([*loop.words, "--set", "evaluate.measure=demo_loop:quality"]) == 2
+    assert (
+        "evaluate.measure demo_loop:quality: AttributeError of the reply" in (said := capsys.readouterr().err)
+        and "returns a number" in said
+    )
     assert run(loop.words) == 0
     assert server.counts()["requests"] == before
     assert [list(row["gains"]) for row in loop.rows()] == [[], ["reward"], ["reward"]]
-    assert models_in(loop.feedback("round-2/feedback")) == {"round-1", "round-2"}
+    assert models_in(loop.feedback("round-2/feedback")) == {"somebody", "round-1", "round-2"}
+    assert models_in(loop.feedback("round-2/sampled/beside")) == {"round-1", "round-3"}
 
 
 def test_stages_once_from_prompts_to_calibrated_pairs(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
@@ -97,8 +107,16 @@ def test_stages_once_from_prompts_to_calibrated_pairs(models: Path, server: Serv
         models, server, tmp_path / "once", "rounds=null", f"generate.local=[{{model: {models / 'start'}, called: me}}]", "runs={}"
     )
     loop.sets[loop.sets.index(f"calibrate.people=['{loop.people}/{{round}}']")] = f"calibrate.people=['{loop.people}']"
+    # A few answers that never come stop nobody who allows for them.
+    server.plan({"faults": [{"kind": "content_policy", "contains": demo_loop.ASKED[0].format(demo_loop.TOPICS[0])}]})
     assert run(loop.words) == 3
-    assert f"argilla push {loop.out}/judged --dataset once --limit" in capsys.readouterr().err
+    assert "build.max_rejects, 0.01, is the largest share" in capsys.readouterr().err
+    loop.sets.append("build.max_rejects=0.1")
+    assert run(loop.words) == 3
+    server.plan({"faults": []})
+    said = capsys.readouterr().err
+    assert "going on without 6 of " in said
+    assert f"argilla push {loop.out}/judged --dataset once --limit" in said
     grade(loop.out / "judged", loop.people)
     assert run([*loop.words, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
