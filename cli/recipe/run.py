@@ -26,7 +26,8 @@ def run(
 ) -> None:
     """Run all stages that a recipe names; the same command again does only what is left or has changed.
 
-    With `rounds` they are done again and again, each time on what the policy of the round before writes (docs/loop.md). Example: mmpo run recipes/quickstart.yaml --set training.max_steps=20
+    With `rounds` they are done again and again, each time on what the policy of the round before writes (docs/loop.md). Example:
+    mmpo run recipes/quickstart.yaml --set training.max_steps=20
     """
     if print_schema:
         print(json.dumps(schema(), indent=2, ensure_ascii=False))

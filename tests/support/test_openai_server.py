@@ -13,6 +13,7 @@ import pytest
 from command import wait_for
 from openai_plan import REPLY, STATUS
 from openai_server import Server, serving
+from simulated_judge import JudgeModel, Qualities, _verdict, quality
 
 PROMPT = "<first-0badc0de77>\n{}\n</first-0badc0de77>\n<second-0badc0de77>\n{}\n</second-0badc0de77>\nAnswer with one letter."
 
@@ -124,3 +125,14 @@ def test_it_ends_when_whoever_started_it_is_gone() -> None:
     folder = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     assert wait_for(lambda: not listens(int(done.stdout)))
+
+
+def test_a_judge_of_words_that_are_worth_something_bends_its_margins() -> None:
+    """Four times the mean worth: 4 and 0, apart by 4; the square root of that is 2, and no more where another letter is nearer."""
+    worth = {"good": 1.0, "bad": -1.0}
+    texts = {"first": "good good", "second": "good bad"}
+    prompt = "".join(f"<{name}-0123456789>\n{text}\n</{name}-0123456789>\n" for name, text in texts.items())
+    model = JudgeModel(noise=0.0, bend=0.5, tau=0.2)
+    [grades] = _verdict(prompt, "judge", model, Qualities(worth=worth)).values()
+    assert (quality("Good, other.", worth), quality("", worth)) == (2.0, 0.0)
+    assert max(grades, key=grades.__getitem__) == "B" and grades["B"] > -1e-4
