@@ -156,11 +156,12 @@ def from_file(path: Path, found: Completions) -> np.ndarray:
     return values
 
 
-def of_model(model: str, found: Completions) -> np.ndarray:
-    """A model's hidden states, (completions, features); a completion that can't be rendered has those of the mean, counted aloud."""
+def of_model(model: str, found: Completions, ask: str | None = None) -> np.ndarray:
+    """A model's hidden states, (completions, features); a completion that can't be rendered has those of the mean, counted aloud. ask: as
+    `hidden_states` takes it."""
     from mmpo.train.inference import hidden_states
 
-    values = hidden_states(found.prompts, found.texts, found.prompt_of, model)
+    values = hidden_states(found.prompts, found.texts, found.prompt_of, model, ask=ask)
     missing = np.isnan(values).any(axis=1)
     if missing.all():
         raise UserError(f"{model}: none of the {len(values)} completions can be rendered with its chat template")
@@ -170,24 +171,28 @@ def of_model(model: str, found: Completions) -> np.ndarray:
     return values
 
 
-def features_of(name: str, found: Completions, values: np.ndarray | None = None) -> Fit:
-    """What `--features` names, or the values given, in the order of the completions' ids. Raises UserError."""
+def features_of(name: str, found: Completions, values: np.ndarray | None = None, ask: str | None = None) -> Fit:
+    """What `--features` names, or the values given, in the order of the completions' ids; ask: of a model. Raises UserError."""
+    if ask and (values is not None or name in FEATURES or name.endswith(".parquet")):
+        raise UserError(
+            f"ask puts a question behind replies that a model reads, and features are {name!r}: name a model, or leave out `ask`"
+        )
     if values is None and name in FEATURES:
         return FEATURES[name](found)
-    values = named(name, found) if values is None else values
+    values = named(name, found, ask) if values is None else values
     if values.shape[0] != len(found.texts) or values.ndim != 2 or not np.isfinite(values).all():
         raise UserError(f"features must be finite numbers of shape ({len(found.texts)}, features), not {values.shape}")
     return fixed(values, MOST_FEATURES)
 
 
-def named(name: str, found: Completions) -> np.ndarray:
+def named(name: str, found: Completions, ask: str | None = None) -> np.ndarray:
     """The features of a Parquet file or a language model, (completions, features). Raises UserError."""
     if name.endswith(".parquet"):
         return from_file(Path(name), found)
     if closest(name, FEATURES, 0.6) and not Path(name).exists():
         raise unknown_name("features", name, FEATURES)
     _check_model(name)
-    return of_model(name, found)
+    return of_model(name, found, ask)
 
 
 def completion_features(name: str, found: Completions) -> np.ndarray:

@@ -14,6 +14,9 @@ class AdviseOptions:
     features: Annotated[TextOrPath, Field(min_length=1)] = "bag"
     """what completions are seen by: bag (n-grams and style figures), a model's hidden states (a folder or a Hugging Face name), or a
     Parquet file with the columns id and features (a list)"""
+    ask: Annotated[str, Field(min_length=1)] | None = None
+    """a question put behind every completion for a model's hidden states, such as "Is this a good answer?": what a model that follows
+    instructions has to say of a reply stands at its end, more than at the reply's"""
     seeds: Count = 5
     """splits into training, validation and test prompts; five test every prompt once"""
     seed: Annotated[int, Field(ge=0), NUMBER] = 0

@@ -73,7 +73,7 @@ class Look:
         self.normalised = next(iter(given.pairs))
         self.found, self.counts = evidence_of(given.pairs[self.normalised], given.where, options.seed)
         check_evidence(self.found, given.where, LEAST_PROMPTS)
-        self.fit: Fit = features_of(options.features, self.found, values)
+        self.fit: Fit = features_of(options.features, self.found, values, options.ask)
         self.splits = list(splits(self.found, options.seeds, options.seed))
         self.groups = int(self.found.group.max()) + 1
 
@@ -113,6 +113,7 @@ class Look:
             "data": self.given.where,
             "kind": self.given.kind,
             "features": self.options.features,
+            "ask": self.options.ask,
             "width": max(values.shape[1] for values in self.values),
             "seeds": self.options.seeds,
             **self.counts,

@@ -27,3 +27,4 @@ from mmpo.train.data.pairs import (
 )
 from mmpo.train.data.reasons import or_reason
 from mmpo.train.data.render import Rendered, Renderer
+from mmpo.train.data.written import asked_behind

@@ -19,7 +19,17 @@ from mmpo.pipeline.progress import ProgressReporter, say
 from mmpo.pipeline.storage import atomic_file, text_digest
 from mmpo.pipeline.tables import Message
 from mmpo.train.batches import Batch, group_prompts
-from mmpo.train.data import REFUSALS, ChatTemplate, PromptPairs, Rendered, choose_template, common_prefix, pad_token
+from mmpo.train.data import (
+    REFUSALS,
+    ChatTemplate,
+    PromptPairs,
+    Rendered,
+    ask_behind,
+    asked_behind,
+    choose_template,
+    common_prefix,
+    pad_token,
+)
 from mmpo.train.inference.reference_store import default_folder
 from mmpo.train.messages import warn
 from mmpo.train.model import (
@@ -51,6 +61,7 @@ def hidden_states(
     bf16: bool | None = None,
     cache: str | Path | Literal[False] | None = None,
     chat_template: str | None = None,
+    ask: str | None = None,
     trust_remote_code: bool = False,
 ) -> np.ndarray:
     """Features of every completion, float32, shape (completions, 4 · the model's width), NaN for one that can't be rendered.
@@ -63,13 +74,16 @@ def hidden_states(
     the model takes fewer): of a prompt of more than half of that the middle is left out, then of a completion the end; both are counted
     aloud. tokens: computed in one pass at most. bf16: default, where the processor has instructions for it. cache: the folder that
     keeps features by the digest of model and texts; None: `features` beside the reference cache of the user; False: none.
-    chat_template: as `choose_template` takes it; default: the model's own, else plain.
+    chat_template: as `choose_template` takes it; default: the model's own, else plain. ask: a question put behind every reply
+    (`ask_behind`), and taken for a part of it: at its end is the last token, its tokens count in the mean.
 
     Raises UserError for a model that can't be read, and for one without hidden states of a prompt with its reply.
     """
     frozen, tokenizer, kind = load_frozen(model, trust_remote_code=trust_remote_code)
     layers = layers_of(frozen)
     choose_template(tokenizer, chat_template or ("tokenizer" if tokenizer.chat_template else "plain"))
+    if ask:
+        ask_behind(tokenizer, ask)
     device = (
         torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
     )
@@ -125,7 +139,9 @@ def _rendered(
                 begun[number] = encode(template.prompt(prompt)[0])
                 counts["prompts lost their middle"] += len(begun[number] or ()) > most
             before = begun[number]
-            ids = [] if before is None else encode(template.text(prompt, [{"role": "assistant", "content": text}])[0])
+            reply = [{"role": "assistant", "content": text}]
+            written = "" if before is None else template.text(prompt, reply)[0]
+            ids = encode(written)
         except REFUSALS:
             before, ids = None, []
         start = common_prefix(before or (), ids)
@@ -134,11 +150,13 @@ def _rendered(
             items.append(None)
             continue
         head = ids[:start] if start <= most else [*ids[: most // 2], *ids[start - (most - most // 2) : start]]
-        rest = ids[start : start + length - len(head)]
-        counts["completions lost their end"] += len(rest) < len(ids) - start
-        items.append(Rendered(np.array([*head, *rest], dtype=np.int32), len(head), len(rest) < len(ids) - start))
-    cut = f" (at {length} tokens)"
-    warn(f"features: {count} of {len(items)} {what}{cut if 'lost' in what else ''}" for what, count in counts.items() if count)
+        cut = len(ids) - start > length - len(head)
+        asked = encode(asked_behind(tokenizer, written, reply)) if cut else []
+        rest = [*ids[start : start + max(1, length - len(head) - len(asked))], *asked][: length - len(head)]
+        counts["completions lost their end"] += cut
+        items.append(Rendered(np.array([*head, *rest], dtype=np.int32), len(head), cut))
+    where = f" (at {length} tokens)"
+    warn(f"features: {count} of {len(items)} {what}{where if 'lost' in what else ''}" for what, count in counts.items() if count)
     return items
 
 

@@ -177,6 +177,7 @@ def graded(prompts: int, score: Any) -> list[dict[str, Any]]:
         (graded(30, lambda i, j: 3), {}, "all 30 pairs are ties"),
         (graded(30, lambda i, j: j), {"features": "bagg"}, "did you mean 'bag'"),
         (graded(30, lambda i, j: j), {"features": "missing.parquet"}, "missing.parquet"),
+        (graded(30, lambda i, j: j), {"ask": "Is this good?"}, "features are 'bag': name a model, or leave out `ask`"),
         (
             graded(30, lambda i, j: j),
             {"features": "encoder"},

@@ -6,6 +6,7 @@ import torch
 from training_cases import save_model, small_model, user_error
 from transformers import AutoModel, AutoTokenizer
 
+from mmpo.train.data import ask_behind
 from mmpo.train.inference import hidden_states
 from mmpo.train.model import tiny_model
 
@@ -66,6 +67,23 @@ def test_long_texts_lose_the_middle_of_the_prompt_and_the_end_of_the_reply(folde
     np.testing.assert_allclose(found[0], by_hand(folder, [*head, *ids[start : start + 20]], 20), atol=2e-5)
     said = capsys.readouterr().err
     assert "1 of 1 prompts lost their middle (at 40 tokens)" in said and "1 of 1 completions lost their end" in said
+
+
+def test_a_question_behind_replies_is_read_as_their_end_and_outlives_a_cut(tokenizer, tmp_path, capsys):
+    folder = str(save_model(tmp_path / "model", tiny_model("policy", tokenizer, size=32, layers=3), tokenizer))
+    asks = AutoTokenizer.from_pretrained(folder)
+    ask_behind(asks, "a mat?")
+    given = {"bf16": False, "cache": False, "ask": "a mat?"}
+    found = hidden_states(PROMPTS, TEXTS, PROMPT_OF, folder, **given)
+    for row, text, number in zip(found, TEXTS, PROMPT_OF, strict=True):
+        np.testing.assert_allclose(row, by_hand(folder, *ids_of(asks, PROMPTS[number], text)), atol=2e-5)
+    ids, start = ids_of(asks, PROMPTS[0], TEXTS[1])
+    written = asks.decode(ids)
+    behind = asks(written[written.rindex(TEXTS[1]) + len(TEXTS[1]) :], add_special_tokens=False)["input_ids"]
+    assert ids[-len(behind) :] == behind and start <= (len(ids) - 2) // 2
+    cut = hidden_states(PROMPTS[:1], TEXTS[1:2], [0], folder, max_length=len(ids) - 2, **given)
+    np.testing.assert_allclose(cut[0], by_hand(folder, [*ids[: -len(behind) - 2], *behind], start), atol=2e-5)
+    assert "1 of 1 completions lost their end" in capsys.readouterr().err
 
 
 def test_what_is_kept_is_read_again_and_only_for_the_same_texts(folder, tmp_path, monkeypatch, capsys):
