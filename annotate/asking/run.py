@@ -12,7 +12,19 @@ from typing import Any, NoReturn, TypeVar
 
 from mmpo.annotate.asking.asker import Asker, Counts, Endpointlike
 from mmpo.annotate.asking.options import AskingOptions
-from mmpo.annotate.client import Answer, Budget, Failure, Journal, Price, Prices, Stop, backoff, named_parameter, spent_by
+from mmpo.annotate.client import (
+    ABOUT_LENGTH,
+    Answer,
+    Budget,
+    Failure,
+    Journal,
+    Price,
+    Prices,
+    Stop,
+    backoff,
+    named_parameter,
+    spent_by,
+)
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.progress import waiting
 from mmpo.pipeline.tables import Message
@@ -189,12 +201,17 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     return [{"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
 
 
-def refuse(stop: Stop, word: str, why: str, journal: Journal) -> NoReturn:
-    """Raise why nothing came of a run. word: what would have come, "answer"; why: what is to be said unless the run was stopped."""
+def refuse(stop: Stop, word: str, why: str, journal: Journal, flag: str = "--max-tokens") -> NoReturn:
+    """Raise why nothing came of a run. word: what would have come, "answer"; why: what is to be said unless the run was stopped;
+    flag: the option with the longest reply."""
     if stop.reason == "interrupted":
         raise PartialResult(f"interrupted before the first {word}; nothing was written, and the same command again starts over")
     if stop.reason in USER_ERRORS:
         raise UserError(f"the endpoint refuses: {stop.message}")
+    if ABOUT_LENGTH.search(stop.message):
+        raise UserError(
+            f"{stop.message}. Prompt and reply have to fit together: a smaller {flag} leaves more room. Nothing was written"
+        )
     message = stop.message or f"{why}; the replies are in {journal.path}"
     raise (PartialResult if stop.reason else UserError)(f"{message}. Nothing was written")
 

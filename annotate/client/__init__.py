@@ -13,7 +13,16 @@ from mmpo.annotate.client.address import (
 from mmpo.annotate.client.chat_reply import answer_of, loads
 from mmpo.annotate.client.cost import Budget, Price, Prices, load_prices
 from mmpo.annotate.client.endpoint import REQUESTS_PER_POOL, Endpoint
-from mmpo.annotate.client.failures import OF_THE_RUN, backoff, failure_of_status, named_parameter, refusal_of, retry_after, scrub
+from mmpo.annotate.client.failures import (
+    ABOUT_LENGTH,
+    OF_THE_RUN,
+    backoff,
+    failure_of_status,
+    named_parameter,
+    refusal_of,
+    retry_after,
+    scrub,
+)
 from mmpo.annotate.client.journal import Journal, spent_by
 from mmpo.annotate.client.rate_limits import Bucket, Limits
 from mmpo.annotate.client.request import Answer, Choice, Failure, Request, Token, estimated_tokens, key_of

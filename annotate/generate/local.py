@@ -4,13 +4,14 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mmpo.annotate.client import Answer, Failure, Stop, answer_of
 from mmpo.annotate.generate.options import SampledModel
+from mmpo.pipeline.errors import UserError
 
 
 @dataclass(eq=False)
@@ -25,11 +26,12 @@ class LocalWork:
 
 class LocalEngine(Protocol):
     """What writes replies on this machine. name: its model's in FEEDBACK; digest: of all that its replies depend on beside the request;
-    slots: how many replies it writes at a time."""
+    slots: how many replies it writes at a time; most: tokens that a prompt and its reply may have together."""
 
     name: str
     digest: str
     slots: int
+    most: int
 
     def serve(self, inbox: "queue.SimpleQueue[Any]", halted: Callable[[], bool]) -> None:
         """Answer the `LocalWork` that comes until None does. halted: asked at every token, whether to begin nothing more: what has not
@@ -39,6 +41,16 @@ class LocalEngine(Protocol):
 
 WAITING = 4
 """Requests that wait for each place of an engine: among them it finds those of like length, and those of one prompt."""
+
+
+def check_room(engines: Sequence[LocalEngine], max_tokens: int) -> None:
+    """Raise UserError where a reply of so many tokens leaves a model no room for a prompt."""
+    for one in engines:
+        if max_tokens >= one.most:
+            raise UserError(
+                f"--max-tokens {max_tokens} leaves {one.name} no room for a prompt: it takes {one.most:,} tokens of prompt and reply "
+                "together. Give fewer"
+            )
 
 
 def settings_of(engine: LocalEngine) -> SampledModel:

@@ -106,8 +106,8 @@ def finish(
         digests = write_feedback(folder, metadata, parts())
         if not any(one.candidates or one.repeated for one in totals):
             found = sum((one.reasons + one.failed for one in totals), Counter())
-            hint = "; --max-tokens is the longest reply" if found["cut"] else ""
-            refuse(stop, "reply", f"no reply became a candidate: {most_common(found)}{hint}", journal)
+            hint = "; --max-tokens is the longest reply" if found["cut"] or found["empty"] else ""
+            refuse(stop, "reply", f"no reply became a candidate: {most_common(found)}{_unsent(totals, unasked)}{hint}", journal)
         accounting = _accounted(before["counts"] if built else {}, totals, prompts, unasked)
         spent = journal.spent()
         models = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals)]
@@ -121,6 +121,14 @@ def finish(
         "cost": None if None in costs or not costs else sum(costs),
         "journal": str(journal.path), "models": models,
     }  # fmt: skip
+
+
+def _unsent(totals: Sequence[ModelTotals], unasked: Counter[str]) -> str:
+    """What was never asked, in words."""
+    left, prompts = sum(one.left for one in totals), +unasked
+    words = [f"{left:,} requests were not sent"] if left else []
+    words += [f"{prompts.total():,} prompts were not asked ({most_common(prompts)})"] if prompts else []
+    return "".join(f"; {one}" for one in words)
 
 
 def _described(run: "GenerateRun") -> dict[str, Any]:

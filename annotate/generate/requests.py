@@ -1,6 +1,7 @@
 """From prompts to the requests of one model, and from its answers to candidates, or to the names of what is none."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -21,6 +22,11 @@ MESSAGE_TOKENS = 8
 WITHHELD = ("refused", "content_filter")
 """Reasons of a client's failures that are the model's last word on a prompt: they are kept as answers and not asked again."""
 MOST_TRIES = 6
+TOO_LONG = re.compile(
+    r"max_(?:completion_)?tokens\b.*(?:too (?:large|big|high)|at most|exceed|maximum|less than|greater than|between|from 1 to)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A refusal of how long a reply may be, rather than of the name under which that is said."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,9 @@ def written_of(answer: Answer) -> Written:
         return Written("", choice.thinking + choice.text, calls, "cut" if cut else "unclosed_thinking")
     text, thought = answered
     thinking = "\n".join(part for part in (choice.thinking.strip(), thought) if part) or None
-    reason = choice.finish if choice.finish in WITHHELD else "cut" if cut else "" if text.strip() or calls else "empty"
-    return Written(text, thinking, calls, reason)
+    said = bool(text.strip() or calls)
+    ended = "empty" if not (said or thinking) else "cut" if cut else "" if said else "empty"
+    return Written(text, thinking, calls, choice.finish if choice.finish in WITHHELD else ended)
 
 
 def kept(outcome: Answer | Failure) -> Answer | Failure:
@@ -152,6 +159,10 @@ async def probe(ask: Ask, model: SampledModel, options: GenerateOptions, instead
         if isinstance(outcome, Answer) or outcome.answer is not None or outcome.reason in WITHHELD:
             return takes
         named = named_parameter(outcome.message, body.keys() - {"model", "messages"})
+        if TOO_LONG.search(outcome.message):
+            raise UserError(
+                f"model {model.name}: --max-tokens {sampling.length} is more than its endpoint gives: {outcome.message}. Give fewer"
+            )
         if named == takes.length and named:
             takes = replace(takes, length="max_completion_tokens" if named == "max_tokens" else "")
         elif named == "seed":

@@ -13,7 +13,7 @@ import orjson
 
 from mmpo.annotate.asking import Asker, Endpointlike, Progress, ask_all, check_prices, journal_of, patient, to_its_end
 from mmpo.annotate.client import Answer, Budget, Endpoint, Failure, Journal, Price, Prices, Request, Stop, api_key, load_prices
-from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, settings_of
+from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, check_room, settings_of
 from mmpo.annotate.generate.options import GenerateOptions, SampledModel, check_names, sampled_models
 from mmpo.annotate.generate.output import check_folder, finish, holds_key, unanswered
 from mmpo.annotate.generate.prompts import opened
@@ -49,6 +49,7 @@ def prepared(
     asked = sampled_models(options, models) if models else []
     asked += [settings_of(one) for one in local]
     check_names([one.name for one in asked])
+    check_room(local, options.max_tokens)
     prices = load_prices(options.prices)
     check_prices(options, asked[: len(models)], prices)
     if local and options.batch:

@@ -77,7 +77,7 @@ def finish(
         if stop.reason and stop.reason not in USER_ERRORS:
             raise unfinished(stop, journal)
         reasons = unreadable + Counter(reason for (_, reason), count in failed.items() for _ in range(count))
-        refuse(stop, "score", f"no score can be read in any judgment: {most_common(reasons)}", journal)
+        refuse(stop, "score", f"no score can be read in any judgment: {most_common(reasons)}", journal, "--judge-max-tokens")
     table = figures(rows, categories_of(plan.questions), plan.options.bootstrap, plan.options.seed)
     for row in table:
         row |= _about(plan, row, graded, judged[row["judge"]])

@@ -12,7 +12,7 @@ import orjson
 
 from mmpo.annotate.asking import Ask, Endpointlike, Progress, ask_all, check_prices, journal_of, patient, refuse, to_its_end
 from mmpo.annotate.client import Answer, Budget, Choice, Endpoint, Journal, Price, Stop, api_key, load_prices
-from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, settings_of
+from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, check_room, settings_of
 from mmpo.annotate.generate.options import SampledModel, check_names, sampled_models
 from mmpo.annotate.generate.requests import Takes, probe
 from mmpo.annotate.generate.run import takes_key
@@ -54,6 +54,7 @@ def prepared(
         )
     check_names(names)
     chosen = judges_of(options, judges, names)
+    check_room(local, options.max_tokens)
     prices = load_prices(options.prices)
     check_prices(options, [*asked[: len(models)], *chosen.values()], prices)
     if local and options.batch:

@@ -119,7 +119,8 @@ def manifest_files(manifest: Mapping[str, Any]) -> dict[str, FileDigest | None]:
 
 NEXT = {
     "pairs": "holds FEEDBACK, no pairs: mmpo build {} --format feedback --out ... makes them",
-    "feedback": "holds pairs, no FEEDBACK: candidates and their grades; `mmpo build ... --feedback-only --out DIR` makes it",
+    "feedback": "holds pairs, no FEEDBACK: mmpo build {} --format trl --rater-name pairs --feedback-only --out DIR makes FEEDBACK of their "
+    "prompts, completions and scores",
 }
 """Where a folder of this kind is needed: what the other kind holds, and how to get this one."""
 

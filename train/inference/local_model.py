@@ -77,9 +77,7 @@ class LocalModel:
             work.done((reason, f"the prompt can't be written for {self.name}: {reason} {self.renderer.first_refusal}".strip()))
             return None
         if len(ids) + most > self.most:
-            message = (
-                f"a prompt of {len(ids)} tokens and a reply of up to {most} are more than the {self.most} that {self.name} takes"
-            )
+            message = f"a prompt of {len(ids)} tokens and a reply of up to {most} are beyond the context length of {self.name}, {self.most}"
             work.done(("context_length_exceeded", message))
             return None
         temperature = body.get("temperature")

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from mmpo.pipeline.errors import MmpoError, UserError
+from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.data import PromptPairs, ask_behind, choose_template
 from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
@@ -252,12 +253,27 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def _check_folder(tried: str, path: Path) -> None:
+    """Raises UserError for a file, and for a folder that is none of a model: the libraries look for a tokenizer first and miss that."""
+    if path.is_file():
+        raise UserError(f"{tried}: it is a file; name the folder that holds config.json, weights and tokenizer")
+    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", _ADAPTER)):
+        return
+    if (path / MANIFEST).is_file():
+        raise UserError(f"{tried}: it is a dataset folder of mmpo, no model")
+    inside = some_ids(sorted(child.name for child in path.iterdir())) or "nothing"
+    below = sorted(child.parent.name for child in path.glob("*/config.json"))
+    hint = f". Models stand in it: {some_ids([str(path / name) for name in below])}" if below else ""
+    raise UserError(f"{tried}: it holds no config.json, as every model's folder does (what is there: {inside}){hint}")
+
+
 @contextmanager
 def _errors_named(tried: str, name: str) -> Iterator[None]:
     """Whatever a model's files make the libraries raise becomes a UserError: broken files raise errors of many kinds."""
     if missing_folder(name):  # before the Hub is asked, over and over
         hint = f"; `make models` fetches small pretrained models into {_FETCHED}" if Path(name).parts[0] == _FETCHED else ""
         raise UserError(f"{tried}: there is no such folder{hint}")
+    _check_folder(tried, Path(name))
     try:
         yield
     except (MmpoError, torch.OutOfMemoryError):

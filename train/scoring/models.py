@@ -21,6 +21,7 @@ from mmpo.train.scoring.options import ScoreOptions, Scorer
 SAME = 1e-3
 """How far a score may be from the one that is there already, absolutely and relatively, to be taken for the same model's."""
 OF_THE_MODEL = ("reference", "beta", "chat_template")
+OF_POLICIES = ("reference", "beta")
 SETTINGS = ("max_length", "max_prompt_length", "thinking", "graded_part")
 
 
@@ -83,10 +84,22 @@ def _options(scorer: Scorer, options: ScoreOptions) -> TrainOptions:
     kind = record.get("kind") or kind_of(scorer.model, trust_remote_code=options.trust_remote_code)
     kind = "policy" if kind == "policy" else "reward"  # what has no output layer is refused as one without a score
     if kind == "reward":
-        given["reference"] = None
+        _check_of_policies(scorer, options)
+        given["reference"] = given["beta"] = None
     given = {name: value for name, value in given.items() if value is not None}
     how = options_as_trained(kind, scorer.model, record, {"gamma": 1.0, **given})  # no target is made, so that any γ does
     return of_part(how, options.graded_part or trained_part_of(record) or "all")
+
+
+def _check_of_policies(scorer: Scorer, options: ScoreOptions) -> None:
+    """What a reward model has no use for: refused where it is given for this model, said where it is given for all."""
+    for name in OF_POLICIES:
+        if getattr(scorer, name) is not None:
+            raise UserError(
+                f"{scorer.model} is a reward model, which scores by itself: {name} belongs to policies' implicit rewards; leave it out"
+            )
+        if getattr(options, name) is not None:
+            warn([f"{scorer.name} is a reward model, which scores by itself: --{name} is for policies and not used for it"])
 
 
 def _fitted(how: TrainOptions, options: ScoreOptions, model: Any) -> TrainOptions:

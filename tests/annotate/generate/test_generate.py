@@ -109,7 +109,6 @@ def test_a_second_run_adds_what_is_missing(generating: Any) -> None:
         ("refusal", "refused", True),
         ("content_filter", "content_filter", False),
         ("content_policy", "content_filter", False),
-        ("length", "cut", False),
     ],
 )
 def test_replies_that_are_no_candidates_are_named_and_not_asked_again(fault: str, reason: str, kept: bool, generating: Any) -> None:
@@ -330,3 +329,45 @@ def test_a_wrong_key_and_an_endpoint_that_is_away(generating: Any, monkeypatch: 
     with pytest.raises(PartialResult, match="does not answer"):
         job.generate(models=["m,base_url=http://127.0.0.1:1/v1"], patience=0.1, retries=0)
     assert not (job.folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda body: chat(body, "", finish="length"), "empty"),
+        (lambda body: chat(body, " \n", finish="length"), "empty"),
+        (lambda body: chat(body, "So", finish="length"), "cut"),
+        (lambda body: chat(body, "", finish="length", reasoning_content="Hm"), "cut"),
+        (lambda body: chat(body, "<think>Hm", finish="length"), "cut"),
+        (lambda body: chat(body, "", reasoning_content="Hm"), "empty"),
+    ],
+)
+def test_a_reply_is_cut_only_where_something_was_written(answer: Any, reason: str, generating_by: Any) -> None:
+    job = generating_by(lambda body: chat(body, "Yes.") if body["messages"][-1]["content"] == "Question 0?" else answer(body), 3)
+    assert job.generate(n=1)["counts"] == {reason: 2}
+
+
+def test_where_nothing_comes_of_a_run_what_was_not_asked_is_told_too(generating_by: Any) -> None:
+    rows = [{"prompt": "One?"}, {"prompt": [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Two."}]}]
+    job = generating_by(lambda body: chat(body, ""), rows)
+    with pytest.raises(
+        UserError, match=r"no reply became a candidate: empty 2; 1 prompts were not asked \(ends_with_assistant 1\)"
+    ):
+        job.generate(n=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("max_tokens is too large: 99. This model supports at most 50 completion tokens", 1),
+        ("'max_tokens' or 'max_completion_tokens' is too large: 99. This model's maximum context length is 64 tokens", 1),
+        ("Invalid 'max_tokens': 99. Expected a number from 1 to 50.", 1),
+        ("maximum context length is 64 tokens, you requested 7 in the messages, 99 in the completion", 0),
+    ],
+)
+def test_a_reply_that_may_be_longer_than_the_model_writes_ends_the_run_by_name(words: str, asked: int, generating_by: Any) -> None:
+    """Where the probe shows it, after one request; where only longer prompts do, once nothing has been answered."""
+    job = generating_by(lambda body: chat(body, "Hi.") if "hello" in str(body) and not asked else refusal(400, words), 60)
+    with pytest.raises(UserError, match="--max-tokens 99 is more than its endpoint gives" if asked else "a smaller --max-tokens"):
+        job.generate(n=1, max_tokens=99, concurrency=1)
+    assert len(job.server.came) == (asked or 51)

@@ -19,6 +19,7 @@ from mmpo.annotate import GenerateOptions, generate
 from mmpo.annotate.client import Journal
 from mmpo.cli.main import run
 from mmpo.pipeline import load_feedback, validate
+from mmpo.pipeline.errors import UserError
 from mmpo.train import LocalModel
 from mmpo.train.model import tiny_model, tiny_tokenizer
 
@@ -158,3 +159,10 @@ def test_ctrl_c_writes_what_has_ended_and_a_second_one_leaves_at_once(folder: Pa
             time.sleep(0.2)
         assert process.wait(timeout=20) == 130
     assert 0 < answered(out.with_name("long.generate.sqlite")) < 800
+
+
+def test_a_reply_that_leaves_no_room_for_a_prompt_is_refused_at_once(model: LocalModel, generating: Any) -> None:
+    job = generating({}, 2)
+    with pytest.raises(UserError, match=f"--max-tokens {model.most} leaves tiny no room"):
+        generate(job.prompts, job.folder / "out", options=GenerateOptions(max_tokens=model.most), local=[model])
+    assert not (job.folder / "out.generate.sqlite").exists()

@@ -118,7 +118,7 @@ def test_models_without_such_states_are_refused_by_name(tmp_path, tokenizer):
     assert "t5) reads one text and writes another" in user_error("", hidden_states, PROMPTS, TEXTS, PROMPT_OF, str(tmp_path / "t5"))
     user_error("there is no such folder", hidden_states, PROMPTS, TEXTS, PROMPT_OF, str(tmp_path / "none"))
     (tmp_path / "notes").mkdir()
-    user_error("is it whole", hidden_states, PROMPTS, TEXTS, PROMPT_OF, str(tmp_path / "notes"))
+    user_error("it holds no config.json", hidden_states, PROMPTS, TEXTS, PROMPT_OF, str(tmp_path / "notes"))
 
 
 def test_the_tokenizer_of_another_length_limit_does_not_matter(folder, tmp_path):

@@ -87,6 +87,22 @@ def test_where_the_hub_can_not_be_asked_it_is_said_at_once(load, offline, monkey
     assert "Retrying" not in caplog.text
 
 
+def turned_into_a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("{}")
+
+
+def moved_below(folder):
+    folder.rename(folder.with_name("step-1"))
+    folder.mkdir()
+    folder.with_name("step-1").rename(folder / "step-1")
+
+
+def turned_into_a_dataset(folder):
+    (folder / "config.json").unlink()
+    (folder / "manifest.json").write_text("{}")
+
+
 SCORES = {"score.weight": torch.zeros(3, 16)}
 CANNOT = "cannot load the .*policy.*"
 
@@ -97,7 +113,14 @@ CANNOT = "cannot load the .*policy.*"
         ("policy", lambda folder: (folder / "model.safetensors").write_bytes(b""), f"{CANNOT}is it whole"),
         ("policy", lambda folder: os.truncate(folder / "model.safetensors", 3000), f"{CANNOT}is it whole"),
         ("policy", lambda folder: (folder / "model.safetensors").unlink(), f"{CANNOT}no file named model.safetensors"),
-        ("policy", lambda folder: (folder / "config.json").unlink(), f"{CANNOT}there: chat_template.jinja, generation_config.json"),
+        (
+            "policy",
+            lambda folder: (folder / "config.json").unlink(),
+            f"{CANNOT}no config.json.*there: chat_template.jinja, generation",
+        ),
+        ("policy", turned_into_a_file, f"{CANNOT}it is a file; name the folder"),
+        ("policy", moved_below, rf"{CANNOT}no config.json.*what is there: step-1.*Models stand in it: .*/step-1\b"),
+        ("policy", turned_into_a_dataset, f"{CANNOT}it is a dataset folder of mmpo, no model"),
         ("policy", lambda folder: (folder / "config.json").write_text("{"), f"{CANNOT}not a valid JSON file"),
         ("policy", lambda folder: os.truncate(folder / "tokenizer.json", 500), f"{CANNOT}is it whole"),
         ("policy", lambda folder: configured(folder, model_type="frob"), f"{CANNOT}model type `frob`"),

@@ -278,4 +278,31 @@ def test_the_command_prints_what_it_wrote(trained, feedback, tmp_path, capfd):
         gap = grades[pair["chosen_id"], "own"] - grades[pair["rejected_id"], "own"]
         assert pair["quality_margin"] == pytest.approx(gap, abs=1e-9)
     assert run(["score", str(tmp_path / "pairs"), "--model", str(trained["reward"]), "--out", str(tmp_path / "x")]) == 2
-    assert "holds pairs, no FEEDBACK" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "holds pairs, no FEEDBACK" in said
+    words = (
+        said.partition("mmpo build ")[2].partition(" makes FEEDBACK")[0].replace("--out DIR", f"--out {tmp_path / 'again'}").split()
+    )
+    assert run(["build", *words]) == 0  # as it stands in the message
+    assert run(["score", str(tmp_path / "again"), "--model", f"{trained['reward']},rater=own", "--out", str(tmp_path / "y")]) == 0
+    again = {key: value for key, value in grades_of(tmp_path / "y").items() if key[1] == "own"}
+    assert again == pytest.approx({key: value for key, value in grades.items() if key[1] == "own"}, abs=1e-5)
+
+
+def test_a_reward_model_has_no_reference(trained, feedback, tmp_path, capfd):
+    for key in ("reference=x", "beta=2"):
+        user_error(
+            f"is a reward model, which scores by itself: {key.partition('=')[0]} belongs to policies",
+            score, feedback, f"{trained['reward']},{key}", tmp_path / "out",
+        )  # fmt: skip
+    found = score(feedback, [str(trained["reward"])], tmp_path / "out", reference="no/such/model", beta=2.0)
+    said = capfd.readouterr().err
+    assert "reward is a reward model" in said and "--reference is for policies" in said and "--beta is for policies" in said
+    assert found["raters"][0]["grades"] == 32
+    assert grades_of(tmp_path / "out") == grades_of(score_again(trained, feedback, tmp_path))
+
+
+def score_again(trained, feedback, folder):
+    """The same without what a reward model has no use for."""
+    score(feedback, [str(trained["reward"])], folder / "plain")
+    return folder / "plain"
