@@ -35,6 +35,7 @@ from mmpo.pipeline.api import load_feedback, load_pairs
 from mmpo.pipeline.arrow import without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
+from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import TOOLS, message_of, set_keys
 
@@ -160,8 +161,12 @@ def _of_feedback(table: pa.Table, options: "PushOptions") -> ItemsRead:
 
 
 def select(
-    items: Sequence[RecordItem], read: ItemsRead, options: "PushOptions", featurize: Featurize | None = None
+    items: Sequence[RecordItem],
+    read: ItemsRead,
+    options: "PushOptions",
+    featurize: Featurize | None = None,
+    progress: Progress | None = None,
 ) -> list[RecordItem]:
     """The items in the order of `--select`, the first `--limit` of them. Raises UserError where no item has what it goes by."""
     pool = Pool(items, read.context, read.graded, options.seed, options.features, featurize)
-    return [one.item for one in in_order(pool, options.select, options.limit)]
+    return [one.item for one in in_order(pool, options.select, options.limit, progress=progress)]

@@ -91,7 +91,7 @@ def push(
         every: dict[str, RecordItem] = {}
         for item in read.items:  # pairs that several rows have are one record
             every.setdefault(record_id(options.questions, item.prompt_id, item.ids), item)
-        items = select(list(every.values()), read, options, featurize)
+        items = select(list(every.values()), read, options, featurize, progress)
         _check_hints(read.hints, options)
         design = _design(every.values(), options)
         guidelines = guidelines_of(design, options.guidelines, suggest=options.suggest)

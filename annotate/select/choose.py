@@ -11,6 +11,7 @@ from mmpo.annotate.select.items import RecordItem
 from mmpo.annotate.select.pool import Pool
 from mmpo.annotate.select.ways import SELECTIONS, PairScores
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.progress import Progress
 
 MOST_ONE_BY_ONE = 2_000
 """Items that are chosen one by one where each changes the scores of the others; those behind come by the scores that are left then."""
@@ -27,7 +28,9 @@ class ChosenItem(NamedTuple):
     parts: Mapping[str, float | None]
 
 
-def in_order(pool: Pool, name: str, limit: int | None = None, per_prompt: int | None = None) -> list[ChosenItem]:
+def in_order(
+    pool: Pool, name: str, limit: int | None = None, per_prompt: int | None = None, progress: Progress | None = None
+) -> list[ChosenItem]:
     """The items in the order of a way, the first `limit` of them, of one prompt `per_prompt` at most. Raises UserError where no item has
     what it goes by."""
     way = SELECTIONS[name]
@@ -44,6 +47,8 @@ def in_order(pool: Pool, name: str, limit: int | None = None, per_prompt: int | 
     while scores.asked is not None and len(turn.chosen) < min(want, MOST_ONE_BY_ONE) and (best := turn.next()) is not None:
         turn.take(best)
         turn.look(scores.asked(int(turn.pair[best])))
+        if progress is not None:
+            progress("choosing", len(turn.chosen), min(want, MOST_ONE_BY_ONE, len(pool.items)))
     for place in np.lexsort((rank, np.where(np.isnan(turn.score), np.inf, -turn.score))).tolist():
         if len(turn.chosen) >= want:
             break

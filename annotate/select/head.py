@@ -6,7 +6,7 @@ framework applied to classification networks").
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,11 +36,6 @@ class LaplaceHead:
     def variances(self, x: Floats) -> Floats:
         """Their variances, (rows,)."""
         return np.einsum("ij,ij->i", x @ self.covariance, x)
-
-    def asked(self, x: Floats, bend: float) -> "LaplaceHead":
-        """The head after a pair x is graded, whatever the grade: what is not known shrinks, by the curvature of its likelihood."""
-        moved = self.covariance @ x
-        return replace(self, covariance=self.covariance - np.outer(moved, moved) * (bend / (1 + bend * (x @ moved))))
 
 
 def fit_head(x: Floats, p: Floats, usual: float, start: Floats | None = None, spreads: Sequence[float] = SPREADS) -> LaplaceHead:

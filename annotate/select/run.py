@@ -17,10 +17,16 @@ from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import large, without_texts
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
+from mmpo.pipeline.progress import Progress
 
 
 def select(
-    feedback: str | Path | pa.Table, out: str | Path | None = None, *, featurize: Featurize | None = None, **given: Any
+    feedback: str | Path | pa.Table,
+    out: str | Path | None = None,
+    *,
+    featurize: Featurize | None = None,
+    progress: Progress | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """The pairs of completions that deserve a person next; feedback: a FEEDBACK folder, or a table of that schema; given: SelectOptions.
 
@@ -50,7 +56,7 @@ def select(
         raise _nothing(where, len(rows), len(items), options)
     context = [item_of(row, range(len(row.ids)), {}) for row in rows]
     pool = Pool(free, context, graded, options.seed, options.features, featurize)
-    chosen = in_order(pool, options.by, options.limit, options.per_prompt)
+    chosen = in_order(pool, options.by, options.limit, options.per_prompt, progress)
     summary: dict[str, Any] = {
         "by": options.by, "pairs": list_rows(chosen, options.seed), "candidates": len(free), "prompts": len(rows),
         "reasons": dict(Counter(one.reason for one in chosen)), "left_out": dict(+left_out), "fitted": pool.about,

@@ -224,7 +224,8 @@ def select(
     chosen = options_from(SelectOptions, given, flags=True)
     from mmpo.annotate.select import select as choose
 
-    summary = choose(feedback, out, featurize=featurize, **vars(chosen))
+    with ProgressReporter("select", "pairs") as progress:
+        summary = choose(feedback, out, featurize=featurize, progress=progress, **vars(chosen))
     columns = ("rank", "score", "first_model", "second_model")
     rows = [{**{name: row[name] for name in columns}, "prompt": _start(row["prompt"])} for row in summary["pairs"]]
     print_rows(f"by {summary['by']}", rows, most=SHOWN)
