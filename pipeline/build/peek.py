@@ -18,7 +18,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
-from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of
+from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import Chunk, plan, rows
 
@@ -38,7 +38,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     source = get_source(options.format)
     reading = source_options(options)
     part = next(collect_parts(chunk, source, reading, PEEKED_CHARS))
-    head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
+    _, head = head_of(read_rows(chunk, source, reading, lambda *_: None, lambda _: None))
     columns: dict[str, str | None] = {**part.columns} or dict.fromkeys(name for row in head for name in row)
     columns |= dict.fromkeys(part.unused) if part.columns else _asked(source, reading, chunk, head)
     graded, statistics = Counter[str](), grade_statistics(part.feedback)
@@ -80,6 +80,8 @@ class _Recorded(Mapping[str, Any]):
 
 def _asked(source: Source, options: SourceOptions, chunk: Chunk, head: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The columns that a format with columns of its own asks the first rows for."""
+    if not head:
+        return {}
     if source.table:
         return {name: name for row in head for name in row}
     asked: dict[str, str] = {}

@@ -216,6 +216,10 @@ NOTED = {
     },
     "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
     "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
+    "remarks_left_out": "{n:,} remarks (text areas) were left out: they are no grades",
+    "predictions_left_out": "of {n:,} tasks the models' predictions were left out: only what people answered is read",
+    "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
+    "sent: many of them speak of answers that were never given",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "
     "graded: --thinking drop leaves it out, --graded-part answer says that the grades are of the answers alone",
 }

@@ -3,12 +3,12 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
-from mmpo.pipeline.storage.rows import Chunk, rows, size_of, table
+from mmpo.pipeline.storage.rows import Chunk, OnReject, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
 
 CLIP = 16.0
@@ -92,6 +92,14 @@ class SourceOptions:
     bare_prompts: bool = False
 
 
+Unfolded = Iterator[tuple[int, Mapping[str, Any] | BadRow]]
+"""The rows inside a file's row, each with how many rows it stands behind the first where the file numbers them so (else 0); a BadRow is
+counted as dropped by its name."""
+Unfold = Callable[[Mapping[str, Any], SourceOptions, Callable[[str], None]], Unfolded]
+"""unfold(row, options, count): what a tool's export keeps inside one row, such as the answers to a task. count: as FeedbackBuilder.count.
+Raises BadRow for the whole row, UserError (without the file's name) for the whole file."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A format that feedback comes in; one entry of `sources.SOURCES`.
@@ -100,7 +108,7 @@ class Source:
     columns once per file and returns the parser of its rows. requires: sets of columns of which one must be there.
     fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
     name rater and kind. clipped: whether `--clip` means something. table: reads a whole table into FEEDBACK at once instead.
-    samples: examples of what it reads.
+    samples: examples of what it reads. unfold: takes a file's row apart into the rows that are read.
     """
 
     name: str
@@ -114,6 +122,7 @@ class Source:
     table: Callable[[pa.Table, str], pa.Table] | None = None
     clipped: bool = False
     samples: tuple[FormatSample, ...] = ()
+    unfold: Unfold | None = None
 
     def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
         """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
@@ -256,19 +265,19 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         yield _collect_table(chunk, source)
         return
     part = _Part(chunk, source)
-    found = rows(chunk, lambda *told: part.unreadable(*told))
-    head = list(islice(found, HEAD_ROWS))
+    found = read_rows(chunk, source, options, lambda *told: part.unreadable(*told), lambda name: part.out.count(name))
+    head, looked_at = head_of(found)
     if head:
         # Rows of JSON may leave out what is null, so one row alone says little.
-        columns = columns_of([row for _, row in head])
+        columns = columns_of(looked_at)
         absent = [name for name in options.keep if name not in columns]
-        if absent:
+        if absent and looked_at:
             raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
         try:
-            part.prepared = source.parser(columns, options, chunk.name)
+            part.prepared = source.parser(columns, options, chunk.name) if looked_at else RowReader(_refuse, source.name)
         except UserError as error:
-            raise no_suite(chunk.name, head[0][1], error) from None
-        parse = part.prepared.parse
+            raise no_suite(chunk.name, looked_at[0], error) from None
+        parse = part.prepared.parse if source.unfold is None else _refusing(part.prepared.parse)
         for count, (number, row) in enumerate(chain(head, found)):
             part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
@@ -277,6 +286,46 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
                     yield part.collected()
                     part = _Part(chunk, source)
     yield part.collected()
+
+
+def read_rows(
+    chunk: Chunk, source: Source, options: SourceOptions, on_reject: OnReject, count: Callable[[str], None]
+) -> Iterator[tuple[int, Any]]:
+    """The rows of a chunk as a source's parser takes them, each with its number, those inside a tool's rows taken out of them; what of
+    these is left out is a BadRow. Raises UserError as `storage.rows.rows` and the source's `unfold`."""
+    found = rows(chunk, on_reject)
+    return found if source.unfold is None else _unfolded(found, source.unfold, options, count, chunk.name)
+
+
+def _unfolded(found: Iterable[tuple[int, Any]], unfold: Unfold, options: SourceOptions, count: Any, file: str) -> Iterator[Any]:
+    for number, row in found:
+        try:
+            for place, inner in unfold(row, options, count):
+                yield number + place, inner
+        except BadRow as error:
+            yield number, error
+        except UserError as error:
+            raise UserError(f"{file}, row {number}: {error}") from None
+
+
+def _refuse(row: Any, _: FeedbackBuilder) -> None:
+    raise row
+
+
+def _refusing(parse: RowParser) -> RowParser:
+    return lambda row, out: _refuse(row, out) if isinstance(row, BadRow) else parse(row, out)
+
+
+def head_of(found: Iterator[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Mapping[str, Any]]]:
+    """The first rows of a chunk up to the HEAD_ROWS-th that can be read, and of them those that can."""
+    head: list[tuple[int, Any]] = []
+    looked_at: list[Mapping[str, Any]] = []
+    for number, row in found:
+        head.append((number, row))
+        looked_at += [] if isinstance(row, BadRow) else [row]
+        if len(looked_at) == HEAD_ROWS:
+            break
+    return head, looked_at
 
 
 def columns_of(head: list[Mapping[str, Any]]) -> dict[str, None]:

@@ -2,7 +2,7 @@
 names, lists, a winner in words, columns inside columns."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -143,7 +143,7 @@ def top_column(column: str, present: Collection[str]) -> str:
 
 def reader(column: str, present: Collection[str]) -> Read:
     """The function that takes a column's value out of a row; `a.b` is inside an object, `a[].b` in each of a list of objects, `a[0].b`
-    in the first of them. The column may hold objects or lists as JSON in a text.
+    or `a.0.b` in the first of them. The column may hold objects or lists as JSON in a text.
 
     >>> reader("a[].b", ["a"])({"a": [{"b": 1}, {"b": 2}, {}]}), reader("a[0].b", ["a"])({"a": '[{"b": 1}]'})
     ([1, 2, None], 1)
@@ -159,13 +159,24 @@ def _follow(value: Any, steps: list[str]) -> Any:
     for place, step in enumerate(steps):
         if isinstance(value, str):
             value = structure(value)
-        if step == "[]":
+        if isinstance(value, list) and step.isdigit():
+            value = value[int(step)] if int(step) < len(value) else None
+        elif step == "[]":
             return [_follow(one, steps[place + 1 :]) for one in value] if isinstance(value, list) else value
-        if step[0] == "[":
+        elif step[0] == "[":
             value = value[int(step[1:-1])] if isinstance(value, list) and int(step[1:-1]) < len(value) else None
         else:
             value = value.get(step) if isinstance(value, Mapping) else None
     return value
+
+
+def factors(column: str, present: Collection[str]) -> list[str]:
+    """The columns of which one grade is the product: `winner*strength` is a winner in words times how much better it is.
+
+    >>> factors("won*by", ["won", "by"]), factors("a*b", ["a*b"])
+    (['won', 'by'], ['a*b'])
+    """
+    return [column] if column in present else [part.strip() for part in column.split("*")]
 
 
 def terms(column: str, present: Collection[str]) -> list[tuple[str, float]]:
@@ -180,14 +191,34 @@ def terms(column: str, present: Collection[str]) -> list[tuple[str, float]]:
     return [(part, 1.0) if part in present or part[:1] != "-" else (part[1:].strip(), -1.0) for part in parts if part]
 
 
+def _product(winner: Read, sizes: list[Read], cells: Cells, name: str) -> Read:
+    """Reads a winner in words times how much better it is; None where either is not said."""
+
+    def read(row: Row) -> Any:
+        value = cells.gap(winner(row), name)
+        for size in sizes:
+            factor = cells.number(size(row), name)
+            if value is None or factor is None:
+                return None
+            if not all(type(one) in (int, float) for one in (value, factor)):
+                raise BadRow("score_not_a_number", {name: repr((value, factor))[:80]})
+            value *= factor
+        return value
+
+    return read
+
+
 class RowFields:
     """Reads the fields (by `names`) of one file's rows by the names of its columns. text: all cells are text (CSV).
+    tool: the format of a tool whose rows are one person's answers each, so that a row need not have the columns of grades.
 
     read: field → the function that takes its value out of a row.
     column: field → column, a path (`completions[].text`) or several (`anna+ben`, one a rater), of the fields that the file has.
     """
 
-    def __init__(self, names: Collection[str], columns: Collection[str], options: SourceOptions, file: str, text: bool) -> None:
+    def __init__(
+        self, names: Collection[str], columns: Collection[str], options: SourceOptions, file: str, text: bool, tool: str = ""
+    ) -> None:
         # What is listed of the inside of a column is no column.
         self.inside = {name for name in columns if "[]." in name and name.partition("[].")[0] in columns}
         self.present = set(columns) - self.inside
@@ -210,10 +241,12 @@ class RowFields:
         self.context = [name for name in CONTEXT if name in self.column]
         self.late = frozenset(CONTEXT) & set(names) - set(self.column)
         self.plain: str | None = None
+        self.tool = tool
 
     def absent(self, column: str) -> list[str]:
         """The columns that a name stands for and that are not there."""
-        return [one for one, _ in terms(column, self.present) if not self._there(one)]
+        parts = [part for one, _ in terms(column, self.present) for part in factors(one, self.present)]
+        return [part for part in parts if not self._there(part)]
 
     def _there(self, column: str) -> bool:
         top, _, key = column.partition("[].")
@@ -231,12 +264,13 @@ class RowFields:
         """A model's name, None where there is none."""
         return self.cells.name(self.get(row, name))
 
-    def grade(self, row: Row, rater: str | None = None) -> dict[str, str]:
-        """Rater (the one given, else the row's), kind and aspect of the row's grade. Raises BadRow: unknown_kind."""
+    def grade(self, row: Row, column: str | None = None, rater: str | None = None) -> dict[str, str]:
+        """Rater, kind and aspect of the row's grade; of several columns with grades, `column` names the rater, or the aspect where raters
+        have a column of their own; rater: the one given in place of the row's. Raises BadRow: unknown_kind."""
         cells = tuple([read(row) for _, read in self.grade_columns])
-        texts = _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
-        if texts and (cells, rater) in self.grades_seen:  # as nearly all are: a file has few raters
-            return self.grades_seen[cells, rater]
+        texts = rater is None and _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
+        if texts and (cells, column) in self.grades_seen:  # as nearly all are: a file has few raters
+            return self.grades_seen[cells, column]
         found = dict(self.usual_grade)
         for (name, _), cell in zip(self.grade_columns, cells, strict=True):
             given = self.cells.name(cell)
@@ -244,11 +278,32 @@ class RowFields:
                 found[name] = given
         if rater is not None:
             found["rater"] = rater
+        if column is not None:
+            found["aspect" if "rater" in self.column else "rater"] = column
         if found["kind"] not in KINDS:
             raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
         if texts and len(self.grades_seen) < MOST_GRADES_SEEN:
-            self.grades_seen[cells, rater] = found
+            self.grades_seen[cells, column] = found
         return found
+
+    def each(self, row: Row, values: list[Any], column: str | None, out: FeedbackBuilder) -> Iterator[tuple[Any, dict[str, str]]]:
+        """The grades in a list, each with whose it is: of the raters in a list beside it, else all the row's. Nulls are counted.
+
+        Raises BadRow: score_not_a_number, where nobody is named as rater; lengths_differ, unknown_kind.
+        """
+        if "rater" not in self.column:
+            hint = "--columns rater=COLUMN names the raters of a list of grades, or the one who gave them all"
+            raise BadRow("score_not_a_number", {"grades": repr(values)[:80], "hint": hint})
+        raters = self.cells.listed(self.get(row, "rater"))
+        if not isinstance(raters, list):
+            raters = [None] * len(values)
+        if len(raters) != len(values):
+            raise BadRow("lengths_differ", {"grades": len(values), "raters": len(raters)})
+        for value, rater in zip(values, raters, strict=True):
+            if value is not None:
+                yield value, self.grade(row, column, self.cells.name(rater))
+            elif self.need_scores:
+                out.reject("no_grade", unit="grade", limited=False)
 
     def framed(self, row: Row, prompt: Any, out: FeedbackBuilder) -> tuple[Any, str | None]:
         """The prompt, a chat in a text read as messages, behind the row's system text; and the row's tools as they are stored.
@@ -287,16 +342,16 @@ class RowFields:
 
     def scores(self, name: str) -> list[tuple[Score, str | None]]:
         """One for each column that a field of scores is read from: the function that reads it (None for null, counted as no_grade;
-        BadRow missing_column), and the rater of that column's name (None: the row's).
+        BadRow missing_column), and the column's name where there are several, for `grade`.
 
         Raises UserError where raters are named twice, or `--gap-of` has nothing to read.
         """
         found = terms(self.column[name], self.present) if name in self.column else []
-        several = len(found) > 1
-        if several and ("rater" in self.column or name.startswith("score_")):
-            why = "the column 'rater' names them too" if "rater" in self.column else "the other score's columns have other names"
+        several, both = len(found) > 1, {"rater", "aspect"} <= self.column.keys()
+        if several and (both or name.startswith("score_")):
+            why = "the columns 'rater' and 'aspect' name both" if both else "the other score's columns have other names"
             raise UserError(
-                f"{self.file}: {name}={self.column[name]} takes each column's name for its rater, but {why}; name one column, or "
+                f"{self.file}: {name}={self.column[name]} takes each column's name for its rater or aspect, but {why}; name one column, or "
                 "write one row per rating"
             )
         if self.cells.gap_of and name not in ("gap", "margin"):
@@ -304,9 +359,11 @@ class RowFields:
         return [(self._score(name, column, sign), column if several else None) for column, sign in found]
 
     def _score(self, name: str, column: str, sign: float) -> Score:
-        read, top, need = reader(column, self.present), top_column(column, self.present), self.need_scores
-        number = self.cells.gap if name in ("gap", "margin") else self.cells.number
-        as_it_is = (int, float) if sign > 0 and not self.cells.gap_of else ()
+        need, top = self.need_scores, top_column(column, self.present)
+        winner, *sizes = [reader(part, self.present) for part in factors(column, self.present)]
+        read = _product(winner, sizes, self.cells, name) if sizes else winner
+        number = self.cells.gap if name in ("gap", "margin") and not sizes else self.cells.number
+        as_it_is = (int, float) if sign > 0 and (sizes or not self.cells.gap_of) else ()
 
         def one(value: Any) -> Any:
             if type(value) in as_it_is:
@@ -317,9 +374,14 @@ class RowFields:
             return -value or 0.0  # of 0 no negative zero
 
         def score(row: Row, out: FeedbackBuilder) -> Any:
-            if need and top not in row:
+            value = read(row)
+            if value is None and need and top not in row and not self.tool and not sizes:
                 raise BadRow("missing_column", {"missing": column})
-            value = one(read(row))
+            if isinstance(value, str) and value[:1] == "[":
+                value = self.cells.listed(value)
+            if isinstance(value, list):
+                return [one(inner) for inner in value]
+            value = one(value)
             if value is None and need:
                 out.reject("no_grade", unit="grade", limited=False)
             return value

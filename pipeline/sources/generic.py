@@ -12,7 +12,7 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, is_empty, terms, top_column
+from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, factors, is_empty, terms, top_column
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
 Scores = list[tuple[Score, str | None]]
@@ -34,7 +34,10 @@ def _rating_parser(fields: RowFields) -> RowParser:
         for read, rater in scores:
             try:
                 score = read(row, out)
-                if score is not None:
+                if type(score) is list:
+                    for one, by in fields.each(row, score, rater, out):
+                        out.rating(index, one, **by, low=low, high=high)
+                elif score is not None:
                     out.rating(index, score, **fields.grade(row, rater), low=low, high=high)
             except BadRow as error:
                 _lost(error, scores, out)
@@ -56,7 +59,10 @@ def _add_gaps(
     for read, rater in gaps:
         try:
             gap = read(row, out)
-            if gap is not None:
+            if type(gap) is list:
+                for one, by in fields.each(row, gap, rater, out):
+                    out.comparison(first, second, one, **by, limit=limit)
+            elif gap is not None:
                 out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
         except BadRow as error:
             _lost(error, gaps, out)
@@ -96,7 +102,7 @@ def _prompt_parser(fields: RowFields) -> RowParser:
                     out.reject(error.reason, unit="grade", limited=error.limited, evidence=error.evidence)
         for _ in range(ungraded if fields.need_scores else 0):
             out.reject("no_grade", unit="grade", limited=False)
-        if shifted:
+        if shifted and not fields.tool:
             out.count("null_before_scores")
 
     return parse
@@ -132,28 +138,33 @@ def _bare_parser(fields: RowFields) -> RowParser:
     return parse
 
 
-def _pair_parser(fields: RowFields, by_margin: bool = False) -> RowParser:
+def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, str] = ("chosen", "rejected")) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all. by_margin: that alone
-    is read; else it is where both scores are empty.
+    is read; else it is where both scores are empty. names: the fields of the two replies.
     """
+    one, other = names
     # Scores low..high can be at most high - low apart.
     limit = None if fields.low is None or fields.high is None else fields.high - fields.low
     margins = fields.scores("margin")
-    sides = [] if by_margin else [fields.scores(name) for name in _SCORES]
+    score_fields = [f"score_{name}" for name in names]
+    sides = [] if by_margin else [fields.scores(name) for name in score_fields]
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
-        prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", *names))
         prompt, chosen, rejected = split_pair(prompt, chosen, rejected, out.count)
         out.prompt(*fields.framed(row, prompt, out))
-        first = out.completion(chosen, fields.name(row, "chosen_model"))
-        second = out.completion(rejected, fields.name(row, "rejected_model"))
-        if by_margin or (margins and all(is_empty(fields.get(row, name)) for name in _SCORES)):
+        first = out.completion(chosen, fields.name(row, f"{one}_model"))
+        second = out.completion(rejected, fields.name(row, f"{other}_model"))
+        if by_margin or (margins and all(is_empty(fields.get(row, name)) for name in score_fields)):
             _add_gaps(row, out, fields, margins, first, second, limit)
             return
         for index, scores in zip((first, second), sides):
             for read, _ in scores:
                 score = read(row, out)
-                if score is not None:
+                if type(score) is list:
+                    for grade, by in fields.each(row, score, None, out):
+                        out.rating(index, grade, **by, low=fields.low, high=fields.high)
+                elif score is not None:
                     out.rating(index, score, **fields.grade(row), low=fields.low, high=fields.high)
 
     return parse
@@ -164,7 +175,8 @@ def _comparison_parser(fields: RowFields) -> RowParser:
     if low is not None and high is not None and low != -high:
         raise UserError(f"--scale {low:g}:{high:g}: the scale of a gap must be symmetric, such as -3:3")
     gaps = fields.scores("gap")
-    words = fields.cells.gap_of.values()
+    times = any(len(factors(column, fields.present)) > 1 for column, _ in terms(fields.column.get("gap", "gap"), fields.present))
+    words = [] if times else fields.cells.gap_of.values()
     limit = high if high is not None or not words else max(map(abs, words))
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
@@ -197,8 +209,9 @@ class RowLayout:
 
     def prepared(self, fields: RowFields) -> RowReader:
         """The parser of a file's rows, and which column each field is read from."""
-        held = {name: terms(fields.column[name], fields.present) for name in self.fields if name in fields.column}
-        columns = {column: name for name, found in held.items() for column, _ in found}
+        present = fields.present
+        held = {name: terms(fields.column[name], present) for name in self.fields if name in fields.column}
+        columns = {part: name for name, found in held.items() for column, _ in found for part in factors(column, present)}
         read = {top_column(column, fields.present) for column in columns}
         return RowReader(self.parser(fields), self.name, columns, tuple(sorted(fields.present - read)))
 
@@ -224,6 +237,10 @@ LAYOUTS = (
     RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE, *CONTEXT),
               _comparison_parser, (
         {**_ASKED, "first": "The moon.", "second": "Mars, the red one.", "gap": -3, "rater": "ben"},
+    )),
+    RowLayout("one row per two replies, each with its score", ("prompt", "first", "second"), ("score_first", "score_second"),
+              ("first_model", "second_model", *GRADE, *CONTEXT), partial(_pair_parser, names=("first", "second")), (
+        {**_ASKED, "first": "The moon.", "second": "Mars, the red one.", "score_first": 2, "score_second": 5, "rater": "ben"},
     )),
 )  # fmt: skip
 BARE = RowLayout("one row per prompt, without replies", ("prompt",), (), CONTEXT, _bare_parser)
@@ -267,14 +284,16 @@ SHEETS = (
 )
 
 
-def prepare_generic(columns: Collection[str], options: SourceOptions, file: str, *, text: bool = False) -> RowReader:
-    """The parser of the rows whose layout the columns make. text: all cells are text (CSV), lists are JSON in a cell.
+def prepare_generic(
+    columns: Collection[str], options: SourceOptions, file: str, *, text: bool = False, tool: str = ""
+) -> RowReader:
+    """The parser of the rows whose layout the columns make. text: all cells are text (CSV), lists are JSON in a cell; tool: as RowFields.
 
     Raises UserError where no layout of rows fits the columns.
     """
-    fields = RowFields(FIELDS, columns, options, file, text)
+    fields = RowFields(FIELDS, columns, options, file, text, tool)
     if fields.lacking:
-        raise missing_columns(file, "what --columns names", fields.lacking, columns)
+        raise missing_columns(file, _by(tool, "what --columns names"), fields.lacking, columns)
     layout = _layout(fields, columns)
     if not all(name in fields.column for name in layout.grades):
         fields.column = {name: column for name, column in fields.column.items() if name not in layout.grades}
@@ -302,8 +321,12 @@ def _layout(fields: RowFields, columns: Collection[str]) -> RowLayout:
     hint = "Name columns that are called otherwise by --columns field=column,..."
     if set(close.texts) <= set(there):
         hint += " Without grades only --feedback-only reads the file."
-    needs = f"{close.name} ({', '.join(close.texts + close.grades)})"
+    needs = _by(fields.tool, f"{close.name} ({', '.join(close.texts + close.grades)})")
     raise missing_columns(fields.file, needs, missing(close), columns, hint)
+
+
+def _by(tool: str, needs: str) -> str:
+    return f"format {tool!r}, {needs}," if tool else needs
 
 
 _SCORED = next(layout for layout in LAYOUTS if "score_chosen" in layout.grades)

@@ -140,8 +140,10 @@ def test_a_column_a_rater(tmp_path: Path) -> None:
     assert [(gap[2], gap[4]) for gap in gaps] == [(1.0, "anna"), (2.0, "ben")]
     plus = add("jsonl", {"prompt": "Q", "completion": "a", "a+b": 1}, columns={"score": "a+b"})
     assert plus.ratings[0][1] == "people"
-    with pytest.raises(UserError, match="the column 'rater' names them too"):
-        add("jsonl", {"prompt": "Q", "completion": "a", "x": 1, "y": 2, "rater": "z"}, columns={"score": "x+y"})
+    aspects = add("jsonl", {"prompt": "Q", "completion": "a", "x": 1, "y": 2, "rater": "z"}, columns={"score": "x+y"})
+    assert [(rating[1], rating[3], rating[4]) for rating in aspects.ratings] == [("z", "x", 1.0), ("z", "y", 2.0)]
+    with pytest.raises(UserError, match="the columns 'rater' and 'aspect' name both"):
+        add("jsonl", {"prompt": "Q", "completion": "a", "x": 1, "y": 2, "rater": "z", "aspect": "s"}, columns={"score": "x+y"})
     with pytest.raises(UserError, match="Did you mean 'anna' for 'ana"):
         add("jsonl", {"prompt": "Q", "completion": "a", "anna": 1, "ben": 2}, columns={"score": "ana+ben"})
 
