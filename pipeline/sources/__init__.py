@@ -38,6 +38,7 @@ from mmpo.pipeline.sources.published.helpsteer import HELPSTEER3
 from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
+from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
 from mmpo.pipeline.tables import FEEDBACK
 
 SOURCES: dict[str, Source] = {
@@ -46,6 +47,7 @@ SOURCES: dict[str, Source] = {
     "shp": SHP,
     "alpaca-eval": ALPACA_EVAL,
     "helpsteer3": HELPSTEER3,
+    "label-studio": LABEL_STUDIO,
     "trl": Source(
         "trl",
         "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",

@@ -1,0 +1,21 @@
+"""What annotation tools have in common: a row per person's answers, whose texts and questions have the user's own names (--columns)."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+from mmpo.pipeline.sources.base import RowReader, SourceOptions
+from mmpo.pipeline.sources.cells import top_column
+from mmpo.pipeline.sources.generic import prepare_generic
+
+
+def answers_reader(format: str, defaults: Mapping[str, str]) -> Callable[[Collection[str], SourceOptions, str], RowReader]:
+    """`Source.prepare` of a tool whose unfolded rows are read as generic ones; a question that a row does not answer is no grade.
+
+    format: its name. defaults: field → column, where the file has the column and --columns does not name another one.
+    """
+
+    def prepare(columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
+        named = {name: column for name, column in defaults.items() if top_column(column, columns) in columns}
+        return prepare_generic(columns, replace(options, columns={**named, **options.columns}), file, text=True, tool=format)
+
+    return prepare
