@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from mmpo.cli.main import all_commands, make_app
-from mmpo.pipeline.sources import SOURCES
+from mmpo.pipeline.sources import SOURCES, Source
 
 HEAD = """# The commands
 
@@ -75,11 +75,42 @@ with images, video, audio, documents or functions in a column of that name are r
 """
 
 
+SETS = """## Sets and exports with columns of their own
+
+What they hold, which end is better, and what is often read wrongly. Every layout has an example below whose better reply a test demands as
+chosen, and every trap a test of its own.
+
+| format | layouts | scale | which is better | traps | tests |
+|---|---|---|---|---|---|
+"""
+
+
+def _sets() -> str:
+    lines = []
+    for name, source in SOURCES.items():
+        if source.direction:
+            layouts, traps = len(source.samples), len(source.traps)
+            cells = (f"[{name}](#{name})", layouts, source.range, source.direction, ", ".join(source.traps), layouts + traps)
+            lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n")
+    return SETS + "".join(lines)
+
+
+def _about(source: Source) -> str:
+    """What a format with columns of its own says beside its samples."""
+    if not source.direction:
+        return ""
+    made = f"`--from {source.evidence} --score {source.score}`"
+    traps = "".join(f"\n- {name}: {trap}" for name, trap in source.traps.items())
+    return f"\n\nGrades: {source.range}; {source.direction}. Built by {made} unless said otherwise. Licence: {source.licence}." + (
+        f"\n\nTraps:\n{traps}" if traps else ""
+    )
+
+
 def formats_page() -> str:
     """docs/formats.md: every format, what it takes and its samples."""
-    parts = [FORMATS]
+    parts = [FORMATS, _sets()]
     for name, source in SOURCES.items():
-        parts.append(f"## {name}\n\n{source.summary}.\n")
+        parts.append(f"## {name}\n\n{source.summary}.{_about(source)}\n")
         for sample in source.samples:
             parts.append(f"{sample.title[0].upper()}{sample.title[1:]}:\n\n```text\n{sample.command(name)}\n\n{sample.text}```\n")
     return "\n".join(parts)

@@ -40,7 +40,7 @@ def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_r
         raise UserError(f"read_feedback: {error}. Options: {known}") from error
     given = [path] if isinstance(path, (str, Path)) else list(path)
     files = resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
-    parts = [collect(chunk, source, source_options) for chunk in plan(files)]
+    parts = [collect(chunk, source, source_options) for chunk in plan(files, whole=source.joined is not None)]
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, rejects)
     if any(table.num_rows for table in rejects) and not any(part.feedback.num_rows for part in parts):
@@ -60,7 +60,7 @@ def build_pairs(
     raters: Sequence[str] | None = None,
     aspects: Sequence[str] | None = None,
     normalise: str = "none",
-    score: str = "overall",
+    score: str = "auto",
     merge_raters: str = "mean",
     rater_weights: str = "fitted",
     one_order: str = "drop",

@@ -70,7 +70,16 @@ def list_(
     else:
         samples = getattr(known[name], "samples", ())
         shown = [{"title": one.title, "command": one.command(name), "text": one.text} for one in samples]
-        _print({name: _line(known[name]), **_facts(known[name]), **({"samples": shown} if as_json and shown else {})}, as_json)
+        _print(
+            {
+                name: _line(known[name]),
+                **_facts(known[name]),
+                **({"samples": shown, "traps": known[name].traps} if as_json and shown else {}),
+            },
+            as_json,
+        )
+        for trap, told in {} if as_json else getattr(known[name], "traps", {}).items():
+            print(f"trap: {trap}: {told}")
         for one in [] if as_json else shown:
             print(f"\n{one['title']}\n    {one['command']}\n{one['text']}", end="")
 
@@ -103,7 +112,7 @@ def _facts(member: Any) -> dict[str, str]:
     """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
     names = [field.name for field in fields(member)] if is_dataclass(member) else getattr(member, "_fields", ())
     known = {name: getattr(member, name) for name in names}
-    shown = ("name", "summary", "criterion", "source", "samples")
+    shown = ("name", "summary", "criterion", "source", "samples", "traps")
     plain = {name: value for name, value in known.items() if name not in shown and isinstance(value, int | float | Collection)}
     return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}
 

@@ -172,7 +172,7 @@ def _options(recipe: Recipe, said: Mapping[str, Any]) -> BuildOptions:
     chosen = build.evidence != "auto" or build.raters is not None or build.kinds is not None
     if recipe.judge is not None:
         aspects = [rubric.name for rubric in find_rubrics(recipe.judge.rubrics)]
-        if build.score == "overall" and "overall" not in aspects:
+        if build.score in ("auto", "overall") and "overall" not in aspects:
             options = dataclasses.replace(options, score=aspects[0] if len(aspects) == 1 else "mean")
     if chosen:
         return options

@@ -46,7 +46,7 @@ class BuildOptions:
     kind: Annotated[str | None, Flags("--rater-kind")] = None
     """Kind of rater for files that name none: human, ai or reward_model."""
     evidence: Annotated[str, OneOf(EVIDENCE), Flags("--from", "--evidence")] = "auto"
-    """Which grades make the margins: auto (ratings if there are any), ratings or comparisons."""
+    """Which grades make the margins: auto (the format's own, mostly ratings if there are any), ratings or comparisons."""
     kinds: Annotated[tuple[str, ...] | None, LISTED, Flags("--kind", "--kinds")] = None
     """Keep the grades of these kinds of raters only: human,ai,reward_model."""
     raters: Annotated[tuple[str, ...] | None, LISTED, Flags("--rater")] = None
@@ -55,8 +55,8 @@ class BuildOptions:
     """Keep the grades of these aspects only, separated by commas."""
     normalise: Annotated[str, OneOf(NORMALISATIONS)] = "none"
     """What is done to each grade: {names}; `mmpo list normalisations` says more."""
-    score: str = "overall"
-    """How aspects merge: overall, mean, one aspect's name, or weights a=0.65,b=0.8."""
+    score: str = "auto"
+    """How aspects merge: auto (the format's own, mostly overall), overall, mean, one aspect's name, or weights a=0.65,b=0.8."""
     merge_raters: Annotated[str, OneOf(RATER_MERGERS), Flags("--raters", "--merge-raters")] = "mean"
     """How raters merge: {names}; `mmpo list mergers` says more."""
     rater_weights: Literal["fitted", "equal"] = "fitted"

@@ -3,7 +3,7 @@
 `mmpo build` and `build_pairs` take the same steps: `resolve_build`, `merged_grades` of each part of the input, `with_learned`, then pairs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
 from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs.choose import STRATEGIES, between_raters
 from mmpo.pipeline.pairs.uncertainty import PooledVariance, pooled_variance
-from mmpo.pipeline.sources import SOURCES
+from mmpo.pipeline.sources import SOURCES, Source
 from mmpo.pipeline.storage.accounting import RowAccounting
 
 Collect = Callable[["ResolvedBuild", Callable[[pa.Table, PairRules], Any]], Iterable[Any]]
@@ -67,7 +67,11 @@ class ResolvedBuild:
                 least, most = found.get(group.rater, [one.least, one.most])
                 found[group.rater] = [min(least, one.least), max(most, one.most)]
         of_unbounded = {"rounding_steps": steps, "grade_ranges": ranges} if steps else {}
-        about = {} if self.options.feedback_only else {"evidence": self.rules.evidence, "score_range": self.score_range()}
+        about = (
+            {}
+            if self.options.feedback_only
+            else {"evidence": self.rules.evidence, "score": self.rules.score, "score_range": self.score_range()}
+        )
         ends = saturated(self.statistics.groups if self.options.feedback_only else self.groups, self.statistics)
         about |= {"saturated": ends} | of_unbounded | self.rules.learned()
         return {"scales": scales, "normalisation": self.options.normalise, **about}
@@ -98,8 +102,10 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     """Which grades are used, and the rules of pairing. Raises UserError where the input and the options do not fit."""
     if options.feedback_only:
         return ResolvedBuild(options, statistics=statistics)
-    evidence, groups = choose_evidence(statistics, options.evidence, options.wanted)
-    score = parse_score(options.score, sorted({group.aspect for group in groups}))
+    own = {_own(group.source, "evidence") for group in statistics.groups} - {"auto"}
+    first = own.pop() if len(own) == 1 else "ratings"
+    evidence, groups = choose_evidence(statistics, options.evidence, options.wanted, first)
+    score = _score(options.score, groups)
     check_scales(score, groups, options.normalise)
     check_normalisation(options.normalise, groups, statistics)
     if evidence == "comparisons" and not STRATEGIES[options.strategy].every_pair:
@@ -116,6 +122,24 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     found = {"evidence": evidence, "score": score, "steps": steps, "origin": score_origin(score, groups, options.normalise)}
     rules = PairRules(**{**shared(options, PairRules), **found})
     return ResolvedBuild(options, rules, tuple(groups), statistics)
+
+
+def _own(source: str, name: str) -> str:
+    """What the format of a source says of evidence or score; of several, or of one that is not known, what most say."""
+    said = {getattr(SOURCES[one], name) for one in source.split(" + ") if one in SOURCES}
+    return said.pop() if len(said) == 1 else getattr(Source, name)
+
+
+def _score(given: str, groups: Sequence[GradeGroup]) -> dict[str, float] | str:
+    """How aspects merge; `auto` is what the formats that the grades come from say, where they agree and the grades have those aspects."""
+    aspects = sorted({group.aspect for group in groups})
+    if given != "auto":
+        return parse_score(given, aspects)
+    own = {_own(group.source, "score") for group in groups}
+    try:
+        return parse_score(own.pop() if len(own) == 1 else "overall", aspects)
+    except UserError:  # the format's other layouts have other aspects
+        return parse_score("overall", aspects)
 
 
 def merged_grades(rows: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> pa.Table:

@@ -92,7 +92,7 @@ def build(
     check_out(out)
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     files = resolve_inputs(given, options.format, encoding=options.encoding, separator=options.sep)
-    chunks = plan(files, CHUNK_BYTES)
+    chunks = plan(files, CHUNK_BYTES, whole=get_source(options.format).joined is not None)
     partitions = _partitions(files, partition_bytes)
     workers = options.workers or (os.cpu_count() or 1 if input_bytes(files) >= PARALLEL_FROM_BYTES else 1)
     workers = max(1, min(workers, max(len(chunks), partitions)))

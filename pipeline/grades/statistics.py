@@ -122,12 +122,15 @@ Wanted = Mapping[str, Sequence[str]]
 NO_GRADES = "the input holds no grades, only candidates: mmpo judge and mmpo argilla add some"
 
 
-def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) -> tuple[str, list[GradeGroup]]:
-    """ "ratings" or "comparisons", from a key of EVIDENCE, and the groups that the build uses.
+def choose_evidence(
+    statistics: GradeStatistics, evidence: str, wanted: Wanted, first: str = "ratings"
+) -> tuple[str, list[GradeGroup]]:
+    """ "ratings" or "comparisons", from a key of EVIDENCE, and the groups that the build uses. first: which of them `auto` takes where
+    the input holds both.
 
     Raises UserError where the choice names a kind, rater or aspect that no grade has, or leaves nothing.
     """
-    table = evidence if evidence != "auto" else _first_with_all(statistics, wanted)
+    table = evidence if evidence != "auto" else _first_with_all(statistics, wanted, first)
     groups = statistics.of(table)
     if not groups:
         other = "comparisons" if table == "ratings" else "ratings"
@@ -144,15 +147,15 @@ def choose_evidence(statistics: GradeStatistics, evidence: str, wanted: Wanted) 
     return table, chosen
 
 
-def _first_with_all(statistics: GradeStatistics, wanted: Wanted) -> str:
-    """Ratings where there are any, else comparisons; but where comparisons alone have all that is named, those."""
+def _first_with_all(statistics: GradeStatistics, wanted: Wanted, first: str) -> str:
+    """The first where there are any, else the other; but where the other alone has all that is named, that."""
 
     def lacking(table: str) -> float:
         groups = statistics.of(table)
         known = {name: {getattr(group, name) for group in groups} for name in wanted}
         return sum(value not in known[name] for name, values in wanted.items() for value in values) if groups else math.inf
 
-    return min(("ratings", "comparisons"), key=lacking)
+    return min(sorted(COLUMNS, key=lambda table: table != first), key=lacking)
 
 
 def select_grades(table: pa.Table, name: str, wanted: Wanted) -> tuple[pa.Table, int]:

@@ -34,7 +34,7 @@ from mmpo.pipeline.sources.generic import (
 )
 from mmpo.pipeline.sources.messages import as_reply, read_calls, read_message, split_pair
 from mmpo.pipeline.sources.published.alpaca_eval import ALPACA_EVAL, log_odds
-from mmpo.pipeline.sources.published.helpsteer import HELPSTEER3
+from mmpo.pipeline.sources.published.helpsteer import HELPSTEER, HELPSTEER2, HELPSTEER3
 from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
@@ -46,6 +46,8 @@ SOURCES: dict[str, Source] = {
     "ultrafeedback-binarized": ULTRAFEEDBACK_BINARIZED,
     "shp": SHP,
     "alpaca-eval": ALPACA_EVAL,
+    "helpsteer": HELPSTEER,
+    "helpsteer2": HELPSTEER2,
     "helpsteer3": HELPSTEER3,
     "label-studio": LABEL_STUDIO,
     "trl": Source(

@@ -24,6 +24,8 @@ CLIP = 16.0
 """Where log-odds end unless the user says otherwise: σ(16) differs from 1 by 1e-7."""
 RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
+NumberedRow = tuple[int, Mapping[str, Any]]
+"""A row and its 1-based number in its file."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ class Source:
     columns once per file and returns the parser of its rows. requires: sets of columns of which one must be there.
     fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
     name rater and kind. clipped: whether `--clip` means something. table: reads a whole table into FEEDBACK at once instead.
-    samples: examples of what it reads. unfold: takes a file's row apart into the rows that are read.
+    samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for. range: its grades'
+    scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
+    joined: makes rows that stand for themselves of a whole file's rows; such files are not cut in chunks.
+    unfold: takes a file's row apart into the rows that are read.
     """
 
     name: str
@@ -123,6 +128,13 @@ class Source:
     clipped: bool = False
     samples: tuple[FormatSample, ...] = ()
     unfold: Unfold | None = None
+    evidence: str = "auto"
+    score: str = "overall"
+    range: str = ""
+    direction: str = ""
+    licence: str = ""
+    traps: Mapping[str, str] = field(default_factory=dict)
+    joined: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] | None = None
 
     def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
         """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
@@ -294,6 +306,7 @@ def read_rows(
     """The rows of a chunk as a source's parser takes them, each with its number, those inside a tool's rows taken out of them; what of
     these is left out is a BadRow. Raises UserError as `storage.rows.rows` and the source's `unfold`."""
     found = rows(chunk, on_reject)
+    found = iter(source.joined(found)) if source.joined else found
     return found if source.unfold is None else _unfolded(found, source.unfold, options, count, chunk.name)
 
 

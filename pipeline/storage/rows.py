@@ -129,6 +129,8 @@ def _shown(line: bytes) -> str:
 
 
 BATCH_ROWS = 1024
+WHOLE = -1
+"""In the place of a row group: all of them."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Chunk:
     """A part of a file that is read on its own; picklable.
 
     kind: lines (a byte range of JSON lines), stream (compressed JSON lines), array, csv, parquet (row group) or arrow.
-    offset, length: bytes for `lines`; the row group's index and its rows for `parquet`; else 0 and the file's size.
+    offset, length: bytes for `lines`; the row group's index (or WHOLE) and its rows for `parquet`; else 0 and the file's size.
     first_row: the 1-based number of the first line or row in the file. size: about how many bytes it has on disk.
     """
 
@@ -158,8 +160,8 @@ class Chunk:
         return self.first_row == 1
 
 
-def plan(files: Sequence[InputFile], chunk_bytes: int = 16 << 20) -> list[Chunk]:
-    """The chunks of the files, in order: plain JSON lines cut at newlines, Parquet by row groups, all else whole.
+def plan(files: Sequence[InputFile], chunk_bytes: int = 16 << 20, *, whole: bool = False) -> list[Chunk]:
+    """The chunks of the files, in order: plain JSON lines cut at newlines, Parquet by row groups, all else whole. whole: cut nothing.
 
     Raises UserError where a file can't be opened or its footer is damaged.
     """
@@ -168,11 +170,14 @@ def plan(files: Sequence[InputFile], chunk_bytes: int = 16 << 20) -> list[Chunk]
         try:
             size = Path(file.path).stat().st_size
             if file.kind == "parquet":
-                chunks += _row_groups(file, size)
+                groups = list(_row_groups(file, size))
+                chunks += (
+                    [Chunk(file, "parquet", WHOLE, sum(one.length for one in groups), 1, size)] if whole and groups else groups
+                )
             elif file.kind == "json" and holds_array(file):
                 chunks.append(Chunk(file, "array", 0, size, 1, size))
             elif file.kind == "json" and file.encoding is None and Path(file.path).suffix.lower() not in COMPRESSIONS:
-                chunks += _line_ranges(file, chunk_bytes)
+                chunks += _line_ranges(file, max(size, 1) if whole else chunk_bytes)
             else:
                 kind = {"json": "stream"}.get(file.kind, file.kind)
                 chunks.append(Chunk(file, kind, 0, size, 1, size))
@@ -368,7 +373,8 @@ def _opened(chunk: Chunk) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
         if chunk.kind == "parquet":
             with pq.ParquetFile(chunk.file.path, page_checksum_verification=True) as parquet:
                 check_names(parquet.schema_arrow, chunk.name)
-                yield parquet.schema_arrow, parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[chunk.offset])
+                groups = None if chunk.offset == WHOLE else [chunk.offset]
+                yield parquet.schema_arrow, parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=groups)
             return
         with pa.memory_map(chunk.file.path) as source:
             in_file = source.read(6) == b"ARROW1"  # `datasets` writes streams, Feather and others files

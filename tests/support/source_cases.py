@@ -61,6 +61,21 @@ def add(format: str, row: Mapping[str, Any], **options: Any) -> Added:
     return Added(feedback, [(reject[0], reject[2]) for reject in out.rejects], bool(out.limited_rows))
 
 
+def graded_texts(result: Collected) -> list[tuple[Any, ...]]:
+    """Every grade in words, in the order of the rows: prompt (its messages joined by |), completion, score, rater and aspect of ratings;
+    prompt, first, second, gap, rater and aspect of comparisons."""
+    found: list[tuple[Any, ...]] = []
+    for row in result.feedback.to_pylist():
+        prompt = "|".join(message["content"] for message in row["prompt"])
+        texts = [completion["text"] for completion in row["completions"]]
+        found += [(prompt, texts[one["completion"]], one["score"], one["rater"], one["aspect"]) for one in row["ratings"]]
+        found += [
+            (prompt, texts[one["first"]], texts[one["second"]], one["gap"], one["rater"], one["aspect"])
+            for one in row["comparisons"]
+        ]
+    return found
+
+
 def reasons(result: Collected) -> dict[str, int]:
     """How often what was dropped for which reason."""
     return dict(Counter(result.rejects["reason"].to_pylist()))
