@@ -71,7 +71,7 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> di
     stages.do("generate", key, lambda: run_generate([prompts], replies, generate, [], [policy]), replies)
     ours = Replies(replies, policy["called"])
     beside, key = out / "beside", {"start": manifest_text(start.folder), "replies": manifest_text(replies)}
-    both = stages.do("beside", key, lambda: _beside(start, ours, beside), beside)["prompts"]
+    both = stages.do("beside", key, lambda: _beside(start, ours, beside), beside)["pairs"]
     said: dict[str, Any] = {}
     judged = grades(recipe, stages, beside, said) if both else beside
     measures = recipe.measures
@@ -127,14 +127,16 @@ def _firsts(replies: Replies) -> dict[str, str]:
 
 
 def _beside(start: Replies, replies: Replies, out: Path) -> dict[str, Any]:
-    """FEEDBACK with the start model's first candidate and the policy's first; prompts that lack one of them are left out, counted."""
+    """FEEDBACK with the start model's first candidate and the policy's first; prompts that lack one of them are left out, counted;
+    where both are one text there is no pair to grade."""
     theirs, ours, table = start.rows(), replies.rows(), load_feedback(replies.folder)
     rows = []
     for row in table.to_pylist():
         if row["prompt_id"] in ours and row["prompt_id"] in theirs:
             pair = {one["id"]: one for one in (theirs[row["prompt_id"]][0], ours[row["prompt_id"]][0])}
             rows.append({**row, "completions": list(pair.values())})
-    return _write(rows, table.schema, out, {"beside": start.model}, table.num_rows - len(rows))
+    summary = _write(rows, table.schema, out, {"beside": start.model}, table.num_rows - len(rows))
+    return {**summary, "pairs": sum(len(row["completions"]) == 2 for row in rows)}
 
 
 def _write(rows: Sequence[Row], schema: pa.Schema, out: Path, recipe: Row, dropped: int = 0) -> dict[str, Any]:

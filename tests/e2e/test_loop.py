@@ -1,6 +1,7 @@
 """The loop: prompts to candidates to grades to a policy, and again; with a real server, real people's folders and small models."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,13 @@ def test_stages_once_from_prompts_to_calibrated_pairs(models: Path, server: Serv
     loop.sets.append("calibrate.people=[]")
     assert run(loop.words) == 2
     assert f"argilla push {loop.out}/judged" in (said := capsys.readouterr().err) and "calibrate.people: [DIR]" in said
+
+
+@pytest.mark.slow
+def test_the_demo_gains_on_the_true_score_and_its_control_does_not(tmp_path: Path, capfd: Any) -> None:
+    assert demo_loop.main(["--out", str(tmp_path / "demo"), "--rounds", "2"]) == 0
+    said = capfd.readouterr().out
+    low, high = (float(one) for one in re.findall(r"judge ([+-][0-9.]+) to ([+-][0-9.]+)", said)[0])
+    assert 0.5 < low < high
+    page = (tmp_path / "demo" / "rounds.html").read_text()
+    assert "judge: judge" in page and "judge: coin" in page
