@@ -14,7 +14,7 @@ from mmpo.annotate.client import Journal, Stop
 from mmpo.annotate.mt_bench.figures import categories_of, figures
 from mmpo.annotate.mt_bench.files import TURNS, UNREADABLE, Judgments, Scored, read_judgments, read_questions
 from mmpo.annotate.mt_bench.options import MtBenchOptions
-from mmpo.annotate.mt_bench.plan import BenchPlan, Contestant
+from mmpo.annotate.mt_bench.plan import NOT_IN_FILE, BenchPlan, Contestant
 from mmpo.annotate.mt_bench.requests import Answering, Grading, score_of, temperature_of
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import MANIFEST, digest, read_manifest, replacing, write_manifest
@@ -157,7 +157,7 @@ def _about(plan: BenchPlan, row: Mapping[str, Any], graded: Sequence[Contestant]
     return {
         "answers": dict(model.reasons(plan.questions)),
         "failed": dict(failed + Counter(model.known.failed)),
-        "left": judged.left[model.name] + model.missing(plan.questions) - len(model.known.failed),
+        "left": judged.left[model.name] + (0 if model.stored else model.missing(plan.questions) - len(model.known.failed)),
         "characters": sum(lengths) / len(lengths) if lengths else None,
     }
 
@@ -188,13 +188,17 @@ def _warnings(plan: BenchPlan, table: Sequence[Mapping[str, Any]], gradings: Seq
         )
     if plan.options.references == "none":
         told.append("nothing was graded against a reference, which published means of math, reasoning and coding were")
+    asked = {str(one.id) for one in plan.questions}
+    for name, answers in plan.written.items():
+        if other := len(answers.keys() - asked):
+            told.append(f"{name}: {other:,} answers of its file are to questions that are not asked here")
     for one in gradings:
         if not one.found.temperature:
             told.append(f"{one.name}: its endpoint takes no temperature: its grades are sampled as it likes")
     for row in table:
         if row["mean"] is None:
             told.append(f"{row['judge']}: no score of {row['model']} can be read")
-        elif missing := sum(row["failed"].values()) + row["left"]:
+        elif missing := sum(row["failed"].values()) + row["left"] + row["answers"].get(NOT_IN_FILE, 0):
             told.append(
                 f"{row['model']}, judged by {row['judge']}: the means lack {missing:,} of {TURNS * len(plan.questions):,} grades"
             )

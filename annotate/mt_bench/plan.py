@@ -16,6 +16,8 @@ from mmpo.annotate.mt_bench.requests import ModelAnswers
 
 WITHOUT_REASON = "empty"
 """What an answer of a file is that says nothing."""
+NOT_IN_FILE = "not_in_file"
+"""What an answer is that a file of answers does not have; asking again would not bring it."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Contestant:
         return self.stored.get(str(question.id)) or self.known.texts(question)
 
     def reasons(self, questions: Sequence[BenchQuestion]) -> Counter[str]:
-        """How many of its answers were cut, refused, withheld or empty."""
+        """How many of its answers were cut, refused, withheld or empty, or are not in its file."""
         asked = [one.reason for question in questions for one in self.known.turns.get(str(question.id), ()) if one.reason]
         empty = [WITHOUT_REASON for question in questions for text in self.stored.get(str(question.id), ()) if not text.strip()]
-        return Counter([*asked, *empty])
+        return Counter([*asked, *empty, *[NOT_IN_FILE] * (self.missing(questions) if self.stored else 0)])
 
     def missing(self, questions: Sequence[BenchQuestion]) -> int:
         """Answers that there are not."""

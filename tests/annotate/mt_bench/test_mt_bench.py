@@ -217,8 +217,14 @@ def test_a_model_may_grade_itself_and_an_answer_file_is_graded_beside(bench: Any
     assert {(row["judge"], row["model"]) for row in summary["models"]} == {("judge", "judge"), ("judge", "old")}
     assert [row["answers"] for row in summary["models"] if row["model"] == "old"] == [{"empty": 8}]
     assert [row["choices"][0]["turns"] for row in job.lines("model_answer/old.jsonl")][3] == ["Old 3.", ""]
+    part = write_rows(job.folder / "part.jsonl", [answer_row(i, ["Part.", "More."], "part") for i in (81, 82, 7)])
+    some = job.run("some", models=(), answers=[part])
+    assert some["finished"] and some["counts"]["answers"] == {"not_in_file": 12} and some["models"][0]["scores"] == 4
+    assert any("lack 12 of 16 grades" in line for line in some["warnings"]) and any(
+        "1 answers of its file" in line for line in some["warnings"]
+    )
     grades = [one for one in job.server.log() if "Grade: [[" in str(one["body"]["messages"]) and "2 + 2" not in str(one["body"])]
-    assert len(grades) == 32
+    assert len(grades) == 32 + 4
 
 
 def test_thinking_is_no_part_of_an_answer_nor_of_a_judgment(bench_by: Any) -> None:

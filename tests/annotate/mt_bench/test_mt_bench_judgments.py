@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from bench_cases import answer_row, bench_questions, judgment
@@ -12,6 +13,8 @@ from folders import write_rows
 
 from mmpo.annotate import MtBenchOptions, mt_bench_judgments
 from mmpo.annotate.client import Answer, Choice
+from mmpo.annotate.mt_bench.figures import figures
+from mmpo.annotate.mt_bench.files import Scored
 from mmpo.annotate.mt_bench.requests import score_of
 from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
@@ -46,6 +49,18 @@ def test_intervals_are_over_questions_with_all_that_is_said_of_them(tmp_path: Pa
     # 20 independent questions of standard deviation 3: 6 ± t(19)·3/√19, which is 1.44.
     assert low == pytest.approx(6 - 1.44, abs=0.25) and high == pytest.approx(6 + 1.44, abs=0.25)
     assert mt_bench_judgments([tmp_path / "j.jsonl"], MtBenchOptions(bootstrap=0))["models"][0]["interval"] is None
+
+
+def test_an_interval_is_students_of_the_questions_own_means() -> None:
+    """Both turns share their question's level: mean ± t(79)·s/√80 of eighty means, not of 160 scores, which would be too narrow."""
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        scores = rng.normal(5.5, 1.2, (80, 1)) + rng.normal(0, 0.5, (80, 2))
+        rows = [Scored("j", "m", str(i), turn + 1, scores[i, turn]) for i in range(80) for turn in (0, 1)]
+        found = figures(rows, {}, draws=4000, seed=seed)[0]
+        half = 1.9905 * scores.mean(axis=1).std(ddof=1) / 80**0.5
+        assert found["mean"] == pytest.approx(scores.mean())
+        assert found["interval"] == pytest.approx([scores.mean() - half, scores.mean() + half], abs=0.05 * half)
 
 
 @pytest.mark.parametrize(
