@@ -218,6 +218,9 @@ NOTED = {
     "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
     "remarks_left_out": "{n:,} remarks (text areas) were left out: they are no grades",
     "predictions_left_out": "of {n:,} tasks the models' predictions were left out: only what people answered is read",
+    "suggestions_left_out": "of {n:,} records the suggestions were left out: only what people answered is read",
+    "argilla_status_unknown": "of {n:,} answers it is not known whether they were submitted: Argilla's records do not say so, and only "
+    "those of completed records were read; to_datasets() has the status of each",
     "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
     "sent: many of them speak of answers that were never given",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "

@@ -38,7 +38,9 @@ from mmpo.pipeline.sources.published.helpsteer import HELPSTEER, HELPSTEER2, HEL
 from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
+from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
 from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
+from mmpo.pipeline.sources.tools.mlflow import MLFLOW
 from mmpo.pipeline.tables import FEEDBACK
 
 SOURCES: dict[str, Source] = {
@@ -50,6 +52,8 @@ SOURCES: dict[str, Source] = {
     "helpsteer2": HELPSTEER2,
     "helpsteer3": HELPSTEER3,
     "label-studio": LABEL_STUDIO,
+    "argilla-export": ARGILLA_EXPORT,
+    "mlflow": MLFLOW,
     "trl": Source(
         "trl",
         "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",

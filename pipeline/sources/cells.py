@@ -159,7 +159,7 @@ def _follow(value: Any, steps: list[str]) -> Any:
     for place, step in enumerate(steps):
         if isinstance(value, str):
             value = structure(value)
-        if isinstance(value, list) and step.isdigit():
+        if isinstance(value, list | tuple) and step.isdigit():
             value = value[int(step)] if int(step) < len(value) else None
         elif step == "[]":
             return [_follow(one, steps[place + 1 :]) for one in value] if isinstance(value, list) else value

@@ -1,5 +1,6 @@
 """What annotation tools have in common: a row per person's answers, whose texts and questions have the user's own names (--columns)."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -19,3 +20,8 @@ def answers_reader(format: str, defaults: Mapping[str, str]) -> Callable[[Collec
         return prepare_generic(columns, replace(options, columns={**named, **options.columns}), file, text=True, tool=format)
 
     return prepare
+
+
+def asked_columns(options: SourceOptions) -> set[str]:
+    """The columns that --columns names, sums and products taken apart."""
+    return {part.strip().removeprefix("-") for column in options.columns.values() for part in re.split(r"[+*]", column)}

@@ -8,10 +8,10 @@ from folders import write_rows
 from source_cases import collected, reasons
 
 from mmpo.cli.main import run
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources import Collected
 
 EXPORTS = Path(__file__).parents[2] / "data" / "exports"
-Graded = dict[tuple[str, ...], float]
 
 
 def gaps(result: Collected) -> list[tuple[str, str, float]]:
@@ -91,6 +91,10 @@ def test_label_studio_rankings(file: str) -> None:
     assert reasons(unsaid) == {"unknown_bucket": 2} and "--gap-of BUCKET=SCORE" in unsaid.rejects["evidence"].to_pylist()[0]
 
 
+def answer(kind: str, name: str, **value: Any) -> dict[str, Any]:
+    return {"type": kind, "from_name": name, "to_name": "x", "value": value}
+
+
 def task(*results: Any, **changed: Any) -> dict[str, Any]:
     data = {
         "prompt": "Name a planet.",
@@ -101,8 +105,12 @@ def task(*results: Any, **changed: Any) -> dict[str, Any]:
     return {"id": 1, "data": data, "annotations": [{"id": 2, "completed_by": {"id": 7}, "result": list(results)}], **changed}
 
 
-def answer(kind: str, name: str, **value: Any) -> dict[str, Any]:
-    return {"type": kind, "from_name": name, "to_name": "x", "value": value}
+def refusal(path: Path, format: str, columns: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a build says that is refused: one message with the file's name, exit status 2."""
+    assert run(["build", str(path), "--format", format, "--columns", columns, "--out", str(path.parent / "out")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert path.name in said and "Traceback" not in said
+    return said
 
 
 @pytest.mark.parametrize(
@@ -121,10 +129,7 @@ def answer(kind: str, name: str, **value: Any) -> dict[str, Any]:
 )
 def test_broken_label_studio(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any, columns: str, told: str) -> None:
     path = write_rows(tmp_path / "tasks.jsonl", [row])
-    command = ["build", str(path), "--format", "label-studio", "--columns", columns, "--out", str(tmp_path / "out")]
-    assert run(command) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert told in said and "tasks.jsonl" in said and "Traceback" not in said
+    assert told in refusal(path, "label-studio", columns, capsys)
 
 
 def test_what_label_studio_leaves_out_is_counted(tmp_path: Path) -> None:
@@ -138,3 +143,142 @@ def test_what_label_studio_leaves_out_is_counted(tmp_path: Path) -> None:
     assert gaps(result) == [("Name a planet.", "7", -1.0)]
     assert reasons(result) == {"no_grade": 1, "not_annotated": 1}
     assert dict(result.noted) == {"predictions_left_out": 1, "remarks_left_out": 1, "ranking_in_display_order": 1}
+
+
+# Argilla: r1 with two submitted answers, r2 with a draft and a discarded one, r3 with none
+
+ANNA, BEN = "c160646d-b201-4747-83e4-28be253e1290", "b72957b1-a184-423c-a51b-3cbc1fc7c4d3"
+STATUS = {"draft": 1, "discarded": 1, "not_annotated": 1}
+RECORDS = {"status_unknown": 2, "not_annotated": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "left_out"),
+    [
+        ("to_datasets.jsonl", STATUS),
+        ("to_datasets.parquet", STATUS),
+        ("to_datasets.csv", STATUS),
+        ("records_to_json.json", RECORDS),
+        ("to_disk", RECORDS),
+    ],
+)
+def test_argilla(file: str, left_out: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXPORTS / "argilla" / file
+    result = collected(path, "argilla-export", columns={"completion": "reply", "score": "quality"}, scale=(1, 5))
+    assert ratings(result) == [("Red.", BEN, 2.0), ("Red.", ANNA, 5.0)]
+    assert (result.lines, result.dropped, result.limited, reasons(result)) == (5, 3, 0, left_out)
+    unknown = {"argilla_status_unknown": 2} if left_out is RECORDS else {}
+    assert dict(result.noted) == {"suggestions_left_out": 1, **unknown}
+    columns = {"first": "reply", "second": "other"}
+    better = collected(path, "argilla-export", columns={**columns, "gap": "better"}, gap_of={"a": 1, "b": -1, "tie": 0})
+    assert gaps(better) == [("Name a colour.", ANNA, 1.0)]
+    with pytest.raises(UserError, match=r"row \d+: the answer to 'rank' is a list .*exports no ranks"):
+        collected(path, "argilla-export", columns={**columns, "gap": "rank"})
+
+
+FRAME = {
+    "prompt": "q",
+    "reply": "a",
+    "quality.responses": [5],
+    "quality.responses.users": ["anna"],
+    "quality.responses.status": ["submitted"],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "told"),
+    [
+        ({}, "completion=reply,score=qality", "Did you mean 'quality' for 'qality (for score)'"),
+        (
+            {"quality.responses.users": None},
+            "completion=reply,score=quality",
+            'missing_column {"missing":"quality.responses.users"}',
+        ),
+        ({"quality.responses.users": ["a", "b"]}, "completion=reply,score=quality", "lengths_differ"),
+        ({}, "completion=answer,score=quality", "needs the column 'answer (for completion)'"),
+        ({"fields": {}, "responses": [1]}, "completion=reply,score=quality", "records hold `responses` as an object"),
+    ],
+)
+def test_broken_argilla(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], columns: str, told: str
+) -> None:
+    row = {name: value for name, value in {**FRAME, **change}.items() if value is not None}
+    assert told in refusal(write_rows(tmp_path / "frame.jsonl", [row]), "argilla-export", columns, capsys)
+
+
+def test_what_is_no_argilla_export_is_told_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "q", "reply": "a", "quality": 5}])
+    assert "row 1: holds neither `fields` and `responses`" in refusal(
+        path, "argilla-export", "completion=reply,score=quality", capsys
+    )
+    unsaid = {name: value for name, value in FRAME.items() if not name.endswith("status")}
+    result = collected(write_rows(path, [unsaid]), "argilla-export", columns={"completion": "reply", "score": "quality"})
+    assert reasons(result) == {"status_unknown": 1}
+
+
+# MLflow: four traces, of which two have assessments by a, b and a judge
+
+ASSESSED = {"expectation": 1, "judge_failed": 1, "superseded": 1, "not_assessed": 2}
+
+
+@pytest.mark.parametrize(
+    ("score", "wanted"),
+    [
+        ("quality", [("a", 4.0), ("b", 2.5), ("judge", 5.0)]),
+        ("q2", [("b", 3.0)]),
+        ("ok", [("a", 1.0)]),
+        ("scores.a", [("a", 4.0)]),
+        ("list.1", [("a", 2.0)]),
+    ],
+)
+def test_mlflow(score: str, wanted: list[tuple[str, float]]) -> None:
+    columns = {"prompt": "request.q", "score": score}
+    result = collected(EXPORTS / "mlflow" / "traces.jsonl", "mlflow", columns=columns)
+    assert ratings(result) == [("red", rater, value) for rater, value in wanted]
+    assert (result.lines, result.dropped, result.limited) == (9, 5, 0)
+    assert reasons(result) == {**ASSESSED, "no_grade": 4 - len(wanted)}
+
+
+def test_mlflow_grades_by_aspect_and_kind() -> None:
+    columns = {"prompt": "request.q", "score": "quality+q2"}
+    result = collected(EXPORTS / "mlflow" / "traces.jsonl", "mlflow", columns=columns)
+    rows = [one for row in result.feedback.to_pylist() for one in row["ratings"]]
+    told = sorted((one["aspect"], one["rater"], one["kind"]) for one in rows)
+    assert told == [("q2", "b", "human"), ("quality", "a", "human"), ("quality", "b", "human"), ("quality", "judge", "ai")]
+
+
+TRACE = {
+    "state": "OK",
+    "request": {"messages": [{"role": "user", "content": "q"}]},
+    "response": {"choices": [{"message": {"role": "assistant", "content": "a"}}]},
+}
+
+
+def assessed(*values: Any, **changed: Any) -> dict[str, Any]:
+    source = {"source_id": "j", "source_type": "LLM_JUDGE"}
+    return {
+        **TRACE,
+        "assessments": [{"assessment_name": "s", "source": source, "feedback": {"value": value}} for value in values],
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (assessed(1, request={"q": "x"}), "--columns prompt=request.KEY"),
+        (assessed(1, response={"text": "x"}), "--columns completion=response.KEY"),
+        (assessed(1, assessments="[Feedback(name='s')]"), "to_json(orient='records', lines=True)"),
+        (assessed([1, 2]), "score_not_a_number"),
+        (assessed("good"), "score_not_a_number"),
+        ({"request": "q", "response": "a"}, "not_a_list"),
+    ],
+)
+def test_broken_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any, told: str) -> None:
+    assert told in refusal(write_rows(tmp_path / "traces.jsonl", [row]), "mlflow", "score=s", capsys)
+
+
+def test_mlflow_chats_repeats_and_traces_that_have_not_ended(tmp_path: Path) -> None:
+    rows = [assessed(1, 3), assessed(2, state="IN_PROGRESS")]
+    result = collected(write_rows(tmp_path / "traces.jsonl", rows), "mlflow", columns={"score": "s"})
+    assert ratings(result) == [("a", "j", 1.0), ("a", "j", 3.0)] and reasons(result) == {"trace_in_progress": 1}

@@ -1,0 +1,155 @@
+"""Argilla's exports that mmpo did not make: folders of `to_disk` and `to_json` (records), frames of `to_datasets` (JSON, Parquet, CSV).
+
+Fields and questions have the dataset's own names, so --columns says which are which. Only submitted answers are grades. Records do not say
+which answers were submitted; `to_datasets` does. A ranking's ranks are in neither: what stands there is the order in which it was shown.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from mmpo.pipeline.errors import BadRow, UserError
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
+from mmpo.pipeline.sources.generic import FIELDS
+from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.tools.answers import answers_reader, asked_columns
+
+RESPONSES = ".responses"
+BESIDE = re.compile(r"\.(responses(\.users|\.status)?|suggestion(\.score|\.agent)?)$")
+STATUS_HINT = (
+    "records do not say which answers were submitted, and drafts and discarded ones stand among them: export by to_datasets()"
+)
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+
+
+def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
+    """A row per person who submitted: fields and metadata, each question's answer under its name, `user_id`.
+
+    BadRow: draft, discarded, status_unknown, not_annotated; of a whole record missing_column, lengths_differ. Raises UserError where the
+    question that is asked for is a ranking.
+    """
+    if isinstance(row.get("fields"), Mapping) and "responses" in row:
+        texts = {**row["fields"], **(row.get("metadata") or {})}
+        given = _of_records(row)
+        suggested = bool(row.get("suggestions"))
+    else:
+        texts = {name: value for name, value in row.items() if not BESIDE.search(name)}
+        given = _of_frames(row)
+        suggested = any(value is not None for name, value in row.items() if name.endswith(".suggestion"))
+    if suggested:
+        count("suggestions_left_out")
+    people: dict[str, dict[str, Any]] = {}
+    status: dict[str, str | None] = {}
+    for question, value, user, state in given:
+        people.setdefault(user, {})[question] = value
+        status[user] = state
+    if not people:
+        yield 0, BadRow("not_annotated", {"id": row.get("id")}, limited=False)
+    asked = asked_columns(options)
+    for user, answers in people.items():
+        state, about = status[user], {"id": row.get("id"), "user_id": user}
+        lists = [question for question, value in answers.items() if question in asked and isinstance(value, list)]
+        if state is None and row.get("status") != "completed":
+            yield 0, BadRow("status_unknown", {**about, "hint": STATUS_HINT}, limited=False)
+        elif state not in (None, "submitted"):
+            yield 0, BadRow(state, about, limited=False)
+        elif lists:
+            raise UserError(
+                f"the answer to {lists[0]!r} is a list ({answers[lists[0]]!r}): of a ranking Argilla exports no ranks but the "
+                "order in which it was shown, and several labels are no grade. Name a rating, or a label with --gap-of, in --columns"
+            )
+        else:
+            if state is None:
+                count("argilla_status_unknown")
+            yield 0, {**texts, **answers, "user_id": user}
+
+
+_Given = list[tuple[str, Any, str, str | None]]
+"""Question, value, user and status (None: not known) of each answer."""
+
+
+def _of_records(row: Mapping[str, Any]) -> _Given:
+    responses = row["responses"] or {}
+    if not isinstance(responses, Mapping):
+        told = {
+            "responses": type(responses).__name__,
+            "hint": "records hold `responses` as an object, a list of answers per question",
+        }
+        raise BadRow("not_an_object", told)
+    return [
+        (name, one.get("value"), str(one.get("user_id")), one.get("status")) for name, many in responses.items() for one in many
+    ]
+
+
+def _of_frames(row: Mapping[str, Any]) -> _Given:
+    questions = [name.removesuffix(RESPONSES) for name in row if name.endswith(RESPONSES)]
+    if not questions:
+        raise UserError(
+            "holds neither `fields` and `responses` (records) nor columns QUESTION.responses (to_datasets). An Argilla dataset is "
+            "exported by dataset.records.to_datasets(), or by to_disk()"
+        )
+    given: _Given = []
+    for question in questions:
+        values, users, states = (_cell(row.get(f"{question}{RESPONSES}{end}")) for end in ("", ".users", ".status"))
+        if values is None:
+            continue
+        if users is None:
+            raise BadRow("missing_column", {"missing": f"{question}{RESPONSES}.users", "hint": "export by to_datasets()"})
+        states = [None] * len(users) if states is None else states
+        if not isinstance(values, list) or not len(values) == len(users) == len(states):
+            told = {"values": repr(values)[:80], "users": len(users), "status": len(states)}
+            raise BadRow("lengths_differ", {**told, "hint": "CSV spoils lists of lists: export as JSON or Parquet"})
+        given += zip([question] * len(values), values, users, states)
+    return given
+
+
+def _cell(value: Any) -> Any:
+    """A list as it is, as JSON, or as NumPy prints it in CSV: [5 2], ['a' 'b']; of lists inside it as many texts."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:  # Python would join what NumPy prints side by side
+        pass
+    inner = value.strip().removeprefix("[").removesuffix("]")
+    if "array(" in inner:
+        return [[part] for part in inner.split("array(")[1:]]
+    if _QUOTED.search(inner):
+        return [one or other for one, other in _QUOTED.findall(inner)]
+    return [structure(part) for part in inner.split()]
+
+
+_QUALITY = {"quality.responses": [5], "quality.responses.users": ["anna"], "quality.responses.status": ["submitted"]}
+ARGILLA_EXPORT = Source(
+    "argilla-export",
+    "Argilla's own exports (to_datasets, to_disk): ratings, or a label for the better of two fields",
+    prepare=answers_reader("argilla-export", {"rater": "user_id"}),
+    requires=column_sets("fields responses", "_server_id status"),
+    fields=FIELDS,
+    scaled=True,
+    samples=(
+        FormatSample(
+            "to_datasets: a rating question `quality` about the field `reply`",
+            (
+                {"prompt": "Name a planet.", "reply": "Mars, the red one.", **_QUALITY},
+                {"prompt": "Name a planet.", "reply": "The moon.", **_QUALITY, "quality.responses": [2]},
+            ),
+            "--columns completion=reply,score=quality --scale 1:5",
+        ),
+        FormatSample(
+            "records: a label question `better` about the fields `a` and `b`",
+            (
+                {
+                    "id": "r1",
+                    "fields": {"prompt": "Name a planet.", "a": "The moon.", "b": "Mars, the red one."},
+                    "responses": {"better": [{"value": "b_better", "user_id": "anna"}]},
+                    "status": "completed",
+                },
+            ),
+            "--columns first=a,second=b,gap=better --gap-of a_better=1,b_better=-1,tie=0",
+        ),
+    ),
+    unfold=unfold_argilla,
+)

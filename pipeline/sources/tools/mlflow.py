@@ -1,0 +1,106 @@
+"""MLflow's traces with their assessments, as `search_traces()` gives them, written as JSON lines.
+
+A corrected rating stays beside its correction with `valid: false`, a judge that failed is a feedback without a value, and what the answer
+should have been (an expectation) stands among the feedbacks of the same name: each is counted by its name and none is a grade.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmpo.pipeline.errors import BadRow
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
+from mmpo.pipeline.sources.generic import FIELDS
+from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.tools.answers import answers_reader
+
+KINDS = {"HUMAN": "human", "LLM_JUDGE": "ai", "AI_JUDGE": "ai", "CODE": "reward_model"}
+"""Who assesses, as MLflow and as we call it; code that gives a score is a model of rewards."""
+TEXTS = {"prompt": "request", "completion": "response"}
+
+
+def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
+    """A row per assessor of a trace: the trace's columns, each feedback under its name, `rater` and `kind`.
+
+    BadRow: superseded, expectation, judge_failed, no_value, not_assessed; of a whole trace trace_in_progress, trace_error, not_text.
+    """
+    given = row.get("assessments")
+    given = structure(given) if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) for one in given):
+        hint = "a CSV holds objects as Python prints them: write search_traces() by to_json(orient='records', lines=True)"
+        raise BadRow("not_a_list", {"assessments": repr(row.get("assessments"))[:80], "hint": hint})
+    if row.get("state") not in (None, "OK"):
+        raise BadRow(f"trace_{str(row['state']).lower()}", {"trace_id": row.get("trace_id")}, limited=False)
+    texts = {**row, "request": _request(row.get("request")), "response": _response(row.get("response"))}
+    for name, column in TEXTS.items():
+        if name not in options.columns and isinstance(texts[column], Mapping) and "role" not in texts[column]:
+            keys = list(texts[column])
+            raise BadRow("not_text", {column: keys[:8], "hint": f"--columns {name}={column}.KEY names the text inside"})
+    people: dict[tuple[str, str], dict[str, list[Any]]] = {}
+    for one in given:
+        value, error = _value(one)
+        if error:
+            yield 0, BadRow(error, {name: one.get(name) for name in ("assessment_name", "assessment_id")}, limited=False)
+            continue
+        source = one.get("source") or {}
+        by = str(source.get("source_id") or ""), str(source.get("source_type") or "")
+        people.setdefault(by, {}).setdefault(str(one.get("assessment_name")), []).append(value)
+    if not given:
+        yield 0, BadRow("not_assessed", {"trace_id": row.get("trace_id")}, limited=False)
+    for (rater, kind), answers in people.items():
+        flat = {name: values[0] if len(values) == 1 else values for name, values in answers.items()}
+        yield 0, {**texts, **flat, "rater": rater or None, "kind": KINDS.get(kind, kind.lower() or None)}
+
+
+def _value(assessment: Mapping[str, Any]) -> tuple[Any, str]:
+    """A feedback's value, a passed check as 1 and a failed one as 0; or why there is none."""
+    feedback = assessment.get("feedback")
+    if assessment.get("valid") is False:
+        return None, "superseded"
+    if not isinstance(feedback, Mapping):
+        return None, "expectation" if "expectation" in assessment else "no_value"
+    value = feedback.get("value")
+    if value is None:
+        return None, "judge_failed" if feedback.get("error") else "no_value"
+    if isinstance(value, bool):
+        return float(value), ""
+    return tuple(value) if isinstance(value, list) else value, ""  # a list of several answers is made above
+
+
+def _request(value: Any) -> Any:
+    """The messages of a chat request; all else as it is."""
+    found = structure(value) if isinstance(value, str) and value[:1] == "{" else value
+    messages = found.get("messages") if isinstance(found, Mapping) else None
+    return messages if isinstance(messages, list) else value if found is None else found
+
+
+def _response(value: Any) -> Any:
+    """The message of a chat completion; all else as it is."""
+    found = structure(value) if isinstance(value, str) and value[:1] == "{" else value
+    choices = found.get("choices") if isinstance(found, Mapping) else None
+    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) and choices[0].get("message"):
+        return choices[0]["message"]
+    return value if found is None else found
+
+
+def _trace(response: str, value: float) -> dict[str, Any]:
+    source = {"source_type": "HUMAN", "source_id": "anna"}
+    assessment = {"assessment_name": "quality", "source": source, "feedback": {"value": value}, "valid": True}
+    return {"state": "OK", "request": {"question": "Name a planet."}, "response": response, "assessments": [assessment]}
+
+
+MLFLOW = Source(
+    "mlflow",
+    "MLflow traces with the feedback of people, judges and code, as search_traces() gives them",
+    prepare=answers_reader("mlflow", {**TEXTS, "rater": "rater", "kind": "kind"}),
+    requires=column_sets("request response assessments"),
+    fields=FIELDS,
+    scaled=True,
+    samples=(
+        FormatSample(
+            "traces, and the feedback `quality` of each",
+            (_trace("Mars, the red one.", 5.0), _trace("The moon.", 2.0)),
+            "--columns prompt=request.question,score=quality --scale 1:5",
+        ),
+    ),
+    unfold=unfold_mlflow,
+)
