@@ -32,14 +32,18 @@ Work = Callable[[], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Graded:
-    """What the dataset is built from: sources, options and the digests of the inputs. parts: the FEEDBACK folders that hold this run's own
-    candidates and grades, and those of earlier rounds, for the next round; said: stage → its summary."""
+    """What the dataset is built from: sources, options and the digests of the inputs.
+
+    parts: the FEEDBACK folders that hold this run's own candidates and grades, and those of earlier rounds, for the next round. gamma: of
+    people's votes by the calibrated margins, where these are of one grader. said: stage → its summary.
+    """
 
     sources: list[Any]
     options: BuildOptions
     inputs: list[str]
     parts: Sequence[Path] = ()
     people: Sequence[str] = ()
+    gamma: float | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +84,15 @@ def graded(recipe: Recipe, stages: Stages, inputs: list[str], earlier: Graded | 
         source = feedback
         said["calibrate"] = stages.do("calibrate", key, lambda: run_calibrate(source, options), out)
         feedback = out
-    return Graded([feedback], _options(recipe, said), [manifest_text(feedback)], parts, people, said)
+    options = _options(recipe, said)
+    return Graded([feedback], options, [manifest_text(feedback)], parts, people, _gamma(options, said), said)
+
+
+def _gamma(options: BuildOptions, said: Mapping[str, Any]) -> float | None:
+    """The γ at which people's votes are most likely by the margins that the build takes; None where those are of several graders."""
+    graders = said.get("calibrate", {}).get("graders", {})
+    found = [graders[name]["gamma"] for one in options.raters or () if (name := one.rpartition("@")[0]) in graders]
+    return found[0] if len(found) == 1 == len(options.raters or ()) else None
 
 
 def candidates(recipe: Recipe, stages: Stages, inputs: list[str], said: dict[str, Any]) -> Path:

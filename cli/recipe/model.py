@@ -53,7 +53,7 @@ class Measures(BaseModel):
 
 class Recipe(BaseModel):
     """A checked recipe. `runs`: name → options; `build` is None where `data` names a finished dataset. inputs: what `build` reads, or the
-    prompts of `generate`; people: FEEDBACK folders; a section that is missing is None."""
+    prompts of `generate`; people: FEEDBACK folders; use_gamma: the runs that train with people's γ; a section that is missing is None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     title: str
@@ -70,6 +70,7 @@ class Recipe(BaseModel):
     judges: list[Any]
     calibrate: CalibrateOptions | None
     people: list[str]
+    use_gamma: list[str]
     rounds: int | None
     keep: str
     checks: Checks
@@ -108,7 +109,11 @@ def recipe_model() -> type[BaseModel]:
             description="FEEDBACK folders with people's grades, as `mmpo argilla pull` writes them; {round} stands for the round's folder",
         ),
     )
-    calibrate: Any = create_model("Calibrate", __base__=model_of(CalibrateOptions, without=("out",)), people=people)
+    what = "train the runs that name no γ with the one at which people's votes are most likely by the calibrated margins"
+    use_gamma: Any = (bool, Field(False, description=what))
+    calibrate: Any = create_model(
+        "Calibrate", __base__=model_of(CalibrateOptions, without=("out",)), people=people, use_gamma=use_gamma
+    )
     count: Any = Count
     training: Any = model_of(TrainOptions, without=SET_BY_THE_RUN, optional=True)
     fields: dict[str, Any] = {
@@ -188,6 +193,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         inputs=inputs,
         data=Path(parsed.data) if parsed.data else None,
         build=build,
+        use_gamma=[
+            name
+            for name, own in (given.get("runs") or {}).items()
+            if parsed.calibrate and parsed.calibrate.use_gamma and "gamma" not in {**shared, **own}
+        ],
         rounds=parsed.rounds,
         keep=parsed.keep,
         **found,
@@ -218,7 +228,9 @@ def _stage(where: str, name: str, section: Mapping[str, Any] | None, build: Buil
         raise UserError(
             f"{where}{name}: the candidates come from `build` (inputs), or go to it from `generate`, and `build` is missing; write it"
         )
-    options = options_from(kind, {key: section[key] for key in section if key not in (*own, "prompts")}, where=f"{where}{name}: ")
+    options = options_from(
+        kind, {key: section[key] for key in section if key not in (*own, "prompts", "use_gamma")}, where=f"{where}{name}: "
+    )
     found = {field: list(section.get(key) or []) for key, field in own.items()}
     try:
         if name == "judge":

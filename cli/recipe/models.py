@@ -1,6 +1,7 @@
 """From what is graded to a dataset, trained models, their measures, a table and a page that compare them: one pass over a recipe."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ def run_stages(recipe: Recipe, stages: Stages, inputs: list[str], earlier: Grade
             return Done({"out": str(out), "dataset": str(dataset), "page": None, "runs": {}}, source)
     _validate(recipe, stages, dataset)
     made_of = manifest_text(dataset)
+    recipe = _with_gamma(recipe, source)
     with _sharing_states(recipe):
         trained = {name: _train(recipe, stages, name, dataset, made_of) for name in recipe.runs}
         gamma = recipe.measures.gamma
@@ -86,6 +88,20 @@ def _validate(recipe: Recipe, stages: Stages, dataset: Path) -> None:
     say(f"{counts['pass']} checks passed, {counts['warn']} warned, {counts['fail']} failed")
     if not summary["ok"]:
         raise UserError(f"{dataset} does not pass its checks; all of them stand in {recipe.out / 'validation.json'}")
+
+
+def _with_gamma(recipe: Recipe, source: Graded | None) -> Recipe:
+    """The recipe with people's γ in the runs that take it; where there is none that is of use, that is said, and they keep γ auto."""
+    gamma = source.gamma if source is not None else None
+    if not recipe.use_gamma:
+        return recipe
+    if gamma is None or not 0 < gamma < math.inf:
+        say(
+            f"calibrate.use_gamma: the γ of people's votes is {'unknown' if gamma is None else shown(gamma)}; runs train with γ auto"
+        )
+        return recipe
+    runs = {name: dataclasses.replace(run, gamma=gamma) if name in recipe.use_gamma else run for name, run in recipe.runs.items()}
+    return recipe.model_copy(update={"runs": runs})
 
 
 def _sharing_states(recipe: Recipe) -> AbstractContextManager[None]:

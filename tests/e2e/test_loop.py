@@ -39,7 +39,7 @@ def weights(folder: Path) -> list[str]:
 
 
 def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
-    loop = Loop(models, server, tmp_path / "loop", "evaluate.measure=demo_loop:truth")
+    loop = Loop(models, server, tmp_path / "loop", "evaluate.measure=demo_loop:truth", "calibrate.use_gamma=true")
     assert loop.run() == [3, 3, 0]
     said = capsys.readouterr().err
     asked = f"mmpo argilla push {loop.out}/round-2/judged --dataset loop-round-2"
@@ -61,6 +61,9 @@ def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, serv
     ends = [row["measure_gain_95"] for row in policies]
     assert all(low <= row["measure_gain"] <= high for row, (low, high) in zip(policies, ends, strict=True))
     assert policies[0]["graders"]["judge"]["human_pairs"] < policies[1]["graders"]["judge"]["human_pairs"]  # keep: all
+    for row in policies:  # calibrate.use_gamma
+        record = json.loads((loop.out / f"round-{row['round']}" / "models" / "mmpo" / "mmpo.json").read_text())
+        assert record["summary"]["gamma"] == row["graders"]["judge"]["gamma"] > 0
     page = (loop.out / "rounds.html").read_text()
     assert "data:image/png" in page and "<script" not in page and "measure gain" in page
     # Again: nothing is asked, written or trained.
