@@ -77,7 +77,8 @@ def finish(
         if stop.reason and stop.reason not in USER_ERRORS:
             raise unfinished(stop, journal)
         reasons = unreadable + Counter(reason for (_, reason), count in failed.items() for _ in range(count))
-        refuse(stop, "score", f"no score can be read in any judgment: {most_common(reasons)}", journal, "--judge-max-tokens")
+        hint = "; a score is read where it stands in two pairs of brackets, as in [[8]]" if reasons["no_verdict"] else ""
+        refuse(stop, "score", f"no score can be read in any judgment: {most_common(reasons)}{hint}", journal, "--judge-max-tokens")
     table = figures(rows, categories_of(plan.questions), plan.options.bootstrap, plan.options.seed)
     for row in table:
         row |= _about(plan, row, graded, judged[row["judge"]])
@@ -195,6 +196,10 @@ def _warnings(plan: BenchPlan, table: Sequence[Mapping[str, Any]], gradings: Seq
     for one in gradings:
         if not one.found.temperature:
             told.append(f"{one.name}: its endpoint takes no temperature: its grades are sampled as it likes")
+        if not one.found.length:
+            told.append(
+                f"{one.name}: its endpoint takes no limit of {plan.options.judge_max_tokens:,} tokens: judgments are as long as it likes"
+            )
     for row in table:
         if row["mean"] is None:
             told.append(f"{row['judge']}: no score of {row['model']} can be read")

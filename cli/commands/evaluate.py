@@ -274,9 +274,13 @@ def mt_bench(
 
 
 def _is_folder(given: str) -> bool:
-    """Whether `--model` names a folder of this machine, and no endpoint."""
+    """Whether `--model` names a folder of this machine, and no endpoint. Raises UserError for a path that is none."""
     name, *keys = given.split(",")
-    return Path(name).is_dir() and not any(key.strip().startswith("base_url=") for key in keys)
+    if any(key.strip().startswith("base_url=") for key in keys):
+        return False
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise UserError(f"--model {name}: there is no such folder; a model at an endpoint is named as its endpoint calls it")
+    return Path(name).is_dir()
 
 
 def _say_means(summary: dict[str, Any]) -> None:
