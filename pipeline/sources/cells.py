@@ -29,6 +29,7 @@ _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+ONE_GRADE = "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN)"
 
 
 class Cells:
@@ -45,6 +46,8 @@ class Cells:
 
         "4/5" is 4 and "80%" is 80 where the scale ends at 5 or 100. Raises BadRow score_not_a_number with the option that would read it.
         """
+        if isinstance(value, list):
+            raise BadRow("score_not_a_number", {field: repr(value)[:80], "hint": ONE_GRADE})
         if not isinstance(value, str):
             return value
         text = value.strip()
@@ -73,6 +76,8 @@ class Cells:
 
     def _hint(self, text: str, field: str) -> str:
         """The option that would read the text."""
+        if text.startswith("["):
+            return ONE_GRADE
         if self.decimal is None and any(Cells(mark, (), self.high, {})._plain(text) is not None for mark in ".,"):
             return f"--decimal {',' if _DECIMAL_COMMA.fullmatch(text) else '.'} reads numbers that are written as text"
         part = _FRACTION.fullmatch(text)

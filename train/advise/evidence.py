@@ -19,7 +19,7 @@ from mmpo.pipeline.api import grades_of
 from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.pairs import first_user_messages, rater_gaps
-from mmpo.pipeline.storage import MANIFEST, read_manifest
+from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, metadata
 from mmpo.train.data import check_rows, read_pairs
 
@@ -223,7 +223,7 @@ def _table(path: Path) -> pa.Table:
         return load_feedback(path) if read_manifest(path).get("kind") == "feedback" else load_pairs(path)
     if path.is_dir():
         return load_pairs(path)
-    if path.is_file() and path.suffix != ".parquet":
+    if path.is_file() and (path.suffix != ".parquet" or not {"quality_margin", "completions"} & set(part_schema(path).names)):
         raise UserError(
             f"{path} is neither PAIRS nor FEEDBACK: build it first, mmpo build {path} --format FORMAT --feedback-only --out DIR"
         )

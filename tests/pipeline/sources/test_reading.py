@@ -103,6 +103,13 @@ def test_the_option_for_numbers_in_text_is_named_where_it_would_read_them(tmp_pa
     ]
 
 
+@pytest.mark.parametrize("scores", [[3, 4], "[3, 4]"])
+def test_several_grades_in_a_cell_are_told_where_they_belong(tmp_path: Path, scores: object) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": scores}])
+    [told] = collected(path, "jsonl", decimal=".").rejects.to_pylist()
+    assert told["reason"] == "score_not_a_number" and "one row for each rater's" in told["evidence"]
+
+
 def test_lines_in_other_encodings(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "Q", "completion": "é", "score": 1}, ensure_ascii=False)
     for name, text, options in (

@@ -261,6 +261,12 @@ def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: P
     assert any(line.startswith("No normalisation is told apart from none: by ") for line in third["sentences"])
 
 
+def test_a_file_of_something_else_is_to_be_built_first(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["Q"], "response_a": ["a"]}), tmp_path / "votes.parquet")
+    with pytest.raises(UserError, match="neither PAIRS nor FEEDBACK: build it first"):
+        advise(tmp_path / "votes.parquet")
+
+
 def test_what_is_drawn_of_much_data_goes_by_ids_and_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 prompts with 4 completions of which 80 completions are read: 20 prompts, the same ones of PAIRS in any order and of FEEDBACK."""
     monkeypatch.setattr(evidence, "MOST_COMPLETIONS", 80)
