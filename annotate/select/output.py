@@ -9,8 +9,10 @@ from typing import Any
 
 from mmpo.annotate.pairings import digest_of
 from mmpo.annotate.select.choose import ChosenItem
+from mmpo.annotate.select.items import RecordItem
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file
+from mmpo.pipeline.tables import TOOLS
 
 SUFFIXES = (".jsonl", ".csv")
 
@@ -31,13 +33,19 @@ def list_rows(chosen: Sequence[ChosenItem], seed: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "rank": rank, "prompt": [dict(message) for message in item.prompt],
-                "first": item.texts[first], "second": item.texts[second],
+                "first": _reply(item, first), "second": _reply(item, second),
                 "first_model": item.models[first], "second_model": item.models[second], "source": item.source,
                 "prompt_id": item.prompt_id, "first_id": item.ids[first], "second_id": item.ids[second],
-                "reason": reason, "score": score, **parts,
+                "reason": reason, "score": score, **parts, **({TOOLS: item.tools} if item.tools else {}),
             }
         )  # fmt: skip
     return rows
+
+
+def _reply(item: RecordItem, place: int) -> str | list[dict[str, Any]]:
+    """A completion as its text; one that carries more (tool calls, thinking apart) as a message."""
+    more = item.carried[place] if item.carried else {}
+    return [{"role": "assistant", "content": item.texts[place], **more}] if more else item.texts[place]
 
 
 def write_list(out: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -47,13 +55,15 @@ def write_list(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
-        writer.writerows({**row, "prompt": _cell(row["prompt"])} for row in rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     else:
         text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with atomic_file(out) as temporary:
         temporary.write_bytes(text.getvalue().encode())
 
 
-def _cell(prompt: Sequence[dict[str, Any]]) -> str:
-    alone = len(prompt) == 1 and prompt[0]["role"] == "user" and set(prompt[0]) == {"role", "content"}
-    return prompt[0]["content"] if alone else json.dumps(prompt, ensure_ascii=False)
+def _cell(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    alone = len(value) == 1 and value[0]["role"] == "user" and set(value[0]) == {"role", "content"}
+    return value[0]["content"] if alone else json.dumps(value, ensure_ascii=False)

@@ -54,17 +54,21 @@ def human(pairs: int) -> tuple[Rows, str]:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_a_list_that_somebody_fills_in_becomes_feedback(suffix: str, tmp_path: Path) -> None:
-    """What was listed comes back with the ids that it had: prompts of one message and of several, texts with commas, quotes, line ends."""
+    """What was listed comes back with the ids that it had: prompts of one message and of several, texts with commas, quotes, line ends,
+    tools that were called."""
+    call = {"type": "function", "function": {"name": "rain", "arguments": {"day": "now"}}}
+    calls: list[Any] = [[{"role": "assistant", "content": "", "tool_calls": [call]}], "Dry."]
     prompts: Rows = [
         {"prompt": 'A "quoted", line\r\nand another', "completions": ["x,y\n", '"', "é\u2028"]},
         {
             "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
             "completions": ["=1+1", "No."],
         },
+        {"prompt": "Rain?", "completions": calls, "tools": [{"type": "function", "function": {"name": "rain"}}]},
     ]
     data, out = feedback_folder(tmp_path / "f", prompts), tmp_path / f"list.{suffix}"
     summary = select(data, out, by="random")
-    assert (len(summary["pairs"]), summary["candidates"], summary["reasons"]) == (4, 4, {"drawn": 4})
+    assert (len(summary["pairs"]), summary["candidates"], summary["reasons"]) == (5, 5, {"drawn": 5})
     if suffix == "csv":
         import pandas as pd
 
