@@ -121,6 +121,26 @@ class Trial:
         place = {one: i for i, one in enumerate(self.data.ids)}
         return self.data.values[[place[one] for one in texts.ids]]
 
+    def accuracy(self, graded: dict[Any, KnownMargin], others: dict[Any, KnownMargin]) -> float:
+        """Of the head fitted to grades, on the test pairs."""
+        items = list(self.items.values())
+        z = Pool(items, items, GradedPairs(graded, others, {}), self.seed, featurize=self._featurize).head.logits(
+            self._x(self.test)
+        )
+        return float(np.mean((z > 0) + 0.5 * (z == 0)))
+
+    def begun(self, sizes: Sequence[int]) -> list[float]:
+        """What is gained on random choice's pairs where the head begins from what the models say of all pairs."""
+        by_models = {self._key(i): next(iter(item.margins.values())) for i, item in self.items.items()}
+        place = {self._key(i): i for i in self.pool.tolist()}
+        items = list(self.items.values())
+        drawn = in_order(Pool(items, items, GradedPairs({}, {}, {}), self.seed), "random", max(sizes))
+        keys = [(one.item.prompt_id, frozenset(one.item.ids)) for one in drawn]
+        said = [
+            {key: self._margin(place[key], float(self.data.margin[place[key]]), "human") for key in keys[:size]} for size in sizes
+        ]
+        return [self.accuracy(one, by_models) - self.accuracy(one, {}) for one in said]
+
     def curve(self, way: str, per_prompt: int | None, budget: int, draw: int = 0) -> list[float]:
         """Accuracy on the test pairs after every batch."""
         place = {self._key(i): i for i in self.pool.tolist()}
@@ -133,9 +153,7 @@ class Trial:
             for one in in_order(pool, way, min(BATCH, budget - len(graded)), per_prompt):
                 key = one.item.prompt_id, frozenset(one.item.ids)
                 graded[key] = self._margin(place[key], float(self.data.margin[place[key]]), "human")
-            head = Pool(context, context, GradedPairs(graded, {}, {}), self.seed, featurize=self._featurize).head
-            z = head.logits(self._x(self.test))
-            found.append(float(np.mean((z > 0) + 0.5 * (z == 0))))
+            found.append(self.accuracy(graded, {}))
         return found
 
 
@@ -155,6 +173,15 @@ def needed(curve: Sequence[float], goal: float) -> float:
     at = int(above[0])
     before = (goal - rising[at - 1]) / (rising[at] - rising[at - 1]) if at else 1.0
     return float((at + before) / len(rising))
+
+
+def begin(name: str, data: GradedSet, seeds: int, budget: int) -> dict[str, float]:
+    """Whether a head should begin from what models say."""
+    sizes = [size for size in (0, 10, 25, 50, 100, 200, 400) if size <= budget]
+    gains = np.array([Trial(data, seed).begun(sizes) for seed in range(seeds)])
+    print(f"\n{name}: accuracy of a head that begins from three models' grades, less one that does not, points, {seeds} splits")
+    print("  ".join(f"{size} grades: {_mean(gains[:, i].tolist())}" for i, size in enumerate(sizes)), flush=True)
+    return {f"{name}_begun_{size}": float(gains[:, i].mean()) for i, size in enumerate(sizes)}
 
 
 def compare(name: str, data: GradedSet, seeds: int, budget: int) -> dict[str, float]:
@@ -204,6 +231,9 @@ def _share(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
+        "--part", choices=["ways", "begin"], default="ways", help="ways to choose, or what the head begins from (ways)"
+    )
+    parser.add_argument(
         "--set", action="append", choices=["planted", *SETS], help="this set only; may be given again (planted and six)"
     )
     parser.add_argument("--data", type=Path, default=os.environ.get("MMPO_REAL_DATA"), help="folder of real files (MMPO_REAL_DATA)")
@@ -223,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: skipped, neither --data nor MMPO_REAL_DATA names a folder of real files")
             continue
         seeds, budget = (2, QUICK_BUDGET) if options.quick else (options.seeds, BUDGET)
-        ratios |= compare(name, makers[name](), seeds, budget)
+        ratios |= (compare if options.part == "ways" else begin)(name, makers[name](), seeds, budget)
     if options.json:
         print(json.dumps({"ratios": {name: value if np.isfinite(value) else None for name, value in ratios.items()}}))
 

@@ -1,7 +1,7 @@
 """A linear head on features of completions, with what is not known of it: Laplace's approximation of its posterior. numpy only.
 
 A completion's reward is features·w, and a pair's logit z = x·w with x = features(a) − features(b), so that swapping the two turns the sign.
-The weights are normal beforehand, N(start, scale²), and near their most likely value after the grades (MacKay 1992, "The evidence
+The weights are normal beforehand, N(start, spread²/usual), and near their most likely value after the grades (MacKay 1992, "The evidence
 framework applied to classification networks").
 """
 
@@ -17,7 +17,7 @@ SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Standard deviations that the logit of a usual pair may have beforehand; those of the grades that are there choose one by the evidence."""
 USUAL = 1.0
 """Where too few grades choose: fewer than FEWEST."""
-FEWEST = 10
+FEWEST = 20
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,23 @@ class LaplaceHead:
         return np.einsum("ij,ij->i", x @ self.covariance, x)
 
 
-def fit_head(x: Floats, p: Floats, usual: float, start: Floats | None = None, spreads: Sequence[float] = SPREADS) -> LaplaceHead:
+def fit_head(x: Floats, p: Floats, usual: float, starts: Sequence[Floats] = (), spreads: Sequence[float] = SPREADS) -> LaplaceHead:
     """The head that grades choose. x: differences of features, (pairs, features); p: how far the first completion is preferred, 0 to 1,
-    (pairs,); usual: the mean |x|² of a pair, so that `spreads` are in logits; start: the mean beforehand, default 0.
+    (pairs,); usual: the mean |x|² of a pair, so that `spreads` are in logits; starts: means beforehand, one of which the evidence
+    chooses as it does of `spreads`; for fewer than FEWEST pairs the first is taken. Default: 0.
     """
-    width = x.shape[1]
-    start = np.zeros(width) if start is None else start
+    width, enough = x.shape[1], len(p) >= FEWEST
+    starts = starts or [np.zeros(width)]
     best: tuple[float, LaplaceHead] | None = None
-    guess = start
-    for spread in spreads if len(p) >= FEWEST else (USUAL,):
-        decay = max(usual, 1e-12) / spread**2
-        guess, root = _most_likely(x, p, decay, start, guess)
-        evidence = _loss(x, p, decay, start, guess) - 0.5 * width * np.log(decay) + np.log(np.diag(root)).sum()
-        if best is None or evidence < best[0]:
-            inverse = np.linalg.inv(root)
-            best = evidence, LaplaceHead(guess, inverse.T @ inverse, spread, len(p))
+    for start in starts if enough else starts[:1]:
+        guess = start
+        for spread in spreads if enough else (USUAL,):
+            decay = max(usual, 1e-12) / spread**2
+            guess, root = _most_likely(x, p, decay, start, guess)
+            evidence = _loss(x, p, decay, start, guess) - 0.5 * width * np.log(decay) + np.log(np.diag(root)).sum()
+            if best is None or evidence < best[0]:
+                inverse = np.linalg.inv(root)
+                best = evidence, LaplaceHead(guess, inverse.T @ inverse, spread, len(p))
     assert best is not None
     return best[1]
 

@@ -19,6 +19,8 @@ from mmpo.pipeline.tables import Message
 
 MOST_PAIRS, MOST_GRADED = 20_000, 10_000
 """Pairs that a head looks at, and is fitted to, at most; of more so many drawn by hash."""
+STARTS = (1.0, 0.0, 0.5, 2.0)
+"""How large the logit of a usual pair may be by others' grades, before any of those that are wanted; the first where these are too few."""
 
 
 @dataclass(eq=False)
@@ -102,11 +104,16 @@ class Pool:
 
     @cached_property
     def head(self) -> LaplaceHead:
-        """The head: others' grades say where it begins, those that are wanted move it, and they alone narrow what is not known."""
+        """The head: others' grades say in which direction it begins; those that are wanted say how far (not at all, it may be) and where it
+        goes from there, and they alone narrow what is not known. Before there are enough, a usual pair's logit by others is 1."""
         usual = float((self.differences**2).sum(axis=1).mean())
         wanted, others = (self._labels(said) for said in (self.graded.people, self.graded.others))
-        start = fit_head(*others, usual).mean if len(others[1]) else None
-        return fit_head(*wanted, usual, start)
+        starts: list[Floats] = []
+        if len(others[1]):
+            begun = fit_head(*others, usual).mean
+            size = np.sqrt(np.mean((self.differences @ begun) ** 2))
+            starts = [begun * (share / max(float(size), 1e-12)) for share in STARTS]
+        return fit_head(*wanted, usual, starts)
 
     @property
     def about(self) -> dict[str, Any] | None:

@@ -149,7 +149,7 @@ def test_the_head_is_the_penalised_maximum_and_its_laplace_covariance() -> None:
     assert 4 * (1 - sigmoid(head.mean[0])) == pytest.approx(head.mean[0], abs=1e-3)
     chance = sigmoid(head.mean[0])
     assert head.covariance[0, 0] == pytest.approx(1 / (4 * chance * (1 - chance) + 1), abs=1e-3)
-    nothing = fit_head(np.zeros((0, 2)), np.zeros(0), usual=4.0, start=np.array([1.0, 2.0]))
+    nothing = fit_head(np.zeros((0, 2)), np.zeros(0), usual=4.0, starts=[np.array([1.0, 2.0]), np.zeros(2)])
     assert nothing.mean.tolist() == [1.0, 2.0] and np.allclose(nothing.covariance, np.eye(2) / 4)
 
 
@@ -256,6 +256,20 @@ def test_others_grades_move_the_mean_and_leave_the_error() -> None:
     assert not nothing.mean.any() and judge.mean[0] > 0 and np.allclose(judge.covariance, nothing.covariance)
     assert people.mean[0] > 0 and np.trace(people.covariance) < 0.9 * people.spread**2 * np.trace(nothing.covariance)
     assert people.pairs == 20 and judge.pairs == 0
+
+
+def test_whom_people_contradict_is_not_followed() -> None:
+    """A judge prefers what has more of the first feature, people less: after 5 of their grades the head still leans as the judge does,
+    after 60 as people do, just as one that never heard of the judge."""
+    items, values = spread_out(8, 80, 2)
+    rng = np.random.default_rng(8)
+    more = {(item.prompt_id, frozenset(item.ids)): item.ids[int(values[item.ids[0]][0] < values[item.ids[1]][0])] for item in items}
+    less = {key: next(iter(key[1] - {one})) if rng.random() < 0.9 else one for key, one in more.items()}
+    judge = {key: said(one) for key, one in more.items()}
+    five, sixty = ({key: said(less[key]) for key in list(less)[:count]} for count in (5, 60))
+    heads = [pool_of(items, values, GradedPairs(people, others, {})).head for people in (five, sixty) for others in (judge, {})]
+    assert heads[0].mean[0] > heads[1].mean[0] and heads[2].mean[0] < 0
+    assert np.allclose(heads[2].mean, heads[3].mean, atol=1e-3)
 
 
 def test_gap_bounds_by_hand() -> None:
