@@ -119,7 +119,7 @@ def check_format(sources: Sequence[str | Path], format: str | None, *, encoding:
     chunk = _first(sources, "", encoding, sep)
     head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
     columns = columns_of(head)
-    kind = {"json": "jsonl", "arrow": "parquet"}.get(chunk.file.kind, chunk.file.kind)
+    kind = {"json": "jsonl", "arrow": "parquet", "eval": "inspect"}.get(chunk.file.kind, chunk.file.kind)
     fits = [kind if name == "jsonl" else name for name in fitting(columns)]
     told = ", ".join(repr(name) for name in columns if "[]." not in name) or "none"
     first = str(unknown_name("format", format, SOURCES)) if format else f"--format is missing. Known: {', '.join(SOURCES)}"

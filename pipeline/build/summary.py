@@ -221,6 +221,11 @@ NOTED = {
     "suggestions_left_out": "of {n:,} records the suggestions were left out: only what people answered is read",
     "argilla_status_unknown": "of {n:,} answers it is not known whether they were submitted: Argilla's records do not say so, and only "
     "those of completed records were read; to_datasets() has the status of each",
+    "evaluation_not_completed": "{n:,} samples are of an evaluation that was cancelled or ended in an error: what had been graded is read",
+    "corrected_scores": "{n:,} scores were corrected in the log: the corrected ones are read",
+    "steps_left_out": "in {n:,} samples the model answered more than once, with tools or in turns: only the last answer is the reply",
+    "output_as_json": "{n:,} outputs are objects, which are read as JSON text",
+    "rounded_scores": "{n:,} scores were rounded to two digits where they were written (promptfoo's CSV): JSON has them as they were given",
     "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
     "sent: many of them speak of answers that were never given",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "

@@ -39,8 +39,10 @@ from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
 from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
+from mmpo.pipeline.sources.tools.inspect_logs import INSPECT
 from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
 from mmpo.pipeline.sources.tools.mlflow import MLFLOW
+from mmpo.pipeline.sources.tools.promptfoo import PROMPTFOO
 from mmpo.pipeline.tables import FEEDBACK
 
 SOURCES: dict[str, Source] = {
@@ -54,6 +56,8 @@ SOURCES: dict[str, Source] = {
     "label-studio": LABEL_STUDIO,
     "argilla-export": ARGILLA_EXPORT,
     "mlflow": MLFLOW,
+    "inspect": INSPECT,
+    "promptfoo": PROMPTFOO,
     "trl": Source(
         "trl",
         "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",
@@ -115,5 +119,5 @@ def outside_function(what: str, name: str, called: str = "") -> Callable[..., An
 def fitting(columns: Collection[str]) -> list[str]:
     """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
     present = set(columns) | {name for name, path in OBJECTS.items() if path in columns}
-    names = [source.name for source in SOURCES.values() if any(need <= present for need in source.requires)]
+    names = [source.name for source in SOURCES.values() if any(need <= present for need in (*source.requires, *source.folded))]
     return names + ["jsonl"] * any(present.issuperset(layout.texts + layout.grades) for layout in LAYOUTS)

@@ -113,7 +113,7 @@ class Source:
     samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for. range: its grades'
     scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
     joined: makes rows that stand for themselves of a whole file's rows; such files are not cut in chunks.
-    unfold: takes a file's row apart into the rows that are read.
+    unfold: takes a file's row apart into the rows that are read; folded: sets of columns by which the file's own row is known.
     """
 
     name: str
@@ -128,6 +128,7 @@ class Source:
     clipped: bool = False
     samples: tuple[FormatSample, ...] = ()
     unfold: Unfold | None = None
+    folded: tuple[frozenset[str], ...] = ()
     evidence: str = "auto"
     score: str = "overall"
     range: str = ""

@@ -20,9 +20,18 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".eval": "eval",
 }
 # Formats that say how a file is written rather than what it holds.
-FORMAT_KINDS = {"jsonl": ("json",), "csv": ("csv",), "parquet": ("parquet", "arrow"), "feedback": ("parquet", "arrow")}
+FORMAT_KINDS = {
+    "jsonl": ("json",),
+    "csv": ("csv",),
+    "parquet": ("parquet", "arrow"),
+    "feedback": ("parquet", "arrow"),
+    "inspect": ("eval", "json"),
+}
+REPEATED_HEADERS = ("promptfoo",)
+"""Formats whose CSV has a column name again for every output."""
 # In a folder, files that sit beside data: ours and those of `datasets`.
 BESIDE_DATA = {
     "manifest.json",
@@ -50,7 +59,8 @@ def resolve_inputs(
     found: dict[str, InputFile] = {}
     for given in paths:
         for file in _files(str(given), FORMAT_KINDS.get(format), format):
-            found.setdefault(str(Path(file.path).resolve()), _written(file, encoding, separator))
+            written = _written(file, encoding, separator)
+            found.setdefault(str(Path(file.path).resolve()), replace(written, repeats=format in REPEATED_HEADERS))
     return list(found.values())
 
 
@@ -137,10 +147,10 @@ def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFil
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
     held = _held(start if marked is None else start.decode(marked, "ignore").encode(), named)
     other = next((what for begin, what in OTHERS if start.startswith(begin)), None)
-    if other is not None:
+    if other is not None and not (named == "eval" and start.startswith(b"PK")):
         raise UserError(f"{given}: is {other}")
     if kinds and held not in kinds:
-        better = {"json": "jsonl", "csv": "csv"}.get(held, "parquet")
+        better = {"json": "jsonl", "csv": "csv", "eval": "inspect"}.get(held, "parquet")
         raise UserError(f"{given}: format {format!r} was named, but the file holds {_SPOKEN[held]}; try --format {better}")
     if held != named:
         raise UserError(f"{given}: by its name it holds {_SPOKEN[named]}, but its content is {_SPOKEN[held]}; rename it")
@@ -168,7 +178,7 @@ OTHERS = (
 """How files begin that hold no rows, and what they are."""
 
 
-_SPOKEN = {"json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}
+_SPOKEN = {"json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow", "eval": "a log of inspect_ai"}
 
 
 def _held(start: bytes, named: str) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import UNREADABLE
 from mmpo.pipeline.contract import check_names
 from mmpo.pipeline.errors import BadRow, UserError
+from mmpo.pipeline.storage.eval_logs import log_rows
 from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
 OnReject = Callable[[int, str, Mapping[str, Any]], None]
@@ -232,6 +233,8 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
         return line_rows(lines(chunk.file), 1, on_reject, chunk.name)
     if chunk.kind == "array":
         return array_rows(chunk.file, on_reject)
+    if chunk.kind == "eval":
+        return log_rows(chunk.file, parse_line)
     if chunk.kind == "csv":
         return csv_rows(chunk.file, on_reject)
     return _table_rows(chunk)

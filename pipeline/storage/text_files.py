@@ -17,7 +17,7 @@ from mmpo.pipeline.errors import UserError
 @dataclass(frozen=True)
 class InputFile:
     """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow. encoding: of text (None: UTF-8);
-    separator: of CSV (None: found in the header).
+    separator: of CSV (None: found in the header). repeats: whether a name may stand in the header again, as "name 2".
     """
 
     path: str
@@ -25,6 +25,7 @@ class InputFile:
     name: str
     encoding: str | None = None
     separator: str | None = None
+    repeats: bool = False
 
 
 BOM = b"\xef\xbb\xbf"
@@ -182,6 +183,8 @@ def _header(file: InputFile, first: str) -> tuple[list[str], str]:
     if any(NO_UTF8.search(column) for column in names):
         raise UserError(f"{file.name}: the names of the columns are no UTF-8; {ENCODING_HINT}")
     names = [column or f"column {place}" for place, column in enumerate(names, 1)]
+    if file.repeats:
+        names = [column if (n := names[: at + 1].count(column)) == 1 else f"{column} {n}" for at, column in enumerate(names)]
     if len(set(names)) != len(names):
         twice = sorted({column for column in names if names.count(column) > 1})
         raise UserError(f"{file.name}: column names occur twice in the header: {', '.join(map(repr, twice))}")

@@ -126,7 +126,7 @@ ARGILLA_EXPORT = Source(
     "argilla-export",
     "Argilla's own exports (to_datasets, to_disk): ratings, or a label for the better of two fields",
     prepare=answers_reader("argilla-export", {"rater": "user_id"}),
-    requires=column_sets("fields responses", "_server_id status"),
+    folded=column_sets("fields responses", "_server_id status"),
     fields=FIELDS,
     scaled=True,
     samples=(

@@ -1,0 +1,166 @@
+"""Logs of inspect_ai, .eval and .json, read without inspect_ai: what a model answered in each epoch, and what each scorer said of it.
+
+A grade is a letter per epoch (C, P, I, N: correct, partly, incorrect, no answer), a number or several by name. Epochs that gave one text
+repeat its grade. A judge without a verdict leaves the literal NaN, which inspect_ai leaves out of its means: counted, never a grade.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmpo.pipeline.errors import BadRow, UserError
+from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
+from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.messages import read_reply
+from mmpo.pipeline.storage.eval_logs import STILL_WRITTEN
+
+LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+"""What inspect_ai itself makes of them in its means."""
+ATTACHED = "attachment://"
+
+
+def unfold_inspect(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
+    """A row per sample and epoch, with what the log says of the whole evaluation under `eval`. Raises UserError: no log, one that is still
+    being written, a header alone."""
+    about, samples = row.get("eval"), row.get("samples")
+    if not isinstance(about, Mapping):
+        raise UserError("is no log of inspect_ai: it has no `eval`. Logs are .eval files, or JSON by `inspect log dump LOG`")
+    if row.get("status") == "started":
+        raise UserError(STILL_WRITTEN)
+    if not isinstance(samples, list):
+        raise UserError("the log has no samples, only its header: `inspect log dump LOG` without --header-only writes all")
+    for place, sample in enumerate(samples):
+        if row.get("status") not in (None, "success"):
+            count("evaluation_not_completed")
+        yield (
+            place,
+            {**sample, "eval": about} if isinstance(sample, Mapping) else BadRow("not_an_object", {"sample": repr(sample)[:80]}),
+        )
+
+
+def parse_inspect(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
+    """Add a sample of an epoch: what the model was asked, its answer, a grade by each scorer. Of several scorers each is an aspect."""
+    about, where = row["eval"], {"sample": row.get("id"), "epoch": row.get("epoch")}
+    if row.get("error"):
+        error = row["error"]
+        raise BadRow(
+            "sample_error",
+            {**where, "error": str(error.get("message") if isinstance(error, Mapping) else error)[:200]},
+            limited=False,
+        )
+    if row.get("invalidation"):
+        raise BadRow("invalidated", where, limited=False)
+    choices = (row.get("output") or {}).get("choices") or []
+    if not choices:
+        raise BadRow("no_output", where, limited=False)
+    scores = row.get("scores") or {}
+    if not scores:
+        raise BadRow("not_scored", where, limited=False)
+    attached = row.get("attachments") or {}
+    answer = _message(choices[0]["message"], attached)
+    out.prompt(_asked(row, attached, out))
+    index = out.completion(read_reply(answer, out.count), choices[0]["message"].get("model") or about.get("model"))
+    scorers = {one.get("name", "").split("/")[-1]: one for one in about.get("scorers") or []}
+    for name, score in scores.items():
+        value = score.get("value")
+        graded_by = _judge(scorers.get(name) or {})
+        machine = "ai" if graded_by or name.startswith("model_graded") else "reward_model"
+        by = {"rater": options.rater or graded_by or name, "kind": options.kind or machine}
+        if score.get("history"):
+            out.count("corrected_scores")
+        aspect = name if len(scores) > 1 else "overall"
+        note = score.get("explanation")
+        for inner, one in value.items() if isinstance(value, Mapping) else [(None, value)]:
+            _rate(out, index, one, {**by, "aspect": aspect if inner is None else inner}, note, {**where, "scorer": name}, options)
+    out.extra({"task": about.get("task"), "sample": row.get("id")})
+
+
+def _rate(
+    out: FeedbackBuilder, index: int, value: Any, by: dict[str, str], note: Any, where: Mapping[str, Any], options: SourceOptions
+) -> None:
+    text = note if isinstance(note, str) and note else None
+    low, high = options.scale or (None, None)
+    if value is None or value != value:
+        out.reject("no_verdict", unit="grade", limited=False, evidence={**where, "explanation": (text or "")[:200]})
+        return
+    if isinstance(value, bool) or (isinstance(value, str) and value in LETTERS):
+        value, low, high = LETTERS[value] if isinstance(value, str) else float(value), 0.0, 1.0
+    try:
+        out.rating(index, value, **by, low=low, high=high, note=text)
+    except BadRow as error:
+        out.reject(error.reason, unit="grade", limited=error.limited, evidence={**where, **(error.evidence or {})})
+
+
+def _judge(scorer: Mapping[str, Any]) -> str | None:
+    """The model that a scorer asks, where it names one."""
+    model = (scorer.get("options") or {}).get("model")
+    model = model.get("model") if isinstance(model, Mapping) else model
+    return model if isinstance(model, str) else None
+
+
+def _asked(row: Mapping[str, Any], attached: Mapping[str, str], out: FeedbackBuilder) -> Any:
+    """The messages before the first answer, as solvers sent them; of a sample without messages its input."""
+    given = row.get("input")
+    messages = row.get("messages") or []
+    own = len(given) if isinstance(given, list) else 1
+    first = next((place for place, one in enumerate(messages) if place >= own and one.get("role") == "assistant"), None)
+    if first is None:
+        return [_message(one, attached) for one in given] if isinstance(given, list) else _attached(given, attached)
+    if first < len(messages) - 1:
+        out.count("steps_left_out")
+    asked = [_message(one, attached) for one in messages[:first]]
+    return asked[0]["content"] if len(asked) == 1 and asked[0]["role"] == "user" and isinstance(asked[0]["content"], str) else asked
+
+
+def _message(message: Mapping[str, Any], attached: Mapping[str, str]) -> dict[str, Any]:
+    """Role, content and calls of a message, its calls laid out as OpenAI does."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = [
+            {key: _attached(value, attached) for key, value in part.items()} if isinstance(part, Mapping) else part
+            for part in content
+        ]
+    found = {"role": message.get("role"), "content": _attached(content, attached)}
+    if message.get("tool_call_id"):
+        found["tool_call_id"] = message["tool_call_id"]
+    if message.get("tool_calls"):
+        found["tool_calls"] = [
+            {"id": one.get("id"), "type": "function", "function": {"name": one.get("function"), "arguments": one.get("arguments")}}
+            for one in message["tool_calls"]
+        ]
+    return found
+
+
+def _attached(text: Any, attached: Mapping[str, str]) -> Any:
+    """The text itself, where the log keeps it apart."""
+    return attached.get(text.removeprefix(ATTACHED), text) if isinstance(text, str) and text.startswith(ATTACHED) else text
+
+
+def _sample(reply: str, grade: str, epoch: int) -> dict[str, Any]:
+    said = {"role": "assistant", "content": reply, "model": "a-model"}
+    asked = {"role": "user", "content": "Name a planet."}
+    scores = {"model_graded_qa": {"value": grade, "answer": reply, "explanation": f"GRADE: {grade}"}}
+    output = {"model": "a-model", "choices": [{"message": said}]}
+    return {"id": 1, "epoch": epoch, "input": "Name a planet.", "messages": [asked, said], "output": output, "scores": scores}
+
+
+INSPECT = Source(
+    "inspect",
+    "Logs of inspect_ai (.eval and .json): every epoch's answer and the scorers' grades of it",
+    parse=parse_inspect,
+    requires=column_sets("eval input output"),
+    folded=column_sets("eval samples"),
+    scaled=True,
+    samples=(
+        FormatSample(
+            "a log as JSON (an .eval file holds the same), a sample in two epochs",
+            (
+                {
+                    "status": "success",
+                    "eval": {"task": "planets", "model": "a-model", "scorers": [{"name": "model_graded_qa"}]},
+                    "samples": [_sample("Mars, the red one.", "C", 1), _sample("The moon.", "I", 2)],
+                },
+            ),
+        ),
+    ),
+    unfold=unfold_inspect,
+)
