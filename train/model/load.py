@@ -342,9 +342,10 @@ def check_loaded(kind: str, name: str, model: Any, info: Mapping[str, Any], *, n
         # outside of the body; poolers, which language models are saved without, belong to the head
         new = [key for key in missing if not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key]
         if new and not new_head:
+            or_policy = ", or use the kind `policy`" if saved.endswith(("ForCausalLM", "LMHeadModel")) else ""
             raise UserError(
                 f"{name} has no score layer ({some_ids(new, 3)} would be random): it is no reward model but "
-                f"{saved or 'a model without head'}. Give one that `mmpo train reward` wrote, or use the kind `policy`"
+                f"{saved or 'a model without head'}. Give one that `mmpo train reward` wrote{or_policy}"
             )
         missing = [key for key in missing if key not in new]
     if missing:

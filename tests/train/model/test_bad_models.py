@@ -228,7 +228,12 @@ def test_an_encoder_is_no_policy(tokenizer, tmp_path):
     save_model(tmp_path, small_model("Bert", "reward", vocab_size=len(tokenizer)), tokenizer)
     configured(tmp_path, architectures=["BertModel"])
     user_error(r"is an encoder \(BertLMHeadModel\) and can't be a policy", load_pretrained, "policy", str(tmp_path))
-    assert load_pretrained("reward", str(tmp_path))[0].num_labels == 1
+    model, _ = load_pretrained("reward", str(tmp_path))
+    assert model.num_labels == 1
+    save_model(tmp_path / "body", model.bert, tokenizer)
+    user_error(
+        r"no score layer.*BertModel\. Give one that `mmpo train reward` wrote$", load_pretrained, "reward", str(tmp_path / "body")
+    )
 
 
 def adapter(kind, tokenizer, folder, base):
