@@ -228,6 +228,11 @@ NOTED = {
     "rounded_scores": "{n:,} scores were rounded to two digits where they were written (promptfoo's CSV): JSON has them as they were given",
     "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
     "sent: many of them speak of answers that were never given",
+    "constant_margins": "{n:,} rows say only which reply is better: their margins are all 1, and say nothing of how much; a judge or a "
+    "reward model can grade them (--feedback-only reads them without grades)",
+    "evaluation_set": "{n:,} rows are an evaluation set's: what is trained on them can no longer be measured by it",
+    "both_bad": "in {n:,} rows both replies were called bad: they are ties at 0 (--ties drop leaves ties out)",
+    "end_mark_cut": "from {n:,} replies the mark <|end_of_text|> was cut off",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "
     "graded: --thinking drop leaves it out, --graded-part answer says that the grades are of the answers alone",
 }

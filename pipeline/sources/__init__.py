@@ -18,6 +18,7 @@ from mmpo.pipeline.sources.base import (
     collect_parts,
     column_sets,
 )
+from mmpo.pipeline.sources.benchmarks.reward_models import REWARDBENCH2, RM_BENCH
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import OBJECTS
 from mmpo.pipeline.sources.feedback import feedback_table
@@ -34,10 +35,16 @@ from mmpo.pipeline.sources.generic import (
 )
 from mmpo.pipeline.sources.messages import as_reply, read_calls, read_message, split_pair
 from mmpo.pipeline.sources.published.alpaca_eval import ALPACA_EVAL, log_odds
+from mmpo.pipeline.sources.published.arena import ARENA
+from mmpo.pipeline.sources.published.conversations import COMMUNITY_ALIGNMENT, PRISM
 from mmpo.pipeline.sources.published.helpsteer import HELPSTEER, HELPSTEER2, HELPSTEER3
+from mmpo.pipeline.sources.published.openai import SUMMARIZE, WEBGPT
+from mmpo.pipeline.sources.published.ranked import NECTAR, OASST
+from mmpo.pipeline.sources.published.saferlhf import PKU_SAFERLHF
 from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
+from mmpo.pipeline.sources.published.ungraded import HH_RLHF, SKYWORK, TULU
 from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
 from mmpo.pipeline.sources.tools.inspect_logs import INSPECT
 from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
@@ -53,6 +60,19 @@ SOURCES: dict[str, Source] = {
     "helpsteer": HELPSTEER,
     "helpsteer2": HELPSTEER2,
     "helpsteer3": HELPSTEER3,
+    "hh-rlhf": HH_RLHF,
+    "skywork": SKYWORK,
+    "tulu": TULU,
+    "nectar": NECTAR,
+    "oasst": OASST,
+    "pku-saferlhf": PKU_SAFERLHF,
+    "webgpt": WEBGPT,
+    "summarize": SUMMARIZE,
+    "arena": ARENA,
+    "prism": PRISM,
+    "community-alignment": COMMUNITY_ALIGNMENT,
+    "rewardbench2": REWARDBENCH2,
+    "rm-bench": RM_BENCH,
     "label-studio": LABEL_STUDIO,
     "argilla-export": ARGILLA_EXPORT,
     "mlflow": MLFLOW,
@@ -118,6 +138,11 @@ def outside_function(what: str, name: str, called: str = "") -> Callable[..., An
 
 def fitting(columns: Collection[str]) -> list[str]:
     """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
-    present = set(columns) | {name for name, path in OBJECTS.items() if path in columns}
-    names = [source.name for source in SOURCES.values() if any(need <= present for need in (*source.requires, *source.folded))]
+    present = frozenset(columns) | {name for name, path in OBJECTS.items() if path in columns}
+    fits = {True: frozenset.__eq__, False: frozenset.issubset}
+    names = [
+        source.name
+        for source in SOURCES.values()
+        if any(fits[source.alone](need, present) for need in (*source.requires, *source.folded))
+    ]
     return names + ["jsonl"] * any(present.issuperset(layout.texts + layout.grades) for layout in LAYOUTS)

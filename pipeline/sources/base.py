@@ -8,14 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.metrics import no_suite
+from mmpo.pipeline.metrics import SUITES, no_suite
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
 from mmpo.pipeline.storage.rows import Chunk, OnReject, rows, size_of, table
 from mmpo.pipeline.tables import REJECTS
@@ -112,7 +112,8 @@ class Source:
     name rater and kind. clipped: whether `--clip` means something. table: reads a whole table into FEEDBACK at once instead.
     samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for. range: its grades'
     scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
-    joined: makes rows that stand for themselves of a whole file's rows; such files are not cut in chunks.
+    alone: whether it is thought of only where a file has the required columns and no other. joined: makes rows that stand for themselves
+    of a whole file's rows, or says why not; such files are not cut in chunks.
     unfold: takes a file's row apart into the rows that are read; folded: sets of columns by which the file's own row is known.
     """
 
@@ -131,11 +132,12 @@ class Source:
     folded: tuple[frozenset[str], ...] = ()
     evidence: str = "auto"
     score: str = "overall"
+    alone: bool = False
     range: str = ""
     direction: str = ""
     licence: str = ""
     traps: Mapping[str, str] = field(default_factory=dict)
-    joined: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] | None = None
+    joined: Callable[[Iterable[NumberedRow]], Iterable[tuple[int, Mapping[str, Any] | BadRow]]] | None = None
 
     def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
         """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
@@ -150,7 +152,7 @@ class Source:
         """Raise UserError where none of the required sets of columns is there."""
         present = set(columns)
         if self.requires and not any(need <= present for need in self.requires):
-            need = min(self.requires, key=lambda names: len(names - present))
+            need = min(self.requires, key=lambda names: (len(names - present), -len(names & present)))
             raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns)
 
 
@@ -289,8 +291,8 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         try:
             part.prepared = source.parser(columns, options, chunk.name) if looked_at else RowReader(_refuse, source.name)
         except UserError as error:
-            raise no_suite(chunk.name, looked_at[0], error) from None
-        parse = part.prepared.parse if source.unfold is None else _refusing(part.prepared.parse)
+            raise (error if source.name in SUITES else no_suite(chunk.name, looked_at[0], error)) from None
+        parse = _refusing(part.prepared.parse) if source.unfold or source.joined else part.prepared.parse
         for count, (number, row) in enumerate(chain(head, found)):
             part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
@@ -307,7 +309,11 @@ def read_rows(
     """The rows of a chunk as a source's parser takes them, each with its number, those inside a tool's rows taken out of them; what of
     these is left out is a BadRow. Raises UserError as `storage.rows.rows` and the source's `unfold`."""
     found = rows(chunk, on_reject)
-    found = iter(source.joined(found)) if source.joined else found
+    if source.joined:
+        first = list(islice(found, HEAD_ROWS))
+        if first:
+            source.check(columns_of([row for _, row in first]), chunk.name)
+        found = iter(source.joined(chain(first, found)))
     return found if source.unfold is None else _unfolded(found, source.unfold, options, count, chunk.name)
 
 
@@ -376,7 +382,7 @@ class _Part:
             for name in keep:
                 if row.get(name) is None:
                     raise BadRow("no_split_value", {"column": name})
-                self.out.extra({name: row[name]})
+                self.out.row_extra({name: row[name]})
         except BadRow as error:
             self.dropped += 1
             self.out.drop(error)

@@ -228,6 +228,12 @@ class FeedbackBuilder:
             before = self._extra[-1]
             self._extra[-1] = _evidence_json({**orjson.loads(before), **kept} if before else kept)
 
+    def row_extra(self, values: Mapping[str, Any]) -> None:
+        """As `extra`, of every FEEDBACK row that the current input row has made."""
+        made = self._extra[self._mark[0][4] :]
+        for place, before in enumerate(made, self._mark[0][4]):
+            self._extra[place] = _evidence_json({**orjson.loads(before or "{}"), **values})
+
     @property
     def noted(self) -> Counter[str]:
         """How often what was noted about rows that were kept."""

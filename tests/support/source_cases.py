@@ -15,8 +15,9 @@ DATA = Path(__file__).parents[2] / "data"
 
 def collected(path: Path, format: str, **options: Any) -> Collected:
     """A file of one chunk."""
-    (chunk,) = plan(resolve_inputs([path], format))
-    return collect(chunk, get_source(format), SourceOptions(**options))
+    source = get_source(format)
+    (chunk,) = plan(resolve_inputs([path], format), whole=source.joined is not None)
+    return collect(chunk, source, SourceOptions(**options))
 
 
 class Added(NamedTuple):

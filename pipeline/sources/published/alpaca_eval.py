@@ -70,4 +70,12 @@ ALPACA_EVAL = Source(
     requires=column_sets("instruction output_1 output_2 preference"),
     clipped=True,
     samples=(ALPACA_EVAL_SAMPLE,),
+    range="log-odds, cut at -16 and 16 (--clip)",
+    direction="preference above 1.5: output_2 is better than the reference",
+    licence="CC BY-NC 4.0",
+    traps={
+        "not annotated": "0 and null are no preference: as numbers they would be the surest ones",
+        "certainty": "1 and 2 are infinite log-odds: cut off, counted",
+        "one reference": "all outputs meet one reference: they are graded against it, so that they compare with each other",
+    },
 )

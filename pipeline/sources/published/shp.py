@@ -70,4 +70,11 @@ SHP = Source(
     parse=parse_shp,
     requires=column_sets("history human_ref_A human_ref_B score_A score_B"),
     samples=(SHP_SAMPLE,),
+    range="votes, without bounds (heavy tails: --normalise log or rank)",
+    direction="more votes are better",
+    licence="none stated; Reddit's terms",
+    traps={
+        "label": "labels is 1 where comment A is preferred, and may disagree with the votes: left out, by --fix-known-defects kept",
+        "deleted": "[deleted] and [removed] are no texts",
+    },
 )

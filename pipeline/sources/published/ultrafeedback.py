@@ -118,4 +118,12 @@ ULTRAFEEDBACK = Source(
     requires=column_sets("instruction completions"),
     named=False,
     samples=(ULTRAFEEDBACK_SAMPLE,),
+    range="overall 1..10; aspects 1..5",
+    direction="higher is better",
+    licence="MIT",
+    traps={
+        "ten for one": "an overall score of 10 beside aspects of 4 and less was a 1: left out, made of the aspects by --fix-known-defects",
+        "not applicable": "N/A is no grade: a mean over other aspects than the other reply's has another meaning",
+        "two judgements": "overall score and aspects come from two questions and disagree: they are never merged unasked",
+    },
 )

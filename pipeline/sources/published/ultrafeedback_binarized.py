@@ -69,4 +69,12 @@ ULTRAFEEDBACK_BINARIZED = Source(
     ),
     named=False,
     samples=(BINARIZED_SAMPLE,),
+    range="1..10; Argilla's 1..5",
+    direction="higher is better",
+    licence="MIT",
+    traps={
+        "chosen scored lower": "the chosen reply may have the lower score: left out, kept as the scores say by --fix-known-defects",
+        "two scales": "scores are overall scores 1-10, Argilla's means of aspects 1-5: each layout has its own scale",
+        "different prompts": "chosen and rejected may answer different prompts",
+    },
 )
