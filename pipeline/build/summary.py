@@ -226,6 +226,8 @@ NOTED = {
     "steps_left_out": "in {n:,} samples the model answered more than once, with tools or in turns: only the last answer is the reply",
     "output_as_json": "{n:,} outputs are objects, which are read as JSON text",
     "rounded_scores": "{n:,} scores were rounded to two digits where they were written (promptfoo's CSV): JSON has them as they were given",
+    "ratings_reread": "in {n:,} rows distilabel's ratings differ from what the judge wrote under each reply's number, which was read "
+    "in their place: it numbers ratings by their place in the judge's reply, and cuts decimals off",
     "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
     "sent: many of them speak of answers that were never given",
     "constant_margins": "{n:,} rows say only which reply is better: their margins are all 1, and say nothing of how much; a judge or a "

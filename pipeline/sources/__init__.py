@@ -46,6 +46,8 @@ from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
 from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
 from mmpo.pipeline.sources.published.ungraded import HH_RLHF, SKYWORK, TULU
 from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
+from mmpo.pipeline.sources.tools.distilabel import DISTILABEL
+from mmpo.pipeline.sources.tools.fastchat import FASTCHAT
 from mmpo.pipeline.sources.tools.inspect_logs import INSPECT
 from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
 from mmpo.pipeline.sources.tools.mlflow import MLFLOW
@@ -78,6 +80,8 @@ SOURCES: dict[str, Source] = {
     "mlflow": MLFLOW,
     "inspect": INSPECT,
     "promptfoo": PROMPTFOO,
+    "distilabel": DISTILABEL,
+    "fastchat": FASTCHAT,
     "trl": Source(
         "trl",
         "TRL's preference format, texts or messages, with scores or a margin in columns of any name (--columns)",

@@ -29,7 +29,10 @@ _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
-ONE_GRADE = "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN)"
+ONE_GRADE = (
+    "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN), or name the column of "
+    "the list's raters (--columns rater=COLUMN)"
+)
 
 
 class Cells:
@@ -297,8 +300,7 @@ class RowFields:
         Raises BadRow: score_not_a_number, where nobody is named as rater; lengths_differ, unknown_kind.
         """
         if "rater" not in self.column:
-            hint = "--columns rater=COLUMN names the raters of a list of grades, or the one who gave them all"
-            raise BadRow("score_not_a_number", {"grades": repr(values)[:80], "hint": hint})
+            raise BadRow("score_not_a_number", {"grades": repr(values)[:80], "hint": ONE_GRADE})
         raters = self.cells.listed(self.get(row, "rater"))
         if not isinstance(raters, list):
             raters = [None] * len(values)

@@ -1,35 +1,14 @@
-"""What other tools export: real files of each, and what became of every answer in them; which side is the better one; broken exports."""
+"""What annotation tools export: real files of each, and what became of every answer in them; broken exports."""
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from export_cases import EXPORTS, gaps, ratings, refusal
 from folders import write_rows
 from source_cases import collected, reasons
 
-from mmpo.cli.main import run
-from mmpo.pipeline import load_pairs
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import Collected
-
-EXPORTS = Path(__file__).parents[2] / "data" / "exports"
-
-
-def gaps(result: Collected) -> list[tuple[str, str, float]]:
-    """The better known prompt, the rater and the gap of each comparison, sorted."""
-    rows = result.feedback.to_pylist()
-    return sorted((row["prompt"][0]["content"], one["rater"], one["gap"]) for row in rows for one in row["comparisons"])
-
-
-def ratings(result: Collected) -> list[tuple[str, str, float]]:
-    """Text, rater and score of each rating, sorted."""
-    rows = result.feedback.to_pylist()
-    return sorted(
-        (row["completions"][one["completion"]]["text"], one["rater"], one["score"]) for row in rows for one in row["ratings"]
-    )
-
 
 # Label Studio: users 1 and 2 on five tasks
 
@@ -106,15 +85,6 @@ def task(*results: Any, **changed: Any) -> dict[str, Any]:
         "items": [{"id": "a"}, {"id": "b"}],
     }
     return {"id": 1, "data": data, "annotations": [{"id": 2, "completed_by": {"id": 7}, "result": list(results)}], **changed}
-
-
-def refusal(path: Path, format: str, columns: str, capsys: pytest.CaptureFixture[str], out: Path | None = None) -> str:
-    """What a build says that is refused: one message with the file's name, exit status 2."""
-    given = ["--columns", columns] if columns else []
-    assert run(["build", str(path), "--format", format, *given, "--out", str(out or path.parent / "out")]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert path.name in said and "Traceback" not in said
-    return said
 
 
 @pytest.mark.parametrize(
@@ -286,179 +256,3 @@ def test_mlflow_chats_repeats_and_traces_that_have_not_ended(tmp_path: Path) -> 
     rows = [assessed(1, 3), assessed(2, state="IN_PROGRESS")]
     result = collected(write_rows(tmp_path / "traces.jsonl", rows), "mlflow", columns={"score": "s"})
     assert ratings(result) == [("a", "j", 1.0), ("a", "j", 3.0)] and reasons(result) == {"trace_in_progress": 1}
-
-
-# inspect_ai: two samples in three epochs, one without a verdict
-
-
-@pytest.mark.parametrize("file", ["g.eval", "g.json.gz"])
-def test_inspect(file: str) -> None:
-    result = collected(EXPORTS / "inspect" / file, "inspect")
-    verdicts = [("answer 0", 1.0), ("answer 1", 0.5), ("answer 2", 0.0), ("answer 4", 0.0), ("answer 5", 1.0)]
-    assert ratings(result) == [(text, "mockllm/model", score) for text, score in verdicts]
-    assert (result.lines, result.dropped, result.limited, reasons(result)) == (6, 0, 0, {"no_verdict": 1})
-    one = result.feedback.to_pylist()[0]
-    assert one["prompt"] == [
-        {"role": "user", "content": "What is two plus two?", **dict.fromkeys(("reasoning_content", "tool_calls", "tool_call_id"))}
-    ]
-    assert (one["completions"][0]["model"], one["ratings"][0]["note"]) == ("mockllm/model", "Reasons. GRADE: C")
-
-
-def sample(reply: str, epoch: int, value: Any, **changed: Any) -> dict[str, Any]:
-    scores = {"model_graded_qa": {"value": value, "explanation": "..."}}
-    asked, said = (
-        {"id": "u", "role": "user", "content": "q"},
-        {"id": "a", "role": "assistant", "content": reply, "source": "generate"},
-    )
-    output = {"choices": [{"message": said}]}
-    return {"id": 1, "epoch": epoch, "input": "q", "messages": [asked, said], "output": output, "scores": scores, **changed}
-
-
-def log(*samples: Any, **changed: Any) -> dict[str, Any]:
-    return {"status": "success", "eval": {"task": "t", "model": "m", "scorers": []}, "samples": list(samples), **changed}
-
-
-def test_epochs_with_one_text_repeat_its_grade(tmp_path: Path) -> None:
-    path = write_rows(
-        tmp_path / "log.jsonl", [log(sample("a", 1, "C"), sample("b", 1, "I"), sample("a", 2, "P"), sample("b", 2, "I"))]
-    )
-    assert run(["build", str(path), "--format", "inspect", "--out", str(tmp_path / "out")]) == 0
-    [pair] = load_pairs(tmp_path / "out").to_pylist()
-    assert (pair["chosen"][0]["content"], pair["score_chosen"], pair["score_rejected"]) == ("a", 0.75, 0.0)
-
-
-def test_what_inspect_leaves_out_is_counted(tmp_path: Path) -> None:
-    corrected = {"s": {"value": 3.5, "history": [{"value": 3}]}, "t": {"value": {"x": True, "y": float("nan")}}}
-    rows = log(
-        sample("a", 1, "C", error={"message": "boom"}),
-        sample("a", 1, "C", invalidation={"author": "x"}),
-        sample("a", 1, "C", output={"choices": []}),
-        sample("a", 1, "C", scores=None),
-        sample("a", 1, "C", scores=corrected),
-        status="cancelled",
-    )
-    result = collected(write_rows(tmp_path / "log.jsonl", [rows]), "inspect")
-    assert reasons(result) == {"sample_error": 1, "invalidated": 1, "no_output": 1, "not_scored": 1, "no_verdict": 1}
-    [row] = result.feedback.to_pylist()
-    assert [(one["rater"], one["aspect"], one["kind"], one["score"]) for one in row["ratings"]] == [
-        ("s", "s", "reward_model", 3.5), ("t", "x", "reward_model", 1.0),
-    ]  # fmt: skip
-    assert dict(result.noted) == {"corrected_scores": 1, "evaluation_not_completed": 5}
-
-
-def test_what_solvers_sent_is_the_prompt_and_texts_kept_apart_are_put_back(tmp_path: Path) -> None:
-    system, asked = {"role": "system", "content": "attachment://1"}, {"role": "user", "content": "q, please"}
-    call = {"id": "c", "function": "add", "arguments": {"a": 1}, "type": "function"}
-    steps = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "1", "tool_call_id": "c"}]
-    said = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
-    one = sample(
-        "a", 1, "C", messages=[system, asked, *steps, said], attachments={"1": "Be kind."}, output={"choices": [{"message": said}]}
-    )
-    result = collected(write_rows(tmp_path / "log.jsonl", [log(one)]), "inspect")
-    [row] = result.feedback.to_pylist()
-    assert [(message["role"], message["content"]) for message in row["prompt"]] == [("system", "Be kind."), ("user", "q, please")]
-    assert row["completions"][0]["text"] == "a" and dict(result.noted) == {"steps_left_out": 1}
-
-
-def written_log(path: Path, **members: Any) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in members.items():
-            archive.writestr(f"{name}.json", json.dumps(value))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("members", "told"),
-    [
-        ({"_journal/start": {}, "samples/1": sample("a", 1, "C")}, "the evaluation has not ended"),
-        ({"x": {}}, "is a ZIP archive, but no log of inspect_ai"),
-        ({"header": log(status="started"), "samples/1": sample("a", 1, "C")}, "the evaluation has not ended"),
-        ({"header": {}, "samples/1": {}}, "row 1: is no log of inspect_ai"),
-        ({"header": log(), "samples/1": {"id": 1}}, "needs the columns 'input', 'output'"),
-    ],
-)
-def test_broken_eval_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: Any, told: str) -> None:
-    assert told in refusal(written_log(tmp_path / "log.eval", **members), "inspect", "", capsys)
-
-
-def test_a_log_cut_short_or_given_to_another_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = EXPORTS / "inspect" / "g.eval"
-    part = tmp_path / "part.eval"
-    part.write_bytes(whole.read_bytes()[:-100])
-    assert "is no readable log of inspect_ai" in refusal(part, "inspect", "", capsys)
-    damaged = bytearray(whole.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    part.write_bytes(damaged)
-    assert "part.eval" in refusal(part, "inspect", "", capsys)
-    assert "try --format inspect" in refusal(whole, "jsonl", "", capsys, tmp_path / "out")
-    alone = write_rows(tmp_path / "header.jsonl", [{"eval": {}, "status": "success"}])
-    assert "inspect log dump LOG" in refusal(alone, "inspect", "", capsys)
-
-
-# promptfoo: two prompts × two providers × two tests, the first test with one assertion, the second with two
-
-
-@pytest.mark.parametrize("file", ["out.json", "out.jsonl", "out.csv"])
-def test_promptfoo(file: str) -> None:
-    result = collected(EXPORTS / "promptfoo" / file, "promptfoo")
-    rows = result.feedback.to_pylist()
-    sheet = file == "out.csv"
-    assert (result.lines, result.dropped, reasons(result), result.counts["grade"]) == (8, 0, {}, 8 if sheet else 20)
-    found = {(row["prompt"][0]["content"], row["completions"][0]["model"]): row for row in rows}
-    assert set(found) == {
-        (f"Answer {how}: Name a {what}.", who)
-        for how in ("briefly", "at length")
-        for what in ("colour", "fruit")
-        for who in ("red", "blue")
-    }
-    graded = [
-        (one["aspect"], one["score"], one["rater"], one["note"]) for one in found["Answer briefly: Name a fruit.", "red"]["ratings"]
-    ]
-    judge = "openai:chat:rubric"
-    whole = [("overall", 0.625, judge, "because"), ("llm-rubric", 0.25, judge, "because"), ("contains", 1.0, "promptfoo", None)]
-    assert graded == ([("overall", 0.63, "promptfoo", None)] if sheet else whole)
-    assert dict(result.noted) == ({"rounded_scores": 8} if sheet else {})
-
-
-def output(**changed: Any) -> dict[str, Any]:
-    return {"prompt": {"raw": "q"}, "response": {"output": "a"}, "gradingResult": {"score": 0.5}, **changed}
-
-
-def test_what_promptfoo_leaves_out_is_counted(tmp_path: Path) -> None:
-    def parts(*told: Any) -> dict[str, Any]:
-        components = [{"assertion": {"type": kind}, "score": score, "reason": reason} for kind, score, reason in told]
-        return output(gradingResult={"score": 0.5, "componentResults": components})
-
-    unread = "Could not extract JSON from llm-rubric response"
-    rows = [
-        output(response={}, error="503", failureReason=2),
-        output(response={"output": None}),
-        output(gradingResult=None),
-        output(response={"output": {"a": 1}}),
-        parts(("llm-rubric", 0, unread), ("contains", 1, "Assertion passed")),
-        parts(("llm-rubric", 0, "bad"), ("llm-rubric", 1, "good")),
-    ]
-    result = collected(write_rows(tmp_path / "out.jsonl", rows), "promptfoo")
-    assert reasons(result) == {"provider_error": 1, "no_output": 1, "not_graded": 1, "judge_failed": 1}
-    graded = [[(one["aspect"], one["score"]) for one in row["ratings"]] for row in result.feedback.to_pylist()]
-    assert graded == [[("overall", 0.5)], [("contains", 1.0)], [("overall", 0.5), ("llm-rubric", 0.0), ("llm-rubric 2", 1.0)]]
-    assert dict(result.noted) == {"output_as_json": 1} and result.limited == 0
-
-
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        ({"evalId": "e", "results": {"table": {}}}, "export the evaluation anew"),
-        ({"prompt": {"raw": "q"}, "response": {"output": "a"}}, "needs the column 'gradingResult'"),
-        (output(gradingResult={"score": "high"}), "score_not_a_number"),
-    ],
-)
-def test_broken_promptfoo(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any, told: str) -> None:
-    assert told in refusal(write_rows(tmp_path / "out.jsonl", [row]), "promptfoo", "", capsys)
-
-
-def test_a_sheet_of_promptfoo_whose_template_does_more_than_name_variables(tmp_path: Path) -> None:
-    path = tmp_path / "out.csv"
-    path.write_text("q,[m] Say {{ q | upper }},Status,Score,Named Scores,Grader Reason,Comment\nx,a,PASS,1.00,,,\n")
-    result = collected(path, "promptfoo")
-    assert reasons(result) == {"template": 1} and "export as JSON" in result.rejects["evidence"].to_pylist()[0]
