@@ -42,8 +42,7 @@ from mmpo.pipeline.sources.published.openai import SUMMARIZE, WEBGPT
 from mmpo.pipeline.sources.published.ranked import NECTAR, OASST
 from mmpo.pipeline.sources.published.saferlhf import PKU_SAFERLHF
 from mmpo.pipeline.sources.published.shp import SHP
-from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK
-from mmpo.pipeline.sources.published.ultrafeedback_binarized import ULTRAFEEDBACK_BINARIZED
+from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK, ULTRAFEEDBACK_BINARIZED
 from mmpo.pipeline.sources.published.ungraded import HH_RLHF, SKYWORK, TULU
 from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
 from mmpo.pipeline.sources.tools.distilabel import DISTILABEL
