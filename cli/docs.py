@@ -100,8 +100,9 @@ def _about(source: Source) -> str:
     if not source.direction:
         return ""
     made = f"`--from {source.evidence} --score {source.score}`"
+    licence = f" Licence: {source.licence}." if source.licence else ""
     traps = "".join(f"\n- {name}: {trap}" for name, trap in source.traps.items())
-    return f"\n\nGrades: {source.range}; {source.direction}. Built by {made} unless said otherwise. Licence: {source.licence}." + (
+    return f"\n\nGrades: {source.range}; {source.direction}. Built by {made} unless said otherwise.{licence}" + (
         f"\n\nTraps:\n{traps}" if traps else ""
     )
 

@@ -152,4 +152,12 @@ ARGILLA_EXPORT = Source(
         ),
     ),
     unfold=unfold_argilla,
+    range="as the question has it: --scale 1:5 for a rating of five",
+    direction="higher ratings are better; --gap-of says what a label is worth",
+    traps={
+        "drafts": "records (to_disk, to_json) write drafts and discarded answers like submitted ones; to_datasets says which are which",
+        "rankings": "of a ranking there are no ranks but the order in which the options were shown",
+        "printed lists": "in CSV two users are ['a' 'b'], which Python reads as one text, 'ab'",
+        "suggestions": "a model's suggestion stands beside people's answers to the same question",
+    },
 )

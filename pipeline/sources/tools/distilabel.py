@@ -153,4 +153,13 @@ DISTILABEL = Source(
         FormatSample("generations and ratings alone", ({**_ROW, "ratings": [2, 5], "rationales": ["no planet", "right"]},)),
         FormatSample("pairs, as the steps that format for DPO make them", (_PAIR,)),
     ),
+    range="1 to 5",
+    direction="higher is better",
+    traps={
+        "shifted ratings": "ratings are numbered by the place of their piece in the judge's reply: an opening sentence or a blank line in "
+        "a rationale shifts all that follow",
+        "cut decimals": "4.5 becomes 4",
+        "null before grades": "without the raw output nobody knows whose grade stands behind a null",
+        "tied pairs": "of two replies with one grade the formatting step takes the first as chosen and as rejected",
+    },
 )

@@ -131,4 +131,11 @@ FASTCHAT = Source(
         FormatSample("a pair, judged in both orders", (_GAMES,)),
         FormatSample("single answers", (_graded("large", _GOOD, 9), _graded("small", _BAD, 2))),
     ),
+    range="-1, 0, 1 for a game; 1 to 10 for a single answer",
+    direction="the winner is named by model; higher grades are better",
+    traps={
+        "second game": "the second game shows the answers the other way round, and its winner is named by model all the same",
+        "minus one": "a judgment that could not be read is the score -1, below every grade",
+        "second turn": "in a second turn each model answers after its own first answer: the two have no common prompt",
+    },
 )

@@ -163,4 +163,12 @@ INSPECT = Source(
         ),
     ),
     unfold=unfold_inspect,
+    range="0 to 1 for letters (I and N 0, P 0.5, C 1) and checks; numbers as the scorer gives them",
+    direction="C is better than P, P than I; of numbers the higher",
+    traps={
+        "no verdict": "a judge without a verdict leaves the literal NaN, which is left out of the mean",
+        "epochs": "every epoch is a sample of its own with an answer of its own: means over epochs are of several answers",
+        "errors": "samples that ended in an error are listed without scores",
+        "prompts": "`input` is what the data set has, not what solvers made of it and sent",
+    },
 )

@@ -212,4 +212,13 @@ LABEL_STUDIO = Source(
     scaled=True,
     samples=(_PAIRWISE, _RATINGS, _RANKER),
     unfold=unfold_label_studio,
+    range="as the project's tags have it: --scale 1:5 for stars, -5:5 for a side times stars",
+    direction="left of a Pairwise, the first of a ranking and more stars are better",
+    traps={
+        "sides": "the side of a Pairwise is one result and the stars beside it another: stars alone do not say which reply they are for",
+        "skipped": "JSON has skipped annotations, drafts and empty ones among the others",
+        "bare words": "JSON_MIN and CSV have one choice as a bare word and several as an object, but stars always as a list of an object",
+        "places": "a ranking is a list of ids: the first is the best, though its place is the smallest number",
+        "untouched ranking": "a Ranker that nobody touched is sent as a ranking in the order in which the items were shown",
+    },
 )

@@ -103,4 +103,12 @@ MLFLOW = Source(
         ),
     ),
     unfold=unfold_mlflow,
+    range="as the feedback has it; a passed check is 1, a failed one 0",
+    direction="higher is better",
+    traps={
+        "corrections": "a corrected rating stays beside its correction, with `valid: false`",
+        "expectations": "what an answer should have been stands among the feedbacks, under the same name",
+        "failed judges": "a judge that failed is a feedback without a value",
+        "repeats": "a list may be one feedback's value or several answers by one assessor: only the second are grades",
+    },
 )

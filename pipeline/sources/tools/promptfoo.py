@@ -170,4 +170,12 @@ PROMPTFOO = Source(
         FormatSample("outputs as JSON lines", (_output("The moon.", 0.1), _output("Mars, the red one.", 0.9))),
     ),
     unfold=unfold_promptfoo,
+    range="0 to 1, unless a function of the user's own scores otherwise",
+    direction="higher is better",
+    traps={
+        "unread judges": "a judge's reply that could not be read is a failed assertion with score 0",
+        "fixed reasons": "the reason of an output that passed is a fixed sentence; what the judge said stands in componentResults",
+        "rounded scores": "CSV rounds scores to two digits, and its five headers stand again for every output",
+        "several prompts": "outputs of one test are answers to several prompts: only those to one text compete",
+    },
 )
