@@ -12,6 +12,7 @@ from folders import read_table, write_rows
 from loop_cases import PROMPTS, Loop, grade, models_in, start_models
 from openai_server import Server, serving
 
+from mmpo.annotate.client import Journal
 from mmpo.cli.main import run
 from mmpo.train import LocalModel
 
@@ -39,8 +40,13 @@ def weights(folder: Path) -> list[str]:
 
 
 def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
-    loop = Loop(models, server, tmp_path / "loop", "evaluate.measure=demo_loop:truth", "calibrate.use_gamma=true")
-    assert loop.run() == [3, 3, 0]
+    sets = ("evaluate.measure=demo_loop:truth", "calibrate.use_gamma=true", "rounds=1")
+    loop = Loop(models, server, tmp_path / "loop", *sets)
+    assert loop.run() == [3, 0]
+    loop.sets[-1] = "rounds=2"  # more of them later go on from what is there
+    assert loop.run(["round-2"]) == [3, 0]
+    with Journal(loop.out / "generate.sqlite") as journal:  # what was written to measure a policy is not written again by its round
+        assert journal.spent()["round-2"]["requests"] == 3 * len(PROMPTS)
     said = capsys.readouterr().err
     asked = f"mmpo argilla push {loop.out}/round-2/judged --dataset loop-round-2"
     assert asked in said and f"--out {loop.people}/round-2" in said
