@@ -18,7 +18,10 @@ EXAMPLE_WIDTH = 70
 
 @with_flags(BuildOptions)
 def build(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets (hub:OWNER/NAME@REVISION:SPLIT)."),
+    ],
     *,
     out: Annotated[Path | None, typer.Option(help="The dataset folder to write; written whole or not at all.")] = None,
     look: Annotated[bool, typer.Option("--peek", help="Show what is recognised of the first file, and write nothing.")] = False,

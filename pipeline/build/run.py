@@ -141,7 +141,10 @@ def _shards(partitions: int, spills: Sequence[Path]) -> list[Shard]:
 def _provenance(options: BuildOptions, files: Sequence[InputFile]) -> dict[str, Any]:
     unused = {"workers"} | (set() if get_source(options.format).clipped else {"clip"})
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
-    return {"recipe": recipe, "inputs": [{"name": file.name, "digest": digest(file.path)} for file in files]}
+    inputs = [
+        {"name": file.name, "digest": digest(file.path)} | ({"revision": file.revision} if file.revision else {}) for file in files
+    ]
+    return {"recipe": recipe, "inputs": inputs}
 
 
 def _finish(

@@ -41,7 +41,11 @@ BESIDE_DATA = {
     "dataset_dict.json",
     "state.json",
 }
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
+HUB = "hub:"
+HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.-]+))?", re.ASCII
+)
+"""OWNER/NAME[/CONFIGURATION][@REVISION][:SPLIT]; a revision is a branch, a tag or a commit. Before it, HUB says that it is no path."""
 
 
 def resolve_inputs(
@@ -95,6 +99,12 @@ def _written(file: InputFile, encoding: str | None, separator: str | None) -> In
 
 
 def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
+    if given.startswith(HUB):
+        if told := HUB_NAME.fullmatch(given.removeprefix(HUB)):
+            return _hub(given, told)
+        raise UserError(
+            f"{given}: a Hub dataset is {HUB}OWNER/NAME[/CONFIGURATION][@REVISION][:SPLIT], such as {HUB}nvidia/HelpSteer2:train"
+        )
     path = Path(given)
     if path.is_dir():
         return _folder(path, kinds, format)
@@ -105,8 +115,9 @@ def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[Input
         if not matches:
             raise UserError(f"no file matches {given!r}")
         return [file for match in matches for file in _files(match, kinds, format) if not Path(match).name.startswith(".")]
-    if HUB_NAME.fullmatch(given) and _kind(path) is None and not path.parent.exists():
-        return _hub(given)
+    told = HUB_NAME.fullmatch(given)
+    if told and not (told["config"] or told["revision"]) and _kind(path) is None and not path.parent.exists():
+        return _hub(given, told)
     raise UserError(f"no such file or folder: {given}")
 
 
@@ -192,19 +203,21 @@ def _held(start: bytes, named: str) -> str:
     return named
 
 
-def _hub(given: str) -> list[InputFile]:
-    """The Arrow files in which `datasets` keeps a Hub dataset after fetching it."""
+def _hub(given: str, told: re.Match[str]) -> list[InputFile]:
+    """The Arrow files in which `datasets` keeps a Hub dataset after fetching it, with the commit that they are of."""
     from datasets import Dataset, DatasetDict, load_dataset
 
-    name, _, split = given.partition(":")
+    name, split = told["name"], told["split"]
+    asked = {"name": told["config"], "revision": told["revision"]}
     try:
-        loaded = load_dataset(name, split=split or None)
+        loaded = load_dataset(name, split=split, **{key: value for key, value in asked.items() if value})
     except Exception as error:
         first = str(error).strip().split("\n")[0]
-        raise UserError(f"no such file or folder: {given}; as a Hub dataset it can't be loaded either: {first}") from error
+        where = given if given.startswith(HUB) else f"no such file or folder: {given}; as a Hub dataset it"
+        raise UserError(f"{where} can't be loaded{' either' if where != given else ''}: {first}") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {split: loaded}
     files = [
-        InputFile(cached["filename"], "arrow", f"{name}:{part}" if part else name)
+        InputFile(cached["filename"], "arrow", f"{name}:{part}" if part else name, revision=_commit(cached["filename"]))
         for part, dataset in splits.items()
         if isinstance(dataset, Dataset)
         for cached in dataset.cache_files
@@ -212,6 +225,15 @@ def _hub(given: str) -> list[InputFile]:
     if not files:
         raise UserError(f"{given}: the Hub dataset has no rows")
     return files
+
+
+def _commit(cached: str) -> str | None:
+    """The commit in the path of a file that `datasets` keeps, None where it names none.
+
+    >>> _commit("/datasets/owner___name/default/0.0.0/" + "a" * 40 + "/name-train.arrow") == "a" * 40
+    True
+    """
+    return next((part for part in reversed(Path(cached).parts) if re.fullmatch(r"[0-9a-f]{40}", part)), None)
 
 
 def input_bytes(files: Iterable[InputFile]) -> int:

@@ -16,8 +16,10 @@ from mmpo.pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow. encoding: of text (None: UTF-8);
-    separator: of CSV (None: found in the header). repeats: whether a name may stand in the header again, as "name 2".
+    """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow, or eval (a log of inspect_ai).
+
+    encoding: of text (None: UTF-8); separator: of CSV (None: found in the header). repeats: whether a name may stand in the header again,
+    as "name 2". revision: the commit that a Hub dataset's file is of.
     """
 
     path: str
@@ -26,6 +28,7 @@ class InputFile:
     encoding: str | None = None
     separator: str | None = None
     repeats: bool = False
+    revision: str | None = None
 
 
 BOM = b"\xef\xbb\xbf"
