@@ -24,7 +24,8 @@ class BuildOptions:
     """Input format; `mmpo formats` lists them, `module:function` brings your own."""
     columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
     """Names of the columns in generic files: field=column,field=column. score=anna+ben: a column for each rater; gap=-COLUMN: with the
-    sign turned; completions=replies[].text: inside a column of objects."""
+    sign turned; completions=replies[].text: inside a column of objects. A column named here is read as that field and as no other,
+    whatever its own name (model=system: no system message)."""
     scale: Annotated[tuple[float, float] | None, LISTED, Field(examples=["1:10"])] = None
     """The score scale of generic files, low:high."""
     decimal: str | None = None

@@ -199,6 +199,15 @@ def terms(column: str, present: Collection[str]) -> list[tuple[str, float]]:
     return [(part, 1.0) if part in present or part[:1] != "-" else (part[1:].strip(), -1.0) for part in parts if part]
 
 
+def given_columns(columns: Mapping[str, str], present: Collection[str]) -> dict[str, str]:
+    """Column (or path) → the field to which `--columns` gives it, sums and products taken apart: no other field reads it by its own name.
+
+    >>> given_columns({"score": "anna+-ben", "model": "system"}, ["anna", "ben", "system"])
+    {'anna': 'score', 'ben': 'score', 'system': 'model'}
+    """
+    return {part: name for name, column in columns.items() for one, _ in terms(column, present) for part in factors(one, present)}
+
+
 def _product(winner: Read, sizes: list[Read], cells: Cells, name: str) -> Read:
     """Reads a winner in words times how much better it is; None where either is not said."""
 
@@ -235,8 +244,10 @@ class RowFields:
         inside |= {
             name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
         }
-        self.column = {name: named.get(name) or inside.get(name, name) for name in names}
-        self.column = {name: column for name, column in self.column.items() if not self.absent(column)}
+        self.given = given_columns(named, self.present)
+        usual = {name: inside.get(name, name) for name in names if inside.get(name, name) not in self.given}
+        found = usual | named
+        self.column = {name: found[name] for name in names if name in found and not self.absent(found[name])}
         self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given)]
         self.named, self.file, self.need_scores = named, file, options.need_scores
         self.bare_prompts = options.bare_prompts
@@ -247,7 +258,7 @@ class RowFields:
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
         self.grades_seen: dict[tuple[tuple[str | None, ...], str | None], dict[str, str]] = {}
         self.context = [name for name in CONTEXT if name in self.column]
-        self.late = frozenset(CONTEXT) & set(names) - set(self.column)
+        self.late = frozenset(CONTEXT) & set(names) - set(self.column) - set(self.given)
         self.plain: str | None = None
         self.tool = tool
 
@@ -318,8 +329,9 @@ class RowFields:
         Raises BadRow: one of MEDIA, malformed_tools, as with_system.
         """
         if not row.keys().isdisjoint(self.late):  # a column that the first rows do not have
-            self.context, self.late, self.plain = list(CONTEXT), frozenset(), None
-            self.read = {name: methodcaller("get", name) for name in CONTEXT} | self.read
+            self.context = [name for name in CONTEXT if name in self.late or name in self.context]
+            self.late, self.plain = frozenset(), None
+            self.read = {name: methodcaller("get", name) for name in self.context} | self.read
         if type(prompt) is str and prompt == self.plain:  # rows of one prompt mostly stand together
             return prompt, None
         given, prompt = prompt, read_conversation(prompt)

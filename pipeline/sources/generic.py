@@ -319,6 +319,7 @@ def _layout(fields: RowFields, columns: Collection[str]) -> RowLayout:
         return BARE
     close = min(LAYOUTS, key=lambda layout: (len(missing(layout)), rank(layout)))
     hint = "Name columns that are called otherwise by --columns field=column,..."
+    hint += "".join(f" {name!r} is given to {fields.given[name]}." for name in missing(close) if name in fields.given)
     if set(close.texts) <= set(there):
         hint += " Without grades only --feedback-only reads the file."
     needs = _by(fields.tool, f"{close.name} ({', '.join(close.texts + close.grades)})")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from mmpo.pipeline.sources.base import RowReader, SourceOptions
-from mmpo.pipeline.sources.cells import top_column
+from mmpo.pipeline.sources.cells import given_columns, top_column
 from mmpo.pipeline.sources.generic import prepare_generic
 
 
@@ -16,7 +16,8 @@ def answers_reader(format: str, defaults: Mapping[str, str]) -> Callable[[Collec
     """
 
     def prepare(columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
-        named = {name: column for name, column in defaults.items() if top_column(column, columns) in columns}
+        given = given_columns(options.columns, columns)
+        named = {name: one for name, one in defaults.items() if top_column(one, columns) in columns and one not in given}
         return prepare_generic(columns, replace(options, columns={**named, **options.columns}), file, text=True, tool=format)
 
     return prepare

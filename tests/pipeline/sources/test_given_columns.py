@@ -1,0 +1,55 @@
+"""A column that `--columns` gives to one field is read as no other, whatever its own name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import write_rows
+from source_cases import collected
+
+from mmpo.pipeline.errors import UserError
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"model": "system"}, ([("user", "Q")], "m", "anna")),
+        ({"model": "system", "system": "system"}, ([("system", "m"), ("user", "Q")], "m", "anna")),
+        ({"model": "rater"}, ([("system", "m"), ("user", "Q")], "anna", "rows")),
+        ({"rater": "images", "model": "system"}, ([("user", "Q")], "m", "ben")),
+    ],
+)
+def test_a_column_given_to_one_field_is_no_other_field(tmp_path: Path, format: str, columns: dict[str, str], told: Any) -> None:
+    row = {"prompt": "Q", "completion": "A", "score": 1, "system": "m", "rater": "anna"}
+    row |= {"images": "ben"} if "rater" in columns else {}
+    [found] = collected(write_rows(tmp_path / f"rows.{format}", [row]), format, columns=columns).feedback.to_pylist()
+    prompt = [(one["role"], one["content"]) for one in found["prompt"]]
+    assert (prompt, found["completions"][0]["model"], found["ratings"][0]["rater"]) == told
+
+
+def test_a_column_given_to_a_field_is_no_other_field_where_only_later_rows_have_more(tmp_path: Path) -> None:
+    row = {"prompt": "Q", "completion": "A", "score": 1, "system": "m"}
+    rows = [{**row, "prompt": f"Q{n}"} for n in range(30)] + [{**row, "tools": "[]"}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    *_, last = collected(path, "jsonl", columns={"model": "system"}).feedback.to_pylist()
+    assert [one["role"] for one in last["prompt"]] == ["user"]
+
+
+@pytest.mark.parametrize(("format", "rater"), [("mlflow", "traces"), ("jsonl", "traces")])
+def test_a_format_s_usual_columns_yield_to_those_given(tmp_path: Path, format: str, rater: str) -> None:
+    source = {"source_type": "HUMAN", "source_id": "anna"}
+    trace = {"assessment_name": "quality", "source": source, "feedback": {"value": 5.0}, "valid": True}
+    rows = {
+        "mlflow": {"state": "OK", "request": "Q", "response": "A", "assessments": [trace]},
+        "jsonl": {"request": "Q", "response": "A", "quality": 5, "rater": "anna"},
+    }
+    columns = {"prompt": "request", "completion": "response", "score": "quality", "model": "rater"}
+    [found] = collected(write_rows(tmp_path / "traces.jsonl", [rows[format]]), format, columns=columns).feedback.to_pylist()
+    assert (found["completions"][0]["model"], found["ratings"][0]["rater"]) == ("anna", rater)
+
+
+def test_a_field_whose_column_is_given_away_is_said_to_be_missing(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": 1}])
+    with pytest.raises(UserError, match="'completion' is given to model"):
+        collected(path, "jsonl", columns={"model": "completion"})
