@@ -67,7 +67,8 @@ def ece_target(q: ArrayLike, p: ArrayLike, bins: int = BINS) -> float | None:
 
     0 for a perfect MMPO model. Both orientations, because which of the two is called chosen is no property of the
     model: without them one that is wrong by the same amount in both directions looks
-    biased. A model that always says ½ has error 0: it knows nothing and claims nothing. In [0, 1].
+    biased. Equal bins on [0, 1], one more where their number is odd, so that ½ is an edge: in a bin around it the two orientations would
+    cancel, whatever p. A model that always says ½ has error 0: it knows nothing and claims nothing. In [0, 1].
     """
     return ece_target_parts(q, p, bins).total()
 
@@ -240,12 +241,11 @@ def folded(q: Floats, p: Floats) -> tuple[Floats, Floats]:
 def _both_ways(q: Floats, p: Floats, weight: Floats, bins: int) -> Parts:
     """The binned error over (q, p) and (1 − q, 1 − p) together, w of each pair in both.
 
-    The two halves mirror each other, so that the half q ≥ ½ says it all; a bin that straddles ½ is its own mirror image, where
-    the two orientations cancel. Folding keeps a q on a bin's edge on the same side in both orientations.
+    The two halves mirror each other, so that the half q ≥ ½ says it all, and of q = ½ the two orientations cancel. Folding keeps a q on a
+    bin's edge on the same side in both orientations.
     """
     x, y = folded(q, p)
-    straddles = (x < (bins // 2 + 1) / bins) if bins % 2 else (x == 0.5)
-    return _binned(x, np.where(straddles, x, y), weight, bins)
+    return _binned(x, np.where(x == 0.5, x, y), weight, bins + bins % 2)
 
 
 def _binned(x: Floats, y: Floats, weight: Floats, bins: int) -> Parts:

@@ -101,13 +101,16 @@ def test_ece_target_does_not_depend_on_which_is_called_chosen(rows: list[tuple[f
 
 
 def test_ece_target_is_the_plain_binned_error_over_both_orientations() -> None:
-    for bins in (15, 10):
+    for asked, bins in ((15, 16), (16, 16), (10, 10)):  # ½ is an edge
         q, p = generator(6).random(400), generator(7).random(400)
         both_q, both_p = np.concatenate([q, 1 - q]), np.concatenate([p, 1 - p])
         which = np.floor(both_q * bins)
         each = [(which == i).mean() * abs((both_q - both_p)[which == i].mean()) for i in range(bins)]
-        assert mm.ece_target(q, p, bins) == pytest.approx(sum(each), abs=1e-12)
+        assert mm.ece_target(q, p, asked) == pytest.approx(sum(each), abs=1e-12)
     assert mm.ece_target([0.5], [0.9]) == 0
+    for q in (0.501, 0.51, 0.532, 0.534, 0.55):  # a model that has hardly begun to tell is seen to say too little
+        for found in (mm.ece_target(np.full(9, q), np.full(9, 0.9)), mm.ece_vote(np.full(9, q), [9] * 9, [10] * 9)):
+            assert found == pytest.approx(0.9 - q)
 
 
 def test_ece_label_agrees_with_torchmetrics() -> None:
