@@ -110,15 +110,19 @@ def standardised(values: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def fixed(values: np.ndarray, components: int | None = None) -> Fit:
-    """Features that are known: standardised, or rotated to their principal components first where `components` says how many to keep."""
+    """Features that are known, standardised; more of them than `components` are rotated to so many principal components, fewer where the
+    training rows are. Those keep their proportions: a head on few pairs has little to learn from what hardly varies.
+    """
 
     def fit(training: np.ndarray) -> np.ndarray:
-        if components is None or min(values.shape[1], len(training) - 1) <= components:
-            return standardised(values, training)
+        known = standardised(values, training)
+        if components is None or known.shape[1] <= components or len(training) < 2:
+            return known
         from sklearn.decomposition import PCA
 
-        pca = PCA(components, random_state=0).fit(values[training])
-        return standardised(pca.transform(values), training)
+        pca = PCA(min(components, len(training) - 1), random_state=0).fit(known[training])
+        found = pca.transform(known)
+        return (found / np.sqrt(max(found[training].var(axis=0).mean(), 1e-12))).astype(np.float32)
 
     return fit
 
