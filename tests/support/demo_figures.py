@@ -80,13 +80,15 @@ def sentence(found: Mapping[str, Any]) -> str:
     controls = ("matched-smoothing", "shuffled-margins")
     ece = {name: f"{run['ece_target']:.3f}" for name, run in runs.items()}
     of_controls = f"matched smoothing ({ece[controls[0]]}) and shuffled margins ({ece[controls[1]]})"
-    nearer = f"to the targets than Bradley–Terry's (calibration error {ece['mmpo']} against {ece['bradley-terry']})"
+    than = f"than Bradley–Terry's (calibration error {ece['mmpo']} against {ece['bradley-terry']})"
     if ahead["bradley-terry"]["ece_target"][2] >= 0:
-        calibrated = f"MMPO's probabilities are no nearer {nearer}"
+        calibrated = f"MMPO's probabilities can be taken at their word no more {than}"
     elif all(ahead[name]["ece_target"][2] < 0 for name in controls):
-        calibrated = f"MMPO's probabilities are nearer {nearer}, and than those of {of_controls}"
+        calibrated = f"MMPO's probabilities can be taken at their word, more {than} and than those of {of_controls}"
     else:
-        calibrated = f"MMPO's probabilities are nearer {nearer}, and so are those of {of_controls}: softness bought that"
+        calibrated = (
+            f"MMPO's probabilities can be taken at their word, more {than}, and so can those of {of_controls}: softness bought that"
+        )
     accuracy = [ahead[name]["accuracy"] for name in ("bradley-terry", *controls)]
     if all(value[1] > 0 for value in accuracy[1:]):
         verdict = "the margins themselves bought accuracy"
