@@ -38,7 +38,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     source = get_source(options.format)
     reading = source_options(options)
     part = next(collect_parts(chunk, source, reading, PEEKED_CHARS))
-    _, head = head_of(read_rows(chunk, source, reading, lambda *_: None, lambda _: None))
+    _, head = head_of(read_rows(chunk, source, reading, lambda *_: None, lambda _: None), source)
     columns: dict[str, str | None] = {**part.columns} or dict.fromkeys(name for row in head for name in row)
     columns |= dict.fromkeys(part.unused) if part.columns else _asked(source, reading, chunk, head)
     graded, statistics = Counter[str](), grade_statistics(part.feedback)

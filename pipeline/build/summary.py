@@ -217,6 +217,7 @@ NOTED = {
     "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
     "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
     "remarks_left_out": "{n:,} remarks (text areas) were left out: they are no grades",
+    "other_results_left_out": "of {n:,} annotations results of other tags (marks in texts, relations, ...) were left out",
     "predictions_left_out": "of {n:,} tasks the models' predictions were left out: only what people answered is read",
     "suggestions_left_out": "of {n:,} records the suggestions were left out: only what people answered is read",
     "argilla_status_unknown": "of {n:,} answers it is not known whether they were submitted: Argilla's records do not say so, and only "

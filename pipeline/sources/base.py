@@ -235,7 +235,7 @@ def stem(file: str | None) -> str:
 
 
 DECIMALS = (".", ",")
-HEAD_ROWS = 20
+HEAD_ROWS, HEAD_ANSWERS = 20, 1000
 PART_CHARS = 32 << 20
 # The size of one row in so many stands for all of them.
 SAMPLED = 16
@@ -281,7 +281,7 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         return
     part = _Part(chunk, source)
     found = read_rows(chunk, source, options, lambda *told: part.unreadable(*told), lambda name: part.out.count(name))
-    head, looked_at = head_of(found)
+    head, looked_at = head_of(found, source)
     if head:
         # Rows of JSON may leave out what is null, so one row alone says little.
         columns = columns_of(looked_at)
@@ -336,14 +336,16 @@ def _refusing(parse: RowParser) -> RowParser:
     return lambda row, out: _refuse(row, out) if isinstance(row, BadRow) else parse(row, out)
 
 
-def head_of(found: Iterator[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Mapping[str, Any]]]:
-    """The first rows of a chunk up to the HEAD_ROWS-th that can be read, and of them those that can."""
+def head_of(found: Iterator[tuple[int, Any]], source: Source) -> tuple[list[tuple[int, Any]], list[Mapping[str, Any]]]:
+    """The first rows of a chunk up to the HEAD_ROWS-th that can be read, and of them those that can; of people's answers more, since a
+    question may be answered seldom."""
+    most = HEAD_ROWS if source.unfold is None else HEAD_ANSWERS
     head: list[tuple[int, Any]] = []
     looked_at: list[Mapping[str, Any]] = []
     for number, row in found:
         head.append((number, row))
         looked_at += [] if isinstance(row, BadRow) else [row]
-        if len(looked_at) == HEAD_ROWS:
+        if len(looked_at) == most:
             break
     return head, looked_at
 

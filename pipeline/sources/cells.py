@@ -394,6 +394,8 @@ class RowFields:
 
         def score(row: Row, out: FeedbackBuilder) -> Any:
             value = read(row)
+            if type(value) in as_it_is:  # as nearly all are
+                return value
             if value is None and need and top not in row and not self.tool and not sizes:
                 raise BadRow("missing_column", {"missing": column})
             if isinstance(value, str) and value[:1] == "[":

@@ -69,11 +69,12 @@ def _answers(
     annotation: Mapping[str, Any], data: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]
 ) -> Mapping[str, Any]:
     answers: dict[str, Any] = {}
+    others: list[dict[str, Any]] = []
     for result in annotation["result"]:
         kind, name, value = result.get("type"), result.get("from_name"), result.get("value")
         if kind not in (*READ_TYPES, "textarea") or not isinstance(value, Mapping):
-            hint = "read are Pairwise, Rating, Number, Ranker, Choices and Taxonomy; a project with other tags grades no texts"
-            raise BadRow("unknown_result_type", {"type": kind, "from_name": name, "hint": hint})
+            others.append({"type": kind, "from_name": name})
+            continue
         if name in data:
             raise BadRow(
                 "name_taken", {"from_name": name, "hint": "a tag and a key of the task's data have one name; rename the tag"}
@@ -83,6 +84,11 @@ def _answers(
         else:
             key = _INNER.get(kind, kind)
             answers[name] = _read_value(name, _answer(key, value.get(key)), data, options, count)
+    if others and not answers:
+        hint = "read are Pairwise, Rating, Number, Ranker, Choices and Taxonomy; a project with other tags alone grades no texts"
+        raise BadRow("unknown_result_type", {**others[0], "hint": hint})
+    if others:
+        count("other_results_left_out")
     by = annotation.get("completed_by")
     about = {"annotator": by.get("id") if isinstance(by, Mapping) else by, "annotation_id": annotation.get("id")}
     return {**data, **answers, **about}

@@ -109,14 +109,16 @@ def test_broken_label_studio(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 def test_what_label_studio_leaves_out_is_counted(tmp_path: Path) -> None:
     stays = answer("pairwise", "pw", selected="right")
     rows = [
-        task(stays, answer("textarea", "why", text=["x"]), predictions=[{}]),
+        task(stays, answer("textarea", "why", text=["x"]), answer("labels", "marks", labels=["x"]), predictions=[{}]),
         task(answer("ranker", "rank", ranker=["a", "b"])),
         task(annotations=[]),
     ]
     result = collected(write_rows(tmp_path / "tasks.jsonl", rows), "label-studio", columns={"gap": "pw", "scores": "rank"})
     assert gaps(result) == [("Name a planet.", "7", -1.0)]
     assert reasons(result) == {"no_grade": 1, "not_annotated": 1}
-    assert dict(result.noted) == {"predictions_left_out": 1, "remarks_left_out": 1, "ranking_in_display_order": 1}
+    assert dict(result.noted) == {
+        **dict.fromkeys(("predictions_left_out", "remarks_left_out", "other_results_left_out", "ranking_in_display_order"), 1)
+    }
 
 
 # Argilla: r1 with two submitted answers, r2 with a draft and a discarded one, r3 with none

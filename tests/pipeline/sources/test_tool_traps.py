@@ -240,3 +240,40 @@ def test_a_tools_format_says_what_it_is(format: str, capsys: pytest.CaptureFixtu
     source = SOURCES[format]
     assert (told["range"], told["direction"], told["traps"]) == (source.range, source.direction, dict(source.traps))
     assert [sample["title"] for sample in told["samples"]] == [sample.title for sample in source.samples]
+
+
+MIXED: dict[str, tuple[Any, dict[str, Any], int]] = {
+    "label-studio": ([task(("pairwise", "pw", "right")), {**FLAT, "pw": [{"selected": "right"}]}], PW, 2),
+    "argilla-export": ([frame(score=[5], users=["u"], status=["submitted"]), record(4)], QUALITY, 2),
+    "promptfoo": ([{"results": {"results": [output(BAD, 0.1), output(GOOD, 0.9)]}}, output(GOOD, 0.8)], {}, 3),
+    "inspect": ([log(sample(BAD, "I")), log(sample(GOOD, "C"), sample(GOOD, 0.5))], {}, 3),
+    "distilabel": ([{**LISTED, "ratings": [1, 2]}, {"prompt": ASKED, "chosen": GOOD, "rejected": BAD, "chosen_rating": 3}], {}, 3),
+}
+
+
+@pytest.mark.parametrize("format", MIXED)
+def test_layouts_of_several_versions_stand_in_one_file(tmp_path: Path, format: str) -> None:
+    content, columns, grades = MIXED[format]
+    result = collected(written(tmp_path, content), format, columns=columns)
+    assert (result.counts["grade"], result.limited) == (grades, 0)
+
+
+def test_a_question_that_is_answered_seldom_is_found(tmp_path: Path) -> None:
+    rows = [*[task(("choices", "other", ["x"]))] * 30, task(("pairwise", "pw", "right"))]
+    result = collected(written(tmp_path, rows), "label-studio", columns=PW)
+    assert (result.counts["grade"], reasons(result)) == (1, {"no_grade": 30})
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "row", "reason"),
+    [
+        ("distilabel", [{**LISTED, "ratings": [1, 2]}, {**LISTED, "generations": "x"}], 2, "not_a_list"),
+        ("fastchat", [GAMES, {**GAMES, "g1_user_prompt": None}], 2, "texts_not_found"),
+        ("inspect", [log(sample(GOOD, "C"), sample(BAD, "Z"))], 2, "score_not_a_number"),
+        ("promptfoo", [output(GOOD, 0.9), output(GOOD, "good")], 2, "score_not_a_number"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_bad_row_is_named_with_file_and_row(tmp_path: Path, format: str, content: Any, row: int, reason: str) -> None:
+    result = collected(written(tmp_path, content), format)
+    told = [(one["file"], one["row"], one["reason"]) for one in result.rejects.to_pylist()]
+    assert told == [(str(tmp_path / "export.jsonl"), row, reason)] and result.limited == 1
