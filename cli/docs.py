@@ -76,6 +76,13 @@ with images, video, audio, documents or functions in a column of that name are r
 """
 
 
+SEVERAL = """Several formats in one dataset: `mmpo build FILE --format NAME --feedback-only --out FOLDER` for each, then
+`mmpo build FOLDER1 FOLDER2 --format feedback --out pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by its
+own measure.
+
+A dataset of the Hub is named as hub:OWNER/NAME, with `/CONFIGURATION`, `@REVISION` and `:SPLIT` behind it as needed; the manifest says which
+commit was read.
+"""
 SETS = """## Sets and exports with columns of their own
 
 What they hold, which end is better, and what is often read wrongly. Every layout has an example below whose better reply a test demands as
@@ -110,7 +117,7 @@ def _about(source: Source) -> str:
 
 def formats_page() -> str:
     """docs/formats.md: every format, what it takes and its samples."""
-    parts = [FORMATS, _sets()]
+    parts = [FORMATS, SEVERAL, _sets()]
     for name, source in SOURCES.items():
         parts.append(f"## {name}\n\n{source.summary}.{_about(source)}\n")
         for sample in source.samples:

@@ -102,8 +102,8 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     """Which grades are used, and the rules of pairing. Raises UserError where the input and the options do not fit."""
     if options.feedback_only:
         return ResolvedBuild(options, statistics=statistics)
-    own = {_own(group.source, "evidence") for group in statistics.groups} - {"auto"}
-    first = own.pop() if len(own) == 1 else "ratings"
+    own = {_own(group.source, "evidence") for group in statistics.groups}
+    first = "comparisons" if own == {"comparisons"} else "ratings"
     evidence, groups = choose_evidence(statistics, options.evidence, options.wanted, first)
     score = _score(options.score, groups)
     check_scales(score, groups, options.normalise)

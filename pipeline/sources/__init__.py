@@ -43,7 +43,7 @@ from mmpo.pipeline.sources.published.ranked import NECTAR, OASST
 from mmpo.pipeline.sources.published.saferlhf import PKU_SAFERLHF
 from mmpo.pipeline.sources.published.shp import SHP
 from mmpo.pipeline.sources.published.ultrafeedback import ULTRAFEEDBACK, ULTRAFEEDBACK_BINARIZED
-from mmpo.pipeline.sources.published.ungraded import HH_RLHF, SKYWORK, TULU
+from mmpo.pipeline.sources.published.ungraded import HH_RLHF, SKYWORK, TULU, WILDFEEDBACK
 from mmpo.pipeline.sources.tools.argilla_export import ARGILLA_EXPORT
 from mmpo.pipeline.sources.tools.distilabel import DISTILABEL
 from mmpo.pipeline.sources.tools.fastchat import FASTCHAT
@@ -64,6 +64,7 @@ SOURCES: dict[str, Source] = {
     "hh-rlhf": HH_RLHF,
     "skywork": SKYWORK,
     "tulu": TULU,
+    "wildfeedback": WILDFEEDBACK,
     "nectar": NECTAR,
     "oasst": OASST,
     "pku-saferlhf": PKU_SAFERLHF,

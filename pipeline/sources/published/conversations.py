@@ -31,10 +31,10 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
         raise BadRow("not_a_list", {"conversation_history": repr(history)[:80]})
     if row.get("user_id") is None:
         raise BadRow("no_rater", {"column": "user_id"})
-    if not history or not all(type(one.get("turn")) is int for one in history):
+    if not history or not all(_is_number(one.get("turn")) for one in history):
         raise BadRow("malformed_turn", {"turns": repr([one.get("turn") for one in history])[:80]})
     before: list[dict[str, Any]] = []
-    turns: dict[int, list[Mapping[str, Any]]] = {}
+    turns: dict[float, list[Mapping[str, Any]]] = {}
     for one in history:
         turns.setdefault(one["turn"], []).append(one)
     for number in sorted(turns):
@@ -51,6 +51,10 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
                 out.reject("history_unknown", unit="turn", limited=False, evidence={"turn": number, "chosen": len(chosen)})
             return
         before = [*before, {"role": "assistant", "content": chosen.pop()}]
+
+
+def _is_number(turn: Any) -> bool:
+    return isinstance(turn, (int, float)) and not isinstance(turn, bool) and turn == turn
 
 
 def _add_scored(replies: Iterable[Mapping[str, Any]], before: list[dict[str, Any]], out: FeedbackBuilder, rater: str) -> None:

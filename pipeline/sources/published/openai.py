@@ -8,7 +8,7 @@ from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 
 PEOPLE = "annotators"
 CENTRED = 1e-6
-AXES = ("overall", "accuracy", "coverage", "coherence", "compatible")
+AXES = ("overall", "accuracy", "coverage", "coherence")
 
 
 def parse_webgpt(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:

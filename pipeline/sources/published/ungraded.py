@@ -1,4 +1,4 @@
-"""Pairs that say which reply is better and not by how much: HH-RLHF, Skywork's and Tülu 3's. Their margins are all 1, and flagged.
+"""Pairs that say which reply is better and not by how much: HH-RLHF, Skywork's, Tülu 3's, WildFeedback. Their margins are 1, and flagged.
 
 Bai et al. 2022 (arXiv 2204.05862), Liu et al. 2024 (arXiv 2410.18451), Lambert et al. 2024 (arXiv 2411.15124). A judge or a reward model
 can grade them: read with --feedback-only they hold no grade at all.
@@ -17,7 +17,10 @@ RATER = "labels"
 
 def parse_ungraded(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions, kind: str = "human") -> None:
     """Add a pair of texts with turns or of conversations, the prompt inside both or beside them."""
-    prompt, chosen, rejected = split_pair(row.get("prompt"), row.get("chosen"), row.get("rejected"), out.count)
+    given = row.get("conversations")
+    prompt, *texts = row.get("prompt") if given is None else given, row.get("chosen"), row.get("rejected")
+    texts = texts if given is None else [[{"role": "assistant", **one}] if isinstance(one, Mapping) else one for one in texts]
+    prompt, chosen, rejected = split_pair(prompt, *texts, out.count)
     out.prompt(prompt)
     sides = ((chosen, row.get("chosen_model")), (rejected, row.get("rejected_model")))
     first, second = (out.completion(text, model) for text, model in sides)
@@ -85,5 +88,29 @@ TULU = Source(
     ),
     licence="ODC-BY 1.0; replies by models with terms of their own",
     traps=_TRAPS,
+    **_ABOUT,
+)
+WILDFEEDBACK = Source(
+    "wildfeedback",
+    "WildFeedback and others laid out like it: a conversation, and two replies as one message each, without grades",
+    parse=partial(parse_ungraded, kind="ai"),
+    requires=column_sets("conversations chosen rejected"),
+    samples=(
+        FormatSample(
+            "a conversation with from and value, and two replies",
+            (
+                {
+                    "conversations": [{"from": "human", "value": "Name a planet."}],
+                    "chosen": {"from": "gpt", "value": "Mars, the red one."},
+                    "rejected": {"from": "gpt", "value": "The moon."},
+                },
+            ),
+        ),
+    ),
+    licence="ODC-BY 1.0; replies by models with terms of their own",
+    traps={
+        "no grades": _TRAPS["no grades"],
+        "conversation": "the prompt is the whole conversation, whose turns are from human and gpt",
+    },
     **_ABOUT,
 )

@@ -11,7 +11,7 @@ from folders import pairs_folder, write_rows
 from source_cases import collected, graded_texts, reasons, ultrafeedback
 
 from mmpo.cli.main import run
-from mmpo.pipeline import load_pairs
+from mmpo.pipeline import BuildOptions, build, load_pairs
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources import SOURCES
 
@@ -130,6 +130,10 @@ CASES: dict[tuple[str, str], Case] = {
         [alpaca(1.5), alpaca(1.5, "b")],
         [scored(text, 0.0, "judge") for text in ("ref", "a", "ref", "b")], {}),
     **ungraded("hh-rlhf"), **ungraded("skywork", source="s"), **ungraded("tulu", id="1", source="s", prompt="Ask"),
+    **{("wildfeedback", trap): (
+        [{"conversations": [{"from": role, "value": text} for role, text in (("human", "Hi"), ("gpt", "Hello"), ("human", "Ask"))],
+          "chosen": {"value": "a"}, "rejected": {"value": "b"}}], [wins("a", "b", prompt="Hi|Hello|Ask")], {})
+       for trap in ("no grades", "conversation")},
     ("hh-rlhf", "empty replies"): ([{"chosen": HH, "rejected": HH + "b"}], [], {"empty_completion": 1}),
     ("hh-rlhf", "two turns in a row"): (
         [{"chosen": HH + "one\n\nAssistant: a", "rejected": HH + "one\n\nAssistant: b"}], [wins("a", "b", prompt="Ask|one")], {}),
@@ -370,3 +374,20 @@ def test_saferlhf_is_built_from_comparisons_of_which_reply_is_better(tmp_path: P
 def test_a_column_to_split_by_is_kept_with_every_prompt_of_a_row(tmp_path: Path) -> None:
     result = collected(write_rows(tmp_path / "rows.jsonl", CASES["prism", "history"][0]), "prism", keep=("user_id",))
     assert [json.loads(row["extra"])["user_id"] for row in result.feedback.to_pylist()] == ["u", "u"]
+
+
+def test_an_answer_that_goes_on_is_cut_where_its_repair_is_asked_for(tmp_path: Path) -> None:
+    rows = nectar(("a\n\nHuman: And?\n\nAssistant: x", 1))
+    result = collected(write_rows(tmp_path / "rows.jsonl", rows), "nectar", fix_known_defects=True)
+    assert graded_texts(result) == [("Ask", "a", 7.0, "gpt-4", "overall")]
+    assert (reasons(result), result.limited) == ({"turns_in_reply_cut": 1}, 0)
+
+
+def test_ratings_beside_another_sets_comparisons_are_taken_first(tmp_path: Path) -> None:
+    """One set that is built from comparisons does not take the ratings of the others away."""
+    folders = [
+        pairs_folder(tmp_path / name, rows, format=name, feedback_only=True)
+        for name, rows in (("pku-saferlhf", [SAFE]), ("nectar", nectar(("a", 1), ("b", 2))))
+    ]
+    build(folders, tmp_path / "both", options=BuildOptions(format="feedback"))
+    assert json.loads((tmp_path / "both" / "manifest.json").read_text())["evidence"] == "ratings"
