@@ -77,11 +77,11 @@ with images, video, audio, documents or functions in a column of that name are r
 
 
 SEVERAL = """Several formats in one dataset: `mmpo build FILE --format NAME --feedback-only --out FOLDER` for each, then
-`mmpo build FOLDER1 FOLDER2 --format feedback --out pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by its
-own measure.
+`mmpo build FOLDER1 FOLDER2 --format feedback --out pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by
+its own measure. Sets whose aspects differ have no score in common and are refused.
 
-A dataset of the Hub is named as hub:OWNER/NAME, with `/CONFIGURATION`, `@REVISION` and `:SPLIT` behind it as needed; the manifest says which
-commit was read.
+A dataset of the Hub is named as hub:OWNER/NAME, with `/CONFIGURATION`, `@REVISION` and `:SPLIT` behind it as needed; the manifest says
+which commit was read.
 """
 SETS = """## Sets and exports with columns of their own
 

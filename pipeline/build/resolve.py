@@ -137,9 +137,16 @@ def _score(given: str, groups: Sequence[GradeGroup]) -> dict[str, float] | str:
         return parse_score(given, aspects)
     own = {_own(group.source, "score") for group in groups}
     try:
-        return parse_score(own.pop() if len(own) == 1 else "overall", aspects)
+        score = parse_score(own.pop() if len(own) == 1 else "overall", aspects)
     except UserError:  # the format's other layouts have other aspects
-        return parse_score("overall", aspects)
+        score = parse_score("overall", aspects)
+    lost = {group.source for group in groups} - {group.source for group in groups if score == "mean" or group.aspect in score}
+    if lost:
+        raise UserError(
+            f"--score auto: no grade of {', '.join(sorted(lost))} is of {', '.join(score)}, so that none of them would count. Name with "
+            f"--score what does (aspects present: {', '.join(aspects)}), or build the sources apart"
+        )
+    return score
 
 
 def merged_grades(rows: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> pa.Table:

@@ -391,3 +391,12 @@ def test_ratings_beside_another_sets_comparisons_are_taken_first(tmp_path: Path)
     ]
     build(folders, tmp_path / "both", options=BuildOptions(format="feedback"))
     assert json.loads((tmp_path / "both" / "manifest.json").read_text())["evidence"] == "ratings"
+
+
+def test_sets_whose_aspects_differ_are_refused_rather_than_left_out(tmp_path: Path) -> None:
+    folders = [
+        pairs_folder(tmp_path / name, rows, format=name, feedback_only=True)
+        for name, rows in (("helpsteer", [helpsteer("a", 3), helpsteer("b", 0)]), ("nectar", nectar(("a", 1), ("b", 2))))
+    ]
+    with pytest.raises(UserError, match="no grade of helpsteer is of overall"):
+        build(folders, tmp_path / "both", options=BuildOptions(format="feedback"))
