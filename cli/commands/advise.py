@@ -29,6 +29,10 @@ def advise(
     print_rows(
         "objectives, on held-out prompts (differences in points of accuracy)", [_row(effect) for effect in summary["effects"]]
     )
+    say(
+        f"{summary['splits']} splits: {summary['seeds']} of the prompts that judge (--seeds), each in {summary['turns']} turns of those "
+        f"that choose; {summary['prompts_that_judge']} of {summary['prompts']} prompts judge"
+    )
     for sentence in summary["sentences"]:
         say(sentence)
     for gap in summary["not_measurable"]:

@@ -245,6 +245,8 @@ def _data(found: Mapping[str, Any]) -> list[str]:
     lines = [f"All of the training prompts instead of half of them change accuracy by {points(more)}."] if more else []
     if more and more[1] > 0.0025:
         lines[-1] += " It still rises: more prompts will help."
+    elif more and more[2] < 0:
+        lines[-1] += " Half of them did better, which is chance: it says nothing of more prompts."
     elif more and more[2] < LITTLE_FOR_DOUBLING:
         lines[-1] += (
             " More prompts would bring little; grades with less noise (more raters) or better features (--features MODEL) might."

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmpo.pipeline.metrics import NORMAL
 from mmpo.train.advise.evidence import Evidence
+from mmpo.train.advise.intervals import widened
 from mmpo.train.advise.measure import Fold, Split
 
 DRAWS = 1000
@@ -66,11 +68,16 @@ def r2(
         return value / max(size, 1), drawn / max(size, 1)
 
     value, drawn = of(sums[:2])
+    groups = int((sums[1] > 0).sum())
     if other is not None:
         less, less_drawn = of(other[:2])
         value, drawn = value - less, drawn - less_drawn
-    tail = 0.025 / tried
-    return [float(round(v, 9)) + 0.0 for v in (value, *np.quantile(drawn, (tail, 1 - tail)))]
+    return [float(round(v, 9)) + 0.0 for v in (value, *_ends(value, drawn, groups, 0.025 / tried))]
+
+
+def _ends(value: float, drawn: np.ndarray, groups: int, tail: float = 0.025) -> list[float]:
+    """Low and high of what was drawn with random weights of groups, as far off the value as of so few it should be."""
+    return [value + (float(end) - value) * widened(groups) / NORMAL for end in np.quantile(drawn, (tail, 1 - tail))]
 
 
 def beyond_sign(found: Evidence, folds: Sequence[Fold], seed: int = 0) -> list[float]:
@@ -91,8 +98,9 @@ def beyond_sign(found: Evidence, folds: Sequence[Fold], seed: int = 0) -> list[f
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nan_to_num((xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n)))
 
-    low, high = np.quantile(of(sums @ weights.T), (0.025, 0.975))
-    return [float(of(sums.sum(axis=1))), float(low), float(high)]
+    value = float(of(sums.sum(axis=1)))
+    low, high = _ends(value, of(sums @ weights.T), sums.shape[1])
+    return [value, max(low, -1.0), min(high, 1.0)]
 
 
 def longest_wins(found: Evidence) -> float:

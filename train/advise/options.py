@@ -18,7 +18,9 @@ class AdviseOptions:
     """a question put behind every completion for a model's hidden states, such as "Is this a good answer?": what a model that follows
     instructions has to say of a reply stands at its end, more than at the reply's"""
     seeds: Count = 5
-    """splits into training, validation and test prompts; five test every prompt once"""
+    """fifths of the prompts that are held out as test prompts, one after the other: five test every prompt once, further ones draw anew. Of
+    each, four splits are run on up to 3,000 pairs, three on 4,000, two on 6,000, else one: which quarter of the other prompts chooses takes
+    turns, and figures are means of the turns"""
     seed: Annotated[int, Field(ge=0), NUMBER] = 0
     """seed of the splits and of every other draw"""
     votes: Annotated[tuple[str, ...] | None, LISTED] = None

@@ -116,6 +116,8 @@ class Look:
             "ask": self.options.ask,
             "width": max(values.shape[1] for values in self.values),
             "seeds": self.options.seeds,
+            "splits": len(self.splits),
+            "turns": len(self.splits) // self.options.seeds,
             **self.counts,
             **about,
             "prompts_that_judge": measured.tested,

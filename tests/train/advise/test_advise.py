@@ -117,6 +117,27 @@ def test_the_command_prints_the_surface(tmp_path: Path, capsys: pytest.CaptureFi
     assert low <= value <= high
     assert found["pairs"] > 0
     assert {row["what"] for row in found["not_measurable"]} >= {"held-out raters' votes"}
+    assert [found[name] for name in ("seeds", "turns", "splits")] == [
+        1,
+        4,
+        4,
+    ]  # of few pairs each quarter of the others chooses once
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([-0.18, -0.35, -0.01], "which is chance"),
+        ([0.0, -0.02, 0.005], "would bring little"),
+        ([0.02, 0.01, 0.03], "more prompts will help"),
+        ([0.0, -0.2, 0.2], ""),
+    ],
+)
+def test_a_learning_curve_says_what_its_interval_allows(few: dict[str, Any], more: list[float], said: str) -> None:
+    curve = [*few["learning_curve"][:-1], {**few["learning_curve"][-1], "more": more}]
+    [line] = [one for one in sentences({**few, "learning_curve": curve}) if one.startswith("All of the training prompts")]
+    concluded = line.partition(").")[2]
+    assert said in concluded and bool(said) == bool(concluded)
 
 
 RATERS = {"maker": 1.0, "same": 2.0, "opposite": -1.0}
