@@ -400,3 +400,25 @@ def test_sets_whose_aspects_differ_are_refused_rather_than_left_out(tmp_path: Pa
     ]
     with pytest.raises(UserError, match="no grade of helpsteer is of overall"):
         build(folders, tmp_path / "both", options=BuildOptions(format="feedback"))
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "kept"),
+    [
+        ("ultrafeedback", ultrafeedback() | {"source": "truthful_qa"}, {"source": "truthful_qa", "contaminates": "truthful_qa"}),
+        (
+            "nectar",
+            nectar(("a", 1))[0] | {"source": ["ultrafeedback"]},
+            {"source": ["ultrafeedback"], "contaminates": "ultrafeedback"},
+        ),
+        ("nectar", nectar(("a", 1))[0], {"source": ["sharegpt"]}),
+        ("rewardbench2", LISTS, {"subset": "Math", "contaminates": "rewardbench2"}),
+        ("rm-bench", LISTS, {"domain": "math", "contaminates": "rm-bench"}),
+        ("arena", ARENA | {"winner": "both_bad", "language": "en"}, {"language": "en", "both_bad": True}),
+        ("summarize", POST | {"extra": {"confidence": 2}}, {"confidence": 2}),
+    ],
+)
+def test_what_is_no_grade_stays_beside_the_prompt(tmp_path: Path, format: str, row: dict[str, Any], kept: dict[str, Any]) -> None:
+    """What a row overlaps with, above all."""
+    [found] = collected(write_rows(tmp_path / "rows.jsonl", [row]), format).feedback.to_pylist()
+    assert json.loads(found["extra"]) == kept
