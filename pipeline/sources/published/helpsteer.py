@@ -191,6 +191,10 @@ HELPSTEER3 = Source(
                 },
             ),
         ),
+        FormatSample(
+            "the same without each person's own preference",
+            ({"context": "Name a planet.", "response1": "Mars, the red one.", "response2": "The moon.", "overall_preference": -2},),
+        ),
     ),
     range="preferences -3..3",
     direction="below 0 the first reply is better",

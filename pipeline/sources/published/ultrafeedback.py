@@ -180,6 +180,7 @@ BINARIZED_SAMPLE = FormatSample(
     ),
 )
 
+_TEXTS = {"prompt": "Name a planet.", "chosen": "Mars, the red one.", "rejected": "The moon."}
 ULTRAFEEDBACK_BINARIZED = Source(
     "ultrafeedback-binarized",
     "UltraFeedback in pairs with two scores: HuggingFaceH4, allenai (1-10) and Argilla (1-5)",
@@ -190,7 +191,13 @@ ULTRAFEEDBACK_BINARIZED = Source(
         "chosen rejected chosen_avg_rating rejected_avg_rating",
     ),
     named=False,
-    samples=(BINARIZED_SAMPLE,),
+    samples=(
+        BINARIZED_SAMPLE,
+        FormatSample("Argilla's: means of the aspects, 1-5", ({**_TEXTS, "chosen-rating": 4.75, "rejected-rating": 2.0},)),
+        FormatSample(
+            "Argilla's cleaned copy", ({**_TEXTS, "chosen_avg_rating": 4.75, "rejected_avg_rating": 2.0, "chosen_model": "large"},)
+        ),
+    ),
     range="1..10; Argilla's 1..5",
     direction="higher is better",
     licence="MIT",

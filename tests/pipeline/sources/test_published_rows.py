@@ -10,7 +10,7 @@ import pytest
 from folders import write_rows
 from source_cases import collected, graded_texts, reasons
 
-from mmpo.pipeline.sources import SOURCES
+from mmpo.pipeline.sources import SOURCES, fitting
 
 PUBLISHED = [name for name, source in SOURCES.items() if source.licence]
 SAMPLES = [(name, place) for name in PUBLISHED for place in range(len(SOURCES[name].samples))]
@@ -30,6 +30,7 @@ def test_a_layout_reads_the_same_from_parquet_and_from_an_array(tmp_path: Path, 
     rows = rows_of(format, place)
     first = graded_texts(collected(write_rows(tmp_path / "rows.jsonl", rows), format))
     assert first
+    assert format in fitting(set().union(*rows))
     for name in ("rows.parquet", "rows.json"):
         result = collected(write_rows(tmp_path / name, rows), format)
         assert (graded_texts(result), result.limited) == (first, 0)
