@@ -1,8 +1,9 @@
-"""distilabel's data: replies with the grades of its UltraFeedback task, or the pairs that its formatting steps make of them.
+"""distilabel's data: replies with the grades of its UltraFeedback and QualityScorer tasks, or the pairs that formatting steps make of them.
 
-The task numbers the pieces of a judge's reply by their place, so that an opening sentence or a blank line in a rationale shifts all later
-ratings, a cut reply hides it, and 4.5 becomes 4. Where the raw output is there (distilabel_metadata), grades are read from it by the number
-that the judge wrote; without it only a list without gaps, as long as the replies, is taken at its word.
+The tasks number the pieces of a judge's reply by their place, so that an opening sentence or a blank line in a rationale shifts all later
+grades, a cut reply hides it, replies graded in another order swap their grades, and 4.5 becomes 4. Where the raw output is there
+(distilabel_metadata), grades are read from it by the number that the judge wrote; without it only a list without gaps, as long as the
+replies, is taken at its word.
 """
 
 import re
@@ -16,6 +17,7 @@ from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_
 
 SCALE = (1.0, 5.0)
 _PIECE = re.compile(r"^#+ *Output for Text (\d+) *$", re.MULTILINE | re.IGNORECASE)
+_SCORE = re.compile(r"^\W*\[(?:Response )?(\d+)\]\s*Score:\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _RATING = re.compile(r"^\W*Rating\W*:\W*?(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _RATIONALE = re.compile(r"^\W*Rationale\W*:\s*", re.MULTILINE | re.IGNORECASE)
 _NUMBER = re.compile(r"[*_\s]*(\d+(?:\.\d+)?)(?:\s*/\s*5)?\W*")
@@ -45,7 +47,7 @@ def parse_distilabel(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
         except BadRow as error:
             out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
             continue
-        _rate(out, index, grade, note, by, options)
+        _rate(out, index, grade, note, by, options.scale or (SCALE if row.get("ratings") is not None else (None, None)))
 
 
 def _prompt(row: Mapping[str, Any], prompt: Any, out: FeedbackBuilder) -> None:
@@ -58,11 +60,11 @@ def _pair(row: Mapping[str, Any], prompt: Any, out: FeedbackBuilder, options: So
     before, chosen, rejected = split_pair(prompt, row.get("chosen"), row.get("rejected"), out.count)
     _prompt(row, before, out)
     for side, reply in (("chosen", chosen), ("rejected", rejected)):
-        _rate(out, out.completion(reply, row.get(f"{side}_model")), row.get(f"{side}_rating"), None, by, options)
+        _rate(out, out.completion(reply, row.get(f"{side}_model")), row.get(f"{side}_rating"), None, by, options.scale or SCALE)
 
 
-def _rate(out: FeedbackBuilder, index: int, grade: Any, note: str | None, by: dict[str, str], options: SourceOptions) -> None:
-    low, high = options.scale or SCALE
+def _rate(out: FeedbackBuilder, index: int, grade: Any, note: str | None, by: dict[str, str], scale: Any) -> None:
+    low, high = scale
     if grade is None:
         out.reject("no_grade", unit="grade", limited=False)
         return
@@ -76,11 +78,11 @@ def _rate(out: FeedbackBuilder, index: int, grade: Any, note: str | None, by: di
 
 
 def _raw_outputs(row: Mapping[str, Any]) -> Iterator[str]:
-    """What judges wrote in the task's layout."""
+    """What judges wrote in one of the tasks' layouts."""
     kept = row.get("distilabel_metadata")
     kept = structure(kept) if isinstance(kept, str) else kept
     for name, raw in kept.items() if isinstance(kept, Mapping) else ():
-        if name.startswith("raw_output") and isinstance(raw, str) and _PIECE.search(raw):
+        if name.startswith("raw_output") and isinstance(raw, str) and (_PIECE.search(raw) or _SCORE.search(raw)):
             yield raw
 
 
@@ -91,21 +93,32 @@ def _raw_grades(row: Mapping[str, Any], count: int, out: FeedbackBuilder) -> lis
         return None
     found: list[Grade] = [(None, None)] * count
     _, *pieces = _PIECE.split(raw[0])
-    for number, piece in zip(map(int, pieces[::2]), pieces[1::2]):
-        rating = _RATING.search(piece)
+    graded = (
+        zip(map(int, pieces[::2]), map(_rated, pieces[1::2]))
+        if pieces
+        else ((int(n), (text, None)) for n, text in _SCORE.findall(raw[0]))
+    )
+    for number, (rating, note) in graded:
         if not 1 <= number <= count or found[number - 1] != (None, None):
             out.reject("rating_of_no_reply", unit="grade", limited=False, evidence={"text": number, "replies": count})
-        elif rating:
-            value = _NUMBER.fullmatch(rating[1])
-            behind = _RATIONALE.split(piece[rating.end() :], maxsplit=1)
-            before = _RATIONALE.split(piece[: rating.start()], maxsplit=1)
-            note = (behind if len(behind) > 1 else before)[-1].strip() if len(behind) + len(before) > 2 else None
-            found[number - 1] = float(value[1]) if value else rating[1], note
+        elif rating is not None:
+            value = _NUMBER.fullmatch(rating)
+            found[number - 1] = float(value[1]) if value else rating, note
     written = [grade if isinstance(grade, float) else None for grade, _ in found]
-    given = row.get("ratings")
+    given = row.get("ratings") if pieces else row.get("scores")
     if isinstance(given, list) and [None if one is None else float(one) for one in given] != written:
         out.count("ratings_reread")
     return found
+
+
+def _rated(piece: str) -> tuple[str | None, str | None]:
+    """The text of a piece's rating, and its rationale, which some aspects have before it and some behind."""
+    rating = _RATING.search(piece)
+    if rating is None:
+        return None, None
+    behind, before = (_RATIONALE.split(text, maxsplit=1) for text in (piece[rating.end() :], piece[: rating.start()]))
+    told = behind if len(behind) > 1 else before
+    return rating[1], told[1].strip() if len(told) > 1 else None
 
 
 def _listed_grades(row: Mapping[str, Any], count: int, out: FeedbackBuilder) -> list[Grade]:
@@ -141,7 +154,7 @@ _PAIR = {
 }
 DISTILABEL = Source(
     "distilabel",
-    "distilabel's data: generations with the ratings of its UltraFeedback task (1-5), or pairs made of them",
+    "distilabel's data: generations with the grades of its UltraFeedback and QualityScorer tasks, or pairs made of them",
     parse=parse_distilabel,
     requires=column_sets("generations ratings", "responses scores", "chosen rejected chosen_rating rejected_rating"),
     scaled=True,
@@ -153,11 +166,13 @@ DISTILABEL = Source(
         FormatSample("generations and ratings alone", ({**_ROW, "ratings": [2, 5], "rationales": ["no planet", "right"]},)),
         FormatSample("pairs, as the steps that format for DPO make them", (_PAIR,)),
     ),
-    range="1 to 5",
+    range="ratings 1 to 5; QualityScorer's scores from 1",
     direction="higher is better",
     traps={
         "shifted ratings": "ratings are numbered by the place of their piece in the judge's reply: an opening sentence or a blank line in "
         "a rationale shifts all that follow",
+        "swapped scores": "QualityScorer takes scores in the order in which the judge wrote them: [2] before [1] swaps them, and only the "
+        "raw output tells",
         "cut decimals": "4.5 becomes 4",
         "null before grades": "without the raw output nobody knows whose grade stands behind a null",
         "tied pairs": "of two replies with one grade the formatting step takes the first as chosen and as rejected",

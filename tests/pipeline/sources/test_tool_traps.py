@@ -149,6 +149,10 @@ TRAPS: dict[tuple[str, str], Case] = {
     ("distilabel", "shifted ratings"): (
         judged("Sure:\n\n#### Output for Text 1\nRating: 2\nRationale: a\n\nb\n\n#### Output for Text 2\nRating: 5", [None, 2, None]), {},
         [(ASKED, BAD, 2.0, "j", "overall"), (ASKED, GOOD, 5.0, "j", "overall")], {}, {"ratings_reread": 1}),
+    ("distilabel", "swapped scores"): (
+        {"instruction": ASKED, "responses": [BAD, GOOD], "scores": [5.0, 1.0], "model_name": "j",
+         "distilabel_metadata": {"raw_output_quality_scorer_0": "[2] Score: 5\n[1] Score: 1"}}, {},
+        [(ASKED, BAD, 1.0, "j", "overall"), (ASKED, GOOD, 5.0, "j", "overall")], {}, {"ratings_reread": 1}),
     ("distilabel", "cut decimals"): (
         judged("#### Output for Text 1\nRating: 4.5\n#### Output for Text 2\nRating: 5", [4, 5]), {},
         [(ASKED, BAD, 4.5, "j", "overall"), (ASKED, GOOD, 5.0, "j", "overall")], {}, {"ratings_reread": 1}),
