@@ -138,6 +138,16 @@ def _bare_parser(fields: RowFields) -> RowParser:
     return parse
 
 
+def _or_bare(parse: RowParser, fields: RowFields, layout: "RowLayout") -> RowParser:
+    """The parser of a layout, and of rows that have nothing of it but their prompt."""
+    bare, others = _bare_parser(fields), [name for name in (*layout.texts, *layout.grades) if name != "prompt"]
+
+    def either(row: Row, out: FeedbackBuilder) -> None:
+        (parse if any(fields.get(row, name) not in (None, "", []) for name in others) else bare)(row, out)
+
+    return either
+
+
 def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, str] = ("chosen", "rejected")) -> RowParser:
     """A pair with two scores becomes two ratings; one with a margin becomes a comparison of that gap, sign and all. by_margin: that alone
     is read; else it is where both scores are empty. names: the fields of the two replies.
@@ -213,7 +223,8 @@ class RowLayout:
         held = {name: terms(fields.column[name], present) for name in self.fields if name in fields.column}
         columns = {part: name for name, found in held.items() for column, _ in found for part in factors(column, present)}
         read = {top_column(column, fields.present) for column in columns}
-        return RowReader(self.parser(fields), self.name, columns, tuple(sorted(fields.present - read)))
+        parse = _or_bare(self.parser(fields), fields, self) if fields.bare_prompts else self.parser(fields)
+        return RowReader(parse, self.name, columns, tuple(sorted(fields.present - read)))
 
 
 _PAIR = ("prompt", "chosen", "rejected")
