@@ -9,7 +9,7 @@ from typing import Any
 
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import SourceOptions, stem
-from mmpo.pipeline.sources.builder import KINDS, FeedbackBuilder
+from mmpo.pipeline.sources.builder import KINDS, LARGEST, FeedbackBuilder
 from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, structure, with_system
 
 Row = Mapping[str, Any]
@@ -217,7 +217,7 @@ def _product(winner: Read, sizes: list[Read], cells: Cells, name: str) -> Read:
             factor = cells.number(size(row), name)
             if value is None or factor is None:
                 return None
-            if not all(type(one) in (int, float) for one in (value, factor)):
+            if not all(type(one) in (int, float) and abs(one) <= LARGEST for one in (value, factor)):
                 raise BadRow("score_not_a_number", {name: repr((value, factor))[:80]})
             value *= factor
         return value

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from mmpo.pipeline.sources.base import RowReader, SourceOptions
 from mmpo.pipeline.sources.cells import given_columns, top_column
@@ -26,3 +27,18 @@ def answers_reader(format: str, defaults: Mapping[str, str]) -> Callable[[Collec
 def asked_columns(options: SourceOptions) -> set[str]:
     """The columns that --columns names, sums and products taken apart."""
     return {part.strip().removeprefix("-") for column in options.columns.values() for part in re.split(r"[+*]", column)}
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """An object of a tool's layout; an empty one where something else stands in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list of a tool's layout; an empty one where something else stands in its place."""
+    return value if isinstance(value, list) else []
+
+
+def as_note(value: Any) -> str | None:
+    """A text that explains a grade; None of anything else."""
+    return value if isinstance(value, str) and value else None

@@ -14,7 +14,7 @@ from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
 from mmpo.pipeline.sources.messages import structure
-from mmpo.pipeline.sources.tools.answers import answers_reader, asked_columns
+from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object, asked_columns
 
 RESPONSES = ".responses"
 BESIDE = re.compile(r"\.(responses(\.users|\.status)?|suggestion(\.score|\.agent)?)$")
@@ -31,7 +31,7 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
     question that is asked for is a ranking.
     """
     if isinstance(row.get("fields"), Mapping) and "responses" in row:
-        texts = {**row["fields"], **(row.get("metadata") or {})}
+        texts = {**row["fields"], **as_object(row.get("metadata"))}
         given = _of_records(row)
         suggested = bool(row.get("suggestions"))
     else:
@@ -54,7 +54,7 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
         if state is None and row.get("status") != "completed":
             yield 0, BadRow("status_unknown", {**about, "hint": STATUS_HINT}, limited=False)
         elif state not in (None, "submitted"):
-            yield 0, BadRow(state, about, limited=False)
+            yield 0, BadRow(str(state), about, limited=False)
         elif lists:
             raise UserError(
                 f"the answer to {lists[0]!r} is a list ({answers[lists[0]]!r}): of a ranking Argilla exports no ranks but the "
@@ -79,7 +79,9 @@ def _of_records(row: Mapping[str, Any]) -> _Given:
         }
         raise BadRow("not_an_object", told)
     return [
-        (name, one.get("value"), str(one.get("user_id")), one.get("status")) for name, many in responses.items() for one in many
+        (name, one.get("value"), str(one.get("user_id")), one.get("status"))
+        for name, many in responses.items()
+        for one in map(as_object, as_list(many))
     ]
 
 
@@ -97,11 +99,11 @@ def _of_frames(row: Mapping[str, Any]) -> _Given:
             continue
         if users is None:
             raise BadRow("missing_column", {"missing": f"{question}{RESPONSES}.users", "hint": "export by to_datasets()"})
-        states = [None] * len(users) if states is None else states
-        if not isinstance(values, list) or not len(values) == len(users) == len(states):
-            told = {"values": repr(values)[:80], "users": len(users), "status": len(states)}
+        states = [None] * len(as_list(users)) if states is None else states
+        if not len(as_list(values)) == len(as_list(users)) == len(as_list(states)):
+            told = {"values": repr(values)[:80], "users": repr(users)[:80], "status": repr(states)[:80]}
             raise BadRow("lengths_differ", {**told, "hint": "CSV spoils lists of lists: export as JSON or Parquet"})
-        given += zip([question] * len(values), values, users, states)
+        given += zip([question] * len(values), values, map(str, users), states)
     return given
 
 

@@ -14,6 +14,7 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, structure, with_system
+from mmpo.pipeline.sources.tools.answers import as_note
 
 SCALE = (1.0, 5.0)
 _PIECE = re.compile(r"^#+ *Output for Text (\d+) *$", re.MULTILINE | re.IGNORECASE)
@@ -72,7 +73,7 @@ def _rate(out: FeedbackBuilder, index: int, grade: Any, note: str | None, by: di
         out.reject("not_applicable", unit="grade", limited=False, evidence={"rating": grade[:80]})
         return
     try:
-        out.rating(index, grade, **by, low=low, high=high, note=note or None)
+        out.rating(index, grade, **by, low=low, high=high, note=as_note(note))
     except BadRow as error:
         out.reject(error.reason, unit="grade", limited=error.limited, evidence=error.evidence)
 
@@ -106,7 +107,7 @@ def _raw_grades(row: Mapping[str, Any], count: int, out: FeedbackBuilder) -> lis
             found[number - 1] = float(value[1]) if value else rating, note
     written = [grade if isinstance(grade, float) else None for grade, _ in found]
     given = row.get("ratings") if pieces else row.get("scores")
-    if isinstance(given, list) and [None if one is None else float(one) for one in given] != written:
+    if isinstance(given, list) and given != written:
         out.count("ratings_reread")
     return found
 

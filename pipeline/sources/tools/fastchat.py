@@ -11,6 +11,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.tools.answers import as_note
 
 LOW, HIGH = 1.0, 10.0
 _ANSWER = r"\[The Start of Assistant{0}'s Answer\]\n(.*)\n\[The End of Assistant{0}'s Answer\]"
@@ -62,12 +63,11 @@ def _pair(row: Mapping[str, Any], out: FeedbackBuilder, by: dict[str, str]) -> N
     gaps = {"tie": 0.0, "model_1": 1.0, "model_2": -1.0}
     for game, shown, other in GAMES:
         winner, note = row.get(f"{game}_winner"), row.get(f"{game}_judgment")
-        if winner not in gaps:
+        if not isinstance(winner, str) or winner not in gaps:
             out.reject("unread_judgment", unit="grade", limited=False, evidence={**where, f"{game}_winner": str(winner)[:80]})
             continue
         gap = gaps[winner] if shown == "model_1" else -gaps[winner] or 0.0  # of a tie no negative zero
-        note = note if isinstance(note, str) and note else None
-        out.comparison(places[shown], places[other], gap, **by, limit=1.0, note=note)
+        out.comparison(places[shown], places[other], gap, **by, limit=1.0, note=as_note(note))
 
 
 def _single(row: Mapping[str, Any], out: FeedbackBuilder, by: dict[str, str]) -> None:
@@ -85,7 +85,7 @@ def _single(row: Mapping[str, Any], out: FeedbackBuilder, by: dict[str, str]) ->
         out.prompt([{"role": role, "content": text} for role, text in turns])
     note = row.get("judgment")
     index = out.completion(answer, row.get("model"))
-    out.rating(index, score, **by, low=LOW, high=HIGH, note=note if isinstance(note, str) and note else None)
+    out.rating(index, score, **by, low=LOW, high=HIGH, note=as_note(note))
 
 
 def _texts(template: re.Pattern[str], asked: Any, where: Mapping[str, Any]) -> tuple[str, ...]:

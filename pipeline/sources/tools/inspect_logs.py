@@ -11,6 +11,7 @@ from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.messages import read_reply
+from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 from mmpo.pipeline.storage.eval_logs import STILL_WRITTEN
 
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -49,50 +50,57 @@ def parse_inspect(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceO
         )
     if row.get("invalidation"):
         raise BadRow("invalidated", where, limited=False)
-    choices = (row.get("output") or {}).get("choices") or []
-    if not choices:
+    choices = as_list(as_object(row.get("output")).get("choices"))
+    said = as_object(as_object(choices[0]).get("message")) if choices else {}
+    if not said:
         raise BadRow("no_output", where, limited=False)
-    scores = row.get("scores") or {}
+    scores = as_object(row.get("scores"))
     if not scores:
         raise BadRow("not_scored", where, limited=False)
-    attached = row.get("attachments") or {}
-    answer = _message(choices[0]["message"], attached)
+    attached = as_object(row.get("attachments"))
+    answer = _message(said, attached)
     out.prompt(_asked(row, attached, out))
-    index = out.completion(read_reply(answer, out.count), choices[0]["message"].get("model") or about.get("model"))
-    scorers = {one.get("name", "").split("/")[-1]: one for one in about.get("scorers") or []}
-    for name, score in scores.items():
+    index = out.completion(read_reply(answer, out.count), said.get("model") or about.get("model"))
+    scorers = {str(as_object(one).get("name")).split("/")[-1]: one for one in as_list(about.get("scorers"))}
+    for name, given in scores.items():
+        score = as_object(given)
         value = score.get("value")
-        graded_by = _judge(scorers.get(name) or {})
+        graded_by = _judge(as_object(scorers.get(name)))
         machine = "ai" if graded_by or name.startswith("model_graded") else "reward_model"
         by = {"rater": options.rater or graded_by or name, "kind": options.kind or machine}
         if score.get("history"):
             out.count("corrected_scores")
         aspect = name if len(scores) > 1 else "overall"
-        note = score.get("explanation")
+        note = as_note(score.get("explanation"))
         for inner, one in value.items() if isinstance(value, Mapping) else [(None, value)]:
             _rate(out, index, one, {**by, "aspect": aspect if inner is None else inner}, note, {**where, "scorer": name}, options)
     out.extra({"task": about.get("task"), "sample": row.get("id")})
 
 
 def _rate(
-    out: FeedbackBuilder, index: int, value: Any, by: dict[str, str], note: Any, where: Mapping[str, Any], options: SourceOptions
+    out: FeedbackBuilder,
+    index: int,
+    value: Any,
+    by: dict[str, str],
+    note: str | None,
+    where: Mapping[str, Any],
+    options: SourceOptions,
 ) -> None:
-    text = note if isinstance(note, str) and note else None
     low, high = options.scale or (None, None)
     if value is None or value != value:
-        out.reject("no_verdict", unit="grade", limited=False, evidence={**where, "explanation": (text or "")[:200]})
+        out.reject("no_verdict", unit="grade", limited=False, evidence={**where, "explanation": (note or "")[:200]})
         return
     if isinstance(value, bool) or (isinstance(value, str) and value in LETTERS):
         value, low, high = LETTERS[value] if isinstance(value, str) else float(value), 0.0, 1.0
     try:
-        out.rating(index, value, **by, low=low, high=high, note=text)
+        out.rating(index, value, **by, low=low, high=high, note=note)
     except BadRow as error:
         out.reject(error.reason, unit="grade", limited=error.limited, evidence={**where, **(error.evidence or {})})
 
 
 def _judge(scorer: Mapping[str, Any]) -> str | None:
     """The model that a scorer asks, where it names one."""
-    model = (scorer.get("options") or {}).get("model")
+    model = as_object(scorer.get("options")).get("model")
     model = model.get("model") if isinstance(model, Mapping) else model
     return model if isinstance(model, str) else None
 
@@ -100,7 +108,8 @@ def _judge(scorer: Mapping[str, Any]) -> str | None:
 def _asked(row: Mapping[str, Any], attached: Mapping[str, str], out: FeedbackBuilder) -> Any:
     """The messages before the first answer, as solvers sent them; of a sample without messages its input."""
     given = row.get("input")
-    messages = row.get("messages") or []
+    given = list(map(as_object, given)) if isinstance(given, list) else given
+    messages = list(map(as_object, as_list(row.get("messages"))))
     own = len(given) if isinstance(given, list) else 1
     first = next((place for place, one in enumerate(messages) if place >= own and one.get("role") == "assistant"), None)
     if first is None:
@@ -125,7 +134,7 @@ def _message(message: Mapping[str, Any], attached: Mapping[str, str]) -> dict[st
     if message.get("tool_calls"):
         found["tool_calls"] = [
             {"id": one.get("id"), "type": "function", "function": {"name": one.get("function"), "arguments": one.get("arguments")}}
-            for one in message["tool_calls"]
+            for one in map(as_object, as_list(message["tool_calls"]))
         ]
     return found
 

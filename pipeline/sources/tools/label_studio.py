@@ -12,7 +12,7 @@ from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, RowReader, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
 from mmpo.pipeline.sources.messages import structure
-from mmpo.pipeline.sources.tools.answers import answers_reader
+from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object
 
 READ_TYPES = ("pairwise", "rating", "number", "ranker", "choices", "taxonomy")
 """Types of results that can grade. Of others a text area's remarks are left out, and all else is no grading of texts."""
@@ -42,7 +42,7 @@ def unfold_label_studio(row: Mapping[str, Any], options: SourceOptions, count: C
         raise BadRow("not_an_object", {**told, "hint": "a task has `data` (an object) and `annotations` (a list): export as JSON"})
     if row.get("predictions"):
         count("predictions_left_out")
-    for draft in row.get("drafts") or []:
+    for draft in map(as_object, as_list(row.get("drafts"))):
         yield 0, _left_out("draft", draft)
     if not annotations:
         yield 0, BadRow("not_annotated", {"task": row.get("id")}, limited=False)
@@ -52,7 +52,7 @@ def unfold_label_studio(row: Mapping[str, Any], options: SourceOptions, count: C
             yield 0, BadRow("not_an_object", told)
         elif annotation.get("was_cancelled"):
             yield 0, _left_out("skipped", annotation)
-        elif not annotation.get("result"):
+        elif not as_list(annotation.get("result")):
             yield 0, _left_out("empty_annotation", annotation)
         else:
             try:
@@ -70,9 +70,9 @@ def _answers(
 ) -> Mapping[str, Any]:
     answers: dict[str, Any] = {}
     others: list[dict[str, Any]] = []
-    for result in annotation["result"]:
+    for result in map(as_object, as_list(annotation["result"])):
         kind, name, value = result.get("type"), result.get("from_name"), result.get("value")
-        if kind not in (*READ_TYPES, "textarea") or not isinstance(value, Mapping):
+        if kind not in (*READ_TYPES, "textarea") or not isinstance(value, Mapping) or not isinstance(name, str):
             others.append({"type": kind, "from_name": name})
             continue
         if name in data:
@@ -134,13 +134,14 @@ def _read_value(name: str, value: Any, data: Mapping[str, Any], options: SourceO
     """A side as ±1. Of a Ranker's answer a score for each item in the order of the data: the best has as many as there are items, or a
     bucket's worth (--gap-of good=1,bad=0); what was not ranked has none. All else as it is."""
     if isinstance(value, _Side):
-        return SIDES.get(value.value, value.value)
+        return SIDES.get(str(value.value), value.value)
     if not isinstance(value, _Ranked):
         return value
     if name != options.columns.get("scores", DEFAULTS["scores"]):
         return None
-    lists = value.value if isinstance(value.value, Mapping) else {"rank": value.value}
-    placed = [one for ids in lists.values() if isinstance(ids, list) for one in ids]
+    given = value.value if isinstance(value.value, Mapping) else {"rank": value.value}
+    lists = {name: as_list(ids) for name, ids in given.items()}
+    placed = [one for ids in lists.values() for one in ids]
     items = next(_items(placed, data), None)
     if items is None:
         hint = "no list in the task's data has items with these `id`s: export tasks and answers together"
@@ -149,21 +150,21 @@ def _read_value(name: str, value: Any, data: Mapping[str, Any], options: SourceO
         ranked = lists.get("rank", [])
         if ranked == items:
             count("ranking_in_display_order")
-        worth = {one: float(len(items) - place) for place, one in enumerate(ranked)}
+        worth = {str(one): float(len(items) - place) for place, one in enumerate(ranked)}
     else:
         unknown = [name for name in lists if name not in options.gap_of and name != UNRANKED]
         if unknown:
             hint = "--gap-of BUCKET=SCORE,... says what each bucket is worth"
             raise BadRow("unknown_bucket", {"buckets": unknown, "known": list(options.gap_of), "hint": hint})
-        worth = {one: options.gap_of[name] for name, ids in lists.items() if name != UNRANKED for one in ids}
-    return [worth.get(one) for one in items]
+        worth = {str(one): options.gap_of[name] for name, ids in lists.items() if name != UNRANKED for one in ids}
+    return [worth.get(str(one)) for one in items]
 
 
 def _items(placed: list[Any], data: Mapping[str, Any]) -> Iterator[list[Any]]:
     """The ids of the lists in a task's data that hold all the ids."""
     for value in data.values():
-        ids = [one.get("id") for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
-        if ids and set(placed) <= set(ids):
+        ids = [as_object(one).get("id") for one in as_list(value)]
+        if ids and all(one in ids for one in placed):
             yield ids
 
 

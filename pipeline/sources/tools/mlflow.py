@@ -11,7 +11,7 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
 from mmpo.pipeline.sources.messages import structure
-from mmpo.pipeline.sources.tools.answers import answers_reader
+from mmpo.pipeline.sources.tools.answers import answers_reader, as_object
 
 KINDS = {"HUMAN": "human", "LLM_JUDGE": "ai", "AI_JUDGE": "ai", "CODE": "reward_model"}
 """Who assesses, as MLflow and as we call it; code that gives a score is a model of rewards."""
@@ -41,7 +41,7 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
         if error:
             yield 0, BadRow(error, {name: one.get(name) for name in ("assessment_name", "assessment_id")}, limited=False)
             continue
-        source = one.get("source") or {}
+        source = as_object(one.get("source"))
         by = str(source.get("source_id") or ""), str(source.get("source_type") or "")
         people.setdefault(by, {}).setdefault(str(one.get("assessment_name")), []).append(value)
     if not given:

@@ -15,6 +15,7 @@ from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.messages import read_conversation
+from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 
 MODEL_GRADED = re.compile(
     r"(not-)?(llm-rubric|model-graded|g-eval|factuality|answer-relevance|context-|search-rubric|select-best|moderation|pi|conversation-relevance)"
@@ -35,7 +36,8 @@ def unfold_promptfoo(row: Mapping[str, Any], options: SourceOptions, count: Call
             raise UserError(
                 "`results` holds no list `results`: export the evaluation anew by `promptfoo export eval ID -o out.json`"
             )
-        yield from enumerate(whole["results"])
+        for place, one in enumerate(whole["results"]):
+            yield place, one if isinstance(one, Mapping) else BadRow("not_an_object", {"result": repr(one)[:80]})
     elif "Status" in row and "Score" in row:
         yield from ((0, one) for one in _of_sheet(row, count))
     else:
@@ -69,8 +71,8 @@ def _of_sheet(row: Mapping[str, Any], count: Callable[[str], None]) -> list[Mapp
 def parse_promptfoo(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add an output and its scores."""
     where = {name: row.get(name) for name in ("id", "testIdx", "promptIdx")}
-    prompt, provider = row.get("prompt") or {}, row.get("provider")
-    response, graded = row.get("response") or {}, row.get("gradingResult")
+    prompt, provider = row.get("prompt"), row.get("provider")
+    response, graded = as_object(row.get("response")), as_object(row.get("gradingResult"))
     if response.get("output") is None:
         error = response.get("error") or row.get("error")
         raise BadRow("provider_error" if error else "no_output", {**where, "error": str(error)[:200]}, limited=False)
@@ -86,7 +88,7 @@ def parse_promptfoo(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
     index = out.completion(text, name)
     parts = [
         one
-        for one in graded.get("componentResults") or []
+        for one in as_list(graded.get("componentResults"))
         if isinstance(one, Mapping) and isinstance(one.get("assertion"), Mapping)
     ]
     judge = _judge(row)
@@ -100,9 +102,9 @@ def parse_promptfoo(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
             "rater": options.rater or (judge if model and judge else "promptfoo"),
             "kind": options.kind or ("ai" if model else "reward_model"),
         }
-        note = note if isinstance(note, str) and note and note not in PASSED else None
+        note = as_note(note)
         try:
-            out.rating(index, score, **by, aspect=aspect, low=low, high=high, note=note)
+            out.rating(index, score, **by, aspect=aspect, low=low, high=high, note=None if note in PASSED else note)
         except BadRow as error:
             told = {**where, "aspect": aspect, **(error.evidence or {})}
             out.reject(error.reason, unit="grade", limited=error.limited, evidence=told)
@@ -133,7 +135,7 @@ def _is_unread(component: Mapping[str, Any]) -> bool:
 
 def _judge(row: Mapping[str, Any]) -> str | None:
     """The provider that grades, where the test names one."""
-    provider = ((row.get("testCase") or {}).get("options") or {}).get("provider")
+    provider = as_object(as_object(row.get("testCase")).get("options")).get("provider")
     provider = provider.get("id") if isinstance(provider, Mapping) else provider
     return provider if isinstance(provider, str) else None
 
