@@ -200,12 +200,19 @@ def _regret(claims: Row) -> str:
         return ""
     means = {rule: 100 * sum(one[rule]["accuracy"] for one in found.values()) / len(found) for rule in ("picked", "gamma_auto")}
     nll = {rule: sum(one[rule]["nll"] for one in found.values()) / len(found) for rule in ("picked", "gamma_auto")}
+    gap = nll["picked"] - nll["gamma_auto"]
+    missed = (
+        f"By likelihood the pick costs {gap:.5f} nats more than γ auto: the aim, that choosing costs no more than that, is missed there."
+        if gap > 0
+        else "By likelihood the pick costs no more than γ auto."
+    )
     return f"""
 ## What choosing costs
 
 The best of the grid in hindsight on each split's test prompts, minus what `mmpo advise` picks on its other prompts:
 {means["picked"]:.2f} points of accuracy ({nll["picked"]:.4f} nats) on average over {len(found)} sets; minus γ auto with plain targets:
 {means["gamma_auto"]:.2f} points ({nll["gamma_auto"]:.4f} nats). Most of either is what hindsight finds in noise.
+{missed}
 A setting other than γ auto is picked only where it leads by two standard errors on the validation prompts. (Where `mmpo advise` finds that
 margins add nothing it recommends an objective without them; that takes the test prompts and is no part of this.)"""
 

@@ -10,6 +10,7 @@ from claims_pretrained import WAYS_OF, rows_at
 SHOWN = {"accuracy": "accuracy, points", "nll": "NLL", "nll_scaled": "NLL, scaled", "ece": "ECE", "ece_scaled": "ECE, scaled"}
 NAMES = {"bt": "Bradley–Terry", "matched": "matched", "shuffled": "shuffled"}
 WAYS = {"top:2": "reward model, its two uppermost layers", "lora": "reward model by LoRA", "policy": "policy"}
+FEW_PAIRS = 100
 MISSING = """
 ## Pretrained models, fine-tuned
 
@@ -34,6 +35,7 @@ def page(part: dict[str, Any] | None) -> str:
         "prompts best. Accuracy is better above 0, the rest below. Computed in bfloat16, on texts of some hundred tokens.",
         "",
         in_short(part),
+        *_too_few(part),
     ]
     for name, way in dict.fromkeys((row["set"], row["way"]) for row in rows):
         own = [row for row in rows if (row["set"], row["way"]) == (name, way)]
@@ -54,6 +56,22 @@ def page(part: dict[str, Any] | None) -> str:
             lines.append(f"| {row['epoch']} | {' | '.join(start)} | {' | '.join(cells)} |")
     left = [f"{name} ({WAYS[way]})" for name, ways in WAYS_OF.items() for way in ways if (name, way) not in measured]
     return "\n".join(lines) + (f"\n\nNot run: {', '.join(left)}." if left else "")
+
+
+def _too_few(part: dict[str, Any]) -> list[str]:
+    """The runs of too few pairs to tell anything by, with how wide their widest interval of accuracy is."""
+    from scipy.stats import t
+
+    found = []
+    for name, way in dict.fromkeys((row["set"], row["way"]) for row in part["rows"]):
+        own = [row for row in part["rows"] if (row["set"], row["way"]) == (name, way)]
+        seeds, pairs = len({row["seed"] for row in own}), max(row["pairs"] for row in own)
+        errors = [row["differences"]["accuracy"][1] for row in part["compared"] if (row["set"], row["way"]) == (name, way)]
+        if pairs < FEW_PAIRS and seeds > 1:
+            found.append(
+                f"{name}, {WAYS[way]} ({pairs} pairs, accuracy to ±{100 * float(t.ppf(0.975, seeds - 1)) * max(errors):.1f} points)"
+            )
+    return ["", f"Runs on fewer than {FEW_PAIRS} pairs can show nothing either way:", ";\n".join(found) + "."] if found else []
 
 
 def in_short(part: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from mmpo.annotate.client.endpoint import REQUESTS_PER_POOL, Endpoint
 from mmpo.annotate.client.failures import (
     ABOUT_LENGTH,
     OF_THE_RUN,
+    TOO_LONG,
     backoff,
     failure_of_status,
     named_parameter,

@@ -51,6 +51,11 @@ WORDS = (
 """Keys under which servers and gateways put the words of a refusal, themselves or a further object of this kind."""
 CODES = ("code", "type", "error_type", "status")
 PLACES = ("param", "parameter", "loc", "field")
+TOO_LONG = re.compile(
+    r"max_(?:completion_)?tokens\b.*(?:too (?:large|big|high)|at most|exceed|maximum|less than|greater than|between|from 1 to)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A refusal of how long a reply may be, rather than of the name under which that is said."""
 PARAMETERS = {"logprobs", "max_completion_tokens", "max_tokens", "n", "response_format", "seed", "temperature", "top_logprobs"}
 """Those of a run's own requests; what users add may have names ("user") that a word about the key holds too."""
 ABOUT_LENGTH = re.compile(r"context[ _]length|context window|too many tokens", re.IGNORECASE)

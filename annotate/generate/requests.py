@@ -1,14 +1,13 @@
 """From prompts to the requests of one model, and from its answers to candidates, or to the names of what is none."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 from mmpo.annotate.asking import Ask, folded
-from mmpo.annotate.client import Answer, Choice, Failure, Request, estimated_tokens, key_of, named_parameter
+from mmpo.annotate.client import TOO_LONG, Answer, Choice, Failure, Request, estimated_tokens, key_of, named_parameter
 from mmpo.annotate.generate.options import GenerateOptions, SampledModel
 from mmpo.annotate.generate.prompts import unanswerable
 from mmpo.annotate.rows import FeedbackRow
@@ -22,11 +21,6 @@ MESSAGE_TOKENS = 8
 WITHHELD = ("refused", "content_filter")
 """Reasons of a client's failures that are the model's last word on a prompt: they are kept as answers and not asked again."""
 MOST_TRIES = 6
-TOO_LONG = re.compile(
-    r"max_(?:completion_)?tokens\b.*(?:too (?:large|big|high)|at most|exceed|maximum|less than|greater than|between|from 1 to)",
-    re.IGNORECASE | re.DOTALL,
-)
-"""A refusal of how long a reply may be, rather than of the name under which that is said."""
 
 
 @dataclass(frozen=True)

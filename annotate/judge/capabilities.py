@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmpo.annotate.asking import Ask, folded
-from mmpo.annotate.client import Answer, Choice, Failure, named_parameter
+from mmpo.annotate.client import TOO_LONG, Answer, Choice, Failure, named_parameter
 from mmpo.annotate.judge.reading import has_distributions
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.tables import Message
@@ -52,7 +52,7 @@ class Capabilities:
 @dataclass(frozen=True)
 class Probe:
     """What is sent: model, messages, the longest reply in tokens, and what goes along with every request. name: the judge's, for
-    messages. holds_grade: whether a reply can be read."""
+    messages. holds_grade: whether a reply can be read. flag: the option that says how long a reply may be."""
 
     ask: Ask
     name: str
@@ -61,6 +61,7 @@ class Probe:
     length: int
     extra: Mapping[str, Any]
     holds_grade: Callable[[Choice], bool]
+    flag: str = "--max-tokens"
 
     async def send(self, found: Capabilities, **more: Any) -> Answer | Failure:
         """One request with the parameters that the endpoint takes as far as is known."""
@@ -105,6 +106,10 @@ async def _until_taken(this: Probe, found: Capabilities) -> tuple[Capabilities, 
         if isinstance(outcome, Answer):
             return found, outcome
         failure = outcome
+        if not found.room and TOO_LONG.search(outcome.message):
+            raise UserError(
+                f"judge {this.name}: {this.flag} {this.length} is more than its endpoint gives: {outcome.message}. Give fewer"
+            )
         named = named_parameter(outcome.message, parameters(found, 1, None)) if outcome.kind in NAMING else None
         simpler = _without(found, named or "", outcome.message) if named or outcome.kind == "request" else None
         if simpler is None:

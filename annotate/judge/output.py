@@ -151,6 +151,7 @@ def _summary(run: JudgeRun, totals: JudgeTotals, spent: dict[str, float]) -> dic
         "position_bias": _mean(totals.position_bias), "pairs_both_orders": pairs,
         "one_order_only": asked_twice and totals.grades > 0 and not pairs, "samples": run.questions.samples,
         "thinks": run.questions.thinks, "samples_differ": totals.samples_differ, "sampled_alike": totals.sampled_alike,
+        "limited": bool(run.questions.capabilities.length),
     }  # fmt: skip
 
 

@@ -214,7 +214,7 @@ async def _capabilities(grading: Grading, ask: Ask, journal: Journal) -> Capabil
     request = grading.request(TRIED, ["2 + 2 is 4."], 1)[0]
     this = Probe(
         ask, grading.judge.name, grading.judge.model, request.body["messages"], grading.options.judge_max_tokens,
-        grading.judge.extra_body, _holds_score,
+        grading.judge.extra_body, _holds_score, "--judge-max-tokens",
     )  # fmt: skip
     found = await probe_judge(this, logprobs=False, draws=False, schema=None, several=False)
     journal.set_meta(capabilities_key(grading), dataclasses.asdict(found))

@@ -108,7 +108,7 @@ def _print_measures(found: dict[str, Any]) -> None:
     named = [name for name in METRICS if found.get(name) is not None]
     few = f"fewer than {FEWEST_CLUSTERS} prompts: no intervals" if found["prompts"] < FEWEST_CLUSTERS else "95% intervals by prompt"
     say(f"{found['pairs']:,} pairs of {found['prompts']:,} prompts, {found['ties']:,} ties; {few}")
-    from mmpo.pipeline.report import trained_words
+    from mmpo.pipeline.report import temperature_words, trained_words
 
     words = trained_words(found["trained_on"])
     if words:
@@ -122,6 +122,8 @@ def _print_measures(found: dict[str, Any]) -> None:
         print_rows("", rows, {"": "", **{name: name for name in part}})
     of_validation = found["temperature_from"] == "validation"
     say(f"temperature: {'fitted on the validation split' if of_validation else found['temperature_from']}")
+    if words := temperature_words(found):
+        say(words)
     length = found["length"]
     print_rows("", [length], {"spearman": "rank correlation with length", "longest_wins": "the better is the longer"})
     columns = {name: name for name in ("low", "high", "pairs", "accuracy", "mean_q", "mean_p", "longest_wins")}

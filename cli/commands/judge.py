@@ -124,6 +124,8 @@ def _say_judged(summary: dict[str, Any]) -> None:
     for row in summary["judges"]:
         if row["one_order_only"]:
             say(f"warning: {row['rater']} answered no pair in both orders: its margins keep its liking for what is shown first")
+        if not row["limited"]:
+            say(f"warning: {row['rater']}: its endpoint takes no limit on a reply: replies are as long as it likes")
         if row["thinks"] and row["samples"] == 1:
             say(f"{row['rater']} thinks before it answers: its spread is that of one thought; --samples 5 draws several")
         if row["samples"] > 1 and row["mean_mass"] is None:

@@ -14,6 +14,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.train import TrainOptions
 from mmpo.train.messages import is_first_process
+from mmpo.train.objective import reads_gamma
 
 
 class Kind(StrEnum):
@@ -48,7 +49,8 @@ def train(
 
         summary = (train_policy if kind is Kind.policy else train_reward)(options)
         if is_first_process():
-            say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}, γ = {shown(summary['gamma'])}")
+            gamma = f", γ = {shown(summary['gamma'])}" if reads_gamma(options.loss, options.target) else ""
+            say(f"{summary['steps']} steps, training loss {shown(summary['train_loss'])}{gamma}")
             say(f"model: {summary['out']}")
             print_json(summary, as_json)
         leave_together()

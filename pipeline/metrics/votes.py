@@ -22,7 +22,13 @@ class Votes:
         self.path = path
         self.repeated = 0
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
-        table = read_parquet(path)
+        try:
+            table = read_parquet(path)
+        except UserError as error:
+            raise UserError(
+                f"{error}. Votes are a Parquet file with a row a pair and the columns {', '.join(_VOTES)}, as "
+                "`pandas.read_json('votes.jsonl', lines=True).to_parquet('votes.parquet')` makes it of JSON lines with these keys"
+            ) from error
         for name in _VOTES:
             if name not in table.column_names:
                 raise unknown_name(f"column in {path}; votes need {', '.join(_VOTES)}, and not", name, table.column_names)

@@ -6,5 +6,16 @@ from mmpo.pipeline.report.dataset_page import write_report
 from mmpo.pipeline.report.evaluation_page import write_evaluation_page
 from mmpo.pipeline.report.gamma import suggest_gamma
 from mmpo.pipeline.report.left_out import rejects
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, with_interval, write_whole
+from mmpo.pipeline.report.page import (
+    COLOURS,
+    Picture,
+    draw,
+    number,
+    render,
+    table,
+    temperature_words,
+    trained_words,
+    with_interval,
+    write_whole,
+)
 from mmpo.pipeline.report.rounds_page import rounds_rows, write_rounds

@@ -6,7 +6,18 @@ from typing import Any
 
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.report.comparison_page import by_target
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, with_interval, write_whole
+from mmpo.pipeline.report.page import (
+    COLOURS,
+    Picture,
+    draw,
+    number,
+    render,
+    table,
+    temperature_words,
+    trained_words,
+    with_interval,
+    write_whole,
+)
 
 RELIABILITY = {
     "label": ("confidence max(q, 1 − q)", "share of pairs ordered right", "Against the labels, ties left out"),
@@ -44,6 +55,7 @@ def write_evaluation_page(found: Mapping[str, Any], out: str | Path, title: str)
         "numbers": _numbers(found),
         "measures": table(("measure", *columns), rows, text=("measure",)),
         "temperature_from": FITTED.get(found["temperature_from"], found["temperature_from"]) if temperature is not None else None,
+        "temperature_words": temperature_words(found),
         "suite": _suite(found) if "suite" in found else None,
         "against": _against(found["against"]) if found.get("against") else None,
         "plots": [picture for picture in pictures if picture is not None],

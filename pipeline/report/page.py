@@ -93,6 +93,10 @@ def with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
     return words(row.get(name)) + (f" [{words(bounds[0])}, {words(bounds[1])}]" if bounds else "")
 
 
+MOST_TEMPERATURE = 999.0
+"""Just below the largest one that is fitted."""
+
+
 def trained_words(trained_on: Mapping[str, Any] | None) -> str:
     """What a model was trained on, as `mmpo evaluate` returns it, in words; nothing for a model that does not say.
 
@@ -108,6 +112,29 @@ def trained_words(trained_on: Mapping[str, Any] | None) -> str:
         "control": trained_on["control"],
     }
     return ", ".join([trained_on["loss"], *(f"{name} {number(value)}" for name, value in known.items() if value is not None)])
+
+
+def temperature_words(found: Mapping[str, Any]) -> str:
+    """What of a temperature, in what `mmpo evaluate` returned, a reader would stumble over, in a sentence; nothing where there is nothing.
+
+    >>> temperature_words({"temperature": 1000.0, "nll": 0.7, "scaled": {"nll": 0.69}})
+    'The temperature stands at its bound, 1,000: what this model says foretells no label, and at it every confidence is about one half.'
+    """
+    if found.get("temperature") is None:
+        return ""
+    if found["temperature"] > MOST_TEMPERATURE:
+        return (
+            "The temperature stands at its bound, 1,000: what this model says foretells no label, and at it every confidence is about one "
+            "half."
+        )
+    raw, at = found.get("nll"), found["scaled"].get("nll")
+    if raw is None or at is None or at <= 2 * raw:
+        return ""
+    times = f"{at / raw:,.0f} times the raw one" if raw > 0 else "above the raw one, which is 0"
+    return (
+        f"At its temperature the nll is {times}: of the n pairs that it was fitted to nearly all are foretold, of which it supposes "
+        "that one in n + 2 is wrong, and that keeps confidence below what is right here."
+    )
 
 
 def table(

@@ -14,7 +14,7 @@ from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures, suite_warnings
-from mmpo.pipeline.storage import Identity, atomic_file, identity, read_parquet, read_parts, split_files
+from mmpo.pipeline.storage import MANIFEST, Identity, atomic_file, identity, read_parquet, read_parts, split_files
 from mmpo.train.data import read_pairs, with_graded_part
 from mmpo.train.evaluation.as_trained import options_as_trained, trained_part_of, trained_reference_weights
 from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation, write_evaluation
@@ -159,6 +159,11 @@ def _rival(
     values = path / PAIR_VALUES if path.is_dir() else path
     if values.is_file():
         return values
+    if ((path / MANIFEST).is_file() or any(path.glob("*/*.parquet"))) and not (path / "config.json").is_file():
+        raise UserError(
+            f"--against {against}: that is a dataset, no model and no evaluation of one. It takes a model's folder or Hugging Face name "
+            "(owner/name), a folder that --out wrote, or a file that --per-pair wrote; --data names the dataset"
+        )
     if not could_be_model(against):
         raise UserError(
             f"--against {against}: there is no such folder or file. It takes a model's folder or Hugging Face name (owner/name), a folder "

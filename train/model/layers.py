@@ -56,6 +56,18 @@ def states_in(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return given[0] if given else named["hidden_states"]
 
 
+def check_top(model: nn.Module, top: int) -> None:
+    """Raises UserError where `freeze_below` could not do what is asked for."""
+    layers, plain = layers_of(model), plain_model(model)
+    if not top and not isinstance(getattr(plain, "score", None), nn.Module):
+        raise UserError(
+            f"--trainable head: {type(plain).__name__} has no score layer upon its last token's state, but a head that reads more; "
+            f"give top:1 to top:{len(layers)}, or all"
+        )
+    if top > len(layers):
+        raise UserError(f"--trainable top:{top}: the model has {len(layers)} layers; give top:1 to top:{len(layers)}, or all")
+
+
 def freeze_below(model: nn.Module, top: int) -> int:
     """Lets only the uppermost `top` layers train, with all that comes after them: norm, output layer or score; top 0: the score layer
     alone. Returns the number of the lowest layer that trains.
@@ -63,18 +75,12 @@ def freeze_below(model: nn.Module, top: int) -> int:
     What the hidden states there depend on gets no gradient. So an output layer that shares its weights with the embeddings stays as it
     is. Raises UserError where the model has fewer layers, and with top 0 where no score layer stands upon them.
     """
+    check_top(model, top)
     layers, plain = layers_of(model), plain_model(model)
     if not top:
-        if not isinstance(score := getattr(plain, "score", None), nn.Module):
-            raise UserError(
-                f"--trainable head: {type(plain).__name__} has no score layer upon its last token's state, but a head that reads more; "
-                f"give top:1 to top:{len(layers)}, or all"
-            )
         plain.requires_grad_(False)
-        score.requires_grad_(True)
+        plain.score.requires_grad_(True)  # type: ignore[union-attr, operator]
         return len(layers)
-    if top > len(layers):
-        raise UserError(f"--trainable top:{top}: the model has {len(layers)} layers; give top:1 to top:{len(layers)}, or all")
     cut = len(layers) - top
     body: Any = getattr(plain, getattr(plain, "base_model_prefix", ""), plain)
     values = dict(plain.named_parameters())

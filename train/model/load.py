@@ -34,7 +34,7 @@ from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
 from mmpo.train.model.attach import plain_model
 from mmpo.train.model.attention import ExecutionPlan
-from mmpo.train.model.layers import keep_lowest
+from mmpo.train.model.layers import check_top, keep_lowest
 from mmpo.train.model.tiny import tiny_model, tiny_tokenizer
 from mmpo.train.options import TrainOptions
 
@@ -61,6 +61,8 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
         model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=trust, new_head=True)
         if options.layers is not None:
             keep_lowest(model, options.layers)
+    if options.top_layers is not None:
+        check_top(model, options.top_layers)
     choose_template(tokenizer, options.chat_template)
     if options.ask is not None:
         ask_behind(tokenizer, options.ask)

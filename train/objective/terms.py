@@ -60,6 +60,12 @@ def reads_targets(terms: Iterable[str]) -> bool:
     return any(TERMS[name].reads_target for name in terms)
 
 
+def reads_gamma(loss: str | Mapping[str, Any], target: str) -> bool:
+    """Whether γ plays any part in training: mmpo's targets of votes are not made with it."""
+    terms = parse_terms(loss)
+    return reads_targets(terms) and not (target in ("measured", "levels") and set(terms) == {"mmpo"})
+
+
 def policies_only(name: str) -> UserError:
     """The error of a term that lacks what it is made of."""
     return UserError(f"{name} is a term on log-probabilities per token: it works for policies only")

@@ -40,6 +40,30 @@ def test_each_refusal_takes_what_it_names(judging_by: Any) -> None:
     assert bodies(job.server)[-1].keys() == {"model", "messages", "max_completion_tokens", "n"}
 
 
+def test_a_limit_that_is_too_large_is_refused_as_the_endpoint_says(judging_by: Any) -> None:
+    """Left out, replies would be as long as the endpoint likes, and the run would not say so."""
+
+    def strict(body: dict[str, Any]) -> Any:
+        if body.get("max_tokens", 0) > 4096:
+            return refusal(400, "max_tokens is too large: 100000. This model supports at most 4096 completion tokens")
+        return chat(body, "C")
+
+    job = judging_by(strict, 2, 2)
+    with pytest.raises(
+        UserError, match=r"--max-tokens 100000 is more than its endpoint gives: max_tokens is too large.*Give fewer"
+    ):
+        job.judge(max_tokens=100_000)
+    assert all(body["max_tokens"] == 100_000 for body in bodies(job.server))
+
+
+def test_an_endpoint_without_a_limit_is_told(judging_by: Any) -> None:
+    def strict(body: dict[str, Any]) -> Any:
+        named = next((name for name in ("max_tokens", "max_completion_tokens") if name in body), None)
+        return refusal(400, f"{named}: not here") if named else chat(body, "C")
+
+    assert judging_by(strict, 2, 2).judge()["judges"][0]["limited"] is False
+
+
 def test_a_refused_temperature_leaves_the_log_probabilities(judging_by: Any) -> None:
     def answer(body: dict[str, Any]) -> Any:
         return refusal(400, "temperature: not here", "detail") if "temperature" in body else chat(body, "C", [GRADE_TOKEN])

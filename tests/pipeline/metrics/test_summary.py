@@ -10,6 +10,7 @@ from mmpo.pipeline.metrics import METRICS, against_other, evaluation_measures, p
 from mmpo.pipeline.metrics.calibration import temperature_fit
 from mmpo.pipeline.metrics.intervals import part_draws
 from mmpo.pipeline.metrics.summary import CROSS_FITTED, codes_of, length_measures, measures_95, scaled
+from mmpo.pipeline.report import temperature_words
 
 GAMMA = 0.7
 
@@ -167,3 +168,19 @@ def test_reliability_adds_up_to_the_calibration_error():
     total = sum(row["weight"] for row in rows)
     assert total == int((values["margin"] > 0).sum())
     assert sum(row["weight"] * abs(row["mean_x"] - row["mean_y"]) for row in rows) / total == pytest.approx(found["ece_label"])
+
+
+@pytest.mark.parametrize(
+    ("z", "said"),
+    [
+        (lambda winner: 14.0 * winner, "times the raw one"),
+        (lambda winner: -winner, "stands at its bound"),
+        (lambda winner: winner * np.where(np.arange(winner.size) % 3, 1.0, -0.5), ""),
+    ],
+)
+def test_a_temperature_that_looks_wrong_is_explained(z, said):
+    """Where all is foretold with certainty, where the wrong one is, and where some are and some are not."""
+    ones = np.ones(200)
+    found = evaluated({"z": z(ones), "margin": ones, "p": ones}, [f"p{i}" for i in range(200)])
+    told = temperature_words(found)
+    assert said in told and bool(said) == bool(told)

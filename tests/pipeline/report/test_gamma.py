@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import refused
-from folders import write_rows
+from folders import pairs_folder, write_rows
 
 from mmpo.annotate.agreement import agree
 from mmpo.cli.main import run
 from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import fit_gamma_to_votes
 from mmpo.pipeline.metrics import fit_gamma
 from mmpo.pipeline.report import suggest_gamma
@@ -254,3 +255,10 @@ def test_of_one_rater_nothing_is_fitted(tmp_path: Path) -> None:
     found = suggest_gamma(feedback_of(tmp_path, noisy(0, {"ann": "human"})))
     assert found["fits"] == [] and "no pair of completions was graded by two raters" in found["not_fitted"]
     assert found["gamma"] > 0
+
+
+def test_votes_of_another_kind_of_file_are_told_what_makes_one(tmp_path: Path) -> None:
+    folder = pairs_folder(tmp_path / "pairs", [{"prompt": "Q", "completion": text, "score": n} for n, text in enumerate("AB")])
+    votes = write_rows(tmp_path / "votes.jsonl", [{"chosen_id": "a", "rejected_id": "b", "preferring": 1, "raters": 1}])
+    with pytest.raises(UserError, match=r"no readable Parquet file.*Votes are a Parquet file with a row a pair.*read_json"):
+        suggest_gamma(folder, votes)

@@ -68,6 +68,11 @@ def test_a_name_that_nothing_has_is_refused_before_anything_is_computed(name, tr
     assert f"--against {name}: " in said and "a folder that --out wrote" in said and "(owner/name)" in said
 
 
+def test_a_dataset_is_no_rival(trained, dataset):
+    said = user_error("that is a dataset, no model", evaluate, "reward", trained["reward"], dataset, against=dataset)
+    assert f"--against {dataset}: " in said and "a folder that --out wrote" in said
+
+
 def test_a_control_is_named_wherever_its_figures_are(trained, dataset, train_tiny, tmp_path, capsys):
     """In the summary, the table, the page, and beside the model that it is held against."""
     control = tmp_path / "model"

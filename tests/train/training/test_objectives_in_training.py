@@ -11,6 +11,7 @@ from folders import split_folder
 from panels import graded_pairs
 from training_cases import make_pairs, user_error
 
+from mmpo.cli.main import run
 from mmpo.train.evaluation import evaluate
 from mmpo.train.objective import LOSSES
 from mmpo.train.options import TrainOptions
@@ -237,3 +238,11 @@ def test_a_gamma_learned_with_the_model_is_not_identified():
     seen, _ = gamma_learned_with_the_model("rpo-bwd")
     gammas = [gamma for gamma, _ in seen[100::200]]
     assert all(after < before for before, after in pairwise(gammas)) and gammas[-1] < 0.03 and seen[-1][1] < 0.03
+
+
+@pytest.mark.parametrize(("loss", "said"), [("mmpo", True), ("dpo", False), ("ordinal", False)])
+def test_gamma_is_told_where_it_is_used(loss, said, dataset, tmp_path, capsys):
+    command = ["train", "reward", "--data", str(dataset), "--model", "tiny", "--out", str(tmp_path / "out"), "--max-steps", "1"]
+    assert run([*command, "--loss", loss]) == 0
+    [line] = [one for one in capsys.readouterr().err.splitlines() if "steps, training loss" in one]
+    assert ("γ" in line) is said

@@ -95,3 +95,9 @@ def test_runs_that_share_their_states_compute_the_frozen_layers_once(trainable, 
     assert shared == pytest.approx(alone, abs=1e-6)
     other = train_tiny("reward", dataset, tmp_path / "other", **options)
     assert other["train_loss"] == pytest.approx(alone[0], abs=1e-6)
+
+
+def test_more_layers_than_the_model_has_are_refused_before_anything_is_said(dataset, train_tiny, tmp_path, capsys):
+    options = {"trainable": "top:3", "tiny_layers": 2, "max_length": 20, "max_prompt_length": 16, "max_steps": 1}
+    user_error("the model has 2 layers", train_tiny, "reward", dataset, tmp_path / "out", **options)
+    assert "warning" not in capsys.readouterr().err
