@@ -256,7 +256,7 @@ def _inputs(where: str, given: Mapping[str, Any], build: Mapping[str, Any] | Non
                 f"{where}build.inputs: missing; files, folders, globs or Hub dataset names (or let `generate` write candidates)"
             )
         if build is not None and "format" not in build:
-            raise UserError(f"{where}build.format: missing; `mmpo formats` lists them")
+            raise UserError(f"{where}build.format: missing; it is the format of `inputs`, and `mmpo formats` lists them")
         return build["inputs"] if build else []
     for key in ("inputs", "columns", "scale"):
         if build and build.get(key):

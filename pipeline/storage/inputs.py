@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
@@ -208,7 +209,7 @@ def _hub(given: str, told: re.Match[str]) -> list[InputFile]:
     from datasets import Dataset, DatasetDict, load_dataset
 
     name, split = told["name"], told["split"]
-    asked = {"name": told["config"], "revision": told["revision"]}
+    asked: dict[str, Any] = {"name": told["config"], "revision": told["revision"]}
     try:
         loaded = load_dataset(name, split=split, **{key: value for key, value in asked.items() if value})
     except Exception as error:

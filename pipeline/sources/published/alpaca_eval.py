@@ -21,7 +21,7 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     """Add an instruction with reference and output. Not annotated (0 or null) or identical: counted."""
     preference = row.get("preference")
     if preference is None or (preference == 0 and not isinstance(preference, bool)):
-        raw = row.get("raw_completion")
+        raw: Any = row.get("raw_completion")
         raise BadRow("not_annotated", None if raw is None else {"raw_completion": str(raw)[:200]}, limited=False)
     preference = as_number(preference, "preference")
     if not 1 <= preference <= 2:
@@ -56,7 +56,8 @@ class _Raw(NamedTuple):
 
 def _read_raw(row: Mapping[str, Any]) -> _Raw:
     raw, names = row.get("raw_completion"), row.get("referenced_models")
-    raw, names = (structure(one) if isinstance(one, str) and one[:1] == "{" else one for one in (raw, names))
+    names: Any = structure(names) if isinstance(names, str) and names[:1] == "{" else names
+    raw = structure(raw) if isinstance(raw, str) and raw[:1] == "{" else raw
     if not isinstance(raw, Mapping):
         return _Raw()
     explained = raw.get("concise_explanation") or raw.get("explanation")

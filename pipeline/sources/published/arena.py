@@ -20,11 +20,11 @@ def parse_arena(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
     order = row.get("evaluation_order")
     if isinstance(order, (int, float)) and order > 1:
         raise BadRow("earlier_turns_missing", {"evaluation_order": order}, limited=False)
-    sides = [_conversation(row, side) for side in ("a", "b")]
+    sides = _conversation(row, "a"), _conversation(row, "b")
     try:
         prompt, first, second = split_pair(None, *sides, out.count)
         out.prompt(prompt)
-        indices = [out.completion(text, row.get(f"model_{side}")) for text, side in ((first, "a"), (second, "b"))]
+        indices = out.completion(first, row.get("model_a")), out.completion(second, row.get("model_b"))
     except BadRow as error:
         raise BadRow(error.reason, error.evidence, limited=error.limited and error.reason != "images") from None
     rater = str(row.get("judge") or row.get("judge_hash") or options.rater or VOTES)

@@ -14,8 +14,8 @@ ASPECTS = {"overall": "better_response_id", "safety": "safer_response_id"}
 def parse_saferlhf(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a pair with two comparisons, overall and safety, and each reply's severity as a rating of its safety, 0 (safe) to -3."""
     out.prompt(row.get("prompt"))  # type: ignore[arg-type]  # what is no text, the builder refuses
-    replies = [out.completion(row.get(f"response_{side}"), row.get(f"response_{side}_source")) for side in (0, 1)]
-    if replies[0] == replies[1]:
+    first, second = (out.completion(row.get(f"response_{side}"), row.get(f"response_{side}_source")) for side in (0, 1))
+    if first == second:
         raise BadRow("identical_texts", limited=False)
     for aspect, column in ASPECTS.items():
         better = row.get(column)
@@ -24,8 +24,8 @@ def parse_saferlhf(row: Mapping[str, Any], out: FeedbackBuilder, options: Source
         elif isinstance(better, bool) or better not in (0, 1):
             raise BadRow("unknown_winner", {column: repr(better)[:80], "known": [0, 1]})
         else:
-            out.comparison(*replies, 1.0 - 2 * int(better), rater=PEOPLE, aspect=aspect, limit=1.0)
-    for side, reply in enumerate(replies):
+            out.comparison(first, second, 1.0 - 2 * int(better), rater=PEOPLE, aspect=aspect, limit=1.0)
+    for side, reply in enumerate((first, second)):
         severity = row.get(f"response_{side}_severity_level")
         if severity is not None:
             grade = -as_number(severity, "severity") or 0.0

@@ -18,9 +18,10 @@ RATER = "labels"
 def parse_ungraded(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions, kind: str = "human") -> None:
     """Add a pair of texts with turns or of conversations, the prompt inside both or beside them."""
     given = row.get("conversations")
-    prompt, *texts = row.get("prompt") if given is None else given, row.get("chosen"), row.get("rejected")
-    texts = texts if given is None else [[{"role": "assistant", **one}] if isinstance(one, Mapping) else one for one in texts]
-    prompt, chosen, rejected = split_pair(prompt, *texts, out.count)
+    chosen, rejected = (row.get(name) for name in ("chosen", "rejected"))
+    if given is not None:
+        chosen, rejected = ([{"role": "assistant", **one}] if isinstance(one, Mapping) else one for one in (chosen, rejected))
+    prompt, chosen, rejected = split_pair(row.get("prompt") if given is None else given, chosen, rejected, out.count)
     out.prompt(prompt)
     sides = ((chosen, row.get("chosen_model")), (rejected, row.get("rejected_model")))
     first, second = (out.completion(text, model) for text, model in sides)

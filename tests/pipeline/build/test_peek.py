@@ -74,7 +74,8 @@ def test_a_build_without_a_folder_says_so(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_recipe_without_a_format_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("out: out\nbuild:\n  inputs: [rows.jsonl]\n  scal: [1, 5]\n")
+    recipe.write_text("out: out\nbuild:\n  inputs: [rows.jsonl]\n")
     message = refused(["run", str(recipe)], tmp_path, capsys)
-    assert "build.format: missing; it is: Input format" in message
-    assert "build.scal: unknown key; did you mean" in message
+    assert "build.format: missing; it is the format of `inputs`, and `mmpo formats` lists them" in message
+    recipe.write_text("out: out\nbuild:\n  inputs: [rows.jsonl]\n  scal: [1, 5]\n")
+    assert "build.scal: unknown key; did you mean" in refused(["run", str(recipe)], tmp_path, capsys)
