@@ -55,15 +55,17 @@ class _Raw(NamedTuple):
 
 
 def _read_raw(row: Mapping[str, Any]) -> _Raw:
-    raw, names = row.get("raw_completion"), row.get("referenced_models")
-    names: Any = structure(names) if isinstance(names, str) and names[:1] == "{" else names
-    raw = structure(raw) if isinstance(raw, str) and raw[:1] == "{" else raw
+    given = (row.get("raw_completion"), row.get("referenced_models"))
+    raw, names = (structure(one) if isinstance(one, str) and one[:1] == "{" else one for one in given)
     if not isinstance(raw, Mapping):
         return _Raw()
     explained = raw.get("concise_explanation") or raw.get("explanation")
     first = gap = None
-    with suppress(KeyError, IndexError, TypeError, ValueError):
-        *_, (_, first) = sorted(((-one["rank"], names[one["model"]]) for one in raw["ordered_models"]), key=lambda one: one[0])
+    if isinstance(names, Mapping):
+        with suppress(KeyError, TypeError, ValueError):
+            ranks = {names[one["model"]]: one["rank"] for one in raw["ordered_models"]}
+            best = [name for name, rank in ranks.items() if rank == min(ranks.values())]
+            first = best[0] if len(best) == 1 else None
     with suppress(KeyError, IndexError, TypeError):
         chances = {one["token"]: one["logprob"] for one in raw["logprobs"]["content"][0]["top_logprobs"]}
         gap = abs(chances["M"] - chances["m"])

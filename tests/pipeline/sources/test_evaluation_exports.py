@@ -265,7 +265,7 @@ def test_distilabel_raw_outputs(tmp_path: Path, raw: str, scores: list[float], l
 
 # FastChat: laid out after judge_prompts.jsonl of its repository
 
-GAMES = SOURCES["fastchat"].samples[0].content[0]
+GAMES: Any = SOURCES["fastchat"].samples[0].content[0]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +365,16 @@ RANKED = {"concise_explanation": "why", "ordered_models": [{"model": "M", "rank"
         (verdict(2, raw_completion=RANKED, referenced_models={"M": "output_2", "m": "output_1"}), 30.0, "why", {}),
         (verdict(1, raw_completion=json.dumps(RANKED), referenced_models='{"M": "output_1", "m": "output_2"}'), -30.0, "why", {}),
         (verdict(2, raw_completion=RANKED, referenced_models={"M": "output_1", "m": "output_2"}), None, None, {"raw_disagrees": 1}),
+        (
+            verdict(
+                2,
+                raw_completion={"ordered_models": [{"model": "M", "rank": 1}, {"model": "m", "rank": 1}]},
+                referenced_models={"M": "output_1", "m": "output_2"},
+            ),
+            30.0,
+            None,
+            {},
+        ),
         (verdict(2, raw_completion="M"), 30.0, None, {}),
         (verdict(0), None, None, {"not_annotated": 1}),
     ],

@@ -84,7 +84,7 @@ def judged(raw: str, ratings: list[Any]) -> dict[str, Any]:
     return {**LISTED, "ratings": ratings, "distilabel_metadata": {"raw_output_ultra_feedback_0": raw}}
 
 
-GAMES = SOURCES["fastchat"].samples[0].content[0]
+GAMES: Any = SOURCES["fastchat"].samples[0].content[0]
 PW, RANK, QUALITY = {"gap": "pw"}, {"scores": "rank", "completions": "items[].body"}, {"completion": "reply", "score": "s"}
 BETTER = {"first": "reply", "second": "other", "gap": "s"}
 Case = tuple[Any, dict[str, Any], list[tuple[Any, ...]], dict[str, int], dict[str, int]]
