@@ -267,10 +267,24 @@ def test_an_endpoint_with_one_temperature_is_told_how_to_be_asked(bench: Any) ->
     job = bench({"capabilities": {"temperature": "400"}})
     with pytest.raises(UserError, match=r"refuses temperature=0.7.*--temperature 1 samples all"):
         job.run()
-    summary = job.run(temperature=1, judge_max_tokens=2_000_000)  # which the server's range does not hold
+    summary = job.run(temperature=1)
     assert summary["finished"]
-    for words in ("takes no temperature", "takes no limit of 2,000,000 tokens"):
-        assert any(words in line for line in summary["warnings"])
+    assert any("takes no temperature" in line for line in summary["warnings"])
+
+
+def test_an_endpoint_that_takes_no_limit_of_a_reply_is_told(bench_by: Any) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        named = next((name for name in ("max_tokens", "max_completion_tokens") if name in body), None)
+        return refusal(400, f"{named}: not here") if named else chat(body, RATED if is_judge(body) else "Yes.")
+
+    assert any("takes no limit of 2,048 tokens" in line for line in bench_by(answer).run()["warnings"])
+
+
+def test_a_limit_that_is_too_large_for_a_judge_is_refused_as_for_a_model(bench: Any) -> None:
+    with pytest.raises(UserError, match="--judge-max-tokens 2000000 is more than its endpoint gives"):
+        bench().run(judge_max_tokens=2_000_000)
+    with pytest.raises(UserError, match="--max-tokens 2000000 is more than its endpoint gives"):
+        bench().run(max_tokens=2_000_000)
 
 
 QUESTION = bench_questions(1)[0]
