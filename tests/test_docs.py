@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mmpo.pipeline.sources import SOURCES
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -53,3 +55,10 @@ def test_the_tree_of_the_house_is_the_one_that_stands() -> None:
     assert written == house(written, ROOT), "docs/architecture.md is out of date: make docs"
     for path in (path for folder in ("pipeline", "annotate", "train", "cli") for path in (ROOT / folder).rglob("*.py")):
         assert path.stem.startswith("__") or f"{path.name} " in written
+
+
+def test_readme_names_every_format() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("Feedback in any of ")[2].partition("becomes a folder")[0]
+    rows = table.partition("|---|---|")[2]
+    assert set(SOURCES) <= set(re.findall(r"[a-z0-9][a-z0-9-]*", rows)) and table.startswith(f"{len(SOURCES)} formats")
