@@ -117,7 +117,6 @@ def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
     "policy", "reward", or "encoder" for one that has no output layer. Raises UserError as `load_pretrained` does, and for a model that
     makes one text of another, whose two stacks of layers have no row in common.
     """
-    check_hub(name)
     with _errors_named(f"cannot load {name!r} for its hidden states", name), _quiet():
         tokenizer, kind = None, kind_of(name, trust_remote_code=trust_remote_code)
         if kind == "encoder":
@@ -138,6 +137,7 @@ def load_frozen(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
 
 def kind_of(name: str, *, trust_remote_code: bool = False) -> str:
     """What a folder or a Hugging Face name holds: "policy", "reward", or "encoder" for a model without output layer. Raises UserError."""
+    check_hub(name)
     with _errors_named(f"cannot load {name!r}", name), _quiet():
         if (Path(name) / _ADAPTER).is_file():
             return "policy" if "CAUSAL" in str(json.loads((Path(name) / _ADAPTER).read_text()).get("task_type")) else "reward"

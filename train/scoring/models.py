@@ -1,6 +1,7 @@
 """One model's grades: a reward model's scores, or a policy's implicit reward β·(log π − log π_ref), each computed once and kept."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmpo.train.data import Renderer, choose_template, of_part, pad_token
 from mmpo.train.evaluation import options_as_trained, trained_part_of, trained_reference, trained_reference_weights
 from mmpo.train.inference import cached_values
 from mmpo.train.messages import memory_error, out_of_memory, rendering_warnings, some_ids, warn
-from mmpo.train.model import check_ids, check_model, fingerprint_of, kind_of, load_pretrained, positions_of
+from mmpo.train.model import Fingerprint, check_ids, check_model, fingerprint_of, kind_of, load_pretrained, positions_of
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.record import read_record
 from mmpo.train.scoring.candidates import KIND, Rendering, StoredCompletions, rendered
@@ -55,6 +56,7 @@ def scores_of(candidates: StoredCompletions, scorer: Scorer, options: ScoreOptio
         named = scorer.reference or options.reference
         reference = trained_reference(how, tokenizer, trained_reference_weights(record, named))
     prints = [None if one is None else fingerprint_of(one, tokenizer, bf16=how.bf16) for one in (model, reference)]
+    _check_apart(how, prints)
     identity = {name: getattr(how, name) for name in SETTINGS} | {"kind": how.kind, "fingerprint": prints[0].name}
     if prints[1] is not None:
         identity |= {"reference": prints[1].name, "beta": how.beta, "length_normalised": how.length_normalised}
@@ -100,6 +102,17 @@ def _check_of_policies(scorer: Scorer, options: ScoreOptions) -> None:
             )
         if getattr(options, name) is not None:
             warn([f"{scorer.name} is a reward model, which scores by itself: --{name} is for policies and not used for it"])
+
+
+def _check_apart(how: TrainOptions, prints: Sequence[Fingerprint | None]) -> None:
+    """Raises UserError for a policy against itself, whose implicit rewards are all 0."""
+    policy, reference = prints
+    if policy is not None and reference is not None and policy.weights == reference.weights:
+        raise UserError(
+            f"the policy {how.model} and its reference {how.reference} have the same weights: an implicit reward says how much likelier "
+            "the policy finds a reply than its reference does, and all of them would be 0. Give the model that the policy was trained "
+            "from: --model DIR,reference=DIR"
+        )
 
 
 def _fitted(how: TrainOptions, options: ScoreOptions, model: Any) -> TrainOptions:

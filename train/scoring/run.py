@@ -38,8 +38,8 @@ def score(
     Grades that are there stay, and those of the same rater are not computed again. Every value is in a cache as soon as its batch is
     computed: after a kill the same call computes only what was under way.
 
-    Returns {"out", "prompts", "completions", "seconds", "raters": [{"rater", "model", "kind", "grades", "already", "left_out" (by reason),
-    "truncated", "seconds"}]}. Raises UserError with nothing written.
+    Returns {"out", "prompts", "completions", "counts" (grades that are missing, by reason, of all raters), "seconds", "raters": [{"rater",
+    "model", "kind", "grades", "already", "left_out" (by reason), "truncated", "seconds"}]}. Raises UserError with nothing written.
     """
     began = time.monotonic()
     chosen, scorers = options_from(ScoreOptions, options), scorers_of(model)
@@ -51,7 +51,8 @@ def score(
     _write(candidates, found, chosen, Path(out))
     rows = [_summary(one) for one in found]
     sizes = {"prompts": candidates.prompts, "completions": candidates.completions}
-    return {"out": str(out), **sizes, "seconds": time.monotonic() - began, "raters": rows}
+    counts = dict(sum((Counter(row["left_out"]) for row in rows), Counter[str]()))
+    return {"out": str(out), **sizes, "counts": counts, "seconds": time.monotonic() - began, "raters": rows}
 
 
 def _summary(scores: Scores) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from folders import feedback_folder, read_table
+from huggingface_hub import constants
 from training_cases import save_model, small_model, user_error
 
 from mmpo.cli.main import run
@@ -79,20 +80,36 @@ def test_scores_are_those_of_a_plain_loop_and_differences_are_what_evaluation_me
 
 
 def test_an_implicit_reward_by_hand(tokenizer, tmp_path):
-    """A policy whose output layer is 0 gives each of V tokens 1/V; against itself the reward is 0, whatever β is; against a reference that
-    gives a reply log-probability r, one of n tokens has the reward β(−n log V − r)."""
+    """A policy whose output layer is 0 gives each of V tokens 1/V; against a reference that gives a reply log-probability r, one of n
+    tokens has the reward β(−n log V − r)."""
     policy, other = (tiny_model("policy", tokenizer, size=16, layers=1, seed=seed) for seed in (0, 1))
     policy.lm_head.weight.data.zero_()
     folders = [save_model(tmp_path / name, model, tokenizer) for name, model in (("uniform", policy), ("other", other))]
     feedback = feedback_folder(tmp_path / "feedback", 2)
-    models = [f"{folders[0]},reference={folders[1]},beta=0.5", f"{folders[0]},rater=same,reference={folders[0]}"]
-    score(feedback, models, tmp_path / "out")
+    score(feedback, f"{folders[0]},reference={folders[1]},beta=0.5", tmp_path / "out")
     grades = grades_of(tmp_path / "out")
     for name, ids, start in rendered(feedback, tokenizer):
         n = ids.shape[1] - start
         by_hand = 0.5 * (-n * math.log(policy.config.vocab_size) - logprob(other, ids, start))
         assert grades[name, "uniform"] == pytest.approx(by_hand, abs=1e-4)
-        assert grades[name, "same"] == 0
+
+
+def test_a_policy_against_itself_is_refused(tokenizer, tmp_path):
+    """All its implicit rewards would be 0; a copy elsewhere is the same model."""
+    model = tiny_model("policy", tokenizer, size=16, layers=1, seed=0)
+    policy, copy = (save_model(tmp_path / name, model, tokenizer) for name in ("policy", "copy"))
+    feedback = feedback_folder(tmp_path / "feedback", 2)
+    for reference in (policy, copy):
+        said = user_error("have the same weights", score, feedback, f"{policy},reference={reference}", tmp_path / "out")
+        assert "all of them would be 0" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nosuch", "own/typo"])
+def test_a_name_that_is_no_model_is_refused_before_the_libraries_look_for_it(name, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = user_error("no model of that name in the cache", score, feedback_folder(tmp_path / "f", 2), name, tmp_path / "out")
+    assert "http://127.0.0.1:9 can't be reached" in said and "Retrying" not in caplog.text
 
 
 @pytest.mark.parametrize("how", [{"layout": "rows"}, {"tokens_per_batch": 40}, {"bf16": True}])
@@ -171,6 +188,7 @@ def test_completions_without_a_grade_are_counted_by_reason_and_named(trained, tm
     found = score(feedback, trained["reward"], tmp_path / "out", max_prompt_length=60, max_length=100)
     row = found["raters"][0]
     assert (row["grades"], row["left_out"], row["truncated"]) == (2, {"prompt_too_long": 2}, 1)
+    assert found["counts"] == {"prompt_too_long": 2}
     rejects = read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert {one["reason"] for one in rejects} == {"prompt_too_long"}
     assert len({json.loads(one["evidence"])["completion_id"] for one in rejects}) == 2
