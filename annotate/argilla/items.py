@@ -114,6 +114,7 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
         {key: known for key, known in by_people.items() if known.kind == HUMAN},
         {key: known for key, known in by_people.items() if known.kind != HUMAN},
         {},
+        nameless=True,
     )
     if options.suggest:
         if len(options.aspects) > 1:
@@ -169,4 +170,4 @@ def select(
 ) -> list[RecordItem]:
     """The items in the order of `--select`, the first `--limit` of them. Raises UserError where no item has what it goes by."""
     pool = Pool(items, read.context, read.graded, options.seed, options.features, featurize)
-    return [one.item for one in in_order(pool, options.select, options.limit, progress=progress)]
+    return [one.item for one in in_order(pool, options.select, options.limit, progress=progress, option="--select")]

@@ -29,15 +29,20 @@ class ChosenItem(NamedTuple):
 
 
 def in_order(
-    pool: Pool, name: str, limit: int | None = None, per_prompt: int | None = None, progress: Progress | None = None
+    pool: Pool,
+    name: str,
+    limit: int | None = None,
+    per_prompt: int | None = None,
+    progress: Progress | None = None,
+    option: str = "--by",
 ) -> list[ChosenItem]:
-    """The items in the order of a way, the first `limit` of them, of one prompt `per_prompt` at most. Raises UserError where no item has
-    what it goes by."""
+    """The items in the order of a way, the first `limit` of them, of one prompt `per_prompt` at most; option: where the way was named.
+    Raises UserError where no item has what it goes by."""
     way = SELECTIONS[name]
     scores = way.scores(pool)
     if way.needs and not np.isfinite(scores.score).any():
         raise UserError(
-            f"--select {name} needs {way.needs}, and there are none here; judge the candidates first, or use --select random"
+            f"{option} {name} needs {way.needs}, and there are none here; judge the candidates first, or use {option} random"
         )
     draws = [digest_of(pool.seed, "select", *sorted(item.ids)) for item in pool.items]
     rank = np.empty(len(draws), dtype=np.int64)

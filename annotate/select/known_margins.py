@@ -42,11 +42,12 @@ PairKey = tuple[str, frozenset[str]]
 @dataclass(frozen=True)
 class GradedPairs:
     """What is known by whom, by pair. people: of those whose grades are wanted; others: of everybody else; graders: of each of those who
-    are compared with one another."""
+    are compared with one another; nameless: they are of PAIRS, which do not say who graded."""
 
     people: Mapping[PairKey, KnownMargin]
     others: Mapping[PairKey, KnownMargin]
     graders: Mapping[str, Mapping[PairKey, KnownMargin]]
+    nameless: bool = False
 
 
 def known_of(row: Mapping[str, Any]) -> KnownMargin:

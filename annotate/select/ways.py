@@ -64,7 +64,7 @@ def graders_disagree(pool: Pool) -> PairScores:
         there = f"the only one is {names[0]}" if names else "there is none"
         raise UserError(
             f"this selection compares graders that are no people, reward models or judges, and {there}: mmpo score adds a reward model's "
-            "grades, mmpo judge a judge's; PAIRS do not say who graded, FEEDBACK does"
+            f"grades, mmpo judge a judge's{'; PAIRS do not say who graded, FEEDBACK does' if pool.graded.nameless else ''}"
         )
     margins = np.stack([pool.margins_by(name) for name in names])
     flat = [name for name in names if not any(one.margin for one in pool.graded.graders[name].values())]

@@ -233,6 +233,7 @@ NOTED = {
     "sent: many of them speak of answers that were never given",
     "constant_margins": "{n:,} rows say only which reply is better: their margins are all 1, and say nothing of how much; a judge or a "
     "reward model can grade them (--feedback-only reads them without grades)",
+    "ids_of_other_texts": "in {n:,} rows prompt_id, first_id and second_id are not those of the texts that stand there: the texts are read",
     "evaluation_set": "{n:,} rows are an evaluation set's: what is trained on them can no longer be measured by it",
     "both_bad": "in {n:,} rows both replies were called bad: they are ties at 0 (--ties drop leaves ties out)",
     "end_mark_cut": "from {n:,} replies the mark <|end_of_text|> was cut off",

@@ -15,6 +15,8 @@ from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, factors, is_empty, terms, top_column
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
+LISTED_IDS = ("prompt_id", "first_id", "second_id")
+"""What a list of pairs to grade says of their ids, which are those of the texts."""
 Scores = list[tuple[Score, str | None]]
 """How each grade of a row is read, and its rater where its column names one."""
 
@@ -188,6 +190,7 @@ def _comparison_parser(fields: RowFields) -> RowParser:
     times = any(len(factors(column, fields.present)) > 1 for column, _ in terms(fields.column.get("gap", "gap"), fields.present))
     words = [] if times else fields.cells.gap_of.values()
     limit = high if high is not None or not words else max(map(abs, words))
+    listed = set(fields.present) >= set(LISTED_IDS)
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         out.prompt(*fields.framed(row, fields.get(row, "prompt"), out))
@@ -195,6 +198,8 @@ def _comparison_parser(fields: RowFields) -> RowParser:
         second = out.completion(_reply(fields.get(row, "second"), out), fields.name(row, "second_model"))
         if first == second:
             raise BadRow("identical_texts", limited=False)
+        if listed and out.ids_of(first, second) != tuple(row.get(name) for name in LISTED_IDS):
+            out.count("ids_of_other_texts")
         _add_gaps(row, out, fields, gaps, first, second, limit)
 
     return parse
@@ -223,6 +228,8 @@ class RowLayout:
         held = {name: terms(fields.column[name], present) for name in self.fields if name in fields.column}
         columns = {part: name for name, found in held.items() for column, _ in found for part in factors(column, present)}
         read = {top_column(column, fields.present) for column in columns}
+        if self.parser is _comparison_parser and set(present) >= set(LISTED_IDS):
+            read.update(LISTED_IDS)  # they are compared with those of the texts
         parse = _or_bare(self.parser(fields), fields, self) if fields.bare_prompts else self.parser(fields)
         return RowReader(parse, self.name, columns, tuple(sorted(fields.present - read)))
 

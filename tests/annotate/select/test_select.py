@@ -76,7 +76,13 @@ def test_a_list_that_somebody_fills_in_becomes_feedback(suffix: str, tmp_path: P
     else:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
     filled = write_rows(tmp_path / f"filled.{suffix}", [{**row, "gap": 2} for row in rows])
-    build(filled, tmp_path / "back", options=BuildOptions(format=suffix, scale=(-3, 3), kind="human", feedback_only=True))
+    options = BuildOptions(format=suffix, scale=(-3, 3), kind="human", feedback_only=True)
+    said = "\n".join(build(filled, tmp_path / "back", options=options)["warnings"])
+    assert "_id" not in said
+    other = write_rows(tmp_path / f"other.{suffix}", [{**row, "gap": 2, "first": "Else."} for row in rows])
+    assert "in 5 rows prompt_id, first_id and second_id are not" in str(
+        build(other, tmp_path / "other", options=options)["warnings"]
+    )
     before, after = (
         {row["prompt_id"]: {one["id"] for one in row["completions"]} for row in load_feedback(folder).to_pylist()}
         for folder in (data, tmp_path / "back")
@@ -148,6 +154,7 @@ def test_no_place_in_the_list_gives_the_better_one_away(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[], list[tuple[Rows, str]]], list[str], tuple[str, ...]]] = {
     "no grades at all": (lambda: [(made_up_prompts(4), "ai")], ["--by", "small-margin"], ("needs margins",)),
+    "no standard errors": (lambda: models()[:1], ["--by", "uncertain"], ("--by uncertain needs margins with", "or use --by random")),
     "nobody to compare": (lambda: [(made_up_prompts(4), "ai")], ["--by", "model-disagreement"], ("there is none", "mmpo score")),
     "one reward model": (lambda: models()[:1], ["--by", "model-disagreement"], ("the only one is rm-a",)),
     "ties alone": (
@@ -176,6 +183,7 @@ def test_what_cannot_be_chosen_from_is_refused(
     out = [] if "--out" in words else ["--out", str(tmp_path / "list.jsonl")]
     message = refused(["select", str(data), *words, *out], tmp_path, capsys, *told)
     assert message.count("error:") == 1
+    assert "PAIRS" not in message and "--select" not in message
 
 
 def test_completions_that_look_alike_to_the_features_are_refused(tmp_path: Path) -> None:
