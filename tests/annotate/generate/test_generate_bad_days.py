@@ -1,5 +1,6 @@
 """Kills and Ctrl-C while candidates are written: nothing is asked twice but what was in flight."""
 
+import os
 import random
 import signal
 import time
@@ -10,9 +11,10 @@ import pytest
 from command import ended, mmpo, started, stopped, wait_for
 
 IN_FLIGHT = 8
+KILLS = int(os.environ.get("MMPO_KILLS", "20"))
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(KILLS, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_asked_twice_but_what_was_in_flight(kills: int, generating: Any) -> None:
     prompts = 12 * kills
     job, moments = generating({"latency": {"median": 0.05, "p99": 0.4}}, prompts), random.Random(4)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -24,6 +25,7 @@ from mmpo.train import LocalModel
 from mmpo.train.model import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
+KILLS = int(os.environ.get("MMPO_KILLS", "20"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_the_command_names_its_keys(folder: Path, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["models"][0]["name"] == "tiny"
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(KILLS, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_written_twice(kills: int, model: LocalModel, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * kills)])
     options, moments = GenerateOptions(n=4, max_tokens=60, keep=("cut",)), random.Random(3)
