@@ -9,11 +9,13 @@ from mmpo.cli.output import print_rows, say
 from mmpo.cli.recipe.feedback import Graded
 from mmpo.cli.recipe.model import ROUND, Recipe
 from mmpo.cli.recipe.models import Done, run_stages
-from mmpo.cli.recipe.sampled import Replies, held_out, measured, sampled
+from mmpo.cli.recipe.sampled import Replies, counted_replies, held_out, measured, sampled
 from mmpo.cli.recipe.stages import Stages, write_json
 
 START = "(start)"
 """What the model that the loop begins with is called beside the policies."""
+MEASURED = tuple(f"{name}{part}" for name in ("measure", "measure_gain") for part in ("", "_95", "_prompts"))
+"""Of the recipe's measure, in a policy's row; the start has no gain."""
 
 
 def run_rounds(recipe: Recipe, stages: Stages, inputs: list[str]) -> dict[str, Any]:
@@ -23,7 +25,8 @@ def run_rounds(recipe: Recipe, stages: Stages, inputs: list[str]) -> dict[str, A
     prompts in `sampled` there. The page OUT/rounds.html is written anew after every round.
 
     Returns {"out", "page", "dataset" (the last round's), "runs": {name: measures of the last round}, "rounds": rows}: a row per policy
-    and round, {"run", "round", "gains": {rater: ...}, "measure", ..., "accuracy", "agreement", "cost", ...}; what is unknown is None.
+    and round, {"run", "round", "replies": `counted_replies`, "gains": {rater: ...}, "measure", ..., "accuracy", "agreement", "cost", ...};
+    what is unknown is None.
     """
     assert recipe.rounds is not None and recipe.generate is not None
     start, several = next(iter(recipe.runs.values())).model, len(recipe.runs) > 1
@@ -83,8 +86,10 @@ def _of_round(recipe: Recipe, number: int, place: str, policy: str, names: list[
 
 def _start(recipe: Recipe, prompts: Path, candidates: Replies) -> dict[str, Any]:
     """The row of the model that the loop begins with; it gains nothing over itself."""
+    assert recipe.generate is not None
     found = measured(recipe, candidates, candidates, prompts)
-    return {"run": START, "round": 0, "gains": {}, **{name: found.get(name) for name in ("measure", "measure_95")}}
+    row = {"run": START, "round": 0, "gains": {}, "replies": counted_replies(candidates, prompts, recipe.generate.n)}
+    return row | {name: found.get(name) for name in MEASURED[:3]}
 
 
 def _row(name: str, number: int, done: Done, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def _row(name: str, number: int, done: Done, found: Mapping[str, Any]) -> dict[s
     of = done.summary["runs"][name]
     return {
         "run": name, "round": number, "gains": found["graders"], "graders": graders,
-        **{key: found.get(key) for key in ("measure", "measure_95", "measure_gain", "measure_gain_95")},
+        "replies": found["replies"], **{key: found.get(key) for key in MEASURED},
         "pairs": sum(done.built.get("pairs", {}).values()), "accuracy": of["accuracy"], "accuracy_95": of.get("accuracy_95"),
         "candidates": said["generate"]["candidates"], **_asked(said, found["said"]),
     }  # fmt: skip

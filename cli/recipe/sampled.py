@@ -1,13 +1,14 @@
 """What a policy writes: its replies to held-out prompts, beside those of the model that a loop began with, measured and graded."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from mmpo.cli.commands.generate import run_generate
@@ -19,7 +20,7 @@ from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.metrics import mean_interval
 from mmpo.pipeline.pairs import split_of_prompts
 from mmpo.pipeline.sources import outside_function
-from mmpo.pipeline.storage import RowAccounting, describe, replacing, write_feedback
+from mmpo.pipeline.storage import RowAccounting, describe, read_parquet, replacing, write_feedback
 from mmpo.pipeline.tables import SPLITS
 
 Row = Mapping[str, Any]
@@ -59,9 +60,9 @@ class Replies:
 def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> dict[str, Any]:
     """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the start model's candidates.
 
-    Returns {"measure", "measure_95", "measure_gain", "measure_gain_95", "graders": {rater: {"gain", "gain_95", "prompts"}}}: means over
-    prompts with 95% intervals, gains over the start model; of graders in their own units, one reply a prompt on either side. None
-    where there is nothing of the kind.
+    Returns {"measure", "measure_95", "measure_prompts", "measure_gain", "measure_gain_95", "measure_gain_prompts", "replies":
+    `counted_replies`, "graders": {rater: {"gain", "gain_95", "prompts"}}}: means over prompts with 95% intervals, gains over the start
+    model; of graders in their own units, one reply a prompt on either side. None where there is nothing of the kind.
     """
     out, generate, policy = stages.out, recipe.generate, recipe.local[-1]
     assert generate is not None
@@ -83,11 +84,34 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> di
             "gain_95": mean_interval(values, **draws),
             "prompts": len(values),
         }
-    return found | measured(recipe, ours, start, prompts)
+    return found | measured(recipe, ours, start, prompts) | {"replies": counted_replies(ours, prompts, generate.n)}
+
+
+def counted_replies(replies: Replies, prompts: Path, n: int) -> dict[str, Any]:
+    """What became of a model's requests for the prompts of a folder, `n` for each that was asked.
+
+    Returns {"prompts", "requests", "kept": different replies, "repeated": replies that say the same as one that is kept, "left_out": counts
+    by reason of those that are no candidates (cut, empty, refused, ...), "without_reply": prompts of which nothing is kept}.
+    """
+    names = set(load_feedback(prompts)["prompt_id"].to_pylist())
+    kept = {one: len(written) for one, written in replies.rows().items() if one in names}
+    rejects = read_parquet(replies.folder / "rejects.parquet").to_pylist()
+    lost = [
+        (row["prompt_id"], row["reason"])
+        for row in rejects
+        if row["stage"] == "generate" and row["prompt_id"] in names and orjson.loads(row["evidence"])["model"] == replies.model
+    ]
+    requests, reasons = n * len(kept.keys() | {prompt for prompt, _ in lost}), Counter(reason for _, reason in lost)
+    return {
+        "prompts": len(names), "requests": requests, "kept": sum(kept.values()),
+        "repeated": requests - sum(kept.values()) - reasons.total(), "left_out": dict(sorted(reasons.items())),
+        "without_reply": len(names) - len(kept),
+    }  # fmt: skip
 
 
 def measured(recipe: Recipe, replies: Replies, start: Replies, prompts: Path) -> dict[str, Any]:
-    """The user's own measure of replies to the prompts of a folder, and their gain over the start model's."""
+    """The user's own measure of replies to the prompts of a folder, and their gain over the start model's. Each different reply counts
+    once; a prompt of which no reply is kept has no value: how many have one stands beside each mean."""
     if recipe.measures.measure is None:
         return {}
     of: Callable[..., Any] = outside_function("evaluate.measure", recipe.measures.measure)
@@ -105,7 +129,8 @@ def measured(recipe: Recipe, replies: Replies, start: Replies, prompts: Path) ->
     values = list(ours.values())
     return {
         "measure": float(np.mean(values)) if values else None, "measure_95": mean_interval(values, **draws),
-        "measure_gain": float(np.mean(both)) if both else None, "measure_gain_95": mean_interval(both, **draws),
+        "measure_prompts": len(values), "measure_gain": float(np.mean(both)) if both else None,
+        "measure_gain_95": mean_interval(both, **draws), "measure_gain_prompts": len(both),
     }  # fmt: skip
 
 

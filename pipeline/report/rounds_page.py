@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
 
-MEASURE, GAIN = "measure", "measure gain"
+MEASURE, GAIN, LEFT_OUT = "measure", "measure gain", "left out"
 TRUST = (
     "round",
     "grader",
@@ -23,14 +23,28 @@ TRUST = (
 
 
 def rounds_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per policy in words: its measure, its gains over the start by the measure and by each grader, pairs, accuracy, cost."""
+    """A row per policy in words: its replies and what of them is left out, its measure, its gains over the start by the measure and by each
+    grader, each with the number of prompts that it is over, pairs, accuracy, cost."""
+
+    def over(row: Mapping[str, Any], name: str, prompts: str) -> str:
+        count = row.get(prompts)
+        return with_interval(row, name) + ("" if count is None else f" ({count:,})")
+
     graders = list(dict.fromkeys(name for row in rows for name in row["gains"]))
     has = any(row.get("measure") is not None for row in rows)
     found = []
     for row in rows:
         one: dict[str, Any] = {"policy": row["run"], "round": row["round"]}
-        one |= {MEASURE: with_interval(row, "measure"), GAIN: with_interval(row, "measure_gain")} if has else {}
-        one |= {f"gain by {name}": with_interval(row["gains"].get(name, {}), "gain") for name in graders}
+        replies = row.get("replies", {})
+        reasons = [f"{name} {count:,}" for name, count in sorted(replies.get("left_out", {}).items(), key=lambda item: -item[1])]
+        one |= {"asked": replies.get("requests"), "replies": replies.get("kept"), "repeated": replies.get("repeated")}
+        one |= {LEFT_OUT: ", ".join(reasons) or number(0 if replies else None), "prompts without": replies.get("without_reply")}
+        one |= (
+            {MEASURE: over(row, "measure", "measure_prompts"), GAIN: over(row, "measure_gain", "measure_gain_prompts")}
+            if has
+            else {}
+        )
+        one |= {f"gain by {name}": over(row["gains"].get(name, {}), "gain", "prompts") for name in graders}
         one |= {
             "pairs": row.get("pairs"),
             "accuracy on pairs": with_interval(row, "accuracy"),
@@ -43,9 +57,10 @@ def rounds_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
     """Write the page to the file `out` (PNGs of its plots beside it, OUT.NAME.png) and return it.
 
-    rows: one per policy and round, the start's first, as `mmpo run` keeps them in rounds.json: "run", "round", "gains" {grader: {"gain",
-    "gain_95", "prompts"}}, "measure", "measure_gain", "pairs", "accuracy", "graders" {grader: what calibration found}, "requests", "cost";
-    absent figures are shown as a dash. UserError where the page can't be written.
+    rows: one per policy and round, the start's first, as `mmpo run` keeps them in rounds.json: "run", "round", "replies"
+    {"requests", "kept", "repeated", "left_out" by reason, "without_reply"}, "gains" {grader: {"gain", "gain_95", "prompts"}}, "measure",
+    "measure_prompts", "measure_gain", "measure_gain_prompts", "pairs", "accuracy", "graders" {grader: what calibration found}, "requests",
+    "cost"; absent figures are shown as a dash. UserError where the page can't be written.
     """
     page, shown = Path(out), rounds_rows(rows)
     policies = list(dict.fromkeys(row["run"] for row in rows if row["round"]))

@@ -64,6 +64,17 @@ def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, serv
     assert {row["prompt_id"] for row in loop.feedback("round-2/sampled/beside")} <= kept
     start, *policies = loop.rows()
     assert [row["round"] for row in policies] == [1, 2] and start["measure"] is not None
+    for row, place in zip((start, *policies), ("", "round-1/", "round-2/"), strict=True):  # every request is accounted for
+        found = row["replies"]
+        assert found["kept"] + found["repeated"] + sum(found["left_out"].values()) == found["requests"] == 3 * len(kept)
+        assert row["measure_prompts"] == len(kept) - found["without_reply"]
+        if place:
+            record = json.loads((loop.out / "stages" / place / "sampled" / "generate.json").read_text())
+            [model] = record["summary"]["models"]
+            assert [model[name] for name in ("requests", "candidates", "repeated", "reasons")] == [
+                found[name] for name in ("requests", "kept", "repeated", "left_out")
+            ]
+            assert 0 < row["measure_gain_prompts"] <= row["measure_prompts"]
     ends = [row["measure_gain_95"] for row in policies]
     assert all(low <= row["measure_gain"] <= high for row, (low, high) in zip(policies, ends, strict=True))
     assert policies[0]["graders"]["judge"]["human_pairs"] < policies[1]["graders"]["judge"]["human_pairs"]  # keep: all
