@@ -166,7 +166,7 @@ class FeedbackBuilder:
     def ids_of(self, *completions: int) -> tuple[str, ...]:
         """The ids of the current row's prompt and of some of its completions."""
         begin = self._starts[-1][1]
-        return (self._ids[-1], *(self._completions[begin + one][0] for one in completions))
+        return (self._ids[-1], *(str(self._completions[begin + one][0]) for one in completions))
 
     def _again(self, given: str | tuple[str]) -> int:
         self.merged += 1
