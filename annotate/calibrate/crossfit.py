@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmpo.annotate.calibrate.maps import MAPS, FittedMap, HumanAnswers
+from mmpo.annotate.calibrate.position import Position, fit_with_position
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.margins import Floats, softplus
 from mmpo.pipeline.metrics import NORMAL, cluster_counts, student
@@ -33,7 +34,7 @@ class MapSetting:
 class Labelled:
     """The pairs that both a grader and people graded. features: as of `Grader`, the first `margins` of them margins, the last one lengths;
     prompt: whose pair it is, 0 to prompts − 1; fold: which part it is held out with; all of shape (pairs, ...). limit: people's widest
-    margin or None."""
+    margin or None; position: what is known without people of the bias that the second feature, the order, stands for, None: nothing."""
 
     features: Floats
     margins: int
@@ -41,6 +42,7 @@ class Labelled:
     prompt: np.ndarray
     fold: np.ndarray
     limit: float | None
+    position: Position | None = None
 
     @property
     def share(self) -> Floats:
@@ -54,7 +56,8 @@ class Labelled:
 
     def fit(self, setting: MapSetting, weight: Floats) -> FittedMap:
         """A setting's map; expected margins stay within people's widest one."""
-        found = MAPS[setting.method](columns_of(self.features, setting), self.margins, self.answers, weight)
+        columns = columns_of(self.features, setting)
+        found = fit_with_position(MAPS[setting.method], columns, self.margins, self.answers, weight, self.position)
         if (limit := self.limit) is None:
             return found
         return replace(found, expected=lambda index: np.clip(found.expected(index), -limit, limit))
@@ -77,6 +80,12 @@ def logits(chance: Floats) -> Floats:
     return np.log(p) - np.log1p(-p)
 
 
+def entropies_of(chance: Floats, sample: Labelled) -> Floats:
+    """The cross-entropy of each pair's chance to people's votes, in nats; shape (pairs,)."""
+    z = logits(chance)
+    return sample.share * softplus(-z) + (1 - sample.share) * softplus(z)
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What maps fitted to the other folds say of each pair, shape (pairs,)."""
@@ -87,8 +96,7 @@ class HeldOut:
 
     def entropies(self, sample: Labelled) -> Floats:
         """The cross-entropy of each pair to people's votes, in nats."""
-        z = logits(self.chance)
-        return sample.share * softplus(-z) + (1 - sample.share) * softplus(z)
+        return entropies_of(self.chance, sample)
 
     def losses(self, sample: Labelled, variance: float) -> Floats:
         """Nats of each pair, up to a constant: people's votes under the chance, and their mean margin under a normal distribution of this

@@ -12,6 +12,7 @@ from mmpo.annotate.calibrate.crossfit import (
     MapSetting,
     chosen_elsewhere,
     columns_of,
+    entropies_of,
     errors_of,
     folds_of,
     held_out,
@@ -23,6 +24,7 @@ from mmpo.annotate.calibrate.crossfit import (
 from mmpo.annotate.calibrate.maps import MAPS, FittedMap
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.overlap import Grader, People
+from mmpo.annotate.calibrate.position import told_by_people
 from mmpo.pipeline.margins import Floats, fit_gamma_to_votes, gamma_for_mean_target, sigmoid
 from mmpo.pipeline.metrics import cross_entropy, ece_vote, folded, reliability, student
 
@@ -62,7 +64,8 @@ def sample_of(grader: Grader, people: People, ids: np.ndarray, options: Calibrat
     shared = grader.take(labelled_by(grader, people))
     names, prompt = np.unique(shared.prompt, return_inverse=True)
     fold = folds_of([str(ids[name]) for name in names], options.folds, options.seed)
-    return Labelled(shared.features, grader.margins, people.answers.take(shared.unit), prompt, fold[prompt], people.limit)
+    position = grader.position if grader.ordered else None
+    return Labelled(shared.features, grader.margins, people.answers.take(shared.unit), prompt, fold[prompt], people.limit, position)
 
 
 def tried(options: CalibrateOptions) -> list[MapSetting]:
@@ -88,6 +91,7 @@ def calibrate_grader(grader: Grader, people: People, ids: np.ndarray, options: C
     gain, bounds = _gain(sample, found, held)
     knows = bounds[0] > 0
     raw = raw_chance(grader, sample)
+    over_auto, auto_bounds = _more_than(entropies_of(raw, sample) - held.entropies(sample), sample)
     expected = fit.expected(index)
     figures = {
         "aspect": grader.aspect, "kind": grader.kind,
@@ -102,7 +106,8 @@ def calibrate_grader(grader: Grader, people: People, ids: np.ndarray, options: C
             )
         },
         "coin": COIN, "knows": bool(knows), "gain_over_coin": gain, "gain_over_coin_95": bounds,
-        "scale": _slope(grader, expected), "bias": _bias(grader, fit),
+        "gain_over_auto": over_auto, "gain_over_auto_95": auto_bounds,
+        "scale": _slope(grader, expected), **_bias(grader, fit, columns_of(sample.features, held.setting), sample),
         "length": _length_slope(grader, fit, held.setting, index),
         "gamma": _gamma(sample, held),
         "margin_se": {
@@ -132,7 +137,12 @@ def _gain(sample: Labelled, found: list[HeldOut], held: HeldOut) -> tuple[float,
     """By how many nats a pair the grader's own margins tell more than a coin, lengths left out; and the 95% interval over prompts."""
     own = [one for one in found if not one.setting.length] or [held_out(sample, MapSetting(held.setting.method, False))]
     best = chosen_elsewhere(own, sample)
-    mean, error = mean_and_error(COIN - best.entropies(sample), sample.prompt)
+    return _more_than(COIN - best.entropies(sample), sample)
+
+
+def _more_than(gains: Floats, sample: Labelled) -> tuple[float, list[float]]:
+    """The mean of gains, shape (pairs,), and its 95% interval over prompts."""
+    mean, error = mean_and_error(gains, sample.prompt)
     reach = student(sample.prompts - 1) * float(error)
     return float(mean), [float(mean) - reach, float(mean) + reach]
 
@@ -143,11 +153,28 @@ def _slope(grader: Grader, expected: Floats) -> float | None:
     return float((x @ expected) / (x @ x)) if grader.margins == 1 else None
 
 
-def _bias(grader: Grader, fit: FittedMap) -> float | None:
-    """How much more the grader gives to what it is shown first, in its own units; None: it is not known, or there is none."""
-    if grader.ordered and grader.margins == 1:
-        return float(-fit.weights[1] / fit.weights[0]) if fit.weights[0] > 0 else None
-    return None if np.isnan(grader.bias) else grader.bias
+def _bias(grader: Grader, fit: FittedMap, columns: Floats, sample: Labelled) -> dict[str, Any]:
+    """How much more the grader gives to what it is shown first, in its own units, None: it is not known, or there is none; its standard
+    error; from how many pairs, asked about in both orders and in one order and graded by people; the share of the latter in which people
+    prefer what was shown first, and whether that is so far from ½ that they tell nothing of the bias."""
+    position = grader.position
+    if position is None:
+        return {"bias": None, "bias_se": None, "bias_pairs": None, "first_preferred": None, "order_is_quality": False}
+    first = None if np.isnan(position.first) else position.first
+    both, theirs = position.pairs, int(np.count_nonzero(sample.features[:, 1])) if grader.ordered else 0
+    if grader.ordered:
+        bias = position.taken - fit.weights[1] / fit.weights[0] if fit.weights[0] > 0 else np.nan
+        told = told_by_people(fit, columns, sample.answers, np.ones(len(sample.fold)))
+        error = position.pooled(*told)[1]
+    else:
+        one_order = both < len(grader.unit)  # of so few pairs in both orders that their mean came off no other one
+        bias, error = (np.nan, np.nan) if one_order and not position.settled else (position.mean, position.error)
+    known = bool(np.isfinite(bias))
+    return {
+        "bias": float(bias) if known else None, "bias_se": float(error) if known and np.isfinite(error) else None,
+        "bias_pairs": {"both_orders": both, "one_order": theirs} if known else None,
+        "first_preferred": first, "order_is_quality": position.mixed,
+    }  # fmt: skip
 
 
 def _length_slope(grader: Grader, fit: FittedMap, setting: MapSetting, index: Floats) -> float | None:

@@ -24,11 +24,11 @@ def jury_of(graders: Sequence[Grader]) -> Grader:
     then lengths."""
     unit = reduce(np.intersect1d, [one.unit for one in graders])
     shared = [one.take(np.searchsorted(one.unit, unit)) for one in graders]
-    orders = [one.features[:, 1] for one in shared if one.ordered]
+    orders = [one.features[:, 1] for one in shared if one.ordered and not (one.position and one.position.settled)]
     features = np.stack([*(one.features[:, 0] for one in shared), *orders, shared[0].features[:, -1]], axis=1)
     kinds = {one.kind for one in graders}
     kind = kinds.pop() if len(kinds) == 1 else "ai"
-    return Grader(JURY, kind, graders[0].aspect, unit, shared[0].prompt, features, bool(orders), float("nan"), len(graders))
+    return Grader(JURY, kind, graders[0].aspect, unit, shared[0].prompt, features, bool(orders), None, len(graders))
 
 
 def against(
@@ -53,7 +53,6 @@ def against(
             jury.prompt,
             np.stack([margin, jury.features[:, -1]], axis=1),
             False,
-            float("nan"),
         )
     own = stacked.held.entropies(stacked.sample)
     rows: Mapping[str, Floats] = {

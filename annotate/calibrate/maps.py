@@ -83,10 +83,15 @@ def _least(
 
 
 def _prior(weights: Floats, margins: int) -> tuple[float, Floats]:
-    deviations = np.where(np.arange(len(weights)) < margins, *WIDEST)
+    curvature = prior_curvature(len(weights), margins)
     unlike = np.zeros(len(weights))
     unlike[:margins] = weights[:margins] - weights[:margins].mean()
-    return float(((weights / deviations) ** 2 + (unlike / ALIKE) ** 2).sum() / 2), weights / deviations**2 + unlike / ALIKE**2
+    return float((curvature * weights**2 + (unlike / ALIKE) ** 2).sum() / 2), curvature * weights + unlike / ALIKE**2
+
+
+def prior_curvature(features: int, margins: int) -> Floats:
+    """Of the prior on weights of features at their root mean square, one over variances; shape (features,)."""
+    return np.where(np.arange(features) < margins, *WIDEST) ** -2.0
 
 
 def logistic_weights(features: Floats, margins: int, answers: HumanAnswers, weight: Floats) -> Floats:

@@ -8,6 +8,7 @@ import numpy as np
 from mmpo.annotate.agreement.columns import HUMAN
 from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins
 from mmpo.annotate.calibrate.maps import MOST_LEVELS, HumanAnswers
+from mmpo.annotate.calibrate.position import Position
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 
@@ -37,8 +38,8 @@ class Grader:
     """One grader's margins under one aspect, all of shape (pairs,) but features.
 
     features: (pairs, 1 + others): the margin, toward the completion of the smaller id, in the grader's units, its position bias taken off
-    where the grader itself tells it; then, where people have to tell it, the order: 1, −1 where only that order was asked; last the
-    logarithm of the ratio of lengths. unit: the pair; bias: the position bias as known without people, NaN: not known.
+    where enough pairs in both orders tell it; then, if `ordered`, the order: 1, −1 where only that order was asked; last the logarithm of
+    the ratio of lengths. unit: the pair; position: what is known of the position bias, None of scores, people and juries.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Grader:
     prompt: np.ndarray
     features: Floats
     ordered: bool
-    bias: float
+    position: Position | None = None
     margins: int = 1
 
     def take(self, which: np.ndarray) -> "Grader":
@@ -105,8 +106,8 @@ def _levels(value: Floats) -> tuple[Floats, np.ndarray]:
 def grader_of(margins: RaterMargins, column: int, aspect: int) -> Grader | None:
     """The margins of a column under one aspect; None where it has none.
 
-    The position bias of a grader that was asked in both orders is the mean of half the difference of its two gaps; where it was asked in
-    one order only, and is no person, people's answers have to tell it.
+    Where it was asked about a pair in both orders its position bias cancels in the mean of the two; where in one order only, and is no
+    person, the other pairs and people's answers have to tell it.
     """
     who = margins.chosen.columns[column]
     mine = np.arange(len(margins.unit))[margins.of(column)]
@@ -114,20 +115,28 @@ def grader_of(margins: RaterMargins, column: int, aspect: int) -> Grader | None:
     if not len(mine):
         return None
     unit, raw = margins.unit[mine], margins.raw[mine]
-    order, bias = np.zeros(len(mine)), float("nan")
+    order, position = np.zeros(len(mine)), None
     if who.evidence == "comparisons" and who.kind != HUMAN:
-        order, bias = _orders(margins, column, unit)
-        raw = raw - (0.0 if np.isnan(bias) else bias) * order
-    ordered = bool(np.isnan(bias) and order.any())
+        order, halves = _orders(margins, column, unit)
+        position = Position.of(halves, raw)
+        raw = raw - position.taken * order
+    ordered = bool(order.any())
     # The bias is a mean: what it leaves of equal gaps is a tie again once rounded.
     features = [np.round(raw, DECIMALS), *([order] if ordered else []), margins.log_length[unit]]
     return Grader(
-        who.name, who.kind, margins.chosen.aspects[aspect], unit, margins.prompt[unit], np.stack(features, axis=1), ordered, bias
+        who.name,
+        who.kind,
+        margins.chosen.aspects[aspect],
+        unit,
+        margins.prompt[unit],
+        np.stack(features, axis=1),
+        ordered,
+        position,
     )
 
 
-def _orders(margins: RaterMargins, column: int, unit: np.ndarray) -> tuple[Floats, float]:
-    """In which order each unit was asked, 0 where in both, and the position bias, NaN where no unit was asked in both."""
+def _orders(margins: RaterMargins, column: int, unit: np.ndarray) -> tuple[Floats, Floats]:
+    """In which order each unit was asked, 0 where in both, and of each of the latter half the difference of its two gaps."""
     grades = margins.raw_grades["comparisons"]
     mine = grades.take((grades.column == column) & np.isin(grades.unit, unit))
     place = np.searchsorted(unit, mine.unit)
@@ -138,4 +147,4 @@ def _orders(margins: RaterMargins, column: int, unit: np.ndarray) -> tuple[Float
     both = (counts > 0).all(axis=0)
     order = np.where(both, 0.0, np.where(counts[0] > 0, 1.0, -1.0))
     means = sums / np.maximum(counts, 1)
-    return order, float(((means[0] - means[1]) / 2)[both].mean()) if both.any() else float("nan")
+    return order, ((means[0] - means[1]) / 2)[both]

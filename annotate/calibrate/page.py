@@ -39,7 +39,7 @@ class Words(NamedTuple):
     @property
     def more(self) -> tuple[str, ...]:
         """Headings of what further pairs would buy."""
-        return ("grader", self.graded, "cross-entropy, held out", "error of the fit", "standard error of a margin")
+        return ("grader", self.graded, "cross-entropy, final map", "error of the fit", "standard error of a margin")
 
     @property
     def estimates(self) -> tuple[str, ...]:
@@ -80,18 +80,18 @@ def write_page(summary: Mapping[str, Any], out: str | Path) -> Path:
 def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
     """What the figures of a grader say, in words."""
     (low, high), words = one["gain_over_coin_95"], Words.of(one["onto"])
-    gain = f"{one['gain_over_coin']:+.3f} nats a pair over a coin (95% interval {low:+.3f} to {high:+.3f})".replace("-", "−")
+    gain = f"{_signed(one['gain_over_coin'])} nats a pair over a coin (95% interval {_signed(low)} to {_signed(high)})"
     if one["knows"]:
         said = [
             f"{name} tells something of {words.who}: {gain}. Cross-entropy {one['cross_entropy']['raw']:.3f} → "
             f"{one['cross_entropy']['calibrated']:.3f}, ECE {one['ece']['raw']:.3f} → {one['ece']['calibrated']:.3f} on held-out pairs."
         ]
-    elif high < 0.01:
-        said = [
-            f"{name} knows nothing of {words.who} that {one['human_pairs']:,} pairs would show: {gain}. Don't train on it as if it did."
-        ]
     else:
-        said = [f"{name} can't be told from a coin on {one['human_pairs']:,} {words.graded}: {gain}. More of them would tell."]
+        said = [
+            f"{name} can't be told from a coin on {one['human_pairs']:,} {words.graded}: {gain}. Don't train on it as if it knew something "
+            f"of {words.who}, unless more of them show that it does."
+        ]
+    said += [*_worse(name, one), *_position(name, one, words)]
     if (known := one["agreement"]["people_only_95"]) is not None and known[1] < 0.5:
         said.append(
             f"{name} and {words.who} agree in {100 * one['agreement']['people_only']:.0f}% of the pairs, less often than with a coin: is "
@@ -108,6 +108,45 @@ def sentences(name: str, one: Mapping[str, Any]) -> list[str]:
             "there."
         )
     return said
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _worse(name: str, one: Mapping[str, Any]) -> list[str]:
+    """That γ auto does better on held-out pairs, where it does."""
+    gain, (low, high), ece = one["gain_over_auto"], one["gain_over_auto_95"], one["ece"]
+    eces = f"ECE {ece['raw']:.3f} against {ece['calibrated']:.3f}"
+    written = f" {name}'s calibrated margins are written all the same." if one.get("written") else ""
+    if gain < 0:
+        interval = f"95% interval {_signed(-high)} to {_signed(-low)}" + ("; it may be chance" if high > 0 else "")
+        return [f"γ auto did better than the map on held-out pairs, by {-gain:.3f} nats a pair ({interval}), {eces}." + written]
+    if ece["calibrated"] > ece["raw"]:
+        lower = f"the map's cross-entropy is lower by {gain:.3f} (95% interval {_signed(low)} to {_signed(high)})"
+        return [f"γ auto has the lower ECE on held-out pairs, {eces}; {lower}." + written]
+    return []
+
+
+def _position(name: str, one: Mapping[str, Any], words: Words) -> list[str]:
+    """From how many pairs the position bias comes, or why it is not known."""
+    said = []
+    if one["order_is_quality"]:
+        tail = "only pairs asked about in both orders do" if one["bias_pairs"] else "none is taken off; ask it in both orders"
+        said = [
+            f"{words.who}'s votes prefer what {name} was shown first in {100 * one['first_preferred']:.0f}% of the pairs that it was asked "
+            f"about in one order: these can't tell its position bias from quality, and {tail}."
+        ]
+    if one["bias"] is None:
+        return said
+    both, theirs = one["bias_pairs"]["both_orders"], one["bias_pairs"]["one_order"]
+    error = "unknown" if one["bias_se"] is None else f"{one['bias_se']:.3f}"
+    parts = [f"{both:,} pair{'s' * (both != 1)} asked about in both orders"] * bool(both)
+    parts += [f"{theirs:,} asked about in one that {words.who} graded"] * bool(theirs)
+    return [
+        *said,
+        f"The position bias of {name}, {_signed(one['bias'])} (standard error {error}), comes from {' and '.join(parts)}.",
+    ]
 
 
 def _row(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +216,7 @@ def _picture(name: str, one: Mapping[str, Any]) -> Picture:
             [row["cross_entropy"] for row in rows],
             marker="o",
             color=COLOURS[0],
-            label="held out",
+            label="final map",
         )
         ahead = one["more"]["foretold"]
         x = [one["human_pairs"] + row["more"] for row in ahead]

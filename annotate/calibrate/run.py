@@ -16,6 +16,7 @@ from mmpo.annotate.calibrate.jury import JURY, against, jury_of
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.output import write_calibrated
 from mmpo.annotate.calibrate.overlap import PEOPLE, Grader, People, grader_of, in_words, people_of
+from mmpo.annotate.calibrate.position import identified
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
@@ -36,8 +37,9 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     aspects make names NAME/ASPECT; onto: whose margins are the measure, in words. Of each grader: pairs, human_pairs (graded by these too),
     method, cross_entropy and ece {"raw", "calibrated"} by
     held-out folds (raw: σ(γm) at γ auto), scale (human units per unit of the grader), bias (toward what is shown first, in its
-    units), margin_se, knows, and more. With `out` every grader that is shown to know something stands in the FEEDBACK written there
-    as NAME@human, or of other raters NAME@RATER: comparisons in their units, `spread` their standard error.
+    units, with bias_se and bias_pairs), gain_over_auto (raw less calibrated cross-entropy; below 0: γ auto did better) and its interval
+    gain_over_auto_95, margin_se, knows, and more. With `out` every grader that is shown to know something stands in the FEEDBACK written
+    there as NAME@human, or of other raters NAME@RATER: comparisons in their units, `spread` their standard error.
 
     Raises UserError: no people, no grader, no pair that both graded or fewer than ten, all ties, unknown names, people on several scales.
     """
@@ -107,7 +109,9 @@ def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int],
     graders = [i for i in graders if i not in people]
     if not graders and (who := in_words(margins, people)) != PEOPLE:
         others = ", ".join(columns[i].name for i in own if i not in people)
-        why = f"the other raters are people ({others}); --rater NAME calibrates one" if others else "there is no other rater"
+        persons = all(columns[i].kind == HUMAN for i in own if i not in people)
+        whose = "the other raters are people" if persons else "--rater names none of the others"
+        why = f"{whose} ({others}); --rater NAME calibrates one" if others else "there is no other rater"
         raise UserError(f"there is nobody to calibrate onto {who}: {why}")
     if not graders:
         raise UserError(
@@ -148,6 +152,7 @@ def _all_calibrated(
             if reason := _unusable(grader, theirs):
                 left_out[f"{margins.chosen.columns[column].name}/{margins.chosen.aspects[aspect]}"] = reason
                 continue
+            grader = identified(grader, theirs.answers)
             usable.append(grader)
             done.append(calibrate_grader(grader, theirs, ids, options))
         if options.jury and len(usable) > 1:

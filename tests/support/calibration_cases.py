@@ -52,3 +52,20 @@ def rows_of(made: World, labelled: int) -> tuple[list[dict[str, Any]], list[dict
         for r, grade in enumerate(made.answers[i])
     ]
     return judged, graded
+
+
+def asked_once(seed: int, twice: int, bias: float, pairs: int = 200) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows likewise: a judge of this bias that was asked about each pair in one order, drawn at random, and about the first `twice` in the
+    other as well, answering in whole steps with noise of its own; two people on every pair."""
+    random = np.random.default_rng([seed, 12])
+    judged, graded = [], []
+    for i, truth in enumerate(random.normal(0, 1, pairs).tolist()):
+        row = {"prompt": f"question {i}", "first": f"answer {i} a", "second": f"answer {i} b"}
+        turned = {**row, "first": row["second"], "second": row["first"]}
+        for shown, sign in ((row, 1), (turned, -1))[: 1 + (i < twice)]:
+            gap = float(np.clip(np.round(1.2 * sign * truth + bias + random.normal(0, 0.9)), -LIMIT, LIMIT))
+            judged.append({**shown, "gap": gap, "rater": "judge"})
+        for name in ("anna", "ben"):
+            gap = float(np.clip(np.round(1.2 * truth + random.normal(0, 0.7)), -LIMIT, LIMIT))
+            graded.append({**row, "gap": gap, "rater": name})
+    return judged, graded

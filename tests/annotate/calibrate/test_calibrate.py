@@ -50,7 +50,8 @@ def test_a_judges_margins_come_out_in_peoples_units(judged: Path, tmp_path: Path
     captured = capsys.readouterr()
     figures = json.loads(captured.out)["graders"]["judge"]
     assert figures["pairs"] == 600 and figures["human_pairs"] == 120 and figures["human_grades"] == 240
-    assert figures["bias"] == pytest.approx(0.5)
+    assert figures["bias"] == pytest.approx(0.5) and figures["bias_se"] == pytest.approx(0, abs=1e-6)
+    assert figures["bias_pairs"] == {"both_orders": 600, "one_order": 0}
     assert figures["cross_entropy"]["calibrated"] < figures["cross_entropy"]["raw"] and figures["ece"].keys() == {
         "raw",
         "calibrated",
@@ -119,6 +120,7 @@ def test_a_grader_that_knows_nothing_is_told_and_not_written(joined: Callable[..
     found = calibrate(folder, out=tmp_path / "out", **QUICK)
     figures = found["graders"]["judge"]
     assert not figures["knows"] and not figures["written"] and found["rows"] == {}
+    assert "judge can't be told from a coin on 300 human pairs" in sentences("judge", figures)[0]
     assert figures["gain_over_coin_95"][0] <= 0 and figures["gain_over_coin_95"][1] < 0.02
     assert calibrate(folder, out=tmp_path / "kept", unproven="keep", **QUICK)["rows"] == {"judge@human": 600}
 
@@ -226,7 +228,7 @@ def test_a_gap_that_is_the_position_bias_and_no_more_is_a_tie(joined: Callable[.
         {"prompt": q, "first": a, "second": b, "gap": 1.0 if i % 4 else -1.0, "rater": "anna"} for i, (q, a, b) in enumerate(texts)
     ] + [one | {"gap": 1.0, "rater": "anna"}]
     found = calibrate(joined((judged, (-9, 9), "ai"), (people, (-3, 3), "human")), **QUICK)["graders"]["judge"]
-    assert found["bias"] == pytest.approx(0.2)
+    assert found["bias"] == pytest.approx(0.2) and found["bias_pairs"] == {"both_orders": 31, "one_order": 0}
     assert found["agreement"]["people_only"] == pytest.approx((60 * 0.5 + 1) / 61)
 
 
@@ -259,6 +261,8 @@ def test_without_people_or_graders_it_says_who_is_missing(
     assert "no grade is by a person" in refused(["calibrate", str(folder)], tmp_path, capsys)
     assert "unknown --rater 'nobody'" in refused(["calibrate", str(folder), "--to", "two", "--rater", "nobody"], tmp_path, capsys)
     assert calibrate(folder, to="two", jury=False, **QUICK)["graders"].keys() == {"judge"}
+    message = refused(["calibrate", str(folder), "--to", "two", "--rater", "two"], tmp_path, capsys)
+    assert "nobody to calibrate onto two: --rater names none of the others (judge); --rater NAME calibrates one" in message
 
 
 def test_a_rater_who_is_no_person_is_called_by_its_name(
@@ -310,3 +314,30 @@ def test_people_can_be_calibrated_onto_people(
     assert "nobody to calibrate: all raters are people" in refused(["calibrate", str(folder)], tmp_path, capsys)
     found = calibrate(folder, raters=("person 0",), **QUICK)["graders"]["person 0"]
     assert found["people"] == ["person 1"] and found["margin_se"]["upper_bound"] and found["kind"] == "human"
+
+
+def test_calibrated_margins_that_do_worse_than_gamma_auto_say_so(
+    joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judge whose margins have one size, with which people agree in three of four pairs, is right at γ auto; a map can only be worse."""
+    texts = [(f"q{i}", f"a{i}", f"b{i}") for i in range(120)]
+    judge = [
+        {"prompt": q, "first": first, "second": second, "gap": gap, "rater": "judge"}
+        for q, a, b in texts for first, second, gap in ((a, b, 1.0), (b, a, -1.0))
+    ]  # fmt: skip
+    people = [
+        {"prompt": q, "first": a, "second": b, "gap": 1.0 if i % 4 else -1.0, "rater": "anna"} for i, (q, a, b) in enumerate(texts)
+    ]
+    folder = joined((judge, (-1, 1), "ai"), (people, (-1, 1), "human"))
+    assert run(["calibrate", str(folder), "--out", str(tmp_path / "out"), "--bootstrap", "20", "--length", "off", "--json"]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)["graders"]["judge"]
+    entropy, (low, high) = figures["cross_entropy"], figures["gain_over_auto_95"]
+    assert (
+        figures["gain_over_auto"] == pytest.approx(entropy["raw"] - entropy["calibrated"]) and low < figures["gain_over_auto"] < 0
+    )
+    words = f"γ auto did better than the map on held-out pairs, by {entropy['calibrated'] - entropy['raw']:.3f} nats a pair (95% interval "
+    page = (tmp_path / "out" / "calibration.html").read_text(encoding="utf-8")
+    assert figures["written"] and words in captured.err and words in page and high > low
+    assert "judge's calibrated margins are written all the same." in captured.err
+    assert "cross-entropy, final map" in page and "the figure to go by" in page
