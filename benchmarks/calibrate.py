@@ -38,6 +38,7 @@ from mmpo.annotate.calibrate.crossfit import logits  # noqa: E402
 from mmpo.annotate.calibrate.grader import calibrate_grader  # noqa: E402
 from mmpo.annotate.calibrate.maps import MAPS, HumanAnswers  # noqa: E402
 from mmpo.annotate.calibrate.overlap import Grader, People, grader_of, people_of  # noqa: E402
+from mmpo.annotate.calibrate.position import identified  # noqa: E402
 from mmpo.pipeline import read_feedback  # noqa: E402
 from mmpo.pipeline.margins import fit_gamma_to_votes, gamma_for_mean_target, sigmoid  # noqa: E402
 from mmpo.pipeline.metrics import cross_entropy, ece_vote  # noqa: E402
@@ -138,7 +139,8 @@ def real(folder: Path, scratch: Path, quick: bool) -> dict[str, float]:
         for draw in range(draws):
             asked = np.random.default_rng([draw, 1]).permutation(len(x))[:HUMAN_PAIRS]
             rest = np.setdiff1d(np.arange(len(x)), asked)
-            found = calibrate_grader(grader, only(people, grader.unit[asked]), ids, CalibrateOptions(bootstrap=20, seed=draw))
+            told = only(people, grader.unit[asked])
+            found = calibrate_grader(identified(grader, told.answers), told, ids, CalibrateOptions(bootstrap=20, seed=draw))
             knows.append(found.knows)
             maps.append(found.held.setting.name)
             held = answers.take(rest)
@@ -180,7 +182,9 @@ def coverage(folder: Path, scratch: Path, quick: bool) -> dict[str, float]:
             grader = grader_of(margins, made.answers.shape[1], 0)
             assert grader is not None
             ids = np.arange(margins.prompts)
-            one = calibrate_grader(grader, theirs, ids, CalibrateOptions(bootstrap=50, length="off", seed=seed))
+            one = calibrate_grader(
+                identified(grader, theirs.answers), theirs, ids, CalibrateOptions(bootstrap=50, length="off", seed=seed)
+            )
             number, sign = order_of(feedback, margins)
             off = (one.expected - sign * made.expected[number])[~one.labelled]
             spread = one.errors.spread[~one.labelled]

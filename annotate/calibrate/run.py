@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from mmpo.annotate.agreement.columns import HUMAN, choose_columns
 from mmpo.annotate.agreement.margins import RaterMargins, read_margins
-from mmpo.annotate.calibrate.estimates import estimates
 from mmpo.annotate.calibrate.grader import Calibrated, calibrate_grader, labelled_by
 from mmpo.annotate.calibrate.jury import JURY, against, jury_of
 from mmpo.annotate.calibrate.options import CalibrateOptions
 from mmpo.annotate.calibrate.output import write_calibrated
 from mmpo.annotate.calibrate.overlap import PEOPLE, Grader, People, grader_of, in_words, people_of
 from mmpo.annotate.calibrate.position import identified
+from mmpo.annotate.calibrate.prediction_powered import estimates
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
