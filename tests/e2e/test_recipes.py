@@ -16,7 +16,7 @@ from mmpo.pipeline import load_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"max_steps": 2, "pairs_per_step": 32, "max_length": 128, "max_prompt_length": 64}
-SIZES |= {"model": "tiny", "chat_template": "tokenizer", "tiny_size": 32, "tiny_layers": 2, "tiny_vocab": 400}
+SIZES |= {"model": "tiny", "layers": "null", "tiny_size": 32, "tiny_layers": 2, "tiny_vocab": 400}
 SMALL = [
     "evaluate.bootstrap=50",
     *(f"training.{name}={size}" for name, size in SIZES.items()),

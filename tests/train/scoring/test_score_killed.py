@@ -79,7 +79,7 @@ def test_a_run_killed_again_and_again_computes_nothing_twice_but_what_was_under_
     line = [sys.executable, "-c", LOGGED, str(log), *map(str, words), "--cache", str(cache)]
     kills, before, under_way = 0, 0, []
     for number in range(KILLS):
-        aim = 120 * (number + 1) * KILLS // (KILLS + 1)
+        aim = 120 * (number + 1) * KILLS // (KILLS + KILLS // 2 + 1)  # far enough from the end for a kill that comes late
         process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
         try:
             if not wait_for(lambda aim=aim: cache.exists() and kept(cache) >= aim, process):
