@@ -1,8 +1,11 @@
 """Is advice to be had in a minute, and is it right where the answer is planted?
 
-    python benchmarks/advise.py [--part speed|planted|normalisation] [--quick] [--json]
+    python benchmarks/advise.py [--part speed|features|planted|normalisation] [--quick] [--json]
 
 speed: CPU seconds of all objectives on 17,503 pairs of arena grades (data/arena_grades.jsonl.gz), features given, 5 seeds; the aim is 60.
+features: CPU seconds of an encoder's features (models/minilm, by `make models`) of every eighth of those completions, in float32 and as by
+default, against a plain loop of transformers over padded batches of 32 in the order of the data; interleaved, three runs. The aim: no
+dearer.
 planted: of ten data sets each how often advice says that margins add accuracy or calibration, at R² .97, at .1 and with shuffled margins.
 normalisation: of ten data sets each how often the normalisation that is planted is named. One thread.
 """
@@ -10,6 +13,7 @@ normalisation: of ten data sets each how often the normalisation that is planted
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -20,11 +24,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests" / "support")]
 
 import numpy as np  # noqa: E402
+from figures import spread  # noqa: E402
 from folders import feedback_folder  # noqa: E402
 from planted import planted_rows, planted_table, with_raters  # noqa: E402
 
 from mmpo.pipeline import BuildOptions, build, load_pairs  # noqa: E402
 from mmpo.train.advise import advise, bag, evidence_of  # noqa: E402
+from mmpo.train.inference import hidden_states  # noqa: E402
 
 
 def speed(folder: Path, quick: bool) -> dict[str, float]:
@@ -38,6 +44,50 @@ def speed(folder: Path, quick: bool) -> dict[str, float]:
     seconds = time.process_time() - begun
     print(f"{table.num_rows:,} pairs, {values.shape[1]} features: {seconds:.1f} CPU s")
     return {"cpu_seconds": seconds}
+
+
+def features(folder: Path, quick: bool) -> dict[str, float]:
+    """What a language model or encoder costs."""
+    model = HERE.parent / "models" / "minilm"
+    if not (model / "config.json").is_file():
+        print(f"features: left out, {model} is not there (make models)")
+        return {}
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    build(HERE.parent / "data" / "arena_grades.jsonl.gz", folder / "arena", options=BuildOptions(format="jsonl", scale=(1, 10)))
+    found, _ = evidence_of(load_pairs(folder / "arena"), "arena")
+    chosen = range(0, len(found.texts), 40 if quick else 8)
+    texts, prompts = [found.texts[i] for i in chosen], found.prompt_of[list(chosen)]
+
+    def ours(bf16: bool | None) -> None:
+        hidden_states(found.prompts, texts, prompts, str(model), max_length=512, bf16=bf16, cache=False)
+
+    def padded() -> None:
+        reader, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+        reader.model_max_length = 512
+        reader.backend_tokenizer.no_padding()
+        reader.backend_tokenizer.no_truncation()
+        whole = [found.prompts[prompt][-1]["content"] + "\n" + text for prompt, text in zip(prompts, texts, strict=True)]
+        with torch.inference_mode():
+            for start in range(0, len(whole), 32):
+                batch = reader(whole[start : start + 32], padding=True, truncation=True, max_length=512, return_tensors="pt")
+                mask = batch["attention_mask"][:, :, None]
+                (encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    sides = {"float32": lambda: ours(False), "default": lambda: ours(None), "padded": padded}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(1 if quick else 3):
+        for name, run in sides.items():
+            begun = time.process_time()
+            run()
+            spent[name].append(time.process_time() - begun)
+    for name, seconds in spent.items():
+        print(f"features of {len(texts)} completions, {name}: {spread(seconds, 1)} CPU s")
+    return {
+        f"{name}_of_padded": statistics.median(a / b for a, b in zip(spent[name], spent["padded"], strict=True))
+        for name in ("float32", "default")
+    }
 
 
 def planted(folder: Path, quick: bool) -> dict[str, float]:
@@ -66,7 +116,7 @@ def normalisation(folder: Path, quick: bool) -> dict[str, float]:
     return ratios
 
 
-PARTS = {"speed": speed, "planted": planted, "normalisation": normalisation}
+PARTS = {"speed": speed, "features": features, "planted": planted, "normalisation": normalisation}
 
 
 def main() -> None:
