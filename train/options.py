@@ -191,9 +191,9 @@ class TrainOptions:
     @property
     def top_layers(self) -> int | None:
         """How many of the uppermost layers train, 0 where the score layer alone does; None: all."""
-        return (
-            {"all": None, "head": 0}.get(self.trainable) if ":" not in self.trainable else int(self.trainable.removeprefix("top:"))
-        )
+        if self.trainable in ("all", "head"):
+            return None if self.trainable == "all" else 0
+        return int(self.trainable.removeprefix("top:"))
 
     def as_dict(self) -> dict[str, Any]:
         """All options as JSON values; an infinite gamma is the string 'inf'."""

@@ -42,18 +42,21 @@ def ask_behind(tokenizer: Any, question: str) -> None:
     """Lets the tokenizer's chat template write a user's `question` behind a conversation that ends with a reply, and then whatever calls
     for an answer. A template that asks it already stays as it is.
 
-    Raises UserError where the template writes a reply otherwise once another turn follows, or no such turn.
+    Raises UserError for a question of white space alone, and where the template writes a reply otherwise once another turn follows, or no
+    such turn.
     """
-    template = ChatTemplate(tokenizer)
+    question, template = question.strip(), ChatTemplate(tokenizer)
+    if not question:
+        raise UserError('ask: the question is empty; give one, such as "Is this a good answer?", or leave it out')
     conversation: list[Message] = [{"role": "user", "content": "A stand-in prompt."}, {"role": "assistant", "content": _STAND_IN}]
     try:
         replied = template.text(conversation)[0]
         asked = template.text([*conversation, {"role": "user", "content": question}], generation=True)[0]
     except REFUSALS as error:
         raise UserError(f"ask: the chat template refuses a question behind a reply: {error}") from error
-    if question in replied:
+    if question in replied.rpartition(_STAND_IN)[2]:
         return
-    if not asked.startswith(replied) or question.strip() not in asked[len(replied) :]:
+    if not asked.startswith(replied) or question not in asked[len(replied) :]:
         raise UserError(
             "ask: the chat template writes a reply otherwise once a question follows; give --chat-template FILE with a template that asks"
         )

@@ -384,9 +384,31 @@ def test_a_reply_that_is_too_long_is_cut_before_the_question(tokenizer):
 def test_a_template_that_would_change_the_reply_is_refused(tokenizer):
     marks_the_last = "{% for m in messages %}{{ m['content'] }}{% if loop.last %}!{% endif %}{% endfor %}"
     refuses = "{% if messages | length > 2 %}{{ raise_exception('too many turns') }}{% endif %}" + LLAMA_LIKE
-    for template, said in ((marks_the_last, "writes a reply otherwise once a question follows"), (refuses, "too many turns")):
-        user_error(said, ask_behind, with_template(tokenizer, template), ASKED)
+    cases = ((marks_the_last, ASKED, "writes a reply otherwise once a question follows"), (refuses, ASKED, "too many turns"))
+    for template, question, said in (*cases, (LLAMA_LIKE, " \n", "the question is empty")):
+        tokenizer = with_template(tokenizer, template)
+        assert said in user_error("", ask_behind, tokenizer, question)
+        assert tokenizer.chat_template == template
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "a",
+        "A stand-in prompt.",
+        "  Is it good?\n",
+        'Is "this" {{ good }}, or {% bad %}? \\n',
+        "Ist das gut, ganz ehrlich — ja? é 🙂",
+    ],
+)
+def test_any_question_is_written_to_the_letter_and_once(question, tokenizer):
+    plain, asks = with_template(tokenizer, LLAMA_LIKE), asking(tokenizer, question=question)
+    whole = plain.apply_chat_template(
+        [*USER, *REPLY, {"role": "user", "content": question.strip()}], tokenize=False, add_generation_prompt=True
+    )
+    ask_behind(asks, question)
+    assert asks.apply_chat_template([*USER, *REPLY], tokenize=False) == whole
 
 
 def test_a_policy_is_asked_nothing(tiny_options):
-    user_error("a policy scores none: leave out `ask`", tiny_options, "policy", ask=ASKED)
+    assert "a policy scores none: leave out `ask`" in user_error("", tiny_options, "policy", ask=ASKED)

@@ -173,7 +173,7 @@ def test_values_that_are_not_finite_are_told_and_never_kept(model, prompts, fill
 
 def test_out_of_memory_names_the_setting(model, prompts, fill, tmp_path):
     model.get_input_embeddings().register_forward_hook(full_memory)
-    user_error("tokens_per_batch", fill, prompts, tmp_path)
+    assert "set tokens_per_batch lower" in user_error("", fill, prompts, tmp_path)
 
 
 def test_the_default_place(prompts, fill, monkeypatch, tmp_path, own_cache):

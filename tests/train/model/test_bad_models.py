@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -136,7 +137,7 @@ CANNOT = "cannot load the .*policy.*"
 def test_half_written_and_missing_folders(kind, broken, said, copied):
     folder = copied(kind)
     broken(folder)
-    user_error(said, load_pretrained, kind, str(folder), new_head=kind == "reward")
+    assert re.search(said, user_error("", load_pretrained, kind, str(folder), new_head=kind == "reward"))
 
 
 @pytest.mark.parametrize("load", [lambda name: load_pretrained("reward", name), load_frozen])
@@ -144,7 +145,8 @@ def test_a_model_that_make_models_fetches_is_not_asked_of_the_hub(load, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)
     monkeypatch.setattr(AutoConfig, "from_pretrained", None)
-    user_error("'models/minilm'.*: there is no such folder; `make models` fetches", load, "models/minilm")
+    said = user_error("", load, "models/minilm")
+    assert "'models/minilm'" in said and ": there is no such folder; `make models` fetches" in said
 
 
 def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
