@@ -132,11 +132,11 @@ def _write(recipe: Recipe, stages: Stages, rows: list[dict[str, Any]]) -> Path:
 
 
 def _print(recipe: Recipe, rows: list[dict[str, Any]], page: Path) -> None:
-    """The rounds as a table on standard error: what each policy gained, and how far its graders could be trusted."""
-    from mmpo.pipeline.report import rounds_rows
+    """The rounds on standard error: what each policy wrote, and what it gained."""
+    from mmpo.pipeline.report import rounds_tables
 
-    print_rows(
-        f"{recipe.title}: replies to held-out prompts ({recipe.measures.split}), 95% intervals over prompts", rounds_rows(rows)
-    )
+    tables = rounds_tables(rows)
+    print_rows(f"{recipe.title}: replies to held-out prompts ({recipe.measures.split})", tables["replies"])
+    print_rows("of those that were kept, 95% intervals over prompts (how many)", tables["policies"])
     say(f"table:   {page.with_suffix('.json')}")
     say(f"page:    {page}")

@@ -18,4 +18,4 @@ from mmpo.pipeline.report.page import (
     with_interval,
     write_whole,
 )
-from mmpo.pipeline.report.rounds_page import rounds_rows, write_rounds
+from mmpo.pipeline.report.rounds_page import rounds_tables, write_rounds

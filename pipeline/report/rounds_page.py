@@ -12,8 +12,8 @@ TRUST = (
     "grader",
     "human pairs",
     "agreement",
-    "cross-entropy raw",
-    "calibrated",
+    "nats raw",
+    "nats calibrated",
     "ECE raw",
     "ECE calibrated",
     "map",
@@ -22,9 +22,9 @@ TRUST = (
 )
 
 
-def rounds_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per policy in words: its replies and what of them is left out, its measure, its gains over the start by the measure and by each
-    grader, each with the number of prompts that it is over, pairs, accuracy, cost."""
+def rounds_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Two tables, a row per policy in words. "replies": what of its replies is left out; "policies": its measure, its gains over the start
+    by the measure and by each grader, each with the number of prompts that it is over, pairs, accuracy, cost."""
 
     def over(row: Mapping[str, Any], name: str, prompts: str) -> str:
         count = row.get(prompts)
@@ -32,26 +32,19 @@ def rounds_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     graders = list(dict.fromkeys(name for row in rows for name in row["gains"]))
     has = any(row.get("measure") is not None for row in rows)
-    found = []
+    replies, policies = [], []
     for row in rows:
-        one: dict[str, Any] = {"policy": row["run"], "round": row["round"]}
-        replies = row.get("replies", {})
-        reasons = [f"{name} {count:,}" for name, count in sorted(replies.get("left_out", {}).items(), key=lambda item: -item[1])]
-        one |= {"asked": replies.get("requests"), "replies": replies.get("kept"), "repeated": replies.get("repeated")}
-        one |= {LEFT_OUT: ", ".join(reasons) or number(0 if replies else None), "prompts without": replies.get("without_reply")}
-        one |= (
-            {MEASURE: over(row, "measure", "measure_prompts"), GAIN: over(row, "measure_gain", "measure_gain_prompts")}
-            if has
-            else {}
-        )
-        one |= {f"gain by {name}": over(row["gains"].get(name, {}), "gain", "prompts") for name in graders}
-        one |= {
-            "pairs": row.get("pairs"),
-            "accuracy on pairs": with_interval(row, "accuracy"),
-            "asked of judges": row.get("requests"),
-        }
-        found.append(one | {"cost so far, $": row.get("cost")})
-    return found
+        which, known = {"policy": row["run"], "round": row["round"]}, row.get("replies", {})
+        reasons = [f"{name} {count:,}" for name, count in sorted(known.get("left_out", {}).items(), key=lambda item: -item[1])]
+        left_out = {LEFT_OUT: ", ".join(reasons) or number(0 if known else None)}
+        counts = {"asked": "requests", "replies": "kept", "repeated": "repeated", "prompts without": "without_reply"}
+        replies.append({**which, **{name: known.get(key) for name, key in counts.items()}, **left_out})
+        measures = {MEASURE: over(row, "measure", "measure_prompts"), GAIN: over(row, "measure_gain", "measure_gain_prompts")}
+        gains = {f"gain by {name}": over(row["gains"].get(name, {}), "gain", "prompts") for name in graders}
+        of_pairs = {"pairs": row.get("pairs"), "accuracy on pairs": with_interval(row, "accuracy")}
+        spent = {"asked of judges": row.get("requests"), "cost so far, $": row.get("cost")}
+        policies.append({**which, **(measures if has else {}), **gains, **of_pairs, **spent})
+    return {"replies": replies, "policies": policies}
 
 
 def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
@@ -62,7 +55,7 @@ def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str)
     "measure_prompts", "measure_gain", "measure_gain_prompts", "pairs", "accuracy", "graders" {grader: what calibration found}, "requests",
     "cost"; absent figures are shown as a dash. UserError where the page can't be written.
     """
-    page, shown = Path(out), rounds_rows(rows)
+    page, shown = Path(out), rounds_tables(rows)
     policies = list(dict.fromkeys(row["run"] for row in rows if row["round"]))
     pictures = [picture for picture in (_measures(rows, policies), _gains(rows, policies)) if picture is not None]
     for picture in pictures:
@@ -70,17 +63,19 @@ def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str)
     trust = [
         {
             "round": row["round"] if len(policies) == 1 or row["round"] == 1 else f"{row['round']}, {row['run']}", "grader": name,
-            "human pairs": one["human_pairs"], "agreement": one["agreement"], "cross-entropy raw": one["cross_entropy"]["raw"],
-            "calibrated": one["cross_entropy"]["calibrated"], "ECE raw": one["ece"]["raw"], "ECE calibrated": one["ece"]["calibrated"],
+            "human pairs": one["human_pairs"], "agreement": one["agreement"], "nats raw": one["cross_entropy"]["raw"],
+            "nats calibrated": one["cross_entropy"]["calibrated"], "ECE raw": one["ece"]["raw"], "ECE calibrated": one["ece"]["calibrated"],
             "map": one["method"], "γ": one["gamma"], "trained on": "yes" if one["written"] else "no",
         }
         for row in rows if row["round"] and (row["round"] > 1 or row["run"] == policies[0]) for name, one in row.get("graders", {}).items()
     ]  # fmt: skip
-    words = tuple(shown[0])[2:]
     values = {
         "title": title,
         "numbers": [("rounds", number(max(row["round"] for row in rows))), ("policies", number(len(policies)))],
-        "policies": table(tuple(shown[0]), shown, text=("policy", *(name for name in words if isinstance(shown[0][name], str)))),
+        **{
+            name: table(tuple(one[0]), one, text=tuple(column for column, cell in one[0].items() if isinstance(cell, str)))
+            for name, one in shown.items()
+        },
         "trust": table(TRUST, trust, text=("grader", "map", "trained on")),
         "plots": pictures,
     }
