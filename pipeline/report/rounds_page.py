@@ -18,7 +18,7 @@ TRUST = (
     "ECE calibrated",
     "map",
     "γ",
-    "trained on",
+    "used",
 )
 
 
@@ -65,7 +65,7 @@ def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str)
             "round": row["round"] if len(policies) == 1 or row["round"] == 1 else f"{row['round']}, {row['run']}", "grader": name,
             "human pairs": one["human_pairs"], "agreement": one["agreement"], "nats raw": one["cross_entropy"]["raw"],
             "nats calibrated": one["cross_entropy"]["calibrated"], "ECE raw": one["ece"]["raw"], "ECE calibrated": one["ece"]["calibrated"],
-            "map": one["method"], "γ": one["gamma"], "trained on": "yes" if one["written"] else "no",
+            "map": one["method"], "γ": one["gamma"], "used": "yes" if one["written"] else "no",
         }
         for row in rows if row["round"] and (row["round"] > 1 or row["run"] == policies[0]) for name, one in row.get("graders", {}).items()
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str)
             name: table(tuple(one[0]), one, text=tuple(column for column, cell in one[0].items() if isinstance(cell, str)))
             for name, one in shown.items()
         },
-        "trust": table(TRUST, trust, text=("grader", "map", "trained on")),
+        "trust": table(TRUST, trust, text=("grader", "map", "used")),
         "plots": pictures,
     }
     return write_whole(page, render("rounds.html.j2", values))
