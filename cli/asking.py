@@ -33,6 +33,15 @@ def asking(title: str) -> Iterator[Any]:
         yield show
 
 
+def say_end(summary: Mapping[str, Any], written: str) -> None:
+    """The last lines of a run that asked: why it stopped, what is `written` and where, and how the rest is got."""
+    if summary["stopped"]:
+        say(f"stopped: {summary['message']}")
+    say(written)
+    if not summary["finished"]:
+        say(f"not finished: what came is safe in {summary['journal']}; the same command again asks for the rest")
+
+
 def local_engine(given: str | Mapping[str, Any]) -> Any:
     """The model on this machine that `--local` names."""
     from mmpo.train import LocalModel

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmpo.annotate.mt_bench import MtBenchOptions
-from mmpo.cli.asking import asking, counted, local_engine
+from mmpo.cli.asking import asking, counted, local_engine, say_end
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
 from mmpo.pipeline.errors import UserError, unknown_name
@@ -266,11 +266,7 @@ def mt_bench(
     for what, reasons in summary["counts"].items():
         if reasons:
             say(f"{what}: {counted(reasons)}")
-    if summary["stopped"]:
-        say(f"stopped: {summary['message']}")
-    say(f"answers and judgments in FastChat's layout, means and page: {summary['out']}")
-    if not summary["finished"]:
-        say(f"not finished: what came is safe in {summary['journal']}; the same command again asks for the rest")
+    say_end(summary, f"answers and judgments in FastChat's layout, means and page: {summary['out']}")
     print_json(summary, as_json)
     return 0 if summary["finished"] else 3
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.annotate.generate import GenerateOptions
-from mmpo.cli.asking import asking, counted, local_engine
+from mmpo.cli.asking import asking, counted, local_engine, say_end
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
@@ -111,11 +111,7 @@ def _say_written(summary: dict[str, Any]) -> None:
         if not row["seeds"]:
             say(f"{row['name']}: its endpoint takes no seed: another run from the beginning would give other replies")
     _say_unanswerable(summary)
-    if summary["stopped"]:
-        say(f"stopped: {summary['message']}")
-    say(f"feedback: {summary['out']}    (mmpo judge {summary['out']} --model ... --out ... grades it)")
-    if not summary["finished"]:
-        say(f"not finished: what was written is safe in {summary['journal']}; the same command again asks for the rest")
+    say_end(summary, f"feedback: {summary['out']}    (mmpo judge {summary['out']} --model ... --out ... grades it)")
 
 
 def _say_unanswerable(summary: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.annotate.judge import JudgeOptions
-from mmpo.cli.asking import asking, counted
+from mmpo.cli.asking import asking, counted, say_end
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
@@ -144,8 +144,4 @@ def _say_judged(summary: dict[str, Any]) -> None:
         say(f"prompts without a question: {counted(summary['not_asked'])}")
     if summary["replaced"]:
         say(f"{summary['replaced']:,} earlier grades of these judges were replaced")
-    if summary["stopped"]:
-        say(f"stopped: {summary['message']}")
-    say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
-    if not summary["finished"]:
-        say(f"not finished: what was answered is safe in {summary['journal']}; the same command again asks for the rest")
+    say_end(summary, f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
