@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mmpo.annotate.client import Answer, Failure, Stop, answer_of
+from mmpo.annotate.client import Answer, Endpoint, Failure, Stop, answer_of
 from mmpo.annotate.generate.options import SampledModel
 from mmpo.pipeline.errors import UserError
 
@@ -43,14 +43,23 @@ WAITING = 4
 """Requests that wait for each place of an engine: among them it finds those of like length, and those of one prompt."""
 
 
-def check_room(engines: Sequence[LocalEngine], max_tokens: int) -> None:
-    """Raise UserError where a reply of so many tokens leaves a model no room for a prompt."""
+def check_local(engines: Sequence[LocalEngine], max_tokens: int, *, batch: bool) -> None:
+    """Raise UserError where a reply of so many tokens leaves a model no room for a prompt, and where models would be asked by batches."""
+    if engines and batch:
+        raise UserError("--batch is for models at endpoints; run those on this machine without it, into the same journal")
     for one in engines:
         if max_tokens >= one.most:
             raise UserError(
                 f"--max-tokens {max_tokens} leaves {one.name} no room for a prompt: it takes {one.most:,} tokens of prompt and reply "
                 "together. Give fewer"
             )
+
+
+def endpoints_of(
+    models: Sequence[SampledModel], local: Mapping[str, LocalEngine], timeout: float, stop: Stop
+) -> list["LocalEndpoint | Endpoint"]:
+    """What answers for each model: the engine of its name, else the endpoint that it is at."""
+    return [LocalEndpoint(local[one.name], one, stop) if one.name in local else Endpoint(one, timeout) for one in models]
 
 
 def settings_of(engine: LocalEngine) -> SampledModel:

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import orjson
 
-from mmpo.annotate.asking import Asker, Endpointlike, Progress, ask_all, check_prices, journal_of, patient, to_its_end
-from mmpo.annotate.client import Answer, Budget, Endpoint, Failure, Journal, Price, Prices, Request, Stop, api_key, load_prices
-from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, check_room, settings_of
+from mmpo.annotate.asking import Ask, Asker, Endpointlike, Progress, ask_all, check_prices, journal_of, patient, to_its_end
+from mmpo.annotate.client import Answer, Budget, Failure, Journal, Price, Prices, Request, Stop, api_key, load_prices
+from mmpo.annotate.generate.local import LocalEngine, check_local, endpoints_of, settings_of
 from mmpo.annotate.generate.options import GenerateOptions, SampledModel, check_names, sampled_models
 from mmpo.annotate.generate.output import check_folder, finish, holds_key, unanswered
 from mmpo.annotate.generate.prompts import opened
@@ -49,11 +49,9 @@ def prepared(
     asked = sampled_models(options, models) if models else []
     asked += [settings_of(one) for one in local]
     check_names([one.name for one in asked])
-    check_room(local, options.max_tokens)
+    check_local(local, options.max_tokens, batch=options.batch)
     prices = load_prices(options.prices)
     check_prices(options, asked[: len(models)], prices)
-    if local and options.batch:
-        raise UserError("--batch is for models at endpoints; run those on this machine without it, into the same journal")
     sources = [prompts] if isinstance(prompts, str | Path) else list(prompts)
     check_out(Path(out), sources)
     with opened(sources, options) as feedback:
@@ -136,6 +134,18 @@ def takes_key(model: SampledModel, options: GenerateOptions) -> str:
     return "takes:" + orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()
 
 
+async def what_it_takes(
+    model: SampledModel, options: GenerateOptions, ask: Ask, journal: Journal, instead: Mapping[str, str] | None = None
+) -> Takes:
+    """What a model's endpoint takes: as the journal knows it, else by a probe; instead: as for `probe`."""
+    key = takes_key(model, options)
+    if (known := journal.meta(key)) is not None:
+        return Takes(**known)
+    found = await probe(ask, model, options, instead)
+    journal.set_meta(key, dataclasses.asdict(found))
+    return found
+
+
 def count_of(sampling: Sampling, feedback: Feedback) -> int:
     """How many requests a run makes of one model."""
     return sum(len(sampling.numbers(row)) for rows in feedback.rows(scores=False, reference=None) for row in rows)
@@ -150,18 +160,10 @@ async def _ask_all(
         model = cast(SampledModel, endpoint.judge)
         takes = Takes()
         if model.name not in plan.local:
-            known = journal.meta(takes_key(model, options))
-            if known is None:
-                takes = await probe(patient(endpoint, "model", options, paid, stop, progress), model, options)
-                journal.set_meta(takes_key(model, options), dataclasses.asdict(takes))
-            else:
-                takes = Takes(**known)
+            takes = await what_it_takes(model, options, patient(endpoint, "model", options, paid, stop, progress), journal)
         sampling = Sampling(model, options, takes)
         shared = (endpoint, options, journal, budget, price, stop, totals[model.name], "model")
         return GenerateRun(*shared, sampling=sampling, feedback=plan.feedback)
 
-    endpoints = [
-        LocalEndpoint(plan.local[one.name], one, stop) if one.name in plan.local else Endpoint(one, options.timeout)
-        for one in plan.models
-    ]
+    endpoints = endpoints_of(plan.models, plan.local, options.timeout, stop)
     return await ask_all(endpoints, options, journal, plan.prices, progress, stop, start, "there is nothing to ask")

@@ -10,7 +10,7 @@ from mmpo.annotate.generate.requests import Takes
 from mmpo.annotate.generate.run import takes_key
 from mmpo.annotate.mt_bench.files import TURNS
 from mmpo.annotate.mt_bench.plan import BenchPlan
-from mmpo.annotate.mt_bench.requests import Answering, Grading, ModelAnswers, answers_of, open_requests, temperature_of
+from mmpo.annotate.mt_bench.requests import Answering, Grading, ModelAnswers, answers_of, open_requests
 from mmpo.annotate.mt_bench.run import known_capabilities
 
 
@@ -38,8 +38,7 @@ def estimate(plan: BenchPlan) -> dict[str, Any]:
 
 
 def _model(plan: BenchPlan, model: Any, journal: Journal | None, known: dict[str, ModelAnswers]) -> dict[str, Any]:
-    hottest = max(temperature_of(one, plan.options) for one in plan.questions)
-    takes = journal.meta(takes_key(model, plan.options.sampling(hottest))) if journal else None
+    takes = journal.meta(takes_key(model, plan.hottest)) if journal else None
     one = Answering(model, plan.options, Takes(**takes) if takes else Takes())
     known[model.name] = found = answers_of(one, plan.questions, journal if plan.options.cache else None)
     length = one.sampling(plan.questions[0]).length

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mmpo.annotate.client import Prices
 from mmpo.annotate.generate.local import LocalEngine
-from mmpo.annotate.generate.options import SampledModel
+from mmpo.annotate.generate.options import GenerateOptions, SampledModel
 from mmpo.annotate.judge.options import Judge
 from mmpo.annotate.mt_bench.files import TURNS, BenchQuestion
 from mmpo.annotate.mt_bench.options import MtBenchOptions
 from mmpo.annotate.mt_bench.prompts import JudgePrompts
-from mmpo.annotate.mt_bench.requests import ModelAnswers
+from mmpo.annotate.mt_bench.requests import ModelAnswers, temperature_of
 
 WITHOUT_REASON = "empty"
 """What an answer of a file is that says nothing."""
@@ -58,6 +58,11 @@ class BenchPlan:
     prices: Prices
     journal: Path
     references: Path | None
+
+    @property
+    def hottest(self) -> GenerateOptions:
+        """The options of an answer at the highest temperature of all, by which endpoints are tried."""
+        return self.options.sampling(max(temperature_of(one, self.options) for one in self.questions))
 
     def contestants(self, known: Mapping[str, ModelAnswers]) -> list[Contestant]:
         """All models of the run with their answers. known: of those that were asked, by name."""

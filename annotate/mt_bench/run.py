@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +12,10 @@ import orjson
 
 from mmpo.annotate.asking import Ask, Endpointlike, Progress, ask_all, check_prices, journal_of, patient, refuse, to_its_end
 from mmpo.annotate.client import Answer, Budget, Choice, Endpoint, Journal, Price, Stop, api_key, load_prices
-from mmpo.annotate.generate.local import LocalEndpoint, LocalEngine, check_room, settings_of
+from mmpo.annotate.generate.local import LocalEngine, check_local, endpoints_of, settings_of
 from mmpo.annotate.generate.options import SampledModel, check_names, sampled_models
-from mmpo.annotate.generate.requests import Takes, probe
-from mmpo.annotate.generate.run import takes_key
+from mmpo.annotate.generate.requests import Takes
+from mmpo.annotate.generate.run import what_it_takes
 from mmpo.annotate.judge.capabilities import Capabilities, Probe
 from mmpo.annotate.judge.capabilities import probe as probe_judge
 from mmpo.annotate.judge.options import Judge
@@ -24,7 +24,7 @@ from mmpo.annotate.mt_bench.options import TEMPERATURES, MtBenchOptions, judges_
 from mmpo.annotate.mt_bench.output import check_folder, finish, nothing_said, unfinished
 from mmpo.annotate.mt_bench.plan import BenchPlan
 from mmpo.annotate.mt_bench.prompts import load_prompts
-from mmpo.annotate.mt_bench.requests import Answering, Grading, Stage, answers_of, open_requests, temperature_of
+from mmpo.annotate.mt_bench.requests import Answering, Grading, Stage, answers_of, open_requests
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import check_out
@@ -54,11 +54,9 @@ def prepared(
         )
     check_names(names)
     chosen = judges_of(options, judges, names)
-    check_room(local, options.max_tokens)
+    check_local(local, options.max_tokens, batch=options.batch)
     prices = load_prices(options.prices)
     check_prices(options, [*asked[: len(models)], *chosen.values()], prices)
-    if local and options.batch:
-        raise UserError("--batch is for models at endpoints; run those on this machine without it, into the same journal")
     read = read_questions(options.questions)
     if options.limit is not None:
         drawn = sorted(read, key=lambda one: digest_of(options.seed, "limit", str(one.id)))[: options.limit]
@@ -156,25 +154,15 @@ async def _answer(plan: BenchPlan, turn: int, journal: Journal, progress: Progre
         requests = [request for _, request in open_requests(one, plan.questions, known, turn)]
         return Stage(endpoint, options, journal, budget, price, stop, len(requests), "model", requests=requests, asks=one)
 
-    endpoints = [
-        LocalEndpoint(plan.local[one.name], one, stop) if one.name in plan.local else Endpoint(one, options.timeout)
-        for one in plan.models
-    ]
+    endpoints = endpoints_of(plan.models, plan.local, options.timeout, stop)
     return await ask_all(endpoints, options, journal, plan.prices, progress, stop, start, "there is nothing to ask")
 
 
 async def _takes(plan: BenchPlan, model: SampledModel, ask: Ask, journal: Journal) -> Takes:
-    """What a model's endpoint takes: as the journal knows it, else by a probe at the highest temperature that the run will send."""
-    hottest = max(temperature_of(one, plan.options) for one in plan.questions)
-    sampling = plan.options.sampling(hottest)
-    key = takes_key(model, sampling)
-    if (known := journal.meta(key)) is not None:
-        return Takes(**known)
+    """What a model's endpoint takes at the highest temperature that the run will send."""
     by_category = ", ".join(f"{name} {value:g}" for name, value in TEMPERATURES.items())
     hint = f"Each category has a temperature of its own ({by_category}); --temperature 1 samples all of them at 1"
-    found = await probe(ask, model, sampling, instead={"temperature": hint} if plan.options.temperature is None else {})
-    journal.set_meta(key, dataclasses.asdict(found))
-    return found
+    return await what_it_takes(model, plan.hottest, ask, journal, {"temperature": hint} if plan.options.temperature is None else {})
 
 
 async def _grade(plan: BenchPlan, graded: Sequence[Any], journal: Journal, progress: Progress | None, stop: Stop) -> list[Stage]:
@@ -201,9 +189,9 @@ def capabilities_key(grading: Grading) -> str:
     return "grading:" + orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def known_capabilities(grading: Grading, journal: Mapping[str, Any] | Journal | None) -> Capabilities | None:
+def known_capabilities(grading: Grading, journal: Journal | None) -> Capabilities | None:
     """What the journal knows of a judge's endpoint; None: nothing."""
-    known = journal.meta(capabilities_key(grading)) if isinstance(journal, Journal) else None
+    known = journal.meta(capabilities_key(grading)) if journal else None
     return Capabilities(**known) if known else None
 
 
