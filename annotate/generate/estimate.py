@@ -4,8 +4,9 @@ from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
+from mmpo.annotate.asking import AskingOptions
 from mmpo.annotate.batch import open_batches
-from mmpo.annotate.client import Journal
+from mmpo.annotate.client import EndpointSettings, Journal, Prices
 from mmpo.annotate.generate.options import SampledModel
 from mmpo.annotate.generate.output import unanswered
 from mmpo.annotate.generate.prompts import unanswerable
@@ -53,21 +54,28 @@ def _model(plan: GeneratePlan, model: SampledModel, journal: Journal | None) -> 
         failed.update(failure.reason for failure in journal.failures(keys).values()) if journal else None
         requests, answered = requests + len(asked), answered + len(have)
         prompt_tokens += sum(request.prompt_tokens for request in asked if request.key not in have)
-    left = requests - answered
-    price = plan.prices.of(model.model, batch=plan.options.batch)
+    found = left_of(model, plan.options, plan.prices, journal, requests, requests - answered, prompt_tokens, sampling.length)
+    return {**found, "failed": dict(failed)}
+
+
+def left_of(
+    model: EndpointSettings, options: AskingOptions, prices: Prices, journal: Journal | None,
+    requests: int, left: int, prompt_tokens: int, length: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What a dry run says of one model. left: of its requests, with so many prompt tokens; length: the longest reply in tokens."""
+    price = prices.of(model.model, batch=options.batch)
     spent = (journal.spent() if journal else {}).get(model.name, {})
     measured = spent["seconds"] / spent["requests"] if spent.get("seconds") else None
     return {
         "name": model.name,
         "model": model.model,
         "requests": requests,
-        "answered": answered,
-        "failed": dict(failed),
+        "answered": requests - left,
         "left": left,
         "prompt_tokens": prompt_tokens,
-        "reply_tokens_at_most": left * sampling.length,
-        "cost_at_most": price.of(prompt_tokens, left * sampling.length) if price else None,
+        "reply_tokens_at_most": left * length,
+        "cost_at_most": price.of(prompt_tokens, left * length) if price else None,
         "spent_cost": spent.get("cost", 0.0) if price else None,
-        "seconds": None if measured is None else left * measured / (model.concurrency or plan.options.concurrency),
+        "seconds": None if measured is None else left * measured / (model.concurrency or options.concurrency),
         "batches_open": open_batches(journal, model.name) if journal else 0,
     }

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from mmpo.annotate.batch import open_batches
 from mmpo.annotate.client import EndpointSettings, Journal, Request
+from mmpo.annotate.generate.estimate import left_of
 from mmpo.annotate.generate.requests import Takes
 from mmpo.annotate.generate.run import takes_key
 from mmpo.annotate.mt_bench.files import TURNS
@@ -77,15 +77,5 @@ def _row(
     plan: BenchPlan, model: EndpointSettings, what: str, requests: int, left: Sequence[int], length: int, journal: Journal | None
 ) -> dict[str, Any]:
     """left: prompt tokens of the requests that are left; length: the longest reply."""
-    local = model.name in plan.local
-    price = plan.prices.of(model.model, batch=plan.options.batch)
-    spent = (journal.spent() if journal else {}).get(model.name, {})
-    measured = spent["seconds"] / spent["requests"] if spent.get("seconds") else None
-    price_left = price.of(sum(left), len(left) * length) if price else None
-    return {
-        "name": model.name, "model": model.model, "asked_for": what, "local": local, "requests": requests,
-        "answered": requests - len(left), "left": len(left), "prompt_tokens": sum(left), "reply_tokens_at_most": len(left) * length,
-        "cost_at_most": price_left, "spent_cost": spent.get("cost", 0.0) if price else None,
-        "seconds": None if measured is None else len(left) * measured / (model.concurrency or plan.options.concurrency),
-        "batches_open": open_batches(journal, model.name) if journal else 0,
-    }  # fmt: skip
+    found = left_of(model, plan.options, plan.prices, journal, requests, len(left), sum(left), length)
+    return {**found, "asked_for": what, "local": model.name in plan.local}
