@@ -3,7 +3,7 @@ the grades that are there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,20 +23,15 @@ STARTS = (1.0, 0.0, 0.5, 2.0)
 """How large the logit of a usual pair may be by others' grades, before any of those that are wanted; the first where these are too few."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class CompletionTexts:
     """Completions, each once. prompts: conversations, each once; texts, ids: of completions; prompt_of: the number of each one's prompt,
     (completions,)."""
 
-    prompts: list[Sequence[Message]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-
-    @property
-    def prompt_of(self) -> np.ndarray:
-        """The number of each completion's prompt, (completions,)."""
-        return np.array(self.numbers, dtype=np.int64)
+    prompts: list[Sequence[Message]]
+    texts: list[str]
+    ids: list[str]
+    prompt_of: np.ndarray
 
 
 Featurize = Callable[[str, CompletionTexts], np.ndarray]
@@ -175,6 +170,5 @@ def texts_of(items: Iterable[RecordItem], wanted: set[str]) -> CompletionTexts:
                 found[one] = item.prompt_id, text
     number = {own: place for place, own in enumerate(sorted(prompts))}
     order = sorted(found, key=lambda one: (found[one][0], one))
-    return CompletionTexts(
-        [prompts[own] for own in number], [found[one][1] for one in order], order, [number[found[one][0]] for one in order]
-    )
+    prompt_of = np.array([number[found[one][0]] for one in order], dtype=np.int64)
+    return CompletionTexts([prompts[own] for own in number], [found[one][1] for one in order], order, prompt_of)
