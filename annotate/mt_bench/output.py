@@ -12,7 +12,7 @@ from mmpo.annotate.asking import most_common, recorded, refuse
 from mmpo.annotate.asking.run import USER_ERRORS
 from mmpo.annotate.client import Journal, Stop
 from mmpo.annotate.mt_bench.figures import categories_of, figures
-from mmpo.annotate.mt_bench.files import TURNS, UNREADABLE, Judgments, Scored, read_judgments, read_questions
+from mmpo.annotate.mt_bench.files import TURNS, UNREADABLE, Scored, read_judgments, read_questions
 from mmpo.annotate.mt_bench.options import MtBenchOptions
 from mmpo.annotate.mt_bench.plan import NOT_IN_FILE, BenchPlan, Contestant
 from mmpo.annotate.mt_bench.requests import Answering, Grading, score_of, temperature_of
@@ -173,7 +173,7 @@ def _cost(plan: BenchPlan, journal: Journal) -> float | None:
 
 
 def _sampled(plan: BenchPlan, answering: Mapping[str, Answering]) -> dict[str, dict[str, Any]]:
-    """How each model's answers were sampled, by category; the judges' settings beside."""
+    """How each model's answers were sampled, by category."""
     found: dict[str, dict[str, Any]] = {}
     for name, one in answering.items():
         kinds = {question.category: one.sampling(question).sent.get("temperature") for question in plan.questions}
@@ -273,16 +273,15 @@ def mt_bench_judgments(
     if not judgments:
         raise UserError("name a file of judgments")
     found = read_judgments(judgments)
-    questions = read_questions(chosen.questions) if chosen.questions is not None else []
-    known = categories_of(questions)
+    known = categories_of(read_questions(chosen.questions)) if chosen.questions is not None else {}
     unreadable = Counter(row.reason for row in found.rows if row.score is None)
+    counts = {
+        "judgments": dict(unreadable), "readable": found.readable, "outside": found.outside, "repeated": found.repeated,
+        "other_questions": sum(row.question not in known for row in found.rows) if known else None,
+    }  # fmt: skip
     summary: dict[str, Any] = {
-        "judgments": len(found.rows), "questions": len({row.question for row in found.rows}),
-        "counts": {
-            "judgments": dict(unreadable), "readable": found.readable, "outside": found.outside, "repeated": found.repeated,
-            "other_questions": sum(row.question not in known for row in found.rows) if questions else None,
-        },
-        "models": figures(found.rows, known, chosen.bootstrap, chosen.seed), "warnings": _file_warnings(found, known),
+        "judgments": len(found.rows), "questions": len({row.question for row in found.rows}), "counts": counts,
+        "models": figures(found.rows, known, chosen.bootstrap, chosen.seed), "warnings": _file_warnings(counts),
     }  # fmt: skip
     if out is not None:
         from mmpo.annotate.mt_bench.page import write_page
@@ -291,20 +290,17 @@ def mt_bench_judgments(
     return summary
 
 
-def _file_warnings(found: Judgments, categories: Mapping[str, str]) -> list[str]:
+def _file_warnings(counts: Mapping[str, Any]) -> list[str]:
     told = []
-    if found.readable:
+    if readable := counts["readable"]:
         told.append(
-            f"{found.readable:,} judgments are counted as without a score, as the file has them, though one stands in their words "
+            f"{readable:,} judgments are counted as without a score, as the file has them, though one stands in their words "
             "(such as [[rating: 2]], which FastChat does not read)"
         )
-    if found.outside:
-        told.append(f"{found.outside:,} scores lie outside 1 to 10; they count as they are")
-    if found.repeated:
-        told.append(
-            f"{found.repeated:,} judgments are of an answer that was judged already; all count, as in the published arithmetic"
-        )
-    other = sum(row.question not in categories for row in found.rows)
-    if categories and other:
+    if outside := counts["outside"]:
+        told.append(f"{outside:,} scores lie outside 1 to 10; they count as they are")
+    if repeated := counts["repeated"]:
+        told.append(f"{repeated:,} judgments are of an answer that was judged already; all count, as in the published arithmetic")
+    if other := counts["other_questions"]:
         told.append(f"{other:,} judgments are of questions that the file of questions does not have: they are in no category")
     return told

@@ -98,13 +98,11 @@ class Stage(Asker):
 @dataclass
 class ModelAnswers:
     """One model's answers, as far as they are known. turns: by question (as a text), one written reply per turn; keys, at: of the request
-    for a question's last answer, and when that came (seconds since the epoch); failed: by reason, requests that came to nothing; left:
-    turns that were not asked (yet)."""
+    for a question's last answer, and when that came (seconds since the epoch); failed: reasons of requests that came to nothing."""
 
     turns: dict[str, list[Written]] = field(default_factory=dict)
     keys: dict[str, bytes] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    left: int = 0
     at: dict[str, float] = field(default_factory=dict)
 
     def texts(self, question: BenchQuestion) -> list[str]:
@@ -128,8 +126,6 @@ def answers_of(answering: Answering, questions: Sequence[BenchQuestion], journal
                 found.at[str(one.id)] = times[request.key]
             elif request is not None and (failure := failures.get(request.key)):
                 found.failed.append(failure.reason)
-            else:
-                found.left += 1
     return found
 
 
