@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpo.pipeline.report import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
+from mmpo.pipeline.report import Picture, draw, number, points, render, table, with_interval, write_whole
 
 DIGITS = 2
 """Of means: further ones say nothing of eighty questions."""
@@ -112,22 +112,11 @@ def _picture(judge: str, rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]
             own = [(at, row["categories"][kind]) for at, kind in enumerate(kinds) if kind in row["categories"]]
             own = [(at, one) for at, one in own if one["mean"] is not None]
             shift = (place - (len(rows) - 1) / 2) * min(0.8 / len(rows), 0.14)
-            bars = [
-                [max(0.0, side) for side in (one["mean"] - low, high - one["mean"])]
-                for _, one in own
-                for low, high in [_bounds(one)]
-            ]
-            axes.errorbar(
-                [at + shift for at, _ in own], [one["mean"] for _, one in own], yerr=list(zip(*bars, strict=True)) if bars else None,
-                fmt="o", markersize=4, linewidth=1.2, color=COLOURS[place % len(COLOURS)], label=row["model"],
-            )  # fmt: skip
+            look = {"linestyle": "none", "marker": "o", "markersize": 4, "elinewidth": 1.2}
+            points(axes, place, [at + shift for at, _ in own], [one for _, one in own], "mean", row["model"], **look)
         axes.set(ylabel="score", ylim=(0.7, 10.3))
         axes.set_xticks(range(len(kinds)), kinds)
         axes.legend(fontsize=8.5, ncols=min(4, len(rows)))
 
     caption = f"Mean score by category, with 95% intervals over questions; judge: {judge or 'not named'}."
     return draw(f"mt-bench-{judge}", caption, plot, size=(11.0, 3.6))
-
-
-def _bounds(one: Mapping[str, Any]) -> list[float]:
-    return one["mean_95"] or [one["mean"], one["mean"]]

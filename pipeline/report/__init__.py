@@ -11,6 +11,7 @@ from mmpo.pipeline.report.page import (
     Picture,
     draw,
     number,
+    points,
     render,
     table,
     temperature_words,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.metrics import METRICS
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, trained_words, write_whole
+from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, points, render, table, trained_words, write_whole
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> Path:
@@ -68,19 +68,13 @@ def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None
     few = 0.01 * sum(row["pairs"] for row in shown[0]["by_margin"])  # of fewer pairs nothing is seen
     kept = [at for at, row in enumerate(shown[0]["by_margin"]) if row["pairs"] >= few]
 
-    def points(axes: Any, at: int, x: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str) -> None:
-        y, bounds = [row[key] for row in rows], [row.get(f"{key}_95") or [row[key]] * 2 for row in rows]
-        bars = [[max(0.0, value - low) for value, (low, _) in zip(y, bounds, strict=True)]]
-        bars += [[max(0.0, high - value) for value, (_, high) in zip(y, bounds, strict=True)]]
-        look = {"color": COLOURS[at % len(COLOURS)], "marker": "os^Dv<"[at % 6], "markersize": 5}
-        axes.errorbar(x, y, yerr=bars, linewidth=1.4, elinewidth=1, label=str(shown[at]["name"]), **look)
-
     def by_margin(axes: Any) -> None:
         targets = [shown[0]["by_margin"][at]["mean_p"] for at in kept]
         axes.plot(range(len(kept)), targets, color="#5b6675", linestyle="--", label="target")
         for at, run in enumerate(shown):
             aside = 0.5 * (at - (len(shown) - 1) / 2) / max(len(shown), 3)
-            points(axes, at, [place + aside for place in range(len(kept))], [run["by_margin"][one] for one in kept], "mean_q")
+            rows = [run["by_margin"][one] for one in kept]
+            points(axes, at, [place + aside for place in range(len(kept))], rows, "mean_q", str(run["name"]))
         axes.set(xlabel="quality margin of the pair", ylabel="mean prediction q", xticks=range(len(kept)))
         axes.set_xticklabels(["tie" if bins[at][1] == 0 else _span(*bins[at]) for at in kept])
         axes.legend(fontsize=9, loc="upper left")
@@ -90,8 +84,8 @@ def _calibration(runs: Sequence[Mapping[str, Any]], kind: str) -> Picture | None
         found = [[row for row in rows if row["weight"] >= few] for rows in found]
         most = max(row["mean_x"] for rows in found for row in rows)
         axes.plot((0.5, most), (0.5, most), color="#5b6675", linestyle="--")
-        for at, rows in enumerate(found):
-            points(axes, at, [row["mean_x"] for row in rows], rows, "mean_y")
+        for at, (run, rows) in enumerate(zip(shown, found, strict=True)):
+            points(axes, at, [row["mean_x"] for row in rows], rows, "mean_y", str(run["name"]))
         axes.set(xlabel="prediction q, the side above ½", ylabel="mean target p of those pairs")
 
     words = (

@@ -60,6 +60,16 @@ def draw(name: str, caption: str, *plots: Callable[[Any], None], size: tuple[flo
     return Picture(name, buffer.getvalue(), caption)
 
 
+def points(axes: Any, at: int, x: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str, label: str, **look: Any) -> None:
+    """Draw the figure `key` of each row at x with its interval, `KEY_95`, where it has one: a line in the look of the at-th of several."""
+    y = [row[key] for row in rows]
+    bounds = [row.get(f"{key}_95") or [value] * 2 for row, value in zip(rows, y, strict=True)]
+    bars = [[max(0.0, value - low) for value, (low, _) in zip(y, bounds, strict=True)]]
+    bars += [[max(0.0, high - value) for value, (_, high) in zip(y, bounds, strict=True)]]
+    own = {"color": COLOURS[at % len(COLOURS)], "marker": "os^Dv<"[at % 6], "markersize": 5, "linewidth": 1.4, "elinewidth": 1}
+    axes.errorbar(x, y, yerr=bars, label=label, **own | look)
+
+
 def number(value: Any, digits: int = 3) -> str:
     """A number for readers: thousands apart, `digits` decimals for fractions, an en dash for what is undefined; each of an interval's.
 

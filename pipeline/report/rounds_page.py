@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpo.pipeline.report.page import COLOURS, Picture, draw, number, render, table, with_interval, write_whole
+from mmpo.pipeline.report.page import Picture, draw, number, points, render, table, with_interval, write_whole
 
 MEASURE, GAIN, LEFT_OUT = "measure", "measure gain", "left out"
 TRUST = (
@@ -82,26 +82,15 @@ def write_rounds(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str)
     return write_whole(page, render("rounds.html.j2", values))
 
 
-def _by_round(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], axes: Any, of: Any, start: Mapping[str, Any]) -> None:
-    """A line a policy over the rounds, from the start, with intervals. of: row → {"value", "value_95"}, or None."""
+def _by_round(
+    rows: Sequence[Mapping[str, Any]], policies: Sequence[str], axes: Any, of: Any, key: str, start: Mapping[str, Any]
+) -> None:
+    """A line a policy over the rounds, from the start, with intervals. of: row → what holds the figure `key`, or None."""
     for at, name in enumerate(policies):
-        points = [(0, start)] + [(row["round"], of(row)) for row in rows if row["run"] == name]
-        points = [(x, one) for x, one in points if one and one["value"] is not None]
-        x, y = [x + 0.06 * (at - (len(policies) - 1) / 2) for x, _ in points], [one["value"] for _, one in points]
-        bounds = [one.get("value_95") or [one["value"]] * 2 for _, one in points]
-        bars = [[max(0.0, v - low) for v, (low, _) in zip(y, bounds, strict=True)]]
-        bars += [[max(0.0, high - v) for v, (_, high) in zip(y, bounds, strict=True)]]
-        axes.errorbar(
-            x,
-            y,
-            yerr=bars,
-            marker="os^Dv<"[at % 6],
-            markersize=5,
-            linewidth=1.4,
-            elinewidth=1,
-            color=COLOURS[at % len(COLOURS)],
-            label=name,
-        )
+        found = [(0, start), *((row["round"], of(row)) for row in rows if row["run"] == name)]
+        found = [(x, one) for x, one in found if one and one.get(key) is not None]
+        aside = 0.06 * (at - (len(policies) - 1) / 2)
+        points(axes, at, [x + aside for x, _ in found], [one for _, one in found], key, name)
     axes.set(xlabel="round", xticks=range(max(row["round"] for row in rows) + 1))
     axes.legend(fontsize=9, loc="upper left")
 
@@ -110,11 +99,8 @@ def _measures(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> Pic
     if not any(row.get("measure") is not None for row in rows):
         return None
 
-    def of(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"value": row.get("measure"), "value_95": row.get("measure_95")}
-
     def plot(axes: Any) -> None:
-        _by_round(rows, policies, axes, of, of(rows[0]))
+        _by_round(rows, policies, axes, lambda row: row, "measure", rows[0])
         axes.set(ylabel="measure of replies")
 
     return draw(
@@ -130,13 +116,9 @@ def _gains(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> Pictur
         return None
 
     def plot_of(grader: str) -> Any:
-        def of(row: Mapping[str, Any]) -> dict[str, Any] | None:
-            one = row["gains"].get(grader)
-            return one and {"value": one["gain"], "value_95": one["gain_95"]}
-
         def plot(axes: Any) -> None:
             axes.axhline(0, color="#5b6675", linestyle="--", linewidth=1)
-            _by_round(rows, policies, axes, of, {"value": 0.0})
+            _by_round(rows, policies, axes, lambda row: row["gains"].get(grader), "gain", {"gain": 0.0})
             axes.set(ylabel=f"gain by {grader}")
 
         return plot
