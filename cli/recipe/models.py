@@ -14,6 +14,7 @@ from mmpo.cli.recipe.feedback import Graded, graded, manifest_text
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, write_json
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import MANIFEST, digest, resolve_inputs
 from mmpo.train.objective import parse_terms
 
 SHOWN = ("accuracy", "ece_target", "ece_label")
@@ -65,11 +66,9 @@ def run_stages(recipe: Recipe, stages: Stages, inputs: list[str], earlier: Grade
 def inputs_of(recipe: Recipe) -> list[str]:
     """What the first stage reads, named and digested; fails before anything is written where an input is missing."""
     if recipe.build is None:
-        if recipe.data is None or not (recipe.data / "manifest.json").is_file():
+        if recipe.data is None or not (recipe.data / MANIFEST).is_file():
             raise UserError(f"data: {recipe.data} is not a dataset folder; `mmpo build` writes one")
         return []
-    from mmpo.pipeline.storage import digest, resolve_inputs
-
     reading = recipe.generate or recipe.build
     files = resolve_inputs(recipe.inputs, reading.format or "", encoding=reading.encoding, separator=reading.sep)
     return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]

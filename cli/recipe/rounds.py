@@ -9,7 +9,7 @@ from mmpo.cli.output import print_rows, say
 from mmpo.cli.recipe.feedback import Graded
 from mmpo.cli.recipe.model import ROUND, Recipe
 from mmpo.cli.recipe.models import Done, run_stages
-from mmpo.cli.recipe.sampled import Replies, counted_replies, held_out, measured, sampled
+from mmpo.cli.recipe.sampled import Replies, counted_replies, held_out, measured, sampled, values_of
 from mmpo.cli.recipe.stages import Stages, write_json
 
 START = "(start)"
@@ -43,13 +43,14 @@ def run_rounds(recipe: Recipe, stages: Stages, inputs: list[str]) -> dict[str, A
             assert done.graded is not None
             if number == 1:
                 prompts = held_out(recipe, stages, first.folder)
-                rows.append(_start(recipe, prompts, first))
+                began = values_of(recipe, first, prompts)
+                rows.append(_start(recipe, prompts, first, began))
             for name in names:
                 before[name], last[name] = done.graded, done
                 policies[name] = str(stages.out / place / "models" / name)
                 at = _place(number, name if several else "")
                 after = _of_round(recipe, number + 1, _place(number + 1, name if several else ""), policies[name], [name], stages)
-                found = sampled(after, stages.below(f"{at}/sampled"), prompts, first)
+                found = sampled(after, stages.below(f"{at}/sampled"), prompts, first, began)
                 rows.append(_row(name, number, done, found))
         page = _write(recipe, stages, rows)
     _print(recipe, rows, page)
@@ -84,10 +85,10 @@ def _of_round(recipe: Recipe, number: int, place: str, policy: str, names: list[
     return recipe.model_copy(update=changed)
 
 
-def _start(recipe: Recipe, prompts: Path, candidates: Replies) -> dict[str, Any]:
+def _start(recipe: Recipe, prompts: Path, candidates: Replies, values: Mapping[str, float]) -> dict[str, Any]:
     """The row of the model that the loop begins with; it gains nothing over itself."""
     assert recipe.generate is not None
-    found = measured(recipe, candidates, candidates, prompts)
+    found = measured(recipe, values, values)
     row = {"run": START, "round": 0, "gains": {}, "replies": counted_replies(candidates, prompts, recipe.generate.n)}
     return row | {name: found.get(name) for name in MEASURED[:3]}
 

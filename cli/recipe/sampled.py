@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ class Replies:
     folder: Path
     model: str
 
+    @cached_property
     def rows(self) -> dict[str, list[Row]]:
-        """Its completions by prompt id, of prompts that have any."""
+        """Its completions by prompt id, of prompts that have any; read once."""
         found = {
             row["prompt_id"]: [one for one in row["completions"] or () if one["model"] == self.model]
             for row in load_feedback(self.folder).to_pylist()
@@ -57,8 +59,9 @@ class Replies:
         return {one: written for one, written in found.items() if written}
 
 
-def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> dict[str, Any]:
-    """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the start model's candidates.
+def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies, began: Mapping[str, float]) -> dict[str, Any]:
+    """Have `recipe.local`'s last model, a policy, answer the held-out prompts, and measure it against the start model's candidates, whose
+    `values_of` are `began`.
 
     Returns {"measure", "measure_95", "measure_prompts", "measure_gain", "measure_gain_95", "measure_gain_prompts", "replies":
     `counted_replies`, "graders": {rater: {"gain", "gain_95", "prompts"}}}: means over prompts with 95% intervals, gains over the start
@@ -77,14 +80,16 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies) -> di
     judged = grades(recipe, stages, beside, said) if both else beside
     measures = recipe.measures
     draws = {"draws": measures.bootstrap, "seed": measures.seed}
-    found: dict[str, Any] = {"prompts": load_feedback(replies).num_rows, "said": said, "graders": {}}
+    found: dict[str, Any] = {"said": said, "graders": {}}
     for rater, values in _gains(load_feedback(judged).to_pylist(), _firsts(start), _firsts(ours)).items():
         found["graders"][rater] = {
             "gain": float(np.mean(values)),
             "gain_95": mean_interval(values, **draws),
             "prompts": len(values),
         }
-    return found | measured(recipe, ours, start, prompts) | {"replies": counted_replies(ours, prompts, generate.n)}
+    return (
+        found | measured(recipe, values_of(recipe, ours, prompts), began) | {"replies": counted_replies(ours, prompts, generate.n)}
+    )
 
 
 def counted_replies(replies: Replies, prompts: Path, n: int) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def counted_replies(replies: Replies, prompts: Path, n: int) -> dict[str, Any]:
     by reason of those that are no candidates (cut, empty, refused, ...), "without_reply": prompts of which nothing is kept}.
     """
     names = set(load_feedback(prompts)["prompt_id"].to_pylist())
-    kept = {one: len(written) for one, written in replies.rows().items() if one in names}
+    kept = {one: len(written) for one, written in replies.rows.items() if one in names}
     rejects = read_parquet(replies.folder / "rejects.parquet").to_pylist()
     lost = [
         (row["prompt_id"], row["reason"])
@@ -109,22 +114,25 @@ def counted_replies(replies: Replies, prompts: Path, n: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(recipe: Recipe, replies: Replies, start: Replies, prompts: Path) -> dict[str, Any]:
-    """The user's own measure of replies to the prompts of a folder, and their gain over the start model's. Each different reply counts
-    once; a prompt of which no reply is kept has no value: how many have one stands beside each mean."""
+def values_of(recipe: Recipe, replies: Replies, prompts: Path) -> dict[str, float]:
+    """The user's own measure of replies to the prompts of a folder, by prompt id; {} where there is none. Each different reply counts
+    once; a prompt of which no reply is kept has no value."""
     if recipe.measures.measure is None:
         return {}
     of: Callable[..., Any] = outside_function("evaluate.measure", recipe.measures.measure)
-    draws = {"draws": recipe.measures.bootstrap, "seed": recipe.measures.seed}
     asked = {row["prompt_id"]: row["prompt"] for row in load_feedback(prompts).to_pylist()}
-    ours, theirs = (
-        {
-            one: float(np.mean([_number(recipe, of, asked[one], reply["text"]) for reply in written]))
-            for one, written in each.rows().items()
-            if one in asked
-        }
-        for each in (replies, start)
-    )
+    return {
+        one: float(np.mean([_number(recipe, of, asked[one], reply["text"]) for reply in written]))
+        for one, written in replies.rows.items()
+        if one in asked
+    }
+
+
+def measured(recipe: Recipe, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any]:
+    """The mean of `values_of`, and the gain over the start model's; how many prompts have a value stands beside each mean."""
+    if recipe.measures.measure is None:
+        return {}
+    draws = {"draws": recipe.measures.bootstrap, "seed": recipe.measures.seed}
     both = [ours[one] - theirs[one] for one in ours if one in theirs]
     values = list(ours.values())
     return {
@@ -148,13 +156,13 @@ def _number(recipe: Recipe, of: Callable[..., Any], prompt: Sequence[Row], reply
 
 def _firsts(replies: Replies) -> dict[str, str]:
     """The id of each prompt's first reply."""
-    return {one: written[0]["id"] for one, written in replies.rows().items()}
+    return {one: written[0]["id"] for one, written in replies.rows.items()}
 
 
 def _beside(start: Replies, replies: Replies, out: Path) -> dict[str, Any]:
     """FEEDBACK with the start model's first candidate and the policy's first; prompts that lack one of them are left out, counted;
     where both are one text there is no pair to grade."""
-    theirs, ours, table = start.rows(), replies.rows(), load_feedback(replies.folder)
+    theirs, ours, table = start.rows, replies.rows, load_feedback(replies.folder)
     rows = []
     for row in table.to_pylist():
         if row["prompt_id"] in ours and row["prompt_id"] in theirs:
