@@ -14,6 +14,7 @@ from mmpo.cli.asking import counted
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.cli.selecting import featurize
+from mmpo.pipeline.errors import printable
 from mmpo.pipeline.options import LISTED, NUMBER, Flags, options, options_from
 from mmpo.pipeline.progress import ProgressReporter
 
@@ -243,5 +244,5 @@ def select(
 
 def _start(prompt: list[dict[str, Any]]) -> str:
     """The beginning of what the user says last."""
-    text = " ".join(next((one["content"] for one in reversed(prompt) if one["role"] == "user"), "").split())
-    return text if len(text) <= 60 else text[:59] + "…"
+    text = next((one["content"] for one in reversed(prompt) if one["role"] == "user"), "")
+    return printable(" ".join(text.split()), 60)
