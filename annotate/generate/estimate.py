@@ -21,8 +21,8 @@ def estimate(plan: GeneratePlan) -> dict[str, Any]:
     """Requests, tokens, cost and time of a run, and what its journal has of it already.
 
     Returns {"requests", "answered", "left", "prompts", "unanswerable", "cost_at_most", "seconds", "journal", "models": [...]}. Prompt
-    tokens are estimates; reply tokens and cost are the most that they can be; seconds are None where the journal has measured no request of
-    that model yet. Raises UserError: there is nothing to ask.
+    tokens are estimates; reply tokens and cost (of models at endpoints) are the most that they can be; seconds are None where the journal
+    has measured no request of that model yet. Raises UserError: there is nothing to ask.
     """
     journal = Journal(plan.journal, read_only=True) if plan.journal.is_file() else None
     with journal or nullcontext():
@@ -30,12 +30,12 @@ def estimate(plan: GeneratePlan) -> dict[str, Any]:
     if not sum(row["requests"] for row in models):
         raise UserError(unanswered(plan.feedback, plan.options))
     reasons = Counter(unanswerable(row) for rows in plan.feedback.rows(scores=False, reference=None) for row in rows)
-    costs, seconds = [row["cost_at_most"] for row in models], [row["seconds"] for row in models]
+    costs, seconds = [row["cost_at_most"] for row in models if not row["local"]], [row["seconds"] for row in models]
     return {
         **{name: sum(row[name] for row in models) for name in ("requests", "answered", "left")},
         "prompts": reasons.total(),
         "unanswerable": {name: count for name, count in reasons.items() if name},
-        "cost_at_most": None if None in costs else sum(costs),
+        "cost_at_most": None if None in costs or not costs else sum(costs),
         "seconds": None if None in seconds else max(seconds),
         "journal": str(plan.journal) if journal else None,
         "models": models,
@@ -55,7 +55,7 @@ def _model(plan: GeneratePlan, model: SampledModel, journal: Journal | None) -> 
         requests, answered = requests + len(asked), answered + len(have)
         prompt_tokens += sum(request.prompt_tokens for request in asked if request.key not in have)
     found = left_of(model, plan.options, plan.prices, journal, requests, requests - answered, prompt_tokens, sampling.length)
-    return {**found, "failed": dict(failed)}
+    return {**found, "local": model.name in plan.local, "failed": dict(failed)}
 
 
 def left_of(

@@ -18,6 +18,7 @@ from folders import write_rows
 
 from mmpo.annotate import GenerateOptions, generate
 from mmpo.annotate.client import Journal
+from mmpo.annotate.generate import estimate, prepared
 from mmpo.cli.main import run
 from mmpo.pipeline import load_feedback, validate
 from mmpo.pipeline.errors import UserError
@@ -168,3 +169,17 @@ def test_a_reply_that_leaves_no_room_for_a_prompt_is_refused_at_once(model: Loca
     with pytest.raises(UserError, match=f"--max-tokens {model.most} leaves tiny no room"):
         generate(job.prompts, job.folder / "out", options=GenerateOptions(max_tokens=model.most), local=[model])
     assert not (job.folder / "out.generate.sqlite").exists()
+
+
+def test_a_dry_run_prices_what_costs_something(model: LocalModel, generating: Any, prices: str) -> None:
+    job = generating({}, 4)
+    options = GenerateOptions(n=2, max_tokens=20, prices=prices, base_url=job.server.base_url)
+
+    def told(*names: str) -> dict[str, Any]:
+        with prepared(job.prompts, job.folder / "out", options, names, [model]) as plan:
+            return estimate(plan)
+
+    both = told("judge-a")
+    assert [row["local"] for row in both["models"]] == [False, True]
+    assert both["cost_at_most"] == both["models"][0]["cost_at_most"] > 0
+    assert told()["cost_at_most"] is None and told("unpriced")["cost_at_most"] is None
