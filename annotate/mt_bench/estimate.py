@@ -63,14 +63,15 @@ def _judge(plan: BenchPlan, name: str, journal: Journal | None, known: dict[str,
     here = [grading.request(question, model.texts(question), turn)[0] for model, question, turn in plan.graded(models)]
     answered = journal.readings([request.key for request in here]) if journal and plan.options.cache else {}
     left = [request.prompt_tokens for request in here if request.key not in answered]
+    unwritten: list[int] = []
     for model in models:
-        for question in plan.questions:
+        for question in plan.questions if not model.stored else ():  # what a file of answers lacks never comes
             texts = [*model.texts(question), *[""] * TURNS][:TURNS]
             for turn in range(len(model.texts(question)) + 1, TURNS + 1):
-                unwritten = turn - len(model.texts(question))
-                left.append(grading.request(question, texts, turn)[0].prompt_tokens + unwritten * plan.options.max_tokens)
+                answers = (turn - len(model.texts(question))) * plan.options.max_tokens
+                unwritten.append(grading.request(question, texts, turn)[0].prompt_tokens + answers)
     length = plan.options.judge_max_tokens + grading.found.room
-    return _row(plan, plain.judge, "grades", TURNS * len(plan.questions) * len(models), left, length, journal)
+    return _row(plan, plain.judge, "grades", len(here) + len(unwritten), left + unwritten, length, journal)
 
 
 def _row(

@@ -225,6 +225,9 @@ def test_a_model_may_grade_itself_and_an_answer_file_is_graded_beside(bench: Any
     assert any("lack 12 of 16 grades" in line for line in some["warnings"]) and any(
         "1 answers of its file" in line for line in some["warnings"]
     )
+    options = MtBenchOptions(questions=job.questions, base_url=job.server.base_url)
+    told = estimate(prepared(job.folder / "some", options, judges=["judge"], answers=[part]))
+    assert (told["requests"], told["left"]) == (4, 0)  # what the file lacks never comes
     grades = [one for one in job.server.log() if "Grade: [[" in str(one["body"]["messages"]) and "2 + 2" not in str(one["body"])]
     assert len(grades) == 32 + 4
 
@@ -260,6 +263,7 @@ def test_batches_bring_the_same_answers_and_grades(bench: Any) -> None:
     job = bench()
     alone, batched = job.run(), job.run("batched", batch=True, batch_poll=0.05)
     assert means(batched["models"]) == means(alone["models"])
+    assert job.server.counts()["batches"] == 3  # of first answers, of second ones, of judgments
     assert job.lines("model_answer/writer.jsonl", "batched")[0]["choices"] == job.lines("model_answer/writer.jsonl")[0]["choices"]
 
 
