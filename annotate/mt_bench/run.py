@@ -19,12 +19,20 @@ from mmpo.annotate.generate.run import what_it_takes
 from mmpo.annotate.judge.capabilities import Capabilities, Probe
 from mmpo.annotate.judge.capabilities import probe as probe_judge
 from mmpo.annotate.judge.options import Judge
-from mmpo.annotate.mt_bench.files import READER, BenchQuestion, read_answers, read_questions, references_file, with_references
+from mmpo.annotate.mt_bench.files import (
+    READER,
+    TURNS,
+    BenchQuestion,
+    read_answers,
+    read_questions,
+    references_file,
+    with_references,
+)
 from mmpo.annotate.mt_bench.options import TEMPERATURES, MtBenchOptions, judges_of
 from mmpo.annotate.mt_bench.output import check_folder, finish, nothing_said, unfinished
 from mmpo.annotate.mt_bench.plan import BenchPlan
 from mmpo.annotate.mt_bench.prompts import load_prompts
-from mmpo.annotate.mt_bench.requests import Answering, Grading, Stage, answers_of, open_requests
+from mmpo.annotate.mt_bench.requests import Answering, Grading, ModelAnswers, Stage, answers_of, open_requests
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import check_out
@@ -118,7 +126,8 @@ def mt_bench(
     with Journal(plan.journal) as journal:
         stop, began = Stop(), time.monotonic()
         answering: dict[str, Answering] = {}
-        for turn in range(2 if plan.models else 0):
+        known: dict[str, ModelAnswers] = {}
+        for turn in range(TURNS if plan.models else 0):
             stages = to_its_end(_answer(plan, turn, journal, progress, stop), stop)
             answering |= {stage.judge.name: stage.asks for stage in stages}
             known = {name: answers_of(one, plan.questions, journal) for name, one in answering.items()}
@@ -127,7 +136,7 @@ def mt_bench(
                 refuse(stop, "answer", f"no question was answered: {nothing_said(failed)}", journal)
             if stop.reason:
                 raise unfinished(stop, journal)
-        graded = plan.contestants({name: answers_of(one, plan.questions, journal) for name, one in answering.items()})
+        graded = plan.contestants(known)
         for one in graded:
             if not any(text.strip() for question in plan.questions for text in one.texts(question)):
                 raise UserError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.output import AsJson, print_json, say
-from mmpo.cli.recipe.model import Recipe, load_recipe, schema
+from mmpo.cli.recipe.model import STAGES, Recipe, load_recipe, schema
 from mmpo.cli.recipe.models import inputs_of, run_stages
 from mmpo.cli.recipe.rounds import run_rounds
 from mmpo.cli.recipe.stages import Stages
@@ -56,6 +56,6 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def plan(recipe: Recipe) -> str:
     """The stages of a recipe in their order, in words."""
-    named = [name for name in ("generate", "score", "judge", "calibrate", "build") if getattr(recipe, name)]
+    named = [name for name in (*STAGES, "build") if getattr(recipe, name)]
     named += [f"train {name}" for name in recipe.runs] + ["evaluate"] * bool(recipe.runs)
     return " → ".join(named) + (f", {recipe.rounds} rounds" if recipe.rounds else "")
