@@ -2,30 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import demo_loop
 import pytest
 from folders import read_table, write_rows
-from loop_cases import PROMPTS, Loop, grade, models_in, start_models
-from openai_server import Server, serving
+from loop_cases import PROMPTS, Loop, grade, models_in
+from openai_server import Server
 
 from mmpo.annotate.client import Journal
 from mmpo.cli.main import run
 from mmpo.train import LocalModel
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return start_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving({"models": demo_loop.JUDGES, "worth": demo_loop.WORTH}) as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

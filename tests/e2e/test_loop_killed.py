@@ -6,13 +6,11 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import demo_loop
 import pytest
-from loop_cases import Loop, environment, made, start_models
-from openai_server import Server, serving
+from loop_cases import Loop, environment, made
+from openai_server import Server
 
 KILLS = int(os.environ.get("MMPO_KILLS", "5"))
 STAGES = ["generate", "judge", "feedback", "calibrate", "build", "train-mmpo", "evaluate-mmpo"]
@@ -50,17 +48,6 @@ for stage, seconds in json.loads(sys.argv[1]):
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """Runs a command again and again, each time killed in another stage, at a moment of its own or just before the stage is noted as done."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return start_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving({"models": demo_loop.JUDGES, "worth": demo_loop.WORTH}) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

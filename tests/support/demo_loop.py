@@ -109,7 +109,7 @@ def start_model(out: Path, topics: int) -> None:
     if (out / "start" / "config.json").is_file():
         return
     rows = [
-        {"prompt": prompt, "chosen": _sentence(draw), "rejected": _sentence(draw), "margin": 1}
+        {"prompt": prompt, "chosen": sentence(draw), "rejected": sentence(draw), "margin": 1}
         for prompt in prompts
         for _ in range(8)
     ]
@@ -120,7 +120,8 @@ def start_model(out: Path, topics: int) -> None:
     mmpo("train", "policy", "--data", f"{out}/words", "--model", "tiny", *sizes, *rates, "--out", f"{out}/start")
 
 
-def _sentence(draw: random.Random) -> str:
+def sentence(draw: random.Random) -> str:
+    """Words of all kinds, drawn at random."""
     return " ".join(draw.choice(draw.choice((GOOD, BAD, PLAIN))) for _ in range(draw.randint(5, 12))) + "."
 
 

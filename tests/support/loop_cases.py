@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ TABLES = ("candidates", "judged", "scored", "feedback", "calibrated", "pairs", "
 
 def start_models(folder: Path) -> Path:
     """A folder with `start`, a policy that writes the demo's words, `reward`, a reward model, and prompts.jsonl."""
-    draw = demo_loop.random.Random(0)
-    texts = [[demo_loop._sentence(draw) for _ in range(2)] for _ in PROMPTS * 6]
+    draw = random.Random(0)
+    texts = [[demo_loop.sentence(draw) for _ in range(2)] for _ in PROMPTS * 6]
     rows = [{"prompt": p, "chosen": a, "rejected": b, "margin": 1} for p, (a, b) in zip(PROMPTS * 6, texts, strict=True)]
     words = str(pairs_folder(folder / "words", rows, split=(1, 0, 0)))
     rates = {"loss": "sft", "epochs": 8, "learning_rate": 5e-3, "pairs_per_step": 16}
