@@ -10,9 +10,12 @@ from argilla_cases import Asked
 from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401
 from bench_cases import PLAYERS, Bench
 from cases import Generating, Judging
+from folders import feedback_folder
 from openai_server import Server, serving
 from own_judges import answering
 from raw_endpoint import raw_endpoint
+
+from mmpo.pipeline import BuildOptions, build
 
 
 @pytest.fixture
@@ -72,6 +75,21 @@ def judging_by(tmp_path: Path) -> Iterator[Callable[..., Judging]]:
     """Starts an endpoint that answers by a function of the request's body, with candidates for it."""
     with ExitStack() as running:
         yield lambda answer, *rows: Judging(running.enter_context(raw_endpoint(answering(answer))), tmp_path, *(rows or (1, 2)))
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Callable[..., Path]:
+    """FEEDBACK of groups of rows, each with a kind and, where it matters, a scale: `joined((rows, (-3, 3), "human"), (rows, "ai"))`."""
+
+    def make(*groups: tuple[Any, ...]) -> Path:
+        parts = [
+            feedback_folder(tmp_path / f"part{i}", rows, kind=kind, **({"scale": scale[0]} if scale else {}))
+            for i, (rows, *scale, kind) in enumerate(groups)
+        ]
+        build(parts, tmp_path / "all", options=BuildOptions(format="feedback", feedback_only=True))
+        return tmp_path / "all"
+
+    return make
 
 
 @pytest.fixture

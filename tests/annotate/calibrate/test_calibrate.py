@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from calibration_cases import rows_of, world
 from command import refused
-from folders import feedback_folder
 
 from mmpo.annotate import calibrate
 from mmpo.annotate.calibrate import sentences
@@ -22,20 +21,6 @@ from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pa
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK: dict[str, Any] = {"bootstrap": 20, "method": "ordinal-logit", "length": "off"}
-
-
-@pytest.fixture
-def joined(tmp_path: Path) -> Callable[..., Path]:
-    """FEEDBACK of groups of rows, each with a scale and a kind."""
-
-    def make(*groups: tuple[list[dict[str, Any]], tuple[float, float], str]) -> Path:
-        parts = [
-            feedback_folder(tmp_path / f"part{i}", rows, scale=scale, kind=kind) for i, (rows, scale, kind) in enumerate(groups)
-        ]
-        build(parts, tmp_path / "all", options=BuildOptions(format="feedback", feedback_only=True))
-        return tmp_path / "all"
-
-    return make
 
 
 @pytest.fixture
