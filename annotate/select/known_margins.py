@@ -80,16 +80,19 @@ def feedback_margins(names: pa.Table, groups: Sequence[GradeGroup]) -> tuple[dic
     return found, used, bounded
 
 
-def graded_pairs(names: pa.Table, groups: Sequence[GradeGroup], to: Sequence[str], raters: Sequence[str] | None) -> GradedPairs:
+def graded_pairs(
+    names: pa.Table, groups: Sequence[GradeGroup], to: Sequence[str], raters: Sequence[str] | None, *, by_models: bool = True
+) -> GradedPairs:
     """Who says what of FEEDBACK. groups: its grades; to: "human", or raters by name; raters: who is compared, default the reward models, or
-    the judges with them where those are fewer than two. Raises UserError for names that are not there."""
+    the judges with them where those are fewer than two; by_models: False where nobody will look at more than people's grades, and what
+    others say need not be worked out. Raises UserError for names that are not there."""
     known = sorted({group.rater for group in groups})
     for flag, given in (("--to", [name for name in to if name != HUMAN]), ("--rater", raters or ())):
         for name in given:
             if name not in known:
                 raise unknown_name(flag, name, [*([HUMAN] if flag == "--to" else []), *known[:40]])
     people = [group for group in groups if group.rater in to or (HUMAN in to and group.kind == HUMAN)]
-    others = [group for group in groups if group not in people]
+    others = [group for group in groups if group not in people] if by_models else []
     compared = [group for group in others if group.rater in raters] if raters else _models(others)
     each = {name: [group for group in compared if group.rater == name] for name in sorted({group.rater for group in compared})}
     return GradedPairs(

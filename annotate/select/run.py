@@ -13,6 +13,7 @@ from mmpo.annotate.select.known_margins import feedback_margins, graded_pairs
 from mmpo.annotate.select.options import SelectOptions
 from mmpo.annotate.select.output import check_list, list_rows, write_list
 from mmpo.annotate.select.pool import Featurize, Pool
+from mmpo.annotate.select.ways import SELECTIONS
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import large, without_texts
 from mmpo.pipeline.errors import UserError
@@ -44,7 +45,7 @@ def select(
     table, _ = merge_prompts(large(feedback if isinstance(feedback, pa.Table) else load_feedback(feedback)).combine_chunks())
     names = without_texts(table)
     groups = grade_statistics(names).groups
-    graded = graded_pairs(names, groups, options.to, options.raters)
+    graded = graded_pairs(names, groups, options.to, options.raters, by_models=SELECTIONS[options.by].by_models)
     left_out: Counter[str] = Counter()
     rows = list(feedback_rows(table, left_out))
     known = feedback_margins(names, groups)[0]
