@@ -13,7 +13,7 @@ from raw_endpoint import raw_endpoint
 
 from mmpo.annotate import GenerateOptions, generate
 from mmpo.cli.recipe.model import load_recipe
-from mmpo.cli.recipe.sampled import Replies, _beside, _gains, counted_replies, measured
+from mmpo.cli.recipe.sampled import Replies, _beside, _gains, counted_replies, measured, values_of
 from mmpo.pipeline import load_feedback
 from mmpo.pipeline.metrics import mean_interval
 from mmpo.pipeline.report import write_rounds
@@ -88,7 +88,7 @@ def test_replies_that_are_left_out_are_counted_and_prompts_without_one_have_no_v
     assert counted_replies(ours, feedback_folder(few, [{"prompt": "d"}], bare_prompts=True), 3)["left_out"] == {"cut": 3}
     assert counted_replies(Replies(tmp_path / "out", "nobody"), prompts, 3)["requests"] == 0
     recipe = load_recipe(RECIPE, [f"out={tmp_path}", "evaluate.measure=demo_loop:truth"])
-    found = measured(recipe, ours, Replies(begun, "round-1"), prompts)
+    found = measured(recipe, values_of(recipe, ours, prompts), values_of(recipe, Replies(begun, "round-1"), prompts))
     assert (found["measure_prompts"], found["measure_gain_prompts"]) == (2, 1)
 
 

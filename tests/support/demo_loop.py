@@ -5,7 +5,8 @@
 The truth is known: a reply is as good as its words (simulated_judge.quality). The judge sees it bent, with noise and a liking for what is
 shown first; people see it straight, on another scale and with noise of their own, and grade some pairs of every round when the loop waits
 for them. The model that the loop begins with writes these words at random. So the loop can be checked: its policy must write better
-replies to held-out prompts, and the policy of the same loop with a judge that knows nothing must not.
+replies to held-out prompts than the policy of the same loop with a judge that knows nothing. That one drifts as training drifts: the
+interval of its gain is over prompts, and doesn't hold what another draw of the judge's noise would have made of it.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     told = {judge: f"{low:+.2f} to {high:+.2f}" for judge, (low, high) in gains.items()}
     print(f"true score, held-out prompts, {options.rounds} rounds against none: judge {told['judge']}, coin {told['coin']} (95%)")
     print(f"both loops: {page}")
-    return 0 if gains["judge"][0] > 0 and gains["coin"][0] <= 0 else 1
+    return 0 if gains["judge"][0] > max(0, gains["coin"][1]) else 1
 
 
 def settings(out: Path, judge: str, base_url: str) -> list[str]:
