@@ -109,10 +109,10 @@ def _of_pairs(table: pa.Table, options: "PushOptions") -> ItemsRead:
             if known.kind in AI:
                 hints[item.prompt_id, frozenset(ids)] = known
     read.context = read.items
-    by_people = {(item.prompt_id, pair): known for item in read.items for pair, known in item.margins.items()}
+    by_pair = {(item.prompt_id, pair): known for item in read.items for pair, known in item.margins.items()}
     read.graded = GradedPairs(
-        {key: known for key, known in by_people.items() if known.kind == HUMAN},
-        {key: known for key, known in by_people.items() if known.kind != HUMAN},
+        {key: known for key, known in by_pair.items() if known.kind == HUMAN},
+        {key: known for key, known in by_pair.items() if known.kind != HUMAN},
         {},
         nameless=True,
     )
