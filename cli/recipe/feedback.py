@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from mmpo.annotate.calibrate import JURY
 from mmpo.annotate.judge import MODES, find_rubrics, judges_of
 from mmpo.cli.commands.agree import run_calibrate
-from mmpo.cli.commands.build import run_build
+from mmpo.cli.commands.data.build import run_build
 from mmpo.cli.commands.generate import run_generate
 from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.commands.score import run_score

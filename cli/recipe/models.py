@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmpo.cli.commands.build import run_build
+from mmpo.cli.commands.data.build import run_build
 from mmpo.cli.output import print_rows, say, shown
 from mmpo.cli.recipe.feedback import Graded, graded, manifest_text
 from mmpo.cli.recipe.model import Recipe

@@ -1,0 +1,1 @@
+"""Data in, data looked at, data out: `mmpo build` and what takes a dataset folder."""
