@@ -10,8 +10,8 @@ from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
 from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Positive, Share, options, shared
-from mmpo.pipeline.pairs.choose import STRATEGIES
 from mmpo.pipeline.pairs.splits import check_shares, split_column
+from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import CLIP, check_options
 

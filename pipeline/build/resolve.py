@@ -22,7 +22,8 @@ from mmpo.pipeline.grades.rater_effects import RaterAgreement, RaterSample, fit_
 from mmpo.pipeline.grades.rules import PairRules, orders_of, rater_sample, sample_share, wants_orders
 from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics, choose_evidence, select_grades
 from mmpo.pipeline.options import shared
-from mmpo.pipeline.pairs.choose import STRATEGIES, between_raters
+from mmpo.pipeline.pairs.choose import between_raters
+from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.uncertainty import PooledVariance, pooled_variance
 from mmpo.pipeline.sources import SOURCES, Source
 from mmpo.pipeline.storage.accounting import RowAccounting

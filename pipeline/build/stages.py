@@ -20,8 +20,9 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import NO_GRADES, GradeStatistics, grade_statistics
-from mmpo.pipeline.pairs.choose import STRATEGIES, choose_pairs
+from mmpo.pipeline.pairs.choose import choose_pairs
 from mmpo.pipeline.pairs.splits import check_one_value, split_of_positions, split_positions
+from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.base import collect_parts

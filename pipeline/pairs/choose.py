@@ -1,134 +1,22 @@
-"""From FEEDBACK to PAIRS: which pairs (strategies), their margins, and which are left out (filters); pure functions of whole prompts.
+"""From FEEDBACK to PAIRS: which pairs, their margins and errors, and what is left out; pure functions of whole prompts."""
 
-Adding one: a function and a line in STRATEGIES or in FILTERS. Completions come ordered by score, best first, equal scores by the smaller
-id; a candidate pair is (better, worse) in that order. Every random choice is the smallest blake2b-128 of "seed NUL chosen id NUL rejected
-id": it does not depend on the order of anything.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import codes, flat, offsets_of, parents, ranges, row_sums
-from mmpo.pipeline.grades.aggregate import merge_raters, places, runs
-from mmpo.pipeline.grades.answers import Answers
+from mmpo.pipeline.arrow import codes, flat, offsets_of, parents
+from mmpo.pipeline.grades.aggregate import merge_raters
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.rater_effects import RaterSample
 from mmpo.pipeline.grades.rounding import comparable, differ, rounded, step_of
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_values, sample_of
-from mmpo.pipeline.pairs.agreement import rater_missing, raters_disagree
+from mmpo.pipeline.pairs.filters import filtered
+from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
-
-
-def pair_hash(seed: int, chosen: str, rejected: str) -> bytes:
-    """The number that a seeded choice among pairs goes by: the smallest is taken first."""
-    return blake2b(f"{seed}\0{chosen}\0{rejected}".encode(), digest_size=16).digest()
-
-
-def all_pairs(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair of a prompt's completions, sorted: positions of the better and of the worse one, shape (pairs,) each.
-
-    starts, sizes: first position and number of each prompt's completions, shape (prompts,).
-    """
-    better, worse = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for size in np.unique(sizes[sizes > 1]):
-        i, j = np.triu_indices(int(size), 1)
-        base = starts[sizes == size][:, None]
-        better.append((base + i).ravel())
-        worse.append((base + j).ravel())
-    first, second = np.concatenate(better), np.concatenate(worse)
-    order = np.lexsort((second, first))
-    return first[order], second[order]
-
-
-def _best_worst(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    many = sizes > 1
-    return starts[many], (starts + sizes - 1)[many]
-
-
-def _best_random(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    many, names = sizes > 1, ids.to_pylist()
-    others = [
-        min(range(start + 1, start + size), key=lambda j, best=start: pair_hash(seed, names[best], names[j]))
-        for start, size in zip(starts[many].tolist(), sizes[many].tolist(), strict=True)
-    ]
-    return starts[many], np.array(others, dtype=np.int64)
-
-
-def _adjacent(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    better = ranges(starts, np.maximum(sizes - 1, 0))
-    return better, better + 1
-
-
-def _first(prompt: np.ndarray, most: int, *keys: np.ndarray) -> np.ndarray:
-    """A mask that keeps, of each prompt, the `most` pairs that come first by the keys (the first key decides)."""
-    order = np.lexsort((*reversed(keys), prompt))
-    keep = np.zeros(len(order), dtype=bool)
-    keep[order[places(*runs(prompt[order])) < most]] = True
-    return keep
-
-
-def _by_hash(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` pairs per prompt, those of the smallest hashes."""
-    return _first(prompt, most, rank)
-
-
-def _stratify(prompt: np.ndarray, margin: np.ndarray, rank: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` pairs per prompt, spread evenly over its margins.
-
-    The prompt's margins, from its smallest to its largest, fall into `most` bins of equal width; bins give their pairs in turn, each
-    by the smallest hash, larger margins first. Source: Kim et al. 2024 sample SHP's pairs uniformly over margins; their code then
-    keeps the first five in file order, which undoes it.
-    """
-    least = np.full(int(prompt.max(initial=0)) + 1, np.inf)
-    largest = np.full(len(least), -np.inf)
-    np.minimum.at(least, prompt, margin)
-    np.maximum.at(largest, prompt, margin)
-    width = (largest - least)[prompt]
-    place = np.round(
-        most * (margin - least[prompt]) / np.where(width > 0, width, 1), 9
-    )  # a margin on a bin's edge is in the upper bin
-    bins = np.minimum(place.astype(np.int64), most - 1)
-    order = np.lexsort((rank, bins, prompt))
-    turn = np.empty(len(order), dtype=np.int64)
-    turn[order] = places(*runs(prompt[order], bins[order]))
-    return _first(prompt, most, turn, -bins, rank)
-
-
-class Strategy(NamedTuple):
-    """pairs: (first positions, numbers, ids of completions, seed) → positions of better and worse, as in `all_pairs`.
-
-    capped: (prompt, margin, rank of the hash, most) → mask of the pairs to keep where a prompt has more than `most`; most: the cap where
-    none is given. All arrays of shape (pairs,).
-    """
-
-    summary: str
-    pairs: Callable[[np.ndarray, np.ndarray, pa.Array, int], tuple[np.ndarray, np.ndarray]]
-    capped: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray] = _by_hash
-    most: int | None = None
-
-    @property
-    def every_pair(self) -> bool:
-        """Whether all pairs are candidates: then no score is needed, and the pairs may as well be given, as comparisons are."""
-        return self.pairs is all_pairs
-
-
-STRATEGIES: dict[str, Strategy] = {
-    "all": Strategy("every pair of a prompt's completions", all_pairs),
-    "best-worst": Strategy("the best against the worst", _best_worst),
-    "best-random": Strategy("the best against a random other, as the binarised UltraFeedback does", _best_random),
-    "adjacent": Strategy("each completion against the next worse one", _adjacent),
-    "stratified": Strategy(
-        "a sample spread evenly over the prompt's margins (needs a cap, 5 unless given)", all_pairs, _stratify, 5
-    ),
-}
-"""What `--strategy` may be."""
 
 
 class _Candidates(NamedTuple):
@@ -303,81 +191,3 @@ def _kinds(gaps: OwnGaps, kinds: Sequence[str], size: int) -> tuple[np.ndarray, 
     np.minimum.at(least, gaps.pair, gaps.kind)
     np.maximum.at(largest, gaps.pair, gaps.kind)
     return np.where(least == largest, least, len(kinds)), names
-
-
-def _tie(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs of margin 0, where ties are to be dropped."""
-    return (pairs.quality_margin == 0) & (rules.ties == "drop")
-
-
-def _over_long(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs with more characters than allowed in the prompt (all its messages) or in a completion."""
-    if rules.max_chars is None:
-        return np.zeros(len(pairs.prompt), dtype=bool)
-    prompts = flat(table["prompt"])
-    of_prompt = row_sums(prompts, pc.utf8_length(prompts.flatten().field("content")))
-    of_text = np.asarray(pc.utf8_length(flat(table["completions"]).flatten().field("text")))
-    longest = np.maximum.reduce([of_prompt[pairs.prompt], of_text[pairs.chosen], of_text[pairs.rejected]])
-    return longest > rules.max_chars
-
-
-def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs of a margin below the least that is wanted."""
-    return pairs.quality_margin < rules.min_margin
-
-
-def _few_raters(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs that fewer raters graded both sides of than are wanted."""
-    return pairs.raters < rules.min_raters
-
-
-def _over_the_cap(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs beyond the largest number of pairs that a prompt may have."""
-    strategy, out = STRATEGIES[rules.strategy], np.zeros(len(pairs.prompt), dtype=bool)
-    most = rules.max_per_prompt or strategy.most
-    if most is None:
-        return out
-    crowded = np.flatnonzero(np.bincount(pairs.prompt, minlength=1)[pairs.prompt] > most)
-    ids = flat(table["completions"]).flatten().field("id")
-    names = (ids.take(pa.array(side[crowded])).to_pylist() for side in (pairs.chosen, pairs.rejected))
-    hashes = np.array([pair_hash(rules.seed, *pair) for pair in zip(*names, strict=True)], dtype="S16")
-    # numpy strips trailing NULs of bytes when it compares; two hashes that differ in nothing else do not occur
-    rank = np.argsort(np.argsort(hashes, kind="stable"), kind="stable")
-    out[crowded] = ~strategy.capped(pairs.prompt[crowded], pairs.quality_margin[crowded], rank, most)
-    return out
-
-
-def _thinking_only(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs with a reply that is thinking without an answer, where the answer is what counts."""
-    if rules.graded_part == "all" and rules.thinking == "keep":
-        return np.zeros(len(pairs.prompt), dtype=bool)
-    missing = Answers(table).missing()
-    return missing[pairs.chosen] | missing[pairs.rejected]
-
-
-def _identical_answers(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs of replies that differ in their thinking or in the white space around them alone, where the grades are of the answers."""
-    if rules.graded_part == "all":
-        return np.zeros(len(pairs.prompt), dtype=bool)
-    return Answers(table).same(pairs.chosen, pairs.rejected) > 0
-
-
-FILTERS: dict[str, Callable[[pa.Table, ChosenPairs, PairRules], np.ndarray]] = {
-    "thinking_only": _thinking_only,
-    "identical_answers": _identical_answers,
-    "tie": _tie,
-    "over_long": _over_long,
-    "min_raters": _few_raters,
-    "rater_missing": rater_missing,
-    "raters_disagree": raters_disagree,
-    "min_margin": _small_margin,
-    "max_per_prompt": _over_the_cap,
-}
-"""By reason: (FEEDBACK batch, pairs left so far, rules) → mask of the pairs to leave out, shape (pairs,). They run in this order."""
-
-
-def filtered(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> ChosenPairs:
-    """The pairs that the rules keep; `dropped` and `left_out` of the result say what was left out and why."""
-    for reason, out_of in FILTERS.items():
-        pairs = pairs.without(reason, out_of(table, pairs, rules))
-    return pairs
