@@ -27,7 +27,7 @@ from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
 from mmpo.pipeline.sources import Collected, get_source
 from mmpo.pipeline.sources.base import collect_parts
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.dataset import PartWriter
+from mmpo.pipeline.storage.dataset import PartWriter, repeating
 from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import read_partition, write_spill
@@ -217,7 +217,9 @@ def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path,
     def flush(name: str) -> None:
         if waiting[name]:
             batch = pa.concat_tables(waiting[name]).combine_chunks()
-            table = narrow(batch, build.keys) if build.options.feedback_only else _pairs(build, batch, result, rejects)
+            table = (
+                narrow(batch, build.keys) if build.options.feedback_only else _pairs(build, batch, result, rejects, writers[name])
+            )
             writers[name].write(table)
             result.rows[name] += table.num_rows
             result.prompts += batch.num_rows if build.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
@@ -282,8 +284,8 @@ def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     return pairs * (prompt + 2 * texts // np.maximum(n, 1) + 200) + 200
 
 
-def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: "_Rejects") -> pa.Table:
-    """The PAIRS rows of a batch; what it drops is counted and kept as rejects."""
+def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: "_Rejects", writer: PartWriter) -> pa.Table:
+    """The PAIRS rows of a batch as the writer takes them; what it drops is counted and kept as rejects."""
     pairs = choose_pairs(batch, build.rules, build.pooled)
     grades = len(flat(batch[build.rules.evidence]).flatten())
     count = result.accounting.count
@@ -300,7 +302,9 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     for reason, mask in lost.items():
         rejects.add("prompt", "pair", reason, flat(batch["prompt_id"]).filter(pa.array(mask)))
     rejects.add_pairs(batch, pairs)
-    table = pairs_table(batch, pairs, build.keys)
+    if writer.repeating is None and len(pairs.prompt):
+        writer.repeating = repeating(int(has_pair.sum()), len(pairs.prompt))
+    table = pairs_table(batch, pairs, build.keys, repeating=bool(writer.repeating))
     result.examples = largest([*result.examples, *examples_of(table)])
     result.ties += int((pairs.quality_margin == 0).sum())
     result.rounded_ties += int(pairs.rounded_ties.sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,53 +52,82 @@ class ChosenPairs:
         return replace(self, **{name: column[~out] for name, column in columns.items() if isinstance(column, np.ndarray)})
 
 
-def pairs_table(feedback: pa.Table, pairs: ChosenPairs, keys: Collection[str] | None = None) -> pa.Table:
+def pairs_table(
+    feedback: pa.Table, pairs: ChosenPairs, keys: Collection[str] | None = None, *, repeating: bool = False
+) -> pa.Table:
     """PAIRS from a FEEDBACK batch and the pairs chosen in it, at most 2 GiB of text per column. keys: those of OPTIONAL_KEYS that there are
-    fields for; those that the batch holds, unless given."""
+    fields for; those that the batch holds, unless given. repeating: texts as dictionaries that hold each of them once, to be written."""
     schema = with_keys(PAIRS, held_keys(feedback) if keys is None else keys)
     completions = flat(feedback["completions"]).flatten()
-    prompt, sides = pa.array(pairs.prompt), {"chosen": pa.array(pairs.chosen), "rejected": pa.array(pairs.rejected)}
+    prompt = _Places.of(pairs.prompt, repeating)
     kind = schema.field("prompt").type
     columns = {
-        "prompt_id": flat(feedback["prompt_id"]).take(prompt),
-        "prompt": _prompts(flat(feedback["prompt"]), pairs.prompt, kind),
-        "source": flat(feedback["source"]).take(prompt),
+        "prompt_id": prompt.take(flat(feedback["prompt_id"])),
+        "prompt": _prompts(flat(feedback["prompt"]), pairs.prompt, kind, repeating),
+        "source": prompt.take(flat(feedback["source"])),
         "quality_margin": pa.array(pairs.quality_margin),
         "margin_se": pa.array(pairs.margin_se, from_pandas=True),
         "preferring": pa.array(pairs.preferring, pa.int32()),
         "raters": pa.array(pairs.raters, pa.int32()),
-        "kind": pa.array(pairs.kinds, pa.string()).take(pa.array(pairs.kind)),
+        "kind": _Places.of(pairs.kind, repeating).take(pa.array(pairs.kinds, pa.string())),
     }
     if TOOLS in schema.names:
-        columns[TOOLS] = flat(feedback[TOOLS]).take(prompt).cast(pa.string())
-    for side, at in sides.items():
+        columns[TOOLS] = prompt.take(flat(feedback[TOOLS]))
+    for side in ("chosen", "rejected"):
+        at = _Places.of(getattr(pairs, side), repeating)
         columns[side] = _replies(completions, at, kind)
-        columns[f"{side}_id"] = completions.field("id").take(at)
-        columns[f"{side}_model"] = completions.field("model").take(at)
+        columns[f"{side}_id"] = at.take(completions.field("id"))
+        columns[f"{side}_model"] = at.take(completions.field("model"))
         columns[f"score_{side}"] = pa.array(getattr(pairs, f"score_{side}"), from_pandas=True)
-    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema.names)
+
+
+class _Places(NamedTuple):
+    """Where the texts of a column stand. once: distinct places in the order of their first use, None where none is said twice;
+    at: of each row its place, among `once` where that is given."""
+
+    once: pa.Array | None
+    at: pa.Array
+
+    @classmethod
+    def of(cls, at: np.ndarray, repeating: bool) -> "_Places":
+        """From each row's place, shape (rows,)."""
+        if not repeating:
+            return cls(None, pa.array(at))
+        first = np.full(int(at.max(initial=-1)) + 1, -1)
+        first[at[::-1]] = np.arange(len(at) - 1, -1, -1)
+        once = np.flatnonzero(first >= 0)
+        once = once[np.argsort(first[once])]
+        first[once] = np.arange(len(once))
+        return cls(pa.array(once), pa.array(first[at].astype(np.int32)))
+
+    def take(self, texts: pa.Array) -> pa.Array:
+        """The rows' texts; a dictionary of distinct ones where places are used again."""
+        if self.once is None:
+            return texts.take(self.at).cast(pa.string())
+        texts = texts.take(self.once).cast(pa.string()).dictionary_encode()
+        return pa.DictionaryArray.from_arrays(texts.indices.take(self.at), texts.dictionary, safe=False)
 
 
 def _messages(offsets: np.ndarray, fields: Mapping[str, pa.Array], kind: pa.ListType) -> pa.ListArray:
-    inner = kind.value_type
-    arrays = [
-        fields[one.name].cast(pa.string()) if one.name in fields else pa.nulls(int(offsets[-1]), pa.string())
-        for one in inner.fields
-    ]
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.StructArray.from_arrays(arrays, fields=inner.fields))
+    names = [one.name for one in kind.value_type.fields]
+    arrays = [fields[name] if name in fields else pa.nulls(int(offsets[-1]), pa.string()) for name in names]
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.StructArray.from_arrays(arrays, names))
 
 
-def _replies(completions: pa.StructArray, at: pa.Array, kind: pa.ListType) -> pa.ListArray:
+def _replies(completions: pa.StructArray, at: _Places, kind: pa.ListType) -> pa.ListArray:
     """Each completion as a conversation of one assistant message."""
-    fields = {"role": pa.repeat(pa.scalar("assistant"), len(at)), "content": completions.field("text").take(at)}
-    fields |= {key: completions.field(key).take(at) for key in _keys(kind) if key in REPLY_KEYS}
-    return _messages(np.arange(len(at) + 1), fields, kind)
+    size = len(at.at)
+    fields = {"role": _Places.of(np.zeros(size, dtype=np.int64), at.once is not None).take(pa.array(["assistant"]))}
+    fields |= {"content": at.take(completions.field("text"))}
+    fields |= {key: at.take(completions.field(key)) for key in _keys(kind) if key in REPLY_KEYS}
+    return _messages(np.arange(size + 1), fields, kind)
 
 
-def _prompts(prompts: pa.ListArray, index: np.ndarray, kind: pa.ListType) -> pa.ListArray:
+def _prompts(prompts: pa.ListArray, index: np.ndarray, kind: pa.ListType, repeating: bool) -> pa.ListArray:
     positions, offsets = gather_lists(offsets_of(prompts), index)
-    messages, taken = prompts.flatten(), pa.array(positions)
-    return _messages(offsets, {key: messages.field(key).take(taken) for key in ("role", "content", *_keys(kind))}, kind)
+    messages, at = prompts.flatten(), _Places.of(positions, repeating)
+    return _messages(offsets, {key: at.take(messages.field(key)) for key in ("role", "content", *_keys(kind))}, kind)
 
 
 def _keys(kind: pa.ListType) -> list[str]:

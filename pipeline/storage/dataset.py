@@ -185,8 +185,8 @@ def replacing(out: Path) -> Iterator[Path]:
 class PartWriter:
     """Parquet files of one split, a row group a table, a new file every eight row groups (about 512 MiB before compression).
 
-    digests: of every finished file by its name in the dataset, taken while it was written. Pages have checksums, so that whoever reads
-    them meets damage as an error.
+    digests: of every finished file by its name in the dataset, taken while it was written. repeating: whether texts repeat, None before
+    that is known. Pages have checksums, so that whoever reads them meets damage as an error.
     """
 
     def __init__(self, folder: Path, prefix: str, metadata: Mapping[str, Any]) -> None:
@@ -195,6 +195,7 @@ class PartWriter:
         self.metadata = {"schema_version": SCHEMA_VERSION, **metadata}
         self.paths: list[Path] = []
         self.digests: dict[str, FileDigest] = {}
+        self.repeating: bool | None = None
         self._file: HashedFile | None = None
         self._writer: pq.ParquetWriter | None = None
         self._groups = 0
@@ -207,6 +208,8 @@ class PartWriter:
         """
         if not table.num_rows:
             return
+        if self.repeating is None:
+            self.repeating = repeating(pc.count_distinct(table["prompt_id"]).as_py(), table.num_rows)
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.prefix}-{len(self.paths):05d}.parquet"
@@ -216,7 +219,7 @@ class PartWriter:
                 self._file,
                 table.schema.remove_metadata(),
                 compression="zstd",
-                use_dictionary=_repeating(table),
+                use_dictionary=True if self.repeating else _few_valued(table.schema),
                 store_schema=False,
                 dictionary_pagesize_limit=64 << 20,
                 write_page_checksum=True,
@@ -238,12 +241,14 @@ class PartWriter:
             self._writer = self._file = None
 
 
-def _repeating(table: pa.Table) -> list[str] | bool:
-    """The columns of a table that are worth a dictionary: all of them where prompts have several rows, else those with few values."""
-    ids = table["prompt_id"]
-    if pc.count_distinct(ids).as_py() < MOST_DISTINCT * len(ids):
-        return True
-    return [path for field in table.schema for path, _ in leaves(field) if path.rpartition(".")[2] not in DISTINCT]
+def repeating(prompts: int, rows: int) -> bool:
+    """Whether texts of so many prompts are worth a dictionary in so many rows."""
+    return prompts < MOST_DISTINCT * rows
+
+
+def _few_valued(schema: pa.Schema) -> list[str]:
+    """The columns that are worth a dictionary where texts do not repeat: those with few values."""
+    return [path for field in schema for path, _ in leaves(field) if path.rpartition(".")[2] not in DISTINCT]
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from folders import contents, pairs_folder, write_rows
 
-from mmpo.pipeline import BuildOptions, UserError, build, load_pairs, validate
+from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_pairs, read_feedback, validate
 from mmpo.pipeline.report import write_report
 from mmpo.pipeline.storage import atomic_file, atomic_folder, identity
+from mmpo.pipeline.tables import OPTIONAL_KEYS, keys_of
 
 
 def texts(folder: Path) -> dict[str, str | None]:
@@ -114,3 +115,31 @@ def test_texts_that_never_repeat_are_stored_in_small_pages(tmp_path: Path, compl
     assert ("RLE_DICTIONARY" in columns["chosen.list.element.content"].encodings) == dictionary
     assert "RLE_DICTIONARY" in columns["kind"].encodings
     assert load_pairs(tmp_path / "out").num_rows == 50 * completions * (completions - 1) // 2 and validate(tmp_path / "out")["ok"]
+
+
+@pytest.mark.parametrize("strategy", ["all", "adjacent"])
+def test_texts_that_repeat_are_stored_once_and_stand_in_their_rows(strategy: str, tmp_path: Path) -> None:
+    """Prompts share a reply and first messages, some replies have no model, some prompts have tools, calls or several messages."""
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows = [
+        {
+            "prompt": [*asked[: 1 + p % 2], {"role": "user", "content": f"q{p // 2}"}],
+            "completion": "no"
+            if c == 0
+            else [{"role": "assistant", "content": f"{p}.{c}"} | ({"thinking": f"hm {c}"} if p == 3 else {})],
+            "score": c * p % 7,
+            **({"model": f"m{c}"} if c % 2 else {}),
+            **({"tools": [{"name": "add"}]} if p > 4 else {}),
+        }
+        for p in range(8)
+        for c in range(5)
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    build(path, tmp_path / "out", options=BuildOptions("jsonl", split=(1, 0, 0), strategy=strategy))
+    [part] = (tmp_path / "out/train").glob("*.parquet")
+    found = pq.read_table(part).replace_schema_metadata(None)
+    wanted = build_pairs(read_feedback(path, "jsonl"), strategy)  # texts of one a row
+    order = [("prompt_id", "ascending"), ("chosen_id", "ascending"), ("rejected_id", "ascending")]
+    assert found.num_rows == 8 * (10 if strategy == "all" else 4) and keys_of(found.schema) == (*OPTIONAL_KEYS[:2], "tools")
+    assert found.sort_by(order).equals(wanted.sort_by(order).replace_schema_metadata(None))
