@@ -9,7 +9,7 @@ from typing import Any
 
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import SourceOptions, stem
-from mmpo.pipeline.sources.builder import KINDS, LARGEST, FeedbackBuilder
+from mmpo.pipeline.sources.builder import KINDS, LARGEST, FeedbackBuilder, as_number
 from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, structure, with_system
 
 Row = Mapping[str, Any]
@@ -21,7 +21,7 @@ MEDIA = ("images", "image", "videos", "video", "audio", "audios", "documents", "
 CONTEXT = ("system", "tools", *MEDIA)
 OBJECTS = {"completions": "completions[].text", "scores": "completions[].score", "models": "completions[].model"}
 """Where the fields of one row per prompt are found in candidates that are objects."""
-OURS = {"margin": "quality_margin"}
+OURS = {"margin": "quality_margin", "spread": "margin_se"}
 """What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 MOST_GRADES_SEEN = 4096
@@ -282,6 +282,15 @@ class RowFields:
     def name(self, row: Row, name: str) -> str | None:
         """A model's name, None where there is none."""
         return self.cells.name(self.get(row, name))
+
+    def spread(self, row: Row) -> float | None:
+        """The standard deviation of the row's gap, None where it is not known. Raises BadRow: score_not_a_number, spread_below_zero."""
+        value = self.cells.number(self.get(row, "spread"), "spread")
+        if value is None:
+            return None
+        if (found := as_number(value, "spread")) < 0:
+            raise BadRow("spread_below_zero", {"spread": found})
+        return found
 
     def grade(self, row: Row, column: str | None = None, rater: str | None = None) -> dict[str, str]:
         """Rater, kind and aspect of the row's grade; of several columns with grades, `column` names the rater, or the aspect where raters

@@ -58,6 +58,7 @@ def _add_gaps(
     row: Row, out: FeedbackBuilder, fields: RowFields, gaps: Scores, first: int, second: int, limit: float | None
 ) -> None:
     """The row's gaps between two completions, by whoever gave them."""
+    spread = fields.spread(row) if len(gaps) == 1 else None
     for read, rater in gaps:
         try:
             gap = read(row, out)
@@ -65,7 +66,7 @@ def _add_gaps(
                 for one, by in fields.each(row, gap, rater, out):
                     out.comparison(first, second, one, **by, limit=limit)
             elif gap is not None:
-                out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit)
+                out.comparison(first, second, gap, **fields.grade(row, rater), limit=limit, spread=spread)
         except BadRow as error:
             _lost(error, gaps, out)
 
@@ -247,12 +248,13 @@ LAYOUTS = (
     RowLayout("one row per prompt", ("prompt", "completions"), ("scores",), ("models", *GRADE, *CONTEXT), _prompt_parser, (
         {**_ASKED, "completions": ["Mars, the red one.", "The moon."], "scores": [5, 2], "models": ["large", "small"]},
     )),
-    RowLayout("one row per pair", _PAIR, _SCORES, ("margin", *_MODELS, *GRADE, *CONTEXT), _pair_parser, (
+    RowLayout("one row per pair", _PAIR, _SCORES, ("margin", "spread", *_MODELS, *GRADE, *CONTEXT), _pair_parser, (
         {**_CHOSEN, "score_chosen": 5, "score_rejected": 2},
     )),
-    RowLayout("one row per pair with its margin", _PAIR, ("margin",), (*_MODELS, *GRADE, *CONTEXT),
+    RowLayout("one row per pair with its margin", _PAIR, ("margin",), ("spread", *_MODELS, *GRADE, *CONTEXT),
               partial(_pair_parser, by_margin=True), ({**_CHOSEN, "margin": 3},)),
-    RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",), ("first_model", "second_model", *GRADE, *CONTEXT),
+    RowLayout("one row per comparison", ("prompt", "first", "second"), ("gap",),
+              ("spread", "first_model", "second_model", *GRADE, *CONTEXT),
               _comparison_parser, (
         {**_ASKED, "first": "The moon.", "second": "Mars, the red one.", "gap": -3, "rater": "ben"},
     )),
@@ -350,7 +352,7 @@ def _by(tool: str, needs: str) -> str:
 
 _SCORED = next(layout for layout in LAYOUTS if "score_chosen" in layout.grades)
 _MARGIN = next(layout for layout in LAYOUTS if "margin" in layout.grades)
-TRL_FIELDS = tuple(name for name in FIELDS if name in (*_SCORED.fields, "margin"))
+TRL_FIELDS = tuple(name for name in FIELDS if name in (*_SCORED.fields, "margin", "spread"))
 TRL_SAMPLES = (
     FormatSample(
         "conversations that hold their prompt, with the scores in columns of any name",
