@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rejects": ("mmpo.cli.commands.data.dataset:rejects", "What a build left out, by reason, with examples."),
     "gamma": ("mmpo.cli.commands.data.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
     "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),
-    "export": ("mmpo.cli.commands.data.dataset:export", "Write a dataset in another tool's format."),
+    "export": ("mmpo.cli.commands.data.out:export", "Write a dataset in another tool's format."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "calibrate": ("mmpo.cli.commands.agree:calibrate", "Graders' margins onto people's, with errors."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),

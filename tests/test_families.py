@@ -80,7 +80,7 @@ ADDITIONS: dict[str, Addition] = {
         use="validate pairs --json", shows="said the dummy",
     ),
     "exports": Addition(
-        '"dummy": Export("a dummy", False, SPLITS, lambda parts, target, rows: target.write_text("x") and None),',
+        '"dummy": Export("a dummy", lambda pairs, target: target.write_text("x") and "on with {out}"),',
         use="export pairs --to dummy --out out/dummy --json", shows='"to":"dummy"',
     ),
     "metrics": Addition(

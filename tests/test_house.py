@@ -26,7 +26,7 @@ ROOMS = [
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
     "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate.select",
-    "annotate", "annotate.argilla_server", "annotate.argilla",
+    "annotate", "annotate.argilla_server", "annotate.argilla", "annotate.exports",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
     "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.scoring",

@@ -115,6 +115,14 @@ def _properties(design: DatasetDesign) -> list[dict[str, Any]]:
     ]
 
 
+def settings_of_design(design: DatasetDesign, guidelines: str) -> dict[str, Any]:
+    """The settings of a dataset as the SDK's `Settings.from_json` reads them; `ensure_dataset` makes the same, a part at a time."""
+    return {
+        "guidelines": guidelines, "fields": _fields(design), "questions": _questions(design), "metadata": _properties(design),
+        "vectors": [], "allow_extra_metadata": True, "distribution": {"strategy": "overlap", "min_submitted": 1}, "mapping": None,
+    }  # fmt: skip
+
+
 def guidelines_of(design: DatasetDesign, file: str | None, *, suggest: bool) -> str:
     """The guidelines: a file's text, else ours. Raises UserError: no such file, longer than Argilla takes."""
     if file is None:

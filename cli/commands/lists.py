@@ -29,7 +29,7 @@ FAMILIES: dict[str, Family] = {
     "strategies": Family("mmpo.pipeline.pairs:STRATEGIES", "The pairs of a prompt that `mmpo build --strategy` takes."),
     "filters": Family("mmpo.pipeline.pairs:FILTERS", "The reasons for which `mmpo build` leaves pairs out, in their order."),
     "checks": Family("mmpo.pipeline.validate:CHECKS", "What `mmpo validate` looks at."),
-    "exports": Family("mmpo.pipeline.storage:EXPORTS", "The formats that `mmpo export --to` writes."),
+    "exports": Family("mmpo.annotate.exports:EXPORTS", "The formats that `mmpo export --to` writes."),
     "metrics": Family("mmpo.pipeline.metrics:METRICS", "What `mmpo evaluate` and `mmpo run` measure."),
     "suites": Family("mmpo.pipeline.metrics:SUITES", "The benchmarks of reward models that `mmpo evaluate --suite` takes."),
     "modes": Family("mmpo.annotate.judge:MODES", "The ways to ask a judge that `mmpo judge --mode` takes."),

@@ -1,4 +1,4 @@
-"""Files in, folders out: reading whatever holds rows, dataset folders that are whole or not there, and other tools' formats."""
+"""Files in, folders out: reading whatever holds rows, dataset folders that are whole or not there."""
 
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import (
@@ -14,7 +14,6 @@ from mmpo.pipeline.storage.dataset import (
     write_feedback,
     write_manifest,
 )
-from mmpo.pipeline.storage.export import EXPORTS, export
 from mmpo.pipeline.storage.files import (
     FileDigest,
     Identity,

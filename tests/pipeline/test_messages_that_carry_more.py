@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from source_cases import add
 
+from mmpo.annotate.exports import export
 from mmpo.pipeline import (
     BuildOptions,
     build,
@@ -30,7 +31,6 @@ from mmpo.pipeline import (
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.report import write_report
 from mmpo.pipeline.sources.messages import read_calls, read_tools
-from mmpo.pipeline.storage import export
 from mmpo.pipeline.storage.files import file_digest
 from mmpo.pipeline.tables import OPTIONAL_KEYS, PAIRS, keys_of, without_nulls
 

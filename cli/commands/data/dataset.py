@@ -1,4 +1,4 @@
-"""`mmpo validate`, `mmpo report`, `mmpo rejects`, `mmpo gamma`, `mmpo export`: looking at a dataset and taking it elsewhere."""
+"""`mmpo validate`, `mmpo report`, `mmpo rejects`, `mmpo gamma`: looking at a dataset."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,6 @@ import orjson
 import typer
 
 from mmpo.cli.output import AsJson, print_json, print_rows, say, shown
-from mmpo.pipeline.options import in_words
-from mmpo.pipeline.storage import EXPORTS
-from mmpo.pipeline.storage import export as write_export
 
 FITS = (
     "A fit is the γ under which those votes are most likely: what the margins are worth to those voters, and no promise of accuracy. "
@@ -117,19 +114,4 @@ def gamma(
     print_rows(f"what each γ makes of the untied margins of {of}", summary["what_each_gamma_makes"])
     for one in summary["warnings"]:
         say(f"warning: {one}")
-    print_json(summary, as_json)
-
-
-def export(
-    dataset: Dataset,
-    to: Annotated[str, typer.Option(help=f"{in_words(EXPORTS)}.")],
-    out: Annotated[Path, typer.Option(help="File or folder to write.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write a dataset in another tool's format; ties are left out where the target has no place for them, counted."""
-    summary = write_export(dataset, to, out)
-    left = summary["ties_left_out"]
-    say(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in summary["pairs"].items()))
-    if left:
-        say(f"{left:,} ties left out: {to} has no place for them")
     print_json(summary, as_json)

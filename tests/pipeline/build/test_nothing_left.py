@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from folders import write_rows
 
+from mmpo.annotate.exports import export
 from mmpo.pipeline import BuildOptions, build, build_pairs, load_pairs, read_feedback
 from mmpo.pipeline.build import peek
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import export
 from mmpo.pipeline.tables import FEEDBACK
 
 PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}

@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import refused
-from folders import pairs_folder, write_rows
+from folders import pairs_folder, split_folder, write_rows
 
 from mmpo.annotate.agreement import agree
 from mmpo.cli.main import run
 from mmpo.pipeline import build_pairs, read_feedback, write_dataset
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.margins import fit_gamma_to_votes
+from mmpo.pipeline.margins import MEAN_TARGET, fit_gamma_to_votes, target_probability
 from mmpo.pipeline.metrics import fit_gamma
 from mmpo.pipeline.report import suggest_gamma
+from mmpo.pipeline.tables import PAIRS
 
 GAMMA = 0.8
 
@@ -262,3 +263,29 @@ def test_votes_of_another_kind_of_file_are_told_what_makes_one(tmp_path: Path) -
     votes = write_rows(tmp_path / "votes.jsonl", [{"chosen_id": "a", "rejected_id": "b", "preferring": 1, "raters": 1}])
     with pytest.raises(UserError, match=r"no readable Parquet file.*Votes are a Parquet file with a row a pair.*read_json"):
         suggest_gamma(folder, votes)
+
+
+def test_gamma_reads_the_training_pairs(tmp_path: Path) -> None:
+    said = {
+        "margin_se": 0.5,
+        "preferring": 1,
+        "raters": 1,
+        "kind": "ai",
+        "source": "ours",
+        "prompt": [],
+        "chosen": [],
+        "rejected": [],
+    }
+    rows = [
+        said | {"prompt_id": f"p{margin}", "chosen_id": "c", "rejected_id": "d", "quality_margin": margin} for margin in range(5)
+    ]
+    found = suggest_gamma(split_folder(tmp_path / "data", train=[*rows], test=[rows[0] | {"quality_margin": 1.5}]))
+    margins = np.array([1.0, 2.0, 3.0, 4.0])
+    assert (found["pairs"], found["ties"]) == (5, 1)
+    assert target_probability(margins, found["gamma"]).mean() == pytest.approx(MEAN_TARGET, abs=1e-12)
+    rows = found["what_each_gamma_makes"]
+    (mine,) = [row for row in rows if row["note"] == "suggested"]
+    assert mine["mean_target"] == pytest.approx(MEAN_TARGET) and mine["noise_aware"] < MEAN_TARGET
+    assert [row["saturated"] for row in rows] == sorted(row["saturated"] for row in rows)
+    with pytest.raises(UserError, match="none of the 1 pairs"):
+        suggest_gamma(pa.Table.from_pylist(rows[:1], schema=PAIRS))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from folders import write_rows
 
+from mmpo.annotate.exports import export
 from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.margins import target_probability
-from mmpo.pipeline.storage import export
 from mmpo.train.batches import BATCHES, micro_batch
 from mmpo.train.data import Renderer, prepare
 from mmpo.train.model import ExecutionPlan, completion_values, tiny_model
