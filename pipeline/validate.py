@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpo.pipeline.build.mixture import apart
 from mmpo.pipeline.build.summary import SAME_SCALE_TIMES
 from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, look_at_pairs
 from mmpo.pipeline.checks.pairs import SATURATED as SATURATED
@@ -57,7 +58,8 @@ _COUNTED = _rule("", "rows or prompts are not as many as the manifest says")
 
 
 def _score_range(name: str, found: Findings) -> Outcome:
-    if not found.broken[name] and found.manifest.get("kind") == "pairs" and found.manifest.get("score_range") is None:
+    sources = [found.manifest, *found.mixture.values()]
+    if not found.broken[name] and found.manifest.get("kind") == "pairs" and not any(one.get("score_range") for one in sources):
         return "unknown", 0, "not known: no scale is declared, or the margins have none"
     return _IN_RANGE.outcome(name, found)
 
@@ -65,7 +67,29 @@ def _score_range(name: str, found: Findings) -> Outcome:
 _IN_RANGE = _rule("scores lie on the declared scale", "scores outside the declared scale")
 
 
+def _sources(name: str, found: Findings) -> Outcome:
+    if not found.mixture:
+        return "pass", 0, "the pairs come of one build without a mixture"
+    return _OF_MIXTURE.outcome(name, found)
+
+
+_OF_MIXTURE = _rule(
+    "every pair is of a source that the manifest names, as many of each as it says", "pairs of other sources, or of others' number"
+)
+
+
+def _by_source(found: Findings) -> Outcome:
+    """Whether the margins of sources that are mixed are of a size, by the γ that each alone would have."""
+    gammas = {name: one["gamma_auto"] for name, one in found.manifest.get("by_source", {}).items() if one.get("gamma_auto")}
+    told = ", ".join(f"{name} {gamma:.3g}" for name, gamma in gammas.items())
+    if apart(gammas):
+        return "warn", len(gammas), f"the margins of the sources are on different scales; γ auto of each alone: {told}"
+    return "pass", len(gammas), f"the margins of the sources are of a size; γ auto of each alone: {told or 'unknown'}"
+
+
 def _scales(name: str, found: Findings) -> Outcome:
+    if found.mixture:
+        return _by_source(found)
     scales = found.manifest.get("scales")
     normalisation = found.manifest.get("normalisation", "none")
     if not scales:
@@ -225,6 +249,7 @@ CHECKS: dict[str, Check] = {
     ),
     "empty splits": Check(_empty_splits, "every split that has a share holds pairs"),
     "scales": Check(_scales, "one scale, or one that a normalisation makes"),
+    "sources": Check(_sources, "of several sources that are mixed, those that the manifest names"),
     "scale ends": Check(_ends, "grades that are not cut off at an end of their scale", BOTH),
     "ties": Check(_ties, "not mostly pairs of margin 0"),
     "length bias": Check(_length, "neither the longer nor the shorter reply is nearly always chosen"),

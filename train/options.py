@@ -77,7 +77,8 @@ class TrainOptions:
     weight: Literal["pair", "prompt"] = "pair"
     """pair: every pair counts 1; prompt: 1 / pairs of its prompt"""
     source_weights: Annotated[dict[str, AtLeastZero], MAPPED] = Field(default_factory=dict)
-    """what a pair of a source counts for, times --weight: name=2,other=0.5; 0: left out; not named: 1"""
+    """what a pair of a source counts for, times --weight: name=2,other=0.5; 0: left out; not named: 1; default: the weights that a build of
+    several sources was given, else 1 each"""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of the steps in which the rate rises"""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

@@ -166,7 +166,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if section is not None:
         build = options_from(
             BuildOptions,
-            {"format": "feedback"} | {key: section[key] for key in section if key != "inputs"},
+            ({} if section.get("sources") else {"format": "feedback"}) | {key: section[key] for key in section if key != "inputs"},
             where=f"{where}build: ",
         )
         if build.feedback_only and given.get("runs"):
@@ -251,6 +251,13 @@ def _inputs(where: str, given: Mapping[str, Any], build: Mapping[str, Any] | Non
     """What the first stage reads. Raises UserError."""
     generate = given.get("generate")
     if generate is None:
+        if build is not None and build.get("sources"):
+            others = [name for name in STAGES if given.get(name)]
+            if build.get("inputs") or others:
+                also = "build.inputs" if build.get("inputs") else others[0]
+                how = "; build the sources into FEEDBACK first (feedback_only), and name that folder as inputs" if others else ""
+                raise UserError(f"{where}build.sources: each source names its own inputs; leave out {also}{how}")
+            return []
         if build is not None and build.get("inputs") is None:
             raise UserError(
                 f"{where}build.inputs: missing; files, folders, globs or Hub dataset names (or let `generate` write candidates)"
@@ -258,7 +265,7 @@ def _inputs(where: str, given: Mapping[str, Any], build: Mapping[str, Any] | Non
         if build is not None and "format" not in build:
             raise UserError(f"{where}build.format: missing; it is the format of `inputs`, and `mmpo formats` lists them")
         return build["inputs"] if build else []
-    for key in ("inputs", "columns", "scale"):
+    for key in ("inputs", "sources", "columns", "scale"):
         if build and build.get(key):
             raise UserError(f"{where}build.{key}: the candidates come from `generate`; leave it out, or `generate`")
     if build and build.get("format", "feedback") != "feedback":

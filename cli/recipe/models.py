@@ -13,6 +13,7 @@ from mmpo.cli.output import print_rows, say, shown
 from mmpo.cli.recipe.feedback import Graded, graded, manifest_text
 from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, write_json
+from mmpo.pipeline.build import sources_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import MANIFEST, digest, resolve_inputs
 from mmpo.train.objective import parse_terms
@@ -70,7 +71,14 @@ def inputs_of(recipe: Recipe) -> list[str]:
             raise UserError(f"data: {recipe.data} is not a dataset folder; `mmpo build` writes one")
         return []
     reading = recipe.generate or recipe.build
-    files = resolve_inputs(recipe.inputs, reading.format or "", encoding=reading.encoding, separator=reading.sep)
+    several: list[tuple[Sequence[str], Any]] = [(one.inputs, own) for one, own in sources_of(recipe.build)] or [
+        (recipe.inputs, reading)
+    ]
+    files = [
+        file
+        for inputs, own in several
+        for file in resolve_inputs(inputs, own.format or "", encoding=own.encoding, separator=own.sep)
+    ]
     return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]
 
 

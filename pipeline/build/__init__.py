@@ -1,6 +1,6 @@
 """The run over all of it: `mmpo build`, chunk by chunk, partition by partition."""
 
-from mmpo.pipeline.build.options import BuildOptions
+from mmpo.pipeline.build.options import BuildOptions, sources_of
 from mmpo.pipeline.build.peek import check_format, peek
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades, resolve_build, with_learned
 from mmpo.pipeline.build.run import build

@@ -1,27 +1,52 @@
 """The options of a build and what each may be; read once at the edge, plain arguments below it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from mmpo.pipeline.build.mixed import MixedSource, check_keys, read_sources
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
-from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, AtLeastZero, Count, Flags, OneOf, Positive, Share, options, shared
+from mmpo.pipeline.options import (
+    LISTED,
+    MAPPED,
+    NUMBER,
+    AtLeastZero,
+    Count,
+    Flags,
+    OneOf,
+    Positive,
+    Share,
+    fields_of,
+    options,
+    options_from,
+    shared,
+)
 from mmpo.pipeline.pairs.splits import check_shares, split_column
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import CLIP, check_options
+
+OF_A_SOURCE = (
+    "format", "columns", "scale", "decimal", "na", "gap_of", "clip", "encoding", "sep", "fix_known_defects", "rater", "kind",
+    "evidence", "kinds", "raters", "aspects", "normalise", "score", "merge_raters", "rater_weights", "one_order", "strategy",
+    "max_per_prompt", "min_margin", "min_raters", "agree_between", "ties", "max_chars", "thinking", "max_rejects",
+)  # fmt: skip
+"""Options that each of several sources may have for itself; the others are of the whole build."""
 
 
 @options
 class BuildOptions:
     """What a build does. The field names are the recipe's keys, the line below each is its help."""
 
-    format: str
+    format: str = ""
     """Input format; `mmpo formats` lists them, `module:function` brings your own."""
+    sources: Annotated[tuple[dict[str, Any], ...], BeforeValidator(read_sources)] = ()
+    """Several sources in one dataset: a YAML file with a list of them, each with its inputs and format, and as needed name, weight, share,
+    margin_times and options of its own in place of those given here (docs/mixing.md)."""
     columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
     """Names of the columns in generic files: field=column,field=column. score=anna+ben: a column for each rater; gap=-COLUMN: with the
     sign turned; completions=replies[].text: inside a column of objects. A column named here is read as that field and as no other,
@@ -99,6 +124,8 @@ class BuildOptions:
     """Processes (all cores)."""
 
     def __post_init__(self) -> None:
+        if not self.format and not self.sources:
+            raise UserError(f"format: missing; it is: {fields_of(BuildOptions)['format'].description}")
         if self.rater_weights != "fitted" and not RATER_MERGERS[self.merge_raters].effects:
             raise UserError(
                 f"--rater-weights {self.rater_weights}: only --raters rater-effects weighs raters; with --raters {self.merge_raters} "
@@ -112,7 +139,10 @@ class BuildOptions:
             )
         check_shares(self.split)
         split_column(self.split_by)
-        check_options(get_source(self.format), source_options(self))
+        if self.sources:
+            sources_of(self)
+        else:
+            check_options(get_source(self.format), source_options(self))
 
     @property
     def wanted(self) -> dict[str, tuple[str, ...]]:
@@ -126,3 +156,24 @@ def source_options(options: BuildOptions) -> SourceOptions:
     column = split_column(options.split_by)
     keep = () if column is None else (column,)
     return SourceOptions(**shared(options, SourceOptions), need_scores=not options.feedback_only, keep=keep)
+
+
+def sources_of(options: BuildOptions) -> list[tuple[MixedSource, BuildOptions]]:
+    """The sources of a build that mixes several, each with its options: its own, and else those of all. Raises UserError naming the
+    source."""
+    common = {name: getattr(options, name) for name in fields_of(BuildOptions) if name != "sources"}
+    found: list[tuple[MixedSource, BuildOptions]] = []
+    for place, given in enumerate(options.sources):
+        where = f"sources[{place}]" + (f" ({given.get('name') or given.get('format')})" if len(given) else "") + ": "
+        own, rest = check_keys(given, OF_A_SOURCE, list(fields_of(BuildOptions)), where)
+        of_source = options_from(BuildOptions, {**common, **rest}, where=where)
+        source = options_from(MixedSource, {"name": of_source.format, **own}, where=where)
+        if source.name in (one.name for one, _ in found):
+            raise UserError(f"{where}another source is called {source.name!r} as well; give each a `name` of its own")
+        if options.feedback_only and (source.weight, source.margin_times, of_source.normalise) != (1.0, 1.0, "none"):
+            raise UserError(
+                f"{where}weight, margin_times and normalise are about pairs, and --feedback-only stops before there are any; leave them "
+                "out here, and give them where the pairs are built"
+            )
+        found.append((source, of_source))
+    return found

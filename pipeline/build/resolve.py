@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.build.mixed import MixedSource
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
@@ -40,7 +41,7 @@ class ResolvedBuild:
     """A build that can be done.
 
     groups: the grades it uses; pooled: each source's within-pair variances, and agreement: each rater's with the others, where passes found
-    any; keys: those of OPTIONAL_KEYS that the input holds.
+    any; keys: those of OPTIONAL_KEYS that the input holds; mixed: what it is among the sources of a build of several, else None.
     """
 
     options: BuildOptions
@@ -50,6 +51,17 @@ class ResolvedBuild:
     pooled: dict[str, PooledVariance] = field(default_factory=dict)
     agreement: dict[str, RaterAgreement] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    mixed: MixedSource | None = None
+
+    @property
+    def name(self) -> str:
+        """Of one of several sources; else nothing."""
+        return self.mixed.name if self.mixed else ""
+
+    @property
+    def times(self) -> float:
+        """What its margins and scores are multiplied by in the end."""
+        return self.mixed.margin_times if self.mixed else 1.0
 
     def pooled_variance(self) -> dict[str, float]:
         """By source, as the manifest keeps it: the variance of raters' own gaps within pairs."""
@@ -96,7 +108,7 @@ class ResolvedBuild:
             found = [sum(end[0] for end in ends), sum(end[1] for end in ends)]
         else:
             found = [min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())]
-        return [0.0, found[1]] if compared else found
+        return [0.0, found[1] * self.times] if compared else [end * self.times for end in found]
 
 
 def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> ResolvedBuild:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.build.options import BuildOptions
+from mmpo.pipeline.build.mixed import MixedSource
+from mmpo.pipeline.build.mixture import Shared, SourceMargins, figures_of, mixture_metadata, mixture_warnings
+from mmpo.pipeline.build.options import BuildOptions, sources_of
 from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
 from mmpo.pipeline.build.stages import (
     Read,
@@ -35,6 +38,7 @@ from mmpo.pipeline.build.summary import (
     doubtful_raters,
     largest,
     left_out,
+    rater_warnings,
     reading_warnings,
     same_answer_warnings,
     saturation_warnings,
@@ -78,23 +82,37 @@ def build(
 ) -> dict[str, Any]:
     """Build a dataset folder from feedback files.
 
-    sources: files, folders, globs or Hub datasets in `options.format`. out: the folder, written whole or not at all; an older
-    dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part. partition_bytes: input that is merged and
-    paired at a time; memory grows with it, the pairs stay the same.
+    sources: files, folders, globs or Hub datasets in `options.format`; none where `options.sources` names several. out: the folder,
+    written whole or not at all; an older dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part.
+    partition_bytes: input that is merged and paired at a time; memory grows with it, the pairs stay the same.
     Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "warnings": sentences}; of pairs also
     "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and
     "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how many have both scores at the
     same end of their range (None: it has no ends); "saturated": grades at the ends of their scales (`resolve.saturated`); and where there
-    are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`).
+    are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`); of several sources "by_source" and
+    "gamma_auto" (`mixture.figures_of`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)
     check_out(out)
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    files = resolve_inputs(given, options.format, encoding=options.encoding, separator=options.sep)
-    chunks = plan(files, CHUNK_BYTES, whole=get_source(options.format).joined is not None)
-    partitions = _partitions(files, partition_bytes)
-    workers = options.workers or (os.cpu_count() or 1 if input_bytes(files) >= PARALLEL_FROM_BYTES else 1)
+    if given and options.sources:
+        raise UserError(
+            f"sources are named twice: {given[0]}, and in `sources` (--sources), which gives each its own format; name them there"
+        )
+    named: list[tuple[MixedSource | None, BuildOptions]] = [*sources_of(options)] or [(None, options)]
+    files = [
+        resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep)
+        for source, own in named
+    ]
+    every = [file for some in files for file in some]
+    chunks = [
+        (chunk, own, place)
+        for place, ((_, own), some) in enumerate(zip(named, files, strict=True))
+        for chunk in plan(some, CHUNK_BYTES, whole=get_source(own.format).joined is not None)
+    ]
+    partitions = _partitions(every, partition_bytes)
+    workers = options.workers or (os.cpu_count() or 1 if input_bytes(every) >= PARALLEL_FROM_BYTES else 1)
     workers = max(1, min(workers, max(len(chunks), partitions)))
     with replacing(out) as folder:
         scratch = folder / "spill"
@@ -107,24 +125,56 @@ def build(
                     if progress:
                         progress(stage, number, len(tasks))
 
-            reads = list(done("read", read_chunk, [(chunk, options, scratch, i, partitions) for i, chunk in enumerate(chunks)]))
-            check_rejects(reads, options.max_rejects, files, _rejects(reads))
-            statistics = GradeStatistics()
-            for read in reads:
-                statistics.add(read.statistics)
-            if not options.feedback_only:
-                check_grades(reads, statistics, _rejects(reads))
-            shards = _shards(partitions, [path for read in reads for path in read.spills])
+            tasks = [(chunk, own, scratch, number, partitions) for number, (chunk, own, _) in enumerate(chunks)]
+            found: list[list[Read]] = [[] for _ in named]
+            for read, (_, _, place) in zip(done("read", read_chunk, tasks), chunks, strict=True):
+                found[place].append(read)
+            keys = tuple(sorted({key for reads in found for read in reads for key in read.keys}))
+            builds, shards = [], []
+            for (source, own), some, reads in zip(named, files, found, strict=True):
+                mine = _shards(partitions, [path for read in reads for path in read.spills])
 
-            def collect(resolved: ResolvedBuild, function: Callable[..., Any]) -> Iterator[Any]:
-                for results in run(collect_from, [(resolved, shard, function) for shard in shards]):
-                    yield from results
+                with _of_source(source):
+                    builds.append(_resolve(source, own, some, reads, keys, run, mine))
+                shards.append(mine)
+            metadata = _provenance(options, dict(zip((source.name if source else "" for source, _ in named), files, strict=True)))
+            metadata |= mixture_metadata(builds)
+            tasks = [(builds, several, folder, scratch, metadata) for several in zip(*shards, strict=True)]
+            results = list(done("write", write_shard, tasks))
+        return _finish(builds, found, results, metadata, folder, scratch, out)
 
-            keys = tuple(sorted({key for read in reads for key in read.keys}))
-            resolved = with_learned(replace(resolve_build(statistics, options), keys=keys), collect)
-            metadata = _provenance(options, files) | resolved.metadata()
-            results = list(done("write", write_shard, [(resolved, shard, folder, scratch, metadata) for shard in shards]))
-        return _finish(resolved, reads, results, metadata, folder, scratch, out)
+
+@contextmanager
+def _of_source(source: MixedSource | None) -> Iterator[None]:
+    """Errors within are those of one of several sources, and say so."""
+    try:
+        yield
+    except UserError as error:
+        raise (error if source is None else UserError(f"source {source.name!r}: {error}")) from None
+
+
+def _resolve(
+    source: MixedSource | None,
+    options: BuildOptions,
+    files: Sequence[InputFile],
+    reads: Sequence[Read],
+    keys: tuple[str, ...],
+    run: Callable[..., Any],
+    shards: Sequence[Shard],
+) -> ResolvedBuild:
+    """What the whole input of a source decides. Raises UserError where too little of it can be used."""
+    check_rejects(reads, options.max_rejects, files, _rejects(reads))
+    statistics = GradeStatistics()
+    for read in reads:
+        statistics.add(read.statistics)
+    if not options.feedback_only:
+        check_grades(reads, statistics, _rejects(reads))
+
+    def collect(resolved: ResolvedBuild, function: Callable[..., Any]) -> Iterator[Any]:
+        for results in run(collect_from, [(resolved, shard, function) for shard in shards]):
+            yield from results
+
+    return with_learned(replace(resolve_build(statistics, options), keys=keys, mixed=source), collect)
 
 
 def _rejects(reads: Sequence[Read]) -> Iterator[pa.Table]:
@@ -138,26 +188,32 @@ def _shards(partitions: int, spills: Sequence[Path]) -> list[Shard]:
     return [Shard(number, range(bounds[number], bounds[number + 1]), spills) for number in range(count)]
 
 
-def _provenance(options: BuildOptions, files: Sequence[InputFile]) -> dict[str, Any]:
-    unused = {"workers"} | (set() if get_source(options.format).clipped else {"clip"})
+def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]]) -> dict[str, Any]:
+    unused = {"workers"} | (set() if options.sources or get_source(options.format).clipped else {"clip"})
+    unused |= set() if options.sources else {"sources"}
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
     inputs = [
-        {"name": file.name, "digest": digest(file.path)} | ({"revision": file.revision} if file.revision else {}) for file in files
+        {"name": file.name, "digest": digest(file.path)}
+        | ({"revision": file.revision} if file.revision else {})
+        | ({"source": source} if source else {})
+        for source, some in files.items()
+        for file in some
     ]
     return {"recipe": recipe, "inputs": inputs}
 
 
 def _finish(
-    resolved: ResolvedBuild,
-    reads: Sequence[Read],
+    builds: Sequence[ResolvedBuild],
+    found: Sequence[Sequence[Read]],
     results: Sequence[ShardResult],
     metadata: dict[str, Any],
     folder: Path,
     scratch: Path,
     out: Path,
 ) -> dict[str, Any]:
-    """Number the files, join the rejects, write manifest and card; the summary."""
-    feedback_only, names = resolved.options.feedback_only, splits_of(resolved)
+    """Number the files, join the rejects, write manifest and card; the summary. found: what was read of each build's source."""
+    first, reads = builds[0], [read for some in found for read in some]
+    feedback_only, names = first.options.feedback_only, splits_of(first)
     accounting = RowAccounting()
     for part in (*reads, *results):
         accounting.add(part.accounting)
@@ -174,46 +230,78 @@ def _finish(
     digests = {}
     for name in names:
         written = [(path, result.digests[f"{name}/{path.name}"]) for result in results for path in result.files[name]]
-        for number, (path, found) in enumerate(written):
-            digests[f"{name}/part-{number:05d}.parquet"] = found
+        for number, (path, one) in enumerate(written):
+            digests[f"{name}/part-{number:05d}.parquet"] = one
             path.rename(path.with_name(f"part-{number:05d}.parquet"))
     rejects = [*(path for read in reads for path in read.rejects), *(result.rejects for result in results)]
     _join_rejects([path for path in rejects if path], folder / "rejects.parquet")
     shutil.rmtree(scratch)
     held = [name for name in names if rows[name]]
-    (folder / "README.md").write_text(card(held, rows, metadata["recipe"], feedback=feedback_only), encoding="utf-8")
+    by_source = {} if first.mixed is None or feedback_only else _by_source(builds, results)
+    told = card(held, rows, metadata["recipe"], feedback=feedback_only, sources=by_source.get("by_source"))
+    (folder / "README.md").write_text(told, encoding="utf-8")
     prompts = sum(result.prompts for result in results)
-    variances = {"pooled_variance": resolved.pooled_variance()} if resolved.pooled else {}
-    said = {"warnings": []} if feedback_only else _said(resolved, rows, results)
-    noted = sum((read.noted for read in reads), Counter())
+    pooled = {_of(build, source): value for build in builds for source, value in build.pooled_variance().items()}
+    variances = {"pooled_variance": pooled} if any(build.pooled for build in builds) else {}
+    said = {"warnings": []} if feedback_only else _said(builds, rows, results)
+    if by_source:
+        shared = Shared()
+        for result in results:
+            shared.add(result.shared)
+        said["warnings"] += mixture_warnings(by_source["by_source"], shared)
     said["warnings"] += saturation_warnings(metadata["saturated"])
-    said["warnings"] += reading_warnings(noted, {k: v for read in reads for k, v in read.unused.items()}, resolved.options)
-    counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **said}
+    for build, some in zip(builds, found, strict=True):
+        noted = sum((read.noted for read in some), Counter())
+        unused = {k: v for read in some for k, v in read.unused.items()}
+        said["warnings"] += [_of(build, line) for line in reading_warnings(noted, unused, build.options)]
+    counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **by_source, **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {
         "out": str(out),
         "prompts": prompts,
         "pairs": {} if feedback_only else rows,
         "rejected": dropped,
-        **resolved.rules.learned(),
+        **{key: metadata[key] for key in ("position_bias", "rater_effects") if key in metadata},
         "saturated": metadata["saturated"],
+        **by_source,
         **said,
     }
 
 
-def _said(resolved: ResolvedBuild, rows: Mapping[str, int], results: Sequence[ShardResult]) -> dict[str, Any]:
+def _of(build: ResolvedBuild, text: str) -> str:
+    """What is said of one of several sources, with its name."""
+    return f"{build.name}: {text}" if build.mixed else text
+
+
+def _by_source(builds: Sequence[ResolvedBuild], results: Sequence[ShardResult]) -> dict[str, Any]:
+    """{"by_source", "gamma_auto"}, of `figures_of`."""
+    found: dict[str, SourceMargins] = {}
+    for result in results:
+        for name, one in result.by_source.items():
+            found.setdefault(name, SourceMargins()).add(one)
+    figures, gamma = figures_of(builds, found)
+    return {"by_source": figures, "gamma_auto": gamma}
+
+
+def _said(builds: Sequence[ResolvedBuild], rows: Mapping[str, int], results: Sequence[ShardResult]) -> dict[str, Any]:
     """{"examples", "unwitnessed", "warnings"}, of the whole build."""
     names = ("unwitnessed", "ties", "rounded_ties", "ties_at_ends")
     unwitnessed, ties, rounded_ties, ties_at_ends = (sum(getattr(result, name) for result in results) for name in names)
     lies = sides_of(*(np.concatenate([getattr(result, name) for result in results]) for name in ("first_messages", "sides")))
+    doubtful = {
+        f"{name}@{build.name}" if build.mixed else name: one._asdict()
+        for build in builds
+        for name, one in doubtful_raters(build).items()
+    }
+    of_raters = [_of(build, line) for build in builds for line in rater_warnings(build)]
     return {
         "examples": [example.as_json() for example in largest([one for result in results for one in result.examples])],
         "unwitnessed": unwitnessed,
         "rounded_ties": rounded_ties,
-        "ties_at_ends": ties_at_ends if resolved.rules.evidence == "ratings" and resolved.score_range() else None,
-        "doubtful_raters": {name: one._asdict() for name, one in doubtful_raters(resolved).items()},
+        "ties_at_ends": ties_at_ends if any(one.rules.evidence == "ratings" and one.score_range() for one in builds) else None,
+        "doubtful_raters": doubtful,
         "warnings": [
-            *warnings_of(resolved, rows, ties, unwitnessed, *lies),
+            *warnings_of(builds[0], rows, ties, unwitnessed, *lies, of_raters),
             *same_answer_warnings(sum((result.same_answers for result in results), Counter()), sum(rows.values())),
         ],
     }

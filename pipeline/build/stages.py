@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import flat, narrow, offsets_of, row_sums, to_numpy, without_texts
+from mmpo.pipeline.build.mixture import (
+    Batches,
+    EarlierSources,
+    Shared,
+    SourceMargins,
+    drawn,
+    in_one_table,
+    joined_feedback,
+    named,
+    namesakes,
+)
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.build.summary import Example, examples_of, largest, left_out, sides_of
@@ -164,7 +175,7 @@ class ShardResult:
     them whose values differ by less than the rounding step, and pairs of 0 raters; ties_at_ends: those whose scores
     are both at the same end of the range of scores; same_answers: pairs whose replies differ in nothing but the key (of DIFFERS);
     first_messages: where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to
-    lie.
+    lie. by_source, shared: of a build of several sources, what each gave and what they have in common.
     """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
@@ -181,6 +192,8 @@ class ShardResult:
     same_answers: Counter[str] = field(default_factory=Counter)
     first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    by_source: dict[str, SourceMargins] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
 
 def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
@@ -197,43 +210,57 @@ def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Tabl
 def _rows(build: ResolvedBuild, shard: Shard, partition: int, accounting: RowAccounting) -> pa.Table:
     """What the spills hold of a partition, without thinking where that is dropped."""
     rows = read_partition(shard.spills, partition)
-    if build.options.thinking == "keep":
+    if build.options.thinking == "keep" and build.mixed is None:
         return rows
-    rows, gone = drop_thinking(rows)
+    rows, gone = drop_thinking(rows) if build.options.thinking == "drop" else (rows, 0)
     left = sum(len(flat(rows[name]).flatten()) for name in ("ratings", "comparisons"))
     dropped = {"identical_answers": gone} if gone else {}
     accounting.count("answers", "grade", into=left + gone, out=left, dropped=dropped)
     return rows
 
 
-def write_shard(build: ResolvedBuild, shard: Shard, folder: Path, scratch: Path, metadata: dict[str, Any]) -> ShardResult:
-    """Write the shard's part of the dataset into the folder, rejects into the scratch folder; metadata goes into every file."""
-    result, names = ShardResult(), splits_of(build)
-    writers = {name: PartWriter(folder / name, f"shard{shard.number:05d}", metadata) for name in names}
-    rejects = _Rejects(scratch / f"shard{shard.number:05d}.rejects.parquet")
-    waiting: dict[str, list[pa.Table]] = {name: [] for name in names}
-    held = dict.fromkeys(names, 0)
+def write_shard(
+    builds: Sequence[ResolvedBuild], shards: Sequence[Shard], folder: Path, scratch: Path, metadata: dict[str, Any]
+) -> ShardResult:
+    """Write the shard's part of the dataset into the folder, rejects into the scratch folder; metadata goes into every file. builds,
+    shards: of every source, each shard of the same partitions.
+    """
+    first, number = builds[0], shards[0].number
+    result, names = ShardResult(), splits_of(first)
+    writers = {name: PartWriter(folder / name, f"shard{number:05d}", metadata) for name in names}
+    rejects = _Rejects(scratch / f"shard{number:05d}.rejects.parquet")
+    waiting: dict[str, list[list[pa.Table]]] = {name: [[] for _ in builds] for name in names}
+    held, alike = dict.fromkeys(names, 0), namesakes(builds) if first.options.feedback_only else set()
 
     def flush(name: str) -> None:
-        if waiting[name]:
-            batch = pa.concat_tables(waiting[name]).combine_chunks()
-            table = (
-                narrow(batch, build.keys) if build.options.feedback_only else _pairs(build, batch, result, rejects, writers[name])
-            )
+        batches = [
+            (build, pa.concat_tables(tables).combine_chunks())
+            for build, tables in zip(builds, waiting[name], strict=True)
+            if tables
+        ]
+        if batches and first.options.feedback_only:
+            whole = batches[0][1] if first.mixed is None else joined_feedback(batches, alike, result.accounting)
+            table = narrow(whole, first.keys)
+        elif batches:
+            table = _pairs_of_all(batches, name, result, rejects, writers[name])
+        if batches:
             writers[name].write(table)
             result.rows[name] += table.num_rows
-            result.prompts += batch.num_rows if build.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
-            waiting[name], held[name] = [], 0
+            result.prompts += table.num_rows if first.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
+            waiting[name], held[name] = [[] for _ in builds], 0
 
-    for partition in shard.partitions:
-        rows = _rows(build, shard, partition, result.accounting)
-        check_one_value(rows, build.options.split_by)
-        merged = merged_grades(rows, build, result.accounting)
-        side = _sides(merged, build, result) if len(names) > 1 else np.zeros(merged.num_rows, dtype=np.int64)
+    for partition in shards[0].partitions:
+        rows = [_rows(build, shard, partition, result.accounting) for build, shard in zip(builds, shards, strict=True)]
+        check_one_value(rows[0] if len(rows) == 1 else pa.concat_tables(rows).combine_chunks(), first.options.split_by)
+        merged = [merged_grades(rows.pop(0), build, result.accounting) for build in builds]  # one after the other is let go
+        if first.mixed is not None:
+            merged = [drawn(one, build, result.accounting) for one, build in zip(merged, builds, strict=True)]
+        sides = [_sides(one, first, result) if len(names) > 1 else np.zeros(one.num_rows, dtype=np.int64) for one in merged]
         for index, name in enumerate(names):
-            part = merged.filter(pa.array(side == index)).combine_chunks()
-            for piece, size in _pieces(part, build):
-                waiting[name].append(piece)
+            parts = [one.filter(pa.array(side == index)).combine_chunks() for one, side in zip(merged, sides, strict=True)]
+            for pieces, size in _pieces(parts, builds):
+                for tables, piece in zip(waiting[name], pieces, strict=True):
+                    tables += [piece] if piece.num_rows else []
                 held[name] += size
                 if held[name] >= BATCH_BYTES:
                     flush(name)
@@ -257,14 +284,24 @@ def _sides(merged: pa.Table, build: ResolvedBuild, result: ShardResult) -> np.nd
     return side
 
 
-def _pieces(table: pa.Table, build: ResolvedBuild) -> list[tuple[pa.Table, int]]:
-    """The table in slices whose output has at most BATCH_BYTES (one prompt may have more), each with that size."""
-    if not table.num_rows:
+def _pieces(tables: Sequence[pa.Table], builds: Sequence[ResolvedBuild]) -> list[tuple[list[pa.Table], int]]:
+    """The tables of all sources in slices of the same prompts whose output has at most BATCH_BYTES (one prompt may have more), each with
+    that size."""
+    sizes = [_output_bytes(table, build) for table, build in zip(tables, builds, strict=True)]
+    numbers = [np.arange(len(size)) for size in sizes]  # of prompts, in the order in which all tables have them
+    if len(tables) > 1:
+        ids = [flat(table["prompt_id"]).to_numpy(zero_copy_only=False) for table in tables]
+        numbers = np.split(np.unique(np.concatenate(ids), return_inverse=True)[1], np.cumsum([len(one) for one in ids])[:-1])
+    size = np.bincount(np.concatenate(numbers), np.concatenate(sizes))
+    if not len(size):
         return []
-    size = _output_bytes(table, build)
     at = np.cumsum(size) // BATCH_BYTES
-    cuts = [0, *(np.flatnonzero(np.diff(at)) + 1).tolist(), table.num_rows]
-    return [(table.slice(a, b - a), int(size[a:b].sum())) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    cuts = [0, *(np.flatnonzero(np.diff(at)) + 1).tolist(), len(size)]
+    found = []
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        ends = [np.searchsorted(number, (low, high)).tolist() for number in numbers]
+        found.append(([table.slice(a, b - a) for table, (a, b) in zip(tables, ends, strict=True)], int(size[low:high].sum())))
+    return found
 
 
 def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
@@ -284,9 +321,32 @@ def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     return pairs * (prompt + 2 * texts // np.maximum(n, 1) + 200) + 200
 
 
-def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: "_Rejects", writer: PartWriter) -> pa.Table:
-    """The PAIRS rows of a batch as the writer takes them; what it drops is counted and kept as rejects."""
+def _pairs_of_all(batches: Batches, split: str, result: ShardResult, rejects: "_Rejects", writer: PartWriter) -> pa.Table:
+    """The PAIRS rows of all sources' batches of the same prompts."""
+    if batches[0][0].mixed is None:
+        return _pairs(*batches[0], result, rejects, writer)
+    earlier, tables = EarlierSources(batches, result.shared), []
+    for build, batch in batches:
+        tables.append(named(_pairs(build, batch, result, rejects, None, earlier), build))
+        result.by_source.setdefault(build.name, SourceMargins()).count(split, tables[-1])
+    return in_one_table(tables)
+
+
+def _pairs(
+    build: ResolvedBuild,
+    batch: pa.Table,
+    result: ShardResult,
+    rejects: "_Rejects",
+    writer: PartWriter | None,
+    earlier: EarlierSources | None = None,
+) -> pa.Table:
+    """The PAIRS rows of a batch, as the writer takes them where it is given; what is dropped is counted and kept as rejects."""
     pairs = choose_pairs(batch, build.rules, build.pooled)
+    if earlier is not None:
+        pairs = pairs.without("in_earlier_source", earlier.has(batch, pairs))
+    if build.times != 1:
+        moved = ("quality_margin", "margin_se", "score_chosen", "score_rejected")
+        pairs = replace(pairs, **{name: getattr(pairs, name) * build.times for name in moved})
     grades = len(flat(batch[build.rules.evidence]).flatten())
     count = result.accounting.count
     merged = grades - pairs.used_grades - sum(pairs.dropped_grades.values())
@@ -302,9 +362,9 @@ def _pairs(build: ResolvedBuild, batch: pa.Table, result: ShardResult, rejects: 
     for reason, mask in lost.items():
         rejects.add("prompt", "pair", reason, flat(batch["prompt_id"]).filter(pa.array(mask)))
     rejects.add_pairs(batch, pairs)
-    if writer.repeating is None and len(pairs.prompt):
+    if writer is not None and writer.repeating is None and len(pairs.prompt):
         writer.repeating = repeating(int(has_pair.sum()), len(pairs.prompt))
-    table = pairs_table(batch, pairs, build.keys, repeating=bool(writer.repeating))
+    table = pairs_table(batch, pairs, build.keys, repeating=writer is not None and bool(writer.repeating))
     result.examples = largest([*result.examples, *examples_of(table)])
     result.ties += int((pairs.quality_margin == 0).sum())
     result.rounded_ties += int(pairs.rounded_ties.sum())

@@ -70,20 +70,9 @@ def doubtful_raters(build: ResolvedBuild) -> dict[str, RaterAgreement]:
     return {name: one for name, one in build.agreement.items() if one.low <= 0}
 
 
-def warnings_of(
-    build: ResolvedBuild, rows: Mapping[str, int], ties: int, unwitnessed: int, first_messages: np.ndarray, sides: np.ndarray
-) -> list[str]:
-    """What the user should know of the margins, one sentence each, the gravest first."""
-    pairs, prompts = sum(rows.values()), len(first_messages)
-    found = []
-    if unwitnessed:
-        found.append(
-            f"{unwitnessed:,} of {pairs:,} pairs have a margin that no rater witnessed: nobody graded both sides (raters 0), so that it "
-            "may be two raters' taste. --min-raters 1 leaves them out"
-        )
-    found += _of_scales(build)
-    if ties == pairs:
-        found.append(f"all {pairs:,} pairs are ties: every margin is 0, and nothing can be learned from them")
+def rater_warnings(build: ResolvedBuild) -> list[str]:
+    """What the user should know of the raters and their scales, one sentence each."""
+    found = _of_scales(build)
     flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
     if flat_raters:
         found.append(f"{_names(flat_raters)}: gave everything the same {'grade' if build.rules.evidence == 'ratings' else 'gap'}")
@@ -96,6 +85,29 @@ def warnings_of(
         )
     if len(doubtful) > MOST_NAMES:
         found.append(f"{len(doubtful) - MOST_NAMES:,} more raters who go against the others or can't be told from chance")
+    return found
+
+
+def warnings_of(
+    build: ResolvedBuild,
+    rows: Mapping[str, int],
+    ties: int,
+    unwitnessed: int,
+    first_messages: np.ndarray,
+    sides: np.ndarray,
+    of_raters: Sequence[str],
+) -> list[str]:
+    """What the user should know of the margins, one sentence each, the gravest first. of_raters: of `rater_warnings`."""
+    pairs, prompts = sum(rows.values()), len(first_messages)
+    found = []
+    if unwitnessed:
+        found.append(
+            f"{unwitnessed:,} of {pairs:,} pairs have a margin that no rater witnessed: nobody graded both sides (raters 0), so that it "
+            "may be two raters' taste. --min-raters 1 leaves them out"
+        )
+    found += of_raters
+    if ties == pairs:
+        found.append(f"all {pairs:,} pairs are ties: every margin is 0, and nothing can be learned from them")
     empty = [name for name, share in zip(SPLITS, build.options.split, strict=True) if share and not rows[name]]
     if empty:
         by = build.options.split_by
@@ -170,6 +182,9 @@ REMEDIES = {
     "chosen_scored_lower": "--fix-known-defects keeps them as their scores say",
     "grade_not_chosen": "--from, --kind, --rater and --aspect say which grades are used",
     "single_completion": "prompts with one reply; a pair takes two of one prompt",
+    "not_drawn": "prompts that the share of their source leaves out",
+    "prompt_not_drawn": "replies and grades of these",
+    "in_earlier_source": "the same two replies are a pair of a source named before",
     "no_pair": "prompts whose pairs were all left out",
     "tie": "margin 0; --ties keep keeps them",
     "over_long": "longer than --max-chars",

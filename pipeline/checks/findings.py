@@ -38,6 +38,8 @@ class Findings:
     unknown: dict[str, str] = field(default_factory=dict)
     figures: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    pairs_of: Counter[str] = field(default_factory=Counter)
+    """Pairs by source, of a dataset that mixes several."""
     largest: dict[str, float] = field(default_factory=dict)
     """Prompt id → its largest margin, of the two prompts with the largest."""
     unread: bool = False
@@ -51,6 +53,11 @@ class Findings:
     def recipe(self) -> dict[str, Any]:
         """The recipe in the manifest, {} where it has none."""
         return self.manifest.get("recipe") or {}
+
+    @property
+    def mixture(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each source, where several are mixed, else {}."""
+        return self.manifest.get("mixture") or {}
 
     def found(self, rule: str, mask: np.ndarray, words: str = "", rows: np.ndarray | None = None) -> None:
         """Count the rows of the batch at hand that break a rule. rows: the batch's rows that the mask is about, unless all of them."""

@@ -80,6 +80,7 @@ def _counts(found: Findings) -> None:
             found.fault("row counts", words, _gap(prompts, found.figures["prompts"]))
         if manifest.get("kind") == "pairs" and not found.broken["nulls"]:
             _said_of_pairs(found)
+            _said_of_sources(found)
     counts = manifest.get("counts") or {}
     if not counts:
         found.unknown["counts"] = "not known: the manifest has none"
@@ -88,6 +89,14 @@ def _counts(found: Findings) -> None:
         _balance(found, counts)
     except (KeyError, TypeError, AttributeError) as error:
         found.fault("counts", f"the counts in the manifest are damaged: {error!r}")
+
+
+def _said_of_sources(found: Findings) -> None:
+    """Of several sources each gave as many pairs as the manifest says."""
+    for name in found.mixture:
+        said, here = found.manifest.get("by_source", {}).get(name, {}).get("pairs"), found.pairs_of[name]
+        if said != here:
+            found.fault("sources", f"{name}: the manifest says {said} pairs, the parts hold {here:,}", _gap(said, here))
 
 
 def _said_of_pairs(found: Findings) -> None:

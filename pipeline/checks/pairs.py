@@ -1,8 +1,9 @@
 """One pass over the parts of a PAIRS folder. Texts are read as dictionaries, so that each distinct one is looked at and hashed once."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -200,15 +201,33 @@ class _Batch:
         self._largest(margin)
         kinds, names = _coded(self.batch.column("kind"))
         self._say("kinds", ~np.array([name in (*KINDS, "mixed") for name in names.to_pylist()], dtype=bool)[kinds])
-        self._scores(margin, chosen, rejected)
-        out = (margin == 0) & (found.recipe.get("ties") == "drop") | (margin < _number(found.recipe.get("min_margin"), 0.0))
-        self._say("left out", out & (margin >= 0), "a tie or a margin that the recipe drops")
+        for about, rows in self._by_source():
+            self._scores(margin, chosen, rejected, about, rows)
+            least = _number(about.get("min_margin"), 0.0) * _number(about.get("margin_times"), 1.0)
+            out = (margin == 0) & (about.get("ties") == "drop") | (margin < least)
+            self._say("left out", out & (margin >= 0) & rows, "a tie or a margin that the recipe drops")
         untied = margin > 0
         figures["ties"] += int((margin == 0).sum())
         figures["untied"] += int(untied.sum())
         figures["unsure"] += int(np.isnan(se).sum())
         if found.gamma is not None and untied.any():
             figures["saturated"] += int((target_probability(margin[untied], found.gamma) > SATURATED).sum())
+
+    def _by_source(self) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
+        """What the manifest says of scores and of pairs left out, and a mask of the rows that it is of: of several sources for each."""
+        found = self.found
+        if not found.mixture:
+            said = {key: found.manifest.get(key) for key in ("evidence", "score_range", "rounding_steps")}
+            yield {**found.recipe, **said}, np.ones(len(self.rows), dtype=bool)
+            return
+        source, names = _coded(self.batch.column("source"))
+        known = [found.mixture.get(name) for name in names.to_pylist()]
+        other = np.array([one is None for one in known], dtype=bool)[source]
+        self._say("sources", other, "a source that the manifest does not name")
+        for place, one in enumerate(known):
+            if one is not None:
+                found.pairs_of[names[place].as_py()] += int((source == place).sum())
+                yield one, source == place
 
     def _largest(self, margin: np.ndarray) -> None:
         """The largest margins of two prompts: a build's examples, which the manifest keeps."""
@@ -222,24 +241,31 @@ class _Batch:
         for one in sorted(found, key=lambda one: -found[one])[2:]:
             del found[one]
 
-    def _scores(self, margin: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> None:
-        """Both scores or none, as the evidence says; their difference is the margin up to the rounding step; inside the scale."""
-        evidence, bounds = self.found.manifest.get("evidence"), self.found.manifest.get("score_range")
-        both = np.isfinite(chosen) & np.isfinite(rejected)
+    def _scores(
+        self, margin: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, about: Mapping[str, Any], rows: np.ndarray
+    ) -> None:
+        """Both scores or none, as the evidence says; their difference is the margin up to the rounding step; inside the scale. rows: a
+        mask of those that are looked at."""
+        evidence, bounds = about.get("evidence"), about.get("score_range")
+        both = rows & np.isfinite(chosen) & np.isfinite(rejected)
         self.found.figures["scored"] += int(both.sum())
         broken = (np.isfinite(chosen) != np.isfinite(rejected)) | self._no_number("score_chosen", chosen)
         broken |= self._no_number("score_rejected", rejected)
         broken |= ~both if evidence == "ratings" else both if evidence == "comparisons" else False
         # A step is at most 1e-12 of the scale's width, or 1e-14 of the largest grade; without a scale the manifest has it.
-        step = max(map(_number, (self.found.manifest.get("rounding_steps") or {}).values()), default=0.0)
+        step = max(map(_number, (about.get("rounding_steps") or {}).values()), default=0.0) * _number(
+            about.get("margin_times"), 1.0
+        )
         width = bounds[1] - bounds[0] if bounds else 0.0 if step else Z_SCORES
         largest = np.maximum(np.abs(chosen), np.abs(rejected))
         broken |= both & np.isfinite(margin) & (np.abs(chosen - rejected - margin) > step + 1e-12 * width + 2e-14 * largest)
-        self._say("scores", broken)
+        self._say("scores", broken & rows)
         if bounds is not None:
             low, high = bounds[0] - 1e-9 * width, bounds[1] + 1e-9 * width
             values = [margin] if evidence == "comparisons" else [chosen, rejected]
-            self._say("score range", np.any([np.isfinite(value) & ((value < low) | (value > high)) for value in values], axis=0))
+            self._say(
+                "score range", np.any([np.isfinite(value) & ((value < low) | (value > high)) for value in values], axis=0) & rows
+            )
 
     def _prompts(self) -> None:
         """A prompt is what its id is the digest of, in every row of its run; runs are kept for `_Prompts`."""
@@ -324,7 +350,7 @@ class _Batch:
         self.found.figures["longer"] += int(((length[:n] > length[n:]) & (margin > 0)).sum())
         self.found.figures["uneven"] += int(((length[:n] != length[n:]) & (margin > 0)).sum())
         numbers = np.fromiter(map(hash, own), dtype=np.int64, count=len(own))[identity]
-        self._one_value(numbers, wrong)
+        self._one_value(self._in_their_source(numbers), wrong)
         self._pairs(numbers)
 
     def _texts(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
@@ -339,6 +365,15 @@ class _Batch:
 
     def _both(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
         return _coded(pa.concat_arrays([one if pa.types.is_dictionary(one.type) else one.dictionary_encode() for one in columns]))
+
+    def _in_their_source(self, identity: np.ndarray) -> np.ndarray:
+        """Numbers of completions, (2·rows,), that differ where a completion stands in pairs of several sources that are mixed, each of
+        which has scores of its own."""
+        if not self.found.mixture:
+            return identity
+        source, names = _coded(self.batch.column("source"))
+        salt = np.array([hash(f"source {name}") for name in names.to_pylist()], dtype=np.int64)
+        return identity ^ np.tile(salt[source], 2)
 
     def _one_value(self, identity: np.ndarray, wrong: np.ndarray) -> None:
         """A completion has one score and one model, wherever it stands. identity: a number a place, (2·rows,)."""

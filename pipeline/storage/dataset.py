@@ -87,6 +87,16 @@ class _Saturated(_Part):
     transform: str | None
 
 
+class _OfSource(_Part):
+    ties: str = "keep"
+    min_margin: float = 0.0
+    margin_times: float = 1.0
+    weight: float = 1.0
+    evidence: str | None = None
+    score_range: tuple[float, float] | None = None
+    rounding_steps: dict[str, float] = {}
+
+
 class _Manifest(_Part):
     kind: str = ""
     recipe: _Recipe | None = None
@@ -101,6 +111,8 @@ class _Manifest(_Part):
     rounding_steps: dict[str, float] = {}
     grade_ranges: dict[str, dict[str, tuple[float, float]]] = {}
     saturated: dict[str, _Saturated] = {}
+    mixture: dict[str, _OfSource] = {}
+    by_source: dict[str, dict[str, Any]] = {}
     ties_at_ends: int | None = None
     warnings: list[str] = []
     argilla: dict[str, Any] = {}
@@ -276,7 +288,7 @@ configs:
 
 | split | rows |
 |---|---|
-{rows}
+{rows}{sources}
 ```json
 {recipe}
 ```
@@ -289,13 +301,46 @@ _FEEDBACK_CARD = """# Graded feedback, one row a prompt
 Made with `mmpo`: candidate replies and every grade that they were given."""
 
 
-def card(splits: Sequence[str], counts: Mapping[str, int], recipe: Mapping[str, Any], *, feedback: bool = False) -> str:
-    """The README.md of a dataset folder: a Hugging Face dataset card whose head lists the splits."""
+_SOURCES_CARD = """
+Margins of different sources are on scales of their own unless a normalisation brings them together; γ auto is the γ at which the mean
+target of a source's untied training pairs is .75, and the mean target that at the γ auto of all pairs.
+
+| source | weight | share of prompts | normalisation | prompts | pairs | ties | mean margin | γ auto | mean target |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def _sources_card(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = (
+        "weight", "share", "normalisation", "prompts", "pairs", "ties", "mean_margin", "gamma_auto", "mean_target",
+    )  # fmt: skip
+    return _SOURCES_CARD + "".join(
+        f"| {' | '.join([name, *(_cell(one[column]) for column in columns)])} |\n" for name, one in sources.items()
+    )
+
+
+def _cell(value: Any) -> str:
+    return (
+        "–" if value is None else f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    )
+
+
+def card(
+    splits: Sequence[str],
+    counts: Mapping[str, int],
+    recipe: Mapping[str, Any],
+    *,
+    feedback: bool = False,
+    sources: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """The README.md of a dataset folder: a Hugging Face dataset card whose head lists the splits; sources: what is known of each, where
+    several were mixed."""
     names = splits or SPLITS[:1]
     return CARD.format(
         files="".join(f"  - split: {'train' if feedback else name}\n    path: {name}/*.parquet\n" for name in names),
         about=_FEEDBACK_CARD if feedback else _PAIRS_CARD,
         rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
+        sources=_sources_card(sources) if sources else "",
         recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
     )
 

@@ -254,7 +254,7 @@ def test_a_model_too_large_for_one_device_comes_with_the_commands_for_several(pa
     build, launch = commands(path)
     assert build[0] == "mmpo" and launch[: len(LAUNCH)] == LAUNCH
     given = parsed(build[1:])
-    assert given["sources"] == recipe.inputs
+    assert given["inputs"] == recipe.inputs
     assert options(BuildOptions, given) == recipe.build
     asked = parsed(launch[len(LAUNCH) :])
     first, other = recipe.runs

@@ -24,6 +24,7 @@ from mmpo.train.data.pairs import (
     read_pairs,
     usable_pairs,
     with_graded_part,
+    with_source_weights,
 )
 from mmpo.train.data.reasons import or_reason
 from mmpo.train.data.render import Rendered, Renderer

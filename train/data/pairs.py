@@ -18,10 +18,11 @@ from mmpo.pipeline.arrow import differing_messages, to_numpy
 from mmpo.pipeline.contract import key_faults
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import options_from
+from mmpo.pipeline.progress import say
 from mmpo.pipeline.storage import MANIFEST, about_part, part_schema, read_manifest, read_parts, split_files
 from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, PAIRS, TOOLS, without_nulls
 from mmpo.train.data.render import Rendered, Renderer
-from mmpo.train.messages import warn
+from mmpo.train.messages import is_first_process, warn
 from mmpo.train.objective import TERMS, LevelTarget, reads_targets, targets
 from mmpo.train.options import TrainOptions
 
@@ -200,6 +201,21 @@ def _graded_part_of(data: str | Path) -> str | None:
     recipe = about.get("recipe")
     part = recipe.get("graded_part") if isinstance(recipe, dict) else None
     return part if part in ("answer", "all") else None
+
+
+def with_source_weights(options: TrainOptions) -> TrainOptions:
+    """The options with the weights of the sources that the dataset was mixed of, unless others are given; which is said."""
+    path = Path(options.data) / MANIFEST
+    if options.source_weights or not path.is_file():
+        return options
+    given = read_manifest(path.parent).get("by_source", {})
+    weights = {name: float(one.get("weight", 1.0)) for name, one in given.items() if one.get("train")}
+    if set(weights.values()) <= {1.0}:
+        return options
+    if is_first_process():
+        told = ",".join(f"{name}={weight:g}" for name, weight in weights.items() if weight != 1)
+        say(f"{options.data} was mixed with weights, which are used: --source-weights {told}")
+    return replace(options, source_weights=weights)
 
 
 def check_sources(table: pa.Table, source_weights: Mapping[str, float]) -> None:

@@ -32,6 +32,7 @@ from mmpo.train.data import (
     read_pairs,
     usable_pairs,
     with_graded_part,
+    with_source_weights,
 )
 from mmpo.train.distributed import (
     LocalFailure,
@@ -101,7 +102,7 @@ def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback
     if options.kind != kind:
         raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
     try:
-        return _run(with_graded_part(options), callbacks)
+        return _run(with_source_weights(with_graded_part(options)), callbacks)
     except Exception as error:
         if is_lost_process(error):
             raise UserError(

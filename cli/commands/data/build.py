@@ -6,22 +6,31 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.cli.flags import with_flags
-from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say
-from mmpo.pipeline.build import BuildOptions, check_format, peek
+from mmpo.cli.output import AsJson, print_json, print_rows, print_table, say, shown
+from mmpo.pipeline.build import BuildOptions, check_format, peek, sources_of
 from mmpo.pipeline.build import build as build_dataset
 from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import ProgressReporter
 
 EXAMPLE_WIDTH = 70
+BY_SOURCE = {
+    "source": "source", "weight": "weight", "share": "share", "prompts": "prompts", "pairs": "pairs", "ties": "ties",
+    "mean_margin": "mean margin", "gamma_auto": "γ auto", "mean_target": "mean target",
+}  # fmt: skip
+"""What is said of each source of several: the mean target is that at the γ auto of all pairs."""
 
 
 @with_flags(BuildOptions)
 def build(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help="Files, folders, globs or Hub datasets (hub:OWNER/NAME@REVISION:SPLIT)."),
-    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE...]",
+            help="Files, folders, globs or Hub datasets (hub:OWNER/NAME@REVISION:SPLIT); none beside --sources.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     out: Annotated[Path | None, typer.Option(help="The dataset folder to write; written whole or not at all.")] = None,
     look: Annotated[bool, typer.Option("--peek", help="Show what is recognised of the first file, and write nothing.")] = False,
@@ -32,16 +41,20 @@ def build(
 
     Example: mmpo build ratings.jsonl --format jsonl --columns prompt=question,completion=answer,score=grade --out pairs
     """
-    check_format(sources, given.get("format"), encoding=given.get("encoding"), sep=given.get("sep"))
+    named = inputs or []
+    if not named and "sources" not in given:
+        raise UserError(
+            "nothing is named to build from: give files, folders, globs or Hub datasets, or --sources FILE with several sources"
+        )
+    if "sources" not in given:
+        check_format(named, given.get("format"), encoding=given.get("encoding"), sep=given.get("sep"))
     options = options_from(BuildOptions, given, flags=True)
     if look:
-        found = peek(sources, options)
-        _say_peeked(found)
-        print_json(found, as_json)
+        print_json(_peeked(named, options), as_json)
         return
     if out is None:
         raise UserError("--out is missing: it names the dataset folder to write; --peek looks at the input and writes nothing")
-    print_json(run_build("build", sources, out, options), as_json)
+    print_json(run_build("build", named, out, options), as_json)
 
 
 def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) -> dict[str, Any]:
@@ -50,6 +63,20 @@ def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) 
         summary = build_dataset(sources, out, options=options, progress=progress)
     _say_built(summary)
     return summary
+
+
+def _peeked(inputs: list[str], options: BuildOptions) -> dict[str, Any]:
+    """What a look finds, which is also said; of several sources by their names."""
+    if not options.sources:
+        found = peek(inputs, options)
+        _say_peeked(found)
+        return found
+    by_source = {}
+    for source, own in sources_of(options):
+        by_source[source.name] = peek(source.inputs, own)
+        say(f"source {source.name}:")
+        _say_peeked(by_source[source.name])
+    return {"sources": by_source}
 
 
 def _say_peeked(found: dict[str, Any]) -> None:
@@ -85,6 +112,10 @@ def _say_built(summary: dict[str, Any]) -> None:
     rejected = sorted(summary["rejected"].items(), key=lambda item: -item[1])
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
+    sources = [{"source": name, **one} for name, one in summary.get("by_source", {}).items()]
+    if sources:
+        print_rows("sources", sources, BY_SOURCE)
+        say(f"γ auto of all pairs: {shown(summary['gamma_auto'])}")
     _say_raters(summary)
     _say_saturated(summary)
     for warning in summary.get("warnings", []):
