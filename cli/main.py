@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gamma": ("mmpo.cli.commands.data.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
     "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),
     "export": ("mmpo.cli.commands.data.out:export", "Write a dataset in another tool's format."),
+    "push": ("mmpo.cli.commands.data.out:push", "A dataset folder to the Hugging Face Hub, in one commit, private unless asked."),
+    "pull": ("mmpo.cli.commands.data.out:pull", "A pushed dataset back as the folder that it was, digests compared."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "calibrate": ("mmpo.cli.commands.agree:calibrate", "Graders' margins onto people's, with errors."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
@@ -47,7 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Every command: where its function is and one line about it. Where a table like this one is named instead, it is a group."""
 
-WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "agree", "calibrate"}
+WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "push", "pull", "agree", "calibrate"}
 """Commands that use no pandas, which pyarrow would import: half a second on a busy core. Outside code (module:function) may want it."""
 
 EXTRAS = {

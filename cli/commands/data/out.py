@@ -1,4 +1,4 @@
-"""`mmpo export`: a dataset of pairs taken elsewhere; one flag for every field of ExportOptions."""
+"""`mmpo export`, `mmpo push`, `mmpo pull`: a dataset taken to other tools and to the Hub, and back from there."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from mmpo.annotate.exports import EXPORTS, TOLD, ExportOptions
 from mmpo.annotate.exports import export as write_export
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
+from mmpo.pipeline.hub import pull_dataset, push_dataset
 from mmpo.pipeline.options import in_words, options_from
 
 WHY = {
@@ -42,3 +43,45 @@ def export(
     )
     say(f"next: {summary['next']}")
     print_json(summary, as_json)
+
+
+def push(
+    dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pairs or of FEEDBACK that passes `mmpo validate`.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The dataset on the Hub; made where there is none.")],
+    feedback: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A FEEDBACK folder to stand beside the pairs, as the configuration feedback.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it; a new dataset is private otherwise.")] = False,
+    license: Annotated[str | None, typer.Option(help="The licence for the head of the dataset's page, such as cc-by-4.0.")] = None,
+    message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push a dataset folder to the Hugging Face Hub: one commit with all of it, or none; stopped, the same command again resumes.
+
+    The token is that of HF_TOKEN or of `hf auth login`. Afterwards load_dataset("OWNER/NAME") opens it. Example: mmpo push pairs me/pairs
+    """
+    done = push_dataset(dataset, name, feedback=feedback, public=public, license=license, message=message)
+    for line in done.warnings:
+        say(f"warning: {line}")
+    say(f"{done.files:,} files, {done.bytes:,} bytes" + ("" if done.changed else ": nothing differs from what is there"))
+    say(f"{done.url}: {'private' if done.private else 'public'}, revision {done.revision}")
+    say(f"next: mmpo pull {done.dataset}@{done.revision} --out FOLDER")
+    print_json(vars(done), as_json)
+
+
+def pull(
+    name: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="A dataset that `mmpo push` made, at a branch, tag or commit.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset folder to write; written whole or not at all.")],
+    feedback: Annotated[bool, typer.Option("--feedback", help="Fetch the FEEDBACK folder that stands beside the pairs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a pushed dataset from the Hugging Face Hub as the folder that it was; the commit is written into its manifest.
+
+    Example: mmpo pull me/pairs@main --out pairs
+    """
+    done = pull_dataset(name, out, feedback=feedback)
+    say(f"{done['dataset']}@{done['revision']}: " + ", ".join(f"{count:,} {split}" for split, count in done["rows"].items()))
+    say(f"dataset: {out}, {done['files']:,} files as their digests say")
+    print_json(done, as_json)

@@ -33,7 +33,7 @@ def test_a_dataset_of_the_hub_is_pinned_in_the_manifest(tmp_path: Path) -> None:
     with hub_server("owner/name", "train.jsonl", ROWS) as (address, asked):
         done = build(["hub:owner/name@a-branch:train", "hub:owner/other"], address, tmp_path)
         assert [line for line in done.stdout.splitlines() if line.startswith("status")] == ["status 0", "status 2"], done.stderr
-        assert "/api/datasets/owner/name/revision/a-branch" in asked
+        assert "GET /api/datasets/owner/name/revision/a-branch" in asked
         [told] = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
         assert (told["name"], told["revision"]) == ("owner/name:train", COMMIT)
         assert "hub:owner/other can't be loaded" in done.stderr

@@ -1,0 +1,130 @@
+"""The Hub: names of datasets on it, the client, and its errors as errors of ours. The token comes from where huggingface_hub looks for it
+(HF_TOKEN, or a login) and is never printed."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mmpo.pipeline.errors import PartialResult, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import DatasetInfo
+
+NAME = re.compile(r"(?:hub:)?(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+LOGIN = "set the environment variable HF_TOKEN to a token with that right, or log in by `hf auth login`"
+CARD, KEPT_CARD = "README.md", "folder-README.md"
+"""The dataset's page on the Hub; and the README of the folder that was pushed, which pulling puts back."""
+FEEDBACK_FOLDER = "feedback-table"
+"""Where the FEEDBACK folder stands beside pairs, with all its files."""
+
+
+def named(given: str, *, revision: bool) -> tuple[str, str | None]:
+    """OWNER/NAME and, where it may stand behind it, the revision. Raises UserError."""
+    found = NAME.fullmatch(given)
+    if found is None or (found["revision"] and not revision) or ".." in given or "--" in given:
+        raise UserError(f"{given!r} names no dataset on the Hub: it is OWNER/NAME" + ("[@REVISION]" if revision else ""))
+    return found["name"], found["revision"]
+
+
+def hub_api() -> "HfApi":
+    """The client of the Hub, or of the server that HF_ENDPOINT names."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+def safe_name(name: str, where: str) -> str:
+    """The name of a file of a dataset folder, which comes from elsewhere. Raises UserError where it would lead out of the folder."""
+    path = PurePosixPath(name)
+    if (
+        path.is_absolute()
+        or not path.parts
+        or any(part in ("..", ".") for part in path.parts)
+        or "\\" in name
+        or path.parts[0] == ".git"
+    ):
+        raise UserError(f"{where}: its manifest names the file {name!r}, which is none inside a folder; nothing was written")
+    return name
+
+
+@contextmanager
+def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None]:
+    """Errors of the Hub as UserErrors; where the Hub or the network failed and `resumes`, as a PartialResult."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{name}: no such dataset on the Hub, or no right to see it; check the name, or {LOGIN}") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{name}: the Hub has no such revision; name a branch, a tag or a commit of it") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _failed(name, doing, "the Hub can't be reached", resumes) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{name}: a file of it is missing on the Hub ({_first_line(error)})") from error
+    except errors.HfHubHTTPError as error:
+        raise _of_status(name, doing, error, resumes) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(f"{name}: {doing} needs a token: {LOGIN}") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise _failed(name, doing, _first_line(error), resumes) from error
+    except Exception as error:
+        if not _is_transport(error):
+            raise
+        inner = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else None
+        raise _of_status(name, doing, inner, resumes) if inner else _failed(name, doing, _first_line(error), resumes) from error
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether the network or the Hub is behind it: errors of httpx2 and of hf_xet, and what huggingface_hub raises of an upload."""
+    modules = {type(one).__module__.partition(".")[0] for one in (error, error.__cause__, error.__context__) if one is not None}
+    return bool(modules & {"httpx2", "httpcore2", "hf_xet"}) or str(error).startswith(("Error while uploading", "LFS batch API"))
+
+
+def _of_status(name: str, doing: str, error: Any, resumes: bool) -> Exception:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return UserError(f"{name}: the Hub refuses {doing} ({status}): {LOGIN}")
+    if status in (409, 412):
+        return UserError(
+            f"{name}: it changed on the Hub meanwhile and was left as it is ({status}); the same command again looks anew"
+        )
+    if status in (429, None) or status >= 500:
+        return _failed(name, doing, f"the Hub answered {status}", resumes)
+    return UserError(f"{name}: the Hub refuses {doing}: {_first_line(error)}")
+
+
+def _failed(name: str, doing: str, why: str, resumes: bool) -> Exception:
+    if resumes:
+        return PartialResult(
+            f"{name}: {doing} stopped ({why}); the dataset is as it was, and the same command again sends what is missing"
+        )
+    return UserError(f"{name}: {doing} failed ({why}); try again")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def git_oid(path: Path) -> str:
+    """What git calls the content of a file that is not in LFS: the SHA-1 of its size and bytes."""
+    from huggingface_hub.utils.sha import git_hash
+
+    return git_hash(path.read_bytes())
+
+
+def info_of(api: "HfApi", name: str, revision: str | None = None) -> "DatasetInfo | None":
+    """What the Hub says of a dataset, None where there is none that the token may see."""
+    from huggingface_hub import errors
+
+    with hub_errors(name, "reading"):
+        try:
+            return api.dataset_info(name, revision=revision)
+        except errors.GatedRepoError:
+            raise
+        except errors.RepositoryNotFoundError:
+            return None

@@ -1,0 +1,204 @@
+"""`mmpo push`: a dataset folder to the Hub in one commit, or nothing of it. What was uploaded before a stop is not uploaded again."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.hub.card import configs, page
+from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, KEPT_CARD, git_oid, hub_api, hub_errors, info_of, named
+from mmpo.pipeline.storage import MANIFEST, FileDigest, manifest_of, read_manifest
+from mmpo.pipeline.storage.dataset import manifest_files
+from mmpo.pipeline.storage.files import file_digest
+from mmpo.pipeline.validate import validate
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import DatasetInfo
+
+PULLED = "pulled"
+"""The key of a manifest that says from where and from which commit a folder was pulled; it is not pushed."""
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class PushedDataset:
+    """What became of a push. revision: the commit that holds it; private: who may read it; changed: whether it is a new commit;
+    warnings: in words."""
+
+    dataset: str
+    revision: str
+    url: str
+    private: bool
+    changed: bool
+    files: int
+    bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+def push_dataset(
+    folder: str | Path,
+    name: str,
+    *,
+    feedback: str | Path | None = None,
+    public: bool = False,
+    license: str | None = None,
+    message: str | None = None,
+) -> PushedDataset:
+    """Push a folder of PAIRS, or of FEEDBACK, to the dataset OWNER/NAME, which is made, private, where there is none.
+
+    feedback: a FEEDBACK folder to stand beside the pairs, as the configuration `feedback`. public: make it public where it is new, and push
+    into it where it is; license: for the head of its page. One commit holds all of it and takes away what an earlier push left; afterwards
+    the Hub's digests are compared with the manifest's.
+
+    Raises UserError: a folder that `validate` rejects, a dataset that holds something else or is public, no token, no right; PartialResult
+    where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
+    """
+    path, (name, _) = Path(folder), named(name, revision=False)
+    manifest = read_manifest(path)
+    folders = {"": (path, manifest)}
+    if feedback is not None:
+        manifest_of(path, "pairs")
+        folders[FEEDBACK_FOLDER] = (Path(feedback), manifest_of(Path(feedback), "feedback"))
+    warnings = [line for one, _ in folders.values() for line in _checked(one)]
+    warnings += [line for one, about in folders.values() for line in _local_names(one, about)]
+    contents = {prefix: _contents(one, about, prefix) for prefix, (one, about) in folders.items()}
+    files = {name: where for part in contents.values() for name, where in part.items()}
+    tables = configs("default", _splits(path, manifest))
+    if feedback is not None:
+        tables += configs("feedback", ["feedback"], FEEDBACK_FOLDER)
+    api = hub_api()
+    info = _repository(api, name, public)
+    there = _there(api, name, info)
+    _refuse_others(name, info, there, tables)
+    old = _read(api, name, CARD, info.sha) if any(one.rfilename == CARD for one in info.siblings or ()) else None
+    card = page(name, manifest, tables, old, license)
+    gone = [one for one in there if one not in files]
+    revision = _commit(
+        api, name, info, {**files, CARD: card.encode()}, gone, message or f"{sum(manifest['rows'].values()):,} rows by mmpo"
+    )
+    _compare(api, name, revision, files)
+    sizes = [len(where) if isinstance(where, bytes) else where.stat().st_size for where in files.values()]
+    url = f"{api.endpoint}/datasets/{name}"
+    return PushedDataset(name, revision, url, bool(info.private), revision != info.sha, len(files), sum(sizes), tuple(warnings))
+
+
+Contents = Mapping[str, Path | bytes]
+"""The files of a push by their names on the Hub."""
+
+
+def _checked(folder: Path) -> list[str]:
+    """What `validate` warns of. Raises UserError where it rejects the folder."""
+    found = validate(folder)
+    failed = [f"{check['name']} ({check['message']})" for check in found["checks"] if check["status"] == "fail"]
+    if failed:
+        raise UserError(f"{folder} does not pass `mmpo validate` and is not pushed: {'; '.join(failed)}")
+    return [f"{check['name']}: {check['message']}" for check in found["checks"] if check["status"] == "warn"]
+
+
+def _local_names(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    names = [str(one.get("name")) for one in manifest.get("inputs", ()) if Path(str(one.get("name"))).is_absolute()]
+    if not names:
+        return []
+    named = f"{len(names):,} input files by their paths on this machine, such as {names[0]}"
+    return [
+        f"the manifest of {folder} names {named}: whoever may read the dataset sees them; relative paths at `mmpo build` do not tell"
+    ]
+
+
+def _splits(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    return [split for split in manifest["rows"] if (folder / split).is_dir()]
+
+
+def _contents(folder: Path, manifest: Mapping[str, Any], prefix: str) -> Contents:
+    """The folder's files by their names on the Hub. Its own README stands under another name where the dataset's page is."""
+    names = {name: KEPT_CARD if name == CARD and not prefix else name for name in manifest_files(manifest)}
+    start = f"{prefix}/" if prefix else ""
+    own = {key: value for key, value in manifest.items() if key != PULLED}
+    text = json.dumps(own, ensure_ascii=False, indent=2) + "\n"
+    return {**{f"{start}{there}": folder / name for name, there in names.items()}, f"{start}{MANIFEST}": text.encode()}
+
+
+def _repository(api: "HfApi", name: str, public: bool) -> "DatasetInfo":
+    """The dataset on the Hub, made where there is none. Raises UserError where it is public and nobody said so."""
+    info = info_of(api, name)
+    if info is None:
+        with hub_errors(name, "making a dataset"):
+            api.create_repo(name, repo_type="dataset", private=not public)
+        info = info_of(api, name)
+    if info is None or info.sha is None:
+        raise UserError(f"{name}: the Hub made the dataset and does not show it; try again")
+    if not info.private and not public:
+        raise UserError(
+            f"{name} is public: everybody could read what is pushed. Say --public if that is meant, or name another dataset"
+        )
+    return info
+
+
+def _there(api: "HfApi", name: str, info: "DatasetInfo") -> dict[str, FileDigest | None]:
+    """The files that earlier pushes left on the Hub."""
+    names = {one.rfilename for one in info.siblings or ()}
+    found: dict[str, FileDigest | None] = {}
+    for prefix in ("", f"{FEEDBACK_FOLDER}/"):
+        if f"{prefix}{MANIFEST}" in names:
+            manifest = json.loads(_read(api, name, f"{prefix}{MANIFEST}", info.sha))
+            listed = manifest_files(manifest) if isinstance(manifest, dict) else {}
+            found |= {f"{prefix}{KEPT_CARD if file == CARD and not prefix else file}": digest for file, digest in listed.items()}
+            found[f"{prefix}{MANIFEST}"] = None
+    return {file: digest for file, digest in found.items() if file in names}
+
+
+def _refuse_others(name: str, info: "DatasetInfo", there: Mapping[str, Any], tables: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UserError where the dataset holds what mmpo did not push: data of something else, or files that would be read as rows."""
+    others = [one.rfilename for one in info.siblings or () if one.rfilename not in there]
+    folders = {split["path"].rpartition("/")[0] for table in tables for split in table["data_files"]}
+    inside = [one for one in others if one.rpartition("/")[0] in folders]
+    foreign = inside if there else [one for one in others if not one.startswith(".") and one != CARD]
+    if foreign:
+        listed = ", ".join(foreign[:MOST_NAMED]) + (", ..." if len(foreign) > MOST_NAMED else "")
+        raise UserError(
+            f"{name} holds {listed}, which mmpo did not push and leaves alone: name another dataset, or remove that there first"
+        )
+
+
+def _read(api: "HfApi", name: str, file: str, revision: str | None) -> str:
+    with hub_errors(name, "reading"):
+        return Path(api.hf_hub_download(name, file, repo_type="dataset", revision=revision)).read_text(encoding="utf-8")
+
+
+def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone: Iterable[str], message: str) -> str:
+    """Upload and commit; the commit that holds the files, the old one where nothing differs."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    operations = [
+        *(CommitOperationAdd(there, where) for there, where in files.items()),
+        *(CommitOperationDelete(there) for there in gone),
+    ]
+    with hub_errors(name, "pushing", resumes=True):
+        done = api.create_commit(name, operations, commit_message=message, repo_type="dataset", parent_commit=info.sha)
+    return str(done.oid)
+
+
+def _compare(api: "HfApi", name: str, revision: str, files: Contents) -> None:
+    """Raise PartialResult where the Hub does not hold what was pushed: a .gitignore there leaves files out without a word."""
+    with hub_errors(name, "reading"):
+        entries = {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)}
+    wrong = []
+    for there, where in files.items():
+        entry: Any = entries.get(there)
+        if isinstance(where, bytes):
+            fits = entry is not None and entry.size == len(where)
+        elif entry is None:
+            fits = False
+        else:
+            fits = entry.lfs.sha256 == file_digest(where)["sha256"] if entry.lfs else entry.blob_id == git_oid(where)
+        if not fits:
+            wrong.append(there)
+    if wrong:
+        listed = ", ".join(wrong[:MOST_NAMED])
+        raise PartialResult(
+            f"{name}@{revision}: the Hub does not hold {listed} as pushed; a .gitignore of the dataset leaves files out: mend it there, "
+            "then push again"
+        )
