@@ -48,6 +48,7 @@ class FeedbackBuilder:
             self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
             self._noted, self._limited, self._tools,
         )  # fmt: skip
+        self._places = [next(at for at, one in enumerate(self._lists) if one is own) for own in (self.rejects, self._limited)]
         self._mark = ([0] * len(self._lists), 0)
 
     def at(self, file: str, row: int) -> None:
@@ -61,6 +62,8 @@ class FeedbackBuilder:
         sizes, self.merged = self._mark
         for added, size in zip(self._lists, sizes, strict=True):
             del added[size:]
+        if self.row is not None:
+            self.limited_rows.discard(self.row)
 
     def reject(
         self,
@@ -84,9 +87,17 @@ class FeedbackBuilder:
         self._noted.append(name)
 
     def drop(self, error: BadRow) -> None:
-        """Take back the current row and count it as dropped for the error's reason."""
+        """Take back the current row and count it as dropped for the error's reason; where that is no fault, but something in the row was
+        one, for the first of those."""
+        rejects, limited = (self._mark[0][place] for place in self._places)
+        faults = set(self._limited[limited:])
+        found = [] if error.limited else [one for one in self.rejects[rejects:] if one[2] in faults]
         self.rollback()
-        self.reject(error.reason, limited=error.limited, evidence=error.evidence)
+        if found:
+            _, _, reason, *_, evidence = found[0]
+            self.reject(reason, evidence=None if evidence is None else orjson.loads(evidence))
+        else:
+            self.reject(error.reason, limited=error.limited, evidence=error.evidence)
 
     def prompt(self, messages: str | Sequence[Mapping[str, Any]], tools: str | None = None) -> int:
         """Start a FEEDBACK row for a prompt: a text (one user message) or a list of messages; the row's index. tools: as

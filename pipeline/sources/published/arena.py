@@ -12,6 +12,8 @@ BOTH_BAD = ("tie (bothbad)", "both_bad", "bothbad")
 GAPS = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, **dict.fromkeys(BOTH_BAD, 0.0)}
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 
+NOUGHT, ONE = {"0", "0.0", "false"}, {"1", "1.0", "true"}
+
 
 def parse_arena(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add two conversations that share all but the last reply, with a vote of 1, -1 or 0. Known limits, counted: later evaluations of one
@@ -38,7 +40,11 @@ def _winner(row: Mapping[str, Any]) -> str:
     """The word for who won, also of the columns of noughts and ones."""
     winner = row.get("winner")
     if winner is None:
-        winner = next((name.removeprefix("winner_") for name in WINNERS if str(row.get(name)) in ("1", "1.0", "True")), None)
+        flags = {name: str(row[name]).strip().lower() for name in WINNERS if row.get(name) is not None}
+        won = [name.removeprefix("winner_") for name, flag in flags.items() if flag not in NOUGHT]
+        if len(won) > 1 or not set(flags.values()) <= NOUGHT | ONE:
+            raise BadRow("unknown_winner", {**flags, "hint": "of the three columns one is 1 and the others are 0"})
+        winner = next(iter(won), None)
     if winner is None:
         raise BadRow("no_grade", limited=False)
     word = str(winner).strip().lower()

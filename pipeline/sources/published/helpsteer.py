@@ -40,9 +40,7 @@ def parse_helpsteer2(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
         parse_helpsteer(row, out, options)
         return
     out.prompt(read_marked_turns(row.get("prompt")))
-    given = row.get("all_preferences_unprocessed")
-    people = structure(given) if isinstance(given, str) else given
-    told = [(rater, one.get("strength"), one.get("justification")) for rater, one in numbered(people) if isinstance(one, Mapping)]
+    told = [(rater, one.get("strength"), one.get("justification")) for rater, one in _people(row, "all_preferences_unprocessed")]
     replies = tuple(out.completion(row.get(name)) for name in ("response_1", "response_2"))
     _compare(out, replies, told or [(PEOPLE, row.get("preference_strength"), row.get("preference_statement"))])
     out.extra({"split": row.get("split")})
@@ -55,11 +53,22 @@ def parse_helpsteer3(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
     """
     out.prompt(read_conversation(row.get("context")))
     replies = tuple(out.completion(read_reply(row.get(name), out.count)) for name in ("response1", "response2"))
-    individual = row.get("individual_preference")
-    told = [(rater, one.get("score"), one.get("reasoning")) for rater, one in numbered(individual) if isinstance(one, Mapping)]
+    told = [(rater, one.get("score"), one.get("reasoning")) for rater, one in _people(row, "individual_preference")]
     told = [one for one in told if one[1] is not None]
     _compare(out, replies, told or [(PEOPLE, row.get("overall_preference"), None)])
     out.extra({name: row.get(name) for name in ("domain", "language", "overall_preference")})
+
+
+def _people(row: Mapping[str, Any], column: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """What each person said, as a list of objects or the text of one, JSON's or Python's; nobody where there is none. Raises BadRow
+    not_a_list where something else stands there: the published mean alone would be read as if no one else had been asked."""
+    given = row.get(column)
+    if given is None or given == "":
+        return []
+    people = structure(given) if isinstance(given, str) else given
+    if not isinstance(people, list) or not all(isinstance(one, Mapping) for one in people):
+        raise BadRow("not_a_list", {column: repr(given)[:200]})
+    return numbered(people)
 
 
 def numbered(people: Any) -> list[tuple[str, Any]]:

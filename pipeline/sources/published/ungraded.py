@@ -9,14 +9,22 @@ from functools import partial
 from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
-from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.messages import split_pair
 
 RATER = "labels"
+GRADES = (
+    "score_chosen", "score_rejected", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating", "chosen-rating",
+    "rejected-rating", "chosen_avg_rating", "rejected_avg_rating", "margin", "quality_margin",
+)  # fmt: skip
+"""Columns of pairs that have grades after all."""
 
 
 def parse_ungraded(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions, kind: str = "human") -> None:
     """Add a pair of texts with turns or of conversations, the prompt inside both or beside them."""
+    if options.need_scores and (graded := [name for name in GRADES if row.get(name) is not None]):
+        hint = "these pairs have grades, which this format would take for none: --format ultrafeedback-binarized or trl reads them"
+        raise BadRow("graded_pair", {"columns": ", ".join(graded), "hint": hint})
     given = row.get("conversations")
     chosen, rejected = (row.get(name) for name in ("chosen", "rejected"))
     if given is not None:

@@ -50,9 +50,14 @@ def parse_fastchat(row: Mapping[str, Any], out: FeedbackBuilder, options: Source
     out.extra({name: row.get(name) for name in ("question_id", "turn")})
 
 
+def _is_first(turn: Any) -> bool:
+    """Whether a judgment is of a first turn, as those without a turn are taken to be."""
+    return turn is None or str(turn).strip() in ("1", "1.0")
+
+
 def _pair(row: Mapping[str, Any], out: FeedbackBuilder, by: dict[str, str]) -> None:
     where = {"question_id": row.get("question_id"), "turn": row.get("turn")}
-    if row.get("turn", 1) != 1:
+    if not _is_first(row.get("turn")):
         hint = "in a second turn each model answers after its own first answer, so that the two have no common prompt"
         raise BadRow("second_turn", {**where, "hint": hint}, limited=False)
     prompt, first, second = _texts(PAIR, row.get("g1_user_prompt"), where)
@@ -76,7 +81,7 @@ def _single(row: Mapping[str, Any], out: FeedbackBuilder, by: dict[str, str]) ->
     if score == -1 or score is None:
         hint = "FastChat's parser found no grade in the judgment; `mmpo evaluate mt-bench` asks and reads anew"
         raise BadRow("unread_judgment", {**where, "judgment": str(row.get("judgment"))[-200:], "hint": hint}, limited=False)
-    if row.get("turn", 1) == 1:
+    if _is_first(row.get("turn")):
         prompt, answer = _texts(SINGLE, row.get("user_prompt"), where)
         out.prompt(prompt)
     else:
