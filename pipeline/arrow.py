@@ -152,7 +152,11 @@ def row_sums(column: pa.ListArray, values: pa.Array) -> np.ndarray:
 def text_lengths(messages: pa.ListArray | pa.ChunkedArray) -> np.ndarray:
     """Characters of all messages of each row of a column of messages, float64, shape (rows,)."""
     column = flat(messages) if isinstance(messages, pa.ChunkedArray) else messages
-    return row_sums(column, pc.fill_null(pc.utf8_length(column.flatten().field("content")), 0)).astype(np.float64)
+    texts = column.flatten().field("content")
+    if not pa.types.is_dictionary(texts.type):
+        return row_sums(column, pc.fill_null(pc.utf8_length(texts), 0)).astype(np.float64)
+    numbers, distinct = coded(texts)
+    return row_sums(column, np.append(np.asarray(pc.fill_null(pc.utf8_length(distinct), 0)), 0)[numbers]).astype(np.float64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -183,6 +187,12 @@ def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
     rank = np.empty(len(values), dtype=np.int64)
     rank[order] = np.arange(len(values))
     return (rank[index] if len(index) else index), [values[i] for i in order]
+
+
+def coded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Numbers for the values, −1 for null, and the distinct values."""
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary
 
 
 def to_numpy(column: pa.Array) -> np.ndarray:

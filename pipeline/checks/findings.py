@@ -8,20 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import UNREADABLE, leaves
+from mmpo.pipeline.arrow import UNREADABLE
 from mmpo.pipeline.contract import misfits
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import part_schema
 from mmpo.pipeline.storage.dataset import manifest_files
-from mmpo.pipeline.storage.parts import about_part, cannot_read
+from mmpo.pipeline.storage.parts import about_part, cannot_read, row_groups
 from mmpo.pipeline.tables import SCHEMA_VERSION, keys_of, with_keys
 
-BATCH_ROWS = 32_768
-DISTINCT_BYTES = 8 << 20
 RELEASED_BYTES = 32 << 20
-"""Of a row group, encoded: up to so many it is read with its texts as dictionaries, else in batches of about this size."""
 
 
 @dataclass
@@ -102,26 +98,18 @@ class Findings:
         if not self._columns(name, given, schema):
             self.unread = True
             return
-        texts = [leaf for field in schema for leaf, kind in leaves(field) if pa.types.is_string(kind)]
         self.place = (name, 0)
         try:
-            with (
-                pq.ParquetFile(path, page_checksum_verification=True) as plain,
-                pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as repeating,
-            ):
-                for group in range(plain.num_row_groups):  # over several groups at once nested dictionaries can't be read
-                    about = plain.metadata.row_group(group)
-                    few = about.total_byte_size <= DISTINCT_BYTES
-                    rows = BATCH_ROWS if few else max(64, about.num_rows * DISTINCT_BYTES // about.total_byte_size)
-                    for batch in (repeating if few else plain).iter_batches(rows, row_groups=[group], use_threads=False):
-                        batch.validate(full=True)
-                        yield batch.select(schema.names)
-                        self.rows[split] += batch.num_rows
-                        self.place = (name, self.place[1] + batch.num_rows)
-                    self.unreleased += about.total_byte_size
-                    if self.unreleased >= RELEASED_BYTES:  # else what row groups of many sizes left adds up
-                        pa.default_memory_pool().release_unused()
-                        self.unreleased = 0
+            for size, group in row_groups(path):
+                for batch in group:
+                    batch.validate(full=True)
+                    yield batch.select(schema.names)
+                    self.rows[split] += batch.num_rows
+                    self.place = (name, self.place[1] + batch.num_rows)
+                self.unreleased += size
+                if self.unreleased >= RELEASED_BYTES:  # else what row groups of many sizes left adds up
+                    pa.default_memory_pool().release_unused()
+                    self.unreleased = 0
         except UNREADABLE as error:
             self.fault("parts", str(cannot_read(path, error)))
             self.unread = True

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import offsets_of, ranges, row_sums, to_numpy
+from mmpo.pipeline.arrow import coded, offsets_of, ranges, row_sums, to_numpy
 from mmpo.pipeline.checks.findings import Findings
 from mmpo.pipeline.contract import KINDS, key_faults, null_faults
 from mmpo.pipeline.margins import target_probability
@@ -129,12 +129,6 @@ def _crossing(values: np.ndarray, side: np.ndarray) -> np.ndarray:
     return (lowest < highest)[group]
 
 
-def _coded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """Numbers for the values, −1 for null, and the distinct values."""
-    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary
-
-
 def _bytes(texts: pa.Array) -> list[memoryview]:
     """The UTF-8 of each text, uncopied."""
     texts = texts.cast(pa.large_string()) if not pa.types.is_string(texts.type) else texts
@@ -199,7 +193,7 @@ class _Batch:
         self._say("votes", (votes < 0) | (votes > raters))
         self._say("witnesses", raters == 0)
         self._largest(margin)
-        kinds, names = _coded(self.batch.column("kind"))
+        kinds, names = coded(self.batch.column("kind"))
         self._say("kinds", ~np.array([name in (*KINDS, "mixed") for name in names.to_pylist()], dtype=bool)[kinds])
         for about, rows in self._by_source():
             self._scores(margin, chosen, rejected, about, rows)
@@ -220,7 +214,7 @@ class _Batch:
             said = {key: found.manifest.get(key) for key in ("evidence", "score_range", "rounding_steps")}
             yield {**found.recipe, **said}, np.ones(len(self.rows), dtype=bool)
             return
-        source, names = _coded(self.batch.column("source"))
+        source, names = coded(self.batch.column("source"))
         known = [found.mixture.get(name) for name in names.to_pylist()]
         other = np.array([one is None for one in known], dtype=bool)[source]
         self._say("sources", other, "a source that the manifest does not name")
@@ -231,7 +225,7 @@ class _Batch:
 
     def _largest(self, margin: np.ndarray) -> None:
         """The largest margins of two prompts: a build's examples, which the manifest keeps."""
-        ids, names = _coded(self.batch.column("prompt_id"))
+        ids, names = coded(self.batch.column("prompt_id"))
         margin, found = np.where(np.isfinite(margin), margin, -1.0), self.found.largest
         for _ in range(min(2, len(names)) if len(margin) else 0):
             at = int(np.argmax(margin))
@@ -269,7 +263,7 @@ class _Batch:
 
     def _prompts(self) -> None:
         """A prompt is what its id is the digest of, in every row of its run; runs are kept for `_Prompts`."""
-        ids, names = _coded(self.batch.column("prompt_id"))
+        ids, names = coded(self.batch.column("prompt_id"))
         starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
         self.run = np.repeat(starts, np.diff(np.append(starts, len(ids))))
         prompts = self.batch.column("prompt")
@@ -283,7 +277,7 @@ class _Batch:
             wrong[np.repeat(same, lengths[same])[mine != first]] = True
         tools = [None] * len(starts)
         if TOOLS in self.batch.schema.names:
-            offered, texts = _coded(self.batch.column(TOOLS))
+            offered, texts = coded(self.batch.column(TOOLS))
             wrong |= offered != offered[self.run]
             tools = texts.take(pa.array(offered[starts], mask=offered[starts] < 0)).to_pylist()
         heads = prompts.take(pa.array(starts)).cast(with_keys(PAIRS, keys_of(self.batch.schema)).field("prompt").type)
@@ -303,7 +297,7 @@ class _Batch:
         """Both replies of all rows as one list of places: chosen ones, then rejected ones."""
         n, columns = len(self.rows), [self.batch.column(side).flatten() for side in ("chosen", "rejected")]
         for side in columns:
-            role, roles = _coded(side.field("role"))
+            role, roles = coded(side.field("role"))
             self._say(
                 "messages",
                 np.array([name != "assistant" for name in roles.to_pylist()], dtype=bool)[role],
@@ -311,7 +305,7 @@ class _Batch:
             )
         text, texts = self._texts([side.field("content") for side in columns])
         identity, names = self._both([self.batch.column(f"{side}_id") for side in ("chosen", "rejected")])
-        prompt, prompts = _coded(self.batch.column("prompt_id"))
+        prompt, prompts = coded(self.batch.column("prompt_id"))
         prompt = np.tile(prompt, 2)
         first = _first_of(identity, len(names))
         again = np.flatnonzero(text != text[first[identity]])
@@ -364,14 +358,14 @@ class _Batch:
         return np.where(np.append(np.zeros(n, dtype=bool), np.asarray(pc.equal(*columns))), numbers - n, numbers), texts
 
     def _both(self, columns: list[pa.Array]) -> tuple[np.ndarray, pa.Array]:
-        return _coded(pa.concat_arrays([one if pa.types.is_dictionary(one.type) else one.dictionary_encode() for one in columns]))
+        return coded(pa.concat_arrays([one if pa.types.is_dictionary(one.type) else one.dictionary_encode() for one in columns]))
 
     def _in_their_source(self, identity: np.ndarray) -> np.ndarray:
         """Numbers of completions, (2·rows,), that differ where a completion stands in pairs of several sources that are mixed, each of
         which has scores of its own."""
         if not self.found.mixture:
             return identity
-        source, names = _coded(self.batch.column("source"))
+        source, names = coded(self.batch.column("source"))
         salt = np.array([hash(f"source {name}") for name in names.to_pylist()], dtype=np.int64)
         return identity ^ np.tile(salt[source], 2)
 
@@ -409,7 +403,7 @@ class _Batch:
             again[first] = False
             self._say("duplicates", again[len(old) :])
         ids = self.batch.column("prompt_id")
-        start = 0 if ids[0] == ids[n - 1] else int(np.flatnonzero(_coded(ids)[0] != _coded(ids)[0][-1])[-1]) + 1
+        start = 0 if ids[0] == ids[n - 1] else int(np.flatnonzero(coded(ids)[0] != coded(ids)[0][-1])[-1]) + 1
         tail = np.concatenate([np.arange(start, n), np.arange(n + start, 2 * n)])
         whole = start == 0 and before is not None and self.continued
         keys, scores = self._keys[tail], self._score[tail]
@@ -429,7 +423,7 @@ def _carried(messages: pa.StructArray, keys: Sequence[str]) -> list[str]:
 
 def _numbered(columns: Sequence[pa.Array]) -> np.ndarray:
     """One number for each row of several columns, equal where all of them are."""
-    return _joined([_coded(column)[0].astype(np.int64) for column in columns])
+    return _joined([coded(column)[0].astype(np.int64) for column in columns])
 
 
 def _joined(codes: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import UNREADABLE, flat
+from mmpo.pipeline.arrow import UNREADABLE, flat, leaves
 from mmpo.pipeline.contract import NULLABLE, check_names, feedback_faults, key_faults, misfits, null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, manifest_files, read_manifest
@@ -29,6 +29,9 @@ from mmpo.pipeline.tables import (
     with_keys,
 )
 
+BATCH_ROWS = 32_768
+DISTINCT_BYTES = 8 << 20
+"""Of a row group, encoded: up to so many it is read with its texts as dictionaries, else in batches of about this size."""
 AGAIN = "build the dataset again from its sources with `mmpo build`"
 
 
@@ -98,6 +101,24 @@ def about_part(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
     if not is_readable(version):
         raise UserError(f"{path}: schema version {version!r}; this mmpo reads {readable_versions()}: {AGAIN}")
     return about
+
+
+def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
+    """The row groups of a part: the bytes of each, encoded, and its rows in batches. Where few texts stand in many rows they come as
+    dictionaries: each is there once. What can't be read raises pyarrow's own errors (UNREADABLE). columns: all unless given."""
+    texts = [leaf for field in pq.read_schema(path) for leaf, kind in leaves(field) if pa.types.is_string(kind)]
+    with (
+        pq.ParquetFile(path, page_checksum_verification=True) as plain,
+        pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as repeating,
+    ):
+        for group in range(plain.num_row_groups):  # over several groups at once nested dictionaries can't be read
+            about = plain.metadata.row_group(group)
+            few = about.total_byte_size <= DISTINCT_BYTES
+            rows = BATCH_ROWS if few else max(64, about.num_rows * DISTINCT_BYTES // about.total_byte_size)
+            yield (
+                about.total_byte_size,
+                (repeating if few else plain).iter_batches(rows, row_groups=[group], columns=columns, use_threads=False),
+            )
 
 
 def check_columns(given: pa.Schema, wanted: pa.Schema, path: str | Path) -> None:
