@@ -13,6 +13,7 @@ from mmpo.annotate.agreement.margins import RaterMargins, RawGrades
 from mmpo.annotate.agreement.statistics import rank_correlation
 from mmpo.pipeline.grades import origin_of, places, run_means, runs
 from mmpo.pipeline.margins import Floats
+from mmpo.pipeline.metrics import ratio_intervals
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -115,7 +116,8 @@ def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None
     """Repeats of the same question: the same completion, or the same pair in the same order, under the same aspect.
 
     items asked more than once, grades of them, mean_difference (of two of an item's grades, in the rater's own score points) and
-    equal (the share of such twos that are the same); each item counts once. None where nothing was asked twice.
+    equal (the share of such twos that are the same) with equal_95, items taken as independent; each item counts once. None where
+    nothing was asked twice.
     """
     grades = _raw_grades(margins, column)
     order = np.lexsort((grades.value, grades.item))
@@ -140,6 +142,7 @@ def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None
         "grades": len(value),
         "mean_difference": float(difference.mean()),
         "equal": float(same.mean()),
+        "equal_95": ratio_intervals(same[:, None], np.ones((len(same), 1)))[0],
     }
 
 

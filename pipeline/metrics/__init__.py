@@ -18,7 +18,16 @@ from mmpo.pipeline.metrics.calibration import (
     temperature_fit,
 )
 from mmpo.pipeline.metrics.gamma_fit import GammaFit, fit_gamma
-from mmpo.pipeline.metrics.intervals import FEWEST_CLUSTERS, NORMAL, cluster_counts, interval, mean_interval, part_draws, student
+from mmpo.pipeline.metrics.intervals import (
+    FEWEST_CLUSTERS,
+    NORMAL,
+    cluster_counts,
+    interval,
+    mean_interval,
+    part_draws,
+    ratio_intervals,
+    student,
+)
 from mmpo.pipeline.metrics.rewardbench import (
     REWARDBENCH_COUNTS,
     rewardbench_average,

@@ -119,3 +119,31 @@ def share_interval(drawn: Floats, value: float | None, clusters: float) -> list[
         return None if found is None else [max(found[0], 0.0), min(found[1], max(1.0, value))]
     reach = 1.0 - 0.025 ** (1.0 / clusters)
     return [1.0 - reach, 1.0] if value else [0.0, reach]
+
+
+def ratio_intervals(value: Floats, weight: Floats, shares: bool = True) -> list[list[float] | None]:
+    """The 95% interval of Σ value/Σ weight of each column, clusters being what varies; None of fewer clusters with weight than
+    FEWEST_CLUSTERS.
+
+    value, weight: sums of each cluster, shape (clusters, columns). By the linearised variance of a ratio with Student's t (Cochran 1977,
+    chapter 6): what `part_draws` comes to for many clusters, at the cost of one pass. shares: bounds lie in [0, 1], and where the ratio is
+    0 or 1 all clusters are alike and `share_interval`'s exact bound stands.
+
+    >>> ratio_intervals(np.array([[1.0], [2.0], [0.0], [1.0], [2.0]]), np.full((5, 1), 2.0))  # .6 ± t(4)·√(Σ(x − 1.2)²·5/4)/10
+    [[0.08..., 1.0]]
+    """
+    clusters, total = (weight > 0).sum(axis=0), weight.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = value.sum(axis=0) / total
+        squares = ((value - ratio * weight) ** 2).sum(axis=0)
+        se = np.sqrt(squares * clusters / (clusters - 1)) / total
+    found: list[list[float] | None] = []
+    for one, error, count in zip(ratio.tolist(), se.tolist(), clusters.tolist()):
+        if count < FEWEST_CLUSTERS:
+            found.append(None)
+        elif shares and one in (0.0, 1.0):
+            found.append(share_interval(np.full(2, one), one, count))
+        else:
+            low, high = one - student(count - 1) * error, one + student(count - 1) * error
+            found.append([max(low, 0.0), min(high, 1.0)] if shares else [low, high])
+    return found

@@ -170,7 +170,7 @@ def test_repeats_by_hand() -> None:
     """1, 2, 4: differences 1, 3, 2, none equal; 3, 3: 0, equal. Each item counts once; the pair asked in two orders is no repeat."""
     grades = [rated("gpt", 0, score) for score in (4, 1, 2)] + [rated("gpt", 1, 3)] * 2
     [row] = agree(feedback([*grades, said("ann", 0, 1, 2), said("ann", 1, 0, 2)]))["consistency"]
-    assert row == {"name": "gpt", "items": 2, "grades": 5, "mean_difference": 1.0, "equal": 0.5}
+    assert row == {"name": "gpt", "items": 2, "grades": 5, "mean_difference": 1.0, "equal": 0.5, "equal_95": None}
 
 
 def jury(prompts: int = 400, gamma: float = 0.8, seed: int = 0) -> pa.Table:
