@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import pytest
-from argilla_browser import KEYS, MARKERS, SUBMIT, Annotator, chromium, inert, look_as_owner, marked, read_markers
+from argilla_browser import KEYS, MARKERS, SUBMIT, Annotator, inert, look_as_owner, marked, read_markers
 from argilla_cases import Asked, pairs, rejected, texts_of
 from argilla_fixture import Argilla
+from browser import chromium
 from cases import comparisons, ratings
 from command import wait_for
 

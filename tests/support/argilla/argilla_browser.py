@@ -5,17 +5,11 @@ written down.
 """
 
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from argilla_fixture import Argilla
 
 LAPTOP = {"width": 1440, "height": 900}
-ARGUMENTS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
---disable-sync"""
 LABELS = ("A much better", "A better", "A slightly better", "tie", "B slightly better", "B better", "B much better")
 KEYS = {str(key): (label, 4 - key) for key, label in enumerate(LABELS, 1)}
 """Label and grade by the key on the page."""
@@ -42,21 +36,6 @@ JOINER = "\u2060"
 FORM = "form.questions-form"
 CHOSEN = f"{FORM} label.label-active"
 SUBMIT = ".button--submit"
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A headless browser; skips with the reason where Chromium or playwright is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("Chromium is not installed: the Debian package chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=ARGUMENTS.split())
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Annotator:
