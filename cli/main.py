@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Grades from people, through Argilla: serve one here, push to it, pull from it.",
     ),
     "validate": ("mmpo.cli.commands.data.dataset:validate", "Check a dataset: contract, leakage, duplicates, margins, ties."),
-    "report": ("mmpo.cli.commands.data.dataset:report", "A self-contained HTML page about a dataset."),
+    "report": (
+        "mmpo.cli.commands.data.report:report",
+        "A self-contained HTML page to judge a dataset by, or what changed between two.",
+    ),
     "rejects": ("mmpo.cli.commands.data.dataset:rejects", "What a build left out, by reason, with examples."),
     "gamma": ("mmpo.cli.commands.data.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
     "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),

@@ -19,6 +19,7 @@ import pyarrow as pa
 from mmpo.annotate.agreement.against import against_reference, calibration_row, choosing_row, shared, votes
 from mmpo.annotate.agreement.columns import HUMAN, choose_columns
 from mmpo.annotate.agreement.margins import RaterMargins, read_margins
+from mmpo.annotate.agreement.overview import RaterOverview, overview_or_reason, rater_overview
 from mmpo.annotate.agreement.raters import consistency_row, length_row, position_row, rater_row, severity_rows
 from mmpo.annotate.agreement.statistics import (
     OF_TWO,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.cli.commands.data.build import run_build
+from mmpo.cli.commands.data.report import write_page
 from mmpo.cli.output import print_rows, say, shown
 from mmpo.cli.recipe.feedback import Graded, graded, manifest_text
 from mmpo.cli.recipe.model import Recipe
@@ -158,9 +159,9 @@ def _compare(
     trained: dict[str, Any],
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    from mmpo.pipeline.report import write_comparison, write_report
+    from mmpo.pipeline.report import write_comparison
 
-    write_report(dataset, stages.out / "dataset.html")
+    write_page(dataset, stages.out / "dataset.html")
     summary: dict[str, Any] = {"out": str(stages.out), "dataset": str(dataset), "page": None, "runs": measured}
     if measured:
         runs = [

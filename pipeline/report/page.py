@@ -1,6 +1,7 @@
 """What the pages share: the template environment (everything escaped), tables of cells, figures embedded as data."""
 
 import base64
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
+from mmpo.pipeline.errors import UNSEEN
 from mmpo.pipeline.storage.files import Identity, atomic_file
 
 COLOURS = ("#24598f", "#c8622d", "#3f8f6b", "#8a5a9e", "#8c8c3a", "#5b6675")
@@ -50,6 +50,10 @@ class Picture:
 
 def draw(name: str, caption: str, *plots: Callable[[Any], None], size: tuple[float, float] = (5.6, 3.5)) -> Picture:
     """A figure with an axes for each of `plots` to fill, side by side; Agg, no global state. size: of one, in inches at 160 dots each."""
+    import matplotlib  # a page without pictures does without it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(size[0] * len(plots), size[1]), layout="constrained")
         FigureCanvasAgg(figure)
@@ -148,31 +152,60 @@ def temperature_words(found: Mapping[str, Any]) -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, text: Sequence[str] = (), marked: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    text: Sequence[str] = (),
+    marked: str = "",
+    titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Columns and rows for the template's `table`. text: columns that hold words; marked: the key whose truth marks a
-    row.
+    row; titles: what stands above a column, else its key with spaces.
 
-    A cell that is a pair (value, css class) is shown with that class.
+    A cell that is a pair (value, css class) is shown with that class, one of three with a shade behind it, from −1 to 1, as well.
     """
 
-    def cell(name: str, value: Any) -> dict[str, str]:
-        value, kind = value if isinstance(value, tuple) else (value, "")
-        return {"text": number(value), "kind": f"{'' if name in text else 'number'} {kind}".strip()}
+    def cell(name: str, value: Any) -> dict[str, Any]:
+        value, kind, shade = (*value, 0.0)[:3] if isinstance(value, tuple) else (value, "", 0.0)
+        return {"text": number(value), "kind": f"{'' if name in text else 'number'} {kind}".strip(), "shade": shade}
 
     return {
-        "columns": [{"title": name.replace("_", " "), "number": name not in text} for name in columns],
+        "columns": [{"title": (titles or {}).get(name) or name.replace("_", " "), "number": name not in text} for name in columns],
         "rows": [{"cells": [cell(n, row.get(n)) for n in columns], "marked": bool(row.get(marked))} for row in rows],
     }
 
 
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def seen(text: str) -> str:
+    r"""The text with what moves or hides other text spelled out: control characters but line ends and tabs, and those that set directions.
+
+    >>> seen("a\u202eb\x1b[1m\n\tc")
+    'a\\u202eb\\x1b[1m\n\tc'
+    """
+    kept = "\n\t\u200c\u200d"  # joiners are part of writing, as of Persian and of emoji
+    return UNSEEN.sub(
+        lambda found: found.group() if found.group() in kept else found.group().encode("unicode_escape").decode(),
+        text.replace("\r\n", "\n"),
+    )
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """A script of ours from the templates, and the source that a page's policy allows: it and no other may run."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return Markup(text), f"'sha256-{digest}'"
+
+
 def render(template: str, values: Mapping[str, Any]) -> bytes:
-    """The template filled in, every value escaped."""
+    """The template filled in, every value escaped and with nothing in it that is not seen."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        finalize=lambda value: seen(value) if type(value) is str else value,
     )
     return environment.get_template(template).render(**values).encode("utf-8", "replace")
 

@@ -1,4 +1,4 @@
-"""`mmpo validate`, `mmpo report`, `mmpo rejects`, `mmpo gamma`: looking at a dataset."""
+"""`mmpo validate`, `mmpo rejects`, `mmpo gamma`: looking at a dataset."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,19 +39,6 @@ def validate(
         return 0
     say(f"error: {dataset} does not pass: {', '.join(failed or warned)}")
     return 2
-
-
-def report(
-    dataset: Dataset,
-    out: Annotated[Path | None, typer.Option(help="The page to write (DIR.html).")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a self-contained HTML page about a dataset: margins, ties, scores, lengths, sources, rejects."""
-    from mmpo.pipeline.report import write_report
-
-    page = write_report(dataset, out or dataset.with_name(dataset.resolve().name + ".html"))
-    say(f"page: {page}")
-    print_json({"out": str(page)}, as_json)
 
 
 def rejects(

@@ -1,4 +1,4 @@
-"""The pages: self-contained, no script, text that looks like markup shown as text, and the figures that they state."""
+"""The pages: self-contained, no script but ours, text that looks like markup shown as text, and the figures that they state."""
 
 import re
 from html.parser import HTMLParser
@@ -34,9 +34,13 @@ class Tags(HTMLParser):
 
 
 def harmless(page: Path) -> str:
-    """The page's visible text, after checking that nothing in it runs or is loaded from elsewhere."""
+    """The page's visible text, after checking that nothing in it runs but our own script, and that nothing is loaded from elsewhere."""
     found = Tags(page.read_text(encoding="utf-8"))
-    assert not {tag for tag, _ in found.tags} & {"made-up", "script", "iframe", "object", "link", "form"}
+    assert not {tag for tag, _ in found.tags} & {"made-up", "iframe", "object", "link"}
+    scripts = [attributes for tag, attributes in found.tags if tag == "script"]
+    assert scripts in ([], [{"id": "examples-data", "type": "application/json"}, {}])
+    [policy] = [attributes["content"] or "" for tag, attributes in found.tags if tag == "meta" and "http-equiv" in attributes]
+    assert policy.startswith("default-src 'none'; ") and ("script-src 'sha256-" in policy) == bool(scripts)
     for tag, attributes in found.tags:
         assert not [name for name in attributes if name.startswith("on")]
         if tag == "img":
@@ -52,6 +56,7 @@ def dataset(folder: Path, margins: list[float], text: str = "text") -> Path:
     rows = [
         {"prompt_id": f"{i // 2:032x}", "prompt": messages(f"prompt {text}", "user"), "source": f"{text}{i % 2}"}
         | {"chosen": messages(text * (i % 3 + 1)), "rejected": messages(text * 2), "kind": "ai", "quality_margin": margin}
+        | {"chosen_id": f"{2 * i:032x}", "rejected_id": f"{2 * i + 1:032x}", "preferring": 1, "raters": 1}
         for i, margin in enumerate(margins)
     ]
     return split_folder(folder, train=rows[: len(rows) // 2], test=rows[len(rows) // 2 :])
@@ -91,7 +96,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     figures = read_figures(dataset(tmp_path / "data", [1.0, 2.0, 0.0, 3.0, 0.0, 5.0]))
     assert figures.prompts == 3 and figures.splits == {"train": 3, "validation": 0, "test": 3}
     assert figures.chosen_length.tolist() == [4, 8, 12, 4, 8, 12]
-    assert longer_wins(figures) == pytest.approx(1 / 3)
+    assert longer_wins(figures) == {"share": pytest.approx(1 / 3), "share_95": None, "pairs": 3}
     first = source_rows(figures)[0]
     assert (first["source"], first["pairs"], first["ties"]) == ("text0", 3, pytest.approx(2 / 3))
     assert first["mean_margin"] == pytest.approx(1 / 3) and first["mean_se"] is None

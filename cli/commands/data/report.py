@@ -1,0 +1,68 @@
+"""`mmpo report`: a page to judge a dataset by, with what raters said where that can be read; or what changed between two versions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmpo.cli.output import AsJson, print_json, say
+from mmpo.pipeline.errors import UserError
+
+AUTO, NONE = "auto", "none"
+
+
+def report(
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR [OTHER]", help="A dataset folder that `mmpo build` wrote; two: the older version, then the newer."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="The page to write (DIR.html; of two DIR-OTHER.html).")] = None,
+    feedback: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|FEEDBACK",
+            help="What single raters said: a FEEDBACK folder; auto: the build's inputs, where they are here, unchanged and not "
+            "too large; none.",
+        ),
+    ] = AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Write a self-contained HTML page to judge a dataset by, or of two versions what came, went and changed.
+
+    What to look at first; margins and targets by γ, length, raters, aspects, models, sources, duplicates, checks, what was left out, and a
+    browser of examples. Figures come with 95% intervals over prompts. The page opens from disk and asks nothing of any network.
+    """
+    if len(datasets) > 2:
+        raise UserError(f"mmpo report takes one dataset, or two versions of one; given were {len(datasets)}")
+    names = "-".join(folder.resolve().name for folder in datasets)
+    page = out or datasets[0].with_name(f"{names}.html")
+    if len(datasets) == 2:
+        from mmpo.pipeline.report import write_versions
+
+        if feedback not in (AUTO, NONE):
+            raise UserError(
+                "--feedback is of one dataset; two versions are compared by their pairs. Leave it out, or report on each by itself"
+            )
+        page = write_versions(datasets[0], datasets[1], page)
+    else:
+        page = write_page(datasets[0], page, feedback)
+    say(f"page: {page}")
+    print_json({"out": str(page)}, as_json)
+
+
+def write_page(dataset: Path, out: Path, feedback: str = AUTO) -> Path:
+    """The page about one dataset, with its raters where what they said is given or can be read again."""
+    from mmpo.annotate.agreement import overview_or_reason, rater_overview
+    from mmpo.pipeline.report import feedback_of, write_report
+    from mmpo.pipeline.storage import read_manifest
+
+    if feedback not in (AUTO, NONE):
+        return write_report(dataset, out, raters=rater_overview(Path(feedback)))
+    table, why = feedback_of(dataset) if feedback == AUTO else (None, "")
+    if table is None:
+        return write_report(dataset, out, no_raters=why)
+    recipe = read_manifest(dataset).get("recipe") or {}
+    overview, why = overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))
+    return write_report(dataset, out, raters=overview, no_raters=why)
