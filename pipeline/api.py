@@ -10,8 +10,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.arrow import flat, large, narrow
-from mmpo.pipeline.build import BuildOptions, ResolvedBuild, check_rejects, merged_grades, none_left, resolve_build, with_learned
+from mmpo.pipeline.build import (
+    BuildOptions,
+    ResolvedBuild,
+    check_rejects,
+    look_at,
+    merged_grades,
+    none_left,
+    prompt_rules,
+    resolve_build,
+    with_duplicates,
+    with_learned,
+    without_dropped,
+)  # fmt: skip
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY
 from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
@@ -70,6 +83,19 @@ def build_pairs(
     agree_between: Sequence[str] = (),
     ties: str = "keep",
     max_chars: int | None = None,
+    min_chars: int | None = None,
+    max_tokens: int | None = None,
+    tokenizer: str | Path | None = None,
+    languages: Sequence[str] = (),
+    language_of: str = "prompts",
+    language_confidence: float = CONFIDENCE,
+    duplicates: Sequence[str] = (),
+    similarity: float = SIMILARITY,
+    shingle: int = SHINGLE,
+    decontaminate: Sequence[str | Path] = (),
+    decontaminate_column: str | None = None,
+    decontaminate_ngram: int = NGRAM,
+    decontaminate_share: float = SHARE,
     seed: int = 0,
     thinking: str = "keep",
     graded_part: str = "all",
@@ -82,10 +108,23 @@ def build_pairs(
         format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
         aspects=tuple(aspects) if aspects else None, normalise=normalise, score=score, merge_raters=merge_raters,
         rater_weights=rater_weights, one_order=one_order, strategy=strategy, max_per_prompt=max_per_prompt, min_margin=min_margin,
-        min_raters=min_raters, agree_between=tuple(agree_between), ties=ties, max_chars=max_chars, seed=seed, thinking=thinking,
-        graded_part=graded_part,
+        min_raters=min_raters, agree_between=tuple(agree_between), ties=ties, max_chars=max_chars, min_chars=min_chars,
+        max_tokens=max_tokens, tokenizer=tokenizer, languages=tuple(languages), language_of=language_of,
+        language_confidence=language_confidence, duplicates=tuple(duplicates), similarity=similarity, shingle=shingle,
+        decontaminate=tuple(decontaminate), decontaminate_column=decontaminate_column, decontaminate_ngram=decontaminate_ngram,
+        decontaminate_share=decontaminate_share, seed=seed, thinking=thinking, graded_part=graded_part,
     )  # fmt: skip
+    if "splits" in options.duplicates:
+        raise UserError(
+            "duplicates 'splits': build_pairs makes no splits; `mmpo build --duplicates splits` does, or take 'prompts'"
+        )
+    rules = prompt_rules(options)
     merged, resolved = grades_of(feedback, options)
+    if rules.any:
+        dropped, part = look_at([merged], [resolved], rules)
+        if part is not None:
+            (dropped,) = with_duplicates([dropped], [part], rules)
+        merged, _ = without_dropped(merged, dropped, RowAccounting())
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
     return pairs.cast(with_metadata(pairs.schema, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
 

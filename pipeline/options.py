@@ -96,6 +96,19 @@ def _mapped(value: Any) -> Any:
     return {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in parts)}
 
 
+def _paths(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return (value,)
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not parts:
+        raise ValueError(f"it {EMPTY}")
+    return parts
+
+
+PATHS = BeforeValidator(_paths)
+"""Several paths, which may also be written as text, separated by commas."""
 LISTED = BeforeValidator(_listed)
 """Several values may also be written as text: x,y,z or 1:10."""
 MAPPED = BeforeValidator(_mapped)

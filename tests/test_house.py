@@ -21,8 +21,8 @@ ROOMS = [
     # pipeline: the tables, the mathematics, then from files to pairs, then what joins or reads them
     "pipeline.errors", "pipeline.margins", "pipeline.options", "pipeline.tables", "pipeline.thinking", "pipeline.progress",
     "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.grades", "pipeline.metrics", "pipeline.sources",
-    "pipeline.builder", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate", "pipeline.hub",
-    "pipeline", "pipeline.report",
+    "pipeline.builder", "pipeline.filters", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate",
+    "pipeline.hub", "pipeline", "pipeline.report",
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
     "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate.select",

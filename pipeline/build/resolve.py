@@ -15,6 +15,7 @@ from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.build.mixed import MixedSource
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.filters import PromptRules, check_languages, check_tokenizer, read_evaluation
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps, score_origin
@@ -109,6 +110,16 @@ class ResolvedBuild:
         else:
             found = [min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())]
         return [0.0, found[1] * self.times] if compared else [end * self.times for end in found]
+
+
+def prompt_rules(options: BuildOptions) -> PromptRules:
+    """What prompts are left out for; evaluation prompts are read, and packages that filters need are looked for. Raises UserError."""
+    check_languages(options.languages)
+    if options.tokenizer is not None:
+        check_tokenizer(options.tokenizer)
+    files = options.decontaminate
+    evaluation = read_evaluation(files, options.decontaminate_ngram, options.decontaminate_column) if files else None
+    return PromptRules(**shared(options, PromptRules), evaluation=evaluation)
 
 
 def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> ResolvedBuild:

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.build.mixed import MixedSource
 from mmpo.pipeline.build.mixture import Shared, SourceMargins, figures_of, mixture_metadata, mixture_warnings
 from mmpo.pipeline.build.options import BuildOptions, sources_of
-from mmpo.pipeline.build.resolve import ResolvedBuild, resolve_build, with_learned
+from mmpo.pipeline.build.prompt_filters import compare_shards
+from mmpo.pipeline.build.resolve import ResolvedBuild, prompt_rules, resolve_build, with_learned
 from mmpo.pipeline.build.stages import (
     Read,
     Shard,
@@ -30,6 +31,7 @@ from mmpo.pipeline.build.stages import (
     check_grades,
     check_rejects,
     collect_from,
+    filter_shard,
     read_chunk,
     splits_of,
     write_shard,
@@ -95,6 +97,7 @@ def build(
     """
     out = Path(out)
     check_out(out)
+    rules = prompt_rules(options)
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if given and options.sources:
         raise UserError(
@@ -138,7 +141,10 @@ def build(
                     builds.append(_resolve(source, own, some, reads, keys, run, mine))
                 shards.append(mine)
             metadata = _provenance(options, dict(zip((source.name if source else "" for source, _ in named), files, strict=True)))
-            metadata |= mixture_metadata(builds)
+            metadata |= mixture_metadata(builds) | rules.metadata()
+            if rules.any:
+                tasks = [(builds, several, rules, scratch) for several in zip(*shards, strict=True)]
+                compare_shards(list(done("filter", filter_shard, tasks)), rules)
             tasks = [(builds, several, folder, scratch, metadata) for several in zip(*shards, strict=True)]
             results = list(done("write", write_shard, tasks))
         return _finish(builds, found, results, metadata, folder, scratch, out)

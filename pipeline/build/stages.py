@@ -25,9 +25,11 @@ from mmpo.pipeline.build.mixture import (
     namesakes,
 )
 from mmpo.pipeline.build.options import BuildOptions, source_options
+from mmpo.pipeline.build.prompt_filters import STAGE, LookedAt, dropped_of, look_at_shard, without_dropped
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.build.summary import Example, examples_of, largest, left_out, sides_of
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters import PromptRules
 from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
 from mmpo.pipeline.grades.statistics import NO_GRADES, GradeStatistics, grade_statistics
@@ -165,6 +167,11 @@ class Shard:
     partitions: Sequence[int]
     spills: Sequence[Path]
 
+    @property
+    def name(self) -> str:
+        """How the names of its files begin."""
+        return f"shard{self.number:05d}"
+
 
 @dataclass
 class ShardResult:
@@ -207,6 +214,15 @@ def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Tabl
     return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
 
 
+def filter_shard(builds: Sequence[ResolvedBuild], shards: Sequence[Shard], rules: PromptRules, scratch: Path) -> LookedAt:
+    """Look at the prompts of a shard, and leave in the scratch folder which of them are left out and what others are compared by."""
+    parts = (
+        [_rows(build, shard, partition, RowAccounting()) for build, shard in zip(builds, shards, strict=True)]
+        for partition in shards[0].partitions
+    )
+    return look_at_shard(parts, builds, rules, scratch / shards[0].name)
+
+
 def _rows(build: ResolvedBuild, shard: Shard, partition: int, accounting: RowAccounting) -> pa.Table:
     """What the spills hold of a partition, without thinking where that is dropped."""
     rows = read_partition(shard.spills, partition)
@@ -225,10 +241,10 @@ def write_shard(
     """Write the shard's part of the dataset into the folder, rejects into the scratch folder; metadata goes into every file. builds,
     shards: of every source, each shard of the same partitions.
     """
-    first, number = builds[0], shards[0].number
+    first, dropped = builds[0], dropped_of(scratch / shards[0].name)
     result, names = ShardResult(), splits_of(first)
-    writers = {name: PartWriter(folder / name, f"shard{number:05d}", metadata) for name in names}
-    rejects = _Rejects(scratch / f"shard{number:05d}.rejects.parquet")
+    writers = {name: PartWriter(folder / name, shards[0].name, metadata) for name in names}
+    rejects = _Rejects(scratch / f"{shards[0].name}.rejects.parquet")
     waiting: dict[str, list[list[pa.Table]]] = {name: [[] for _ in builds] for name in names}
     held, alike = dict.fromkeys(names, 0), namesakes(builds) if first.options.feedback_only else set()
 
@@ -255,6 +271,10 @@ def write_shard(
         merged = [merged_grades(rows.pop(0), build, result.accounting) for build in builds]  # one after the other is let go
         if first.mixed is not None:
             merged = [drawn(one, build, result.accounting) for one, build in zip(merged, builds, strict=True)]
+        if dropped is not None:
+            kept, lost = zip(*(without_dropped(one, dropped, result.accounting) for one in merged), strict=True)
+            merged, lost = list(kept), pa.concat_tables(lost).combine_chunks()
+            rejects.add("prompt", STAGE, *(flat(lost[name]) for name in ("reason", "prompt_id", "evidence")))
         sides = [_sides(one, first, result) if len(names) > 1 else np.zeros(one.num_rows, dtype=np.int64) for one in merged]
         for index, name in enumerate(names):
             parts = [one.filter(pa.array(side == index)).combine_chunks() for one, side in zip(merged, sides, strict=True)]
@@ -384,12 +404,13 @@ class _Rejects:
         self.path = path
         self.writer: pq.ParquetWriter | None = None
 
-    def add(self, unit: str, stage: str, reason: str, ids: pa.Array, evidence: pa.Array | None = None) -> None:
-        """Rows of these prompts' ids, one per unit left out."""
+    def add(self, unit: str, stage: str, reason: str | pa.Array, ids: pa.Array, evidence: pa.Array | None = None) -> None:
+        """Rows of these prompts' ids, one per unit left out, for one reason or for one each."""
         if not len(ids):
             return
         size = len(ids)
-        columns = {name: pa.repeat(pa.scalar(text), size) for name, text in (("unit", unit), ("stage", stage), ("reason", reason))}
+        columns = {name: pa.repeat(pa.scalar(text), size) for name, text in (("unit", unit), ("stage", stage))}
+        columns["reason"] = pa.repeat(pa.scalar(reason), size) if isinstance(reason, str) else reason
         columns |= {"prompt_id": ids} | ({} if evidence is None else {"evidence": evidence})
         arrays = [columns[f.name] if f.name in columns else pa.nulls(size, f.type) for f in REJECTS]
         if self.writer is None:
@@ -399,10 +420,11 @@ class _Rejects:
     def add_pairs(self, batch: pa.Table, pairs: ChosenPairs) -> None:
         """Pairs that a filter left out, with the ids of their completions."""
         ids, completions = flat(batch["prompt_id"]), flat(batch["completions"]).flatten().field("id")
-        for reason, prompt, chosen, rejected in pairs.left_out:
+        for reason, prompt, chosen, rejected, details in pairs.left_out:
+            more = '"}' if details is None else pa.array(['",' + orjson.dumps(one).decode()[1:] for one in details], pa.string())
             evidence = pc.binary_join_element_wise(
                 '{"chosen_id":"', completions.take(pa.array(chosen)), '","rejected_id":"',
-                completions.take(pa.array(rejected)), '"}', "",
+                completions.take(pa.array(rejected)), more, "",
             )  # fmt: skip
             self.add("pair", "filter", reason, ids.take(pa.array(prompt)), evidence)
 

@@ -38,6 +38,15 @@ class PairRules:
     agree_between: tuple[str, ...] = ()
     ties: str = "keep"
     max_chars: int | None = None
+    min_chars: int | None = None
+    max_tokens: int | None = None
+    tokenizer: str | None = None
+    languages: tuple[str, ...] = ()
+    language_of: str = "prompts"
+    language_confidence: float = 0.5
+    duplicates: tuple[str, ...] = ()
+    similarity: float = 0.8
+    shingle: int = 5
     seed: int = 0
     thinking: str = "keep"
     graded_part: str = "all"

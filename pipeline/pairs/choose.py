@@ -162,7 +162,7 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledV
                 first, second = values.given.first[items], values.given.second[items]
                 pairs.created += len(items)
                 pairs.dropped[f"{reason}_pair"] = len(items)
-                pairs.left_out.append((f"{reason}_pair", _prompts(table, first), first, second))
+                pairs.left_out.append((f"{reason}_pair", _prompts(table, first), first, second, None))
     return filtered(table, pairs, rules)
 
 

@@ -1,8 +1,8 @@
 """Chosen pairs, and their PAIRS rows. A text is copied once per pair and no sooner: until here it is a position."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,9 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import flat, gather_lists, offsets_of
 from mmpo.pipeline.tables import MESSAGE_KEYS, PAIRS, REPLY_KEYS, TOOLS, held_keys, with_keys
 
-LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray]
-"""A reason, and prompt, chosen and rejected of the pairs that it left out."""
+Evidence = Sequence[Mapping[str, Any]] | None
+LeftOut = tuple[str, np.ndarray, np.ndarray, np.ndarray, Evidence]
+"""A reason, prompt, chosen and rejected of the pairs that it left out, and what more there is to say of each."""
 
 
 @dataclass
@@ -42,12 +43,12 @@ class ChosenPairs:
     used_grades: int = 0
     dropped_grades: dict[str, int] = field(default_factory=dict)
 
-    def without(self, reason: str, out: np.ndarray) -> "ChosenPairs":
-        """Without the pairs of the mask, which are counted and kept under their reason."""
+    def without(self, reason: str, out: np.ndarray, details: Evidence = None) -> "ChosenPairs":
+        """Without the pairs of the mask, which are counted and kept under their reason, with the details of each where there are any."""
         if not out.any():
             return self
         self.dropped[reason] = int(out.sum())
-        self.left_out.append((reason, self.prompt[out], self.chosen[out], self.rejected[out]))
+        self.left_out.append((reason, self.prompt[out], self.chosen[out], self.rejected[out], details))
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: column[~out] for name, column in columns.items() if isinstance(column, np.ndarray)})
 

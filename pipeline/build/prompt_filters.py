@@ -1,0 +1,144 @@
+"""Prompts that are left out for their texts, before pairs are made: a look at all of them, part by part, and then at what is alike.
+
+`mmpo build` keeps what a part leaves in files, `build_pairs` in memory: of each part a table of DROPPED, and what its other prompts are
+compared by (`filters.compared`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+
+from mmpo.pipeline.arrow import flat, lists, offsets_of, with_fields
+from mmpo.pipeline.build.mixture import drawn
+from mmpo.pipeline.build.resolve import ResolvedBuild
+from mmpo.pipeline.filters import PromptRules, compared, duplicates
+from mmpo.pipeline.grades.merge import merge_prompts
+from mmpo.pipeline.pairs import filtered_prompts, split_of_prompts
+from mmpo.pipeline.storage.accounting import RowAccounting
+
+STAGE = "filter_prompts"
+DROPPED = pa.schema({name: pa.string() for name in ("prompt_id", "reason", "evidence")})
+"""One row per prompt that is left out, ascending by id; evidence: a JSON object."""
+
+
+def look_at(parts: Sequence[pa.Table], builds: Sequence[ResolvedBuild], rules: PromptRules) -> tuple[pa.Table, pa.Table | None]:
+    """Of FEEDBACK rows of whole prompts, those of each source: what the filters leave out that look at one prompt alone, and what the
+    others are compared by."""
+    options = builds[0].options
+    prompts, several = _prompts(parts, builds)
+    ids, found = flat(prompts["prompt_id"]), filtered_prompts(prompts, rules)
+    dropped = _dropped((ids[row].as_py(), reason, one) for reason, out, details in found for row, one in zip(out.tolist(), details))
+    if not rules.compares:
+        return dropped, None
+    stays = np.ones(prompts.num_rows, dtype=bool)
+    for _, out, _ in found:
+        stays[out] = False
+    if not options.feedback_only:  # what makes no pair must not stand for others that would
+        stays &= np.asarray(pc.is_in(ids, several))
+    some = prompts.filter(pa.array(stays)).combine_chunks()
+    by_split = "splits" in rules.duplicates
+    side = split_of_prompts(some, options.split, options.split_by) if by_split else np.zeros(some.num_rows, dtype=np.int8)
+    return dropped, compared(some, side, rules.similarity, rules.shingle)
+
+
+def _prompts(parts: Sequence[pa.Table], builds: Sequence[ResolvedBuild]) -> tuple[pa.Table, pa.Array]:
+    """The rows merged as `merged_grades` and `drawn` do, without grades and with ids in the place of completions' texts; and the ids of
+    those that have several completions in a source."""
+    found, several = [], []
+    for rows, build in zip(parts, builds, strict=True):
+        columns = {name: rows[name] for name in rows.column_names}
+        for name in ("ratings", "comparisons"):
+            columns[name] = lists(np.zeros(rows.num_rows, dtype=np.int64), flat(rows[name]).flatten().slice(0, 0))
+        completions = flat(rows["completions"])
+        inner = completions.flatten()
+        columns["completions"] = lists(offsets_of(completions)[:-1], with_fields(inner, {"text": inner.field("id")}))
+        merged = drawn(merge_prompts(pa.table(columns, schema=rows.schema))[0], build, RowAccounting())
+        found.append(merged)
+        several.append(flat(merged["prompt_id"]).filter(pa.array(np.diff(offsets_of(flat(merged["completions"]))) > 1)))
+    prompts = found[0] if len(found) == 1 else merge_prompts(pa.concat_tables(found).combine_chunks())[0]
+    return prompts, pa.concat_arrays(several)
+
+
+def _dropped(found: Iterable[tuple[str, str, dict[str, Any]]]) -> pa.Table:
+    rows = sorted((prompt, reason, orjson.dumps(details).decode()) for prompt, reason, details in found)
+    return pa.table(list(map(list, zip(*rows))) or [[], [], []], schema=DROPPED)
+
+
+def with_duplicates(dropped: Sequence[pa.Table], parts: Sequence[pa.Table], rules: PromptRules) -> Iterator[pa.Table]:
+    """What is left out of each part, with the prompts that are too near to others of any part."""
+    across = "prompts" not in rules.duplicates
+    for alone, part, found in zip(dropped, parts, duplicates(parts, rules.similarity, across_splits=across), strict=True):
+        more = _dropped((part["prompt_id"][one.row].as_py(), one.reason, one.details) for one in found)
+        yield pa.concat_tables([alone, more]).sort_by("prompt_id")
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """What a shard left in files: its tables of DROPPED and of what is compared."""
+
+    dropped: Path
+    compared: Path
+
+
+def look_at_shard(parts: Iterable[Sequence[pa.Table]], builds: Sequence[ResolvedBuild], rules: PromptRules, stem: Path) -> LookedAt:
+    """`look_at` each part of a shard, whose number the stem of the files names."""
+    files = LookedAt(stem.with_suffix(".dropped.arrow"), stem.with_suffix(".compared.arrow"))
+    alone, writer = [DROPPED.empty_table()], None
+    for rows in parts:
+        dropped, held = look_at(rows, builds, rules)
+        alone.append(dropped)
+        if held is not None:
+            writer = writer or ipc.new_file(str(files.compared), held.schema)
+            writer.write_table(held)
+    if writer:
+        writer.close()
+    _write(pa.concat_tables(alone), files.dropped)
+    return files
+
+
+def compare_shards(looked: Sequence[LookedAt], rules: PromptRules) -> None:
+    """Add to what each shard leaves out the prompts that are too near to others of any shard. Bands are read one at a time."""
+    if rules.compares:
+        parts = [_read(files.compared) for files in looked]
+        for files, table in zip(looked, with_duplicates([_read(files.dropped) for files in looked], parts, rules)):
+            _write(table, files.dropped)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.unlink(missing_ok=True)  # who has it open goes on reading what it was
+    with ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return ipc.open_file(source).read_all()
+
+
+def dropped_of(stem: Path) -> pa.Table | None:
+    """What is left out of the shard, None where nobody looked."""
+    path = stem.with_suffix(".dropped.arrow")
+    return _read(path) if path.exists() else None
+
+
+def without_dropped(merged: pa.Table, dropped: pa.Table, accounting: RowAccounting) -> tuple[pa.Table, pa.Table]:
+    """Merged FEEDBACK without the prompts that are left out, all counted; and the rows of DROPPED that are of it."""
+    ids = flat(merged["prompt_id"])
+    place = pc.index_in(ids, flat(dropped["prompt_id"]))
+    stays = np.asarray(pc.is_null(place))
+    found, kept = dropped.take(pc.drop_null(place)), merged.filter(pa.array(stays)).combine_chunks()
+    reasons = Counter(found["reason"].to_pylist())
+    accounting.count(STAGE, "prompt", into=merged.num_rows, out=kept.num_rows, dropped=reasons)
+    for unit, columns in (("completion", ("completions",)), ("grade", ("ratings", "comparisons"))):
+        into, out = (sum(len(flat(table[name]).flatten()) for name in columns) for table in (merged, kept))
+        lost = {f"{unit}_of_dropped_prompt": into - out} if into > out else {}
+        accounting.count(STAGE, unit, into=into, out=out, dropped=lost)
+    return kept, found

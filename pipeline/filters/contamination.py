@@ -1,0 +1,214 @@
+"""Prompts that hold what an evaluation asks: n-grams of words in common with evaluation prompts.
+
+As Tülu 3 does it (Lambert et al. 2024, arXiv 2411.15124, §3.2): of an evaluation prompt, the words that stand in an n-gram which the
+training prompt has too are counted; where they are more than a share of all its words, the training prompt is left out. n = 8 and a share
+of .5 are theirs; n = 13 with a share of 0 is GPT-3's rule (Brown et al. 2020, appendix C). An evaluation prompt of fewer than n words
+counts where a whole message of the training prompt has the same words.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpo.pipeline.arrow import flat, offsets_of, parents, ranges
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters.words import beginnings, keys_of, runs_of_words, words_of
+from mmpo.pipeline.sources.builder import BadRow
+from mmpo.pipeline.sources.cells import reader, top_column
+from mmpo.pipeline.sources.messages import read_conversation
+from mmpo.pipeline.storage.files import digest
+from mmpo.pipeline.storage.inputs import resolve_inputs
+from mmpo.pipeline.storage.rows import plan, rows
+from mmpo.pipeline.storage.text_files import InputFile, lines
+
+NGRAM, SHARE = 8, 0.5
+SHOWN_CHARACTERS = 200
+COLUMNS = ("prompt", "question", "instruction", "problem", "query", "input", "messages", "conversation", "conversations", "turns")
+"""Columns in which evaluation prompts are looked for, the first that a file has, in whatever case."""
+_TEXT = (".txt", ".txt.gz", ".txt.zst")
+
+
+@dataclass(frozen=True)
+class EvaluationPrompts:
+    """Evaluation prompts as n-grams. grams: distinct ones, ascending; starts, texts, places: gram i stands in the texts
+    texts[starts[i]:starts[i + 1]], at these words; lengths: words of each text; keys: of short texts, ascending, and short: which texts
+    they are; names: file and row of each text; shown: how it begins; files: what was read."""
+
+    ngram: int
+    grams: np.ndarray
+    starts: np.ndarray
+    texts: np.ndarray
+    places: np.ndarray
+    lengths: np.ndarray
+    keys: np.ndarray
+    short: np.ndarray
+    names: list[tuple[str, int]]
+    shown: list[str]
+    files: list[dict[str, Any]]
+
+
+def read_evaluation(paths: Sequence[str], ngram: int = NGRAM, column: str | None = None) -> EvaluationPrompts:
+    """The evaluation prompts of files (JSON, CSV, Parquet, Arrow, text with a prompt a line) or dataset folders. Raises UserError."""
+    names: list[tuple[str, int]] = []
+    texts: list[str] = []
+    files: list[dict[str, Any]] = []
+    for file in _files(paths):
+        before = len(texts)
+        for row, text in _texts(file, column):
+            if text.strip():
+                names.append((file.name, row))
+                texts.append(text)
+        if len(texts) == before:
+            raise UserError(f"--decontaminate {file.name}: holds no prompt")
+        files.append({"name": file.name, "digest": digest(file.path), "texts": len(texts) - before})
+    return indexed(texts, ngram, names, files)
+
+
+def indexed(texts: Sequence[str], ngram: int, names: list[tuple[str, int]], files: list[dict[str, Any]]) -> EvaluationPrompts:
+    """The texts as n-grams."""
+    words = words_of(pa.array(texts, pa.large_string()))
+    lengths = np.diff(words.offsets)
+    at = beginnings(words, ngram)
+    gram, text = runs_of_words(words, ngram)[at], parents(words.offsets)[at]
+    order = np.argsort(gram, kind="stable")
+    distinct, first = np.unique(gram[order], return_index=True)
+    short = np.flatnonzero((lengths < ngram) & (lengths > 0))
+    keys = keys_of(words)[short]
+    by_key = np.argsort(keys, kind="stable")
+    return EvaluationPrompts(
+        ngram, distinct, np.append(first, len(order)), text[order], (at - words.offsets[text])[order], lengths, keys[by_key],
+        short[by_key], names, [text[:SHOWN_CHARACTERS] for text in texts], files,
+    )  # fmt: skip
+
+
+def _files(paths: Sequence[str]) -> Iterator[InputFile]:
+    for path in paths:
+        if path.lower().endswith(_TEXT):
+            if not Path(path).is_file():
+                raise UserError(f"--decontaminate: no such file: {path}")
+            yield InputFile(path, "text", path)
+            continue
+        try:
+            yield from resolve_inputs([path], "auto")
+        except UserError as error:
+            raise UserError(f"--decontaminate: {error}") from error
+
+
+def _texts(file: InputFile, column: str | None) -> Iterator[tuple[int, str]]:
+    """Row and text of every evaluation prompt of a file; of a conversation each message of the user."""
+    if file.kind == "text":
+        yield from ((number, line.decode("utf-8", "replace")) for number, line in enumerate(lines(file), 1))
+        return
+
+    def refuse(number: int, reason: str, evidence: Any = None) -> None:
+        raise UserError(f"--decontaminate {file.name}, line {number}: {reason}; mend the file, so that no prompt of it is missed")
+
+    for chunk in plan([file]):
+        read: Callable[[Mapping[str, Any]], Any] | None = None
+        for number, row in rows(chunk, refuse):
+            read = read or _reader(row, column, file.name)
+            try:
+                said = _said(read(row))
+            except BadRow as error:
+                refuse(number, error.reason)
+                raise
+            yield from ((number, text) for text in said)
+
+
+def _reader(row: Mapping[str, Any], column: str | None, name: str) -> Callable[[Mapping[str, Any]], Any]:
+    """What takes the prompt out of rows like this one."""
+    present = [str(one) for one in row]
+    by_case = {one.casefold(): one for one in reversed(present)}
+    wanted = column or next((by_case[one] for one in COLUMNS if one in by_case), None)
+    if wanted is None or top_column(wanted, present) not in present:
+        raise UserError(
+            f"--decontaminate {name}: no column {column or ', '.join(COLUMNS)}; it has {', '.join(present[:20])}. Name the one that "
+            "holds the prompts with --decontaminate-column"
+        )
+    return reader(wanted, present)
+
+
+def _said(value: Any) -> list[str]:
+    """The texts of a cell: a text, texts, or the user's messages of a conversation."""
+    value = read_conversation(value)
+    found = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    texts = [one if isinstance(one, str) else one.get("content", one.get("value")) for one in found if _is_users(one)]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _is_users(message: Any) -> bool:
+    return isinstance(message, str) or (
+        isinstance(message, Mapping) and message.get("role", message.get("from", "user")) in ("user", "human")
+    )
+
+
+def contaminated(prompts: pa.ListArray, evaluation: EvaluationPrompts, share: float) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Which prompts (lists of messages) hold more than this share of an evaluation prompt, and for each of them {"file", "row",
+    "evaluation", "share", "ngram"}: of the evaluation prompt of which it holds most, and the first n-gram in common."""
+    messages, size = prompts.flatten(), len(evaluation.lengths)
+    row = parents(offsets_of(prompts))
+    words = words_of(flat(messages.field("content")))
+    at = beginnings(words, evaluation.ngram)
+    gram = runs_of_words(words, evaluation.ngram)[at]
+    where = np.minimum(np.searchsorted(evaluation.grams, gram), max(len(evaluation.grams) - 1, 0))
+    hit = evaluation.grams[where] == gram if len(evaluation.grams) else np.zeros(len(gram), dtype=bool)
+    at, where = at[hit], where[hit]
+    owner = row[parents(words.offsets)[at]]
+    first = {}
+    for one, word in zip(owner.tolist(), at.tolist()):
+        first.setdefault(one, word)
+    best: dict[int, tuple[float, int]] = {}
+    for low, high in _cut(owner, np.diff(evaluation.starts)[where]):
+        counts = np.diff(evaluation.starts)[where[low:high]]
+        there = ranges(evaluation.starts[where[low:high]], counts)
+        pair = np.repeat(owner[low:high], counts) * size + evaluation.texts[there]
+        place = evaluation.places[there]
+        order = np.lexsort((place, pair))
+        pair, place = pair[order], place[order]
+        goes_on = np.append(pair[1:] == pair[:-1], False)  # a word in two n-grams is counted once
+        covered = np.where(goes_on, np.minimum(evaluation.ngram, np.diff(place, append=0)), evaluation.ngram)
+        found, start = np.unique(pair, return_index=True)
+        part = np.add.reduceat(covered, start) / evaluation.lengths[found % size]
+        for one, value in zip(found.tolist(), part.tolist()):
+            prompt, text = divmod(one, size)
+            best[prompt] = max(best.get(prompt, (0.0, 0)), (value, -text))
+    result = {
+        prompt: (value, -text, words.text(first[prompt], evaluation.ngram))
+        for prompt, (value, text) in best.items()
+        if value > share
+    }
+    if len(evaluation.keys):
+        keys, lengths = keys_of(words), np.diff(words.offsets)
+        place = np.minimum(np.searchsorted(evaluation.keys, keys), len(evaluation.keys) - 1)
+        for message in np.flatnonzero((evaluation.keys[place] == keys) & (lengths > 0)).tolist():
+            told = words.text(int(words.offsets[message]), int(lengths[message]))
+            result[int(row[message])] = (1.0, int(evaluation.short[place[message]]), told)
+    out = np.zeros(len(prompts), dtype=bool)
+    out[list(result)] = True
+    details = []
+    for prompt in sorted(result):
+        value, text, gram_text = result[prompt]
+        file, number = evaluation.names[text]
+        details.append(
+            {"file": file, "row": number, "share": round(value, 4), "ngram": gram_text, "evaluation": evaluation.shown[text]}
+        )
+    return out, details
+
+
+MOST_POSTINGS = 1 << 22
+
+
+def _cut(owner: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of hits, prompts whole, that have about so many places in evaluation prompts."""
+    if not len(owner):
+        return
+    block = np.cumsum(sizes) // MOST_POSTINGS
+    ends = np.flatnonzero((np.diff(owner) != 0) & (np.diff(block) != 0)) + 1
+    low = 0
+    for high in [*ends.tolist(), len(owner)]:
+        yield low, high
+        low = high
