@@ -160,9 +160,17 @@ def _score(given: str, groups: Sequence[GradeGroup]) -> dict[str, float] | str:
     if given != "auto":
         return parse_score(given, aspects)
     own = {_own(group.source, "score") for group in groups}
+    wanted = own.pop() if len(own) == 1 else "overall"
     try:
-        score = parse_score(own.pop() if len(own) == 1 else "overall", aspects)
+        score = parse_score(wanted, aspects)
     except UserError:  # the format's other layouts have other aspects
+        if "overall" not in aspects:
+            sources = ", ".join(sorted({group.source for group in groups}))
+            or_overall = "" if wanted == "overall" else ", or overall"
+            raise UserError(
+                f"--score auto: of {sources} it is {wanted}{or_overall}, and the grades do not have these aspects; present: "
+                f"{', '.join(aspects)}. Is a column gone? --score names what shall count: {aspects[0]}, or mean"
+            ) from None
         score = parse_score("overall", aspects)
     lost = {group.source for group in groups} - {group.source for group in groups if score == "mean" or group.aspect in score}
     if lost:

@@ -33,9 +33,14 @@ def parse_summarize(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
         axes = summary.get("axes")
         if not isinstance(axes, Mapping):
             raise BadRow("not_an_object", {"axes": type(axes).__name__})
-        for aspect in AXES:
-            if axes.get(aspect) is not None:
-                out.rating(reply, axes[aspect], rater=worker, kind="human", aspect=aspect, low=1.0, high=7.0)
+        given = {aspect: axes[aspect] for aspect in AXES if aspect in axes}
+        if not any(value is not None for value in given.values()):
+            raise BadRow("no_grade", {"axes": sorted(map(str, axes))[:8]}, limited=False)
+        for aspect, value in given.items():
+            if value is None:
+                out.reject("no_grade", unit="grade", limited=False, evidence={"aspect": aspect})
+            else:
+                out.rating(reply, value, rater=worker, kind="human", aspect=aspect, low=1.0, high=7.0)
         return
     summaries, choice = row.get("summaries"), row.get("choice")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(one, Mapping) for one in summaries):
