@@ -38,7 +38,7 @@ from mmpo.pipeline.pairs.splits import check_one_value, split_of_positions, spli
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
 from mmpo.pipeline.sources import Collected, get_source
-from mmpo.pipeline.sources.base import collect_parts
+from mmpo.pipeline.sources.base import collect_parts, uncollected
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter, repeating
 from mmpo.pipeline.storage.files import FileDigest
@@ -66,6 +66,7 @@ class Read:
     accounting: RowAccounting = field(default_factory=RowAccounting)
 
 
+@uncollected()
 def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, partitions: int) -> Read:
     """Read one chunk into spill files, part by part: a compressed file is one chunk however large it is."""
     result = Read()

@@ -40,7 +40,9 @@ def examples_of(pairs: pa.Table) -> list[Example]:
     """The pairs of the largest margins of a table of PAIRS, of two prompts."""
     margins = np.asarray(flat(pairs["quality_margin"]))
     found: list[Example] = []
-    for row in np.argsort(-margins, kind="stable")[: 50 * EXAMPLES].tolist():
+    most = min(50 * EXAMPLES, len(margins))
+    rows = np.flatnonzero(margins >= np.partition(margins, -most)[-most]) if most else np.zeros(0, dtype=np.int64)
+    for row in rows[np.argsort(-margins[rows], kind="stable")][:most].tolist():
         one = pairs.slice(row, 1).select(["chosen_id", "rejected_id", "prompt_id", "chosen", "rejected"]).to_pylist()[0]
         texts = (as_text(one[side][0])[:EXAMPLE_CHARACTERS] for side in ("chosen", "rejected"))
         found = largest([*found, Example(-float(margins[row]), (one["chosen_id"], one["rejected_id"]), one["prompt_id"], *texts)])

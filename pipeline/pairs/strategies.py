@@ -25,15 +25,9 @@ def all_pairs(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array | None = None
 
     starts, sizes: first position and number of each prompt's completions, shape (prompts,).
     """
-    better, worse = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for size in np.unique(sizes[sizes > 1]):
-        i, j = np.triu_indices(int(size), 1)
-        base = starts[sizes == size][:, None]
-        better.append((base + i).ravel())
-        worse.append((base + j).ravel())
-    first, second = np.concatenate(better), np.concatenate(worse)
-    order = np.lexsort((second, first))
-    return first[order], second[order]
+    at = ranges(starts, sizes)
+    after = np.repeat(starts + sizes, sizes) - at - 1
+    return np.repeat(at, after), ranges(at + 1, after)
 
 
 def _best_worst(starts: np.ndarray, sizes: np.ndarray, ids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:

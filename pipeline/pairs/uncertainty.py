@@ -50,12 +50,13 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     """
     raters = int(grades.rater.max()) + 1 if len(grades.rater) else 1
     key = grades.item * raters + grades.rater
-    starts = np.searchsorted(grades.item, first, side="left")
-    sizes = np.searchsorted(grades.item, first, side="right") - starts
-    pair = np.repeat(np.arange(len(first)), sizes)
-    left = ranges(starts, sizes)
+    starts = np.searchsorted(grades.item, np.arange(max(first.max(initial=0), second.max(initial=0)) + 2))
+    sizes = np.diff(starts)
+    pair = np.repeat(np.arange(len(first)), sizes[first])
+    left = ranges(starts[first], sizes[first])
     wanted = second[pair] * raters + grades.rater[left]
-    right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
+    found = np.searchsorted(key, wanted) if sizes.max() > 1 else starts[second[pair]]  # of one grade an item its place is known
+    right = np.minimum(found, max(len(key) - 1, 0))
     both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
     pair, left, right = pair[both], left[both], right[both]
     value = grades.value

@@ -1,10 +1,11 @@
 """What a source of feedback is, the options that all share, and the loop over a chunk's rows that reads it into FEEDBACK."""
 
+import gc
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -263,6 +264,19 @@ class Collected:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cycles of objects inside: a chunk's rows are millions of objects, none of which is in one."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def collect(chunk: Chunk, source: Source, options: SourceOptions) -> Collected:
     """Read a chunk whole; see `collect_parts`."""
     [whole] = collect_parts(chunk, source, options, part_chars=sys.maxsize)
