@@ -88,11 +88,12 @@ def flatten(table: pa.Table, evidence: str, steps: Mapping[tuple[str, str], floa
         grades = Grades(prompt, place("completion"), rater, aspect, kind, value, variance, step=step)
         return FlatGrades(grades, raters, kinds, aspects)
     first, second = place("first"), place("second")
-    pairs, item = np.unique(np.stack([np.minimum(first, second), np.maximum(first, second)]), axis=1, return_inverse=True)
+    size = int(max(first.max(initial=0), second.max(initial=0))) + 1
+    pairs, item = np.unique(np.minimum(first, second) * size + np.maximum(first, second), return_inverse=True)
     shown = (first < second).astype(np.int64)
     value = np.where(shown == 1, value, -value)
-    grades = Grades(prompt, item.reshape(-1), rater, aspect, kind, value, variance, shown, step=step)
-    return FlatGrades(grades, raters, kinds, aspects, pairs[0], pairs[1])
+    grades = Grades(prompt, item, rater, aspect, kind, value, variance, shown, step=step)
+    return FlatGrades(grades, raters, kinds, aspects, *np.divmod(pairs, size))
 
 
 def _steps(

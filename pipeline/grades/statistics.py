@@ -73,9 +73,12 @@ def grouped(table: pa.Table, evidence: str, names: Sequence[str]) -> tuple[list[
     column = flat(table[evidence])
     keys = [codes(flat(table["source"]).take(pa.array(parents(offsets_of(column)))))]
     keys += [codes(column.flatten().field(name)) for name in names]
-    distinct, inverse = np.unique(np.stack([code for code, _ in keys]), axis=1, return_inverse=True)
-    combinations = [tuple(values[c] for c, (_, values) in zip(row, keys, strict=True)) for row in distinct.T]
-    return combinations, inverse.reshape(-1)
+    group = np.zeros(len(keys[0][0]), dtype=np.int64)
+    for code, values in keys:
+        if len(values) > 1:  # most have one
+            group = np.unique(group * len(values) + code, return_inverse=True)[1]
+    first = np.unique(group, return_index=True)[1].tolist()
+    return [tuple(values[code[row]] for code, values in keys) for row in first], group
 
 
 def grade_statistics(table: pa.Table) -> GradeStatistics:

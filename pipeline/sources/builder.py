@@ -41,7 +41,7 @@ class FeedbackBuilder:
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
         self._seen: dict[str | tuple[str], int] = {}
-        self._last: tuple[str | None, str] = (None, "")
+        self._known: dict[str, str] = {}
         self._noted: list[str] = []
         self._limited: list[str] = []
         self._lists = (
@@ -106,8 +106,8 @@ class FeedbackBuilder:
         Raises BadRow: empty_prompt, lone_surrogate, and those of `messages.read_message`.
         """
         if isinstance(messages, str):
-            if messages == self._last[0] and tools is None:  # rows of one prompt mostly stand together
-                return self._start(self._last[1], [("user", messages)], None)
+            if tools is None and messages in self._known:  # as most are: a prompt has several rows
+                return self._start(self._known[messages], [("user", messages)], None)
             pairs: list[ReadMessage] = [("user", messages)]
         elif isinstance(messages, Sequence):
             pairs = [read_message(message, self.count) for message in messages]
@@ -123,7 +123,7 @@ class FeedbackBuilder:
             raise BadRow("lone_surrogate", {"where": "prompt"}) from error
         identity = blake2b(raw, digest_size=16).hexdigest()
         if isinstance(messages, str) and tools is None:
-            self._last = (messages, identity)
+            self._known[messages] = identity
         return self._start(identity, pairs, tools)
 
     def _start(self, identity: str, pairs: list[ReadMessage], tools: str | None) -> int:
@@ -317,6 +317,8 @@ def _check_texts(**texts: str | None) -> None:
 
 def as_number(value: Any, name: str) -> float:
     """A grade as a float. Raises BadRow: score_not_a_number, score_too_large."""
+    if type(value) is float and -LARGEST <= value <= LARGEST:  # as nearly all are
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, Decimal)):
         raise BadRow("score_not_a_number", {name: _short(value)})
     try:
