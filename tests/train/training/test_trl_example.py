@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from folders import write_rows
+from folders import split_folder, write_rows
 
-from mmpo.annotate.exports import export
+from mmpo.annotate.exports import ExportOptions, export
 from mmpo.pipeline import BuildOptions, build
 from mmpo.pipeline.margins import target_probability
 from mmpo.train.batches import BATCHES, micro_batch
@@ -89,3 +89,49 @@ def test_trl_trains_on_the_export_of_a_dataset_with_tools(kind, tokenizer, tmp_p
     text = tokenizer.decode(run.train_dataset[0]["chosen_ids"])
     assert text.endswith('[rain {"day": "today"}]<|end|>')
     run.train()
+
+
+SIZES = {"per_device_train_batch_size": 8, "max_steps": 1, "bf16": False, "gradient_checkpointing": False, "max_length": 1024}
+QUIET = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("gamma", [None, 0.5])
+def test_trl_subtracts_an_exported_margin_of_gamma_times_the_quality_margin(gamma, pairs, tokenizer, tmp_path):
+    """Worked out by hand from the rewards of the batch: −log σ(r_w − r_l − γ·m), and without γ no margin at all."""
+    data = split_folder(tmp_path / "pairs", train=pairs.slice(0, 8))
+    export(data, "trl-reward", tmp_path / "out", ExportOptions(gamma=gamma))
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    model = tiny_model("reward", tokenizer, size=32, layers=1)
+    run = trl.RewardTrainer(
+        model, args=trl.RewardConfig(str(tmp_path / "run"), **SIZES, **QUIET), train_dataset=rows, processing_class=tokenizer
+    )
+    batch = next(iter(run.get_train_dataloader()))
+    model.eval()
+    with torch.no_grad():
+        found = run.compute_loss(model, dict(batch))
+        chosen, rejected = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).chunk(2)
+    wanted = (gamma or 0.0) * torch.tensor(rows["quality_margin"], dtype=torch.float32)
+    given = batch.get("margin", torch.zeros(len(rows)))
+    assert sorted(given.tolist()) == pytest.approx(sorted(wanted.tolist())) and wanted.any() == (gamma is not None)
+    assert float(found) == pytest.approx(float(-torch.nn.functional.logsigmoid(chosen - rejected - given).mean()), rel=1e-5)
+    run.train()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_judge_is_tuned_on_the_exported_rows(pairs, tokenizer, tmp_path):
+    """SFTTrainer takes a step on them; and the soft verdicts are what a judge's next token is fitted to."""
+    data = split_folder(tmp_path / "pairs", train=pairs.slice(0, 8))
+    export(data, "judge", tmp_path / "out", ExportOptions(gamma=0.5))
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(rows) == 16
+    config = trl.SFTConfig(str(tmp_path / "run"), **SIZES | {"max_length": 2048}, **QUIET)
+    run = trl.SFTTrainer(
+        tiny_model("policy", tokenizer, size=32, layers=1), args=config, train_dataset=rows, processing_class=tokenizer
+    )
+    run.train()
+    letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
+    assert [len(ids) for ids in letters] == [1, 1]
+    targets = torch.tensor([[row["verdicts"]["A"], row["verdicts"]["B"]] for row in rows])
+    margins = torch.tensor(pairs.slice(0, 8)["quality_margin"].to_pylist(), dtype=torch.float32)
+    assert torch.allclose(targets[::2, 0], torch.sigmoid(0.5 * margins)) and torch.allclose(targets[1::2, 1], targets[::2, 0])
