@@ -50,6 +50,7 @@ from mmpo.pipeline.sources.tools.fastchat import FASTCHAT
 from mmpo.pipeline.sources.tools.inspect_logs import INSPECT
 from mmpo.pipeline.sources.tools.label_studio import LABEL_STUDIO
 from mmpo.pipeline.sources.tools.mlflow import MLFLOW
+from mmpo.pipeline.sources.tools.phoenix import PHOENIX
 from mmpo.pipeline.sources.tools.promptfoo import PROMPTFOO
 from mmpo.pipeline.tables import FEEDBACK
 
@@ -78,6 +79,7 @@ SOURCES: dict[str, Source] = {
     "label-studio": LABEL_STUDIO,
     "argilla-export": ARGILLA_EXPORT,
     "mlflow": MLFLOW,
+    "phoenix": PHOENIX,
     "inspect": INSPECT,
     "promptfoo": PROMPTFOO,
     "distilabel": DISTILABEL,

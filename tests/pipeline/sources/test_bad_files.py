@@ -18,11 +18,11 @@ from mmpo.pipeline import BuildOptions, UserError, build, load_pairs
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.sources import SOURCES, FormatSample
 
-NAMES = {"--columns": "columns", "--scale": "scale", "--decimal": "decimal", "--na": "na", "--gap-of": "gap_of"}
+NAMES = {"--columns": "columns", "--scale": "scale", "--score": "score", "--decimal": "decimal", "--na": "na", "--gap-of": "gap_of"}
 SAMPLES = {f"{name} {place}": (name, one) for name, source in SOURCES.items() for place, one in enumerate(source.samples)}
 ROWS = {name: one for name, one in SAMPLES.items() if not isinstance(one[1].content, str)}
 FIRST = {name.split()[0]: one for name, one in SAMPLES.items() if name.endswith(" 0")}
-WITHOUT_FILE = ("no grade of the input is left", "would hold no pair", "Is a column gone?")
+WITHOUT_FILE = ("no grade of the input is left", "would hold no pair", "Is a column gone?", "Aspects present")
 """What is said of a whole input."""
 Pairs = list[tuple[str, str, float]]
 
@@ -44,10 +44,7 @@ class Tried:
         try:
             build(path, self.folder / "out", options=self.options)
         except UserError as error:
-            assert any(
-                words in str(error)
-                for words in (path.name, "no grade of the input is left", "would hold no pair", "Is a column gone?")
-            )
+            assert any(words in str(error) for words in (path.name, *WITHOUT_FILE)), error
             raise
         table = load_pairs(self.folder / "out")
         texts = ([one[0]["content"] for one in table[side].to_pylist()] for side in ("chosen", "rejected"))

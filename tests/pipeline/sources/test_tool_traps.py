@@ -54,6 +54,11 @@ def feedback(value: Any, **changed: Any) -> dict[str, Any]:
     return {"feedback": {"value": value}, **changed}
 
 
+def annotated(score: float | None, **changed: Any) -> dict[str, Any]:
+    about = {"annotation_name": "quality", "annotator_kind": "HUMAN", "identifier": "anna", "result.score": score}
+    return {**about, "attributes.input.value": ASKED, "attributes.output.value": BAD, **changed}
+
+
 def sample(reply: str, value: Any, **changed: Any) -> dict[str, Any]:
     said = {"role": "assistant", "content": reply}
     return {
@@ -126,6 +131,14 @@ TRAPS: dict[tuple[str, str], Case] = {
     ("mlflow", "repeats"): (
         [trace(feedback(1), feedback(2)), trace(feedback([1, 2]))], {"score": "s"},
         [(ASKED, BAD, 1.0, "u", "overall"), (ASKED, BAD, 2.0, "u", "overall")], {"score_not_a_number": 1}, {}),
+    ("phoenix", "requests"): (
+        annotated(3, **{"attributes.input.value": json.dumps({"model": "m", "messages": [{"role": "user", "content": ASKED}]})}), {},
+        [(ASKED, BAD, 3.0, "anna", "quality")], {}, {}),
+    ("phoenix", "labels"): (
+        [annotated(3), annotated(None, **{"result.label": "good"})], {}, [(ASKED, BAD, 3.0, "anna", "quality")], {"no_grade": 1}, {}),
+    ("phoenix", "identifiers"): (
+        [annotated(3, identifier=""), annotated(2, identifier="", annotator_kind="LLM"), annotated(1, identifier="", user_id="u1")], {},
+        [(ASKED, BAD, 3.0, "human", "quality"), (ASKED, BAD, 2.0, "llm", "quality"), (ASKED, BAD, 1.0, "u1", "quality")], {}, {}),
     ("inspect", "no verdict"): (log(sample(BAD, float("nan"))), {}, [], {"no_verdict": 1}, {}),
     ("inspect", "epochs"): (
         log(sample(BAD, "I"), sample(GOOD, "P", epoch=2)), {},
@@ -217,6 +230,14 @@ LAYOUTS: dict[str, tuple[str, Any, list[str]]] = {
         ["--columns", "first=reply,second=other,score_first=s,score_second=t"]),
     "checks": ("mlflow", [trace(feedback(False)), trace(feedback(True), response=GOOD)], ["--columns", "score=s"]),
     "numbers": ("inspect", log(sample(BAD, 3), sample(GOOD, 7)), ["--scale", "1:10"]),
+    "flattened messages": ("phoenix", [
+        annotated(score, **{"attributes.llm.input_messages": [{"message.role": "user", "message.contents": [
+            {"message_content.type": "text", "message_content.text": ASKED}]}],
+            "attributes.llm.output_messages": [{"message.role": "assistant", "message.content": text}]})
+        for text, score in ((BAD, 1), (GOOD, 2))], ["--score", "quality"]),
+    "a call of a model": ("phoenix", [
+        annotated(score, **{"attributes.output.value": json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})})
+        for text, score in ((BAD, 1), (GOOD, 2))], ["--score", "quality"]),
     "values by name": ("inspect", log(sample(BAD, {"x": 0.1}), sample(GOOD, {"x": 0.9})), ["--score", "x"]),
     "a sheet": ("promptfoo", SHEET + f'{ASKED},{BAD},FAIL,0.10,,,,"{GOOD}",PASS,0.90,,,\n', []),
     "by a rubric": (
