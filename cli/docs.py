@@ -77,9 +77,10 @@ with images, video, audio, documents or functions in a column of that name are r
 """
 
 
-SEVERAL = """Several formats in one dataset: `mmpo build FILE --format NAME --feedback-only --out FOLDER` for each, then
-`mmpo build FOLDER1 FOLDER2 --format feedback --out pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by
-its own measure. Sets whose aspects differ have no score in common and are refused.
+SEVERAL = """Several formats in one dataset: `mmpo build --sources FILE.yaml --out pairs`, where the file says of each source what it is, how its
+margins are made, and its weight and share ([mixing.md](mixing.md)). Grades of several files that shall make one margin together are merged
+instead: `mmpo build FILE --format NAME --feedback-only --out FOLDER` for each, then `mmpo build FOLDER1 FOLDER2 --format feedback --out
+pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by its own measure.
 
 A dataset of the Hub is named as hub:OWNER/NAME, with `/CONFIGURATION`, `@REVISION` and `:SPLIT` behind it as needed; the manifest says
 which commit was read.
@@ -109,9 +110,8 @@ def _about(source: Source) -> str:
     if not source.direction:
         return ""
     made = f"`--from {source.evidence} --score {source.score}`"
-    licence = f" Licence: {source.licence}." if source.licence else ""
     traps = "".join(f"\n- {name}: {trap}" for name, trap in source.traps.items())
-    return f"\n\nGrades: {source.range}; {source.direction}. Built by {made} unless said otherwise.{licence}" + (
+    return f"\n\nGrades: {source.range}; {source.direction}. Built by {made} unless said otherwise. Licence: {source.terms}." + (
         f"\n\nTraps:\n{traps}" if traps else ""
     )
 

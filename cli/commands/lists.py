@@ -74,6 +74,7 @@ def list_(
             {
                 name: _line(known[name]),
                 **_facts(known[name]),
+                **({"licence": terms} if (terms := getattr(known[name], "terms", "")) else {}),
                 **({"samples": shown, "traps": known[name].traps} if as_json and shown else {}),
             },
             as_json,

@@ -140,6 +140,11 @@ class Source:
     traps: Mapping[str, str] = field(default_factory=dict)
     joined: Callable[[Iterable[NumberedRow]], Iterable[tuple[int, Mapping[str, Any] | BadRow]]] | None = None
 
+    @property
+    def terms(self) -> str:
+        """The licence, or, of a tool's export, whose it is; nothing of formats that hold whatever one likes."""
+        return self.licence or ("that of the texts that were graded; an export states none" if self.direction else "")
+
     def parser(self, columns: Collection[str], options: SourceOptions, file: str) -> RowReader:
         """The parser for a file with these columns. Raises UserError naming the columns missing and those present."""
         if self.prepare:

@@ -11,7 +11,7 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.messages import read_reply, structure
-from mmpo.pipeline.sources.tools.answers import as_list, as_note
+from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 
 KINDS = {"HUMAN": "human", "LLM": "ai", "CODE": "reward_model"}
 """Who annotates, as Phoenix and as we call it; code that gives a score is a model of rewards."""
@@ -58,13 +58,12 @@ def parse_phoenix(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceO
 def _messages(given: Any) -> list[dict[str, Any]] | None:
     """Flattened messages that hold texts alone; None of others, which the request itself has as they were sent."""
     found = structure(given) if isinstance(given, str) else given
-    messages = []
-    for one in as_list(found):
-        texts = [one.get("message.content")] if isinstance(one, Mapping) else [None]
-        if texts == [None] and isinstance(one, Mapping):
-            parts = as_list(one.get("message.contents"))
-            texts = [part.get("message_content.text") if isinstance(part, Mapping) else None for part in parts] or [None]
-        if not all(isinstance(text, str) for text in texts) or one.get("message.tool_calls"):
+    messages: list[dict[str, Any]] = []
+    for one in map(as_object, as_list(found)):
+        text = one.get("message.content")
+        parts = [as_object(part).get("message_content.text") for part in as_list(one.get("message.contents"))]
+        texts = [part for part in ([text] if text is not None else parts) if isinstance(part, str)]
+        if len(texts) < max(1, len(parts)) or one.get("message.tool_calls"):
             return None
         messages.append({"role": one.get("message.role"), "content": "".join(texts)})
     return messages or None
