@@ -77,7 +77,7 @@ with images, video, audio, documents or functions in a column of that name are r
 """
 
 
-SEVERAL = """Several formats in one dataset: `mmpo build --sources FILE.yaml --out pairs`, where the file says of each source what it is, how its
+SEVERAL = """Several formats in one dataset: `mmpo build --sources FILE.yaml --out pairs`, where the file says what each source is, how its
 margins are made, and its weight and share ([mixing.md](mixing.md)). Grades of several files that shall make one margin together are merged
 instead: `mmpo build FILE --format NAME --feedback-only --out FOLDER` for each, then `mmpo build FOLDER1 FOLDER2 --format feedback --out
 pairs`, where `--normalise zscore` or `minmax` takes every source, rater and aspect by its own measure.
