@@ -20,7 +20,7 @@ from mmpo.pipeline.arrow import UNREADABLE
 from mmpo.pipeline.contract import check_names
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.storage.eval_logs import log_rows
-from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
+from mmpo.pipeline.storage.text_files import BLOCK_BYTES, BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
 OnReject = Callable[[int, str, Mapping[str, Any]], None]
 """Called with the row's number, the reason and the evidence of a row that can't be read."""
@@ -240,14 +240,18 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
     return _table_rows(chunk)
 
 
-def _range(chunk: Chunk) -> list[bytes]:
+def _range(chunk: Chunk) -> Iterator[bytes]:
+    """The lines of a byte range, a block at a time, so that each is parsed while the processor's caches hold it."""
+    start, end = BOM if chunk.offset == 0 else b"", chunk.offset + chunk.length
     try:
-        with open(chunk.file.path, "rb") as raw:
-            raw.seek(chunk.offset)
-            content = raw.read(chunk.length)
+        with open(chunk.file.path, "rb", BLOCK_BYTES) as raw:
+            at = raw.seek(chunk.offset)
+            while at < end and (line := raw.readline()):
+                at += len(line)
+                yield line.removeprefix(start).removesuffix(b"\n")
+                start = b""
     except OSError as error:
         raise UserError(f"{chunk.name}: can't be read: {error.strerror or error}") from error
-    return (content.removeprefix(BOM) if chunk.offset == 0 else content).split(b"\n")
 
 
 def _table_rows(chunk: Chunk) -> Iterator[tuple[int, Mapping[str, Any]]]:
