@@ -217,6 +217,7 @@ class PartWriter:
 
         A dictionary of up to 64 MiB, not 1: texts that occur in many pairs are compressed and stored once a row group. Where hardly any
         occurs twice (as the first table shows), texts and ids are stored in pages of 1 MiB, which readers hold one at a time.
+        Numbers of which few are equal have no dictionary either.
         """
         if not table.num_rows:
             return
@@ -227,11 +228,14 @@ class PartWriter:
             path = self.folder / f"{self.prefix}-{len(self.paths):05d}.parquet"
             self.paths.append(path)
             self._file = HashedFile(path)
+            names = [name for field in table.schema for name, _ in leaves(field)]
+            texts = {name for name in names if name.rpartition(".")[2] in DISTINCT and not self.repeating}
+            numbers = {name for name in table.column_names if _mostly_distinct(table[name])}
             self._writer = pq.ParquetWriter(
                 self._file,
                 table.schema.remove_metadata(),
                 compression="zstd",
-                use_dictionary=True if self.repeating else _few_valued(table.schema),
+                use_dictionary=[name for name in names if name not in texts | numbers],
                 store_schema=False,
                 dictionary_pagesize_limit=64 << 20,
                 write_page_checksum=True,
@@ -258,9 +262,9 @@ def repeating(prompts: int, rows: int) -> bool:
     return prompts < MOST_DISTINCT * rows
 
 
-def _few_valued(schema: pa.Schema) -> list[str]:
-    """The columns that are worth a dictionary where texts do not repeat: those with few values."""
-    return [path for field in schema for path, _ in leaves(field) if path.rpartition(".")[2] not in DISTINCT]
+def _mostly_distinct(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds numbers of which most stand there once."""
+    return pa.types.is_float64(column.type) and pc.count_distinct(column).as_py() > len(column) / 2
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:

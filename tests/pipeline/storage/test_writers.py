@@ -143,3 +143,13 @@ def test_texts_that_repeat_are_stored_once_and_stand_in_their_rows(strategy: str
     order = [("prompt_id", "ascending"), ("chosen_id", "ascending"), ("rejected_id", "ascending")]
     assert found.num_rows == 8 * (10 if strategy == "all" else 4) and keys_of(found.schema) == (*OPTIONAL_KEYS[:2], "tools")
     assert found.sort_by(order).equals(wanted.sort_by(order).replace_schema_metadata(None))
+
+
+@pytest.mark.parametrize(("step", "dictionary"), [(0, True), (1, False)])
+def test_numbers_that_hardly_repeat_have_no_dictionary(step: int, dictionary: bool, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{p}", "completion": f"c{c}", "score": c * (1 + step * p)} for p in range(20) for c in range(2)]
+    build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", options=BuildOptions("jsonl", split=(1, 0, 0)))
+    group = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet").metadata.row_group(0)
+    columns = {column.path_in_schema: column for column in map(group.column, range(group.num_columns))}
+    assert ("RLE_DICTIONARY" in columns["quality_margin"].encodings) == dictionary
+    assert sorted(load_pairs(tmp_path / "out")["quality_margin"].to_pylist()) == [1 + step * p for p in range(20)]
