@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mmpo.pipeline.report.dataset.figures import PairFigures, pair_batches
+from mmpo.pipeline.report.dataset.figures import PairFigures, pair_batches, shortened
 from mmpo.pipeline.report.page import seen
 from mmpo.pipeline.tables import as_text
 
@@ -107,7 +107,7 @@ def shown_pairs(
             break
     if said is not None:
         for one, raters in zip(found, said([(one["chosen_id"], one["rejected_id"]) for one in found]), strict=True):
-            one["said"] = [{**rater, "rater": seen(str(rater["rater"])), "aspect": seen(str(rater["aspect"]))} for rater in raters]
+            one["said"] = [{**rater, "rater": shortened(rater["rater"]), "aspect": shortened(rater["aspect"])} for rater in raters]
     return found
 
 
@@ -115,7 +115,7 @@ def _shown(row: Mapping[str, Any], split: str, why: Sequence[str]) -> dict[str, 
     names = ("chosen_id", "rejected_id", "source", "kind", "chosen_model", "rejected_model")
     numbers = ("score_chosen", "score_rejected", "quality_margin", "margin_se", "preferring", "raters")
     return {
-        **{name: row[name] if row[name] is None else seen(row[name]) for name in names},
+        **{name: row[name] if row[name] is None else shortened(row[name]) for name in names},
         **{name: row[name] for name in numbers},
         "split": split,
         "why": list(why),
@@ -124,7 +124,7 @@ def _shown(row: Mapping[str, Any], split: str, why: Sequence[str]) -> dict[str, 
     }
 
 
-def payload(pairs: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None = None) -> tuple[str, int]:
+def payload(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
     """The pairs as JSON that may stand inside a script element, and how many characters of a text were kept at most.
 
     Texts stand in a list of their own, each once. `<`, `>`, `&` and the line ends of JavaScript are escapes, so that nothing in a text ends
@@ -137,11 +137,11 @@ def payload(pairs: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None 
             chosen, rejected = cut_alike(pair["chosen"], pair["rejected"], most)
             own = {"prompt": cut(pair["prompt"], most), "chosen": chosen, "rejected": rejected}
             rows.append({**pair, **{name: texts.setdefault(text, len(texts)) for name, text in own.items()}})
-        written = orjson.dumps({"texts": list(texts), "pairs": rows, **(extra or {})}).decode()
+        written = orjson.dumps({"texts": list(texts), "pairs": rows}).decode()
+        for sign in "<>&\u2028\u2029":
+            written = written.replace(sign, f"\\u{ord(sign):04x}")
         if len(written.encode()) <= BYTES:
             break
-    for sign in "<>&\u2028\u2029":
-        written = written.replace(sign, f"\\u{ord(sign):04x}")
     return written, most
 
 

@@ -16,6 +16,7 @@ from mmpo.pipeline.contract import null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.metrics import ratio_intervals
+from mmpo.pipeline.report.page import seen
 from mmpo.pipeline.storage import part_files, part_schema
 from mmpo.pipeline.storage.parts import cannot_read, check_columns, row_groups
 from mmpo.pipeline.tables import PAIRS, REPLY_KEYS
@@ -147,10 +148,15 @@ def read_figures(dataset: Path) -> PairFigures:
         **rows,
         prompt_ids=unique[order],
         folded=joined["folded"][first[order]],
-        names={name: list(known) for name, known in names.items()},
+        names={name: [shortened(one) for one in known] for name, known in names.items()},
         completions=PairedCompletions(**own),
         splits=splits,
     )
+
+
+def shortened(name: str, most: int = 160) -> str:
+    """A name as pages show it: nothing in it that is not seen, and no longer than a few lines."""
+    return seen(name if len(name) <= most else name[: most - 1] + "…")
 
 
 def _rows_in(path: Path) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.report.charts import Chart, counted, histogram, line_chart
-from mmpo.pipeline.report.dataset.figures import PairFigures, source_rows
+from mmpo.pipeline.report.dataset.figures import PairFigures, shortened, source_rows
 from mmpo.pipeline.report.dataset.measures import (
     HEAT_MODELS,
     MODELS,
@@ -198,7 +198,7 @@ def raters_section(overview: Any | None) -> dict[str, Any] | None:
         doubtful = row["agrees_95"] is not None and row["agrees_95"][0] <= 0.5
         shown.append(
             {
-                "rater": row["name"], "kind": row["kind"], "grades": row["grades"], "share": percent(row["share"]),
+                "rater": shortened(row["name"]), "kind": row["kind"], "grades": row["grades"], "share": percent(row["share"]),
                 "agrees": (share(row, "agrees"), "warn" if doubtful else ""), "on": row["decided"], "order": with_interval(row,
                 "spearman", 2),
                 "severity": with_interval(row, "severity", 2), "ties": percent(row["ties"]), "longer": percent(row["longer"]),
@@ -232,7 +232,7 @@ def aspects_section(overview: Any | None) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "one": row["first"], "other": row["second"], "pairs": row["pairs"], "decided": row["decided"],
+            "one": shortened(row["first"]), "other": shortened(row["second"]), "pairs": row["pairs"], "decided": row["decided"],
             "contradict": (share(row, "contradict"), "warn" if (row["contradict_95"] or [0])[0] > 0.5 else "", min(DEEPEST,
             row["contradict"] or 0.0)),
             "order": with_interval(row, "spearman", 2),

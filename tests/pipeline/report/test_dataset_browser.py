@@ -1,0 +1,156 @@
+"""A dataset's page in a real Chromium, opened from disk: text of others stays text, filters, differences, keys, colours, paper,
+small screens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argilla_browser import MARKERS
+from browser import OpenedPage, chromium
+from pair_cases import pair, pairs_by_hand
+
+from mmpo.cli.main import run
+from mmpo.pipeline.report import write_report
+
+HIDDEN = "\u202e turned \x1b[31m red \u200b\u2066"
+CONTRAST = """() => {
+  const light = (text) => {
+    const part = text.match(/[\\d.]+/g).map(Number), line = part.slice(0, 3).map((x) => x / 255)
+      .map((x) => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+    return .2126 * line[0] + .7152 * line[1] + .0722 * line[2];
+  };
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(colour) && !/rgba\\(.*0\\.\\d+\\)/.test(colour)) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll("main *")].filter((node) => node.offsetParent && [...node.childNodes].some(
+    (child) => child.nodeType === 3 && child.textContent.trim())).map((node) => {
+      const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+      return [(a + .05) / (b + .05), node.tagName + "." + node.className + ": " + node.textContent.slice(0, 40)];
+    }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 40 pairs by two raters, written by the command: the better reply differs by a word; of one pair ann thinks otherwise."""
+    from folders import pairs_folder
+
+    rows = []
+    for i in range(40):
+        for rater, turned in (("ann", i == 7), ("bob", False)):
+            for j, word in enumerate(("cat", "dog")):
+                score = 1 + (1 - j if turned else j) * (1 + (i % 4) * (rater == "bob"))
+                rows.append(
+                    {"prompt": f"q{i}", "completion": f"the {word} sat {i}", "score": score, "rater": rater, "model": f"m{j}"}
+                )
+    folder = pairs_folder(tmp_path_factory.mktemp("page") / "pairs", rows, scale=(1, 5))
+    assert run(["report", str(folder)]) == 0
+    return folder.with_name("pairs.html")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose every text of others could be taken for something else."""
+    folder = tmp_path_factory.mktemp("hostile")
+    texts = [*MARKERS, HIDDEN, "</script><made-up>", "<!--", "\\u003c/script>", "'\"`"]
+    rows = [
+        pair(f"{i} {text}", f"yes {text}", f"no {text} no", i, models=(text, f"{text}2"), source=text, kind="human")
+        for i, text in enumerate(texts)
+    ]
+    checks = [{"name": text, "status": "warn", "count": 1, "message": text} for text in texts]
+    return write_report(pairs_by_hand(folder / "pairs", *rows), folder / "page.html", checks, title=MARKERS[0])
+
+
+def test_text_of_others_stays_text(hostile: Path, browser: Any) -> None:
+    opened = OpenedPage(browser, hostile)
+    for _ in range(2):
+        assert opened.page.locator("made-up, main img, main iframe, .sample b:not(.pass):not(.soft), .sample a").count() == 0
+        opened.page.click("#after")
+    opened.page.fill("#find", "<made-up kind='x'>")
+    shown = opened.text("#examples")
+    assert MARKERS[0] in shown and "Pairs 1 to 1 of 1" in opened.text("#found")
+    opened.page.fill("#find", "turned")
+    assert "\\u202e turned \\x1b[31m red \\u200b\\u2066" in opened.text("#examples")
+    opened.page.select_option("#source", "=" + MARKERS[0])
+    assert "No pair on this page fits" in opened.text("#found")
+    opened.page.fill("#find", "")
+    assert "of 1 that fit" in opened.text("#found") and opened.wrong == []
+
+
+def test_filters_and_what_raters_said(built: Path, browser: Any) -> None:
+    opened = OpenedPage(browser, built)
+
+    def found() -> str:
+        return opened.text("#found")
+
+    assert "of 40 that fit" in found() and opened.page.locator(".sample").count() == 5
+    opened.page.fill("#low", "2.4")
+    assert "of 9 that fit" in found()  # (1 + 4)/2, where i % 4 is 3, but for the one where ann thinks otherwise
+    opened.page.click("text=Clear")
+    opened.page.select_option("#rater", "=ann")
+    opened.page.select_option("#verdict", "against")
+    assert "of 1 that fit" in found() and "ann (overall) prefers the rejected one by 1" in opened.text("#examples")
+    opened.page.select_option("#verdict", "for")
+    assert "of 39 that fit" in found()
+    opened.page.click("text=Clear")
+    opened.page.select_option("#order", "rising")
+    first = opened.text(".sample h3 >> nth=0")
+    opened.page.select_option("#order", "falling")
+    assert first.startswith("Margin 1") and opened.text(".sample h3 >> nth=0").startswith("Margin 2.5")
+    opened.page.select_option("#model", "=m1")
+    assert "of 40 that fit" in found() and opened.wrong == []
+
+
+def test_differing_words_are_marked(built: Path, browser: Any) -> None:
+    opened = OpenedPage(browser, built)
+    two = opened.page.locator(".sample >> nth=0").locator(".two > div")
+    assert [two.nth(side).locator("mark").all_inner_texts() for side in (0, 1)] == [["dog"], ["cat"]]
+    opened.page.uncheck("#mark")
+    assert opened.page.locator("mark").count() == 0
+
+
+def test_by_keys_alone(built: Path, browser: Any) -> None:
+    opened = OpenedPage(browser, built)
+    opened.page.focus("#low")
+    opened.page.keyboard.type("1.9")
+    assert "of 19 that fit" in opened.text("#found")
+    for _ in range(40):  # past the filters and the texts, which scroll by keys
+        opened.page.keyboard.press("Tab")
+        if opened.page.evaluate("document.activeElement.id") == "after":
+            break
+    opened.page.keyboard.press("Enter")
+    assert opened.text("#found").startswith("Pairs 6 to 10")
+    outline = opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid" and opened.page.locator(".scroll[tabindex='0'][aria-label]").count() > 3
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_and_widths(width: int, scheme: str, built: Path, hostile: Path, browser: Any) -> None:
+    for page in (built, hostile):
+        opened = OpenedPage(browser, page, width, scheme)
+        assert not opened.overflows()
+        paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 25, 31)")
+        assert opened.page.evaluate(CONTRAST) == [] and opened.wrong == []
+
+
+def test_on_paper_and_without_scripts(built: Path, browser: Any) -> None:
+    opened = OpenedPage(browser, built, scheme="dark")
+    opened.page.emulate_media(media="print")
+    assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not opened.page.is_visible("#controls") and opened.page.is_visible(".sample")
+    assert len(opened.page.pdf()) > 20_000
+    still = OpenedPage(browser, built, java_script_enabled=False)
+    assert "Largest margin" in still.text("main") and "the dog sat" in still.text("main")
