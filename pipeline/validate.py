@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from mmpo.pipeline.build.mixture import apart
 from mmpo.pipeline.build.summary import SAME_SCALE_TIMES
 from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, look_at_pairs
@@ -270,11 +272,18 @@ def _gamma_of(folder: Path, given: float | str) -> float | None:
         return None
 
 
-def validate(dir: str | Path, *, gamma: float | str | None = None, strict: bool = False) -> dict[str, Any]:
+def validate(
+    dir: str | Path,
+    *,
+    gamma: float | str | None = None,
+    strict: bool = False,
+    watch: Callable[[str, Path, int, pa.RecordBatch], None] | None = None,
+) -> dict[str, Any]:
     """Check a dataset folder, of PAIRS or of FEEDBACK.
 
     gamma: in 1/margin-unit, or auto, auto:MEAN (of the training pairs); where given, the share of saturated targets is a check of its own.
-    strict: warnings count as failures; "unknown" is a check that had nothing to look at, and neither passes nor fails.
+    strict: warnings count as failures; "unknown" is a check that had nothing to look at, and neither passes nor fails. watch: called
+    with rows of pairs as they are read (`Findings.watch`), for whoever wants more of the same pass.
     Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail" | "unknown", "count", "message"}]}.
     Raises UserError where the folder is no dataset of mmpo.
     """
@@ -283,7 +292,7 @@ def validate(dir: str | Path, *, gamma: float | str | None = None, strict: bool 
     kind = manifest.get("kind")
     if kind not in BOTH:
         raise UserError(f"{folder}: its manifest says kind {kind!r}; a dataset holds {' or '.join(BOTH)}")
-    found = Findings(folder, manifest, None if gamma is None else _gamma_of(folder, gamma))
+    found = Findings(folder, manifest, None if gamma is None else _gamma_of(folder, gamma), watch=watch)
     (look_at_pairs if kind == "pairs" else look_at_feedback)(found)
     look_at_folder(found)
     checks = []

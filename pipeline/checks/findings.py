@@ -1,7 +1,7 @@
 """What a look at a dataset folder found: how often each rule is broken, where first, and figures that several rules need."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Findings:
     """Whether there are parts that could not be looked at, so that figures of all rows are not known."""
     place: tuple[str, int] = ("", 0)
     """The part at hand, and the rows of it that were looked at before the batch at hand."""
+    watch: Callable[[str, Path, int, pa.RecordBatch], None] | None = None
+    """Called with rows of pairs as they are read, before they are looked at: split, part, rows of it before, rows."""
     unreleased: int = 0
     """Bytes of row groups read since memory was given back to the system, which would have to be given anew for every small one."""
 

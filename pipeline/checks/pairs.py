@@ -40,6 +40,8 @@ def look_at_pairs(found: Findings) -> None:
         seen.last = None
         for path in found.parts(split):
             for batch in found.batches(split, path, PAIRS):
+                if found.watch is not None:
+                    found.watch(split, path, found.place[1], batch)
                 _Batch(found, seen, batch, number).look()
     seen.close()
 

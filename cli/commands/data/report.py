@@ -54,15 +54,16 @@ def report(
 
 def write_page(dataset: Path, out: Path, feedback: str = AUTO) -> Path:
     """The page about one dataset, with its raters where what they said is given or can be read again."""
-    from mmpo.annotate.agreement import overview_or_reason, rater_overview
     from mmpo.pipeline.report import feedback_of, write_report
     from mmpo.pipeline.storage import read_manifest
 
-    if feedback not in (AUTO, NONE):
-        return write_report(dataset, out, raters=rater_overview(Path(feedback)))
     table, why = feedback_of(dataset) if feedback == AUTO else (None, "")
-    if table is None:
+    if table is None and feedback in (AUTO, NONE):
         return write_report(dataset, out, no_raters=why)
+    from mmpo.annotate.agreement import overview_or_reason, rater_overview  # a page without raters does without the package
+
+    if table is None:
+        return write_report(dataset, out, raters=rater_overview(Path(feedback)))
     recipe = read_manifest(dataset).get("recipe") or {}
     overview, why = overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))
     return write_report(dataset, out, raters=overview, no_raters=why)

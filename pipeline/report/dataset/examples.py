@@ -24,6 +24,8 @@ LONGEST = (6000, 3000, 1500, 750, 400)
 """Characters of a text that are kept: the first of these at which all texts fit."""
 STRATA = 5
 """Sizes of margin that each source is sampled from."""
+MOST_DRAWN = 40_000
+"""Rows that the sample is drawn from, the smallest digests of all."""
 SAMPLE = "a sample of its source and size of margin"
 Said = Callable[[Sequence[tuple[str, str]]], Sequence[Sequence[Mapping[str, Any]]]]
 """From pairs of completion ids to who said what of each."""
@@ -55,7 +57,7 @@ def choose(figures: PairFigures, most: int = EXAMPLES) -> dict[int, list[str]]:
         untied, np.searchsorted(edges, margin, side="right"), STRATA
     )
     # every stratum in turn gives its next pair by digest
-    order = np.argpartition(digest, min(n - 1, 200_000))[:200_000] if n > 200_000 else np.arange(n)
+    order = _thinned(figures.source, digest)
     order = order[np.lexsort((digest[order], stratum[order]))]
     starts = np.flatnonzero(np.append(True, np.diff(stratum[order]) != 0)) if n else np.zeros(0, np.int64)
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
@@ -64,6 +66,15 @@ def choose(figures: PairFigures, most: int = EXAMPLES) -> dict[int, list[str]]:
             break
         chosen.setdefault(row, [SAMPLE])
     return dict(sorted(chosen.items()))
+
+
+def _thinned(source: np.ndarray, digest: np.ndarray) -> np.ndarray:
+    """Of very many rows those of the smallest digests, and all of sources that have few."""
+    if len(digest) <= MOST_DRAWN:
+        return np.arange(len(digest))
+    kept = digest <= np.partition(digest, MOST_DRAWN)[MOST_DRAWN]
+    few = np.bincount(source) < MOST_DRAWN // 10
+    return np.flatnonzero(kept | few[source])
 
 
 def scattered(pair: np.ndarray) -> np.ndarray:
@@ -98,7 +109,7 @@ def shown_pairs(
     found: list[dict[str, Any]] = []
     wanted = np.array(sorted(chosen), dtype=np.int64)
     first = 0
-    for split, batch in pair_batches(dataset):
+    for split, _, _, batch in pair_batches(dataset):
         low, high = np.searchsorted(wanted, (first, first + batch.num_rows))
         for row in wanted[low:high].tolist():
             found.append(_shown(batch.slice(row - first, 1).to_pylist()[0], split, chosen[row]))

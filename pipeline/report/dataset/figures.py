@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import UNREADABLE, coded, offsets_of, text_lengths, to_numpy
+from mmpo.pipeline.arrow import UNREADABLE, coded, codes, flat, offsets_of, text_lengths, to_numpy
 from mmpo.pipeline.contract import null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
@@ -19,13 +19,14 @@ from mmpo.pipeline.metrics import ratio_intervals
 from mmpo.pipeline.report.page import seen
 from mmpo.pipeline.storage import part_files, part_schema
 from mmpo.pipeline.storage.parts import cannot_read, check_columns, row_groups
-from mmpo.pipeline.tables import PAIRS, REPLY_KEYS
+from mmpo.pipeline.tables import MESSAGES, PAIRS, REPLY_KEYS, SPLITS, TOOLS
 
 NAMED = ("source", "kind", "chosen_model", "rejected_model")
 """Columns of names, kept as numbers."""
 NUMBERS = {"quality_margin": "margin", "margin_se": "margin_se"}
 GROUPS = 2000
 """Prompts are the clusters of intervals; of more than so many, groups of prompts at random are, which says the same."""
+HEAD_BYTES = 32 << 20
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -48,7 +49,8 @@ class PairFigures:
     preferring, raters: as in PAIRS; prompt: a number from 0; source, kind, chosen_model, rejected_model: places in `names` (−1: null);
     pair: a number from the two ids, in whichever order; turned: whether the chosen one has the larger id; splits: how many pairs each has.
     prompt_ids, folded: of every prompt, by its number, a number from its id, and one that prompts share whose texts are equal but for case
-    and white space.
+    and white space. heads: the prompts themselves (prompt_id, prompt, tools, side: a place in SPLITS), ascending by id, or None where they
+    were not asked for or are too many.
     """
 
     margin: Floats
@@ -69,6 +71,7 @@ class PairFigures:
     names: dict[str, list[str]]
     completions: PairedCompletions
     splits: dict[str, int]
+    heads: pa.Table | None = None
 
     @property
     def prompts(self) -> int:
@@ -91,9 +94,9 @@ class PairFigures:
         return np.repeat(np.arange(len(self.splits)), list(self.splits.values()))
 
 
-def pair_batches(dataset: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The rows of all parts, texts as dictionaries where few stand in many rows, each with its split. UserError where the folder is no
-    dataset, where a part can't be read and where a row has no value that it needs or a margin that is no number."""
+def pair_batches(dataset: Path) -> Iterator[tuple[str, Path, int, pa.RecordBatch]]:
+    """The rows of all parts, texts as dictionaries where few stand in many rows: split, part, rows of it before, rows. UserError where the
+    folder is no dataset, and where a part can't be read."""
     for split, files in part_files(dataset).items():
         for path in files:
             check_columns(part_schema(path), PAIRS, path)
@@ -101,11 +104,67 @@ def pair_batches(dataset: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
             try:
                 for _, group in row_groups(path):
                     for batch in group:
-                        _check(batch, path, before)
-                        yield split, batch
+                        yield split, path, before, batch
                         before += batch.num_rows
             except UNREADABLE as error:
                 raise cannot_read(path, error) from error
+
+
+def read_figures(dataset: Path, heads: int = 0) -> PairFigures:
+    """One pass over the part files; texts are measured and let go, but for the prompts of a dataset of at most so many `heads`, of
+    HEAD_BYTES together. UserError as `pair_batches`, and where a row has no value that it needs or a margin that is no number."""
+    reader = FiguresReader(dataset, heads)
+    for split, part, before, batch in pair_batches(dataset):
+        reader.add(split, part, before, batch)
+    return reader.figures()
+
+
+class FiguresReader:
+    """What `read_figures` does, for whoever reads the parts anyhow; see there."""
+
+    def __init__(self, dataset: Path, heads: int = 0) -> None:
+        files = part_files(dataset)
+        self.dataset, self.done, self._runs = dataset, 0, 0
+        self.size = sum(_rows_in(path) for paths in files.values() for path in paths)
+        self._rows: dict[str, np.ndarray] = {}
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._names: dict[str, dict[str, int]] = {name: {} for name in (*NAMED[:2], "model")}
+        self._splits = dict.fromkeys(files, 0)
+        self._heads = _Heads(heads)
+
+    def add(self, split: str, part: Path, before: int, batch: pa.RecordBatch) -> None:
+        """Take in rows, which come in the order of the parts."""
+        _check(batch, part, before)
+        self._splits[split] += batch.num_rows
+        of_prompts = _of_prompts(batch, self._heads, split)
+        for name, values in {**_of_rows(batch, self._names), "run": of_prompts.pop("run") + self._runs}.items():
+            self._rows.setdefault(name, np.empty(self.size, values.dtype))[self.done : self.done + batch.num_rows] = values
+        for name, values in {**of_prompts, **_of_completions(batch, self._names)}.items():
+            self._parts.setdefault(name, []).append(values)
+        self.done, self._runs = self.done + batch.num_rows, self._runs + len(of_prompts["head"])
+
+    def figures(self) -> PairFigures:
+        """The figures of all rows."""
+        if not self.done:
+            raise UserError(f"{self.dataset} holds no pairs: there is nothing to report on")
+        rows, joined = self._rows, {name: np.concatenate(self._parts.pop(name)) for name in list(self._parts)}
+        unique, first, inverse = np.unique(joined["head"], return_index=True, return_inverse=True)
+        order = np.argsort(first)  # prompts are numbered as they come
+        rank = np.empty(len(unique), dtype=np.int32)
+        rank[order] = np.arange(len(unique))
+        _, at = np.unique(joined["completion"], return_index=True)
+        own = {name: joined[f"completion_{name}"][at] for name in ("prompt", "text", "model", "score")}
+        own["prompt"] = rank[np.searchsorted(unique, own["prompt"])]
+        return PairFigures(
+            prompt=rank[inverse.reshape(-1)][rows.pop("run")],
+            **rows,
+            prompt_ids=unique[order],
+            folded=joined["folded"][first[order]],
+            names={name: [shortened(one) for one in known] for name, known in self._names.items()},
+            completions=PairedCompletions(**own),
+            splits=self._splits,
+            heads=self._heads.table(),
+        )
 
 
 def _check(batch: pa.RecordBatch, part: Path, before: int) -> None:
@@ -117,41 +176,30 @@ def _check(batch: pa.RecordBatch, part: Path, before: int) -> None:
             raise UserError(f"{place}: {words}; `mmpo validate` says how many, building the dataset again mends it")
 
 
-def read_figures(dataset: Path) -> PairFigures:
-    """One pass over the part files; texts are measured and let go. UserError as `pair_batches`."""
-    files = part_files(dataset)
-    size = sum(_rows_in(path) for paths in files.values() for path in paths)
-    rows: dict[str, np.ndarray] = {}
-    parts: dict[str, list[np.ndarray]] = {}
-    names: dict[str, dict[str, int]] = {name: {} for name in (*NAMED[:2], "model")}
-    splits, done, runs = dict.fromkeys(files, 0), 0, 0
-    for split, batch in pair_batches(dataset):
-        splits[split] += batch.num_rows
-        of_prompts = _of_prompts(batch)
-        for name, values in {**_of_rows(batch, names), "run": of_prompts.pop("run") + runs}.items():
-            rows.setdefault(name, np.empty(size, values.dtype))[done : done + batch.num_rows] = values
-        for name, values in {**of_prompts, **_of_completions(batch, names)}.items():
-            parts.setdefault(name, []).append(values)
-        done, runs = done + batch.num_rows, runs + len(of_prompts["head"])
-    if not size:
-        raise UserError(f"{dataset} holds no pairs: there is nothing to report on")
-    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
-    unique, first, inverse = np.unique(joined["head"], return_index=True, return_inverse=True)
-    order = np.argsort(first)  # prompts are numbered as they come
-    rank = np.empty(len(unique), dtype=np.int32)
-    rank[order] = np.arange(len(unique))
-    _, at = np.unique(joined["completion"], return_index=True)
-    own = {name: joined[f"completion_{name}"][at] for name in ("prompt", "text", "model", "score")}
-    own["prompt"] = rank[np.searchsorted(unique, own["prompt"])]
-    return PairFigures(
-        prompt=rank[inverse.reshape(-1)][rows.pop("run")],
-        **rows,
-        prompt_ids=unique[order],
-        folded=joined["folded"][first[order]],
-        names={name: [shortened(one) for one in known] for name, known in names.items()},
-        completions=PairedCompletions(**own),
-        splits=splits,
-    )
+class _Heads:
+    """The prompts that came by, until they are too many."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.rows, self.bytes = most, 0, 0
+        self.parts: list[pa.Table] = []
+
+    def add(self, ids: pa.Array, prompts: pa.Array, tools: pa.Array, split: str) -> None:
+        """Take in the prompts of a batch."""
+        self.rows += len(ids)
+        if self.rows <= self.most and self.bytes <= HEAD_BYTES:
+            columns = {"prompt_id": ids.cast(pa.string()), "prompt": prompts.cast(MESSAGES), "tools": tools.cast(pa.string())}
+            part = pa.table({**columns, "side": pa.repeat(pa.scalar(SPLITS.index(split), pa.int8()), len(ids))})
+            self.bytes += part.nbytes
+            self.parts.append(part)
+
+    def table(self) -> pa.Table | None:
+        """All of them, each once, ascending by id; None where they are too many."""
+        if not self.parts or self.rows > self.most or self.bytes > HEAD_BYTES:
+            return None
+        table = pa.concat_tables(self.parts).combine_chunks()
+        numbers, ids = codes(flat(table["prompt_id"]))
+        order = np.argsort(numbers, kind="stable")
+        return table.take(pa.array(order[np.searchsorted(numbers[order], np.arange(len(ids)))]))
 
 
 def shortened(name: str, most: int = 160) -> str:
@@ -207,13 +255,15 @@ def _numbered(ids: pa.Array) -> np.ndarray:
     return numbers_of(found)[numbers]
 
 
-def _of_prompts(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+def _of_prompts(batch: pa.RecordBatch, kept: _Heads, split: str) -> dict[str, np.ndarray]:
     """The run of rows of one prompt that each row is in, (rows,); of each run the prompt's number, and that of its texts without case and
     white space."""
     ids = coded(batch.column("prompt_id"))[0]
     begins = np.append(True, ids[1:] != ids[:-1])
     starts = pa.array(np.flatnonzero(begins))
     heads = batch.column("prompt").take(starts)
+    tools = batch.column(TOOLS).take(starts) if TOOLS in batch.schema.names else pa.nulls(len(starts), pa.string())
+    kept.add(batch.column("prompt_id").take(starts), heads, tools, split)
     contents, offsets = heads.flatten().field("content").to_pylist(), offsets_of(heads).tolist()
     folded = [
         hash("\0".join(" ".join(text.casefold().split()) for text in contents[a:b]))

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from mmpo.pipeline.filters import SHINGLE, SIMILARITY, compared, duplicates
+from mmpo.pipeline.filters.duplicates import Duplicate
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.metrics.summary import length_measures
 from mmpo.pipeline.report.dataset.figures import PairFigures, cluster_sums, longer_wins, ratio_rows, share_95, shares_95
@@ -161,6 +163,21 @@ def duplicate_rows(figures: PairFigures) -> list[dict[str, Any]]:
             "of": len(own.text),
         },
     ]
+
+
+def near_duplicates(figures: PairFigures) -> tuple[list[dict[str, Any]], list[Duplicate]]:
+    """Prompts that are nearly the same as one of a smaller id, by the words of their messages, in rows as of `duplicate_rows`; and they
+    themselves. Both empty where the prompts are not held."""
+    if figures.heads is None:
+        return [], []
+    table = compared(figures.heads, np.asarray(figures.heads["side"]), SIMILARITY, SHINGLE)
+    [found], [crossing] = (list(duplicates([table], SIMILARITY, across_splits=across)) for across in (False, True))
+    words = f"(at least {SIMILARITY:.0%} of their runs of {SHINGLE} words)"
+    rows = [
+        {"what": f"prompts nearly the same as another {words}", "count": len(found), "of": figures.prompts},
+        {"what": "prompts nearly the same as one of test, or of validation", "count": len(crossing), "of": figures.prompts},
+    ]
+    return rows, found
 
 
 def _splits_of_prompts(figures: PairFigures) -> np.ndarray:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mmpo.pipeline.margins import MEAN_TARGET, gamma_for_mean_target
 from mmpo.pipeline.report.dataset.examples import choose, cut, payload, shown_pairs
-from mmpo.pipeline.report.dataset.figures import PairFigures, read_figures
+from mmpo.pipeline.report.dataset.figures import FiguresReader, PairFigures, read_figures
 from mmpo.pipeline.report.dataset.measures import margin_figures
 from mmpo.pipeline.report.dataset.sections import (
     aspects_section,
@@ -27,12 +27,14 @@ from mmpo.pipeline.report.dataset.sections import (
 )
 from mmpo.pipeline.report.left_out import rejects
 from mmpo.pipeline.report.page import number, render, script, write_whole
-from mmpo.pipeline.storage import identity, part_files, read_manifest
+from mmpo.pipeline.storage import identity, read_manifest
 
 SAMPLE = 420
 """Characters of a text in the samples that stand there where scripts are off."""
 SHOWN_IN = {"length bias": "length", "ties": "margins", "near leakage": "duplicates", "leakage": "duplicates"}
 """Checks with a section of their own."""
+NEAR_PROMPTS = 20_000
+"""Prompts that are compared with one another; of more, `mmpo build --duplicates` says what is nearly the same."""
 FEW_PAIRS = 50
 """Below, a rater's agreement is not called doubtful."""
 
@@ -56,12 +58,13 @@ def write_report(
     written.
     """
     folder, stood = Path(dataset), identity(out)
-    part_files(folder)  # which says what a folder lacks that is no dataset
+    reader = FiguresReader(folder, NEAR_PROMPTS)
     if checks is None:
         from mmpo.pipeline import validate  # pages are part of the package that its __init__ brings together
 
-        checks = validate(folder)["checks"]
-    figures = read_figures(folder)
+        checks = validate(folder, watch=reader.add)["checks"]
+    # what the checks could not read either is named by reading it
+    figures = reader.figures() if reader.done == reader.size else read_figures(folder, NEAR_PROMPTS)
     manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
     values = _values(folder, figures, manifest, checks, raters)
     return write_whole(

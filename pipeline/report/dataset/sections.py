@@ -15,6 +15,7 @@ from mmpo.pipeline.report.dataset.measures import (
     length_figures,
     meeting_map,
     model_rows,
+    near_duplicates,
     score_map,
     votes_rows,
 )
@@ -24,6 +25,7 @@ from mmpo.pipeline.report.page import number, table, with_interval
 SOURCES = 60
 """Sources that the table names."""
 MANY_DUPLICATES = 0.01
+NEAR_SHOWN = 12
 LENGTH_LEANS = 0.55
 DEEPEST = 0.55
 """Of shades: text on it is still read."""
@@ -338,11 +340,19 @@ def sources_section(figures: PairFigures, gamma: float | None) -> dict[str, Any]
 
 
 def duplicates_section(figures: PairFigures) -> dict[str, Any]:
-    """Exact duplicates, as a table, and whether there are many."""
-    rows = duplicate_rows(figures)
+    """Duplicates, exact ones and of not too many prompts near ones, as a table; whether there are many; the first near ones."""
+    near, found = near_duplicates(figures)
+    rows = [*duplicate_rows(figures), *near]
     shown = [{**row, "share": percent(row["count"] / row["of"] if row["of"] else None, 2)} for row in rows]
     many = [row["what"] for row in rows if row["of"] and row["count"] > MANY_DUPLICATES * row["of"]]
-    return {"table": table(("what", "count", "of", "share"), shown, text=("what",)), "many": many}
+    alike = [
+        {"similarity": one.details["similarity"], "prompt": one.details["text"], "like": one.details["near_text"]}
+        for one in sorted(found, key=lambda one: (one.details["similarity"], one.row))[:NEAR_SHOWN]
+    ]
+    return {
+        "table": table(("what", "count", "of", "share"), shown, text=("what",)), "many": many, "near": bool(near),
+        "alike": table(("similarity", "prompt", "like"), alike, text=("prompt", "like")),
+    }  # fmt: skip
 
 
 def checks_section(checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

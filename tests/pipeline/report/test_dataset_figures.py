@@ -21,6 +21,7 @@ from mmpo.pipeline.report.dataset.measures import (
     margin_figures,
     meeting_map,
     model_rows,
+    near_duplicates,
     score_map,
     votes_rows,
 )
@@ -194,3 +195,15 @@ def test_the_manifest_counts_the_same(tmp_path: Path) -> None:
     figures = read_figures(folder)
     manifest = read_manifest(folder)
     assert (figures.splits, figures.prompts) == (manifest["rows"], manifest["prompts"])
+
+
+def test_near_duplicates_by_hand(tmp_path: Path) -> None:
+    """Twenty words, of which the last differs: 15 runs of five words are common, of 17 different ones. A twin in other case is the
+    same by its words; of the three the one of the smallest id stays, and what lies in train while like one of test is told apart."""
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+    rows = [pair(f"{words} twenty", "a", "b", 1), pair(f"{words} score", "a", "b", 1), pair("another thing", "a", "b", 1)]
+    figures = read_figures(pairs_by_hand(tmp_path / "pairs", *rows, test=[pair(f"{words} TWENTY!", "a", "b", 1)]), 100)
+    found, alike = near_duplicates(figures)
+    assert [(row["count"], row["of"]) for row in found] == [(2, 4), (2, 4)]
+    assert sorted(one.details["similarity"] for one in alike) in ([0.8824, 1.0], [0.8824, 0.8824])
+    assert near_duplicates(read_figures(tmp_path / "pairs", 3)) == ([], [])  # more prompts than are held
