@@ -5,8 +5,10 @@ signatures. `duplicates` reads those tables together, a band at a time. Of promp
 left out because of one that stays, so that a chain A ~ B ~ C with A unlike C loses B alone. Nothing depends on the order of the input.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from heapq import nsmallest
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +22,9 @@ from mmpo.pipeline.tables import SPLITS
 
 SHOWN_CHARACTERS = 200
 SYSTEM_ROLES = ("system", "developer")
-MOST_COMPARED = 256
-"""Of prompts that share a band, at most so many that stay are compared with each other one: a bound for texts of one large template."""
+MOST_OF_A_BAND, MOST_COMPARED = 256, 64
+"""A bound for texts made of one large template, which share bands by thousands: of those that stay and have a band in common with a
+prompt, the first 256 of each band are looked at, and the 64 of them that share most bands are compared."""
 _PARTS = ("said", "last", "system")
 
 
@@ -177,7 +180,9 @@ def _near(
     found: dict[int, tuple[int, float, bool]] = {}
     for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist()):  # in order: whether a prompt stays depends on those before it
         row, own = int(rows[low]), buckets[low:high].tolist()
-        others = {one for bucket in own for one in stay.get(bucket, ()) if level[one] < level[row]}
+        shared_bands = Counter(chain.from_iterable(stay.get(bucket, ()) for bucket in own))
+        before = ((-n, one) for one, n in shared_bands.items() if level[one] < level[row])
+        others = [one for _, one in (nsmallest(MOST_COMPARED, before) if len(shared_bands) > MOST_COMPARED else before)]
         best = (0.0, 0)
         for other in others:
             value = 1.0
@@ -188,7 +193,7 @@ def _near(
             found[row] = (-best[1], best[0], bool(key[row] == key[-best[1]]))
             continue
         for bucket in own:
-            if len(kept := stay.setdefault(bucket, [])) < MOST_COMPARED:
+            if len(kept := stay.setdefault(bucket, [])) < MOST_OF_A_BAND:
                 kept.append(row)
     return found
 
@@ -200,12 +205,12 @@ def near_texts(texts: pa.Array, group: np.ndarray, similarity: float, count: int
     columns = [key] if similarity >= 1 else [key, *bands_of(sets, similarity).T]
     held = np.flatnonzero(key)
     pairs: set[tuple[int, int]] = set()
-    for values in columns:
+    for values in columns if len(held) else ():
         order = held[np.lexsort((held, values[held], group[held]))]
         same = (np.diff(group[order]) == 0) & (values[order][1:] == values[order][:-1])
         crowded = np.append(same, False) | np.concatenate([[False], same])
         order, ends = order[crowded], np.flatnonzero(~np.append(same, False)[crowded]) + 1
-        for one in np.split(order, ends[:-1]) if len(order) else ():
+        for one in np.split(order, ends[:-1]):
             pairs.update(combinations(one.tolist(), 2))
     found = {}
     for one, other in sorted(pairs):

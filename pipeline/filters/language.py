@@ -8,8 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 
+LANGUAGES = frozenset((
+    "af", "als", "am", "an", "ar", "arz", "as", "ast", "av", "az", "azb", "ba", "bar", "bcl", "be", "bg", "bh", "bn", "bo",
+    "bpy", "br", "bs", "bxr", "ca", "cbk", "ce", "ceb", "ckb", "co", "cs", "cv", "cy", "da", "de", "diq", "dsb", "dty", "dv",
+    "el", "eml", "en", "eo", "es", "et", "eu", "fa", "fi", "fr", "frr", "fy", "ga", "gd", "gl", "gn", "gom", "gu", "gv", "he",
+    "hi", "hif", "hr", "hsb", "ht", "hu", "hy", "ia", "id", "ie", "ilo", "io", "is", "it", "ja", "jbo", "jv", "ka", "kk", "km",
+    "kn", "ko", "krc", "ku", "kv", "kw", "ky", "la", "lb", "lez", "li", "lmo", "lo", "lrc", "lt", "lv", "mai", "mg", "mhr",
+    "min", "mk", "ml", "mn", "mr", "mrj", "ms", "mt", "mwl", "my", "myv", "mzn", "nah", "nap", "nds", "ne", "new", "nl", "nn",
+    "no", "oc", "or", "os", "pa", "pam", "pfl", "pl", "pms", "pnb", "ps", "pt", "qu", "rm", "ro", "ru", "rue", "sa", "sah",
+    "sc", "scn", "sco", "sd", "sh", "si", "sk", "sl", "so", "sq", "sr", "su", "sv", "sw", "ta", "te", "tg", "th", "tk", "tl",
+    "tr", "tt", "tyv", "ug", "uk", "ur", "uz", "vec", "vep", "vi", "vls", "vo", "wa", "war", "wuu", "xal", "xmf", "yi", "yo",
+    "yue", "zh",
+))  # fmt: skip
+"""The languages of the model, by their codes."""
 LOOKED_AT = 2000
 """Characters of a text that are looked at."""
 
@@ -24,12 +37,13 @@ def _detector() -> Any:
 
 
 def check_languages(names: Sequence[str]) -> None:
-    """Refuse what is no code of a language, or a package that is not there, before anything is read. Raises UserError."""
+    """Refuse what the model has no such language for, or a package that is not there, before anything is read. Raises UserError."""
+    if not names:
+        return
     for name in names:
-        if not (2 <= len(name) <= 3 and name.isascii() and name.isalpha() and name.islower()):
-            raise UserError(f"--language {name}: give codes of ISO 639 in small letters, separated by commas, such as en,de,zh")
-    if names:
-        _detector()
+        if name not in LANGUAGES:
+            raise unknown_name("language (--language, codes of ISO 639)", name, sorted(LANGUAGES))
+    _detector()
 
 
 def language_of(text: str) -> tuple[str, float] | None:

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs, read_feedback
+from mmpo.pipeline.filters.language import LANGUAGES, _detector
 from mmpo.pipeline.pairs import split_position
 from mmpo.pipeline.storage import read_manifest
 from mmpo.pipeline.tables import SPLITS, prompt_id
@@ -330,7 +331,7 @@ def test_languages(tmp_path: Path) -> None:
         ({"max_tokens": 5}, "--max-tokens needs --tokenizer beside it"),
         ({"tokenizer": "x"}, "--tokenizer needs --max-tokens beside it"),
         ({"max_tokens": 5, "tokenizer": "x"}, "--tokenizer x: no such file"),
-        ({"languages": ("English",)}, "--language English: give codes of ISO 639"),
+        ({"languages": "en,english"}, "unknown language (--language, codes of ISO 639) 'english'"),
         ({"duplicates": "prompt"}, "'prompt' is not 'prompts', 'splits', 'replies' or 'pairs'"),
         ({"similarity": 0}, "similarity: 0 is not above 0"),
         ({"decontaminate_column": "x"}, "--decontaminate-column: no files are named"),
@@ -365,3 +366,21 @@ def test_sources_that_are_mixed_are_looked_at_together(tmp_path: Path) -> None:
         1 if source == "people" else 3 for source, rows in own.items() for text in {r["prompt"] for r in rows} if text in stay
     )
     assert load_pairs(tmp_path / "out").num_rows == pairs
+
+
+def test_the_languages_that_may_be_named_are_those_of_the_model() -> None:
+    texts = [
+        "hello world",
+        "",
+        "это",
+        "日本語",
+        "ѣ",
+        "ă â î",
+        "Labas rytas",
+        "सलाम",
+        "ไทย",
+        "the of",
+        "粵語係一種語言嚟㗎，佢哋講嘅嘢",
+    ]
+    found = {one["lang"] for text in texts for one in _detector().detect(text, model="lite", k=1000)}
+    assert len(found) > 170 and found <= LANGUAGES and len(LANGUAGES) == 176
