@@ -244,7 +244,7 @@ def _finish(
     shutil.rmtree(scratch)
     held = [name for name in names if rows[name]]
     by_source = {} if first.mixed is None or feedback_only else _by_source(builds, results)
-    told = card(held, rows, metadata["recipe"], feedback=feedback_only, sources=by_source.get("by_source"))
+    told = card(held, rows, metadata["recipe"], feedback=feedback_only, sources=by_source)
     (folder / "README.md").write_text(told, encoding="utf-8")
     prompts = sum(result.prompts for result in results)
     pooled = {_of(build, source): value for build in builds for source, value in build.pooled_variance().items()}

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import sources_table
 
 START, END = "<!-- mmpo: written anew by each push -->", "<!-- mmpo: end -->"
 HEAD = re.compile(r"\A---\r?\n(.*?)^---\r?\n", re.DOTALL | re.MULTILINE)
@@ -64,7 +65,7 @@ def _about(name: str, manifest: Mapping[str, Any], tables: Sequence[Mapping[str,
     others = "".join(f'\nload_dataset("{name}", "{one["config_name"]}")' for one in tables[1:])
     facts = {
         "made of": ", ".join(sorted({_source(one) for one in manifest.get("inputs", [])})) or None,
-        "format": (manifest.get("recipe") or {}).get("format"),
+        "format": (manifest.get("recipe") or {}).get("format") or None,
         "grades": manifest.get("evidence"),
         "normalisation": manifest.get("normalisation"),
         "scales": ", ".join(_scale(one) for one in manifest.get("scales", [])) or None,
@@ -88,7 +89,7 @@ load_dataset("{name}"){others}
 | | |
 |---|---|
 {told}
-"""
+{sources_table(manifest) if manifest.get("by_source") else ""}"""
 
 
 def _source(given: Mapping[str, Any]) -> str:

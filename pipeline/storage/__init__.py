@@ -11,6 +11,7 @@ from mmpo.pipeline.storage.dataset import (
     manifest_of,
     read_manifest,
     replacing,
+    sources_table,
     write_feedback,
     write_manifest,
 )

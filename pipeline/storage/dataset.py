@@ -306,27 +306,27 @@ Made with `mmpo`: candidate replies and every grade that they were given."""
 
 
 _SOURCES_CARD = """
-Margins of different sources are on scales of their own unless a normalisation brings them together; γ auto is the γ at which the mean
-target of a source's untied training pairs is .75, and the mean target that at the γ auto of all pairs.
+Margins of different sources are on scales of their own unless a normalisation brings them together. γ auto is the γ at which the mean
+target of a source's untied training pairs is .75; of all pairs it is {gamma}, at which their mean targets are those of the last column.
 
 | source | weight | share of prompts | normalisation | prompts | pairs | ties | mean margin | γ auto | mean target |
 |---|---|---|---|---|---|---|---|---|---|
 """
+_OF_SOURCE = ("weight", "share", "normalisation", "prompts", "pairs", "ties", "mean_margin", "gamma_auto", "mean_target")
 
 
-def _sources_card(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = (
-        "weight", "share", "normalisation", "prompts", "pairs", "ties", "mean_margin", "gamma_auto", "mean_target",
-    )  # fmt: skip
-    return _SOURCES_CARD + "".join(
-        f"| {' | '.join([name, *(_cell(one[column]) for column in columns)])} |\n" for name, one in sources.items()
+def sources_table(about: Mapping[str, Any]) -> str:
+    """What is known of each source of several, for a card. about: `by_source` and `gamma_auto`, as the manifest has them."""
+    rows = [[name, *(one[column] for column in _OF_SOURCE)] for name, one in about["by_source"].items()]
+    return _SOURCES_CARD.format(gamma=_cell(about.get("gamma_auto"))) + "".join(
+        f"| {' | '.join(map(_cell, row))} |\n" for row in rows
     )
 
 
 def _cell(value: Any) -> str:
-    return (
-        "–" if value is None else f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 
 def card(
@@ -335,16 +335,15 @@ def card(
     recipe: Mapping[str, Any],
     *,
     feedback: bool = False,
-    sources: Mapping[str, Mapping[str, Any]] | None = None,
+    sources: Mapping[str, Any] | None = None,
 ) -> str:
-    """The README.md of a dataset folder: a Hugging Face dataset card whose head lists the splits; sources: what is known of each, where
-    several were mixed."""
+    """The README.md of a dataset folder: a Hugging Face dataset card whose head lists the splits. sources: of `sources_table`, if any."""
     names = splits or SPLITS[:1]
     return CARD.format(
         files="".join(f"  - split: {'train' if feedback else name}\n    path: {name}/*.parquet\n" for name in names),
         about=_FEEDBACK_CARD if feedback else _PAIRS_CARD,
         rows="".join(f"| {name} | {counts.get(name, 0):,} |\n" for name in names),
-        sources=_sources_card(sources) if sources else "",
+        sources=sources_table(sources) if sources else "",
         recipe=json.dumps(recipe, ensure_ascii=True, indent=2, default=str),
     )
 

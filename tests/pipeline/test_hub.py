@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from command import environment, graded, mmpo, stopped
-from folders import contents, feedback_folder, pairs_folder
+from folders import contents, feedback_folder, pairs_folder, write_rows
 from hub_server import TOKEN, Hub, Repository, hub
 
-from mmpo.pipeline import load_pairs, validate
+from mmpo.pipeline import BuildOptions, build, load_pairs, validate
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub import pull_dataset, push_dataset
 
@@ -63,6 +63,17 @@ def test_a_new_version_takes_the_place_of_the_old_one_and_both_can_be_pulled(ser
     rows = [pull_dataset(f"{NAME}@{done.revision}", tmp_path / "pulled")["rows"] for done in (first, second, first)]
     assert rows[0] == rows[2] != rows[1]
     assert load_pairs(tmp_path / "pulled").num_rows == sum(rows[0].values())
+
+
+def test_the_page_of_a_mixture_tells_its_sources_apart(served: Hub, tmp_path: Path) -> None:
+    given = [
+        {"name": name, "inputs": str(write_rows(tmp_path / f"{name}.jsonl", graded(20))), "format": "jsonl", "weight": weight}
+        for name, weight in (("ours", 1), ("a|b", 2))
+    ]
+    build((), tmp_path / "mixed", options=BuildOptions(sources=tuple(given)))
+    push_dataset(tmp_path / "mixed", NAME)
+    page = served.repositories[NAME].files["README.md"].decode()
+    assert "| ours | 1 | 1 | none | 20 | 60 |" in page and "| a\\|b | 2 | 1 | none | 0 | 0 |" in page
 
 
 def test_load_dataset_opens_both_tables_with_their_splits(served: Hub, tmp_path: Path) -> None:

@@ -123,6 +123,42 @@ def test_how_a_text_file_is_written_changes_nothing(tmp_path: Path, format: str)
     assert {what: tried.pairs(change(tried.raw)) for what, change in SAME.items()} == dict.fromkeys(SAME, whole)
 
 
+def through_pandas(rows: list[dict[str, Any]]) -> pa.Table:
+    """As a frame that was written and read: lists are arrays, whole numbers beside gaps are floats."""
+    return pa.Table.from_pandas(pa.Table.from_pylist(rows).to_pandas(), preserve_index=False)
+
+
+def of_other_types(rows: list[dict[str, Any]]) -> pa.Table:
+    """In which texts are dictionaries of wide ones and whole numbers narrow."""
+    table = pa.Table.from_pylist(rows)
+    wide = {pa.string(): pa.large_string(), pa.int64(): pa.int8()}
+    for at, field in enumerate(table.schema):
+        kind = wide.get(field.type)
+        if kind is not None:
+            column = table.column(at).cast(kind)
+            table = table.set_column(at, field.name, column.dictionary_encode() if kind == pa.large_string() else column)
+    return table
+
+
+TABLES: dict[str, Callable[[list[dict[str, Any]]], pa.Table]] = {
+    "of the rows": pa.Table.from_pylist,
+    "of a frame": through_pandas,
+    "of other types": of_other_types,
+}
+
+
+@pytest.mark.parametrize("name", [name for name, (format, _) in ROWS.items() if format not in ("jsonl", "inspect")])
+def test_a_table_says_what_its_rows_do(tmp_path: Path, name: str) -> None:
+    """Parquet, as the Hub keeps most sets; logs and files of the format jsonl are none."""
+    tried = Tried(tmp_path, *ROWS[name])
+    whole = tried.pairs(tried.raw)
+    found = {}
+    for what, made in TABLES.items():
+        pq.write_table(made(tried.rows), tmp_path / "table.parquet", row_group_size=1)
+        found[what] = tried.pairs((tmp_path / "table.parquet").read_bytes(), ".parquet")
+    assert found == dict.fromkeys(TABLES, whole)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_log_that_is_still_being_written_costs_its_last_line(tmp_path: Path, name: str) -> None:
     tried = Tried(tmp_path, *ROWS[name])
