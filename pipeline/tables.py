@@ -73,6 +73,8 @@ REJECTS = pa.schema(
     }
 )
 """One row for everything dropped; `row` is the 1-based line or row of `file`, `evidence` a JSON object; both may be null."""
+REPAIR = "repair"
+"""The stage, in REJECTS, of what was repaired and kept."""
 
 
 def with_keys(schema: pa.Schema, keys: Collection[str]) -> pa.Schema:

@@ -87,12 +87,12 @@ def build(
     sources: files, folders, globs or Hub datasets in `options.format`; none where `options.sources` names several. out: the folder,
     written whole or not at all; an older dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part.
     partition_bytes: input that is merged and paired at a time; memory grows with it, the pairs stay the same.
-    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "warnings": sentences}; of pairs also
-    "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who graded both sides, and
-    "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how many have both scores at the
-    same end of their range (None: it has no ends); "saturated": grades at the ends of their scales (`resolve.saturated`); and where there
-    are any "position_bias" and "rater_effects" as the manifest holds them (`rules.PairRules.learned`); of several sources "by_source" and
-    "gamma_auto" (`mixture.figures_of`).
+    Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "repaired": {reason: n}, "warnings":
+    sentences}; of pairs also "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who
+    graded both sides, and "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how
+    many have both scores at the same end of their range (None: it has no ends); "saturated": grades at the ends of their scales
+    (`resolve.saturated`); and where there are any "position_bias" and "rater_effects" as the manifest holds them
+    (`rules.PairRules.learned`); of several sources "by_source" and "gamma_auto" (`mixture.figures_of`).
     Raises UserError for everything that the user can mend.
     """
     out = Path(out)
@@ -267,6 +267,7 @@ def _finish(
         "prompts": prompts,
         "pairs": {} if feedback_only else rows,
         "rejected": dropped,
+        "repaired": accounting.repaired(),
         **{key: metadata[key] for key in ("position_bias", "rater_effects") if key in metadata},
         "saturated": metadata["saturated"],
         **by_source,

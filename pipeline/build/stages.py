@@ -45,7 +45,7 @@ from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import read_partition, write_spill
 from mmpo.pipeline.storage.text_files import InputFile
-from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPLY_KEYS, SPLITS, held_keys
+from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPAIR, REPLY_KEYS, SPLITS, held_keys
 
 
 @dataclass
@@ -95,13 +95,18 @@ def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, pa
 def _count(part: Collected, result: Read) -> None:
     """Enter a part into the counts of its chunk."""
     by_unit: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for unit, reason in zip(part.rejects["unit"].to_pylist(), part.rejects["reason"].to_pylist(), strict=True):
-        by_unit[unit][reason] += 1
+    repaired: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for unit, stage, reason in zip(*(part.rejects[name].to_pylist() for name in ("unit", "stage", "reason")), strict=True):
+        (repaired if stage == REPAIR else by_unit)[unit][reason] += 1
     count, counts = result.accounting.count, part.counts
     count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit["line"])
     for unit, merged in (("prompt", 0), ("completion", counts["merged"]), ("grade", 0)):
         lost = by_unit[unit]
         count("source", unit, created=counts[unit] + merged + lost.total(), out=counts[unit], merged=merged, dropped=lost)
+    for unit in by_unit.keys() - {"line", *counts}:  # what formats of the user's own call otherwise
+        count("source", unit, created=by_unit[unit].total(), dropped=by_unit[unit])
+    for unit, reasons in repaired.items():
+        count("source", unit, repaired=reasons)
 
 
 def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], rejects: Iterable[pa.Table]) -> None:

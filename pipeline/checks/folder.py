@@ -11,9 +11,9 @@ from mmpo.pipeline.storage import MANIFEST, batches
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
 from mmpo.pipeline.storage.parts import about_part, part_schema
-from mmpo.pipeline.tables import REJECTS, SPLITS
+from mmpo.pipeline.tables import REJECTS, REPAIR, SPLITS
 
-RECORDED = ("source", "pair", "filter")
+RECORDED = ("source", REPAIR, "pair", "filter")
 """The stages of a build of which everything dropped stands in rejects.parquet; of the others at most that."""
 
 
@@ -172,9 +172,15 @@ def _rejects(found: Findings) -> None:
         found.unknown["rejects"] = "not known: there are no counts to hold them against"
         return
     dropped = {
-        (u, s, reason): n for s, units in counts.items() for u, entry in units.items() for reason, n in entry["dropped"].items()
+        (unit, REPAIR if name == "repaired" else stage, reason): n
+        for stage, units in counts.items()
+        for unit, entry in units.items()
+        for name in ("dropped", "repaired")
+        for reason, n in entry.get(name, {}).items()
     }
     for key in table.keys() | dropped.keys():
         rows, told = table[key], dropped.get(key, 0)
-        if rows > told or (rows < told and key[1] in RECORDED and "grade" not in (key[0] if key[1] != "source" else "")):
+        if rows > told or (
+            rows < told and key[1] in RECORDED and "grade" not in (key[0] if key[1] not in ("source", REPAIR) else "")
+        ):
             found.fault("rejects", f"{' '.join(key)}: {rows:,} rows, {told:,} in the counts", abs(rows - told))

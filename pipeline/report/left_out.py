@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, read_manifest
-from mmpo.pipeline.tables import REJECTS
+from mmpo.pipeline.tables import REJECTS, REPAIR
 
 EXAMPLES = 3
 REJECTS_NULLABLE = ("file", "row", "prompt_id", "evidence")
@@ -19,7 +19,8 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
 
     dataset: a folder that `mmpo build` wrote. count: how many; share: of all units of that kind that came to the stage, from 0 to 1, null
     where the manifest does not say. examples: the first ones; file and row (from 1) where it was read, null for what was left out later;
-    details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. Raises UserError.
+    details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. What
+    has the stage `repair` was mended and kept. Raises UserError.
     """
     found: dict[str, dict[str, Any]] = {}
     came: dict[str, int] = {}
@@ -28,8 +29,9 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
     try:
         for stage, units in known.get("counts", {}).items():
             for unit, counts in units.items():
-                for reason, count in counts["dropped"].items():
-                    entry = found.setdefault(reason, {"unit": unit, "stage": stage, "count": 0, "share": None, "examples": []})
+                told = [(stage, counts["dropped"]), (REPAIR, counts.get("repaired", {}))]
+                for told_of, reason, count in ((name, *one) for name, reasons in told for one in reasons.items()):
+                    entry = found.setdefault(reason, {"unit": unit, "stage": told_of, "count": 0, "share": None, "examples": []})
                     entry["count"] += count
                     came[reason] = came.get(reason, 0) + counts["in"] + counts["created"]
     except (AttributeError, KeyError, TypeError) as error:

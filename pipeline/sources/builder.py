@@ -19,7 +19,7 @@ from mmpo.pipeline.contract import KINDS as KINDS
 from mmpo.pipeline.contract import LARGEST as LARGEST
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.messages import ReadMessage, Reply, read_content, read_message
-from mmpo.pipeline.tables import COMPARISON, MESSAGE_KEYS, RATING, REJECTS, completion_id, prompt_bytes
+from mmpo.pipeline.tables import COMPARISON, MESSAGE_KEYS, RATING, REJECTS, REPAIR, completion_id, prompt_bytes
 
 
 class FeedbackBuilder:
@@ -81,6 +81,11 @@ class FeedbackBuilder:
         if limited and row is not None:
             self.limited_rows.add(row)
             self._limited.append(reason)
+
+    def repair(self, reason: str, *, unit: str = "line", evidence: Mapping[str, Any] | None = None) -> None:
+        """Count something of the current row as repaired and kept: it stands among the rejects, of the stage `repair`."""
+        text = None if evidence is None else _evidence_json(evidence)
+        self.rejects.append((unit, REPAIR, reason, self.file, self.row, None, text))
 
     def count(self, name: str) -> None:
         """Note something about the current row that drops nothing, such as a column that was left out; `noted` counts it by name."""

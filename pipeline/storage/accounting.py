@@ -1,19 +1,20 @@
 """Counting what every stage does with every unit, so that nothing vanishes: in + created = out + merged + dropped by reason."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass
 class UnitCounts:
-    """The counts of one unit (line, grade, completion, prompt or pair) at one stage."""
+    """The counts of one unit (line, grade, completion, prompt or pair) at one stage. repaired: how many of `out` were mended, by what."""
 
     into: int = 0
     created: int = 0
     out: int = 0
     merged: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
 
     @property
     def balanced(self) -> bool:
@@ -27,12 +28,21 @@ class RowAccounting:
     def __init__(self) -> None:
         self.entries: dict[tuple[str, str], UnitCounts] = {}
 
-    def count(self, stage: str, unit: str, *, dropped: Mapping[str, int] | None = None, **counts: int) -> None:
-        """Add to the counts (into, created, out, merged, and dropped by reason) of a unit at a stage."""
+    def count(
+        self,
+        stage: str,
+        unit: str,
+        *,
+        dropped: Mapping[str, int] | None = None,
+        repaired: Mapping[str, int] | None = None,
+        **counts: int,
+    ) -> None:
+        """Add to the counts (into, created, out, merged, and dropped and repaired by reason) of a unit at a stage."""
         entry = self.entries.setdefault((stage, unit), UnitCounts())
         for name, count in counts.items():
             setattr(entry, name, getattr(entry, name) + int(count))
         entry.dropped.update({reason: int(n) for reason, n in (dropped or {}).items()})
+        entry.repaired.update(repaired or {})
 
     def add(self, other: "RowAccounting") -> None:
         """Add the counts of another part."""
@@ -47,13 +57,21 @@ class RowAccounting:
 
     def dropped(self) -> dict[str, int]:
         """How much was dropped for each reason, over all stages and units, most first."""
-        total = sum((entry.dropped for entry in self.entries.values()), Counter())
-        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+        return _most_first(entry.dropped for entry in self.entries.values())
+
+    def repaired(self) -> dict[str, int]:
+        """How much was repaired and kept for each reason, most first."""
+        return _most_first(entry.repaired for entry in self.entries.values())
 
     def as_json(self) -> dict[str, dict[str, dict[str, object]]]:
-        """{stage: {unit: {"in", "created", "out", "merged", "dropped"}}}, as the manifest keeps it."""
+        """{stage: {unit: {"in", "created", "out", "merged", "dropped"}}}, as the manifest keeps it; "repaired" where anything was."""
         result: dict[str, dict[str, dict[str, object]]] = {}
         for (stage, unit), entry in self.entries.items():
-            counts = {"in" if name == "into" else name: count for name, count in vars(entry).items()}
-            result.setdefault(stage, {})[unit] = {**counts, "dropped": dict(sorted(entry.dropped.items()))}
+            counts: dict[str, object] = {"in" if name == "into" else name: count for name, count in vars(entry).items()}
+            counts |= {name: dict(sorted(getattr(entry, name).items())) for name in ("dropped", "repaired")}
+            result.setdefault(stage, {})[unit] = {name: count for name, count in counts.items() if count or name != "repaired"}
         return result
+
+
+def _most_first(counters: Iterable[Counter[str]]) -> dict[str, int]:
+    return dict(sorted(sum(counters, Counter()).items(), key=lambda item: (-item[1], item[0])))

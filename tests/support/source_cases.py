@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmpo.pipeline.arrow import narrow
-from mmpo.pipeline.sources import Collected, FeedbackBuilder, SourceOptions, collect, get_source
+from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.options import options_from
+from mmpo.pipeline.sources import Collected, FeedbackBuilder, FormatSample, SourceOptions, collect, get_source
 from mmpo.pipeline.storage import plan, resolve_inputs
 
 DATA = Path(__file__).parents[2] / "data"
+
+
+def sample_options(format: str, sample: FormatSample, **more: Any) -> BuildOptions:
+    """The options of a build of a format's sample."""
+    words = sample.options.split()
+    given = {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    return options_from(BuildOptions, {"format": format, "workers": 1, **given, **more})
 
 
 def collected(path: Path, format: str, **options: Any) -> Collected:

@@ -112,6 +112,8 @@ def _say_built(summary: dict[str, Any]) -> None:
     rejected = sorted(summary["rejected"].items(), key=lambda item: -item[1])
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
+    if summary.get("repaired"):
+        print_table("repaired and kept", ("reason", "count"), list(summary["repaired"].items()))
     sources = [{"source": name, **one} for name, one in summary.get("by_source", {}).items()]
     if sources:
         print_rows("sources", sources, BY_SOURCE)

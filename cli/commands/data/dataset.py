@@ -51,7 +51,9 @@ def rejects(
 
     summary = left_out(dataset, examples)
     rows = [{"reason": reason, **entry} for reason, entry in summary["reasons"].items()]
-    print_rows("left out", rows, {name: name for name in ("reason", "unit", "stage", "count", "share")})
+    for title, kept in (("left out", False), ("repaired and kept", True)):
+        some = [row for row in rows if (row["stage"] == "repair") == kept]
+        print_rows(title, some, {name: name for name in ("reason", "unit", "stage", "count", "share")})
     for row in rows:
         for example in row["examples"]:
             where = f"{example['file']}, row {example['row']}: " if example["file"] else ""

@@ -40,7 +40,7 @@ def _add_answer(one: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
         evidence = {"model": one.get("model"), "answer": text[found.start() : found.start() + 80]}
         if not options.fix_known_defects:
             raise BadRow("turns_in_reply", evidence, limited=False)
-        out.reject("turns_in_reply_cut", unit="label", limited=False, evidence=evidence)
+        out.repair("turns_in_reply_cut", unit="completion", evidence=evidence)
         text = text[: found.start()]
     grade = WORST + 1 - as_number(one.get("rank"), "rank")
     index = out.completion(text, one.get("model"))

@@ -41,7 +41,7 @@ def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOp
     evidence = {"labels": label, "score_A": a, "score_B": b}
     if not options.fix_known_defects:
         raise BadRow("label_disagrees", evidence, limited=False)
-    out.reject("label_disagrees_repaired", unit="label", limited=False, evidence=evidence)
+    out.repair("label_disagrees_repaired", evidence=evidence)
 
 
 def _deleted(text: Any) -> bool:

@@ -58,9 +58,9 @@ def _add(completion: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
         if not options.fix_known_defects:
             out.reject("ten_for_one", unit="grade", limited=False, evidence=evidence)
             return
-        # The mean of the aspects, moved from 1-5 to 1-10; the old grade counts as dropped, the new one as created.
+        # The mean of the aspects, moved from 1-5 to 1-10.
         overall = 1 + (mean - 1) * 9 / 4
-        out.reject("ten_for_one_repaired", unit="grade", limited=False, evidence={**evidence, "repaired": overall})
+        out.repair("ten_for_one_repaired", unit="grade", evidence={**evidence, "repaired": overall})
     _rate(out, index, overall, "overall", OVERALL, completion.get("critique"))
 
 
@@ -159,7 +159,7 @@ def parse_ultrafeedback_binarized(row: Mapping[str, Any], out: FeedbackBuilder, 
         evidence = {chosen_column: scores[0], rejected_column: scores[1]}
         if not options.fix_known_defects:
             raise BadRow("chosen_scored_lower", evidence, limited=False)
-        out.reject("chosen_scored_lower_repaired", unit="label", limited=False, evidence=evidence)
+        out.repair("chosen_scored_lower_repaired", evidence=evidence)
     out.extra({"source": row.get("source") or None})
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from source_cases import sample_options
 
-from mmpo.pipeline import BuildOptions, UserError, build, load_pairs
-from mmpo.pipeline.options import options_from
+from mmpo.pipeline import UserError, build, load_pairs
 from mmpo.pipeline.sources import SOURCES, FormatSample
 
-NAMES = {"--columns": "columns", "--scale": "scale", "--score": "score", "--decimal": "decimal", "--na": "na", "--gap-of": "gap_of"}
 SAMPLES = {f"{name} {place}": (name, one) for name, source in SOURCES.items() for place, one in enumerate(source.samples)}
 ROWS = {name: one for name, one in SAMPLES.items() if not isinstance(one[1].content, str)}
 FIRST = {name.split()[0]: one for name, one in SAMPLES.items() if name.endswith(" 0")}
@@ -31,9 +30,7 @@ class Tried:
     """Builds of a sample's file, changed, in a folder."""
 
     def __init__(self, folder: Path, format: str, sample: FormatSample) -> None:
-        words = sample.options.split()
-        given = {NAMES[flag]: value for flag, value in zip(words[::2], words[1::2], strict=True)}
-        self.options = options_from(BuildOptions, {"format": format, "max_rejects": 0.5, "workers": 1, **given})
+        self.options = sample_options(format, sample, max_rejects=0.5)
         self.folder, self.suffix = folder, ".csv" if isinstance(sample.content, str) else ".jsonl"
         self.raw, self.rows = sample.text.encode(), [] if isinstance(sample.content, str) else [dict(row) for row in sample.content]
 

@@ -111,10 +111,10 @@ CASES: dict[str, Case] = {
                              {"models": ["m", None]})
        for name in (("chosen-rating", "rejected-rating"), ("chosen_avg_rating", "rejected_avg_rating"))},
     "binarized repaired": ("ultrafeedback-binarized", binarized(score_chosen=3.0), FIX, [GPT10(0, 3.0), GPT10(1, 6.5)],
-                           [("label", "chosen_scored_lower_repaired")], {}),
+                           [("line", "chosen_scored_lower_repaired")], {}),
     "shp": ("shp", shp(), {}, [VOTES(0, 52.0), VOTES(1, 54.0)], [], {"extra": {"domain": "askacademia_train", "post_id": "p"}}),
     "shp below zero": ("shp", shp(score_A=-3, score_B=-3), {}, [VOTES(0, -3.0), VOTES(1, -3.0)], [], {}),
-    "shp repaired": ("shp", shp(labels=1), FIX, [VOTES(0, 52.0), VOTES(1, 54.0)], [("label", "label_disagrees_repaired")], {}),
+    "shp repaired": ("shp", shp(labels=1), FIX, [VOTES(0, 52.0), VOTES(1, 54.0)], [("line", "label_disagrees_repaired")], {}),
     "shp deleted": ("shp", shp(human_ref_A="[deleted]"), {}, [VOTES(0, 54.0)], [("completion", "deleted_text")], {"texts": ["b"]}),
     # P = .8: log(.8 / .2) = log 4, around the reference
     "alpaca-eval": ("alpaca-eval", alpaca(1.8), {}, [JUDGE(0, 0.0), JUDGE(1, pytest.approx(log(4), abs=1e-12))], [],
