@@ -11,9 +11,12 @@ markdown   an invisible word joiner behind every &, <, $, every ! before a brack
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 
 JOINER = "\u2060"
+TEXTS_KEPT = 256
+"""Texts whose joined form is kept: the same reply stands in many pairs of a prompt."""
 SCHEMES = ("javascript", "vbscript", "data")
 BEGINS = re.compile(rf"[&<$]|!(?=\[|{JOINER})|(?i:{'|'.join(SCHEMES)})(?=:|{JOINER})")
 # The joiner first: it is rare, and a search for it skips through the text.
@@ -39,6 +42,7 @@ def _from_entities(text: str) -> str:
     return text.replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&")
 
 
+@lru_cache(TEXTS_KEPT)
 def _joined(text: str) -> str:
     return BEGINS.sub(lambda found: found.group() + JOINER, text)
 

@@ -4,8 +4,10 @@ The verdicts are two letters of a rubric that stands beside the rows, so that `m
 in the very words that it was trained on.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -13,16 +15,19 @@ from mmpo.annotate.exports.base import Export, ExportedPairs, Pair, line
 from mmpo.annotate.pairings import digest_of
 from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.margins import target_probability
-from mmpo.pipeline.tables import TOOLS, message_of, set_keys
+from mmpo.pipeline.tables import TOOLS, Message, message_of, set_keys
+
+if TYPE_CHECKING:
+    from mmpo.annotate.judge.rubrics import Rubric
 
 VERDICTS = {"A": (1, "the first reply is better"), "B": (-1, "the second reply is better")}
 RUBRIC = "rubric.yaml"
+MARK = re.compile("\0(\\w+)\0")
 COLUMNS = ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "quality_margin", "margin_se", "source")
 
 
 def write_judge(pairs: ExportedPairs, target: Path) -> str:
     """{split}.jsonl: prompt and completion as SFT takes them, `verdicts` {letter: probability}; and the rubric."""
-    from mmpo.annotate.judge.prompts import load_template
     from mmpo.annotate.judge.rubrics import RUBRICS, find_rubrics
 
     target.mkdir()
@@ -30,13 +35,7 @@ def write_judge(pairs: ExportedPairs, target: Path) -> str:
     rubric = {"name": "overall", "criterion": RUBRICS["overall"].criterion, "grades": grades}
     (target / RUBRIC).write_text(yaml.safe_dump(rubric, sort_keys=False, allow_unicode=True), encoding="utf-8")
     [read] = find_rubrics([str(target / RUBRIC)])
-    template = load_template("pairwise")
-
-    def ask(row: FeedbackRow, places: tuple[int, int]) -> list[Pair]:
-        from mmpo.annotate.judge.prompts import shown_of
-
-        return template.messages(shown_of(row, places), [read], list(read.grade_meanings.items()), reasoning=False)
-
+    ask = _asker(read)
     for split in pairs.parts:
         with (target / f"{split}.jsonl").open("wb") as file:
             for batch in pairs.batches(split, [*COLUMNS, *({TOOLS} & set(pairs.keys))]):
@@ -46,7 +45,33 @@ def write_judge(pairs: ExportedPairs, target: Path) -> str:
     return f"mmpo judge FEEDBACK --mode pairwise --rubric {{out}}/{RUBRIC} --model TUNED ... asks the tuned judge in the same words"
 
 
-def _both_orders(row: Pair, p: float, ask: Callable[[FeedbackRow, tuple[int, int]], list[Pair]]) -> Iterator[Pair]:
+def _asker(rubric: "Rubric") -> Callable[[FeedbackRow], tuple[list[Message], list[Message]]]:
+    """What a judge is asked about a row's two replies, in both orders. The template is rendered once, with marks in the places of texts: a
+    sandbox takes a millisecond a request."""
+    from mmpo.annotate.judge.prompts import Shown, load_template, shown_of
+
+    marks = {name: f"\0{name}\0" for name in ("conversation", "first", "second", "nonce")}
+    replies = [{"label": label, "text": marks[name]} for label, name in (("A", "first"), ("B", "second"))]
+    shown = Shown(marks["conversation"], replies, "", marks["nonce"])
+    messages = load_template("pairwise").messages(shown, [rubric], list(rubric.grade_meanings.items()), reasoning=False)
+    pieces = [(message["role"], MARK.split(message["content"])) for message in messages]
+
+    def filled(texts: dict[str, str]) -> list[Message]:
+        return [
+            {"role": role, "content": "".join(texts[one] if place % 2 else one for place, one in enumerate(split))}
+            for role, split in pieces
+        ]
+
+    def ask(row: FeedbackRow) -> tuple[list[Message], list[Message]]:
+        found = shown_of(row, (0, 1))
+        first, second = (reply["text"] for reply in found.replies)
+        texts = {"conversation": found.conversation, "nonce": found.nonce, "first": first, "second": second}
+        return filled(texts), filled({**texts, "first": second, "second": first})
+
+    return ask
+
+
+def _both_orders(row: Pair, p: float, ask: Callable[[FeedbackRow], tuple[list[Message], list[Message]]]) -> Iterator[Pair]:
     """The two rows of a pair; p: the probability that the chosen reply is better. Of a tie one letter, drawn by hash, is the completion in
     both orders: neither reply wins, nor does a place over many pairs."""
     replies, ids = (row["chosen"][-1], row["rejected"][-1]), (row["chosen_id"], row["rejected_id"])
@@ -62,11 +87,11 @@ def _both_orders(row: Pair, p: float, ask: Callable[[FeedbackRow, tuple[int, int
     )
     tied = "AB"[digest_of(0, "tie", *sorted(ids))[0] % 2]
     kept = {name: row[name] for name in ("prompt_id", "quality_margin", "margin_se", "source")}
-    for places in ((0, 1), (1, 0)):
+    for places, prompt in zip(((0, 1), (1, 0)), ask(shown)):
         first = 1.0 - p if places[0] else p
         verdict = tied if row["quality_margin"] == 0 else "AB"[places[0]]
         yield {
-            "prompt": ask(shown, places),
+            "prompt": prompt,
             "completion": [{"role": "assistant", "content": verdict}],
             "verdicts": {"A": first, "B": 1.0 - first},
             "first_id": ids[places[0]],
