@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
 
 GRADE = ("rater", "aspect", "kind")
+MIXED = "mixed"
+"""What PAIRS say of a margin that people and models gave together. Read again it is no people's, unless --kind says so."""
 MEDIA = ("images", "image", "videos", "video", "audio", "audios", "documents", "functions")
 """Columns of what graders saw beside the prompt and what no message here can hold: rows that have any are refused."""
 CONTEXT = ("system", "tools", *MEDIA)
@@ -256,6 +258,7 @@ class RowFields:
         self.read = {name: reader(column, self.present) for name, column in self.column.items()}
         self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
+        self.mixed_kind = options.kind or "ai"
         self.grades_seen: dict[tuple[tuple[str | None, ...], str | None], dict[str, str]] = {}
         self.context = [name for name in CONTEXT if name in self.column]
         self.late = frozenset(CONTEXT) & set(names) - set(self.column) - set(self.given)
@@ -308,6 +311,8 @@ class RowFields:
             found["rater"] = rater
         if column is not None:
             found["aspect" if "rater" in self.column else "rater"] = column
+        if found["kind"] == MIXED:
+            found["kind"] = self.mixed_kind
         if found["kind"] not in KINDS:
             raise BadRow("unknown_kind", {"kind": found["kind"][:80], "allowed": list(KINDS)})
         if texts and len(self.grades_seen) < MOST_GRADES_SEEN:

@@ -6,8 +6,9 @@ from typing import Any
 import orjson
 import pytest
 from argilla_cases import Asked
-from folders import feedback_folder, pairs_folder
+from folders import feedback_folder, pairs_folder, write_rows
 from out_cases import PROMPTS, TEXTS, graded, held
+from source_cases import collected, reasons
 
 from mmpo.annotate.exports import ExportOptions, export
 from mmpo.annotate.judge import Capabilities, JudgeOptions, Questions, judges_of
@@ -40,6 +41,26 @@ def test_jsonl_by_its_scores_gives_the_same_pairs_and_scores(pairs: Path, tmp_pa
     assert held(tmp_path / "again", *names) == held(pairs, *names)
     again, before = held(tmp_path / "again", "quality_margin"), held(pairs, "quality_margin")
     assert all(again[key] == pytest.approx(margin, abs=2e-12) for key, margin in before.items())
+
+
+@pytest.mark.parametrize(("given", "kind"), [(None, "ai"), ("human", "human")])
+def test_margins_of_people_and_models_together_do_not_come_back_as_peoples(given: str | None, kind: str, tmp_path: Path) -> None:
+    rows = [one | {"rater": rater, "kind": rater} for one in graded(1) for rater in ("human", "ai")]
+    pairs = pairs_folder(tmp_path / "pairs", rows, split=(1, 0, 0))
+    export(pairs, "jsonl", tmp_path / "out.jsonl")
+    build(tmp_path / "out.jsonl", tmp_path / "again", options=BuildOptions("jsonl", kind=given, split=(1, 0, 0)))
+    assert {of for (of,) in held(pairs, "kind").values()} == {"mixed"}
+    assert held(tmp_path / "again", "kind").keys() == held(pairs).keys()
+    assert {of for (of,) in held(tmp_path / "again", "kind").values()} == {kind}
+
+
+@pytest.mark.parametrize(("spread", "reason"), [(-0.5, "spread_below_zero"), ("much", "score_not_a_number")])
+def test_a_spread_that_is_none_costs_its_row(spread: Any, reason: str, tmp_path: Path) -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "quality_margin": 1.0, "margin_se": 0.5}
+    path = write_rows(tmp_path / "rows.jsonl", [row, row | {"prompt": "P", "margin_se": spread}])
+    result = collected(path, "jsonl")
+    assert reasons(result) == {reason: 1}
+    assert [one["spread"] for one in result.feedback["comparisons"].to_pylist()[0]] == [0.5]
 
 
 @pytest.mark.parametrize("to", ["trl-dpo", "trl-reward", "openrlhf"])
