@@ -74,6 +74,10 @@ EMPTY = "is empty, as a shell variable that is not set is; give it a value, or l
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(
+            f"{value} is one number: write [1, 10], or '1:10' in quotes, which YAML else takes for a number of base 60"
+        )
     if not isinstance(value, str):
         return value
     parts = tuple(part.strip() for part in value.replace(":", ",").split(",") if part.strip())

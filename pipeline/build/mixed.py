@@ -43,7 +43,12 @@ def read_sources(value: Any) -> Any:
         found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{value} can't be read as YAML: {error}. It is a file with a list of sources") from None
-    found = found.get("sources") if isinstance(found, dict) and set(found) == {"sources"} else found
+    if isinstance(found, dict) and "sources" in found:
+        if others := [str(key) for key in found if key != "sources"]:
+            raise ValueError(
+                f"{value} holds {', '.join(others)} beside `sources`: give that as flags, or make it a recipe (mmpo run)"
+            )
+        found = found["sources"]
     if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
         raise ValueError(
             f"{value} holds no list of sources; write one such as: [{{inputs: a.jsonl, format: shp}}, {{inputs: b.jsonl, format: webgpt}}]"

@@ -214,7 +214,8 @@ def sources_of(options: BuildOptions) -> list[tuple[MixedSource, BuildOptions]]:
     common = {name: getattr(options, name) for name in fields_of(BuildOptions) if name != "sources"}
     found: list[tuple[MixedSource, BuildOptions]] = []
     for place, given in enumerate(options.sources):
-        where = f"sources[{place}]" + (f" ({given.get('name') or given.get('format')})" if len(given) else "") + ": "
+        called = given.get("name") or given.get("format")
+        where = f"sources[{place}]{f' ({called})' if called else ''}: "
         own, rest = check_keys(given, OF_A_SOURCE, list(fields_of(BuildOptions)), where)
         of_source = options_from(BuildOptions, {**common, **rest}, where=where)
         source = options_from(MixedSource, {"name": of_source.format, **own}, where=where)

@@ -238,6 +238,7 @@ def test_what_a_dataset_says_of_its_sources_is_checked(tmp_path: Path) -> None:
         ({"format": "pku"}, "unknown format 'pku'"),
         ({"scale": [1, 5]}, "format 'pku-saferlhf' has a scale of its own"),
         ({"normalise": "rank"}, "source 'pku-saferlhf': --normalise rank is for scores; the grades are comparisons"),
+        ({"scale": 70}, "scale: 70 is one number: write [1, 10], or '1:10' in quotes"),
         ({"inputs": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
@@ -265,6 +266,7 @@ def test_rejects_are_counted_by_source(tmp_path: Path) -> None:
         (["--sources", "none.yaml"], "--sources: none.yaml can't be read as YAML"),
         (["--sources", "rated.jsonl"], "--sources: rated.jsonl can't be read as YAML"),
         (["--sources", "text.yaml"], "holds no list of sources; write one such as"),
+        (["--sources", "seeded.yaml"], "seeded.yaml holds seed beside `sources`: give that as flags, or make it a recipe"),
         ([], "nothing is named to build from"),
         (["--sources", "weighted.yaml", "--feedback-only"], "weight, margin_times and normalise are about pairs"),
     ],
@@ -274,6 +276,7 @@ def test_what_is_wrong_with_a_file_of_sources_is_said(
 ) -> None:
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(sources(tmp_path)))
     (tmp_path / "weighted.yaml").write_text(yaml.safe_dump(sources(tmp_path, weight=2)))
+    (tmp_path / "seeded.yaml").write_text(yaml.safe_dump({"sources": sources(tmp_path), "seed": 1}))
     (tmp_path / "text.yaml").write_text("inputs: a.jsonl\n")
     monkeypatch.chdir(tmp_path)
     message = refused(["build", *words, "--out", "out"], tmp_path, capsys)
