@@ -47,13 +47,14 @@ texts = json.load(open(sys.argv[1]))
 TAIL = "print(json.dumps({'seconds': time.process_time() - start, 'kept': kept}))"
 OURS = f"""{HEAD}
 import numpy as np, pyarrow as pa
-from mmpo.pipeline.filters import compared, duplicates
+from mmpo.pipeline.filters import compared, duplicates, texts_of_prompts
 ids = [f"{{place:032x}}" for place in range(len(texts))]
 table = pa.table({{
     "prompt_id": ids, "prompt": [[{{"role": "user", "content": text}}] for text in texts], "tools": pa.nulls(len(ids), pa.large_string())
 }})
 start = time.process_time()
-parts = [compared(table.slice(low, 4096), np.zeros(len(table[low : low + 4096]), dtype=np.int8), .8, 5) for low in range(0, len(ids), 4096)]
+slices = [table.slice(low, 4096) for low in range(0, len(ids), 4096)]
+parts = [compared(one["prompt_id"], texts_of_prompts(one), np.zeros(len(one), dtype=np.int8), .8, 5) for one in slices]
 out = {{low * 4096 + one.row for low, found in enumerate(duplicates(parts, .8)) for one in found}}
 kept = [place for place in range(len(ids)) if place not in out]
 {TAIL}

@@ -121,10 +121,11 @@ def build_pairs(
     rules = prompt_rules(options)
     merged, resolved = grades_of(feedback, options)
     if rules.any:
-        dropped, part = look_at([merged], [resolved], rules)
-        if part is not None:
-            (dropped,) = with_duplicates([dropped], [part], rules)
-        merged, _ = without_dropped(merged, dropped, RowAccounting())
+        dropped, held = look_at([merged], [resolved], rules)
+        tables = [dropped]
+        for number, table in with_duplicates(tables.__getitem__, {name: [one] for name, one in held.items()}, rules):
+            tables[number] = table
+        merged, _ = without_dropped(merged, tables[0], RowAccounting())
     pairs = pairs_table(merged, choose_pairs(merged, resolved.rules, resolved.pooled))
     return pairs.cast(with_metadata(pairs.schema, {**resolved.metadata(), "pooled_variance": resolved.pooled_variance()}))
 

@@ -5,7 +5,8 @@ compared by (`filters.compared`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,34 +20,45 @@ import pyarrow.ipc as ipc
 from mmpo.pipeline.arrow import flat, lists, offsets_of, with_fields
 from mmpo.pipeline.build.mixture import drawn
 from mmpo.pipeline.build.resolve import ResolvedBuild
-from mmpo.pipeline.filters import PromptRules, compared, duplicates
+from mmpo.pipeline.filters import PromptRules, compared, duplicates, texts_of_prompts
 from mmpo.pipeline.grades.merge import merge_prompts
-from mmpo.pipeline.pairs import filtered_prompts, split_of_prompts
+from mmpo.pipeline.pairs import filtered_prompts, first_user_messages, split_of_prompts
 from mmpo.pipeline.storage.accounting import RowAccounting
 
 STAGE = "filter_prompts"
+DROPPED_SUFFIX = ".dropped.arrow"
 DROPPED = pa.schema({name: pa.string() for name in ("prompt_id", "reason", "evidence")})
 """One row per prompt that is left out, ascending by id; evidence: a JSON object."""
 
 
-def look_at(parts: Sequence[pa.Table], builds: Sequence[ResolvedBuild], rules: PromptRules) -> tuple[pa.Table, pa.Table | None]:
+def look_at(parts: Sequence[pa.Table], builds: Sequence[ResolvedBuild], rules: PromptRules) -> tuple[pa.Table, dict[str, pa.Table]]:
     """Of FEEDBACK rows of whole prompts, those of each source: what the filters leave out that look at one prompt alone, and what the
-    others are compared by."""
+    others are compared by, for each of `rules.compares`."""
     options = builds[0].options
     prompts, several = _prompts(parts, builds)
     ids, found = flat(prompts["prompt_id"]), filtered_prompts(prompts, rules)
     dropped = _dropped((ids[row].as_py(), reason, one) for reason, out, details in found for row, one in zip(out.tolist(), details))
     if not rules.compares:
-        return dropped, None
+        return dropped, {}
     stays = np.ones(prompts.num_rows, dtype=bool)
     for _, out, _ in found:
         stays[out] = False
     if not options.feedback_only:  # what makes no pair must not stand for others that would
         stays &= np.asarray(pc.is_in(ids, several))
     some = prompts.filter(pa.array(stays)).combine_chunks()
-    by_split = "splits" in rules.duplicates
-    side = split_of_prompts(some, options.split, options.split_by) if by_split else np.zeros(some.num_rows, dtype=np.int8)
-    return dropped, compared(some, side, rules.similarity, rules.shingle)
+    result = {}
+    for name in rules.compares:
+        side, texts = np.zeros(some.num_rows, dtype=np.int8), texts_of_prompts(some)
+        if name == "splits":
+            side = split_of_prompts(some, options.split, options.split_by)
+            if options.split_by == "first-message":  # splits go by it, and so does what they may share
+                first = pa.array(first_user_messages(flat(some["prompt"])), pa.large_string())
+                texts = {
+                    "said": first,
+                    **dict.fromkeys(("last", "system"), pa.repeat(pa.scalar("", pa.large_string()), len(first))),
+                }
+        result[name] = compared(flat(some["prompt_id"]), texts, side, rules.similarity, rules.shingle)
+    return dropped, result
 
 
 def _prompts(parts: Sequence[pa.Table], builds: Sequence[ResolvedBuild]) -> tuple[pa.Table, pa.Array]:
@@ -72,12 +84,21 @@ def _dropped(found: Iterable[tuple[str, str, dict[str, Any]]]) -> pa.Table:
     return pa.table(list(map(list, zip(*rows))) or [[], [], []], schema=DROPPED)
 
 
-def with_duplicates(dropped: Sequence[pa.Table], parts: Sequence[pa.Table], rules: PromptRules) -> Iterator[pa.Table]:
-    """What is left out of each part, with the prompts that are too near to others of any part."""
-    across = "prompts" not in rules.duplicates
-    for alone, part, found in zip(dropped, parts, duplicates(parts, rules.similarity, across_splits=across), strict=True):
-        more = _dropped((part["prompt_id"][one.row].as_py(), one.reason, one.details) for one in found)
-        yield pa.concat_tables([alone, more]).sort_by("prompt_id")
+def with_duplicates(
+    dropped: Callable[[int], pa.Table], parts: Mapping[str, Sequence[pa.Table]], rules: PromptRules
+) -> Iterator[tuple[int, pa.Table]]:
+    """The number of a part and what is left out of it, with the prompts that are too near to others of any part. A part comes once for each
+    of `rules.compares`, and `dropped` must by then give what came of it before."""
+    gone: list[np.ndarray] = []
+    for name in rules.compares:
+        tables = parts[name]
+        before = np.concatenate(gone) if gone else None
+        gone = gone or [np.zeros(table.num_rows, dtype=bool) for table in tables]
+        found = duplicates(tables, rules.similarity, across_splits=name == "splits", gone=before)
+        for number, (table, some) in enumerate(zip(tables, found, strict=True)):
+            gone[number][[one.row for one in some]] = True
+            more = _dropped((table["prompt_id"][one.row].as_py(), one.reason, one.details) for one in some)
+            yield number, pa.concat_tables([dropped(number), more]).sort_by("prompt_id")
 
 
 @dataclass(frozen=True)
@@ -85,31 +106,31 @@ class LookedAt:
     """What a shard left in files: its tables of DROPPED and of what is compared."""
 
     dropped: Path
-    compared: Path
+    compared: Mapping[str, Path]
 
 
 def look_at_shard(parts: Iterable[Sequence[pa.Table]], builds: Sequence[ResolvedBuild], rules: PromptRules, stem: Path) -> LookedAt:
     """`look_at` each part of a shard, whose number the stem of the files names."""
-    files = LookedAt(stem.with_suffix(".dropped.arrow"), stem.with_suffix(".compared.arrow"))
-    alone, writer = [DROPPED.empty_table()], None
-    for rows in parts:
-        dropped, held = look_at(rows, builds, rules)
-        alone.append(dropped)
-        if held is not None:
-            writer = writer or ipc.new_file(str(files.compared), held.schema)
-            writer.write_table(held)
-    if writer:
-        writer.close()
+    files = LookedAt(stem.with_suffix(DROPPED_SUFFIX), {name: stem.with_suffix(f".{name}.arrow") for name in rules.compares})
+    alone = [DROPPED.empty_table()]
+    with ExitStack() as writers:
+        open_files: dict[str, ipc.RecordBatchFileWriter] = {}
+        for rows in parts:
+            dropped, held = look_at(rows, builds, rules)
+            alone.append(dropped)
+            for name, table in held.items():
+                if name not in open_files:
+                    open_files[name] = writers.enter_context(ipc.new_file(str(files.compared[name]), table.schema))
+                open_files[name].write_table(table)
     _write(pa.concat_tables(alone), files.dropped)
     return files
 
 
 def compare_shards(looked: Sequence[LookedAt], rules: PromptRules) -> None:
     """Add to what each shard leaves out the prompts that are too near to others of any shard. Bands are read one at a time."""
-    if rules.compares:
-        parts = [_read(files.compared) for files in looked]
-        for files, table in zip(looked, with_duplicates([_read(files.dropped) for files in looked], parts, rules)):
-            _write(table, files.dropped)
+    parts = {name: [_read(files.compared[name]) for files in looked] for name in rules.compares}
+    for number, table in with_duplicates(lambda number: _read(looked[number].dropped), parts, rules):
+        _write(table, looked[number].dropped)
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -125,7 +146,7 @@ def _read(path: Path) -> pa.Table:
 
 def dropped_of(stem: Path) -> pa.Table | None:
     """What is left out of the shard, None where nobody looked."""
-    path = stem.with_suffix(".dropped.arrow")
+    path = stem.with_suffix(DROPPED_SUFFIX)
     return _read(path) if path.exists() else None
 
 

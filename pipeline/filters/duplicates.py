@@ -6,7 +6,7 @@ left out because of one that stays, so that a chain A ~ B ~ C with A unlike C lo
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from itertools import chain, combinations
 from typing import Any, NamedTuple
@@ -46,15 +46,12 @@ def texts_of_prompts(table: pa.Table) -> dict[str, pa.Array]:
     row = parents(offsets)
     said_of = np.bincount(row[~system], minlength=len(prompts))
     system = system & (said_of[row] > 0)
-
     between = pa.scalar("\n", pa.large_string())
 
     def joined(which: np.ndarray) -> pa.Array:
         chosen = np.flatnonzero(which)
-        return pc.binary_join(
-            lists(np.searchsorted(row[chosen], np.arange(len(prompts))), contents.take(pa.array(chosen))),
-            pa.scalar("\n", pa.large_string()),
-        )
+        of_prompts = lists(np.searchsorted(row[chosen], np.arange(len(prompts))), contents.take(pa.array(chosen)))
+        return pc.binary_join(of_prompts, between)
 
     spoken = np.flatnonzero(~system)
     ends = np.searchsorted(row[spoken], np.arange(len(prompts)), side="right") - 1
@@ -69,7 +66,7 @@ def texts_of_prompts(table: pa.Table) -> dict[str, pa.Array]:
     }
 
 
-def _shown(texts: dict[str, pa.Array]) -> pa.Array:
+def _shown(texts: Mapping[str, pa.Array]) -> pa.Array:
     """How the last message of each prompt begins."""
     last = pc.if_else(pc.equal(texts["last"], ""), texts["said"], texts["last"])
     return pc.utf8_slice_codeunits(last, 0, SHOWN_CHARACTERS)
@@ -80,13 +77,12 @@ def prompt_texts(prompts: pa.Table) -> list[str]:
     return _shown(texts_of_prompts(prompts)).to_pylist()
 
 
-def compared(prompts: pa.Table, side: np.ndarray, similarity: float, count: int) -> pa.Table:
-    """What `duplicates` asks of prompts (prompt_id, prompt, tools, ascending by id). side: the split of each, a place in SPLITS."""
-    texts = texts_of_prompts(prompts)
+def compared(ids: pa.Array, texts: Mapping[str, pa.Array], side: np.ndarray, similarity: float, count: int) -> pa.Table:
+    """What `duplicates` asks of prompts, ascending by id. texts: as of `texts_of_prompts`; side: the split of each, a place in SPLITS."""
     words = {name: words_of(text) for name, text in texts.items()}
     sets = {name: shingles(words[name], count) for name in _PARTS}
     columns: dict[str, Any] = {
-        "prompt_id": flat(prompts["prompt_id"]),
+        "prompt_id": ids,
         "side": pa.array(side, pa.int8()),
         "text": _shown(texts),
         "key": keys_of(words["said"]),
@@ -117,8 +113,11 @@ class _Column:
         return values[offsets[place] : offsets[place + 1]]
 
 
-def duplicates(tables: Sequence[pa.Table], similarity: float, *, across_splits: bool = False) -> Iterator[list[Duplicate]]:
-    """Of each table of `compared` (together ascending by id) the prompts that are left out.
+def duplicates(
+    tables: Sequence[pa.Table], similarity: float, *, across_splits: bool = False, gone: np.ndarray | None = None
+) -> Iterator[list[Duplicate]]:
+    """Of each table of `compared` (together ascending by id) the prompts that are left out. gone: a mask of those of all tables that have
+    been left out already.
 
     across_splits: only those that are alike to one of test, or of validation, while they lie in a split before it; else all that are alike
     to one of a smaller id.
@@ -126,7 +125,8 @@ def duplicates(tables: Sequence[pa.Table], similarity: float, *, across_splits: 
     side = _numbers(tables, "side").astype(np.int64)
     order = np.argsort(-side, kind="stable") if across_splits else np.arange(len(side))
     level = -side if across_splits else np.arange(len(side))
-    near = _near(tables, similarity, order, level, system=not across_splits)
+    there = np.ones(len(side), dtype=bool) if gone is None else ~gone
+    near = _near(tables, similarity, order, level, there, system=not across_splits)
     ids, texts = (
         pa.chunked_array([chunk for table in tables for chunk in table[name].chunks] or [[]]) for name in ("prompt_id", "text")
     )
@@ -150,14 +150,15 @@ def _numbers(tables: Sequence[pa.Table], name: str) -> np.ndarray:
 
 
 def _near(
-    tables: Sequence[pa.Table], similarity: float, order: np.ndarray, level: np.ndarray, *, system: bool
+    tables: Sequence[pa.Table], similarity: float, order: np.ndarray, level: np.ndarray, there: np.ndarray, *, system: bool
 ) -> dict[int, tuple[int, float, bool]]:
     """By prompt that is left out: the most alike of those that stay and have a lower level, how alike, and whether in the same words.
 
-    order: in which prompts are looked at, levels ascending; system: whether their system texts must be alike too.
+    order: in which prompts are looked at, levels ascending; there: those that are looked at; system: whether their system texts must be
+    alike too.
     """
     key = _numbers(tables, "key")
-    held = np.flatnonzero(key)
+    held = np.flatnonzero((key != 0) & there)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     names = ["key"] if similarity >= 1 else ["key", *(f"band_{place}" for place in range(bands_for(similarity)[0]))]

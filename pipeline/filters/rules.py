@@ -33,9 +33,9 @@ class PromptRules:
     decontaminate_share: float = SHARE
 
     @property
-    def compares(self) -> bool:
-        """Whether prompts are compared with one another."""
-        return bool({"prompts", "splits"} & set(self.duplicates))
+    def compares(self) -> list[str]:
+        """What prompts are compared with: those of the whole input, those of other splits."""
+        return [name for name in ("prompts", "splits") if name in self.duplicates]
 
     @property
     def any(self) -> bool:

@@ -3,24 +3,34 @@
 import numpy as np
 import pyarrow as pa
 
+from mmpo.pipeline.filters import Verdict
 from mmpo.pipeline.grades.rounding import rounded
 from mmpo.pipeline.grades.rules import PairRules, RaterValues, rater_values
 from mmpo.pipeline.pairs.table import ChosenPairs
 from mmpo.pipeline.pairs.uncertainty import own_gaps
 
 
-def rater_missing(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs of which one of the raters who shall agree did not grade both sides, so that nobody knows whether they do; what is known of all
-    of them stays in `pairs.agree`.
+def rater_missing(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Verdict:
+    """Pairs of which one of the raters who shall agree did not grade both sides.
+
+    Nobody knows then whether they do; what is known of all pairs stays in `pairs.agree`.
     """
     signs = _signs(table, pairs, rules)
     pairs.agree = np.where(np.isnan(signs).any(axis=0), np.nan, (signs == signs[:1]).all(axis=0))
-    return np.isnan(pairs.agree)
+    names = np.array(rules.agree_between, dtype=object)
+    out = np.isnan(pairs.agree)
+    return Verdict(out, [{"missing": names[np.isnan(column)].tolist()} for column in signs.T[out]])
 
 
-def raters_disagree(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:
-    """Pairs on which the raters' own gaps have different signs, as `rater_missing` found; a tie agrees with a tie alone."""
-    return pairs.agree == 0
+def raters_disagree(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Verdict:
+    """Pairs on which the raters' own gaps have different signs; a tie agrees with a tie alone.
+
+    As `rater_missing` found.
+    """
+    out = pairs.agree == 0
+    signs = _signs(table, pairs, rules) if out.any() else np.zeros((len(rules.agree_between), len(out)))
+    names = {1.0: "chosen", -1.0: "rejected", 0.0: "tie"}
+    return Verdict(out, [{"prefer": dict(zip(rules.agree_between, map(names.get, column.tolist())))} for column in signs.T[out]])
 
 
 def _signs(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:

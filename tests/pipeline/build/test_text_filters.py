@@ -195,6 +195,27 @@ def test_under_another_system_text_a_prompt_of_test_is_still_known(tmp_path: Pat
     assert load_pairs(built(tmp_path / "three", rows, **options, duplicates="prompts")).num_rows == 16
 
 
+def test_conversations_that_begin_alike_lie_in_one_split_as_the_split_goes_by_how_they_begin(tmp_path: Path) -> None:
+    """Two ways to write a first message that fall on two sides, each with two ends; by whole prompts none is like another."""
+    ways = [f"how do I{space}bake a cake{mark}" for space in (" ", "  ", "\n") for mark in ("", "?", "!", "...")]
+    trained, tested = (next(way for way in ways if (split_position(way) < 0.5) == low) for low in (True, False))
+    ends = iter([LONG, DOCUMENT, OTHER, "go on"])
+    turns = [chat(("user", way), ("assistant", "So."), ("user", next(ends))) for way in (trained, trained, tested, tested)]
+    options = {"split": (0.5, 0, 0.5), "duplicates": "splits"}
+    folder = built(tmp_path / "out", graded(*turns), **options)
+    assert {row["prompt"][0]["content"] for row in load_pairs(folder).to_pylist()} == {tested}
+    assert [(reason, one["split"], one["near_split"], one["near_text"]) for reason, one in left_out(folder)] == [
+        ("in_two_splits", "train", "test", tested)
+    ] * 2
+    assert [check["name"] for check in validate(folder)["checks"] if check["status"] == "fail"] == []
+    assert load_pairs(built(tmp_path / "prompts", graded(*turns), **options, split_by="prompt")).num_rows == 4
+    both = built(tmp_path / "both", graded(*turns, *SAME), split=(0.5, 0, 0.5), duplicates="prompts,splits")
+    reasons = Counter(reason for reason, _ in left_out(both))
+    assert reasons["in_two_splits"] == 2 and reasons["same_prompt"] == 2
+    memory = build_pairs(read_feedback(tmp_path / "both.jsonl", "jsonl", kind="human"), duplicates=["prompts"])
+    assert memory.num_rows == load_pairs(both).num_rows + 2
+
+
 def test_a_prompt_that_makes_no_pair_does_not_stand_for_one_that_does(tmp_path: Path) -> None:
     texts = many(5)
     alone = min(texts, key=id_of)

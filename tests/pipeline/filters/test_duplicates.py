@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmpo.pipeline.filters import compared, duplicates, near_texts
+from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.filters import compared, duplicates, near_texts, texts_of_prompts
 from mmpo.pipeline.filters.duplicates import MOST_OF_A_BAND
 
 DRAW = random.Random(0)
@@ -27,9 +28,9 @@ def left_out(texts: list[str], similarity: float = 0.8, parts: int = 1, **option
         }
     )
     ends = [round(len(texts) * part / parts) for part in range(parts + 1)]
+    slices = [table.slice(low, high - low) for low, high in zip(ends, ends[1:])]
     tables = [
-        compared(table.slice(low, high - low), np.zeros(high - low, dtype=np.int8), similarity, 5)
-        for low, high in zip(ends, ends[1:])
+        compared(flat(one["prompt_id"]), texts_of_prompts(one), np.zeros(len(one), dtype=np.int8), similarity, 5) for one in slices
     ]
     found = zip(ends, duplicates(tables, similarity, **options))
     return [(low + one.row, int(one.details["near"], 16), one.details["similarity"]) for low, some in found for one in some]

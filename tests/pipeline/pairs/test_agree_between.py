@@ -1,10 +1,11 @@
 """`--agree-between A,B`: pairs by the signs of two raters' own gaps, counted by reason."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import write_rows
+from folders import read_table, write_rows
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_pairs, read_feedback
 from mmpo.pipeline.storage import read_manifest
@@ -45,6 +46,11 @@ def test_of_scores(tmp_path: Path) -> None:
     summary = built(tmp_path, RATED, agree_between="ann,ben")
     assert kept(tmp_path) == {("b", "a"), ("c", "a")}
     assert summary["rejected"] == {"rater_missing": 3, "raters_disagree": 1}
+    rows = read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    told = [(row["reason"], {k: v for k, v in json.loads(row["evidence"]).items() if not k.endswith("_id")}) for row in rows]
+    assert told == [("rater_missing", {"missing": ["ben"]})] * 3 + [
+        ("raters_disagree", {"prefer": {"ann": "tie", "ben": "chosen"}})
+    ]
     dropped = read_manifest(tmp_path / "out")["counts"]["filter"]["pair"]
     assert (dropped["in"], dropped["out"], dropped["dropped"]) == (6, 2, {"rater_missing": 3, "raters_disagree": 1})
 
