@@ -21,7 +21,7 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-BENCHMARKS = build validate near_duplicates judge generate human score train_speed advise claims calibrate selection
+BENCHMARKS = build validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills consumers clean
 .DEFAULT_GOAL := test

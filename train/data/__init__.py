@@ -9,23 +9,21 @@ from mmpo.train.data.chat_template import (
     common_prefix,
     pad_token,
 )
-from mmpo.train.data.pairs import (
-    Prepared,
-    PromptPairs,
+from mmpo.train.data.pairs import Prepared, PromptPairs, check_prompt_scores, prepare, prepare_pairs, usable_pairs
+from mmpo.train.data.read import (
     check_margins,
-    check_prompt_scores,
     check_rows,
     check_scores,
     check_sources,
-    messages_at,
     of_part,
-    prepare,
-    prepare_pairs,
+    pair_files,
     read_pairs,
-    usable_pairs,
+    text_batches,
     with_graded_part,
     with_source_weights,
 )
 from mmpo.train.data.reasons import or_reason
 from mmpo.train.data.render import Rendered, Renderer
+from mmpo.train.data.rendering import messages_at
+from mmpo.train.data.token_store import TokenStore
 from mmpo.train.data.written import asked_behind

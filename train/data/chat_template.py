@@ -264,13 +264,19 @@ def _renamed(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many tokens, or characters, two sequences share from their beginning.
+    """How many tokens, or characters, two sequences of one type share from their beginning.
 
     >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
     2
     """
-    differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return next(differing, min(len(first), len(second)))
+    same, most = 0, min(len(first), len(second))
+    while same < most:
+        middle = (same + most + 1) // 2
+        if first[same:middle] == second[same:middle]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message] | None:

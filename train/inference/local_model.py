@@ -82,7 +82,8 @@ class LocalModel:
             return None
         temperature = body.get("temperature")
         return Draft(
-            ids, most, 1.0 if temperature is None else float(temperature), float(body.get("top_p") or 1.0), int(body.get("seed") or 0),
+            tuple(ids.tolist()), most,
+            1.0 if temperature is None else float(temperature), float(body.get("top_p") or 1.0), int(body.get("seed") or 0),
             self.ends, tuple(body.get("stop") or ()), work,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from mmpo.train.model.attach import attach, plain_model
 from mmpo.train.model.attention import ExecutionPlan
 from mmpo.train.model.bfloat16 import bfloat16_on_cpu, multiplies_bfloat16
-from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of, identity, weights_digest
+from mmpo.train.model.fingerprint import Fingerprint, fingerprint_of, identity, tokenizer_digest, weights_digest
 from mmpo.train.model.forward import body_of, completion_values, inputs_of
 from mmpo.train.model.kept_states import StateFile, kept_states, sharing_states, states_below, states_of_others
 from mmpo.train.model.layers import freeze_below, inputs_of_layer, keep_lowest, layers_of

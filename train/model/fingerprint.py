@@ -71,10 +71,15 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *, bf16: bool = False) -> F
     return Fingerprint(
         weights=weights_digest(model),
         config=config_digest(model),
-        tokenizer=_digest(_tokenizer_facts(tokenizer)),
+        tokenizer=tokenizer_digest(tokenizer),
         template=_digest(getattr(tokenizer, "chat_template", None)),
         precision="bf16" if bf16 else "full",
     )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """The digest of what decides which ids a text gets, without the chat template."""
+    return _digest(_tokenizer_facts(tokenizer))
 
 
 def config_digest(model: nn.Module) -> str:

@@ -396,9 +396,11 @@ def _finite(value: Any) -> bool:
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())  # the sum is quick and may overflow
 
 
-def check_ids(prompts: Iterable[PromptPairs], model: Any, tokenizer: Any, name: str) -> None:
-    """Raises UserError where a text has a token that the model has no embedding for."""
+def check_ids(prompts: Iterable[PromptPairs], model: Any, tokenizer: Any, name: str, known: int | None = None) -> None:
+    """Raises UserError where a text has a token that the model has no embedding for. known: the largest id of all, where that is known."""
     size = model.get_input_embeddings().num_embeddings
+    if known is not None and known < size:
+        return
     largest = [int(np.max(item.ids)) for prompt in prompts for item in prompt.completions]
     beyond = [token for token in largest if token >= size]
     if beyond:

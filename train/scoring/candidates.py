@@ -102,7 +102,7 @@ def rendered(candidates: StoredCompletions, renderer: Renderer, wanted: np.ndarr
                 item = None
                 if ids is not None:
                     reply = [_message(completion)]
-                    item, why = or_reason(renderer, lambda: renderer.completion(prompt, ids, reply))  # noqa: B023
+                    item, why = or_reason(renderer, lambda: renderer.completion(reply))  # noqa: B023
                 if item is None:
                     found.left_out[int(place)] = why
                 else:

@@ -23,13 +23,17 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
 from mmpo.train.data import (
+    Prepared,
     PromptPairs,
     Renderer,
+    TokenStore,
     check_margins,
     check_scores,
     check_sources,
+    pair_files,
     prepare_pairs,
     read_pairs,
+    text_batches,
     usable_pairs,
     with_graded_part,
     with_source_weights,
@@ -67,6 +71,7 @@ from mmpo.train.model import (
     load_model,
     load_reference,
     multiplies_bfloat16,
+    tokenizer_digest,
     weights_digest,
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
@@ -204,7 +209,8 @@ def _train_claimed(
 @dataclass
 class Preparation:
     """A run that can begin. train, held_out: prompts, held_out None where nothing is measured; counts: what became of
-    every training pair; target: as `fit_target` gives it. model is None where the folder holds the finished run.
+    every training pair; target: as `fit_target` gives it; largest: the largest token id. model is None where the folder
+    holds the finished run.
     """
 
     folder: RunFolder
@@ -215,11 +221,17 @@ class Preparation:
     train: Sequence[PromptPairs] = ()
     held_out: Sequence[PromptPairs] | None = None
     target: str | LevelTarget = "plain"
+    largest: int = 0
+
+    @property
+    def prompts(self) -> list[PromptPairs]:
+        """All of them."""
+        return [*self.train, *(self.held_out or [])]
 
 
 def prepare_run(options: TrainOptions) -> Preparation:
     """Everything that options name, read and checked. Raises UserError for whatever can't be trained on."""
-    pairs, measured = read_pairs(options.data, "train"), _measured(options)
+    pairs, measured = read_pairs(options.data, "train", texts=False), _measured(options)
     folder = RunFolder(options, _digest([pairs] if measured is None else [pairs, measured], parse_terms(options.loss)))
     if folder.finished:
         if not any(folder.path.glob("*.safetensors")):
@@ -241,10 +253,11 @@ def prepare_run(options: TrainOptions) -> Preparation:
     objective = Objective.parse(options.loss, options.loss_options, gamma, beta=beta)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model, tokenizer = load_model(options, pairs)
+    model, tokenizer = load_model(options, pairs if options.model != "tiny" else read_pairs(options.data, "train"))
     folder.same_model(identity(model, tokenizer))
     renderer = _renderer(options, tokenizer)
-    train, counts = _prompts(pairs, options, objective, renderer, target)
+    prepared = _prepared(pairs, "train", options, objective, renderer, target)
+    train, counts = prepared.prompts, prepared.counts
     if not train:
         raise nothing_left(renderer, f"{options.data} (train)", counts)
     if options.control is not None:
@@ -253,8 +266,10 @@ def prepare_run(options: TrainOptions) -> Preparation:
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in train]) for name in ("p", "margin"))
     warn(target_warnings(p, margin, gamma, parse_terms(options.loss), options.target) + rendering_warnings(renderer, counts))
     held_out = None if measured is None else _held_out(measured, options, objective, tokenizer, target)
-    check_ids([*train, *(held_out or [])], model, tokenizer, options.model)
-    return Preparation(folder, gamma, counts, model, tokenizer, train, held_out, target)
+    largest = max(prepared.largest, held_out.largest if held_out else 0)
+    ready = Preparation(folder, gamma, counts, model, tokenizer, train, held_out and held_out.prompts, target, largest)
+    check_ids(ready.prompts, model, tokenizer, options.model, largest)
+    return ready
 
 
 def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
@@ -262,15 +277,17 @@ def _renderer(options: TrainOptions, tokenizer: Any) -> Renderer:
     return Renderer(tokenizer, options.max_length, options.max_prompt_length, *parts)
 
 
-def _prompts(
-    pairs: pa.Table, options: TrainOptions, objective: Objective, renderer: Renderer, target: str | LevelTarget
-) -> tuple[list[PromptPairs], dict[str, int]]:
+def _prepared(
+    pairs: pa.Table, split: str, options: TrainOptions, objective: Objective, renderer: Renderer, target: str | LevelTarget
+) -> Prepared:
     """Targets and rendering of one split; the counts say what became of every pair."""
+    store = TokenStore(Path(options.data), tuple(pair_files(options.data, split)), tokenizer_digest(renderer.tokenizer))
+    texts: dict[str, Any] = {"texts": lambda: text_batches(options.data, split), "store": store}
     ties, weights = options.ties == "keep" and not objective.needs_winner, (options.weight, options.source_weights)
-    prepared = prepare_pairs(pairs, renderer, target, objective.gamma, ties, *weights)
+    prepared = prepare_pairs(pairs, renderer, target, objective.gamma, ties, *weights, **texts)
     kept = sum(int((prompt.margin == 0).sum()) for prompt in prepared.prompts)
     left_out = [term.name for term in objective.terms if kept and term.needs_winner]  # others use the ties
-    return prepared.prompts, prepared.counts | {f"ties_without_{name}": kept for name in left_out}
+    return replace(prepared, counts=prepared.counts | {f"ties_without_{name}": kept for name in left_out})
 
 
 def _with_control(prompts: Sequence[PromptPairs], control: str, seed: int) -> list[PromptPairs]:
@@ -298,23 +315,23 @@ def _measured(options: TrainOptions) -> pa.Table | None:
                 ]
             )
         return None
-    return read_pairs(options.data, options.eval_split)
+    return read_pairs(options.data, options.eval_split, texts=False)
 
 
 def _held_out(
     pairs: pa.Table, options: TrainOptions, objective: Objective, tokenizer: Any, target: str | LevelTarget
-) -> list[PromptPairs] | None:
+) -> Prepared | None:
     """The same rendered; None where nothing of them is left, which early stopping can't do with."""
     renderer = _renderer(options, tokenizer)
-    prompts, counts = _prompts(pairs, options, objective, renderer, target)
-    if not prompts:
-        error = nothing_left(renderer, f"{options.data} ({options.eval_split})", counts)
+    prepared = _prepared(pairs, str(options.eval_split), options, objective, renderer, target)
+    if not prepared.prompts:
+        error = nothing_left(renderer, f"{options.data} ({options.eval_split})", prepared.counts)
         if options.early_stopping:
             raise error
         warn([f"nothing is measured during training: {error}"])
         return None
-    warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer, counts))
-    return prompts
+    warn(f"{options.eval_split}: {line}" for line in rendering_warnings(renderer, prepared.counts))
+    return prepared
 
 
 def _digest(splits: Sequence[pa.Table], terms: Iterable[str]) -> str:
@@ -322,8 +339,14 @@ def _digest(splits: Sequence[pa.Table], terms: Iterable[str]) -> str:
     whole = blake2b(digest_size=16)
     read = _READ + (_SCORES if any(TERMS[name].listed for name in terms) else ())
     for pairs in splits:
-        rows = zip(*(pairs[name].to_pylist() for name in read), strict=True)
-        whole.update(blake2b("\n".join(sorted(map(repr, rows))).encode(), digest_size=16).digest())
+        rows: list[bytes] = []
+        for part in (pairs.slice(at, 4096) for at in range(0, pairs.num_rows, 4096)):  # as lists they take ten times the memory
+            rows += [repr(row).encode() for row in zip(*(part[name].to_pylist() for name in read), strict=True)]
+        rows.sort()
+        own = blake2b(digest_size=16)
+        for place, row in enumerate(rows):
+            own.update(b"\n" + row if place else row)
+        whole.update(own.digest())
     return whole.hexdigest()
 
 
@@ -393,7 +416,7 @@ def _reference(options: TrainOptions, ready: Preparation) -> Any:
             "`lora`, or merge first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR), and name DIR"
         )
     reference = load_reference(options.reference, ready.tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
-    check_ids([*ready.train, *(ready.held_out or [])], reference, ready.tokenizer, options.reference)
+    check_ids(ready.prompts, reference, ready.tokenizer, options.reference, ready.largest)
     ready.folder.same_model({"reference_weights": weights_digest(reference)})
     return reference
 

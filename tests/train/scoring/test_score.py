@@ -43,9 +43,9 @@ def rendered(folder, tokenizer):
     """(completion id, its tokens, where it starts) of each completion."""
     renderer = Renderer(tokenizer, 1024, 512)
     for row in read_table(folder / "feedback").to_pylist():
-        ids = renderer.prompt_ids(row["prompt"])
+        renderer.prompt_ids(row["prompt"])
         for one in row["completions"]:
-            item = renderer.completion(row["prompt"], ids, [{"role": "assistant", "content": one["text"]}])
+            item = renderer.completion([{"role": "assistant", "content": one["text"]}])
             yield one["id"], torch.tensor(item.ids)[None].long(), item.start
 
 
