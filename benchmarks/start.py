@@ -107,8 +107,9 @@ def make_model(folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "smollm2")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
-        num_labels=1, pad_token_id=tokenizer.eos_token_id, max_position_embeddings=2048,
+        pad_token_id=tokenizer.eos_token_id, max_position_embeddings=2048,
     )  # fmt: skip
+    config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder / "model"

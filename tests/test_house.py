@@ -159,7 +159,7 @@ def test_a_step_is_read_in_ten_files() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"`(train/[\w/]+\.py)`", page.partition("in reading order:**")[2].partition("\n\n")[0])
     assert len(listed) == 10
-    assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in listed) <= 1612
+    assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in listed) <= 1676
 
 
 def test_nothing_is_left_open() -> None:

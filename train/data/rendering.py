@@ -156,7 +156,11 @@ class _Seen:
         where = "rows" if self.kind == "prompt" else "places"
         texts = differing_messages(messages, first)
         refuse_ambiguous(texts, lambda at: f"the {self.kind} {ids[at]} has two texts (row {at}; ", where)
-        other = np.array([tools[row] != tools[before] for row, before in enumerate(first)], dtype=bool) if tools else texts
+        other = (
+            np.array([one != tools[before] for one, before in zip(tools, first.tolist(), strict=True)], dtype=bool)
+            if tools
+            else texts
+        )
         refuse_ambiguous(other, lambda at: f"the prompt {ids[at]} offers other tools (row {at}; ", "rows")
         for code, row, one in zip(found.tolist(), rows[place].tolist(), messages_at(messages, rows[place]), strict=True):
             said = repr((one, tools[row] if tools else None)).encode("utf-8", "surrogatepass")

@@ -65,7 +65,7 @@ class TokenStore:
 
 
 @dataclass(frozen=True)
-class Completions:
+class TokenIds:
     """items: the completions of `Names`, None where one was left out; same: a number for each, the same for the same ids; written: whether
     their prompt was, (prompts,); largest: the largest token id of all of them."""
 
@@ -77,7 +77,7 @@ class Completions:
 
 def completions_of(
     names: Names, batches: Callable[[], Iterable[pa.Table]], renderer: Renderer, store: TokenStore | None = None
-) -> Completions:
+) -> TokenIds:
     """All completions of `names` rendered, with the renderer's counts; read from the store where it has them, else kept there."""
     if store is None:
         return _in_memory(names, batches(), renderer)
@@ -100,7 +100,7 @@ def completions_of(
     return found
 
 
-def _in_memory(names: Names, batches: Iterable[pa.Table], renderer: Renderer) -> Completions:
+def _in_memory(names: Names, batches: Iterable[pa.Table], renderer: Renderer) -> TokenIds:
     items: list[Rendered | None] = [None] * len(names.completions)
     written = np.zeros(len(names.prompts), dtype=bool)
     for number, places, rendered in conversations(batches, names, renderer):
@@ -108,7 +108,7 @@ def _in_memory(names: Names, batches: Iterable[pa.Table], renderer: Renderer) ->
         for place, item in zip(places, rendered or (), strict=False):
             items[place] = item
     same = np.array([b"" if item is None else _digest(item.ids.tobytes()) for item in items], dtype="V8")
-    return Completions(items, same, written, max((int(item.ids.max()) for item in items if item is not None), default=0))
+    return TokenIds(items, same, written, max((int(item.ids.max()) for item in items if item is not None), default=0))
 
 
 def _write(folder: Path, names: Names, batches: Iterable[pa.Table], renderer: Renderer) -> None:
@@ -137,7 +137,7 @@ def _write(folder: Path, names: Names, batches: Iterable[pa.Table], renderer: Re
     (folder / ABOUT).write_text(json.dumps(about | {"of": len(written), "largest": largest}), encoding="utf-8")
 
 
-def _read(place: Path, renderer: Renderer | None) -> Completions | None:
+def _read(place: Path, renderer: Renderer | None) -> TokenIds | None:
     """What a key's folder holds, None where there is none or it is damaged; the renderer then says what it said when it wrote it."""
     try:
         about: dict[str, Any] = json.loads((place / ABOUT).read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def _read(place: Path, renderer: Renderer | None) -> Completions | None:
         places = rows.tolist()
         items = [Rendered(ids[at : at + length], start, cut) if length else None for at, length, start, cut, _ in places]
         written = np.unpackbits(np.frombuffer(bytes.fromhex(about["written"]), np.uint8), count=about["of"]).astype(bool)
-        found = Completions(items, rows["same"], written, about["largest"])
+        found = TokenIds(items, rows["same"], written, about["largest"])
         if renderer is not None:
             renderer.counts, renderer.unwritten = Counter(about["counts"]), set(about["unwritten"])
             for name in _SAID:
