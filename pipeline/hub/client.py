@@ -3,6 +3,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -57,7 +58,8 @@ def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None
     from huggingface_hub import errors
 
     try:
-        yield
+        with _bars_on_terminals():
+            yield
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{name}: no such dataset on the Hub, or no right to see it; check the name, or {LOGIN}") from error
     except errors.RevisionNotFoundError as error:
@@ -77,6 +79,21 @@ def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None
             raise
         inner = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else None
         raise _of_status(name, doing, inner, resumes) if inner else _failed(name, doing, _first_line(error), resumes) from error
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """huggingface_hub's bars only where they overwrite themselves, not as hundreds of lines of a log."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _is_transport(error: BaseException) -> bool:

@@ -136,6 +136,18 @@ def test_a_killed_push_leaves_the_dataset_as_it_was_and_goes_on(served: Hub, pai
     assert json.loads(done.stdout)["revision"] == served.repositories[NAME].commits[-1][0]
 
 
+def test_xet_uploads_too_where_it_is_installed(served: Hub, pairs: Path, tmp_path: Path) -> None:
+    """By hf_xet itself, as it is by default, into a storage on disk; nothing goes by LFS."""
+    pytest.importorskip("hf_xet")
+    served.cas, served.pushed = tmp_path / "cas", pairs
+    done = mmpo("push", pairs, NAME, "--json", env=environment(**served.environment, HF_HOME=str(tmp_path / "home")))
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cas").rglob("xorbs/*")) and not any("/objects/batch" in one for one in served.asked)
+    assert any("/xet-write-token/" in one for one in served.asked)
+    part = "train/part-00000.parquet"
+    assert served.repositories[NAME].files[part] == (pairs / part).read_bytes()
+
+
 FAULTS = {
     "the Hub fails at the commit": (
         "commit",

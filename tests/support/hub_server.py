@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -55,7 +56,8 @@ def git_oid(content: bytes) -> str:
 @dataclass
 class Hub:
     """The server. asked: "METHOD path" of every request; uploaded: the SHA-256 of what was uploaded, in order; before: called with both of
-    every request, its result, a status, is the answer where it is one; ignored: what a .gitignore leaves out."""
+    every request, its result, a status, is the answer where it is one; ignored: what a .gitignore leaves out. cas: the folder in which Xet
+    keeps what it uploads; the real Hub puts files together of that, this one looks for them, by SHA-256, in the folder `pushed`."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -64,11 +66,20 @@ class Hub:
     uploaded: list[str] = field(default_factory=list)
     before: Callable[[str, str], int | None] = lambda method, path: None
     ignored: str = "$^"
+    cas: Path | None = None
+    pushed: Path | None = None
+
+    def content(self, oid: str) -> bytes:
+        """The content of a file that is not in git. KeyError where nobody uploaded it."""
+        if self.cas is None or self.pushed is None:
+            return self.objects[oid]
+        files = (path.read_bytes() for path in self.pushed.rglob("*") if path.is_file())
+        return {hashlib.sha256(content).hexdigest(): content for content in files}[oid]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of processes that use this Hub, over plain HTTP."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
+        """Of processes that use this Hub."""
+        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": str(int(self.cas is None)), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -86,7 +97,11 @@ class _Answer(BaseHTTPRequestHandler):
         if status is not None:
             self._send(b"{}", status=status)
             return
-        if path == "/api/repos/create":
+        if "/xet-write-token/" in path and self._authorised():
+            told = {"accessToken": "any", "exp": 1 << 32, "casUrl": f"local://{hub.cas}"}
+            headers = {"X-Xet-Cas-Url": told["casUrl"], "X-Xet-Access-Token": "any", "X-Xet-Token-Expiration": str(told["exp"])}
+            self._send(json.dumps(told).encode(), headers)
+        elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
             self._send(json.dumps({"errors": [], "warnings": []}).encode())
@@ -224,7 +239,7 @@ class _Answer(BaseHTTPRequestHandler):
             if one["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif one["key"] == "lfsFile":
-                files[value["path"]] = self.hub.objects[value["oid"]]
+                files[value["path"]] = self.hub.content(value["oid"])
             elif one["key"] == "deletedFile":
                 del files[value["path"]]
         made = repository.commit(files)
