@@ -1,8 +1,9 @@
 """The two halves of a build: a chunk of input read, counted and spilled; a shard of partitions paired and written, split by split."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter, repeating
 from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.rows import Chunk
-from mmpo.pipeline.storage.spill import read_partition, write_spill
+from mmpo.pipeline.storage.spill import read_partitions, write_spill
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPAIR, REPLY_KEYS, SPLITS, held_keys
 
@@ -216,22 +217,29 @@ def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
 
 def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Table, PairRules], Any]) -> list[Any]:
     """What the function returns for the merged grades (without texts) of each partition of the shard."""
-    tables = (without_texts(_rows(build, shard, partition, RowAccounting())) for partition in shard.partitions)
+    tables = map(without_texts, _rows(build, shard, RowAccounting()))
     return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
 
 
 def filter_shard(builds: Sequence[ResolvedBuild], shards: Sequence[Shard], rules: PromptRules, scratch: Path) -> LookedAt:
     """Look at the prompts of a shard, and leave in the scratch folder which of them are left out and what others are compared by."""
-    parts = (
-        [_rows(build, shard, partition, RowAccounting()) for build, shard in zip(builds, shards, strict=True)]
-        for partition in shards[0].partitions
-    )
-    return look_at_shard(parts, builds, rules, scratch / shards[0].name)
+    return look_at_shard(_rows_of_all(builds, shards, RowAccounting()), builds, rules, scratch / shards[0].name)
 
 
-def _rows(build: ResolvedBuild, shard: Shard, partition: int, accounting: RowAccounting) -> pa.Table:
-    """What the spills hold of a partition, without thinking where that is dropped."""
-    rows = read_partition(shard.spills, partition)
+def _rows_of_all(builds: Sequence[ResolvedBuild], shards: Sequence[Shard], accounting: RowAccounting) -> Iterator[list[pa.Table]]:
+    """What the spills of every source hold of each partition of the shard; nothing of it is held on to here."""
+    found = [_rows(build, shard, accounting) for build, shard in zip(builds, shards, strict=True)]
+    for _ in shards[0].partitions:
+        yield [next(rows) for rows in found]
+
+
+def _rows(build: ResolvedBuild, shard: Shard, accounting: RowAccounting) -> Iterator[pa.Table]:
+    """What the spills hold of each partition of the shard."""
+    return map(partial(_without_thinking, build, accounting), read_partitions(shard.spills, shard.partitions))
+
+
+def _without_thinking(build: ResolvedBuild, accounting: RowAccounting, rows: pa.Table) -> pa.Table:
+    """The rows without thinking, where that is dropped."""
     if build.options.thinking == "keep" and build.mixed is None:
         return rows
     rows, gone = drop_thinking(rows) if build.options.thinking == "drop" else (rows, 0)
@@ -271,8 +279,7 @@ def write_shard(
             result.prompts += table.num_rows if first.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
             waiting[name], held[name] = [[] for _ in builds], 0
 
-    for partition in shards[0].partitions:
-        rows = [_rows(build, shard, partition, result.accounting) for build, shard in zip(builds, shards, strict=True)]
+    for rows in _rows_of_all(builds, shards, result.accounting):
         check_one_value(rows[0] if len(rows) == 1 else pa.concat_tables(rows).combine_chunks(), first.options.split_by)
         merged = [merged_grades(rows.pop(0), build, result.accounting) for build in builds]  # one after the other is let go
         if first.mixed is not None:

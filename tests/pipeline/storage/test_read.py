@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mmpo.pipeline.arrow import LARGE_FEEDBACK
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import digest, input_bytes, plan, resolve_inputs, rows, split_lines, table
-from mmpo.pipeline.storage.spill import read_partition, write_spill
+from mmpo.pipeline.storage.spill import read_partitions, write_spill
 
 ROWS = [{"a": 1}, {"a": "U+2028 \u2028 stays inside"}, {"a": None}]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -260,7 +260,7 @@ def test_every_row_comes_back_once_and_empty_partitions_cost_nothing(tmp_path: P
     table = pa.Table.from_pylist([dict.fromkeys(LARGE_FEEDBACK.names) | {"prompt_id": one} for one in ids], schema=LARGE_FEEDBACK)
     for name, part in (("a", table.slice(0, 30)), ("b", table.slice(30)), ("none", table.slice(0, 0))):
         write_spill(part, tmp_path / name, partitions)
-    parts = [read_partition(sorted(tmp_path.iterdir()), partition) for partition in range(partitions)]
+    parts = list(read_partitions(sorted(tmp_path.iterdir()), range(partitions)))
     assert [one for part in parts for one in part["prompt_id"].to_pylist()] == ids
     assert all(part.schema.equals(LARGE_FEEDBACK, check_metadata=True) for part in parts)
     write_spill(table.slice(0, 0), tmp_path / "one", 1)
