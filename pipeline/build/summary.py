@@ -180,6 +180,8 @@ REMEDIES = {
     "thinking_only": "a reply is thinking without an answer; --thinking keep with --graded-part all keeps them",
     "different_prompts": "chosen and rejected reply to different prompts; write both replies under one prompt",
     "several_messages": "a reply is one message; put those before it into the prompt, where both replies share them",
+    "history_unknown": "turns before which it is not known what was said: no reply there is the chosen one, or they are not in the file",
+    "grade_of_unknown_history": "grades of these turns",
     "no_grade": "an empty grade; --columns names another column, --feedback-only reads rows without grades, for a judge or people to grade",
     "chosen_scored_lower": "--fix-known-defects keeps them as their scores say",
     "grade_not_chosen": "--from, --kind, --rater and --aspect say which grades are used",

@@ -37,9 +37,15 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
     turns: dict[float, list[Mapping[str, Any]]] = {}
     for one in history:
         turns.setdefault(one["turn"], []).append(one)
-    for number in sorted(turns):
+    unknown: dict[str, Any] | None = None
+    for place, number in enumerate(sorted(turns)):
         asked = [one for one in turns[number] if one.get("role") == "user"]
         replies = [one for one in turns[number] if one.get("role") != "user"]
+        if unknown is None and number != place:
+            unknown = {"missing_turn": place, "hint": "a conversation stands whole in one file, from turn 0 on"}
+        if unknown is not None:
+            _lost(number, sum(one.get("score") is not None for one in replies), unknown, out)
+            continue
         if len(asked) != 1 or not replies:
             raise BadRow("malformed_turn", {"turn": number, "user": len(asked), "model": len(replies)})
         before = [*before, {"role": "user", "content": asked[0].get("content")}]
@@ -47,10 +53,17 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
         out.extra({name: row.get(name) for name in ("conversation_id", "conversation_type")} | {"turn": number})
         chosen = {str(one.get("content")) for one in replies if one.get("if_chosen")}
         if len(chosen) != 1:
-            if number != max(turns):
-                out.reject("history_unknown", unit="turn", limited=False, evidence={"turn": number, "chosen": len(chosen)})
-            return
-        before = [*before, {"role": "assistant", "content": chosen.pop()}]
+            unknown = {"turn_before": number, "chosen_there": len(chosen)}
+        else:
+            before = [*before, {"role": "assistant", "content": chosen.pop()}]
+
+
+def _lost(turn: float | str, grades: int, why: Mapping[str, Any], out: FeedbackBuilder) -> None:
+    """Count a turn before which it is not known what was said, and its grades. why: a turn that is not there is a fault of the file."""
+    limited, evidence = "missing_turn" in why, {"turn": turn, "grades": grades, **why}
+    out.reject("history_unknown", unit="prompt", limited=limited, evidence=evidence)
+    for _ in range(grades):
+        out.reject("grade_of_unknown_history", unit="grade", limited=limited, evidence={"turn": turn})
 
 
 def _is_number(turn: Any) -> bool:
@@ -95,11 +108,15 @@ def join_utterances(found: Iterable[NumberedRow]) -> Iterator[tuple[int, Mapping
 def parse_community(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add every turn of a conversation: the preferred reply before each of the others."""
     before: list[dict[str, Any]] = []
+    unknown: dict[str, Any] | None = None
     rater = str(row.get("annotator_id") or options.rater or "annotators")
     for turn in TURNS:
         asked, preferred = row.get(f"{turn}_turn_prompt"), row.get(f"{turn}_turn_preferred_response")
-        if not asked:
-            break
+        unknown = unknown if asked or unknown else {"missing_turn": turn}
+        if unknown is not None:
+            if asked or preferred:
+                _lost(turn, int(bool(preferred)), unknown, out)
+            continue
         texts = {letter: _without_end_mark(row.get(f"{turn}_turn_response_{letter}"), out) for letter in LETTERS}
         texts = {letter: text for letter, text in texts.items() if text}
         before = [*before, {"role": "user", "content": asked}]
@@ -107,7 +124,8 @@ def parse_community(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
         indices = {letter: out.completion(text) for letter, text in texts.items()}
         if not preferred:
             out.reject("no_grade", unit="grade", limited=False, evidence={"turn": turn})
-            break
+            unknown = {"turn_before": turn, "chosen_there": 0}
+            continue
         best = str(preferred).removeprefix("response_")
         if best not in texts:
             raise BadRow("unknown_winner", {f"{turn}_turn_preferred_response": str(preferred)[:80], "known": list(texts)})
