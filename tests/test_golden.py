@@ -101,6 +101,7 @@ def test_grades_of_v1_and_of_a_judge_of_now_merge(v1: Path) -> None:
     assert read_manifest(v1 / "merged")["schema_version"] == 2 and validate(v1 / "both")["ok"]
 
 
+@pytest.mark.slow
 def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> None:
     words = ["train", "policy", "--data", "pairs", "--out", "policy", "--reference-cache", "cache", "--beta", "0.1", *training()]
     done = mmpo(*words, "--json", cwd=v1)
@@ -113,6 +114,7 @@ def test_a_run_of_v1_that_was_killed_goes_on_from_its_checkpoint(v1: Path) -> No
     assert summary["metrics"]["loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_v1_gives_the_same_scores(v1: Path) -> None:
     done = mmpo("evaluate", "reward", "--model", "reward", "--data", "pairs", "--split", "validation", "--json", cwd=v1)
     assert done.returncode == 0, done.stderr

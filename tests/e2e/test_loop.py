@@ -27,6 +27,7 @@ def weights(folder: Path) -> list[str]:
     return [one["sent"]["weights"] for one in manifest["recipe"]["models"]]
 
 
+@pytest.mark.slow
 def test_each_round_samples_from_the_policy_of_the_one_before(models: Path, server: Server, tmp_path: Path, capsys: Any) -> None:
     sets = ("evaluate.measure=demo_loop:truth", "calibrate.use_gamma=true", "rounds=1")
     loop = Loop(models, server, tmp_path / "loop", *sets)

@@ -40,6 +40,7 @@ def web_server(status: int, body: bytes) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_server_down(argilla: Argilla, tmp_path: Path) -> None:
     """Told within seconds, with the next move, by both commands; exit status 2."""
     with web_server(200, b"") as gone:
@@ -163,6 +164,7 @@ def test_replies_that_get_lost_are_asked_for_again(asked: Asked) -> None:
     assert each_once(asked, 600)
 
 
+@pytest.mark.slow
 def test_a_pull_that_is_cut_writes_nothing(asked: Asked) -> None:
     asked.push(3)
     asked.answer_all("anna", grade="1")
@@ -275,6 +277,7 @@ def test_the_data_of_the_page_is_inert_and_comes_back_to_the_letter(asked: Asked
     assert {one["note"] for one in comparisons(asked.out)} == {NOTE}
 
 
+@pytest.mark.slow
 def test_no_control_character_reaches_a_terminal(asked: Asked) -> None:
     """A user, a dataset, texts and reasons with escape sequences: neither push nor pull nor agree nor an error prints one."""
     asked.name += " \x1b]0;title\x07<b>"

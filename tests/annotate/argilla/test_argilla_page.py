@@ -148,6 +148,7 @@ def test_what_two_people_click_is_what_comes_back(asked: Asked, annotator: Calla
     assert (again["new"], again["changed"], again["unchanged"]) == (0, 0, 12)
 
 
+@pytest.mark.slow
 def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """Argilla chooses a suggestion beforehand: Enter alone makes it an answer. docs/human.md warns of it."""
     asked.push(pairs(asked.folder / "pairs", 3), suggest=True)
@@ -179,6 +180,7 @@ def test_four_replies_are_rated_by_keys(asked: Asked, annotator: Callable[[str],
     assert {one["text"]: one["score"] for one in ratings(asked.out)} == dict(zip(shown, (4.0, 1.0, 5.0, 2.0)))
 
 
+@pytest.mark.slow
 def test_everything_fits_a_laptop(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """Conversation, both replies, the seven grades and Submit are in view together, and the guidelines open beside the grades."""
     asked.push(pairs(asked.folder / "pairs", 2))
@@ -222,6 +224,7 @@ def test_text_that_looks_like_markup_is_read_as_text(asked: Asked, annotator: Ca
     assert sorted(one["note"] for one in comparisons(asked.out)) == sorted(MARKERS)
 
 
+@pytest.mark.slow
 def test_the_watch_sees_what_raw_text_would_do(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """The same page makes elements of text that is put there as it is: that there were none above is our doing, and would be noticed."""
     asked.push(pairs(asked.folder / "pairs", 1), display="plain")

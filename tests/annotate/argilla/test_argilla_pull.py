@@ -209,6 +209,7 @@ def test_an_admin_may_pull_and_an_annotator_may_not(asked: Asked, monkeypatch: p
     assert key not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command(asked: Asked) -> None:
     """Two raters of opposite opinions: α is negative, and the exit status says that one answer was left out."""
     asked.push(5)

@@ -77,6 +77,7 @@ def home(argilla_environment: Path, tmp_path: Path) -> Path:
     return tmp_path / "an Argilla %s ? # é"
 
 
+@pytest.mark.slow
 def test_users_log_in_and_share_the_workspace(argilla: Argilla) -> None:
     for name in ("owner", "anna", "ben", "carla"):
         password = argilla.owner_password if name == "owner" else argilla.annotator(name)
@@ -186,6 +187,7 @@ def test_a_changed_number_of_answers_is_counted_again(asked: Asked) -> None:
         assert wait_for(lambda expected=expected: progress(asked) == expected)
 
 
+@pytest.mark.slow
 def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path) -> None:
     with serve_argilla(home, passwords=PASSWORDS, messages=tmp_path / "said") as serving:
         said = refused(home, "--port", "0", "--yes")

@@ -34,6 +34,7 @@ PASSING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_passing_faults_are_asked_again_until_every_request_has_its_answer(
     fault: dict[str, Any], judging: Any, openai_server: Any
@@ -169,6 +170,7 @@ def test_an_endpoint_that_is_away_for_a_while_costs_nothing_but_time(seconds: in
     assert len(job.comparisons()) == 240 and job.count("answered_again") == 0
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_not_there(judging: Any) -> None:
     job = judging({}, 2, 2)
     job.server.stop()
@@ -176,6 +178,7 @@ def test_an_endpoint_that_is_not_there(judging: Any) -> None:
     assert done.returncode == 3 and "does not answer" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
 def test_the_rates_that_were_given_are_kept_and_others_are_found(given: bool, judging: Any) -> None:
     limit = {"requests_per_minute": 600, "burst_seconds": 6} if given else {"requests_per_minute": 1200, "burst_seconds": 1}
@@ -236,6 +239,7 @@ def test_killed_at_twenty_random_moments_every_request_is_answered_once(judging:
     assert job.comparisons("direct") == found
 
 
+@pytest.mark.slow
 def test_the_first_interrupt_finishes_what_is_in_flight_and_writes_what_there_is(judging: Any) -> None:
     job = judging({"latency": 0.3}, 60)
     done = stopped(*job.words("--concurrency", "10"), when=job.came(35), by=signal.SIGINT)
@@ -248,6 +252,7 @@ def test_the_first_interrupt_finishes_what_is_in_flight_and_writes_what_there_is
     assert len(job.comparisons()) == 360 and job.count("answered_again") == 0
 
 
+@pytest.mark.slow
 def test_the_second_interrupt_leaves_at_once_and_loses_only_what_was_in_flight(judging: Any) -> None:
     job = judging({"latency": 0.05}, 60)
     process = started(*job.words("--concurrency", "4"))

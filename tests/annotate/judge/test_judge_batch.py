@@ -258,6 +258,7 @@ def test_a_run_that_died_before_it_knew_its_batch(
     assert job.rows("SELECT status FROM batches ORDER BY at") == [(status,) for status in then]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_batches_running_and_the_same_command_takes_them_in(judging: Any) -> None:
     job = judging({"batch_seconds": 60})
     arguments = job.words(*BATCH, "--batch-requests", "12")
@@ -282,6 +283,7 @@ def test_ctrl_c_leaves_the_batches_running_and_the_same_command_takes_them_in(ju
     assert paid_once(job.server) and len(job.comparisons()) == REQUESTS
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_then_all_is_there(judging: Any) -> None:
     job = judging({"batch_seconds": 4})
     assert stopped(*job.words(*BATCH), when=reached(job.server, "batches.get"), by=signal.SIGINT).returncode == 3
@@ -302,6 +304,7 @@ def test_a_budget_is_kept_at_half_the_price(judging: Any, prices: str) -> None:
     assert whole["finished"] and whole["cost"] == pytest.approx(alone / 2) and paid_once(job.server)
 
 
+@pytest.mark.slow
 def test_a_budget_counts_what_a_killed_run_left_at_the_provider(judging: Any, prices: str) -> None:
     job = judging({"batch_seconds": 2})
     cost = job.judge("alone", prices=prices)["cost"] / 2

@@ -87,6 +87,7 @@ def test_a_probe_is_as_patient_as_the_run(judging: Any) -> None:
     assert time.monotonic() - started < 20 and job.count("requests") == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_waits_for_is_told(judging: Any) -> None:
     from mmpo.annotate.judge import JudgeOptions, judge
     from mmpo.cli.asking import told_of

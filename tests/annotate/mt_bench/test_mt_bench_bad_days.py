@@ -40,6 +40,7 @@ def _words(body: dict[str, Any]) -> list[str]:
     return [word for word in ("Say hello.", "2 + 2") if word in str(body["messages"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "graded"), [(10, False), (100, True)])
 def test_ctrl_c_keeps_what_came(after: int, graded: bool, bench: Any) -> None:
     job = bench({"latency": 0.1}, 40)
@@ -51,6 +52,7 @@ def test_ctrl_c_keeps_what_came(after: int, graded: bool, bench: Any) -> None:
     assert len(job.lines("model_judgment/judge_single.jsonl")) == 80 and job.server.counts()["answered_again"] == 0
 
 
+@pytest.mark.slow
 def test_a_model_on_this_machine_answers(bench: Any, tmp_path: Path) -> None:
     from mmpo.train.model import tiny_model, tiny_tokenizer
 

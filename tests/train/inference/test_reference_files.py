@@ -316,6 +316,7 @@ def drive(processes, tmp_path, tokenizer):
     return run
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
     """In a pass drawn at random, so that some is done and some left whatever the machine; and at random times, in the midst of
     a write too, where one may be killed before it has done anything, or end before it is killed.
@@ -333,6 +334,7 @@ def test_killed_at_random_moments_the_next_run_completes_what_is_there(drive):
     assert 0 < result["computed"] < result["whole"]
 
 
+@pytest.mark.slow
 def test_runs_at_once_lose_nothing_of_each_other(drive):
     (result,) = drive("together")
     assert result["codes"] == [0, 0, 0]
@@ -340,6 +342,7 @@ def test_runs_at_once_lose_nothing_of_each_other(drive):
     assert result["computed"] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_the_first_writes(drive):
     one, two = drive("ranks", world=2)
     for result in (one, two):

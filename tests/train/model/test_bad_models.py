@@ -161,6 +161,7 @@ def test_weights_that_would_run_code_on_loading_are_refused(copied, tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True])
 def test_code_of_a_model_is_run_only_where_asked_for(trusted, copied, dataset, tmp_path):
     """In a process of its own: transformers keeps a copy of such code in a cache that it names when it is imported."""

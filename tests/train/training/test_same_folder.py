@@ -201,6 +201,7 @@ def test_an_adapter_on_an_adapters_model_is_read_again_as_it_was(train_tiny, rec
     assert not (tmp_path / "three").exists()
 
 
+@pytest.mark.slow
 def test_a_second_training_into_the_same_folder_names_the_first(dataset, tmp_path):
     """The first one goes on undisturbed; its lock ends with it."""
     out = tmp_path / "out"
