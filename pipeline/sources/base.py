@@ -115,6 +115,7 @@ class Source:
     scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
     alone: whether it is thought of only where a file has the required columns and no other. joined: makes rows that stand for themselves
     of a whole file's rows, or says why not; such files are not cut in chunks.
+    export: how a file of it is made or which of a tool's files it is, said where columns are missing.
     unfold: takes a file's row apart into the rows that are read; folded: sets of columns by which the file's own row is known.
     """
 
@@ -137,6 +138,7 @@ class Source:
     range: str = ""
     direction: str = ""
     licence: str = ""
+    export: str = ""
     traps: Mapping[str, str] = field(default_factory=dict)
     joined: Callable[[Iterable[NumberedRow]], Iterable[tuple[int, Mapping[str, Any] | BadRow]]] | None = None
 
@@ -159,7 +161,7 @@ class Source:
         present = set(columns)
         if self.requires and not any(need <= present for need in self.requires):
             need = min(self.requires, key=lambda names: (len(names - present), -len(names & present)))
-            raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns)
+            raise missing_columns(file, f"format {self.name!r}", sorted(need - present), columns, self.export)
 
 
 def column_sets(*sets: str) -> tuple[frozenset[str], ...]:

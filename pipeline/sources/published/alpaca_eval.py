@@ -115,6 +115,7 @@ ALPACA_EVAL = Source(
     parse=parse_alpaca_eval,
     requires=column_sets("instruction output_1 output_2 preference"),
     clipped=True,
+    export="Read are a run's annotations.json; model_outputs.json holds no grades.",
     samples=(ALPACA_EVAL_SAMPLE, _RANKED),
     range="log-odds, cut at -16 and 16 (--clip)",
     direction="preference above 1.5: output_2 is better than the reference",

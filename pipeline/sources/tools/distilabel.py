@@ -158,6 +158,8 @@ DISTILABEL = Source(
     "distilabel's data: generations with the grades of its UltraFeedback and QualityScorer tasks, or pairs made of them",
     parse=parse_distilabel,
     requires=column_sets("generations ratings", "responses scores", "chosen rejected chosen_rating rejected_rating"),
+    export="Read are the rows of the tasks UltraFeedback and QualityScorer and of the steps that format them; others by --format jsonl "
+    "--columns completions=generations,scores=COLUMN.",
     scaled=True,
     samples=(
         FormatSample(

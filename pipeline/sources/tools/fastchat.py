@@ -127,6 +127,7 @@ FASTCHAT = Source(
     "fastchat",
     "FastChat's judgments of MT-bench: pairs judged in both orders (win, loss, tie), single answers graded 1-10",
     parse=parse_fastchat,
+    export="Read are the files of model_judgment; those of model_answer hold no grades.",
     requires=column_sets(
         "model_1 model_2 g1_winner g2_winner g1_user_prompt",
         "model judge user_prompt score",

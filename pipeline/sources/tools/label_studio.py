@@ -219,6 +219,7 @@ LABEL_STUDIO = Source(
     scaled=True,
     samples=(_PAIRWISE, _RATINGS, _RANKER),
     unfold=unfold_label_studio,
+    export="Tasks have answers once they are annotated: export the project as JSON, JSON_MIN or CSV.",
     range="as the project's tags have it: --scale 1:5 for stars, -5:5 for a side times stars",
     direction="left of a Pairwise, the first of a ranking and more stars are better",
     traps={

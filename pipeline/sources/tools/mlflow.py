@@ -26,7 +26,8 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
     given = row.get("assessments")
     given = structure(given) if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(one, Mapping) for one in given):
-        hint = "a CSV holds objects as Python prints them: write search_traces() by to_json(orient='records', lines=True)"
+        hint = "a CSV holds objects as Python prints them" if given is not None else "traces have assessments, runs have none"
+        hint += ": write search_traces() by to_json(orient='records', lines=True)"
         raise BadRow("not_a_list", {"assessments": repr(row.get("assessments"))[:80], "hint": hint})
     if row.get("state") not in (None, "OK"):
         raise BadRow(f"trace_{str(row['state']).lower()}", {"trace_id": row.get("trace_id")}, limited=False)

@@ -95,6 +95,7 @@ PHOENIX = Source(
         f"annotation_name annotator_kind result.score {ASKED} {SAID}",
     ),
     scaled=True,
+    export=f"Annotations and spans are two frames of Phoenix's client, to be joined: {RECIPE}.",
     samples=(
         FormatSample(
             "annotations with the texts of their spans: " + RECIPE,

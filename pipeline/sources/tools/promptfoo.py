@@ -158,6 +158,7 @@ PROMPTFOO = Source(
     parse=parse_promptfoo,
     requires=column_sets("prompt response gradingResult"),
     folded=column_sets("evalId results"),
+    export="Results are written by `promptfoo export eval ID -o out.json`; a configuration holds none.",
     scaled=True,
     samples=(
         FormatSample(

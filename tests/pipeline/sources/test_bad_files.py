@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import write_rows
 from source_cases import sample_options
 
-from mmpo.pipeline import UserError, build, load_pairs
+from mmpo.pipeline import BuildOptions, UserError, build, load_pairs
 from mmpo.pipeline.sources import SOURCES, FormatSample
 
 SAMPLES = {f"{name} {place}": (name, one) for name, source in SOURCES.items() for place, one in enumerate(source.samples)}
@@ -275,6 +276,44 @@ def test_values_of_other_types_make_no_other_margins(tmp_path: Path, name: str) 
     whole = tried.pairs(tried.raw)
     found = {what: tried.found([change(row) for row in tried.rows]) for what, change in OTHERWISE.items()}
     assert {what: pairs for what, pairs in found.items() if not isinstance(pairs, str) and pairs != whole} == {}
+
+
+OTHER_PROJECTS: dict[str, tuple[str, dict[str, Any], dict[str, str], str]] = {
+    "marks in a text": (
+        "label-studio", {"id": 1, "data": {"text": "Mars"}, "annotations": [{"id": 2, "completed_by": 1, "result": [
+            {"from_name": "label", "type": "labels", "value": {"start": 0, "end": 4, "labels": ["PLANET"]}}]}]},
+        {"gap": "label"}, "a project with other tags alone grades no texts"),
+    "tasks to be annotated": (
+        "label-studio", {"data": {"prompt": "q", "answer1": "a", "answer2": "b"}}, {"gap": "pw"}, "export the project as JSON"),
+    "classes of texts": (
+        "argilla-export", {"text": "a", "label.responses": ["x"], "label.responses.users": ["u"], "label.responses.status": ["submitted"]},
+        {"score": "label"}, "needs the columns 'prompt', 'completion'"),
+    "runs": ("mlflow", {"run_id": "r", "metrics.accuracy": 0.5}, {"score": "q"}, "traces have assessments, runs have none"),
+    "traces that nobody assessed": (
+        "mlflow", {"state": "OK", "request": "q", "response": "a", "assessments": []}, {"score": "q"}, "not_assessed 1"),
+    "a configuration": ("promptfoo", {"prompts": ["x"], "providers": ["p"], "tests": []}, {}, "promptfoo export eval"),
+    "outputs without assertions": (
+        "promptfoo", {"prompt": {"raw": "q"}, "response": {"output": "a"}, "gradingResult": None}, {}, "not_graded 1"),
+    "a log that has just begun": (
+        "inspect", {"status": "started", "eval": {"task": "t"}, "samples": []}, {}, "the evaluation has not ended"),
+    "another task": ("distilabel", {"instruction": "q", "generations": ["a", "b"], "rating": [9, 7]}, {}, "scores=COLUMN"),
+    "answers": ("fastchat", {"question_id": 1, "model_id": "m", "choices": [{"turns": ["a"]}]}, {}, "model_answer hold no grades"),
+    "outputs of models": ("alpaca-eval", {"instruction": "q", "output": "a", "generator": "m"}, {}, "model_outputs.json holds no grades"),
+    "annotations without spans": (
+        "phoenix", {"span_id": "1", "annotation_name": "q", "annotator_kind": "HUMAN", "result.score": 1}, {}, "two frames of Phoenix's"),
+    "single replies": ("pku-saferlhf", {"prompt": "q", "response": "a", "is_safe": True}, {}, "Columns present"),
+    "attacks": ("hh-rlhf", {"transcript": "\n\nHuman: q\n\nAssistant: a", "rating": 3.0}, {}, "Columns present"),
+    "pairs with grades": ("hh-rlhf", {"chosen": "a", "rejected": "b", "chosen_rating": 4}, {}, "these pairs have grades"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER_PROJECTS)
+def test_an_export_of_another_kind_is_refused_with_the_next_move(tmp_path: Path, what: str) -> None:
+    format, row, columns, words = OTHER_PROJECTS[what]
+    path = write_rows(tmp_path / "export.jsonl", [row])
+    with pytest.raises(UserError) as error:
+        build(path, tmp_path / "out", options=BuildOptions(format=format, columns=columns))
+    assert "export.jsonl" in str(error.value) and words in str(error.value)
 
 
 ALIKE = {
