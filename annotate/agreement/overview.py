@@ -40,12 +40,12 @@ class RaterOverview:
     raters: a row for each of those that are named. name, kind; grades, share: how many, and of all grades; pairs: that it says
     something of; ties, longer: shares of them; agrees, agrees_95: of the pairs that neither calls a tie (`decided` of them) the
     share in which it sides with the mean of the others; spearman, spearman_95; severity, severity_95: score points below what
-    others give to the same; first, first_95: lean toward the reply shown first, in score points; flips: share of verdicts that
-    change with the order; same, same_95: of the questions asked again (`again` of them) the share that got the same grade. None:
-    there is nothing to say it from.
-    counted: how many raters there are; against: whom they are measured by, people or raters; overall: `agreement_of_all`, or None;
-    aspects: by what the same rater says of the same pair, of every two {"first", "second", "pairs", "decided", "contradict",
-    "contradict_95", "spearman", "spearman_95"}; named: all aspects.
+    others give to the same; first, first_95: lean toward the reply shown first over the pairs seen in both orders, in score
+    points; flips: share of verdicts that change with the order; same, same_95: of the questions asked again (`again` of them) the
+    share that got the same grade. None: there is nothing to say it from.
+    counted: how many raters there are; against: whom they are measured by, people or raters; overall: `agreement_of_all`, or
+    None; aspects: by what the same rater says of the same pair, of every two {"first", "second", "pairs", "decided",
+    "contradict", "contradict_95", "spearman", "spearman_95"}; named: all aspects.
     """
 
     raters: list[dict[str, Any]]
@@ -149,7 +149,8 @@ def _row(
     strict = severity.get(who.name, {})
     row |= {"severity": strict.get("severity"), "severity_95": _around(strict.get("severity"), strict.get("se"))}
     place = position_row(margins, column)
-    row |= {"first": place["toward_first"], "first_95": _around(place["toward_first"], place["se"]), "flips": place["flips"]}
+    lean = place["toward_first"] if place["orders"] == "both" else None  # of one order alone position can't be told from merit
+    row |= {"first": lean, "first_95": _around(lean, place["se"]), "flips": place["flips"]}
     again = consistency_row(margins, column) or {}
     return row | {"same": again.get("equal"), "same_95": again.get("equal_95"), "again": again.get("items", 0)}
 

@@ -32,6 +32,8 @@ from mmpo.pipeline.tables import (
 BATCH_ROWS = 32_768
 DISTINCT_BYTES = 8 << 20
 """Of a row group, encoded: up to so many it is read with its texts as dictionaries, else in batches of about this size."""
+IN_DICTIONARIES = 0.7
+"""Of a row group's compressed bytes."""
 AGAIN = "build the dataset again from its sources with `mmpo build`"
 
 
@@ -62,6 +64,8 @@ def part_files(dataset: str | Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
     found = {split: split_files(folder, split) for split in SPLITS}
+    if not any(found.values()) and (folder / "feedback").is_dir():
+        raise UserError(f"{folder} holds FEEDBACK, no pairs; `mmpo build {folder} --format feedback --out PAIRS` makes pairs of it")
     if not any(found.values()):
         raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
     return found
@@ -113,12 +117,19 @@ def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
     ):
         for group in range(plain.num_row_groups):  # over several groups at once nested dictionaries can't be read
             about = plain.metadata.row_group(group)
-            few = about.total_byte_size <= DISTINCT_BYTES
+            few = about.total_byte_size <= DISTINCT_BYTES or _in_dictionaries(about)
             rows = BATCH_ROWS if few else max(64, about.num_rows * DISTINCT_BYTES // about.total_byte_size)
             yield (
                 about.total_byte_size,
                 (repeating if few else plain).iter_batches(rows, row_groups=[group], columns=columns, use_threads=False),
             )
+
+
+def _in_dictionaries(group: pq.RowGroupMetaData) -> bool:
+    """Whether a row group's bytes are nearly all of dictionaries: then its texts stand in many rows, and rows in full are far larger."""
+    chunks = [group.column(at) for at in range(group.num_columns)]
+    held = [one.data_page_offset - one.dictionary_page_offset for one in chunks if one.has_dictionary_page]
+    return sum(held) >= IN_DICTIONARIES * sum(one.total_compressed_size for one in chunks)
 
 
 def check_columns(given: pa.Schema, wanted: pa.Schema, path: str | Path) -> None:

@@ -1,12 +1,15 @@
 """`mmpo report`: a page to judge a dataset by, with what raters said where that can be read; or what changed between two versions."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmpo.cli.output import AsJson, print_json, say
 from mmpo.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from mmpo.annotate.agreement import RaterOverview
 
 AUTO, NONE = "auto", "none"
 
@@ -54,16 +57,29 @@ def report(
 
 def write_page(dataset: Path, out: Path, feedback: str = AUTO) -> Path:
     """The page about one dataset, with its raters where what they said is given or can be read again."""
-    from mmpo.pipeline.report import feedback_of, write_report
+    from mmpo.pipeline.report import write_report
+
+    overview, why = _raters(dataset, feedback)
+    return write_report(dataset, out, raters=overview, no_raters=why)
+
+
+def _raters(dataset: Path, feedback: str) -> tuple["RaterOverview | None", str]:
+    """What raters are like, or None and why it is not known."""
+    from mmpo.pipeline.report import feedback_of
     from mmpo.pipeline.storage import read_manifest
 
+    if feedback == NONE:
+        return None, ""
+    if feedback != AUTO and not Path(feedback).is_dir():
+        raise UserError(
+            f"--feedback {feedback}: no such folder. Give {AUTO}, {NONE}, or a folder that `mmpo build --feedback-only` wrote"
+        )
     table, why = feedback_of(dataset) if feedback == AUTO else (None, "")
-    if table is None and feedback in (AUTO, NONE):
-        return write_report(dataset, out, no_raters=why)
+    if table is None and feedback == AUTO:
+        return None, why
     from mmpo.annotate.agreement import overview_or_reason, rater_overview  # a page without raters does without the package
 
     if table is None:
-        return write_report(dataset, out, raters=rater_overview(Path(feedback)))
+        return rater_overview(Path(feedback)), ""
     recipe = read_manifest(dataset).get("recipe") or {}
-    overview, why = overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))
-    return write_report(dataset, out, raters=overview, no_raters=why)
+    return overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))

@@ -78,7 +78,7 @@ def _values(
     folder: Path, figures: PairFigures, manifest: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], overview: Any | None
 ) -> dict[str, Any]:
     training = figures.margin[figures.training]
-    decided = training[training > 0]
+    decided = np.sort(training[training > 0])
     gamma = gamma_for_mean_target(decided) if decided.size else None
     about = margin_figures(figures)
     length, duplicates = length_section(figures), duplicates_section(figures)
@@ -88,7 +88,7 @@ def _values(
     code, policy = script("examples.js.j2")
     return {
         "numbers": _numbers(figures, gamma, about) + _ends(manifest.get("saturated", {})),
-        "looks": _looks(checks, length, duplicates, about, overview),
+        "looks": _looks(figures, checks, length, duplicates, about, overview),
         "warnings": manifest.get("warnings", []),
         "suggested": gamma,
         "mean_target": MEAN_TARGET,
@@ -142,6 +142,7 @@ def _ends(saturated: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _looks(
+    figures: PairFigures,
     checks: Sequence[Mapping[str, Any]],
     length: Mapping[str, Any],
     duplicates: Mapping[str, Any],
@@ -166,6 +167,10 @@ def _looks(
                 "where": "length",
             }
         )
+    untied = figures.margin[figures.margin > 0]
+    if len(untied) > 1 and untied.min() == untied.max():
+        words = f"every untied pair has the margin {number(float(untied[0]))}: they say which reply is better, and not by how much"
+        found.append({"status": "warn", "words": words, "where": "margins"})
     if about["unsure"] is not None and about["unsure"] > 0.5:
         words = f"{percent(about['unsure'])} of the untied pairs have a margin below twice its standard error"
         found.append({"status": "warn", "words": words, "where": "margins"})

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.margins import Floats, gamma_for_mean_target, target_probability
+from mmpo.pipeline.margins import MEAN_TARGET, Floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.report.charts import Chart, counted, histogram, line_chart
 from mmpo.pipeline.report.dataset.figures import PairFigures, shortened, source_rows
 from mmpo.pipeline.report.dataset.measures import (
@@ -80,7 +80,8 @@ def margins_section(figures: PairFigures, gamma: float | None) -> dict[str, Any]
     columns = ["gamma", "mean_target", "p10", "p50", "p90", "saturated", "noise_aware", "note"]
     if rows and rows[0]["noise_aware"] is None:
         columns.remove("noise_aware")
-    shown = [{**row, "marked": row["note"] == "suggested"} for row in rows]
+    again = f"mean target {MEAN_TARGET:g}"  # of condensed margins the suggested γ comes twice, a few digits apart
+    shown = [{**row, "marked": row["note"] == "suggested"} for row in rows if row["note"] != again]
     titles = {
         "gamma": "γ",
         "p10": "10%",
