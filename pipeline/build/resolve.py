@@ -129,7 +129,7 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
     own = {_own(group.source, "evidence") for group in statistics.groups}
     first = "comparisons" if own == {"comparisons"} else "ratings"
     evidence, groups = choose_evidence(statistics, options.evidence, options.wanted, first)
-    score = _score(options.score, groups)
+    score = _score(options.score, groups, options.aspects or ())
     check_scales(score, groups, options.normalise)
     check_normalisation(options.normalise, groups, statistics)
     if evidence == "comparisons" and not STRATEGIES[options.strategy].every_pair:
@@ -154,22 +154,35 @@ def _own(source: str, name: str) -> str:
     return said.pop() if len(said) == 1 else getattr(Source, name)
 
 
-def _score(given: str, groups: Sequence[GradeGroup]) -> dict[str, float] | str:
-    """How aspects merge; `auto` is what the formats that the grades come from say, where they agree and the grades have those aspects."""
+def _score(given: str, groups: Sequence[GradeGroup], chosen: Sequence[str]) -> dict[str, float] | str:
+    """How aspects merge; `auto` is what the formats that the grades come from say, where they agree and the grades have those aspects; of
+    one aspect that was `chosen` (--aspect) that one, unless more of it is worse by the format's own weights."""
     aspects = sorted({group.aspect for group in groups})
     if given != "auto":
         return parse_score(given, aspects)
     own = {_own(group.source, "score") for group in groups}
     wanted = own.pop() if len(own) == 1 else "overall"
+    if len(aspects) == len(set(chosen)) == 1:
+        if f"{aspects[0]}=-" in wanted:
+            raise UserError(
+                f"--aspect {aspects[0]}: the format takes more of it for worse ({wanted}), so that --score has to say which end is "
+                f"better: {aspects[0]}=-1 or {aspects[0]}=1"
+            )
+        return parse_score(aspects[0], aspects)
     try:
         score = parse_score(wanted, aspects)
     except UserError:  # the format's other layouts have other aspects
         if "overall" not in aspects:
-            sources = ", ".join(sorted({group.source for group in groups}))
+            sources = sorted({group.source for group in groups})
             or_overall = "" if wanted == "overall" else ", or overall"
+            known = [SOURCES[name] for name in sources if name in SOURCES]
+            named = len(known) < len(sources) or any(source.fields or source.aspects for source in known)
+            told = ", ".join(sorted({source.aspects for source in known} - {""}))
+            why = f" (they are {told})" if told else "" if named else ". Is a column gone?"
             raise UserError(
-                f"--score auto: of {sources} it is {wanted}{or_overall}, and the grades do not have these aspects; present: "
-                f"{', '.join(aspects)}. Is a column gone? --score names what shall count: {aspects[0]}, or mean"
+                f"--score auto: of {', '.join(sources)} it is {wanted}{or_overall}, and the grades do not have these aspects. Aspects "
+                f"present: {', '.join(aspects)}{why}{'' if why[-1:] == '?' else '.'} --score names what shall count: {aspects[0]}"
+                f"{f', or weights: {aspects[0]}=1,{aspects[1]}=.5' if len(aspects) > 1 else ''}, or mean"
             ) from None
         score = parse_score("overall", aspects)
     lost = {group.source for group in groups} - {group.source for group in groups if score == "mean" or group.aspect in score}

@@ -111,7 +111,8 @@ class Source:
     columns once per file and returns the parser of its rows. requires: sets of columns of which one must be there.
     fields: the names that `--columns` may map. scaled: whether `--scale` means something. named: whether the user may
     name rater and kind. clipped: whether `--clip` means something. table: reads a whole table into FEEDBACK at once instead.
-    samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for. range: its grades'
+    samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for.
+    aspects: whose names aspects have where the user's own set-up gives them. range: its grades'
     scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
     alone: whether it is thought of only where a file has the required columns and no other. joined: makes rows that stand for themselves
     of a whole file's rows, or says why not; such files are not cut in chunks.
@@ -134,6 +135,7 @@ class Source:
     folded: tuple[frozenset[str], ...] = ()
     evidence: str = "auto"
     score: str = "overall"
+    aspects: str = ""
     alone: bool = False
     range: str = ""
     direction: str = ""

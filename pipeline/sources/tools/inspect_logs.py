@@ -159,6 +159,7 @@ INSPECT = Source(
     requires=column_sets("eval input output"),
     folded=column_sets("eval samples"),
     scaled=True,
+    aspects="the scorers",
     samples=(
         FormatSample(
             "a log as JSON (an .eval file holds the same), a sample in two epochs",

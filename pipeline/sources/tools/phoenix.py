@@ -96,6 +96,7 @@ PHOENIX = Source(
     ),
     scaled=True,
     export=f"Annotations and spans are two frames of Phoenix's client, to be joined: {RECIPE}.",
+    aspects="the annotations' names",
     samples=(
         FormatSample(
             "annotations with the texts of their spans: " + RECIPE,

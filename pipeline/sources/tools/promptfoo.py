@@ -160,6 +160,7 @@ PROMPTFOO = Source(
     folded=column_sets("evalId results"),
     export="Results are written by `promptfoo export eval ID -o out.json`; a configuration holds none.",
     scaled=True,
+    aspects="the metrics or types of assertions",
     samples=(
         FormatSample(
             "an evaluation as JSON",
