@@ -1,6 +1,7 @@
 """What an export is, what each loses of a dataset, and the pairs as a writer gets them: a batch at a time, without those left out."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,8 @@ def opened(dataset: str | Path, kind: Export, given: ExportOptions, to: str) -> 
         raise UserError(f"--gamma {given.gamma}: {to} has nothing that depends on γ; leave it out")
     wanted = given.gamma if given.gamma is not None else "auto" if kind.gamma == "needed" else None
     gamma = None if wanted is None else _gamma(wanted, parts)
+    if gamma == math.inf and kind.gamma == "allowed":
+        raise UserError(f"--gamma inf: {to} would subtract an infinite margin from every difference of rewards; give a finite γ")
     others = sum(batch.num_rows for split in parts.keys() - set(kind.splits) for batch in batches(parts[split], ["raters"], 65536))
     pairs = ExportedPairs(kind, {split: files for split, files in parts.items() if split in kind.splits}, keys, gamma)
     pairs.look()

@@ -1,6 +1,7 @@
 """The Hub: names of datasets on it, the client, and its errors as errors of ours. The token comes from where huggingface_hub looks for it
 (HF_TOKEN, or a login) and is never printed."""
 
+import json
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
 NAME = re.compile(r"(?:hub:)?(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+BAD_HEAD = "Invalid metadata in README.md."
 LOGIN = "set the environment variable HF_TOKEN to a token with that right, or log in by `hf auth login`"
 CARD, KEPT_CARD = "README.md", "folder-README.md"
 """The dataset's page on the Hub; and the README of the folder that was pushed, which pulling puts back."""
@@ -73,8 +75,17 @@ def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"{name}: {doing} needs a token: {LOGIN}") from error
     except (ConnectionError, TimeoutError) as error:
-        raise _failed(name, doing, _first_line(error), resumes) from error
+        raise _failed(name, doing, f"{os.environ.get('HF_ENDPOINT', 'the Hub')}: {_first_line(error)}", resumes) from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{name}: no name on the Hub: {_first_line(error)}") from error
+    except json.JSONDecodeError as error:
+        raise _failed(name, doing, "what answered is no Hub: it sent no JSON", resumes) from error
     except Exception as error:
+        if str(error).startswith(BAD_HEAD):
+            told = " ".join(str(error).removeprefix(BAD_HEAD).split())
+            raise UserError(
+                f"{name}: the Hub rejects the head of the dataset's page ({told}): mend --license, or the page there"
+            ) from error
         if not _is_transport(error):
             raise
         inner = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else None

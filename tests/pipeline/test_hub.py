@@ -157,6 +157,7 @@ FAULTS = {
     ),
     "too many requests": ("commit", 429, PartialResult, "the Hub answered 429"),
     "no right": ("preupload", 403, UserError, "the Hub refuses pushing.*HF_TOKEN"),
+    "a head that it rejects": ("validate-yaml", 400, UserError, "the Hub rejects the head of the dataset's page.*mend --license"),
     "it changed meanwhile": ("commit", 412, UserError, "it changed on the Hub meanwhile"),
 }
 
@@ -165,7 +166,7 @@ FAULTS = {
 def test_where_the_hub_fails_nothing_is_committed(fault: str, served: Hub, pairs: Path) -> None:
     where, status, error, told = FAULTS[fault]
     push_dataset(pairs, NAME)
-    served.before = lambda method, path: status if f"/{where}/" in path else None
+    served.before = lambda method, path: status if f"/{where}" in path else None
     commits = len(served.repositories[NAME].commits)
     with pytest.raises(error, match=told):
         push_dataset(pairs, NAME, license="mit")
@@ -194,6 +195,7 @@ REFUSED: dict[str, tuple[Repository | None, str, str]] = {
         "holds data/train.csv, which mmpo did not push",
     ),
     "no right": (None, "others/pairs", "the Hub refuses making a dataset.*HF_TOKEN"),
+    "too long": (None, "me/" + "x" * 200, "no name on the Hub"),
     "no name": (None, "pairs", "names no dataset on the Hub: it is OWNER/NAME"),
     "a revision": (None, "me/pairs@main", "names no dataset on the Hub"),
 }
@@ -208,6 +210,15 @@ def test_what_may_not_be_pushed_is_refused(case: str, served: Hub, pairs: Path) 
     with pytest.raises(UserError, match=told):
         push_dataset(pairs, name)
     assert {name: one.commits for name, one in served.repositories.items()} == before
+
+
+def test_a_wrong_token_is_told_by_what_to_do(served: Hub, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    with pytest.raises(
+        UserError, match=r"the Hub refuses making a dataset \(401\): set the environment variable HF_TOKEN"
+    ) as refused:
+        push_dataset(pairs, NAME)
+    assert "hf_of_nobody" not in str(refused.value)
 
 
 def test_a_file_that_would_be_read_as_rows_is_refused(served: Hub, pairs: Path) -> None:

@@ -129,6 +129,8 @@ def test_a_margin_to_be_subtracted_is_there_only_where_gamma_scales_it(to: str, 
     plain, scaled = (load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"))["train"] for name in ("plain", "scaled"))
     assert "margin" not in plain.column_names
     assert scaled["margin"] == [0.5, 1.0, 1.5, 2.0] and scaled["quality_margin"] == [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(UserError, match="would subtract an infinite margin"):
+        export(data, to, tmp_path / "x", ExportOptions(gamma="inf"))
     with pytest.raises(UserError, match=r"--gamma 0\.5: trl-dpo has nothing that depends on γ"):
         export(data, "trl-dpo", tmp_path / "x", ExportOptions(gamma=0.5))
 
