@@ -40,6 +40,15 @@ def hub_api() -> "HfApi":
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
+def on_hub_name(file: str, prefix: str) -> str:
+    """The name on the Hub of a file of a dataset folder; prefix: FEEDBACK_FOLDER, or "" for what stands at the top.
+
+    >>> on_hub_name("README.md", ""), on_hub_name("README.md", FEEDBACK_FOLDER)
+    ('folder-README.md', 'feedback-table/README.md')
+    """
+    return f"{prefix}/{file}" if prefix else KEPT_CARD if file == CARD else file
+
+
 def safe_name(name: str, where: str) -> str:
     """The name of a file of a dataset folder, which comes from elsewhere. Raises UserError where it would lead out of the folder."""
     path = PurePosixPath(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, KEPT_CARD, hub_api, hub_errors, info_of, named, safe_name
+from mmpo.pipeline.hub.client import FEEDBACK_FOLDER, LOGIN, hub_api, hub_errors, info_of, named, on_hub_name, safe_name
 from mmpo.pipeline.hub.push import PULLED
 from mmpo.pipeline.storage import MANIFEST, read_manifest, replacing
 from mmpo.pipeline.storage.dataset import manifest_files
@@ -27,21 +27,19 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
     api = hub_api()
     info = info_of(api, name, asked)
     if info is None or info.sha is None:
-        from mmpo.pipeline.hub.client import LOGIN
-
         raise UserError(f"{name}: no such dataset on the Hub, or no right to see it; check the name, or {LOGIN}")
-    revision, prefix = info.sha, f"{FEEDBACK_FOLDER}/" if feedback else ""
+    revision, prefix = info.sha, FEEDBACK_FOLDER if feedback else ""
     names = {one.rfilename for one in info.siblings or ()}
-    if f"{prefix}{MANIFEST}" not in names:
+    if on_hub_name(MANIFEST, prefix) not in names:
         what = "no FEEDBACK folder beside its rows" if feedback else f"no {MANIFEST}: `mmpo push` did not make it"
         raise UserError(f"{name}@{revision} has {what}. mmpo build hub:{name}@{revision} --format ... reads its rows")
     with replacing(Path(out)) as folder:
-        cached = _fetched(name, revision, [f"{prefix}{MANIFEST}"])
+        cached = _fetched(name, revision, [on_hub_name(MANIFEST, prefix)])
         text = (cached / prefix / MANIFEST).read_bytes()
         (folder / MANIFEST).write_bytes(text)
         manifest = read_manifest(folder)
         digests = {safe_name(file, name): digest for file, digest in manifest_files(manifest).items()}
-        there = {file: f"{prefix}{KEPT_CARD if file == CARD and not prefix else file}" for file in digests}
+        there = {file: on_hub_name(file, prefix) for file in digests}
         missing = [file for file, on_hub in there.items() if on_hub not in names]
         if missing:
             raise UserError(

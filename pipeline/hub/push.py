@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub.card import configs, page
-from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, KEPT_CARD, git_oid, hub_api, hub_errors, info_of, named
+from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, git_oid, hub_api, hub_errors, info_of, named, on_hub_name
 from mmpo.pipeline.storage import MANIFEST, FileDigest, manifest_of, read_manifest
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
+from mmpo.pipeline.tables import is_readable
 from mmpo.pipeline.validate import validate
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def push_dataset(
     warnings += [line for one, about in folders.values() for line in _local_names(one, about)]
     contents = {prefix: _contents(one, about, prefix) for prefix, (one, about) in folders.items()}
     files = {name: where for part in contents.values() for name, where in part.items()}
+    digests = {
+        on_hub_name(file, prefix): digest
+        for prefix, (_, about) in folders.items()
+        for file, digest in manifest_files(about).items()
+    }
     tables = configs("default", _splits(path, manifest))
     if feedback is not None:
         tables += configs("feedback", ["feedback"], FEEDBACK_FOLDER)
@@ -79,7 +85,7 @@ def push_dataset(
     revision = _commit(
         api, name, info, {**files, CARD: card.encode()}, gone, message or f"{sum(manifest['rows'].values()):,} rows by mmpo"
     )
-    _compare(api, name, revision, files)
+    _compare(api, name, revision, files, digests)
     sizes = [len(where) if isinstance(where, bytes) else where.stat().st_size for where in files.values()]
     url = f"{api.endpoint}/datasets/{name}"
     return PushedDataset(name, revision, url, bool(info.private), revision != info.sha, len(files), sum(sizes), tuple(warnings))
@@ -114,11 +120,10 @@ def _splits(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def _contents(folder: Path, manifest: Mapping[str, Any], prefix: str) -> Contents:
     """The folder's files by their names on the Hub. Its own README stands under another name where the dataset's page is."""
-    names = {name: KEPT_CARD if name == CARD and not prefix else name for name in manifest_files(manifest)}
-    start = f"{prefix}/" if prefix else ""
     own = {key: value for key, value in manifest.items() if key != PULLED}
     text = json.dumps(own, ensure_ascii=False, indent=2) + "\n"
-    return {**{f"{start}{there}": folder / name for name, there in names.items()}, f"{start}{MANIFEST}": text.encode()}
+    files = {on_hub_name(file, prefix): folder / file for file in manifest_files(manifest)}
+    return {**files, on_hub_name(MANIFEST, prefix): text.encode()}
 
 
 def _repository(api: "HfApi", name: str, public: bool) -> "DatasetInfo":
@@ -141,13 +146,24 @@ def _there(api: "HfApi", name: str, info: "DatasetInfo") -> dict[str, FileDigest
     """The files that earlier pushes left on the Hub."""
     names = {one.rfilename for one in info.siblings or ()}
     found: dict[str, FileDigest | None] = {}
-    for prefix in ("", f"{FEEDBACK_FOLDER}/"):
-        if f"{prefix}{MANIFEST}" in names:
-            manifest = json.loads(_read(api, name, f"{prefix}{MANIFEST}", info.sha))
-            listed = manifest_files(manifest) if isinstance(manifest, dict) else {}
-            found |= {f"{prefix}{KEPT_CARD if file == CARD and not prefix else file}": digest for file, digest in listed.items()}
-            found[f"{prefix}{MANIFEST}"] = None
+    for prefix in ("", FEEDBACK_FOLDER):
+        there = on_hub_name(MANIFEST, prefix)
+        if there in names:
+            listed = _ours(_read(api, name, there, info.sha))
+            found |= {} if listed is None else {there: None} | {on_hub_name(file, prefix): one for file, one in listed.items()}
     return {file: digest for file, digest in found.items() if file in names}
+
+
+def _ours(text: str) -> Mapping[str, FileDigest | None] | None:
+    """The files that a manifest on the Hub names, None where it is none of mmpo's: other tools call files so, too."""
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return None
+    own = (
+        isinstance(manifest, dict) and is_readable(manifest.get("schema_version")) and manifest.get("kind") in ("pairs", "feedback")
+    )
+    return manifest_files(manifest) if own else None
 
 
 def _refuse_others(name: str, info: "DatasetInfo", there: Mapping[str, Any], tables: Iterable[Mapping[str, Any]]) -> None:
@@ -181,8 +197,9 @@ def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone:
     return str(done.oid)
 
 
-def _compare(api: "HfApi", name: str, revision: str, files: Contents) -> None:
-    """Raise PartialResult where the Hub does not hold what was pushed: a .gitignore there leaves files out without a word."""
+def _compare(api: "HfApi", name: str, revision: str, files: Contents, digests: Mapping[str, FileDigest | None]) -> None:
+    """Raise PartialResult where the Hub does not hold what the manifest names: a .gitignore there leaves files out without a word, and the
+    folder may have become another one meanwhile."""
     with hub_errors(name, "reading"):
         entries = {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)}
     wrong = []
@@ -193,7 +210,8 @@ def _compare(api: "HfApi", name: str, revision: str, files: Contents) -> None:
         elif entry is None:
             fits = False
         else:
-            fits = entry.lfs.sha256 == file_digest(where)["sha256"] if entry.lfs else entry.blob_id == git_oid(where)
+            digest = digests.get(there) or file_digest(where)
+            fits = entry.lfs.sha256 == digest["sha256"] if entry.lfs else entry.blob_id == git_oid(where)
         if not fits:
             wrong.append(there)
     if wrong:

@@ -194,6 +194,11 @@ REFUSED: dict[str, tuple[Repository | None, str, str]] = {
         NAME,
         "holds data/train.csv, which mmpo did not push",
     ),
+    "another tool's": (
+        Repository(True, [("a" * 40, {"manifest.json": b'{"files": ["data.csv"]}', "data.csv": b"a"})]),
+        NAME,
+        "holds manifest.json, data.csv, which mmpo did not push",
+    ),
     "no right": (None, "others/pairs", "the Hub refuses making a dataset.*HF_TOKEN"),
     "too long": (None, "me/" + "x" * 200, "no name on the Hub"),
     "no name": (None, "pairs", "names no dataset on the Hub: it is OWNER/NAME"),
