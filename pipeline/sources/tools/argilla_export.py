@@ -5,7 +5,7 @@ which answers were submitted; `to_datasets` does. A ranking's ranks are in neith
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -17,7 +17,8 @@ from mmpo.pipeline.sources.messages import structure
 from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object, asked_columns
 
 RESPONSES = ".responses"
-BESIDE = re.compile(r"\.(responses(\.users|\.status)?|suggestion(\.score|\.agent)?)$")
+BESIDE = re.compile(r"\.(responses(\.users|\.status)?|suggestion(\.score|\.agent)?)$|-suggestion(-metadata)?$")
+SUGGESTED = (".suggestion", "-suggestion")
 STATUS_HINT = (
     "records do not say which answers were submitted, and drafts and discarded ones stand among them: export by to_datasets()"
 )
@@ -35,9 +36,10 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
         given = _of_records(row)
         suggested = bool(row.get("suggestions"))
     else:
-        texts = {name: value for name, value in row.items() if not BESIDE.search(name)}
-        given = _of_frames(row)
-        suggested = any(value is not None for name, value in row.items() if name.endswith(".suggestion"))
+        older = _questions(row)
+        texts = {name: value for name, value in row.items() if not BESIDE.search(name) and name not in older}
+        given = _of_version_1(row, older) if older else _of_frames(row)
+        suggested = any(value is not None for name, value in row.items() if name.endswith(SUGGESTED))
     if suggested:
         count("suggestions_left_out")
     people: dict[str, dict[str, Any]] = {}
@@ -57,8 +59,9 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
             yield 0, BadRow(str(state), about, limited=False)
         elif lists:
             raise UserError(
-                f"the answer to {lists[0]!r} is a list ({answers[lists[0]]!r}): of a ranking Argilla exports no ranks but the "
-                "order in which it was shown, and several labels are no grade. Name a rating, or a label with --gap-of, in --columns"
+                f"the answer to {lists[0]!r} is a list ({answers[lists[0]]!r}): of a ranking Argilla 2 exports no ranks but the order in "
+                "which it was shown, that of Argilla 1 is not read, and several labels are no grade. Name a rating, or a label with "
+                "--gap-of, in --columns"
             )
         else:
             if state is None:
@@ -83,6 +86,27 @@ def _of_records(row: Mapping[str, Any]) -> _Given:
         for name, many in responses.items()
         for one in map(as_object, as_list(many))
     ]
+
+
+def _questions(row: Mapping[str, Any]) -> list[str]:
+    """The questions of a frame of Argilla 1 (looked at: 1.29.1): columns that hold a list of answers with their users, and a suggestion
+    beside them."""
+    return [name for name, value in row.items() if f"{name}-suggestion" in row or {"user_id", "value"} <= set(_first(value))]
+
+
+def _first(value: Any) -> Mapping[str, Any]:
+    return as_object(value[0]) if isinstance(value, list) and value else as_object(value)
+
+
+def _of_version_1(row: Mapping[str, Any], questions: Sequence[str]) -> _Given:
+    given: _Given = []
+    for question in questions:
+        cell = _cell(row[question])
+        if isinstance(cell, Mapping):  # older releases of datasets turn a list of objects into an object of lists
+            keys, columns = list(cell), [as_list(one) for one in cell.values()]
+            cell = [dict(zip(keys, values)) for values in zip(*columns)]
+        given += [(question, one.get("value"), str(one.get("user_id")), one.get("status")) for one in map(as_object, as_list(cell))]
+    return given
 
 
 def _of_frames(row: Mapping[str, Any]) -> _Given:
@@ -123,6 +147,10 @@ def _cell(value: Any) -> Any:
     return [structure(part) for part in inner.split()]
 
 
+def _answer(value: Any, user: str = "anna", status: str = "submitted") -> dict[str, Any]:
+    return {"user_id": user, "value": value, "status": status}
+
+
 _QUALITY = {"quality.responses": [5], "quality.responses.users": ["anna"], "quality.responses.status": ["submitted"]}
 ARGILLA_EXPORT = Source(
     "argilla-export",
@@ -137,6 +165,20 @@ ARGILLA_EXPORT = Source(
             (
                 {"prompt": "Name a planet.", "reply": "Mars, the red one.", **_QUALITY},
                 {"prompt": "Name a planet.", "reply": "The moon.", **_QUALITY, "quality.responses": [2]},
+            ),
+            "--columns completion=reply,score=quality --scale 1:5",
+        ),
+        FormatSample(
+            "Argilla 1: answers with their users in the question's own column",
+            tuple(
+                {
+                    "prompt": "Name a planet.",
+                    "reply": text,
+                    "quality": [_answer(score)],
+                    "quality-suggestion": None,
+                    "metadata": "{}",
+                }
+                for text, score in (("Mars, the red one.", 5), ("The moon.", 2))
             ),
             "--columns completion=reply,score=quality --scale 1:5",
         ),
@@ -160,6 +202,8 @@ ARGILLA_EXPORT = Source(
         "drafts": "records (to_disk, to_json) write drafts and discarded answers like submitted ones; to_datasets says which are which",
         "rankings": "of a ranking there are no ranks but the order in which the options were shown",
         "printed lists": "in CSV two users are ['a' 'b'], which Python reads as one text, 'ab'",
+        "versions": "Argilla 1 has a list of answers in the question's column, drafts and discarded ones among them, where Argilla 2 has "
+        "columns beside it",
         "suggestions": "a model's suggestion stands beside people's answers to the same question",
     },
 )

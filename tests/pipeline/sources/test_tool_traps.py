@@ -44,6 +44,18 @@ def record(*values: Any, status: str = "completed", **changed: Any) -> dict[str,
     return {"fields": {"prompt": ASKED, "reply": BAD, "other": GOOD}, "responses": {"s": answers}, "status": status, **changed}
 
 
+def older(answers: list[tuple[str, int, str]]) -> dict[str, Any]:
+    told = [{"user_id": user, "value": value, "status": status} for user, value, status in answers]
+    return {
+        "prompt": ASKED,
+        "reply": BAD,
+        "s": told,
+        "s-suggestion": 5,
+        "s-suggestion-metadata": {"agent": None},
+        "external_id": None,
+    }
+
+
 def trace(*assessments: dict[str, Any], response: str = BAD) -> dict[str, Any]:
     source = {"source_id": "u", "source_type": "HUMAN"}
     told = [{"assessment_name": "s", "source": source, "valid": True, **one} for one in assessments]
@@ -116,6 +128,11 @@ TRAPS: dict[tuple[str, str], Case] = {
     ("argilla-export", "printed lists"): (
         "prompt,reply,s.responses,s.responses.users,s.responses.status\nq,a,[5 2],['u' \"v's\"],\"['submitted'\n 'submitted']\"\n",
         QUALITY, [("q", "a", 5.0, "u", "overall"), ("q", "a", 2.0, "v's", "overall")], {}, {}),
+    ("argilla-export", "versions"): (
+        [older([("u", 4, "submitted"), ("v", 1, "discarded"), ("w", 2, "draft")]), older([]),
+         {**older([]), "s": {"user_id": ["u"], "value": [3], "status": ["submitted"]}}], QUALITY,
+        [(ASKED, BAD, 4.0, "u", "overall"), (ASKED, BAD, 3.0, "u", "overall")], {"discarded": 1, "draft": 1, "not_annotated": 1},
+        {"suggestions_left_out": 3}),
     ("argilla-export", "suggestions"): (
         [{**frame(score=[5], users=["u"], status=["submitted"]), "s.suggestion": 1}, record(4, suggestions={"s": {"value": 1}})], QUALITY,
         [(ASKED, BAD, 5.0, "u", "overall"), (ASKED, BAD, 4.0, "u", "overall")], {},
