@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.filters import SHINGLE, SIMILARITY, compared, duplicates
+from mmpo.pipeline.arrow import flat
+from mmpo.pipeline.filters import SHINGLE, SIMILARITY, compared, duplicates, texts_of_prompts
 from mmpo.pipeline.filters.duplicates import Duplicate
 from mmpo.pipeline.margins import Floats
 from mmpo.pipeline.metrics.summary import length_measures
@@ -170,7 +171,8 @@ def near_duplicates(figures: PairFigures) -> tuple[list[dict[str, Any]], list[Du
     themselves. Both empty where the prompts are not held."""
     if figures.heads is None:
         return [], []
-    table = compared(figures.heads, np.asarray(figures.heads["side"]), SIMILARITY, SHINGLE)
+    ids, side = (flat(figures.heads[name]) for name in ("prompt_id", "side"))
+    table = compared(ids, texts_of_prompts(figures.heads), np.asarray(side), SIMILARITY, SHINGLE)
     [found], [crossing] = (list(duplicates([table], SIMILARITY, across_splits=across)) for across in (False, True))
     words = f"(at least {SIMILARITY:.0%} of their runs of {SHINGLE} words)"
     rows = [
