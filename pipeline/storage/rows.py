@@ -5,12 +5,11 @@ malformed line costs one line.
 """
 
 import json
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -191,22 +190,19 @@ def plan(files: Sequence[InputFile], chunk_bytes: int = 16 << 20, *, whole: bool
 def _line_ranges(file: InputFile, chunk_bytes: int) -> Iterator[Chunk]:
     """Byte ranges that end behind a newline, and the numbers of their first lines (so the file is read once)."""
     with open(file.path, "rb") as raw:
-        size = raw.seek(0, 2)
-        if not size:
-            return
-        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start, row = 0, 1
-            while start < size:
-                end = content.find(b"\n", min(start + max(chunk_bytes, 1), size) - 1) + 1 or size
-                yield Chunk(file, "lines", start, end - start, row, end - start)
-                if end < size:
-                    row += _newlines(content, start, end)
-                start = end
+        size, start, row = raw.seek(0, 2), 0, 1
+        while start < size:
+            least = min(start + max(chunk_bytes, 1), size)
+            raw.seek(least - 1)
+            end = least - 1 + max(len(raw.readline()), 1)  # no line where the file was cut short meanwhile
+            yield Chunk(file, "lines", start, end - start, row, end - start)
+            row += _newlines(raw, start, end) if end < size else 0
+            start = end
 
 
-def _newlines(content: mmap.mmap, start: int, end: int) -> int:
-    step = BLOCK_BYTES
-    blocks = (np.frombuffer(content[at : min(at + step, end)], np.uint8) for at in range(start, end, step))
+def _newlines(raw: BinaryIO, start: int, end: int) -> int:
+    raw.seek(start)
+    blocks = (np.frombuffer(raw.read(min(BLOCK_BYTES, end - at)), np.uint8) for at in range(start, end, BLOCK_BYTES))
     return sum(int(np.count_nonzero(block == ord("\n"))) for block in blocks)
 
 
