@@ -56,7 +56,8 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
         "rows": shown.to_pylist(),
         "raters": dict(graded.most_common()),
         "bad_values": _bad_values(part.rejects),
-        "warnings": saturation_warnings(saturated(statistics.groups, statistics)) + reading_warnings(part.noted, {}, options),
+        "warnings": saturation_warnings(saturated(statistics.groups, statistics))
+        + reading_warnings(part.noted, {}, options, part.lines),
     }
 
 

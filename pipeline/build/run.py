@@ -259,7 +259,8 @@ def _finish(
     for build, some in zip(builds, found, strict=True):
         noted = sum((read.noted for read in some), Counter())
         unused = {k: v for read in some for k, v in read.unused.items()}
-        said["warnings"] += [_of(build, line) for line in reading_warnings(noted, unused, build.options)]
+        lines = sum(read.lines for read in some)
+        said["warnings"] += [_of(build, line) for line in reading_warnings(noted, unused, build.options, lines)]
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **by_source, **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {

@@ -262,6 +262,10 @@ NOTED = {
     "in their place: it numbers ratings by their place in the judge's reply, and cuts decimals off",
     "ranking_in_display_order": "{n:,} rankings are in the order in which the items were shown, as a Ranker that nobody touched is "
     "sent: many of them speak of answers that were never given",
+    "chosen_below_rejected": "in {n:,} of {lines:,} rows the chosen reply has the lower score, so that the rejected one is taken as the "
+    "better one: where low scores are good, --format trl --columns score_chosen=-COLUMN,score_rejected=-COLUMN turns them",
+    "margin_below_zero": "in {n:,} of {lines:,} rows the margin is below 0, so that the rejected reply is taken as the better one: where "
+    "that is not meant, --columns margin=-COLUMN turns the sign",
     "constant_margins": "{n:,} rows say only which reply is better: their margins are all 1, and say nothing of how much; a judge or a "
     "reward model can grade them (--feedback-only reads them without grades)",
     "ids_of_other_texts": "in {n:,} rows prompt_id, first_id and second_id are not those of the texts that stand there: the texts are read",
@@ -276,12 +280,14 @@ SYSTEM_NAMES = {"system", "system prompt", "system message", "context", "instruc
 """Names, in small letters, of columns that may hold a system text; `system` itself is read."""
 
 
-def reading_warnings(noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]], options: BuildOptions) -> list[str]:
+def reading_warnings(
+    noted: Mapping[str, int], unused: Mapping[str, tuple[str, ...]], options: BuildOptions, lines: int
+) -> list[str]:
     """What the user should know of the input that was read, a line each. noted: what the sources noted, by name;
-    unused: file → its columns that nothing reads. What the options decide is not asked again.
+    unused: file → its columns that nothing reads; lines: how many were read. What the options decide is not asked again.
     """
     decided = {"thinking_apart"} if options.thinking != "keep" or options.graded_part != "all" else set()
-    found = [NOTED.get(name, name + ": {n:,}").format(n=n) for name, n in sorted(noted.items()) if name not in decided]
+    found = [NOTED.get(name, name + ": {n:,}").format(n=n, lines=lines) for name, n in sorted(noted.items()) if name not in decided]
     files: dict[tuple[str, ...], list[str]] = {}
     for name, columns in unused.items():
         files.setdefault(columns, []).append(name)

@@ -2,7 +2,7 @@
 names, lists, a winner in words, columns inside columns."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -137,6 +137,11 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_empty, value))
     return value is None or (isinstance(value, str) and value.strip().lower() in ("", "[]", "{}", "null", "none"))
+
+
+def below_other(scores: Sequence[Any]) -> bool:
+    """Whether of two scores, of a pair's chosen and rejected reply, both are one number and the first is the lower one."""
+    return len(scores) == 2 and all(isinstance(one, (int, float)) for one in scores) and scores[0] < scores[1]
 
 
 Read = Callable[[Mapping[str, Any]], Any]

@@ -12,7 +12,19 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.base import FormatSample, RowParser, RowReader, SourceOptions, missing_columns
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.cells import CONTEXT, GRADE, OBJECTS, Row, RowFields, Score, factors, is_empty, terms, top_column
+from mmpo.pipeline.sources.cells import (
+    CONTEXT,
+    GRADE,
+    OBJECTS,
+    Row,
+    RowFields,
+    Score,
+    below_other,
+    factors,
+    is_empty,
+    terms,
+    top_column,
+)
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
 LISTED_IDS = ("prompt_id", "first_id", "second_id")
@@ -55,13 +67,15 @@ def _lost(error: BadRow, scores: Scores, out: FeedbackBuilder) -> None:
 
 
 def _add_gaps(
-    row: Row, out: FeedbackBuilder, fields: RowFields, gaps: Scores, first: int, second: int, limit: float | None
+    row: Row, out: FeedbackBuilder, fields: RowFields, gaps: Scores, first: int, second: int, limit: float | None, below: str = ""
 ) -> None:
-    """The row's gaps between two completions, by whoever gave them."""
+    """The row's gaps between two completions, by whoever gave them. below: what is counted where a number is below 0."""
     spread = fields.spread(row) if len(gaps) == 1 else None
     for read, rater in gaps:
         try:
             gap = read(row, out)
+            if below and type(gap) in (int, float) and gap < 0:
+                out.count(below)
             if type(gap) is list:
                 for one, by in fields.each(row, gap, rater, out):
                     out.comparison(first, second, one, **by, limit=limit)
@@ -161,6 +175,8 @@ def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, s
     margins = fields.scores("margin")
     score_fields = [f"score_{name}" for name in names]
     sides = [] if by_margin else [fields.scores(name) for name in score_fields]
+    labelled = one == "chosen"  # what contradicts the label is counted
+    below = "margin_below_zero" if labelled and not fields.cells.gap_of else ""
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", *names))
@@ -169,16 +185,19 @@ def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, s
         first = out.completion(chosen, fields.name(row, f"{one}_model"))
         second = out.completion(rejected, fields.name(row, f"{other}_model"))
         if by_margin or (margins and all(is_empty(fields.get(row, name)) for name in score_fields)):
-            _add_gaps(row, out, fields, margins, first, second, limit)
+            _add_gaps(row, out, fields, margins, first, second, limit, below)
             return
+        given = []
         for index, scores in zip((first, second), sides):
             for read, _ in scores:
-                score = read(row, out)
+                given.append(score := read(row, out))
                 if type(score) is list:
                     for grade, by in fields.each(row, score, None, out):
                         out.rating(index, grade, **by, low=fields.low, high=fields.high)
                 elif score is not None:
                     out.rating(index, score, **fields.grade(row), low=fields.low, high=fields.high)
+        if labelled and below_other(given):
+            out.count("chosen_below_rejected")
 
     return parse
 

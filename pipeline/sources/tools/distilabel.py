@@ -13,6 +13,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.cells import below_other
 from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, structure, with_system
 from mmpo.pipeline.sources.tools.answers import as_note
 
@@ -60,6 +61,8 @@ def _prompt(row: Mapping[str, Any], prompt: Any, out: FeedbackBuilder) -> None:
 def _pair(row: Mapping[str, Any], prompt: Any, out: FeedbackBuilder, options: SourceOptions, by: dict[str, str]) -> None:
     before, chosen, rejected = split_pair(prompt, row.get("chosen"), row.get("rejected"), out.count)
     _prompt(row, before, out)
+    if below_other((row.get("chosen_rating"), row.get("rejected_rating"))):
+        out.count("chosen_below_rejected")
     for side, reply in (("chosen", chosen), ("rejected", rejected)):
         _rate(out, out.completion(reply, row.get(f"{side}_model")), row.get(f"{side}_rating"), None, by, options.scale or SCALE)
 
