@@ -9,7 +9,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.hub.client import FEEDBACK_FOLDER, LOGIN, hub_api, hub_errors, info_of, named, on_hub_name, safe_name
 from mmpo.pipeline.hub.push import PULLED
 from mmpo.pipeline.storage import MANIFEST, read_manifest, replacing
-from mmpo.pipeline.storage.dataset import manifest_files
+from mmpo.pipeline.storage.dataset import NEXT, manifest_files
 from mmpo.pipeline.storage.files import HashedFile
 
 BLOCK = 1 << 20
@@ -38,6 +38,10 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
         text = (cached / prefix / MANIFEST).read_bytes()
         (folder / MANIFEST).write_bytes(text)
         manifest = read_manifest(folder)
+        if manifest.get("kind") not in NEXT:
+            raise UserError(
+                f"{name}@{revision}: its manifest says kind {manifest.get('kind')!r}; a dataset of mmpo holds {' or '.join(NEXT)}"
+            )
         digests = {safe_name(file, name): digest for file, digest in manifest_files(manifest).items()}
         there = {file: on_hub_name(file, prefix) for file in digests}
         missing = [file for file, on_hub in there.items() if on_hub not in names]
@@ -56,7 +60,7 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
         "revision": revision,
         "out": str(out),
         "kind": manifest["kind"],
-        "rows": manifest["rows"],
+        "rows": manifest.get("rows", {}),
         "files": len(digests),
         "bytes": sum(sizes),
     }

@@ -258,6 +258,7 @@ def test_a_pull_takes_nothing_that_is_not_what_the_manifest_says(served: Hub, pa
         ({part: repository.files[part] + b" "}, r"train/part-00000.parquet is not what its manifest says"),
         ({"manifest.json": json.dumps(outside).encode()}, r"names the file '../../outside.parquet', which is none inside a folder"),
         ({"manifest.json": b"{"}, r"can't be read"),
+        ({"manifest.json": b'{"schema_version": 2}'}, r"its manifest says kind None; a dataset of mmpo holds pairs or feedback"),
         ({"manifest.json": None}, r"has no manifest.json: `mmpo push` did not make it. mmpo build hub:me/pairs@"),
         ({part: None}, r"lacks train/part-00000.parquet, which its manifest names"),
     ):
