@@ -270,6 +270,8 @@ NOTED = {
     "reward model can grade them (--feedback-only reads them without grades)",
     "ids_of_other_texts": "in {n:,} rows prompt_id, first_id and second_id are not those of the texts that stand there: the texts are read",
     "evaluation_set": "{n:,} rows are an evaluation set's: what is trained on them can no longer be measured by it",
+    "truthful_qa_prompts": "{n:,} prompts are TruthfulQA's: what is trained on them can no longer be measured by it; --decontaminate FILE "
+    "leaves out what the file's evaluation prompts stand in",
     "both_bad": "in {n:,} rows both replies were called bad: they are ties at 0 (--ties drop leaves ties out)",
     "end_mark_cut": "from {n:,} replies the mark <|end_of_text|> was cut off",
     "thinking_apart": "{n:,} replies carry their thinking apart from their text (reasoning_content), which is kept as part of what was "

@@ -15,6 +15,7 @@ from mmpo.pipeline.sources.messages import split_pair
 
 RATER = "gpt-4"
 OVERALL, FINE = (1.0, 10.0), (1.0, 5.0)
+BENCHMARK = "truthful_qa"
 NOT_APPLICABLE = {"n/a", "na", "none", "not applicable", ""}
 
 
@@ -30,7 +31,9 @@ def parse_ultrafeedback(row: Mapping[str, Any], out: FeedbackBuilder, options: S
         except BadRow as error:
             out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
     origin = row.get("source") or None
-    out.extra({"source": origin, "contaminates": origin if origin == "truthful_qa" else None})
+    if origin == BENCHMARK:
+        out.count("truthful_qa_prompts")
+    out.extra({"source": origin, "contaminates": origin if origin == BENCHMARK else None})
 
 
 def _add(completion: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
@@ -126,6 +129,7 @@ ULTRAFEEDBACK = Source(
         "ten for one": "an overall score of 10 beside aspects of 4 and less was a 1: left out, made of the aspects by --fix-known-defects",
         "not applicable": "N/A is no grade: a mean over other aspects than the other reply's has another meaning",
         "two judgements": "overall score and aspects come from two questions and disagree: they are never merged unasked",
+        "benchmark": "some prompts are TruthfulQA's, which can't be measured by after training on them: counted, not left out",
     },
 )
 

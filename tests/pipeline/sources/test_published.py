@@ -116,6 +116,8 @@ CASES: dict[tuple[str, str], Case] = {
     ("ultrafeedback", "two judgements"): (
         [ultrafeedback(overall_score=2, annotations={"honesty": {"Rating": "5"}})],
         [scored("reply", 5.0, "gpt-4", "honesty"), scored("reply", 2.0, "gpt-4")], {}),
+    ("ultrafeedback", "benchmark"): (
+        [ultrafeedback(annotations={}) | {"source": "truthful_qa"}], [scored("reply", 7.5, "gpt-4")], {}),
     ("ultrafeedback-binarized", "chosen scored lower"): (
         [binarized(score_chosen=2, score_rejected=3)], [], {"chosen_scored_lower": 1}),
     ("ultrafeedback-binarized", "two scales"): (
@@ -231,6 +233,11 @@ def test_traps(tmp_path: Path, case: tuple[str, str]) -> None:
     result = collected(write_rows(tmp_path / "rows.jsonl", rows), case[0])
     assert graded_texts(result) == expected
     assert reasons(result) == left_out
+
+
+def test_prompts_of_a_benchmark_are_read_and_said(tmp_path: Path) -> None:
+    rows = [ultrafeedback() | {"source": source} for source in ("truthful_qa", "sharegpt", "truthful_qa")]
+    assert collected(write_rows(tmp_path / "rows.jsonl", rows), "ultrafeedback").noted["truthful_qa_prompts"] == 2
 
 
 def test_every_trap_that_a_format_declares_has_a_test() -> None:
