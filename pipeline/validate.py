@@ -246,7 +246,7 @@ CHECKS: dict[str, Check] = {
     ),
     "near leakage": _rule(
         "no first messages on two sides are equal but for case and space",
-        "first messages on two sides of the split that are equal but for case and space",
+        "first messages on two sides of the split that are equal but for case and space (`mmpo build --duplicates splits` keeps one side)",
         status="warn",
     ),
     "empty splits": Check(_empty_splits, "every split that has a share holds pairs"),

@@ -28,6 +28,7 @@ from mmpo.pipeline.pairs.agreement import rater_missing, raters_disagree
 from mmpo.pipeline.pairs.strategies import STRATEGIES, pair_hash
 from mmpo.pipeline.pairs.table import ChosenPairs
 
+SHOWN_CHARACTERS = 200
 Mask = np.ndarray | Verdict
 """The pairs or prompts to leave out, shape (rows,), bool; where there is more to say than the reason, with the evidence of each."""
 
@@ -115,6 +116,10 @@ def _too_many_tokens(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> M
     )
 
 
+def _beginning(texts: pa.Array, place: int) -> str:
+    return texts[place].as_py()[:SHOWN_CHARACTERS]
+
+
 def _reply_in_other_language(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Mask:
     """Pairs with a reply in another language than --language names, with --language-of all."""
     if not rules.languages or rules.language_of != "all":
@@ -125,7 +130,8 @@ def _reply_in_other_language(table: pa.Table, pairs: ChosenPairs, rules: PairRul
 
     def told(at: int) -> dict[str, Any]:
         side = "chosen" if other[pairs.chosen[at]] else "rejected"
-        return {"reply": side, **(found[getattr(pairs, side)[at]] or {})}
+        place = int(getattr(pairs, side)[at])
+        return {"reply": side, **(found[place] or {}), "text": _beginning(texts, place)}
 
     return _told(other[pairs.chosen] | other[pairs.rejected], told)
 
@@ -136,7 +142,13 @@ def _near_replies(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Mask
         return _none(pairs)
     near = _alike(table, rules)
     value = np.array([near.get((min(a, b), max(a, b)), -1.0) for a, b in zip(pairs.chosen.tolist(), pairs.rejected.tolist())])
-    return _told(value >= 0, lambda at: {"similarity": round(float(value[at]), 4)})
+    texts = flat(table["completions"]).flatten().field("text")
+
+    def told(at: int) -> dict[str, Any]:
+        sides = {side: _beginning(texts, int(getattr(pairs, side)[at])) for side in ("chosen", "rejected")}
+        return {"similarity": round(float(value[at]), 4), **sides}
+
+    return _told(value >= 0, told)
 
 
 def _duplicate_pair(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Mask:

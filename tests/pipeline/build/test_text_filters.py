@@ -235,7 +235,8 @@ def test_replies_that_are_alike_make_no_pair_and_pairs_that_are_alike_count_once
     rows = graded("q", "p", replies=REPLIES)
     replies = built(tmp_path / "replies", rows, duplicates="replies")
     assert load_pairs(replies).num_rows == 4
-    assert [(reason, one["similarity"]) for reason, one in left_out(replies)] == [("near_duplicate_replies", 0.9048)] * 2
+    told = [(reason, one["similarity"], one["chosen"], one["rejected"]) for reason, one in left_out(replies)]
+    assert told == [("near_duplicate_replies", 0.9048, *REPLIES[:2])] * 2
     pairs = built(tmp_path / "pairs", rows, duplicates="pairs")
     assert Counter(reason for reason, _ in left_out(pairs)) == {"duplicate_pair": 2}
     stay = {(row["chosen_id"], row["rejected_id"]) for row in load_pairs(pairs).to_pylist()}
@@ -342,7 +343,7 @@ def test_languages(tmp_path: Path) -> None:
     replies = {row[side][0]["content"] for row in load_pairs(folder).to_pylist() for side in ("chosen", "rejected")}
     assert replies == {ENGLISH, "42"}
     found = [one for reason, one in left_out(folder) if reason == "reply_in_other_language"]
-    assert len(found) == 6 and {one["language"] for one in found} == {"de"}
+    assert len(found) == 6 and {(one["language"], one["text"]) for one in found} == {("de", GERMAN)}
     assert kept(built(tmp_path / "both", rows, languages="de,zh", language_confidence=1)) == {row["prompt"] for row in rows}
 
 
