@@ -1,4 +1,5 @@
-"""What README says of `make demo`, from what the demo found: docs/demo.json, the tables, the picture, and the sentence below it.
+"""What is said of `make demo`: docs/demo.json, the tables in docs/quickstart.md, README's picture and the sentence
+below it.
 
     python tests/support/demo_figures.py out/quickstart        (`make demo-figures` does the demo and this)
 
@@ -37,11 +38,12 @@ def main(out: Path) -> None:
     with redirect_stderr(said):
         print_measures(load_recipe(ROOT / "recipes" / "quickstart.yaml"), summary["runs"])
     tables = "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = re.sub(r"(?s)Quickstart: test pairs.*?(?=page: )", lambda _: tables, text, count=1)
-    text = re.sub(f"(?s){re.escape(START)}.*?{re.escape(END)}", lambda _: START + sentence(found) + END, text)
-    readme.write_text(text, encoding="utf-8")
+    _replace(ROOT / "docs" / "quickstart.md", r"(?s)Quickstart: test pairs.*?(?=page: )", tables)
+    _replace(ROOT / "README.md", f"(?s){re.escape(START)}.*?{re.escape(END)}", START + sentence(found) + END)
+
+
+def _replace(page: Path, what: str, by: str) -> None:
+    page.write_text(re.sub(what, lambda _: by, page.read_text(encoding="utf-8"), count=1), encoding="utf-8")
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
