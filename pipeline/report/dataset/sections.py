@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmpo.pipeline.margins import MEAN_TARGET, Floats, gamma_for_mean_target, target_probability
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS
 from mmpo.pipeline.report.charts import Chart, counted, histogram, line_chart
 from mmpo.pipeline.report.dataset.figures import PairFigures, shortened, source_rows
 from mmpo.pipeline.report.dataset.measures import (
@@ -307,6 +308,7 @@ def _span(low: float, high: float) -> str:
 
 def _meeting_table(figures: PairFigures, names: Mapping[int, str]) -> dict[str, Any]:
     margins, counts = meeting_map(figures, list(names))
+    margins = np.where(counts < FEWEST_CLUSTERS, np.nan, margins)  # what a few pairs say is chance
     largest = float(np.nanmax(np.abs(margins))) if np.isfinite(margins).any() else 1.0
     keys = [f"model {at}" for at in range(len(names))]
     rows = [
@@ -314,7 +316,7 @@ def _meeting_table(figures: PairFigures, names: Mapping[int, str]) -> dict[str, 
             "model": f"{row + 1}. {name}",
             **{
                 key: ("", "")
-                if not counts[row, at]
+                if np.isnan(margins[row, at])
                 else (f"{margins[row, at]:.2g}", "", DEEPEST * float(margins[row, at]) / (largest or 1.0))
                 for at, key in enumerate(keys)
             },
