@@ -1,10 +1,12 @@
 """What the documents say runs: the Python blocks of the README and of docs/extending.md, and every link inside the repository."""
 
+import csv
 import re
 from pathlib import Path
 
 import pytest
 
+from mmpo.pipeline import BuildOptions, build, load_pairs
 from mmpo.pipeline.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +24,27 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(block, page, "exec"), {})
     if page == "README.md":
         assert (tmp_path / "pairs" / "manifest.json").is_file()
+
+
+def test_the_rows_that_readme_begins_with_make_the_pair_that_it_shows(tmp_path: Path) -> None:
+    """With three more prompts of its kind, graded by the same people."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Is a tomato[^|]*) \| ([^|]*) \| (\w+) \| (\d) \|", text, re.MULTILINE)
+    assert len(rows) == 6
+    for number, grades in enumerate(["545232", "445121", "555454"]):
+        rows += [
+            (f"question {number}", f"answer {place // 3}", rows[place][2], grade)
+            for place, grade in enumerate(grades)
+        ]  # fmt: skip
+    with open(tmp_path / "grades.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("question", "answer", "who", "grade"), *rows])
+    columns = {"prompt": "question", "completion": "answer", "rater": "who", "score": "grade"}
+    build(tmp_path / "grades.csv", tmp_path / "pairs", options=BuildOptions(format="csv", columns=columns, scale=(1, 5)))
+    [pair] = [row for row in load_pairs(tmp_path / "pairs").to_pylist() if "tomato" in row["prompt"][0]["content"]]
+    assert f"**{pair['chosen'][0]['content']}** is better than **{pair['rejected'][0]['content']}**" in text
+    error = f"{pair['margin_se']:.2f}".lstrip("0")
+    assert f"by a margin of {pair['quality_margin']}, standard error {error};" in text
+    assert f"{pair['preferring']} of {pair['raters']} raters prefer it" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
