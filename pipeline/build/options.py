@@ -24,6 +24,7 @@ from mmpo.pipeline.options import (
     Share,
     TextOrPath,
     fields_of,
+    flags_of,
     options,
     options_from,
     shared,
@@ -40,6 +41,12 @@ OF_A_SOURCE = (
     "thinking", "max_rejects",
 )  # fmt: skip
 """Options that each of several sources may have for itself; the others are of the whole build."""
+GO_WITH = {
+    "duplicates": ("similarity", "shingle"),
+    "decontaminate": ("decontaminate_column", "decontaminate_ngram", "decontaminate_share"),
+    "languages": ("language_of", "language_confidence"),
+}
+"""Options without which others mean nothing, and these."""
 ALL_IN_ONE = "name all files in one, separated by commas"
 
 
@@ -183,8 +190,15 @@ class BuildOptions:
         if (self.max_tokens is None) != (self.tokenizer is None):
             missing, given = ("--tokenizer", "--max-tokens") if self.tokenizer is None else ("--max-tokens", "--tokenizer")
             raise UserError(f"{given} needs {missing} beside it")
-        if self.decontaminate_column is not None and not self.decontaminate:
-            raise UserError("--decontaminate-column: no files are named; --decontaminate names them")
+        for name, others in GO_WITH.items():
+            for other in others if not getattr(self, name) else ():
+                if getattr(self, other) != fields_of(BuildOptions)[other].get_default():
+                    flag, needed = (flags_of(BuildOptions, one)[0] for one in (other, name))
+                    raise UserError(f"{flag} does nothing without {needed}; give {needed} as well, or leave it out")
+        if "splits" in self.duplicates and max(self.split) == 1:
+            raise UserError(
+                f"--duplicates splits does nothing with --split {','.join(f'{share:g}' for share in self.split)}: all is one split"
+            )
         if self.feedback_only:
             later = {f"--duplicates {name}": name in self.duplicates for name in ("splits", "replies", "pairs")}
             later |= {"--language-of all": self.language_of == "all"}

@@ -355,8 +355,14 @@ def test_languages(tmp_path: Path) -> None:
         ({"max_tokens": 5, "tokenizer": "x"}, "--tokenizer x: no such file"),
         ({"languages": "en,english"}, "unknown language (--language, codes of ISO 639) 'english'"),
         ({"duplicates": "prompt"}, "'prompt' is not 'prompts', 'splits', 'replies' or 'pairs'"),
-        ({"similarity": 0}, "similarity: 0 is not above 0"),
-        ({"decontaminate_column": "x"}, "--decontaminate-column: no files are named"),
+        ({"duplicates": "prompts", "similarity": 0}, "similarity: 0 is not above 0"),
+        (
+            {"decontaminate_column": "x"},
+            "--decontaminate-column does nothing without --decontaminate; give --decontaminate as well",
+        ),
+        ({"duplicates": "splits", "split": (1, 0, 0)}, "--duplicates splits does nothing with --split 1,0,0: all is one split"),
+        ({"similarity": 0.9}, "--similarity does nothing without --duplicates"),
+        ({"language_of": "all"}, "--language-of does nothing without --language;"),
         ({"decontaminate": "gone.jsonl"}, "--decontaminate: no such file or folder: gone.jsonl"),
         (
             {"feedback_only": True, "duplicates": "splits"},
