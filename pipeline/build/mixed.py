@@ -33,10 +33,20 @@ class MixedSource:
     """what its margins, their errors and scores are multiplied by, after all else"""
 
 
+def _plain(value: Any) -> Any:
+    """What is given of a source, as JSON holds it: manifests keep it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def read_sources(value: Any) -> Any:
-    """The list of sources that a YAML file holds, by itself or under `sources`; what is no path is left as it is. Raises ValueError."""
+    """The list of sources that a YAML file holds, by itself or under `sources`; of a list in Python the same, paths as texts. Raises
+    ValueError."""
     if not isinstance(value, str | Path):
-        return value
+        return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
     import yaml  # here: every command would wait for it
 
     try:

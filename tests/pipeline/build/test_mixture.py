@@ -193,7 +193,8 @@ def test_feedback_keeps_raters_of_one_name_apart(tmp_path: Path) -> None:
 
 def test_a_file_of_sources_a_recipe_and_python_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = sources(tmp_path, share=0.5)
-    mixed(tmp_path, given, seed=3)
+    paths = [{**one, "inputs": Path(one["inputs"]) if isinstance(one["inputs"], str) else tuple(one["inputs"])} for one in given]
+    mixed(tmp_path, paths, seed=3)
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(given))
     assert run(["build", "--sources", str(tmp_path / "mix.yaml"), "--seed", "3", "--out", str(tmp_path / "command")]) == 0
     recipe = {"out": str(tmp_path / "run"), "build": {"sources": given, "seed": 3}}
