@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from folders import split_folder, write_rows
+from folders import pairs_folder, split_folder, write_rows
+from out_cases import graded
 
 from mmpo.annotate.exports import ExportOptions, export
 from mmpo.pipeline import BuildOptions, build
@@ -115,6 +116,27 @@ def test_trl_subtracts_an_exported_margin_of_gamma_times_the_quality_margin(gamm
     given = batch.get("margin", torch.zeros(len(rows)))
     assert sorted(given.tolist()) == pytest.approx(sorted(wanted.tolist())) and wanted.any() == (gamma is not None)
     assert float(found) == pytest.approx(float(-torch.nn.functional.logsigmoid(chosen - rejected - given).mean()), rel=1e-5)
+    run.train()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_a_policy_on_the_exported_conversations(tokenizer, tmp_path):
+    """System messages, several turns, a prompt that ends in the assistant's words: TRL's tokens are those of the template, no more."""
+    pairs = pairs_folder(tmp_path / "pairs", graded(1), split=(1, 0, 0))
+    export(pairs, "trl-dpo", tmp_path / "out")
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    model, other = (tiny_model("policy", tokenizer, size=32, layers=1) for _ in range(2))
+    run = trl.DPOTrainer(
+        model,
+        ref_model=other,
+        args=trl.DPOConfig(str(tmp_path / "run"), **SIZES, **QUIET),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    assert len(run.train_dataset) == len(rows)
+    for row in run.train_dataset:
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["rejected"], tokenize=True, return_dict=True)["input_ids"]
+        assert row["prompt_ids"] + row["rejected_ids"] == whole
     run.train()
 
 
