@@ -88,10 +88,10 @@ def _listed(value: Any) -> Any:
 
 def _mapped(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
-    if texts and not any(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"it {EMPTY}")
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
+    if texts and not any(text.strip() for text in texts):
+        raise ValueError(f"it {EMPTY}")
     # A comma that no name= follows belongs to the value: columns may have one in their name.
     parts = [part for text in texts for part in re.split(r",(?=[^,]*=|\s*(?:,|$))", text) if part.strip()]
     wrong = next((part for part in parts if "=" not in part), None)

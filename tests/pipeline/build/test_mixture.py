@@ -14,6 +14,7 @@ from folders import contents, write_rows
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pairs, validate
 from mmpo.pipeline.build.mixture import draw_position
+from mmpo.pipeline.build.options import OF_A_SOURCE
 from mmpo.pipeline.margins import gamma_for_mean_target
 from mmpo.pipeline.storage import read_manifest
 
@@ -248,6 +249,15 @@ def test_what_is_wrong_of_a_source_is_said_with_its_name(tmp_path: Path, changes
         mixed(tmp_path, sources(tmp_path, **changes))
     assert said in str(error.value)
     assert not (tmp_path / "mixed").exists()
+
+
+@pytest.mark.parametrize("key", ["name", "inputs", "weight", "share", "margin_times", *OF_A_SOURCE])
+def test_whatever_stands_in_a_source_is_taken_or_refused_with_its_place(tmp_path: Path, key: str) -> None:
+    for value in (None, "", 0, -1, 1.5, True, [], {}, [1, 2], "a", {"a": 1}, [[1]], float("nan"), "\ud800", 10**30, b"x"):
+        try:
+            BuildOptions(sources=({"inputs": "rows.jsonl", "format": "jsonl", key: value},))
+        except UserError as error:
+            assert "sources" in str(error)
 
 
 def test_rejects_are_counted_by_source(tmp_path: Path) -> None:
