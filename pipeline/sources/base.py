@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain, islice
@@ -117,6 +117,7 @@ class Source:
     alone: whether it is thought of only where a file has the required columns and no other. joined: makes rows that stand for themselves
     of a whole file's rows, or says why not; such files are not cut in chunks.
     export: how a file of it is made or which of a tool's files it is, said where columns are missing.
+    typed: column → what it holds besides text (bool, float, list), of columns of CSV that are in no sample.
     unfold: takes a file's row apart into the rows that are read; folded: sets of columns by which the file's own row is known.
     """
 
@@ -142,6 +143,7 @@ class Source:
     licence: str = ""
     export: str = ""
     traps: Mapping[str, str] = field(default_factory=dict)
+    typed: Mapping[str, type] = field(default_factory=dict)
     joined: Callable[[Iterable[NumberedRow]], Iterable[tuple[int, Mapping[str, Any] | BadRow]]] | None = None
 
     @property
@@ -302,6 +304,8 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     if source.table:
         yield _collect_table(chunk, source)
         return
+    if chunk.kind == "csv" and source.fields and options.decimal is None:
+        options = replace(options, decimal=".")
     part = _Part(chunk, source)
     found = read_rows(chunk, source, options, lambda *told: part.unreadable(*told), lambda name: part.out.count(name))
     head, looked_at = head_of(found, source)
@@ -332,6 +336,10 @@ def read_rows(
     """The rows of a chunk as a source's parser takes them, each with its number, those inside a tool's rows taken out of them; what of
     these is left out is a BadRow. Raises UserError as `storage.rows.rows` and the source's `unfold`."""
     found = rows(chunk, on_reject)
+    if chunk.kind == "csv" and not source.fields and not source.unfold:
+        from mmpo.pipeline.sources.sheets import typed
+
+        found = typed(found, source)
     if source.joined:
         first = list(islice(found, HEAD_ROWS))
         if first:

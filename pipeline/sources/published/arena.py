@@ -90,6 +90,7 @@ ARENA = Source(
     "arena",
     "Chatbot Arena's votes (33k, 55k, 100k, 140k): conversations with two models, and who won",
     parse=parse_arena,
+    typed={"evaluation_order": float},
     requires=column_sets(
         "model_a model_b winner conversation_a conversation_b",
         "model_a model_b prompt response_a response_b winner_model_a winner_model_b winner_tie",

@@ -171,6 +171,7 @@ OASST = Source(
     "OpenAssistant (oasst1, oasst2): trees of messages, or one message a row, replies ranked by people",
     parse=parse_oasst,
     joined=join_messages,
+    typed={"deleted": bool},
     requires=column_sets("message_tree_id prompt", "message_id parent_id role text rank"),
     named=False,
     samples=(
