@@ -53,19 +53,18 @@ class EvaluationPrompts:
 
 def read_evaluation(paths: Sequence[str], ngram: int = NGRAM, column: str | None = None) -> EvaluationPrompts:
     """The evaluation prompts of files (JSON, CSV, Parquet, Arrow, text with a prompt a line) or dataset folders. Raises UserError."""
-    names: list[tuple[str, int]] = []
-    texts: list[str] = []
+    found: dict[str, tuple[str, int]] = {}  # files of judgments have a prompt many times
     files: list[dict[str, Any]] = []
     for file in _files(paths):
-        before = len(texts)
+        count = 0
         for row, text in _texts(file, column):
             if text.strip():
-                names.append((file.name, row))
-                texts.append(text)
-        if len(texts) == before:
+                found.setdefault(text, (file.name, row))
+                count += 1
+        if not count:
             raise UserError(f"--decontaminate {file.name}: holds no prompt")
-        files.append({"name": file.name, "digest": digest(file.path), "texts": len(texts) - before})
-    return indexed(texts, ngram, names, files)
+        files.append({"name": file.name, "digest": digest(file.path), "texts": count})
+    return indexed(list(found), ngram, list(found.values()), files)
 
 
 def indexed(texts: Sequence[str], ngram: int, names: list[tuple[str, int]], files: list[dict[str, Any]]) -> EvaluationPrompts:
