@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Facet:
-    """Something that pairs may have and a format may lose. count: how many rows of a batch have it; keys: of those of a dataset's
-    OPTIONAL_KEYS that it is about, instead."""
+    """Something that pairs may have and a format may lose. count: how many rows of a batch have it."""
 
     summary: str
     count: Callable[[pa.RecordBatch], int]
@@ -89,6 +88,20 @@ def _continued(batch: pa.RecordBatch) -> int:
     roles, offsets = _roles(batch)
     ends = offsets[1:][np.diff(offsets) > 0] - 1
     return int((roles[ends] == "assistant").sum())
+
+
+def _with_keys_set(batch: pa.RecordBatch, keys: Collection[str]) -> int:
+    """How many rows have any of OPTIONAL_KEYS set in a message, or as a column."""
+    found = np.zeros(batch.num_rows, dtype=bool)
+    if TOOLS in keys and TOOLS in batch.schema.names:
+        found |= np.asarray(batch[TOOLS].is_valid())
+    for name in set(MESSAGE_COLUMNS) & set(batch.schema.names):
+        messages = flat(batch[name])
+        inside = messages.flatten()
+        for key in keys:
+            if inside.type.get_field_index(key) >= 0:
+                found[parents(offsets_of(messages))[np.asarray(inside.field(key).is_valid())]] = True
+    return int(found.sum())
 
 
 FACETS: dict[str, Facet] = {
@@ -161,19 +174,21 @@ class ExportedPairs:
     def look(self) -> None:
         """Count, without reading texts, what is written, left out and lost; splits of which nothing is left are no more."""
         lacking = [name for name in FACETS if name not in self.kind.keeps]
+        keyed = {name: set(keys) & set(self.keys) for name, keys in KEYED.items() if name not in self.kind.keeps}
+        own = [key for keys in keyed.values() for key in keys]
+        inside = [f"{column}.list.element.{key}" for key in own if key != TOOLS for column in MESSAGE_COLUMNS]
         for split in list(self.parts):
             self.counts[split] = 0
-            for batch in batches(self.parts[split], _LOOKED_AT, 65536):
+            for batch in batches(self.parts[split], [*_LOOKED_AT, *inside, *({TOOLS} & set(own))], 65536):
                 if (kept := self._kept(batch, self.left_out)) is not None:
                     batch = batch.filter(kept)
                 self.counts[split] += batch.num_rows
                 for name in lacking:
                     self.lost[name] += FACETS[name].count(batch)
+                for name, keys in keyed.items():
+                    self.lost[name] += _with_keys_set(batch, keys)
             if not self.counts[split]:
                 del self.parts[split], self.counts[split]
-        for name, keys in KEYED.items():
-            if name not in self.kind.keeps and set(keys) & set(self.keys):
-                self.lost[name] += sum(self.counts.values())
         self.lost = +self.lost
 
 

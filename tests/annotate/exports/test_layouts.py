@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 from datasets import load_dataset
-from folders import split_folder, write_rows
+from folders import pairs_folder, split_folder, write_rows
 
 from mmpo.annotate.exports import EXPORTS, ExportOptions, export
 from mmpo.pipeline import build_pairs, read_feedback
@@ -119,6 +119,20 @@ def test_what_a_format_has_no_place_for_is_counted(to: str, lost: dict[str, int]
     for row in rows[1:3]:
         row |= {"score_chosen": 5.0, "score_rejected": 5.0 - row["quality_margin"]}
     assert export(split_folder(tmp_path / "data", train=rows), to, tmp_path / "out")["lost"] == lost
+
+
+def test_of_tools_and_thinking_the_pairs_that_have_them_are_counted(tmp_path: Path) -> None:
+    """Of three pairs one comes with thinking and one with tools."""
+    thinks = [{"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    plain = {"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}
+    rows = [
+        plain | {"prompt": "P"},
+        plain | {"chosen": thinks, "rejected": [{"role": "assistant", "content": "b"}]},
+        plain | {"prompt": "R", "tools": [{"name": "f"}]},
+    ]
+    data = pairs_folder(tmp_path / "data", rows, format="trl", split=(1, 0, 0))
+    lost = {to: export(data, to, tmp_path / to)["lost"] for to in ("judge", "openrlhf", "jsonl")}
+    assert lost == {"judge": {"thinking": 1}, "openrlhf": {"tools": 1}, "jsonl": {}}
 
 
 @pytest.mark.parametrize("to", ["trl-reward", "openrlhf"])
