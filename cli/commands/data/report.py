@@ -81,5 +81,7 @@ def _raters(dataset: Path, feedback: str) -> tuple["RaterOverview | None", str]:
 
     if table is None:
         return rater_overview(Path(feedback)), ""
-    recipe = read_manifest(dataset).get("recipe") or {}
+    recipe = read_manifest(dataset)["recipe"]
+    if recipe.get("sources"):  # each chose among its own
+        return overview_or_reason(table)
     return overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))

@@ -1,58 +1,73 @@
 """The FEEDBACK that a dataset of pairs was made of, read again from the inputs that its manifest names, where they are as they were."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.api import read_feedback
-from mmpo.pipeline.arrow import UNREADABLE
+from mmpo.pipeline.arrow import UNREADABLE, flat, large, lists, offsets_of, with_fields
+from mmpo.pipeline.build import BuildOptions, sources_of
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import fields_of, options_from, shared
 from mmpo.pipeline.sources import SourceOptions
 from mmpo.pipeline.storage import digest, part_files, read_manifest
 
 SMALL_BYTES, MOST_BYTES = 32 << 20, 512 << 20
 """Of inputs: so much is read again in any case, so much where raters, orders or aspects can be compared."""
+APART = "What single raters said is not in a folder of pairs"
 GIVE = "`mmpo build … --feedback-only --out FEEDBACK` keeps what raters said, and `mmpo report --feedback FEEDBACK` shows it"
 
 
 def feedback_of(dataset: str | Path) -> tuple[pa.Table | None, str]:
-    """The FEEDBACK of a folder of pairs and "", or None and why there is none, in words.
+    """The FEEDBACK of a folder of pairs and "", or None and why there is none, in words. Of several sources raters are called
+    "source: rater", since nobody says that they are the same.
 
-    Inputs are read again where all are files on this machine with the digests in the manifest, of one source, and small, or of up to
-    MOST_BYTES where there is something to compare: pairs of several raters, comparisons, or several aspects in the score.
+    Inputs are read again where all are files on this machine with the digests in the manifest, and small, or of up to MOST_BYTES
+    where there is something to compare: pairs of several raters, comparisons, or several aspects in the score.
     """
     folder = Path(dataset)
     try:
         manifest = read_manifest(folder)
-    except UserError as error:
-        return None, str(error)
-    recipe, inputs = manifest.get("recipe") or {}, manifest.get("inputs") or []
-    if not inputs or not recipe.get("format"):
-        why = "they were made of several sources" if recipe.get("sources") else "the manifest names no inputs"
-        return None, f"What single raters said is not in a folder of pairs, and is not read again: {why}. {GIVE}."
-    try:
-        paths = [Path(entry["name"]) for entry in inputs]
-        size = sum(path.stat().st_size for path in paths)
-        limit = MOST_BYTES if _comparable(folder, manifest) else SMALL_BYTES
-        if size > limit:
-            return (
-                None,
-                f"What single raters said is not in a folder of pairs; its inputs, {size >> 20} MiB, are not read again for it. {GIVE}.",
-            )
-        changed = [str(path) for path, entry in zip(paths, inputs, strict=True) if digest(path) != entry["digest"]]
+        inputs = manifest.get("inputs") or []
+        if not inputs or not manifest.get("recipe"):
+            return None, f"{APART}, and is not read again: the manifest names no inputs. {GIVE}."
+        size = sum(Path(entry["name"]).stat().st_size for entry in inputs)
+        if size > (MOST_BYTES if _comparable(folder, manifest) else SMALL_BYTES):
+            return None, f"{APART}; its inputs, {size >> 20} MiB, are not read again for it. {GIVE}."
+        changed = [entry["name"] for entry in inputs if digest(entry["name"]) != entry["digest"]]
         if changed:
-            return None, f"What single raters said is not in a folder of pairs, and {changed[0]} has changed since. {GIVE}."
-        known = {field.name for field in fields(SourceOptions)}
-        chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items() if name in known}
-        return read_feedback(paths, recipe["format"], max_rejects=1.0, **chosen), ""
+            return None, f"{APART}, and {changed[0]} has changed since. {GIVE}."
+        return _read(manifest["recipe"], inputs), ""
     except OSError:
-        return None, f"What single raters said is not in a folder of pairs, and its inputs are no longer here. {GIVE}."
+        return None, f"{APART}, and its inputs are no longer here. {GIVE}."
     except UserError as error:
-        return None, f"What single raters said is not in a folder of pairs, and its inputs can't be read again: {error}. {GIVE}."
+        return None, f"{APART}, and its inputs can't be read again: {error}. {GIVE}."
+
+
+def _read(recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    known = fields_of(BuildOptions)
+    options = options_from(BuildOptions, {name: value for name, value in recipe.items() if name in known})
+    tables = []
+    for source, own in [*sources_of(options)] or [(None, options)]:
+        paths = [entry["name"] for entry in inputs if source is None or entry.get("source") == source.name]
+        table = large(read_feedback(paths, own.format, max_rejects=1.0, **shared(own, SourceOptions)))
+        tables.append(table if source is None else _called(table, source.name))
+    return pa.concat_tables(tables)
+
+
+def _called(table: pa.Table, source: str) -> pa.Table:
+    """FEEDBACK with the source before its raters' names."""
+    for name in ("ratings", "comparisons"):
+        column = flat(table[name])
+        rows = column.flatten()
+        raters = pc.binary_join_element_wise(source, rows.field("rater").cast(pa.string()), ": ")
+        renamed = lists(offsets_of(column)[:-1], with_fields(rows, {"rater": raters}))
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), renamed)
+    return table
 
 
 def _comparable(folder: Path, manifest: Mapping[str, Any]) -> bool:

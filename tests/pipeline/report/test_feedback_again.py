@@ -9,6 +9,7 @@ from folders import feedback_folder, pairs_folder, write_rows
 
 from mmpo.cli.main import run
 from mmpo.pipeline import BuildOptions, build, read_feedback
+from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.report import feedback_of
 
 ROWS = [
@@ -28,7 +29,7 @@ def test_inputs_that_are_as_they_were_are_read_again_as_they_were_read(tmp_path:
     options = {"columns": {"score": "grade"}, "scale": (1, 5), "decimal": ","}
     folder = pairs_folder(tmp_path / "pairs", [{**row, "grade": f"{row['score']},0"} for row in ROWS], **options)
     found, why = feedback_of(folder)
-    assert why == "" and found is not None and found.equals(read_feedback(tmp_path / "pairs.jsonl", "jsonl", **options))
+    assert why == "" and found is not None and narrow(found).equals(read_feedback(tmp_path / "pairs.jsonl", "jsonl", **options))
     text = page(folder)
     assert "2 raters in the feedback" in text and '<td class="">ann</td>' in text
 
@@ -77,3 +78,18 @@ def test_a_manifest_that_names_no_inputs_is_said(tmp_path: Path) -> None:
     assert feedback_of(folder)[1].startswith(
         "What single raters said is not in a folder of pairs, and is not read again: the manifest names no"
     )
+
+
+def test_raters_of_several_sources_are_told_apart(tmp_path: Path) -> None:
+    """Both call a rater ann, on scales of their own, and grade the same replies."""
+    for name, times in (("one", 1), ("two", 10)):
+        write_rows(tmp_path / f"{name}.jsonl", [{**row, "score": row["score"] * times} for row in ROWS])
+    sources = [
+        {"inputs": str(tmp_path / f"{name}.jsonl"), "format": "jsonl", "name": name, "scale": scale, "normalise": "minmax"}
+        for name, scale in (("one", [1, 5]), ("two", [10, 50]))
+    ]
+    build((), tmp_path / "pairs", options=BuildOptions(sources=sources))
+    text = page(tmp_path / "pairs")
+    assert "4 raters in the feedback" in text
+    for rater in ("one: ann", "one: bob", "two: ann", "two: bob"):
+        assert f'<td class="">{rater}</td>' in text
