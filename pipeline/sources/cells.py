@@ -216,12 +216,14 @@ def given_columns(columns: Mapping[str, str], present: Collection[str]) -> dict[
 
 
 def _product(winner: Read, sizes: list[Read], cells: Cells, name: str) -> Read:
-    """Reads a winner in words times how much better it is; None where either is not said."""
+    """Reads a winner in words times how much better it is; None where either is not said. Of a tie it need not be said by how much."""
 
     def read(row: Row) -> Any:
         value = cells.gap(winner(row), name)
         for size in sizes:
             factor = cells.number(size(row), name)
+            if factor is None and type(value) in (int, float) and value == 0:
+                continue
             if value is None or factor is None:
                 return None
             if not all(type(one) in (int, float) and abs(one) <= LARGEST for one in (value, factor)):

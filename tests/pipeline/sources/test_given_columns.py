@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from folders import write_rows
-from source_cases import collected
+from source_cases import add, collected
 
 from mmpo.pipeline.errors import UserError
 
@@ -53,3 +53,22 @@ def test_a_field_whose_column_is_given_away_is_said_to_be_missing(tmp_path: Path
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": 1}])
     with pytest.raises(UserError, match="'completion' is given to model"):
         collected(path, "jsonl", columns={"model": "completion"})
+
+
+@pytest.mark.parametrize(
+    ("winner", "by", "gap"),
+    [("left", "2", 2.0), ("right", "3", -3.0), ("tie", None, 0.0), ("tie", "2", 0.0), ("left", None, None), (None, "2", None)],
+)
+def test_who_won_times_by_how_much(winner: str | None, by: str | None, gap: float | None) -> None:
+    """Of a tie nobody says by how much; of a winner without it, the gap is not known."""
+    row = {"prompt": "Q", "first": "a", "second": "b", "winner": winner, "by": by}
+    words = {"gap_of": {"left": 1.0, "right": -1.0, "tie": 0.0}, "scale": (-3.0, 3.0)}
+    found = add("csv", row, columns={"gap": "winner*by"}, **words)
+    numbers = [one[2] for one in found.gaps]
+    assert (numbers, found.rejects) == (([gap], []) if gap is not None else ([], [("grade", "no_grade")]))
+
+
+@pytest.mark.parametrize(("winner", "by", "gap"), [(0, None, 0.0), (1, None, None), (-1, 2, -2.0), (0, 3, 0.0)])
+def test_a_winner_in_numbers_times_by_how_much(winner: int, by: int | None, gap: float | None) -> None:
+    row = {"prompt": "Q", "first": "a", "second": "b", "winner": winner, "by": by}
+    assert [one[2] for one in add("jsonl", row, columns={"gap": "winner*by"}).gaps] == ([] if gap is None else [gap])
