@@ -9,6 +9,7 @@ from typing import Any
 
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
+from mmpo.pipeline.sources.cells import reader
 from mmpo.pipeline.sources.generic import FIELDS
 from mmpo.pipeline.sources.messages import structure
 from mmpo.pipeline.sources.tools.answers import answers_reader, as_object
@@ -16,12 +17,15 @@ from mmpo.pipeline.sources.tools.answers import answers_reader, as_object
 KINDS = {"HUMAN": "human", "LLM_JUDGE": "ai", "AI_JUDGE": "ai", "CODE": "reward_model"}
 """Who assesses, as MLflow and as we call it; code that gives a score is a model of rewards."""
 TEXTS = {"prompt": "request", "completion": "response"}
+INSIDE = tuple(f"{column}{mark}" for column in TEXTS.values() for mark in ".[")
+NAMES = ("assessment_name", "name")
+"""Under what an assessment's name stands: in search_traces(), and in a trace's own JSON."""
 
 
 def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
     """A row per assessor of a trace: the trace's columns, each feedback under its name, `rater` and `kind`.
 
-    BadRow: superseded, expectation, judge_failed, no_value, not_assessed; of a whole trace trace_in_progress, trace_error, not_text.
+    BadRow: superseded, expectation, judge_failed, no_value, no_name, not_assessed; of a whole trace trace_STATE, not_text.
     """
     given = row.get("assessments")
     given = structure(given) if isinstance(given, str) else given
@@ -31,7 +35,9 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
         raise BadRow("not_a_list", {"assessments": repr(row.get("assessments"))[:80], "hint": hint})
     if row.get("state") not in (None, "OK"):
         raise BadRow(f"trace_{str(row['state']).lower()}", {"trace_id": row.get("trace_id")}, limited=False)
-    texts = {**row, "request": _request(row.get("request")), "response": _response(row.get("response"))}
+    inside = [path for path in options.columns.values() if path not in row and path.startswith(INSIDE)]
+    paths = {path: reader(path, row)(row) for path in inside}  # what is inside the request as it was sent, and not as it is read
+    texts = {**row, **paths, "request": _request(row.get("request")), "response": _response(row.get("response"))}
     for name, column in TEXTS.items():
         if name not in options.columns and isinstance(texts[column], Mapping) and "role" not in texts[column]:
             keys = list(texts[column])
@@ -40,11 +46,15 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
     for one in given:
         value, error = _value(one)
         if error:
-            yield 0, BadRow(error, {name: one.get(name) for name in ("assessment_name", "assessment_id")}, limited=False)
+            yield 0, BadRow(error, {name: one[name] for name in (*NAMES, "assessment_id") if name in one}, limited=False)
+            continue
+        name = next((str(one[name]) for name in NAMES if one.get(name) is not None), None)
+        if name is None:
+            yield 0, BadRow("no_name", {"assessment": list(one)[:8], "hint": f"an assessment is named by {' or '.join(NAMES)}"})
             continue
         source = as_object(one.get("source"))
         by = str(source.get("source_id") or ""), str(source.get("source_type") or "")
-        people.setdefault(by, {}).setdefault(str(one.get("assessment_name")), []).append(value)
+        people.setdefault(by, {}).setdefault(name, []).append(value)
     if not given:
         yield 0, BadRow("not_assessed", {"trace_id": row.get("trace_id")}, limited=False)
     for (rater, kind), answers in people.items():

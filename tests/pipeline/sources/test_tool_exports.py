@@ -1,5 +1,6 @@
 """What annotation tools export: real files of each, and what became of every answer in them; broken exports."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,26 @@ def test_mlflow_chats_repeats_and_traces_that_have_not_ended(tmp_path: Path) -> 
     rows = [assessed(1, 3), assessed(2, state="IN_PROGRESS")]
     result = collected(write_rows(tmp_path / "traces.jsonl", rows), "mlflow", columns={"score": "s"})
     assert ratings(result) == [("a", "j", 1.0), ("a", "j", 3.0)] and reasons(result) == {"trace_in_progress": 1}
+
+
+INSIDE = {"prompt": "request.messages", "completion": "response.choices[0].message.content"}
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("named", [(), ("prompt",), ("completion",), ("prompt", "completion")])
+def test_mlflow_paths_lead_into_what_was_sent(tmp_path: Path, named: tuple[str, ...], as_text: bool) -> None:
+    """The chat is the same one, named by its path or read as the request that it is."""
+    row = assessed(4)
+    row |= {name: json.dumps(row[name]) for name in ("request", "response")} if as_text else {}
+    columns = {"score": "s", **{name: INSIDE[name] for name in named}}
+    result = collected(write_rows(tmp_path / "traces.jsonl", [row]), "mlflow", columns=columns)
+    [feedback] = result.feedback.to_pylist()
+    assert (feedback["prompt"][0]["content"], ratings(result), reasons(result)) == ("q", [("a", "j", 4.0)], {})
+
+
+def test_mlflow_assessments_in_a_traces_own_json(tmp_path: Path) -> None:
+    """There they are named by `name`; one without a name is counted, and is no column `None`."""
+    source = {"source_id": "j", "source_type": "LLM_JUDGE"}
+    given = [{"name": "s", "source": source, "feedback": {"value": 3}}, {"source": source, "feedback": {"value": 1}}]
+    result = collected(write_rows(tmp_path / "traces.jsonl", [{**TRACE, "assessments": given}]), "mlflow", columns={"score": "s"})
+    assert (ratings(result), reasons(result)) == ([("a", "j", 3.0)], {"no_name": 1})
