@@ -99,6 +99,38 @@ class EarlierSources:
         return found
 
 
+def as_first_written(batches: Batches) -> Batches:
+    """The same with every prompt and reply as the source named first writes it: their ids are of what is said, and the ids of calls and the
+    order of keys are not (`tables.as_said`)."""
+    if len(batches) == 1 or not batches[0][0].keys:
+        return batches
+    tables = [batch for _, batch in batches]
+    prompts, replies = ([flat(table[name]) for table in tables] for name in ("prompt", "completions"))
+    first = _first_places([flat(table["prompt_id"]) for table in tables])
+    of_replies = _first_places([one.flatten().field("id") for one in replies])
+    columns = {
+        "prompt": (pa.concat_arrays(prompts), first),
+        "tools": (pa.concat_arrays([flat(table["tools"]) for table in tables]), first),
+        "completions": (pa.concat_arrays([one.flatten() for one in replies]), of_replies),
+    }
+    found = []
+    for place, (build, table) in enumerate(batches):
+        for name, (every, places) in columns.items():
+            column = every.take(pa.array(places[place]))
+            if name == "completions":
+                column = lists(offsets_of(replies[place])[:-1], column)
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(index), column)
+        found.append((build, table))
+    return found
+
+
+def _first_places(ids: Sequence[pa.Array]) -> list[np.ndarray]:
+    """For every id of several arrays, by array, where it stands first in all of them together."""
+    _, first, number = np.unique(codes(pa.concat_arrays(ids))[0], return_index=True, return_inverse=True)
+    return np.split(first[number], np.cumsum([len(one) for one in ids])[:-1])
+
+
 def in_one_table(tables: Sequence[pa.Table]) -> pa.Table:
     """PAIRS of several sources as one table, in which the rows of a prompt stand together, those of the source named first coming first."""
     table = pa.concat_tables(tables).combine_chunks()

@@ -255,6 +255,7 @@ def _finish(
         for result in results:
             shared.add(result.shared)
         said["warnings"] += mixture_warnings(by_source["by_source"], shared)
+        by_source["shared"] = vars(shared)
     said["warnings"] += saturation_warnings(metadata["saturated"])
     for build, some in zip(builds, found, strict=True):
         noted = sum((read.noted for read in some), Counter())

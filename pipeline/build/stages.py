@@ -19,6 +19,7 @@ from mmpo.pipeline.build.mixture import (
     EarlierSources,
     Shared,
     SourceMargins,
+    as_first_written,
     drawn,
     in_one_table,
     joined_feedback,
@@ -359,7 +360,7 @@ def _pairs_of_all(batches: Batches, split: str, result: ShardResult, rejects: "_
     if batches[0][0].mixed is None:
         return _pairs(*batches[0], result, rejects, writer)
     earlier, tables = EarlierSources(batches, result.shared), []
-    for build, batch in batches:
+    for build, batch in as_first_written(batches):
         tables.append(named(_pairs(build, batch, result, rejects, None, earlier), build))
         result.by_source.setdefault(build.name, SourceMargins()).count(split, tables[-1])
     return in_one_table(tables)

@@ -124,12 +124,36 @@ def test_a_pair_that_two_sources_have_is_the_first_ones(tmp_path: Path) -> None:
     assert sorted(zip(*texts, table["quality_margin"].to_pylist(), table["source"].to_pylist(), strict=True)) == [
         ("a", "b", 2.0, "one"), ("a", "c", 4.0, "two"), ("x", "y", 1.0, "one"),
     ]  # fmt: skip
-    assert summary["rejected"] == {"in_earlier_source": 1}
+    assert summary["rejected"] == {"in_earlier_source": 1} and summary["shared"] == {"prompts": 1, "pairs": 1, "opposed": 1}
     assert any("1 pairs are in more than one source" in line and "of 1 the later" in line for line in summary["warnings"])
     assert validate(tmp_path / "mixed")["ok"]
     mixed(tmp_path, given[::-1], "turned")
     turned = load_pairs(tmp_path / "turned")
     assert sorted(turned["quality_margin"].to_pylist()) == [1.0, 4.0, 9.0]
+
+
+def test_a_prompt_is_written_as_the_first_source_writes_it(tmp_path: Path) -> None:
+    """Two writings of one call have one id: its random name and the order of its arguments are no part of what is said."""
+
+    def asked(call: str, arguments: dict[str, int], *replies: str) -> dict[str, Any]:
+        calls = [{"id": call, "type": "function", "function": {"name": "add", "arguments": arguments}}]
+        prompt = [
+            {"role": "user", "content": "Add."},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "3", "tool_call_id": call},
+        ]
+        chosen, rejected = ({"role": "assistant", "content": reply, "tool_calls": calls} for reply in replies)
+        return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected], "margin": 1}
+
+    rows = asked("x1", {"a": 1, "b": 2}, "three", "four"), asked("y2", {"b": 2, "a": 1}, "three", "five")
+    files = [write_rows(tmp_path / f"{place}.jsonl", [row]) for place, row in enumerate(rows)]
+    given = [{"name": path.stem, "inputs": str(path), "format": "trl"} for path in files]
+    summary = mixed(tmp_path, given)
+    table = load_pairs(tmp_path / "mixed")
+    assert (summary["prompts"], table.num_rows, len(set(table["prompt_id"].to_pylist()))) == (1, 2, 1)
+    assert {str(prompt) for prompt in table["prompt"].to_pylist()} == {str(table["prompt"][0].as_py())}
+    assert "x1" in str(table["chosen"].to_pylist()) and "y2" not in str(table["chosen"].to_pylist())
+    assert validate(tmp_path / "mixed")["ok"]
 
 
 def test_neither_partitions_nor_cores_change_what_is_written(tmp_path: Path) -> None:
