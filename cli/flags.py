@@ -76,7 +76,7 @@ def _types(schema: dict[str, Any]) -> set[str]:
 def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str], once: bool) -> inspect.Parameter:
     help_text = " ".join((field.description or "").split())
     default = field.get_default(call_default_factory=True)
-    if default not in (None, (), {}) and not field.is_required() and not isinstance(default, bool):
+    if default not in (None, (), {}, "") and not field.is_required() and not isinstance(default, bool):
         help_text += f" [default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"
     if "boolean" in types:
         flags = [f"{flags[0]}/--no-{flags[0].removeprefix('--')}"]
