@@ -27,6 +27,7 @@ def _start_worker(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
     pa.set_cpu_count(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     leave_pandas_out()
 
 
