@@ -74,7 +74,7 @@ TRL_REWARD = Export(
 OPENRLHF = Export(
     "folder for OpenRLHF's reward and DPO training; no ties",
     write_openrlhf,
-    "not installed (it needs CUDA): held against the columns that `preprocess_data` of its reward_dataset.py at 3c3be62 reads",
+    "not installed (it needs CUDA): `preprocess_data` of its reward_dataset.py at 3c3be62 was run on exported rows by hand",
     "folder",
     KEEPS,
     ties=False,

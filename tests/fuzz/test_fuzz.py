@@ -16,6 +16,7 @@ import pytest
 from folders import contents, feedback_folder, pairs_folder
 
 from fuzz import inputs
+from mmpo.annotate.exports import EXPORTS
 from mmpo.cli.main import run
 from mmpo.pipeline.storage import read_manifest
 
@@ -81,7 +82,7 @@ def _of_pairs(pick: random.Random, good: Path, folder: Path) -> Words:
             ["report", made, "--out", out],
             ["gamma", made],
             ["rejects", made],
-            ["export", made, "--to", inputs.option_value(pick, ["trl-dpo", "trl-reward", "jsonl", "rewardbench"]), "--out", out],
+            ["export", made, "--to", inputs.option_value(pick, list(EXPORTS)), "--out", out],
         ]
     )
 
