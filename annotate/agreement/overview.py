@@ -26,6 +26,7 @@ from mmpo.pipeline.metrics import NORMAL
 
 MOST, WORST, LEAST = 30, 10, 20
 """Raters that are measured: those with the most grades, and those that agree least among the ones with so many shared pairs."""
+BUSIEST = 10
 ASPECTS = 8
 """Aspects that are set beside one another."""
 DRAWN = 30_000_000
@@ -43,13 +44,15 @@ class RaterOverview:
     others give to the same; first, first_95: lean toward the reply shown first over the pairs seen in both orders, in score
     points; flips: share of verdicts that change with the order; same, same_95: of the questions asked again (`again` of them) the
     share that got the same grade. None: there is nothing to say it from.
-    counted: how many raters there are; against: whom they are measured by, people or raters; overall: `agreement_of_all`, or
-    None; aspects: by what the same rater says of the same pair, of every two {"first", "second", "pairs", "decided",
-    "contradict", "contradict_95", "spearman", "spearman_95"}; named: all aspects.
+    counted: how many raters there are; busiest: share of the grades that the BUSIEST of them gave; against: whom they are
+    measured by, people or raters; overall: `agreement_of_all`, or None; aspects: by what the same rater says of the same pair, of
+    every two {"first", "second", "pairs", "decided", "contradict", "contradict_95", "spearman", "spearman_95"}; named: all
+    aspects.
     """
 
     raters: list[dict[str, Any]]
     counted: int
+    busiest: float
     against: str
     overall: dict[str, Any] | None
     aspects: list[dict[str, Any]]
@@ -106,7 +109,8 @@ def rater_overview(
     measured = _measured(margins, grades)
     rows = [_row(margins, one, grades, severity, draws, seed) for one in measured]
     return RaterOverview(
-        rows, len(chosen.columns), "people" if chosen.against else "raters", _overall(margins, draws, seed),
+        rows, len(chosen.columns), float(np.sort(grades)[::-1][:BUSIEST].sum() / grades.sum()),
+        "people" if chosen.against else "raters", _overall(margins, draws, seed),
         _aspect_rows(margins, draws, seed), chosen.aspects, margins, flat(table["completions"]).flatten().field("id"),
     )  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_of_very_many_raters_the_busiest_and_the_worst_are_named() -> None:
     names = [row["name"] for row in overview.raters]
     assert overview.counted == 400 and len(names) == 40
     assert {"r397", "r398", "r399"} <= set(names[30:])
-    assert sum(row["share"] for row in overview.raters) == pytest.approx(0.1)
+    assert sum(row["share"] for row in overview.raters) == pytest.approx(0.1) and overview.busiest == pytest.approx(0.025)
 
 
 def test_aspects_by_hand() -> None:
