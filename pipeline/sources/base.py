@@ -27,6 +27,8 @@ RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
 NumberedRow = tuple[int, Mapping[str, Any]]
 """A row and its 1-based number in its file."""
+PLACE = "\0row"
+"""The key under which what `joined` puts into a row keeps the number of its own row."""
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,12 @@ class FeedbackBuilder:
         evidence: Mapping[str, Any] | None = None,
         row: int | None = None,
     ) -> None:
-        """Count something of the current row (or of `row`) as dropped, and keep the rest of the row."""
-        row = self.row if row is None else row
+        """Count something of the current row as dropped, and keep the rest of the row. row: its number in the file, where the current row
+        is made of several."""
         text = None if evidence is None else _evidence_json(evidence)
-        self.rejects.append((unit, "source", reason, self.file, row, None, text))
-        if limited and row is not None:
-            self.limited_rows.add(row)
+        self.rejects.append((unit, "source", reason, self.file, self.row if row is None else row, None, text))
+        if limited and self.row is not None:
+            self.limited_rows.add(self.row)
             self._limited.append(reason)
 
     def repair(self, reason: str, *, unit: str = "line", evidence: Mapping[str, Any] | None = None) -> None:

@@ -6,7 +6,7 @@ Every turn is a prompt of its own: all that was said before it, along the replie
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, NumberedRow, Source, SourceOptions, column_sets
+from mmpo.pipeline.sources.base import PLACE, FormatSample, NumberedRow, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
 
 TURNS, LETTERS = ("first", "second", "third", "fourth"), "abcd"
@@ -44,7 +44,7 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
         if unknown is None and number != place:
             unknown = {"missing_turn": place, "hint": "a conversation stands whole in one file, from turn 0 on"}
         if unknown is not None:
-            _lost(number, sum(one.get("score") is not None for one in replies), unknown, out)
+            _lost(number, [one.get(PLACE) for one in replies if one.get("score") is not None], unknown, out)
             continue
         if len(asked) != 1 or not replies:
             raise BadRow("malformed_turn", {"turn": number, "user": len(asked), "model": len(replies)})
@@ -58,12 +58,13 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
             before = [*before, {"role": "assistant", "content": chosen.pop()}]
 
 
-def _lost(turn: float | str, grades: int, why: Mapping[str, Any], out: FeedbackBuilder) -> None:
-    """Count a turn before which it is not known what was said, and its grades. why: a turn that is not there is a fault of the file."""
-    limited, evidence = "missing_turn" in why, {"turn": turn, "grades": grades, **why}
-    out.reject("history_unknown", unit="prompt", limited=limited, evidence=evidence)
-    for _ in range(grades):
-        out.reject("grade_of_unknown_history", unit="grade", limited=limited, evidence={"turn": turn})
+def _lost(turn: float | str, grades: list[int | None], why: Mapping[str, Any], out: FeedbackBuilder) -> None:
+    """Count a turn before which it is not known what was said, and its grades. grades: the number of each one's row; why: a turn that is
+    not there is a fault of the file."""
+    limited, evidence = "missing_turn" in why, {"turn": turn, "grades": len(grades), **why}
+    out.reject("history_unknown", unit="prompt", limited=limited, evidence=evidence, row=next(iter(grades), None))
+    for row in grades:
+        out.reject("grade_of_unknown_history", unit="grade", limited=limited, evidence={"turn": turn}, row=row)
 
 
 def _is_number(turn: Any) -> bool:
@@ -76,10 +77,10 @@ def _add_scored(replies: Iterable[Mapping[str, Any]], before: list[dict[str, Any
         try:
             index = out.completion(one.get("content"), one.get("model_name"))
         except BadRow as error:
-            out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
+            out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence, row=one.get(PLACE))
             continue
         if one.get("score") is None:
-            out.reject("no_grade", unit="grade", limited=False)
+            out.reject("no_grade", unit="grade", limited=False, row=one.get(PLACE))
         else:
             out.rating(index, one["score"], rater=rater, kind="human", low=1.0, high=100.0)
 
@@ -91,7 +92,7 @@ def join_utterances(found: Iterable[NumberedRow]) -> Iterator[tuple[int, Mapping
         if "conversation_history" in row:
             yield number, row
         else:
-            told = {name: row.get(name) for name in _UTTERANCE}
+            told = {name: row.get(name) for name in _UTTERANCE} | {PLACE: number}
             if None in (told["conversation_id"], told["turn"], told["user_prompt"]):
                 yield number, BadRow("malformed_turn", {name: told[name] for name in ("conversation_id", "turn")})
                 continue
@@ -115,7 +116,7 @@ def parse_community(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
         unknown = unknown if asked or unknown else {"missing_turn": turn}
         if unknown is not None:
             if asked or preferred:
-                _lost(turn, int(bool(preferred)), unknown, out)
+                _lost(turn, [None] * bool(preferred), unknown, out)
             continue
         texts = {letter: _without_end_mark(row.get(f"{turn}_turn_response_{letter}"), out) for letter in LETTERS}
         texts = {letter: text for letter, text in texts.items() if text}

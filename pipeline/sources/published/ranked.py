@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mmpo.pipeline.sources.base import FormatSample, NumberedRow, Source, SourceOptions, column_sets
+from mmpo.pipeline.sources.base import PLACE, FormatSample, NumberedRow, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
 from mmpo.pipeline.sources.messages import read_conversation
 
@@ -63,9 +63,7 @@ def parse_oasst(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
         todo += [(one, said) for one in reversed(replies)]
         for one in replies:
             if one.get("role") not in ("assistant", "prompter"):
-                out.reject(
-                    "unknown_role", unit="completion", evidence={"message_id": one.get("message_id"), "role": one.get("role")}
-                )
+                _reject(one, BadRow("unknown_role", {"role": one.get("role")}), out)
         prompts += _add_ranked([one for one in replies if one.get("role") == "assistant"], said, out, row)
     if not prompts:
         raise BadRow("no_ranked_replies", limited=False)
@@ -81,7 +79,7 @@ def _add_ranked(replies: list[Mapping[str, Any]], said: list[dict[str, Any]], ou
     kept = []
     for one in replies:
         if one.get("deleted") or one.get("rank") is None:
-            out.reject("deleted" if one.get("deleted") else "unranked", unit="completion", limited=False)
+            _reject(one, BadRow("deleted" if one.get("deleted") else "unranked", limited=False), out)
         else:
             kept.append((one, as_number(one["rank"], "rank")))
     if kept:
@@ -91,9 +89,15 @@ def _add_ranked(replies: list[Mapping[str, Any]], said: list[dict[str, Any]], ou
                 index = out.completion(one.get("text"), one.get("model_name"))
                 out.rating(index, -rank or 0.0, rater=PEOPLE, kind="human", high=0.0)
             except BadRow as error:
-                out.reject(error.reason, unit="completion", limited=error.limited, evidence=error.evidence)
+                _reject(one, error, out)
         out.extra({"message_tree_id": row.get("message_tree_id"), "lang": kept[0][0].get("lang")})
     return bool(kept)
+
+
+def _reject(message: Mapping[str, Any], error: BadRow, out: FeedbackBuilder) -> None:
+    """Count a message as left out, under its own number in the file."""
+    evidence = {"message_id": message.get("message_id"), **(error.evidence or {})}
+    out.reject(error.reason, unit="completion", limited=error.limited, evidence=evidence, row=message.get(PLACE))
 
 
 def join_messages(found: Iterable[NumberedRow]) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
@@ -107,7 +111,7 @@ def join_messages(found: Iterable[NumberedRow]) -> Iterator[tuple[int, Mapping[s
             yield number, row
         else:
             names = ("message_id", "message_tree_id", "parent_id", "role", "text", "rank", "deleted", "model_name", "lang")
-            messages[name] = number, {key: row.get(key) for key in names} | {"replies": []}
+            messages[name] = number, {key: row.get(key) for key in names} | {"replies": [], PLACE: number}
     roots = []
     for number, message in messages.values():
         _, parent = messages.get(str(message["parent_id"]), (0, None))

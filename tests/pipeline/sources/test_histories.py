@@ -1,5 +1,6 @@
 """Turns of conversations before which it is not known what was said: they are no prompts, and what was graded there is counted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,29 @@ def test_turns_after_an_unknown_preference_are_counted(name: str, tmp_path: Path
     found = collected(write_rows(tmp_path / "rows.jsonl", [chat(first=("Q", A)), row]), "community-alignment")
     assert graded_texts(found) == FIRST_TURN + graded
     assert reasons(found) == left_out
+
+
+def places(path: Path, format: str) -> list[tuple[str, int, Any]]:
+    """Reason, row and message_id of what was left out."""
+    found = collected(path, format).rejects.to_pylist()
+    return [(one["reason"], one["row"], json.loads(one["evidence"] or "{}").get("message_id")) for one in found]
+
+
+def test_what_is_left_out_of_rows_of_one_message_has_its_own_row(tmp_path: Path) -> None:
+    names = ("message_id", "parent_id", "role", "text", "rank")
+    told = [
+        ("t", None, "prompter", "Q", None), ("a", "t", "assistant", "x", 0), ("b", "t", "assistant", "y", 1),
+        ("d", "t", "assistant", "gone", 2), ("e", "t", "assistant", "z", None), ("f", "t", "assistant", " ", 3), ("g", "t", "bot", "v", 4),
+    ]  # fmt: skip
+    rows = [{**dict(zip(names, one)), "message_tree_id": "t", "deleted": one[0] == "d"} for one in told]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert sorted(places(path, "oasst")) == [
+        ("deleted", 4, "d"), ("empty_completion", 6, "f"), ("unknown_role", 7, "g"), ("unranked", 5, "e"),
+    ]  # fmt: skip
+    assert collected(path, "oasst").limited == 1  # of one tree
+    utterances = [*said(0, "Q"), *said(1, "R", False), *said(2, "S")]
+    utterances[1]["score"], utterances[2]["model_response"] = None, ""
+    assert places(write_rows(tmp_path / "said.jsonl", utterances), "prism") == [
+        ("no_grade", 2, None), ("empty_completion", 3, None), ("history_unknown", 5, None),
+        ("grade_of_unknown_history", 5, None), ("grade_of_unknown_history", 6, None),
+    ]  # fmt: skip
