@@ -65,7 +65,8 @@ Where columns are named by `--columns`: `field=column`; `score=anna+ben` reads o
 where a column `rater` names them, the columns are aspects. A column that is given to one field is read as no other, whatever its own
 name: `model=system` makes no system message; `model=system,system=system` reads it as both. `gap=-column` turns the sign;
 `gap=winner*strength` multiplies who won by how much. A list of grades is one for each rater in a list beside it
-(`score=quality.responses,rater=quality.responses.users`), or several by the one rater. `reply.text` is inside an object, `replies[].text`
+(`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` names.
+`reply.text` is inside an object, `replies[].text`
 in each of a list of objects, `replies[0].text` or `replies.0.text` in the first of them, also where they stand as JSON in a cell. In
 cells of CSV, white space around numbers and names does not count, `--decimal ,` and `--na N/A,-` say how numbers and gaps are written,
 "4/5" is 4 where `--scale` ends at 5, a list stands as JSON, and `--gap-of left=1,right=-1,tie=0` reads a winner in words.

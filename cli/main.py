@@ -130,7 +130,12 @@ def _failed(error: Exception) -> int:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         words = str(error).removeprefix("Value error, ") or "wrong usage"
-        names = getattr(getattr(error, "param", None), "opts", ())
+        parameter = getattr(error, "param", None)
+        names = getattr(parameter, "opts", ())
+        if words.startswith("Missing parameter"):
+            metavar, told = getattr(parameter, "metavar", None), getattr(parameter, "help", None)
+            name = names[0] if names and names[0].startswith("-") else metavar or words.rpartition(" ")[2]
+            words = f"{name} is missing{f': {told}' if told else ''}".rstrip(".")
         if names and names[0].startswith("-") and words.startswith("Input should be "):  # which says nothing of where
             words = f"{names[0]}: {words}"
         return _say(words + _closest_option(error, context), 2, context)

@@ -45,6 +45,19 @@ FAMILIES: dict[str, Family] = {
 """Every family: where its table is, and what it is for. The table is loaded when its members are asked for."""
 
 
+TITLES = {
+    "requires": "columns needed",
+    "folded": "columns of whole files",
+    "fields": "fields of --columns",
+    "scaled": "takes --scale",
+    "named": "takes --rater, --kind",
+    "clipped": "takes --clip",
+    "evidence": "--from auto is",
+    "score": "--score auto is",
+}
+"""What is said of a format, in the words of the options that it is about."""
+
+
 def members(family: str) -> Mapping[str, Any]:
     """The table of a family. Raises UserError for a family that is not there."""
     if family not in FAMILIES:
@@ -73,7 +86,7 @@ def list_(
         _print(
             {
                 name: _line(known[name]),
-                **_facts(known[name]),
+                **{title if as_json else TITLES.get(title, title): value for title, value in _facts(known[name]).items()},
                 **({"licence": terms} if (terms := getattr(known[name], "terms", "")) else {}),
                 **({"samples": shown, "traps": known[name].traps} if as_json and shown else {}),
             },
@@ -113,8 +126,9 @@ def _facts(member: Any) -> dict[str, str]:
     """What a member's fields say beside its line: words, numbers and their collections; functions and the like are left out."""
     names = [field.name for field in fields(member)] if is_dataclass(member) else getattr(member, "_fields", ())
     known = {name: getattr(member, name) for name in names}
-    shown = ("name", "summary", "criterion", "source", "samples", "traps")
+    shown = ("name", "summary", "criterion", "source", "samples", "traps", "alone", "typed")
     plain = {name: value for name, value in known.items() if name not in shown and isinstance(value, int | float | Collection)}
+    plain = {name: value for name, value in plain.items() if (name, value) != ("evidence", "auto")}  # "--from auto is auto"
     return {name.replace("_", " "): _words(value) for name, value in plain.items() if isinstance(value, int | float) or value}
 
 

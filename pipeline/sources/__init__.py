@@ -145,10 +145,10 @@ def outside_function(what: str, name: str, called: str = "") -> Callable[..., An
 def fitting(columns: Collection[str]) -> list[str]:
     """The formats that a file with these columns could be in; `jsonl` stands for all that name their columns."""
     present = frozenset(columns) | {name for name, path in OBJECTS.items() if path in columns}
-    fits = {True: frozenset.__eq__, False: frozenset.issubset}
     names = [
         source.name
         for source in SOURCES.values()
-        if any(fits[source.alone](need, present) for need in (*source.requires, *source.folded))
+        if any(need <= present for need in (*source.requires, *source.folded))
+        and not (source.alone and present - frozenset().union(*source.requires))
     ]
     return names + ["jsonl"] * any(present.issuperset(layout.texts + layout.grades) for layout in LAYOUTS)

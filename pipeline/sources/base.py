@@ -116,7 +116,8 @@ class Source:
     samples: examples of what it reads, one a layout. evidence, score: what --from auto and --score auto stand for.
     aspects: whose names aspects have where the user's own set-up gives them. range: its grades'
     scale; direction: which end is better; licence: what its publishers say; traps: name → what reads it wrongly, each with a test.
-    alone: whether it is thought of only where a file has the required columns and no other. joined: makes rows that stand for themselves
+    alone: whether it is thought of only where a file has no other columns than those that `requires` names.
+    joined: makes rows that stand for themselves
     of a whole file's rows, or says why not; such files are not cut in chunks.
     export: how a file of it is made or which of a tool's files it is, said where columns are missing.
     typed: column → what it holds besides text (bool, float, list), of columns of CSV that are in no sample.
@@ -347,18 +348,23 @@ def read_rows(
         if first:
             source.check(columns_of([row for _, row in first]), chunk.name)
         found = iter(source.joined(chain(first, found)))
-    return found if source.unfold is None else _unfolded(found, source.unfold, options, count, chunk.name)
+    return found if source.unfold is None else _unfolded(found, source, options, count, chunk.name)
 
 
-def _unfolded(found: Iterable[tuple[int, Any]], unfold: Unfold, options: SourceOptions, count: Any, file: str) -> Iterator[Any]:
+def _unfolded(found: Iterable[tuple[int, Any]], source: Source, options: SourceOptions, count: Any, file: str) -> Iterator[Any]:
+    from mmpo.pipeline.sources import fitting
+
+    assert source.unfold is not None
     for number, row in found:
         try:
-            for place, inner in unfold(row, options, count):
+            for place, inner in source.unfold(row, options, count):
                 yield number + place, inner
         except BadRow as error:
             yield number, error
         except UserError as error:
-            raise UserError(f"{file}, row {number}: {error}") from None
+            others = [name for name in fitting(row) if name != source.name]
+            advice = f". Its columns fit --format {' or '.join(others)}" if others else ""
+            raise UserError(f"{file}, row {number}: {error}{advice}") from None
 
 
 def _refuse(row: Any, _: FeedbackBuilder) -> None:

@@ -31,8 +31,8 @@ FORMAT_KINDS = {
     "feedback": ("parquet", "arrow"),
     "inspect": ("eval", "json"),
 }
-REPEATED_HEADERS = ("promptfoo",)
-"""Formats whose CSV has a column name again for every output."""
+REPEATED_HEADERS = ("promptfoo", "")
+"""Formats whose CSV has a column name again for every output; and a look at a file whose format nobody has named yet."""
 # In a folder, files that sit beside data: ours and those of `datasets`.
 BESIDE_DATA = {
     "manifest.json",

@@ -190,5 +190,6 @@ def _header(file: InputFile, first: str) -> tuple[list[str], str]:
         names = [column if (n := names[: at + 1].count(column)) == 1 else f"{column} {n}" for at, column in enumerate(names)]
     if len(set(names)) != len(names):
         twice = sorted({column for column in names if names.count(column) > 1})
-        raise UserError(f"{file.name}: column names occur twice in the header: {', '.join(map(repr, twice))}")
+        hint = " as promptfoo writes them for every output: --format promptfoo" if {"Score", "Status"} <= set(twice) else ""
+        raise UserError(f"{file.name}: column names occur twice in the header: {', '.join(map(repr, twice))}{hint and ',' + hint}")
     return names, separator

@@ -157,7 +157,7 @@ PROMPTFOO = Source(
     "Results of promptfoo (JSON, JSON lines, CSV): every provider's outputs with their scores, by assertion",
     parse=parse_promptfoo,
     requires=column_sets("prompt response gradingResult"),
-    folded=column_sets("evalId results"),
+    folded=(*column_sets("evalId results"), frozenset(("Status", "Score", "Named Scores", "Grader Reason", "Comment"))),
     export="Results are written by `promptfoo export eval ID -o out.json`; a configuration holds none.",
     scaled=True,
     aspects="the metrics or types of assertions",

@@ -54,6 +54,11 @@ def test_columns_of_published_formats_are_those_that_are_asked_for(tmp_path: Pat
          ["rows.jsonl --suite rewardbench2`"]),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "subset": "hep-js"}, ["--format", "trl"],
          ["--suite rewardbench`. As pairs to train on: ", "pairs without grades have no margin"]),
+        ({"id": "1", "source": "s", **dict.fromkeys(("prompt", "chosen", "rejected", "chosen_model", "rejected_model"), "x")},
+         ["--format", "wildfeedback"], ["They fit --format tulu or trl"]),
+        ({"id": "1", "source": "s", **dict.fromkeys(("prompt", "chosen", "rejected", "margin"), "x")}, [], ["fit --format trl or jsonl"]),
+        ({"evalId": "e", "results": {"results": []}}, ["--format", "inspect"], ["Its columns fit --format promptfoo"]),
+        ({"eval": {}, "samples": [], "results": {}}, ["--format", "promptfoo"], ["Its columns fit --format inspect"]),
         ({"q": "Q"}, ["--format", "json"], ["did you mean 'jsonl'?", "('q') fit none as they are: --format jsonl takes"]),
     ],
 )  # fmt: skip
@@ -79,3 +84,28 @@ def test_a_recipe_without_a_format_says_what_it_is(tmp_path: Path, capsys: pytes
     assert "build.format: missing; it is the format of `inputs`, and `mmpo formats` lists them" in message
     recipe.write_text("out: out\nbuild:\n  inputs: [rows.jsonl]\n  scal: [1, 5]\n")
     assert "build.scal: unknown key; did you mean" in refused(["run", str(recipe)], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("format", [[], ["--format", "csv"]])
+def test_promptfoos_csv_is_known_by_its_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: list[str]) -> None:
+    output = "[m] {{q}},Status,Score,Named Scores,Grader Reason,Comment"
+    (tmp_path / "out.csv").write_text(f"q,{output},{output.replace('[m]', '[n]')}\nQ{',a,PASS,1.00,,,' * 2}\n")
+    message = refused(["build", str(tmp_path / "out.csv"), "--peek", *format], tmp_path, capsys)
+    assert "--format promptfoo" in message
+    assert ("occur twice" in message) == bool(format)
+
+
+def test_a_parameter_that_is_missing_is_said_with_what_it_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(["export", "pairs"], tmp_path, capsys)
+    assert "--to is missing: trl-dpo, " in message and "jsonl; `mmpo list exports` says more" in message
+    assert "DIR is missing: A dataset folder" in refused(["validate"], tmp_path, capsys)
+
+
+def test_what_a_format_takes_is_said_by_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["formats", "helpsteer"]) == 0
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip() and line[0] != " ")
+    told = {name: value.strip() for name, value in told.items()}
+    assert (told["takes --scale"], told["takes --rater, --kind"], told["takes --clip"]) == ("no", "no", "no")
+    assert not told.keys() & {"scaled", "named", "clipped", "alone", "typed", "evidence"}
+    assert run(["formats", "alpaca-eval"]) == 0
+    assert "takes --clip           yes" in capsys.readouterr().out
