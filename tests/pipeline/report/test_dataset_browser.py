@@ -11,7 +11,7 @@ from browser import OpenedPage, chromium
 from pair_cases import pair, pairs_by_hand
 
 from mmpo.cli.main import run
-from mmpo.pipeline.report import write_report
+from mmpo.pipeline.report import write_report, write_versions
 
 HIDDEN = "\u202e turned \x1b[31m red \u200b\u2066"
 CONTRAST = """() => {
@@ -86,6 +86,20 @@ def test_text_of_others_stays_text(hostile: Path, browser: Any) -> None:
     assert "No pair on this page fits" in opened.text("#found")
     opened.page.fill("#find", "")
     assert "of 1 that fit" in opened.text("#found") and opened.wrong == []
+
+
+def test_two_versions_show_it_as_text_too(tmp_path: Path, browser: Any) -> None:
+    texts = [*MARKERS, HIDDEN, "</script><made-up>"]
+    for name, turned in (("old", 1), ("new", -1)):
+        sides = [(f"yes {text}", f"no {text}")[::turned] for text in texts]
+        pairs_by_hand(tmp_path / name, *(pair(text, *both, 2.0, source=text) for text, both in zip(texts, sides, strict=True)))
+    opened = OpenedPage(
+        browser, write_versions(tmp_path / "old", tmp_path / "new", tmp_path / "page.html", title=MARKERS[0]), 400, "dark"
+    )
+    opened.page.fill("#find", "made-up kind")
+    assert MARKERS[0] in opened.text("#examples") and "Margin 2.000 in A and -2.000 in B" in opened.text("#examples")
+    assert opened.page.locator("made-up").count() == 0 and opened.wrong == [] and not opened.overflows()
+    assert opened.page.evaluate(CONTRAST) == []
 
 
 def test_filters_and_what_raters_said(built: Path, browser: Any) -> None:
