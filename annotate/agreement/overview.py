@@ -60,9 +60,8 @@ class RaterOverview:
     margins: RaterMargins
     ids: pa.Array
 
-    def of_pairs(self, pairs: Sequence[tuple[str, str]], most: int = 12) -> list[list[dict[str, Any]]]:
-        """Who said what of each pair of completion ids: {"rater", "aspect", "margin"} in score points, above 0: for the first; at
-        most so many."""
+    def of_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+        """Who said what of each pair of completion ids: {"rater", "aspect", "margin"} in score points, above 0: for the first."""
         wanted = pa.array(sorted({one for pair in pairs for one in pair}), pa.string())
         place = pc.index_in(wanted, value_set=self.ids.cast(pa.string()))
         at = dict(zip(wanted.to_pylist(), place.to_pylist(), strict=True))
@@ -78,7 +77,7 @@ class RaterOverview:
                 low, high = np.searchsorted(of_unit, (key := min(first, second) * size + max(first, second), key + 1))
                 start, end = np.searchsorted(units, (low, high))
                 sign = 1.0 if first < second else -1.0
-                for row in order[start:end][:most].tolist():
+                for row in order[start:end].tolist():
                     chosen = self.margins.chosen
                     rows.append(
                         {

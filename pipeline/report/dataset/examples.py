@@ -24,6 +24,8 @@ LONGEST = (6000, 3000, 1500, 750, 400)
 """Characters of a text that are kept: the first of these at which all texts fit."""
 STRATA = 5
 """Sizes of margin that each source is sampled from."""
+MOST_VERDICTS = 40_000
+"""Of single raters, on a page: a hundred a pair. Of pairs that have more it is said how many are not there."""
 MOST_DRAWN = 40_000
 """Rows that the sample is drawn from, the smallest digests of all."""
 SAMPLE = "a sample of its source and size of margin"
@@ -119,7 +121,19 @@ def shown_pairs(
     if said is not None:
         for one, raters in zip(found, said([(one["chosen_id"], one["rejected_id"]) for one in found]), strict=True):
             one["said"] = [{**rater, "rater": shortened(rater["rater"]), "aspect": shortened(rater["aspect"])} for rater in raters]
+        _fewer_verdicts(found)
     return found
+
+
+def _fewer_verdicts(pairs: Sequence[dict[str, Any]]) -> None:
+    """Keeps MOST_VERDICTS in all, as many of each pair, from all over its list; `unsaid` is how many of a pair are left out."""
+    sizes = [len(one["said"]) for one in pairs]
+    most = max(sizes, default=0)
+    while sum(min(size, most) for size in sizes) > MOST_VERDICTS:
+        most -= max(1, most // 50)
+    for one, size in zip(pairs, sizes, strict=True):
+        if size > most:
+            one |= {"said": [one["said"][at * size // most] for at in range(most)], "unsaid": size - most}
 
 
 def _shown(row: Mapping[str, Any], split: str, why: Sequence[str]) -> dict[str, Any]:
@@ -138,17 +152,23 @@ def _shown(row: Mapping[str, Any], split: str, why: Sequence[str]) -> dict[str, 
 def payload(pairs: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
     """The pairs as JSON that may stand inside a script element, and how many characters of a text were kept at most.
 
-    Texts stand in a list of their own, each once. `<`, `>`, `&` and the line ends of JavaScript are escapes, so that nothing in a text ends
+    Texts stand in a list of their own, each once, and so do raters with their aspects: a verdict is [its place in `who`, its margin, to
+    the four digits that are shown]. `<`, `>`, `&` and the line ends of JavaScript are escapes, so that nothing in a text ends
     the element.
     """
+    who: dict[tuple[str, str], int] = {}
+    said = [
+        [[who.setdefault((one["rater"], one["aspect"]), len(who)), float(f"{one['margin']:.4g}")] for one in pair.get("said", ())]
+        for pair in pairs
+    ]
     for most in LONGEST:
         texts: dict[str, int] = {}
         rows = []
-        for pair in pairs:
+        for pair, verdicts in zip(pairs, said, strict=True):
             chosen, rejected = cut_alike(pair["chosen"], pair["rejected"], most)
             own = {"prompt": cut(pair["prompt"], most), "chosen": chosen, "rejected": rejected}
-            rows.append({**pair, **{name: texts.setdefault(text, len(texts)) for name, text in own.items()}})
-        written = orjson.dumps({"texts": list(texts), "pairs": rows}).decode()
+            rows.append({**pair, "said": verdicts, **{name: texts.setdefault(text, len(texts)) for name, text in own.items()}})
+        written = orjson.dumps({"texts": list(texts), "who": list(who), "pairs": rows}).decode()
         for sign in "<>&\u2028\u2029":
             written = written.replace(sign, f"\\u{ord(sign):04x}")
         if len(written.encode()) <= BYTES:

@@ -91,6 +91,13 @@ def test_who_said_what_of_a_pair() -> None:
     assert {(row["rater"], row["margin"]) for row in back} == {("gpt", -2.0), ("ann", 3.0)} and nowhere == []
 
 
+def test_of_many_raters_every_verdict_is_there() -> None:
+    table = feedback([said(f"r{i:02}", 0, 1, 1 if i else -1) for i in range(32)])
+    one, other = (completion_id(user_prompt_id(table["prompt"][0].as_py()[0]["content"]), text) for text in "AB")
+    [rows] = rater_overview(table).of_pairs([(one, other)])
+    assert [(row["rater"], row["margin"]) for row in rows] == [(f"r{i:02}", 1.0 if i else -1.0) for i in range(32)]
+
+
 def test_a_lone_rater_and_none() -> None:
     overview = rater_overview(feedback([rated("gpt", 0, 1), rated("gpt", 1, 2)]))
     [row] = overview.raters

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from argilla_browser import MARKERS
 from browser import OpenedPage, chromium
+from folders import pairs_folder
 from pair_cases import pair, pairs_by_hand
 
 from mmpo.cli.main import run
@@ -44,8 +45,6 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 40 pairs by two raters, written by the command: the better reply differs by a word; of one pair ann thinks otherwise."""
-    from folders import pairs_folder
-
     rows = []
     for i in range(40):
         for rater, turned in (("ann", i == 7), ("bob", False)):
@@ -132,6 +131,24 @@ def test_differing_words_are_marked(built: Path, browser: Any) -> None:
     assert [two.nth(side).locator("mark").all_inner_texts() for side in (0, 1)] == [["dog"], ["cat"]]
     opened.page.uncheck("#mark")
     assert opened.page.locator("mark").count() == 0
+
+
+def test_of_32_raters_all_are_found_and_twenty_are_folded(browser: Any, tmp_path: Path) -> None:
+    """The thirtieth alone calls it a tie."""
+    rows = [
+        {"prompt": "q", "completion": word, "score": 1 + (word == "dog") * (i != 30), "rater": f"r{i:02}"}
+        for i in range(32)
+        for word in ("cat", "dog")
+    ]
+    assert run(["report", str(pairs_folder(tmp_path / "pairs", rows, scale=(1, 5)))]) == 0
+    opened = OpenedPage(browser, tmp_path / "pairs.html")
+    assert opened.page.locator(".said li").count() == 32 and opened.page.locator(".said li:visible").count() == 12
+    opened.page.click("text=20 more")
+    assert "r30 (overall) calls it a tie" in opened.text("#examples")
+    opened.page.select_option("#rater", "=r30")
+    assert "of 1 that fit" in opened.text("#found") and opened.text(".said li >> nth=0").startswith("r30 ")
+    opened.page.select_option("#verdict", "for")
+    assert "No pair" in opened.text("#found") and opened.wrong == []
 
 
 def test_by_keys_alone(built: Path, browser: Any) -> None:

@@ -1,7 +1,9 @@
 """The pairs that a page shows: the same whatever the order of rows, with the ends and every source among them; and how they are written."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from folders import pairs_folder
 from pair_cases import pair, pairs_by_hand
 
 from mmpo.pipeline.report import read_figures, write_report
-from mmpo.pipeline.report.dataset.examples import BYTES, SAMPLE, choose, cut_alike, payload, shown_pairs
+from mmpo.pipeline.report.dataset.examples import BYTES, MOST_VERDICTS, SAMPLE, choose, cut_alike, payload, shown_pairs
 
 
 def ids(folder: Path, most: int = 60) -> set[tuple[str, str, tuple[str, ...]]]:
@@ -75,6 +77,22 @@ def test_what_is_written_ends_no_element_and_has_room() -> None:
     read = json.loads(written)
     assert read["texts"][read["pairs"][0]["prompt"]] == text and read["pairs"][3]["note"] == text
     assert len(read["texts"]) == len(set(read["texts"])) == 402
+
+
+def test_verdicts_are_coded_and_what_is_left_out_of_very_many_is_counted(tmp_path: Path) -> None:
+    figures = read_figures(folder := pairs_by_hand(tmp_path / "pairs", *(pair(f"q{i}", "yes", "no", 1 + i) for i in range(3))))
+    sizes = [30_000, 2, 25_000]
+
+    def said(pairs: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+        return [[{"rater": f"r{at % 9}", "aspect": "use", "margin": at / 3} for at in range(size)] for size, _ in zip(sizes, pairs)]
+
+    shown = shown_pairs(folder, figures, choose(figures), said)
+    kept = [len(one["said"]) for one in shown]
+    assert kept[1] == 2 and "unsaid" not in shown[1] and 0.97 * MOST_VERDICTS < sum(kept) <= MOST_VERDICTS and kept[0] == kept[2]
+    assert [one.get("unsaid", 0) + size for one, size in zip(shown, kept, strict=True)] == sizes
+    assert shown[0]["said"][-1]["margin"] > 9990  # some from all over the list
+    read = json.loads(payload(shown)[0])
+    assert read["pairs"][1]["said"] == [[0, 0.0], [read["who"].index(["r1", "use"]), 0.3333]] and len(read["who"]) == 9
 
 
 SHAPES = {
