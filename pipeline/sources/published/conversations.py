@@ -59,12 +59,12 @@ def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
 
 
 def _lost(turn: float | str, grades: list[int | None], why: Mapping[str, Any], out: FeedbackBuilder) -> None:
-    """Count a turn before which it is not known what was said, and its grades. grades: the number of each one's row; why: a turn that is
-    not there is a fault of the file."""
-    limited, evidence = "missing_turn" in why, {"turn": turn, "grades": len(grades), **why}
+    """Count a turn before which it is not known what was said, and its grades. grades: the number of each one's row; why: a first turn
+    that is not there is a fault of the file."""
+    limited, evidence = why.get("missing_turn") == 0, {"turn": turn, "grades": len(grades), **why}
     out.reject("history_unknown", unit="prompt", limited=limited, evidence=evidence, row=next(iter(grades), None))
     for row in grades:
-        out.reject("grade_of_unknown_history", unit="grade", limited=limited, evidence={"turn": turn}, row=row)
+        out.reject("grade_of_unknown_history", unit="grade", limited=False, evidence={"turn": turn}, row=row)
 
 
 def _is_number(turn: Any) -> bool:

@@ -39,6 +39,9 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
     paths = {path: reader(path, row)(row) for path in inside}  # what is inside the request as it was sent, and not as it is read
     texts = {**row, **paths, "request": _request(row.get("request")), "response": _response(row.get("response"))}
     for name, column in TEXTS.items():
+        if name in options.columns and any(path.startswith(column) for path in paths) and column not in options.columns.values():
+            del texts[column]  # which nothing reads as a whole
+            continue
         if name not in options.columns and isinstance(texts[column], Mapping) and "role" not in texts[column]:
             keys = list(texts[column])
             raise BadRow("not_text", {column: keys[:8], "hint": f"--columns {name}={column}.KEY names the text inside"})

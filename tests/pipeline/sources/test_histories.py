@@ -8,7 +8,7 @@ import pytest
 from folders import write_rows
 from source_cases import collected, graded_texts, reasons
 
-from mmpo.pipeline import BuildOptions, build, validate
+from mmpo.pipeline import BuildOptions, UserError, build, validate
 
 Rows = list[dict[str, Any]]
 FIRST = [("Q", "a", 10.0, "u", "overall"), ("Q", "b", 5.0, "u", "overall")]
@@ -44,7 +44,7 @@ PRISM: dict[str, tuple[Rows, list[Any], tuple[int, int], bool]] = {
     "two were chosen": ([*said(0, "Q", None), *said(1, "R")], FIRST, (1, 2), False),
     "the last has no choice": (said(0, "Q", False), FIRST, (0, 0), False),
     "the first is gone": (said(1, "and tomorrow?"), [], (1, 2), True),
-    "one between is gone": ([*said(0, "Q"), *said(2, "third"), *said(3, "T")], FIRST, (2, 4), True),
+    "one between is gone": ([*said(0, "Q"), *said(2, "third"), *said(3, "T")], FIRST, (2, 4), False),
     "a later one has no reply of the model": ([*said(0, "Q", False), {**said(1, "R")[0], "score": None}], FIRST, (1, 0), False),
 }
 
@@ -67,6 +67,12 @@ def test_a_conversation_over_two_files_is_no_conversation(tmp_path: Path) -> Non
     told = build(files, tmp_path / "out", options=BuildOptions(format="prism", max_rejects=1.0, split=(1, 0, 0), workers=1))
     assert (told["prompts"], told["rejected"]) == (2, {"grade_of_unknown_history": 4, "history_unknown": 2})
     assert [check for check in validate(tmp_path / "out")["checks"] if check["status"] == "fail"] == []
+
+
+def test_a_file_without_first_turns_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    given = write_rows(tmp_path / "rows.jsonl", said(1, "and tomorrow?"))
+    with pytest.raises(UserError, match=r"First: .*history_unknown .*: a conversation stands whole in one file, from turn 0 on"):
+        build(given, tmp_path / "out", options=BuildOptions(format="prism", workers=1))
 
 
 def chat(**turns: tuple[str | None, str | None]) -> dict[str, Any]:

@@ -274,6 +274,7 @@ def test_mlflow_paths_lead_into_what_was_sent(tmp_path: Path, named: tuple[str, 
     result = collected(write_rows(tmp_path / "traces.jsonl", [row]), "mlflow", columns=columns)
     [feedback] = result.feedback.to_pylist()
     assert (feedback["prompt"][0]["content"], ratings(result), reasons(result)) == ("q", [("a", "j", 4.0)], {})
+    assert not {"request", "response"} & set(result.unused)
 
 
 def test_mlflow_assessments_in_a_traces_own_json(tmp_path: Path) -> None:
