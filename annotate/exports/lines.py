@@ -6,6 +6,10 @@ from pathlib import Path
 from mmpo.annotate.exports.base import TOLD, Export, ExportedPairs, as_said, line
 from mmpo.pipeline.tables import PAIRS, Message, with_keys
 
+AS_THEY_WERE = "margin=quality_margin,spread=margin_se"
+"""The columns by which a build reads the pairs of jsonl. By their scores it would make every pair of a prompt's replies anew, with those
+that the dataset had left out, and no standard errors."""
+
 
 def write_jsonl(pairs: ExportedPairs, target: Path) -> str:
     """One row per pair, as PAIRS has them."""
@@ -13,7 +17,7 @@ def write_jsonl(pairs: ExportedPairs, target: Path) -> str:
     with target.open("wb") as file:
         for split in pairs.parts:
             file.writelines(line({**as_said(row), "split": split}) for row in pairs.rows(split, columns))
-    return "mmpo build {out} --format trl reads it again, by its scores; --columns margin=quality_margin,spread=margin_se by its margins"
+    return f"mmpo build {{out}} --format jsonl --columns {AS_THEY_WERE} --out FOLDER reads the same pairs, with their margins and errors"
 
 
 def alternates(roles: Sequence[str]) -> bool:
@@ -56,7 +60,7 @@ def _folded(prompt: Sequence[Message]) -> list[Message]:
 JSONL = Export(
     "JSON lines with every column and the split",
     write_jsonl,
-    "mmpo build --format trl or jsonl: the same pairs, ids, margins and errors",
+    f"mmpo build --format trl or jsonl with --columns {AS_THEY_WERE}: the same pairs, ids, margins and errors",
     keeps=frozenset(TOLD),
 )
 REWARDBENCH = Export(

@@ -246,6 +246,9 @@ NOTED = {
         for key in ("reasoning_content", "reasoning", "thinking")
     },
     "name_left_out": "of {n:,} messages the name was left out: it says who speaks or which tool answers, and no part of what it says",
+    "margins_beside_scores": "in {n:,} rows a margin or its standard error stands beside two scores: the scores were read and pairs made "
+    "of them anew, with those that had been left out and no standard errors of before; --columns margin=quality_margin,spread=margin_se "
+    "reads what stands there (the names of the columns as they are)",
     "keys_left_out": "of {n:,} messages keys were left out that no message here holds (reasoning_details, refusal, calls of a user, ...)",
     "remarks_left_out": "{n:,} remarks (text areas) were left out: they are no grades",
     "other_results_left_out": "of {n:,} annotations results of other tags (marks in texts, relations, ...) were left out",

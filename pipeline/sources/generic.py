@@ -177,6 +177,7 @@ def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, s
     sides = [] if by_margin else [fields.scores(name) for name in score_fields]
     labelled = one == "chosen"  # what contradicts the label is counted
     below = "margin_below_zero" if labelled and not fields.cells.gap_of else ""
+    beside = [name for name in ("margin", "spread") if name in fields.column]
 
     def parse(row: Row, out: FeedbackBuilder) -> None:
         prompt, chosen, rejected = (fields.get(row, name) for name in ("prompt", *names))
@@ -198,6 +199,8 @@ def _pair_parser(fields: RowFields, by_margin: bool = False, names: tuple[str, s
                     out.rating(index, score, **fields.grade(row), low=fields.low, high=fields.high)
         if labelled and below_other(given):
             out.count("chosen_below_rejected")
+        if beside and not all(is_empty(fields.get(row, name)) for name in beside):
+            out.count("margins_beside_scores")
 
     return parse
 

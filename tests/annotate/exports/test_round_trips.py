@@ -158,3 +158,25 @@ def test_argillas_own_client_logs_the_records_and_what_people_answer_is_pulled(a
     again = held(tmp_path / "again", "quality_margin")
     assert {frozenset(key) for key in again} == {frozenset(key) for key in held(pairs)}
     assert set(again.values()) == {(2.0,)}
+
+
+def test_jsonl_is_read_as_the_export_says_without_pairs_that_had_been_left_out(tmp_path: Path) -> None:
+    """Of scores 1, 2 and 4 the pair 2 over 1 is below --min-margin 2. Read by scores it comes back, without its error, as is said."""
+    rows = [
+        {"prompt": "Q", "completion": text, "score": score + shift, "rater": rater}
+        for text, score in (("a", 1.0), ("b", 2.0), ("c", 4.0))
+        for rater, shift in (("r", 0.0), ("s", 0.5))
+    ]
+    pairs = pairs_folder(tmp_path / "pairs", rows, split=(1, 0, 0), min_margin=2)
+    following = export(pairs, "jsonl", tmp_path / "out.jsonl")["next"]
+    columns = dict(one.split("=") for one in following.partition("--columns ")[2].partition(" ")[0].split(","))
+    said = {}
+    for name, given in (("by-margins", columns), ("by-scores", {})):
+        said[name] = build(tmp_path / "out.jsonl", tmp_path / name, options=BuildOptions("jsonl", columns=given, split=(1, 0, 0)))
+    assert sorted(held(pairs, "quality_margin").values()) == [(2.0,), (3.0,)]
+    assert held(tmp_path / "by-margins", "quality_margin", "margin_se") == held(pairs, "quality_margin", "margin_se")
+    assert sorted(held(tmp_path / "by-scores", "quality_margin", "margin_se").values()) == [(1.0, None), (2.0, None), (3.0, None)]
+    told = [
+        "in 2 rows a margin or its standard error stands beside two scores" in " ".join(one["warnings"]) for one in said.values()
+    ]
+    assert told == [False, True]
