@@ -133,6 +133,44 @@ def test_differing_words_are_marked(built: Path, browser: Any) -> None:
     assert opened.page.locator("mark").count() == 0
 
 
+def run_of(first: int, count: int) -> str:
+    """So many different Chinese characters: words, and nothing between them."""
+    return "".join(chr(first + i) for i in range(count))
+
+
+LONG = run_of(0x4E00, 4000)
+FEW, FAR = "The replies share too few words to mark differences.", "The replies are too long and too different to mark differences."
+STRETCH = "A long stretch without common runs is marked whole: its words were not compared."
+DIFFERENCES: dict[str, tuple[str, str, list[str], list[str], str]] = {
+    "Chinese": ("今天天气很好。", "今天天气不好。", ["很"], ["不"], ""),
+    "Japanese": ("猫がすわった", "犬がすわった", ["猫"], ["犬"], ""),
+    "Thai, marks with their letters": ("วันนี้ฝนตก", "วันนั้นฝนตก", ["นี้"], ["นั้น"], ""),
+    "Hindi, marks within words": ("यह किताब है", "यह कहानी है", ["किताब"], ["कहानी"], ""),
+    "mixed": ("用 numpy 写", "用 torch 写", ["numpy"], ["torch"], ""),
+    "long, all but both ends": (f"one {LONG} two", f"three {LONG} four", ["one", "two"], ["three", "four"], ""),
+    "long, in three places": (
+        f"a{LONG[:1500]}b{LONG[1500:]}c", f"d{LONG[:1500]}e{LONG[1500:]}f", ["a", "b", "c"], ["d", "e", "f"], ""
+    ),
+    "nothing alike": ("one two three", "four five six", [], [], FEW),
+    "long and nothing alike": (LONG, run_of(0x6E00, 4000), [], [], FAR),
+    "a long stretch apart": (
+        f"{LONG[:2900]}{run_of(0x6000, 2900)}", f"{LONG[:2900]}{run_of(0x7000, 2900)}",
+        [run_of(0x6000, 2900)], [run_of(0x7000, 2900)], STRETCH,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_differences_by_hand(name: str, browser: Any, tmp_path: Path) -> None:
+    one, other, *expected, note = DIFFERENCES[name]
+    folder = pairs_by_hand(tmp_path / "pairs", pair("q", one, other, 1.0))
+    opened = OpenedPage(browser, write_report(folder, tmp_path / "page.html", []))
+    two = opened.page.locator(".two > div")
+    assert [two.nth(side).locator("mark").all_inner_texts() for side in (0, 1)] == expected
+    said = opened.text("#examples")
+    assert [words for words in (FEW, FAR, STRETCH) if words in said] == ([note] if note else []) and opened.wrong == []
+
+
 def test_of_32_raters_all_are_found_and_twenty_are_folded(browser: Any, tmp_path: Path) -> None:
     """The thirtieth alone calls it a tie."""
     rows = [
