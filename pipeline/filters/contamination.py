@@ -19,16 +19,16 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters.words import beginnings, keys_of, runs_of_words, words_of
 from mmpo.pipeline.sources.builder import BadRow
 from mmpo.pipeline.sources.cells import reader, top_column
-from mmpo.pipeline.sources.messages import read_conversation
+from mmpo.pipeline.sources.messages import ROLES, TOOL_ROLES, read_conversation, read_text
 from mmpo.pipeline.storage.files import digest
 from mmpo.pipeline.storage.inputs import resolve_inputs
-from mmpo.pipeline.storage.rows import plan, rows
-from mmpo.pipeline.storage.text_files import InputFile, lines
+from mmpo.pipeline.storage.rows import parse_line, plan, rows
+from mmpo.pipeline.storage.text_files import BOM, InputFile, lines, utf8_blocks
 
 NGRAM, SHARE = 8, 0.5
 SHOWN_CHARACTERS = 200
 COLUMNS = ("prompt", "question", "instruction", "problem", "query", "input", "messages", "conversation", "conversations", "turns")
-"""Columns in which evaluation prompts are looked for, the first that a file has, in whatever case."""
+"""Columns in which evaluation prompts are looked for, in whatever case: of each row the first that holds anything."""
 _TEXT = (".txt", ".txt.gz", ".txt.zst")
 
 
@@ -98,51 +98,94 @@ def _files(paths: Sequence[str]) -> Iterator[InputFile]:
 
 
 def _texts(file: InputFile, column: str | None) -> Iterator[tuple[int, str]]:
-    """Row and text of every evaluation prompt of a file; of a conversation each message of the user."""
+    """Row and text of every evaluation prompt of a file; of a conversation each message of the user. Raises UserError where one
+    holds none."""
     if file.kind == "text":
         yield from ((number, line.decode("utf-8", "replace")) for number, line in enumerate(lines(file), 1))
         return
+    place = "line" if file.kind in ("json", "csv") else "row"
 
     def refuse(number: int, reason: str, evidence: Any = None) -> None:
-        raise UserError(f"--decontaminate {file.name}, line {number}: {reason}; mend the file, so that no prompt of it is missed")
-
-    for chunk in plan([file]):
-        read: Callable[[Mapping[str, Any]], Any] | None = None
-        for number, row in rows(chunk, refuse):
-            read = read or _reader(row, column, file.name)
-            try:
-                said = _said(read(row))
-            except BadRow as error:
-                refuse(number, error.reason)
-                raise
-            yield from ((number, text) for text in said)
-
-
-def _reader(row: Mapping[str, Any], column: str | None, name: str) -> Callable[[Mapping[str, Any]], Any]:
-    """What takes the prompt out of rows like this one."""
-    present = [str(one) for one in row]
-    by_case = {one.casefold(): one for one in reversed(present)}
-    wanted = column or next((by_case[one] for one in COLUMNS if one in by_case), None)
-    if wanted is None or top_column(wanted, present) not in present:
-        raise UserError(
-            f"--decontaminate {name}: no column {column or ', '.join(COLUMNS)}; it has {', '.join(present[:20])}. Name the one that "
-            "holds the prompts with --decontaminate-column"
+        told = (
+            f" ({BARE})"
+            if reason == "not_an_object"
+            else f" ({', '.join(f'{key}: {one}' for key, one in (evidence or {}).items())})"
         )
-    return reader(wanted, present)
+        raise UserError(
+            f"--decontaminate {file.name}, {place} {number}: {reason}{told if evidence else ''}; mend the file, so that no prompt of it "
+            "is missed"
+        )
+
+    bare = _array_of_texts(file) if file.kind == "json" else None
+    given: Iterator[tuple[int, Any]] = (
+        enumerate(bare, 1) if bare is not None else (one for chunk in plan([file]) for one in rows(chunk, refuse))
+    )
+    readers: dict[tuple[Any, ...], list[tuple[str, Callable[[Any], Any]]]] = {}  # files may mix the columns of several sets
+    for number, row in given:
+        name, value = "", row
+        if bare is None:
+            present = tuple(row)
+            if present not in readers:
+                readers[present] = _readers(present, column)
+            if not readers[present]:
+                raise UserError(
+                    f"--decontaminate {file.name}, {place} {number}: no column {column or ', '.join(COLUMNS)}; it has "
+                    f"{', '.join(map(str, present[:20]))}. Name the one that holds the prompts with --decontaminate-column"
+                )
+            cells = ((name, read(row)) for name, read in readers[present])
+            name, value = next((one for one in cells if not _is_empty(one[1])), (readers[present][0][0], None))
+        try:
+            said = _said(value)
+        except BadRow as error:
+            refuse(number, error.reason, {**({"column": name} if name else {}), **(error.evidence or {})})
+            raise
+        yield from ((number, text) for text in said)
+
+
+BARE = 'write {"prompt": TEXT} a line, one array of texts, or a .txt with a prompt a line'
+
+
+def _array_of_texts(file: InputFile) -> list[str] | None:
+    """The texts of a JSON file that is one array of nothing else."""
+    if not next((line for line in lines(file) if line.strip()), b"").lstrip().startswith(b"["):
+        return None
+    value, _, _ = parse_line(b"".join(utf8_blocks(file)).removeprefix(BOM))
+    return value if isinstance(value, list) and value and all(isinstance(one, str) for one in value) else None
+
+
+def _readers(present: Sequence[Any], column: str | None) -> list[tuple[str, Callable[[Any], Any]]]:
+    """Name and reader of the columns that may hold the prompt of rows with these."""
+    names = [str(one) for one in present]
+    by_case = {one.casefold(): one for one in reversed(names)}
+    wanted = [column] if column else [by_case[one] for one in COLUMNS if one in by_case]
+    return [(one, reader(one, names)) for one in wanted if top_column(one, names) in names]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple) and not (value.strip() if isinstance(value, str) else value))
 
 
 def _said(value: Any) -> list[str]:
-    """The texts of a cell: a text, texts, or the user's messages of a conversation."""
+    """The texts of a cell: a text, texts, or the user's messages of a conversation. Raises BadRow where there is none, or where one of
+    them is no text."""
     value = read_conversation(value)
-    found = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    texts = [one if isinstance(one, str) else one.get("content", one.get("value")) for one in found if _is_users(one)]
-    return [text for text in texts if isinstance(text, str)]
-
-
-def _is_users(message: Any) -> bool:
-    return isinstance(message, str) or (
-        isinstance(message, Mapping) and message.get("role", message.get("from", "user")) in ("user", "human")
-    )
+    found = []
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, Mapping):
+            role = one.get("role") or one.get("from") or "user"
+            if str(role).strip().lower() not in (*ROLES, *TOOL_ROLES):
+                raise BadRow("unknown_role", {"role": str(role)[:80]})
+            if ROLES.get(str(role).strip().lower()) != "user":
+                continue
+            content = one.get("content")
+            one = read_text(one.get("value") if content is None else content)
+            one = one if isinstance(one, str) else type(one)
+        if one is not None and not isinstance(one, str):
+            raise BadRow("not_text", {"type": (one if isinstance(one, type) else type(one)).__name__})
+        found.append(one or "")
+    if not any(text.strip() for text in found):
+        raise BadRow("no_text", {"hint": "there is no prompt"})
+    return found
 
 
 def contaminated(prompts: pa.ListArray, evaluation: EvaluationPrompts, share: float) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -105,13 +105,23 @@ CHAT = [{"role": "system", "content": "be good"}, {"role": "user", "content": "t
         ("a.jsonl", [{"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]}], None, ["h"]),
         ("a.jsonl", [{"doc": {"q": "inside"}}], "doc.q", ["inside"]),
         ("a.jsonl", [{"prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"}], None, ["hi", "and?"]),
-        ("a.jsonl", [{"prompt": ""}, {"prompt": None}, {"prompt": "left"}], None, ["left"]),
+        ("a.jsonl", [{"prompt": "one"}, {"question": "of another set"}], None, ["one", "of another set"]),
+        ("a.parquet", [{"prompt": "one", "question": None}, {"prompt": None, "question": "two"}], None, ["one", "two"]),
+        ("a.jsonl", [{"instruction": " ", "input": "all of it"}], None, ["all of it"]),
+        ("a.jsonl", [{"messages": [{"role": "User", "content": [{"type": "text", "text": "in parts"}]}]}], None, ["in parts"]),
     ],
 )
 def test_what_files_may_hold(tmp_path: Path, name: str, rows: list[Any], column: str | None, expected: list[str]) -> None:
     found = read_evaluation([str(write_rows(tmp_path / name, rows))], column=column)
     assert found.shown == list(dict.fromkeys(expected))
     assert found.files[0]["texts"] == len(expected) and found.files[0]["digest"]
+
+
+@pytest.mark.parametrize("content", ['["a b", "c [d]"]', '[\n  "a b",\n  "c [d]"\n]\n', '\ufeff["a b","c [d]"]'])
+def test_an_array_of_texts_is_read_as_prompts(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    found = read_evaluation([str(tmp_path / "a.json")])
+    assert found.shown == ["a b", "c [d]"] and found.names == [(str(tmp_path / "a.json"), 1), (str(tmp_path / "a.json"), 2)]
 
 
 def test_dataset_folders_and_several_files(tmp_path: Path) -> None:
@@ -132,7 +142,16 @@ def test_dataset_folders_and_several_files(tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "a.jsonl, line 2: .*mend the file"),
         ("a.txt", "\n \n", "a.txt: holds no prompt"),
-        ("a.jsonl", '{"prompt": ""}\n', "a.jsonl: holds no prompt"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": ""}\n', r"a.jsonl, line 2: no_text \(column: prompt, .*mend the file"),
+        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt": null}\n', "a.jsonl, line 3: no_text"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 7}\n', r"a.jsonl, line 2: not_text \(column: prompt, type: int\)"),
+        ("a.jsonl", '{"prompt": "x"}\n{"id": 1}\n', "a.jsonl, line 2: no column prompt, .*it has id"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": 7}]}\n', r"line 1: not_text \(column: messages, type: int"),
+        ("a.jsonl", '{"messages": [{"role": "system", "content": "x"}]}\n', "line 1: no_text"),
+        ("a.jsonl", '{"messages": [{"role": "asker", "content": "x"}]}\n', "line 1: unknown_role"),
+        ("a.csv", "prompt,id\nx,1\n,2\n", "a.csv, line 3: no_text"),
+        ("a.jsonl", '"x"\n"y"\n', "line 1: not_an_object .*one array of texts"),
+        ("a.json", '["x", {"prompt": "y"}]', "line 1: not_an_object"),
         ("a.pdf", "%PDF-1.7", "is a PDF"),
     ],
 )
