@@ -1,7 +1,7 @@
 """`mmpo push`: a dataset folder to the Hub in one commit, or nothing of it. What was uploaded before a stop is not uploaded again."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +47,17 @@ def push_dataset(
     public: bool = False,
     license: str | None = None,
     message: str | None = None,
+    overwrite: bool = False,
 ) -> PushedDataset:
     """Push a folder of PAIRS, or of FEEDBACK, to the dataset OWNER/NAME, which is made, private, where there is none.
 
     feedback: a FEEDBACK folder to stand beside the pairs, as the configuration `feedback`. public: make it public where it is new, and push
-    into it where it is; license: for the head of its page. One commit holds all of it and takes away what an earlier push left; afterwards
+    into it where it is; license: for the head of its page; overwrite: files of an earlier push, too, that somebody changed on the Hub
+    since. One commit holds all of it and takes away what an earlier push left; afterwards
     the Hub's digests are compared with the manifest's.
 
-    Raises UserError: a folder that `validate` rejects, a dataset that holds something else or is public, no token, no right; PartialResult
-    where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
+    Raises UserError: a folder that `validate` rejects, a dataset that holds something else, was changed or is public, no token
+    or right; PartialResult where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
     """
     path, (name, _) = Path(folder), named(name, revision=False)
     manifest = read_manifest(path)
@@ -79,6 +81,8 @@ def push_dataset(
     info = _repository(api, name, public)
     there = _there(api, name, info)
     _refuse_others(name, info, there, tables)
+    if not overwrite:
+        _refuse_changed(api, name, info, there, files)
     old = _read(api, name, CARD, info.sha) if any(one.rfilename == CARD for one in info.siblings or ()) else None
     card = page(name, manifest, tables, old, license)
     gone = [one for one in there if one not in files]
@@ -173,15 +177,55 @@ def _refuse_others(name: str, info: "DatasetInfo", there: Mapping[str, Any], tab
     inside = [one for one in others if one.rpartition("/")[0] in folders]
     foreign = inside if there else [one for one in others if not one.startswith(".") and one != CARD]
     if foreign:
-        listed = ", ".join(foreign[:MOST_NAMED]) + (", ..." if len(foreign) > MOST_NAMED else "")
         raise UserError(
-            f"{name} holds {listed}, which mmpo did not push and leaves alone: name another dataset, or remove that there first"
+            f"{name} holds {_listed(foreign)}, which mmpo did not push and leaves alone: name another dataset, or remove that there first"
         )
 
 
-def _read(api: "HfApi", name: str, file: str, revision: str | None) -> str:
+def _refuse_changed(api: "HfApi", name: str, info: "DatasetInfo", there: Mapping[str, FileDigest | None], files: Contents) -> None:
+    """Raise UserError where a file of an earlier push is not what the manifest beside it says, nor what is pushed now: somebody changed
+    it on the Hub, and the push would undo that."""
+    entries = _entries(api, name, info.sha) if any(there.values()) else {}
+    changed = []
+    for file, digest in there.items():
+        if digest is None or ((where := files.get(file)) and not isinstance(where, bytes) and _holds(entries[file], where)):
+            continue
+        lfs = entries[file].lfs
+        found = lfs.sha256 if lfs else file_digest(_fetched(api, name, file, info.sha))["sha256"]
+        if found != digest.get("sha256"):
+            changed.append(file)
+    if changed:
+        raise UserError(
+            f"{name}: {_listed(changed)} on the Hub differs from what was pushed: somebody changed it there, and nothing was pushed. "
+            f"Fetch what you want to keep from {api.endpoint}/datasets/{name}/tree/main; --overwrite then puts ours in its place "
+            "(older commits stay on the Hub)"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def _fetched(api: "HfApi", name: str, file: str, revision: str | None) -> Path:
     with hub_errors(name, "reading"):
-        return Path(api.hf_hub_download(name, file, repo_type="dataset", revision=revision)).read_text(encoding="utf-8")
+        return Path(api.hf_hub_download(name, file, repo_type="dataset", revision=revision))
+
+
+def _entries(api: "HfApi", name: str, revision: str | None) -> dict[str, Any]:
+    """The files of a revision by name, with size and digest."""
+    with hub_errors(name, "reading"):
+        return {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)}
+
+
+def _holds(entry: Any, where: Path, digest: FileDigest | None = None) -> bool:
+    """Whether a file on the Hub is the one here. digest: that file's, where it is known."""
+    if entry.lfs:
+        return bool(entry.lfs.sha256 == (digest or file_digest(where))["sha256"])
+    return bool(entry.blob_id == git_oid(where))
+
+
+def _read(api: "HfApi", name: str, file: str, revision: str | None) -> str:
+    return _fetched(api, name, file, revision).read_text(encoding="utf-8")
 
 
 def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone: Iterable[str], message: str) -> str:
@@ -200,23 +244,16 @@ def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone:
 def _compare(api: "HfApi", name: str, revision: str, files: Contents, digests: Mapping[str, FileDigest | None]) -> None:
     """Raise PartialResult where the Hub does not hold what the manifest names: a .gitignore there leaves files out without a word, and the
     folder may have become another one meanwhile."""
-    with hub_errors(name, "reading"):
-        entries = {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)}
+    entries = _entries(api, name, revision)
     wrong = []
     for there, where in files.items():
-        entry: Any = entries.get(there)
-        if isinstance(where, bytes):
-            fits = entry is not None and entry.size == len(where)
-        elif entry is None:
-            fits = False
-        else:
-            digest = digests.get(there) or file_digest(where)
-            fits = entry.lfs.sha256 == digest["sha256"] if entry.lfs else entry.blob_id == git_oid(where)
-        if not fits:
+        entry = entries.get(there)
+        if entry is None or not (
+            entry.size == len(where) if isinstance(where, bytes) else _holds(entry, where, digests.get(there))
+        ):
             wrong.append(there)
     if wrong:
-        listed = ", ".join(wrong[:MOST_NAMED])
         raise PartialResult(
-            f"{name}@{revision}: the Hub does not hold {listed} as pushed; a .gitignore of the dataset leaves files out: mend it there, "
-            "then push again"
+            f"{name}@{revision}: the Hub does not hold {_listed(wrong)} as pushed; a .gitignore of the dataset leaves files out: mend it "
+            "there, then push again"
         )

@@ -226,6 +226,34 @@ def test_a_wrong_token_is_told_by_what_to_do(served: Hub, pairs: Path, monkeypat
     assert "hf_of_nobody" not in str(refused.value)
 
 
+@pytest.mark.parametrize("file", ["train/part-00000.parquet", "folder-README.md", "rejects.parquet"])
+def test_what_somebody_changed_on_the_hub_is_overwritten_only_where_that_is_said(file: str, served: Hub, pairs: Path) -> None:
+    """In LFS or not; files that others put beside ours stay."""
+    push_dataset(pairs, NAME)
+    repository = served.repositories[NAME]
+    ours, theirs = repository.files[file], {"own.txt": b"own", "notes/a.parquet": b"PAR1"}
+    repository.commit(repository.files | theirs | {file: b"edited"})
+    commits = len(repository.commits)
+    with pytest.raises(UserError, match=rf"me/pairs: {file} on the Hub differs from what was pushed.*--overwrite"):
+        push_dataset(pairs, NAME)
+    assert len(repository.commits) == commits and repository.files[file] == b"edited"
+    push_dataset(pairs, NAME, overwrite=True)
+    assert repository.files[file] == ours and theirs.items() <= repository.files.items()
+
+
+def test_what_is_pushed_already_by_other_means_is_not_taken_for_a_change(served: Hub, pairs: Path, tmp_path: Path) -> None:
+    """Somebody put a file of the new version there by hand; a file that somebody removed comes back."""
+    push_dataset(pairs, NAME)
+    repository, other = served.repositories[NAME], pairs_folder(tmp_path / "other", graded(30))
+    part = "train/part-00000.parquet"
+    files = repository.files | {part: (other / part).read_bytes()}
+    del files["folder-README.md"]
+    repository.commit(files)
+    push_dataset(other, NAME)
+    assert repository.files["folder-README.md"] == (other / "README.md").read_bytes()
+    assert repository.files[part] == (other / part).read_bytes()
+
+
 def test_a_file_that_would_be_read_as_rows_is_refused(served: Hub, pairs: Path) -> None:
     push_dataset(pairs, NAME)
     repository = served.repositories[NAME]

@@ -54,13 +54,16 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Everybody may read it; a new dataset is private otherwise.")] = False,
     license: Annotated[str | None, typer.Option(help="The licence for the head of the dataset's page, such as cc-by-4.0.")] = None,
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Files of an earlier push, too, that somebody changed on the Hub since.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Push a dataset folder to the Hugging Face Hub: one commit with all of it, or none; stopped, the same command again resumes.
 
     The token is that of HF_TOKEN or of `hf auth login`. Afterwards load_dataset("OWNER/NAME") opens it. Example: mmpo push pairs me/pairs
     """
-    done = push_dataset(dataset, name, feedback=feedback, public=public, license=license, message=message)
+    done = push_dataset(dataset, name, feedback=feedback, public=public, license=license, message=message, overwrite=overwrite)
     for line in done.warnings:
         say(f"warning: {line}")
     say(f"{done.files:,} files, {done.bytes:,} bytes" + ("" if done.changed else ": nothing differs from what is there"))
