@@ -39,7 +39,7 @@ AGAIN = "build the dataset again from its sources with `mmpo build`"
 
 def cannot_read(path: str | Path, error: BaseException | str) -> UserError:
     """The error for a file that is no readable Parquet file."""
-    told = str(error).partition("\n")[0] if str(error) else type(error).__name__
+    told = "it is a folder" if Path(path).is_dir() else str(error).partition("\n")[0] or type(error).__name__
     return UserError(f"cannot read {path}: no readable Parquet file, truncated or damaged ({told})")
 
 
@@ -79,8 +79,6 @@ def part_schema(path: Path) -> pa.Schema:
 
 
 def _footer(path: Path) -> pa.Schema:
-    if path.is_dir():
-        raise cannot_read(path, "it is a folder")
     try:
         with pq.ParquetFile(path) as parquet:
             schema = parquet.schema_arrow

@@ -169,11 +169,11 @@ class FiguresReader:
 
 def _check(batch: pa.RecordBatch, part: Path, before: int) -> None:
     margin = to_numpy(batch.column("quality_margin"))
-    faults = [(words, mask) for name in PAIRS.names for _, words, mask in null_faults(batch.column(name), name)]
+    faults = [(f"{words} (null)", mask) for name in PAIRS.names for _, words, mask in null_faults(batch.column(name), name)]
     for words, mask in (*faults, ("a quality_margin that is not finite", ~np.isfinite(margin))):
         if mask.any():
-            place = f"{part}, row {before + int(np.argmax(mask)) + 1}"
-            raise UserError(f"{place}: {words}; `mmpo validate` says how many, building the dataset again mends it")
+            place = f"{part}: row {before + int(np.argmax(mask)) + 1}"
+            raise UserError(f"{place} has {words}; `mmpo validate` says how many, building the dataset again mends it")
 
 
 class _Heads:
