@@ -22,7 +22,7 @@ from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import merge_prompts
-from mmpo.pipeline.metrics import NORMAL
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS, student
 
 MOST, WORST, LEAST = 30, 10, 20
 """Raters that are measured: those with the most grades, and those that agree least among the ones with so many shared pairs."""
@@ -150,16 +150,23 @@ def _row(
         row |= {"decided": found["decided"], "agrees": found["accuracy"], "agrees_95": found["accuracy_95"]}
         row |= {name: found[name] for name in ("spearman", "spearman_95")}
     strict = severity.get(who.name, {})
-    row |= {"severity": strict.get("severity"), "severity_95": _around(strict.get("severity"), strict.get("se"))}
+    row |= {
+        "severity": strict.get("severity"),
+        "severity_95": _around(strict.get("severity"), strict.get("se"), strict.get("shared")),
+    }
     place = position_row(margins, column)
     lean = place["toward_first"] if place["orders"] == "both" else None  # of one order alone position can't be told from merit
-    row |= {"first": lean, "first_95": _around(lean, place["se"]), "flips": place["flips"]}
+    row |= {"first": lean, "first_95": _around(lean, place["se"], place["prompts"]), "flips": place["flips"]}
     again = consistency_row(margins, column) or {}
     return row | {"same": again.get("equal"), "same_95": again.get("equal_95"), "again": again.get("items", 0)}
 
 
-def _around(value: float | None, se: float | None) -> list[float] | None:
-    return None if value is None or se is None else [value - NORMAL * se, value + NORMAL * se]
+def _around(value: float | None, se: float | None, clusters: int | None) -> list[float] | None:
+    """The 95% interval of a mean of so many independent clusters; None of few."""
+    if value is None or se is None or clusters is None or clusters < FEWEST_CLUSTERS:
+        return None
+    reach = student(clusters - 1) * se
+    return [value - reach, value + reach]
 
 
 def _overall(margins: RaterMargins, draws: int, seed: int) -> dict[str, Any] | None:

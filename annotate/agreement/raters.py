@@ -74,10 +74,10 @@ def position_row(margins: RaterMargins, column: int) -> dict[str, Any]:
     content of the verdicts cancels out. flips: the share whose verdict changes with the order (the position-bias rate), to_first
     and to_second the shares that change toward the first or the second shown; a verdict that is a tie one way only is a change.
     orders "one": the mean gap toward the first shown, in which position and merit can't be told apart. se: the standard error,
-    prompts being what varies.
+    the `prompts` being what varies; None where all lean alike.
     """
     name = margins.chosen.columns[column].name
-    nothing = dict.fromkeys(("orders", "units", "toward_first", "se", "flips", "to_first", "to_second"))
+    nothing = dict.fromkeys(("orders", "units", "toward_first", "se", "prompts", "flips", "to_first", "to_second"))
     if margins.chosen.columns[column].evidence == "ratings":
         return {"name": name, **nothing}
     grades = _raw_grades(margins, column)
@@ -103,13 +103,19 @@ def position_row(margins: RaterMargins, column: int) -> dict[str, Any]:
 
 
 def _clustered(lean: Floats, prompt: np.ndarray) -> dict[str, float | None]:
-    """The mean and its standard error with prompts as clusters: s/√n where each has one unit; None for a single prompt."""
+    """The mean, its standard error with prompts as clusters, and how many there are. se: s/√n where each has one unit; None for a single
+    prompt, and where all are alike, which tells nothing of how far the mean may be off."""
     # Not `position_biases` of mmpo.pipeline.grades: its totals, which parts of any size add up to, know nothing of prompts.
     mean = float(lean.mean())
     sums = np.bincount(np.unique(prompt, return_inverse=True)[1], lean - mean)
     clusters = len(sums)
     se = float(np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(lean)) if clusters > 1 else None
-    return {"toward_first": mean, "se": se}
+    return {"toward_first": mean, "se": _spread(se, lean), "prompts": clusters}
+
+
+def _spread(se: float | None, values: Floats) -> float | None:
+    """A standard error, None where it is 0 but for rounding."""
+    return se if se is not None and se > 1e-9 * np.abs(values).max() else None
 
 
 def consistency_row(margins: RaterMargins, column: int) -> dict[str, Any] | None:
@@ -152,7 +158,8 @@ def severity_rows(margins: RaterMargins) -> list[dict[str, Any]]:
     items: completions and aspects that it rated; mean: its mean score; scale: theirs, "1..5", "unbounded" or "several"; shared: those that
     others on the very same scale rated too, since a 2 of 0..4 is a 3 of 1..5;
     severity: the others' mean score less its own, averaged over these, in score points, above 0: lower scores than others give;
-    se: the standard error of it, items taken as independent. None where nothing is shared. Repeats are averaged first.
+    se: the standard error of it, items taken as independent, None where all are alike. None where nothing is shared. Repeats are averaged
+    first.
     """
     found = margins.raw_grades.get("ratings")
     if found is None:
@@ -203,5 +210,5 @@ def _row(margins: RaterMargins, column: int, scores: Floats, gaps: Floats, scale
         "scale": scales[0] if len(scales) == 1 else "several",
         "shared": shared,
         "severity": float(gaps.mean()) if shared else None,
-        "se": float(gaps.std(ddof=1) / np.sqrt(shared)) if shared > 1 else None,
+        "se": _spread(float(gaps.std(ddof=1) / np.sqrt(shared)), gaps) if shared > 1 else None,
     }

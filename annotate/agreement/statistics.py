@@ -18,10 +18,12 @@ import numpy as np
 
 from mmpo.pipeline.grades import run_sizes, runs
 from mmpo.pipeline.margins import Floats
-from mmpo.pipeline.metrics import FEWEST_CLUSTERS
+from mmpo.pipeline.metrics import FEWEST_CLUSTERS, share_interval
 
 INTERVAL = (0.025, 0.975)
 """The quantiles of the draws that bound a 95% interval."""
+ALIKE = 1e-9
+"""Draws that differ by no more are alike but for rounding."""
 CHUNK_NUMBERS = 2_000_000
 """Numbers that a chunk of resamples holds at once."""
 
@@ -221,8 +223,9 @@ def agreement_of_two(a: np.ndarray, b: np.ndarray, prompt: np.ndarray, bootstrap
     """How far two raters agree on the units that both graded: their margins and each unit's prompt, shape (units,).
 
     Returns units, prompts, decided (units that neither calls a tie), and accuracy, spearman, alpha_nominal (on the sign),
-    alpha_ordinal and alpha_interval, each with its 95% percentile interval under NAME_95. None: not defined, e.g. where every
-    margin is 0.
+    alpha_ordinal and alpha_interval, each with its 95% interval under NAME_95: percentiles, of an accuracy of 0 or 1
+    `share_interval`'s exact bound for as many prompts as have a decided unit. None: not defined, e.g. where every margin is 0; an
+    interval also where all draws are alike, which tells nothing of how far the statistic may be off.
     """
     units = np.repeat(np.arange(len(a)), 2)
     found = patterns(units, np.stack([a, b], axis=1).ravel(), np.repeat(prompt, 2))
@@ -256,6 +259,16 @@ def _measured(units: Patterns, statistics: Mapping[str, Statistic], bootstrap: i
     for name, chunks in draws.items():
         found = np.concatenate([*chunks, np.zeros(0)])
         found = found[np.isfinite(found)]
-        if len(found) and result[name] is not None:
+        if not len(found) or result[name] is None:
+            continue
+        if name == "accuracy" and result[name] in (0.0, 1.0):
+            result["accuracy_95"] = share_interval(found, result[name], _decided_prompts(units))
+        elif np.ptp(found) > ALIKE:
             result[f"{name}_95"] = [float(bound) for bound in np.quantile(found, INTERVAL)]
     return result
+
+
+def _decided_prompts(units: Patterns) -> int:
+    """How many prompts have a unit that neither of two raters calls a tie."""
+    decided = (units.value[0::2] != 0) & (units.value[1::2] != 0)
+    return len(np.unique(units.prompt[np.repeat(decided, run_sizes(units.unit_start, len(units.prompt)))]))

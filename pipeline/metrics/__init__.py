@@ -26,6 +26,7 @@ from mmpo.pipeline.metrics.intervals import (
     mean_interval,
     part_draws,
     ratio_intervals,
+    share_interval,
     student,
 )
 from mmpo.pipeline.metrics.rewardbench import (

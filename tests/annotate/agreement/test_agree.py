@@ -74,7 +74,7 @@ def test_position_bias_by_hand() -> None:
     assert [gpt[name] for name in ("flips", "to_first", "to_second")] == pytest.approx([2 / 3, 1 / 3, 1 / 3])
     leans = np.array([1, 0, -1.5])
     assert gpt["toward_first"] == pytest.approx(leans.mean()) and gpt["se"] == pytest.approx(leans.std(ddof=1) / 3**0.5)
-    assert ann["orders"] == "one" and ann["toward_first"] == 1 and ann["se"] == 0 and ann["flips"] is None
+    assert ann["orders"] == "one" and ann["toward_first"] == 1 and ann["se"] is None and ann["flips"] is None
 
 
 def test_standard_error_counts_prompts_not_pairs() -> None:

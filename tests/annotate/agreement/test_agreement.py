@@ -113,10 +113,25 @@ def test_a_rater_agrees_with_itself_and_disagrees_with_its_opposite() -> None:
     a, _ = two_raters(50)
     same, opposite = (agreement_of_two(a, sign * a, np.arange(50), 20, 0) for sign in (1, -1))
     for name in OF_TWO:
-        assert same[name] == 1 and same[f"{name}_95"] == [1.0, 1.0]
+        assert same[name] == 1 and (name == "accuracy" or same[f"{name}_95"] is None)  # draws that are all alike bound nothing
+    decided = int((a != 0).sum())  # each a prompt of its own: all of n agree with a chance of 2.5% where .025^(1/n) of all do
+    assert same["accuracy_95"] == pytest.approx([0.025 ** (1 / decided), 1.0]) and decided < 50
+    assert opposite["accuracy_95"] == pytest.approx([0.0, 1 - 0.025 ** (1 / decided)])
     assert opposite["accuracy"] == 0 and opposite["spearman"] == -1 and opposite["alpha_interval"] < -0.9
     ties = agreement_of_two(np.zeros(5), np.zeros(5), np.arange(5), 20, 0)
     assert all(ties[name] is None and ties[f"{name}_95"] is None for name in OF_TWO)
+
+
+def test_five_pairs_that_agree_are_no_proof() -> None:
+    """Of five prompts: .025^(1/5) = .478; ten pairs of each say no more; with a tie on one prompt four are decided, which is too few."""
+    a = np.array([1.0, 2.0, 3.0, -1.0, 2.0])
+    found, tenfold = (
+        agreement_of_two(a, a, np.arange(5), 300, 0),
+        agreement_of_two(*[np.repeat(a, 10)] * 2, np.repeat(range(5), 10), 300, 0),
+    )
+    assert found["accuracy_95"] == tenfold["accuracy_95"] == pytest.approx([0.478, 1.0], abs=0.001)
+    tied = agreement_of_two(a * (a < 3), a, np.arange(5), 300, 0)
+    assert (tied["accuracy"], tied["decided"], tied["accuracy_95"]) == (1.0, 4, None)
 
 
 @pytest.mark.parametrize("raters", [2, 3])

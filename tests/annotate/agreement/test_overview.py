@@ -1,6 +1,9 @@
 """Raters at a glance: the statistics of `agree` beside the mean of the others, aspects beside one another, who said what; and very
 many raters."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -79,6 +82,32 @@ def test_position_and_repeats_come_along() -> None:
     found = {row["name"]: row for row in rater_overview(feedback(*rows)).raters}
     assert found["gpt"]["first"] == pytest.approx(0.5) and found["gpt"]["flips"] == 0
     assert (found["ann"]["same"], found["ann"]["again"], found["ann"]["first"]) == (1.0, 6, None)
+
+
+def leaning(gaps: Sequence[float]) -> dict[str, Any]:
+    """The row of a rater that leans so far toward the first shown of each prompt's pair, seen in both orders."""
+    [row] = rater_overview(feedback(*([said("gpt", 0, 1, gap), said("gpt", 1, 0, gap)] for gap in gaps))).raters
+    return row
+
+
+def test_a_mean_of_few_or_of_equal_ones_has_no_interval() -> None:
+    """Leans of 0, 1, 2, 0, 2: mean 1, s = 1, so ± t(4)/√5 = 2.776/2.236 = 1.2416."""
+    assert leaning([0, 1, 2, 0, 2])["first_95"] == pytest.approx([-0.2416, 2.2416], abs=0.005)
+    few, equal = leaning([-1, -1]), leaning([0.1] * 30)
+    assert (few["first"], few["first_95"], equal["first_95"]) == (-1, None, None) and equal["first"] == pytest.approx(0.1)
+
+
+def test_severity_s_interval_by_hand() -> None:
+    """ann gives 1 less than bob to all of three replies of two prompts: six items, all alike. With one gap of 4: mean 1.5, s² = 1.5, so
+    ± t(5)·√(1.5/6) = 2.571/2."""
+
+    def severity(last: int) -> Any:
+        grades = [[rated(who, place, 5 - (who == "ann")) for who in ("ann", "bob") for place in range(3)] for _ in range(2)]
+        grades[1][2] = rated("ann", 2, last)
+        return {row["name"]: row for row in rater_overview(feedback(*grades, texts="ABC")).raters}["ann"]
+
+    assert (severity(4)["severity"], severity(4)["severity_95"]) == (1, None)
+    assert severity(1)["severity_95"] == pytest.approx([1.5 - 2.571 / 2, 1.5 + 2.571 / 2], abs=0.005)
 
 
 def test_who_said_what_of_a_pair() -> None:
