@@ -186,7 +186,7 @@ def test_votes_by_hand(tmp_path: Path) -> None:
 )
 def test_rows_that_say_nothing_are_named(change: dict[str, object], words: str, tmp_path: Path) -> None:
     folder = pairs_by_hand(tmp_path / "pairs", pair("p", "a", "b", 1), {**pair("q", "a", "b", 1), **change})
-    with pytest.raises(UserError, match=rf"part-00000.parquet, row 2: .*{words}"):
+    with pytest.raises(UserError, match=rf"part-00000.parquet: row 2 has .*{words}"):
         read_figures(folder)
 
 
