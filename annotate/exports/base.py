@@ -69,6 +69,10 @@ def _true(mask: Any) -> int:
     return pc.sum(mask).as_py() or 0
 
 
+def _of_several(batch: pa.RecordBatch) -> int:
+    return _true(pc.greater(batch["raters"], 1))
+
+
 def _roles(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """The roles of all messages of the prompts, and the offsets at which each prompt's begin."""
     prompts = flat(batch["prompt"])
@@ -105,10 +109,13 @@ def _with_keys_set(batch: pa.RecordBatch, keys: Collection[str]) -> int:
 
 
 FACETS: dict[str, Facet] = {
+    "order": Facet("which reply is better, or that neither is", lambda batch: batch.num_rows),
     "margins": Facet("how much better, not only which", lambda batch: _true(pc.greater(batch["quality_margin"], 0))),
     "errors": Facet("the margins' standard errors", _known("margin_se")),
     "scores": Facet("the scores that margins are differences of", _known("score_chosen")),
-    "raters": Facet("how many raters there were and preferred the chosen one", lambda batch: _true(pc.greater(batch["raters"], 1))),
+    "raters": Facet("how many raters there were", _of_several),
+    "preferring": Facet("how many of the raters preferred the chosen one", _of_several),
+    "kind": Facet("whether people or models graded", _known("kind")),
     "models": Facet("which models wrote the replies", _known("chosen_model")),
     "turns": Facet("conversations of several turns", _with_role("assistant")),
     "system": Facet("system messages", _with_role("system")),
@@ -123,7 +130,7 @@ TOLD = {
     "tools": "tools on offer, calls and their answers, as such",
     "thinking": "thinking that stands apart from the reply",
 }
-_LOOKED_AT = ("quality_margin", "margin_se", "score_chosen", "raters", "chosen_model", "prompt.list.element.role")
+_LOOKED_AT = ("quality_margin", "margin_se", "score_chosen", "raters", "kind", "chosen_model", "prompt.list.element.role")
 
 
 @dataclass

@@ -105,6 +105,6 @@ JUDGE = Export(
     write_judge,
     "TRL 1.16.0: a step of SFTTrainer; `mmpo judge` sends the same messages",
     "folder",
-    frozenset(("margins", "errors", "turns", "system", "prefixes", "splits", "tools")),
+    frozenset(("order", "margins", "errors", "turns", "system", "prefixes", "splits", "tools")),
     gamma="needed",
 )

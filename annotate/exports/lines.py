@@ -67,7 +67,7 @@ REWARDBENCH = Export(
     "JSON lines for rewardbench, test split; no ties",
     write_rewardbench,
     "rewardbench 0.1.4: its own loader renders every row",
-    keeps=frozenset(("models", "turns")),
+    keeps=frozenset(("order", "models", "turns")),
     splits=("test",),
     ties=False,
     takes=alternates,

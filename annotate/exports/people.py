@@ -170,5 +170,5 @@ ARGILLA = Export(
     write_argilla,
     "argilla 2.8.0: Dataset.from_disk against a real server, answers pulled",
     "folder",
-    _BLIND | {"margins", "errors", "models", "raters"},
+    _BLIND | {"order", "margins", "errors", "models", "raters"},
 )

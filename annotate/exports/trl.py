@@ -16,7 +16,7 @@ from mmpo.pipeline.tables import PAIRS, TOOLS
 
 COLUMNS = ("prompt", "chosen", "rejected", "quality_margin", "margin_se", "prompt_id", "source")
 MARGIN = "margin"
-KEEPS = frozenset(("margins", "errors", "turns", "system", "splits", "thinking"))
+KEEPS = frozenset(("order", "margins", "errors", "turns", "system", "splits", "thinking"))
 
 
 def write_trl(pairs: ExportedPairs, target: Path) -> str:

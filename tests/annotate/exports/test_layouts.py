@@ -105,9 +105,13 @@ def test_rewardbench_gets_only_prompts_that_it_can_show(tmp_path: Path) -> None:
 
 HELD = [
     ("jsonl", {}),
-    ("trl-dpo", {"scores": 2, "raters": 3, "models": 1, "prefixes": 1}),
-    ("judge", {"scores": 2, "raters": 4, "models": 1}),
-    ("label-studio", {"margins": 3, "errors": 3, "scores": 2, "raters": 4, "models": 1, "splits": 4}),
+    ("trl-dpo", {"scores": 2, "raters": 3, "preferring": 3, "kind": 3, "models": 1, "prefixes": 1}),
+    ("judge", {"scores": 2, "raters": 4, "preferring": 4, "kind": 4, "models": 1}),
+    ("argilla", {"scores": 2, "preferring": 4, "kind": 4, "splits": 4}),
+    (
+        "label-studio",
+        {"order": 4, "margins": 3, "errors": 3, "scores": 2, "raters": 4, "preferring": 4, "kind": 4, "models": 1, "splits": 4},
+    ),
 ]
 
 
@@ -132,7 +136,7 @@ def test_of_tools_and_thinking_the_pairs_that_have_them_are_counted(tmp_path: Pa
     ]
     data = pairs_folder(tmp_path / "data", rows, format="trl", split=(1, 0, 0))
     lost = {to: export(data, to, tmp_path / to)["lost"] for to in ("judge", "openrlhf", "jsonl")}
-    assert lost == {"judge": {"thinking": 1}, "openrlhf": {"tools": 1}, "jsonl": {}}
+    assert lost == {"judge": {"kind": 3, "thinking": 1}, "openrlhf": {"kind": 3, "tools": 1}, "jsonl": {}}
 
 
 @pytest.mark.parametrize("to", ["trl-reward", "openrlhf"])
