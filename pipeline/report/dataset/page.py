@@ -12,6 +12,7 @@ from mmpo.pipeline.report.dataset.examples import choose, cut, payload, shown_pa
 from mmpo.pipeline.report.dataset.figures import FiguresReader, PairFigures, read_figures
 from mmpo.pipeline.report.dataset.measures import margin_figures
 from mmpo.pipeline.report.dataset.sections import (
+    FEW_PAIRS,
     aspects_section,
     checks_section,
     duplicates_section,
@@ -35,8 +36,6 @@ SHOWN_IN = {"length bias": "length", "ties": "margins", "near leakage": "duplica
 """Checks with a section of their own."""
 NEAR_PROMPTS = 20_000
 """Prompts that are compared with one another; of more, `mmpo build --duplicates` says what is nearly the same."""
-FEW_PAIRS = 50
-"""Below, a rater's agreement is not called doubtful."""
 
 
 def write_report(
@@ -186,8 +185,8 @@ def _looks(
             found.append({"status": "warn", "words": f"{words}: no better than a coin", "where": "raters"})
     for row in overview.aspects if overview is not None else ():
         if row["contradict_95"] and row["contradict_95"][0] > 0.5:
-            words = f"{row['first']} and {row['second']} prefer opposite replies in {share(row, 'contradict')} of the pairs "
-            "that both decide"
+            both, often = f"{row['first']} and {row['second']}", share(row, "contradict")
+            words = f"{both} prefer opposite replies in {often} of the pairs that both decide"
             found.append({"status": "warn", "words": words, "where": "aspects"})
     return sorted(found, key=lambda row: row["status"] != "fail")
 

@@ -27,6 +27,8 @@ SOURCES = 60
 """Sources that the table names."""
 MANY_DUPLICATES = 0.01
 NEAR_SHOWN = 12
+FEW_PAIRS = 50
+"""Below, a rater's agreement is not called doubtful."""
 LENGTH_LEANS = 0.55
 DEEPEST = 0.55
 """Of shades: text on it is still read."""
@@ -199,7 +201,7 @@ def raters_section(overview: Any | None) -> dict[str, Any] | None:
     strict = any(row["severity"] is not None for row in overview.raters)
     shown = []
     for row in overview.raters:
-        doubtful = row["agrees_95"] is not None and row["agrees_95"][0] <= 0.5
+        doubtful = row["agrees_95"] is not None and row["agrees_95"][0] <= 0.5 and row["decided"] >= FEW_PAIRS
         shown.append(
             {
                 "rater": shortened(row["name"]), "kind": row["kind"], "grades": row["grades"], "share": percent(row["share"]),
