@@ -38,8 +38,8 @@ def drawn(merged: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> 
     graded = ("ratings", "comparisons") if build.options.feedback_only else (build.rules.evidence,)
     for unit, names, reason in (
         ("prompt", None, "not_drawn"),
-        ("completion", ("completions",), "prompt_not_drawn"),
-        ("grade", graded, "prompt_not_drawn"),
+        ("completion", ("completions",), "completion_of_undrawn_prompt"),
+        ("grade", graded, "grade_of_undrawn_prompt"),
     ):
         before, after = (
             one.num_rows if names is None else sum(len(flat(one[name]).flatten()) for name in names) for one in (merged, table)

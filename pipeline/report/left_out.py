@@ -1,5 +1,6 @@
 """What a build left out, by reason, with examples: from rejects.parquet, and from the manifest what is only counted."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,26 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
 
     dataset: a folder that `mmpo build` wrote. count: how many; share: of all units of that kind that came to the stage, from 0 to 1, null
     where the manifest does not say. examples: the first ones; file and row (from 1) where it was read, null for what was left out later;
-    details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. What
-    has the stage `repair` was mended and kept. Raises UserError.
+    details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. A reason that several units
+    have is there once for each, after the first as "REASON (UNIT)". What has the stage `repair` was mended and kept. Raises UserError.
     """
     found: dict[str, dict[str, Any]] = {}
     came: dict[str, int] = {}
+
+    def entry_of(reason: str, unit: str, stage: str) -> tuple[str, dict[str, Any]]:
+        name = reason if found.get(reason, {}).get("unit", unit) == unit else f"{reason} ({unit})"
+        return name, found.setdefault(name, {"unit": unit, "stage": stage, "count": 0, "share": None, "examples": []})
+
     path = dataset / "rejects.parquet"
     known = {} if path.is_file() and not (dataset / "manifest.json").is_file() else read_manifest(dataset)
     try:
         for stage, units in known.get("counts", {}).items():
             for unit, counts in units.items():
                 told = [(stage, counts["dropped"]), (REPAIR, counts.get("repaired", {}))]
-                for told_of, reason, count in ((name, *one) for name, reasons in told for one in reasons.items()):
-                    entry = found.setdefault(reason, {"unit": unit, "stage": told_of, "count": 0, "share": None, "examples": []})
+                for told_of, reason, count in ((where, *one) for where, reasons in told for one in reasons.items()):
+                    name, entry = entry_of(reason, unit, told_of)
                     entry["count"] += count
-                    came[reason] = came.get(reason, 0) + counts["in"] + counts["created"]
+                    came[name] = came.get(name, 0) + counts["in"] + counts["created"]
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{dataset / 'manifest.json'}: its counts are damaged; build {dataset} again") from error
     for reason, entry in found.items():
@@ -41,13 +47,11 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
     listed: dict[str, int] = {}
     try:
         for batch in batches([path] if path.is_file() else [], schema=REJECTS, nullable=REJECTS_NULLABLE):
-            for one in pc.value_counts(batch["reason"]).to_pylist():
-                reason = str(one["values"])
-                listed[reason] = listed.get(reason, 0) + one["counts"]
-                rows = batch.filter(pc.equal(batch["reason"], one["values"])).slice(0, max(examples, 1)).to_pylist()
-                entry = found.setdefault(
-                    reason, {"unit": rows[0]["unit"], "stage": rows[0]["stage"], "count": 0, "share": None, "examples": []}
-                )
+            for (reason, unit), count in Counter(zip(batch["reason"].to_pylist(), batch["unit"].to_pylist())).items():
+                same = pc.and_(pc.equal(batch["reason"], reason), pc.equal(batch["unit"], unit))
+                rows = batch.filter(same).slice(0, max(examples, 1)).to_pylist()
+                name, entry = entry_of(reason, unit, rows[0]["stage"])
+                listed[name] = listed.get(name, 0) + count
                 entry["examples"] += [_example(row) for row in rows[: examples - len(entry["examples"])]]
     except ValueError as error:
         raise UserError(
