@@ -204,11 +204,13 @@ def raters_section(overview: Any | None) -> dict[str, Any] | None:
         doubtful = row["agrees_95"] is not None and row["agrees_95"][0] <= 0.5 and row["decided"] >= FEW_PAIRS
         shown.append(
             {
-                "rater": shortened(row["name"]), "kind": row["kind"], "grades": row["grades"], "share": percent(row["share"]),
-                "agrees": (share(row, "agrees"), "warn" if doubtful else ""), "on": row["decided"], "order": with_interval(row,
-                "spearman", 2),
-                "severity": with_interval(row, "severity", 2), "ties": percent(row["ties"]), "longer": percent(row["longer"]),
-                "first": with_interval(row, "first", 2), "flips": percent(row["flips"]), "same": share(row, "same"), "again": row["again"],
+                "rater": shortened(row["name"]), "kind": row["kind"].replace("_", " "), "grades": row["grades"],
+                "share": percent(row["share"]),
+                "agrees": (_unbroken(share(row, "agrees")), "warn" if doubtful else ""), "on": row["decided"],
+                **{name: _unbroken(with_interval(row, of, 2)) for name, of in
+                (("order", "spearman"), ("severity", "severity"), ("first", "first"))},
+                "ties": percent(row["ties"]), "longer": percent(row["longer"]), "flips": percent(row["flips"]),
+                "same": _unbroken(share(row, "same")), "again": row["again"],
             }
         )  # fmt: skip
     columns = ["rater", "kind", "grades", "share", "agrees", "on", "order"] + ["severity"] * strict + ["ties", "longer"]
@@ -230,6 +232,15 @@ def raters_section(overview: Any | None) -> dict[str, Any] | None:
             "verdicts": with_interval(overview.overall, "alpha_nominal", 2),
         },
     }  # fmt: skip
+
+
+def _unbroken(text: str) -> str:
+    """A value with its interval, of which a narrow cell puts the interval, whole, on a line of its own.
+
+    >>> _unbroken("0.5 [0.1, 0.9]")
+    '0.5 [0.1,\xa00.9]'
+    """
+    return text.replace(", ", ",\u00a0")
 
 
 def aspects_section(overview: Any | None) -> dict[str, Any] | None:

@@ -9,8 +9,10 @@ import pytest
 from argilla_browser import MARKERS
 from browser import OpenedPage, chromium
 from folders import pairs_folder
+from grade_cases import feedback, rated, said
 from pair_cases import pair, pairs_by_hand
 
+from mmpo.annotate.agreement import rater_overview
 from mmpo.cli.main import run
 from mmpo.pipeline.report import write_report, write_versions
 
@@ -202,6 +204,33 @@ def test_by_keys_alone(built: Path, browser: Any) -> None:
     assert opened.text("#found").startswith("Pairs 6 to 10")
     outline = opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid" and opened.page.locator(".scroll[tabindex='0'][aria-label]").count() > 3
+
+
+def test_raters_with_all_that_can_be_said_of_them_fit_the_page(browser: Any, tmp_path: Path) -> None:
+    """Ratings, comparisons in both orders, repeats of both, on a scale of 100 points: 14 columns, intervals in most."""
+    names, rows = ("claude-3-5-sonnet-20241022", "meta-llama/Llama-3.1-70B-Instruct", "annotator-12"), []
+    for i in range(120):
+        grades = []
+        for j, name in enumerate(names):
+            about: dict[str, Any] = {"kind": "human" if j == 2 else "reward_model"}
+            gap = 100 * ((i * (j + 3) + i // 7) % 3 - 1) + 3 * (i % 11)
+            grades += [
+                said(name, a, b, c * gap + 40 + i % 13, limit=200, **about) for a, b, c in ((0, 1, 1), (1, 0, -1), (1, 0, -1))
+            ]
+            scores = ((i * 7 + j) % 101, (i * i + 5 * j) % 101, (i * 5 + j * i) % 101)
+            grades += [
+                rated(name, place, score, low=0.0, high=100.0, **about) for place, score in zip((0, 1, 0), scores, strict=True)
+            ]
+        rows.append(grades)
+    page = write_report(
+        pairs_by_hand(tmp_path / "pairs", pair("q", "yes", "no", 1.0)),
+        tmp_path / "page.html",
+        [],
+        raters=rater_overview(feedback(*rows)),
+    )
+    opened = OpenedPage(browser, page)
+    table = opened.page.locator("[aria-label=raters]")
+    assert table.locator("th").count() == 14 and table.evaluate("(box) => box.scrollWidth <= box.clientWidth")
 
 
 @pytest.mark.parametrize("width", [1300, 400])
