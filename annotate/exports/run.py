@@ -30,13 +30,17 @@ def export(dataset: str | Path, to: str, out: str | Path, options: ExportOptions
     Returns {"out", "to", "pairs": {split: written}, "left_out": {reason: pairs}, "lost": {what of FACETS: of how many pairs}, "gamma" (null
     where it says nothing), "next": what to do with it}; splits without pairs are not written. Written under a temporary name
     beside `out` and renamed, so that nothing half-written is left. UserError for an unknown format, a folder that is no dataset, an `out`
-    that exists, nothing to write, or a full disk.
+    that exists or is inside the dataset, nothing to write, or a full disk.
     """
     if to not in EXPORTS:
         raise unknown_name("export format", to, EXPORTS)
     kind, target = EXPORTS[to], Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already; name another file or folder by --out, or remove it first")
+    if target.resolve().is_relative_to(Path(dataset).resolve()):
+        raise UserError(
+            f"--out {target} is inside the dataset folder {dataset}, which holds only what its manifest names; name another place"
+        )
     pairs = opened(dataset, kind, options or ExportOptions(), to)
     with atomic_file(target, over_empty_folder=True, stood=None) as temporary:
         following = kind.write(pairs, temporary)

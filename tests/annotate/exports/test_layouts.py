@@ -203,9 +203,12 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
         (data, "trl-dp", "x", "did you mean 'trl-dpo'"),
         (tmp_path / "nowhere", "jsonl", "x", "is not a folder"),
         (data, "jsonl", "taken", "exists already"),
+        (data, "jsonl", "data/x.jsonl", "is inside the dataset folder"),
+        (data, "trl-dpo", "data/train/../test/x", "is inside the dataset folder"),
     ):
         with pytest.raises(UserError, match=message):
             export(source, to, tmp_path / out)
+    assert {path.name for path in data.rglob("*")} == {"train", "test", "part-00000.parquet", "part-00001.parquet"}
     (data / "test" / "part-00000.parquet").write_bytes(b"PAR1 cut short")
     for to in EXPORTS:
         with pytest.raises(UserError, match=r"cannot read .*part-00000\.parquet"):
