@@ -26,10 +26,12 @@ FEEDBACK_FOLDER = "feedback-table"
 
 
 def named(given: str, *, revision: bool) -> tuple[str, str | None]:
-    """OWNER/NAME and, where it may stand behind it, the revision. Raises UserError."""
+    """OWNER/NAME and the revision, hub: before it or not. revision: whether it may be another one than main. Raises UserError."""
     found = NAME.fullmatch(given)
-    if found is None or (found["revision"] and not revision) or ".." in given or "--" in given:
+    if found is None or ".." in given or "--" in given:
         raise UserError(f"{given!r} names no dataset on the Hub: it is OWNER/NAME" + ("[@REVISION]" if revision else ""))
+    if not revision and found["revision"] not in (None, "main"):
+        raise UserError(f"{given!r}: a push goes to main, not to {found['revision']!r}; name {found['name']}")
     return found["name"], found["revision"]
 
 

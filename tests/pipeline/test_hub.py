@@ -53,6 +53,12 @@ def test_pushed_and_pulled_is_the_same_folder(served: Hub, pairs: Path, tmp_path
     assert (again.changed, again.revision) == (False, done.revision)
 
 
+def test_a_push_takes_every_name_that_a_pull_takes(served: Hub, pairs: Path, tmp_path: Path) -> None:
+    revisions = {push_dataset(pairs, name).revision for name in (NAME, "hub:me/pairs", "me/pairs@main", "hub:me/pairs@main")}
+    assert set(served.repositories) == {NAME} and revisions == {served.repositories[NAME].commits[-1][0]}
+    assert pull_dataset("hub:me/pairs@main", tmp_path / "again")["revision"] in revisions
+
+
 def test_a_new_version_takes_the_place_of_the_old_one_and_both_can_be_pulled(served: Hub, pairs: Path, tmp_path: Path) -> None:
     first = push_dataset(pairs, NAME)
     second = push_dataset(pairs_folder(tmp_path / "other", graded(30), split=(1, 0, 0)), NAME)
@@ -202,7 +208,7 @@ REFUSED: dict[str, tuple[Repository | None, str, str]] = {
     "no right": (None, "others/pairs", "the Hub refuses making a dataset.*HF_TOKEN"),
     "too long": (None, "me/" + "x" * 200, "no name on the Hub"),
     "no name": (None, "pairs", "names no dataset on the Hub: it is OWNER/NAME"),
-    "a revision": (None, "me/pairs@main", "names no dataset on the Hub"),
+    "a revision": (None, "me/pairs@v2", "'me/pairs@v2': a push goes to main, not to 'v2'; name me/pairs"),
 }
 
 
