@@ -1,6 +1,7 @@
 """`mmpo push`: a dataset folder to the Hub in one commit, or nothing of it. What was uploaded before a stop is not uploaded again."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PULLED = "pulled"
 """The key of a manifest that says from where and from which commit a folder was pulled; it is not pushed."""
 MOST_NAMED = 3
+LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
+"""A licence's id as the Hub's list has them; whether it is one of these the Hub says."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def push_dataset(
     or right; PartialResult where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
     """
     path, (name, _) = Path(folder), named(name, revision=False)
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(
+            f"--license {license!r}: the Hub takes a licence's id in small letters, digits, - and ., such as cc-by-4.0, mit, apache-2.0 "
+            "or other"
+        )
     manifest = read_manifest(path)
     folders = {"": (path, manifest)}
     if feedback is not None:

@@ -223,6 +223,19 @@ def test_what_may_not_be_pushed_is_refused(case: str, served: Hub, pairs: Path) 
     assert {name: one.commits for name, one in served.repositories.items()} == before
 
 
+@pytest.mark.parametrize("license", ["foo bar", "CC-BY-4.0", "mit\nother: x", "", "-mit", "mit-"])
+def test_what_is_no_licences_id_is_refused_before_the_hub_is_asked(license: str, served: Hub, pairs: Path) -> None:
+    with pytest.raises(UserError, match=r"--license .*: the Hub takes a licence's id in small letters.*such as cc-by-4\.0"):
+        push_dataset(pairs, NAME, license=license)
+    assert served.asked == []
+
+
+@pytest.mark.parametrize("license", ["cc-by-4.0", "mit", "llama3.1", "c-uda"])
+def test_a_licence_stands_in_the_head_of_the_page(license: str, served: Hub, pairs: Path) -> None:
+    push_dataset(pairs, NAME, license=license)
+    assert yaml.safe_load(served.repositories[NAME].files["README.md"].decode().split("---")[1])["license"] == license
+
+
 def test_a_wrong_token_is_told_by_what_to_do(served: Hub, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     with pytest.raises(
