@@ -2,7 +2,8 @@
 
 Two texts have the same words when they differ in nothing but case, white space, the width of characters (NFKC) and the marks of sentences
 (. , ; : ! ? quotes, dashes). Operators and brackets are words of their own, so that 3*4 and 3/4 differ; so is every character of scripts
-that are written without spaces, and every emoji. All of it is done by Arrow and numpy; Python looks at distinct words only.
+that are written without spaces, and every emoji. Marks that stand where no sentence has them are operators too (`_AS_OPERATORS`). All
+of it is done by Arrow and numpy; Python looks at distinct words only.
 """
 
 from hashlib import blake2b
@@ -21,6 +22,24 @@ _MARKS = (
 )
 _APART = r"([^\p{L}\p{N}\p{M}\s]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 _PLAIN_APART = r"([^a-z0-9\s])"
+_GUARD = "\ufdd0"
+_KEPT = f"{_GUARD}([^{_GUARD}]*){_GUARD}|"
+"""What stands between guards stays where marks are taken out, by the same regular expression as theirs."""
+_AS_OPERATORS = (
+    r"""["'`]:+"""  # {"a":1} is {"a": 1}: taken out as marks are
+    r"""|([0-9)])(!)"""  # 5! and (n+1)!
+    r"""|([a-z])(['’]+\()"""  # f'(x)
+    r"""|(:+\])"""  # a[1:]
+    r"""|([!?:]+)([a-z0-9=(\[{&$])"""  # x!=y, !x, a?b:c, 3:4, std::sort, url?id=3: after a sentence's mark comes a space, or the end
+    r"""|([.–]+)([0-9])"""  # .5, 3.5, 2019–2020
+)
+_GUARDED = rf"\1\3{_GUARD}\2\4\5\6\8{_GUARD}\7\9"
+_WIDE_MARKS = r"[！？：．]+"
+"""Marks of texts without spaces, which another word may follow at once."""
+_RAISED = r"([\x{b2}\x{b3}\x{b9}\x{2070}\x{2071}\x{2074}-\x{207f}]+)"
+"""Raised digits and signs: x² is x^2, and not x2."""
+_FRACTIONS = r"([\x{bc}-\x{be}\x{2150}-\x{215f}])"
+"""1½ is 1 1/2, and not 11/2."""
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
 
@@ -48,21 +67,21 @@ class NumberSets(NamedTuple):
 def words_of(texts: pa.Array | pa.ChunkedArray) -> TextWords:
     """The words of each text; of a text of marks alone its characters, of null and of white space none.
 
-    >>> words = words_of(pa.array(["It's 3*4,  not 12!", "東京 タ", "?!", None]))
+    >>> words = words_of(pa.array(["It's 3*4,  not x!=y.", "東京 タ", "?!", None]))
     >>> [words.text(a, b - a) for a, b in zip(words.offsets, words.offsets[1:])]
-    ['it s 3 * 4 not 12', '東 京 タ', '? !', '']
+    ['it s 3 * 4 not x ! = y', '東 京 タ', '? !', '']
     """
     column = pc.fill_null(flat(texts).cast(pa.large_string()), "")
     plain = bool(pc.all(pc.string_is_ascii(column)).as_py() is not False)
-    lower = pc.ascii_lower(column) if plain else pc.utf8_lower(pc.utf8_normalize(column, "NFKC"))
-    said = pc.replace_substring_regex(lower, _PLAIN_MARKS if plain else _MARKS, " ")
+    said = pc.replace_substring_regex(_lower(column, plain), _AS_OPERATORS, _GUARDED)
+    said = pc.replace_substring_regex(said, _KEPT + (_PLAIN_MARKS if plain else _MARKS), r" \1 ")
     said = pc.replace_substring_regex(said, _PLAIN_APART if plain else _APART, r" \1 ")
     said = pc.utf8_trim_whitespace(said)
     bare = np.flatnonzero(np.asarray(pc.equal(said, "")))
     if len(bare):
         mask = np.zeros(len(said), dtype=bool)
         mask[bare] = True
-        spelt = [" ".join("".join(text.split())) for text in lower.take(pa.array(bare)).to_pylist()]
+        spelt = [" ".join("".join(text.split())) for text in pc.utf8_normalize(column.take(pa.array(bare)), "NFKC").to_pylist()]
         said = pc.replace_with_mask(said, pa.array(mask), pa.array(spelt, pa.large_string()))
     lists = pc.ascii_split_whitespace(said)
     spelled = lists.flatten()
@@ -71,6 +90,14 @@ def words_of(texts: pa.Array | pa.ChunkedArray) -> TextWords:
     coded = spelled.filter(held).dictionary_encode()
     hashes = np.array([_hash(word) for word in coded.dictionary.to_pylist()], dtype=np.uint64)
     return TextWords(hashes[np.asarray(coded.indices)], offsets, coded)
+
+
+def _lower(column: pa.Array, plain: bool) -> pa.Array:
+    if plain:
+        return pc.ascii_lower(column)
+    for pattern, put in ((_WIDE_MARKS, " "), (_RAISED, r"^\1"), (_FRACTIONS, r" \1")):
+        column = pc.replace_substring_regex(column, pattern, put)
+    return pc.utf8_lower(pc.utf8_normalize(column, "NFKC"))
 
 
 def _hash(word: str) -> int:
