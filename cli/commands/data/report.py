@@ -42,17 +42,20 @@ def report(
     names = "-".join(folder.resolve().name for folder in datasets)
     page = out or datasets[0].with_name(f"{names}.html")
     if len(datasets) == 2:
-        from mmpo.pipeline.report import write_versions
+        from mmpo.pipeline.report import compare_versions
 
         if feedback not in (AUTO, NONE):
             raise UserError(
                 "--feedback is of one dataset; two versions are compared by their pairs. Leave it out, or report on each by itself"
             )
-        page = write_versions(datasets[0], datasets[1], page)
+        found = compare_versions(datasets[0], datasets[1], page, summarise=as_json)
     else:
-        page = write_page(datasets[0], page, feedback)
-    say(f"page: {page}")
-    print_json({"out": str(page)}, as_json)
+        from mmpo.pipeline.report import report_on
+
+        overview, why = _raters(datasets[0], feedback)
+        found = report_on(datasets[0], page, raters=overview, no_raters=why, summarise=as_json)
+    say(f"page: {found['out']}")
+    print_json(found, as_json)
 
 
 def write_page(dataset: Path, out: Path, feedback: str = AUTO) -> Path:

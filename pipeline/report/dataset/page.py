@@ -26,6 +26,7 @@ from mmpo.pipeline.report.dataset.sections import (
     sources_section,
     votes_section,
 )
+from mmpo.pipeline.report.dataset.summary import dataset_summary
 from mmpo.pipeline.report.left_out import rejects
 from mmpo.pipeline.report.page import number, render, script, write_whole
 from mmpo.pipeline.storage import identity, read_manifest
@@ -56,6 +57,22 @@ def write_report(
     escaped, the only script is ours, nothing is loaded from elsewhere. UserError where the folder is no dataset or the page can't be
     written.
     """
+    found = report_on(dataset, out, checks=checks, title=title, raters=raters, no_raters=no_raters, summarise=False)
+    return Path(found["out"])
+
+
+def report_on(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    raters: Any | None = None,
+    no_raters: str = "",
+    checks: Sequence[Mapping[str, Any]] | None = None,
+    title: str | None = None,
+    summarise: bool = True,
+) -> dict[str, Any]:
+    """`write_report`, and what the page says in numbers: `dataset_summary`, with the page's path under "out", which alone is returned
+    where summarise is False."""
     folder, stood = Path(dataset), identity(out)
     reader = FiguresReader(folder, NEAR_PROMPTS)
     if checks is None:
@@ -65,16 +82,21 @@ def write_report(
     # what the checks could not read either is named by reading it
     figures = reader.figures() if reader.done == reader.size else read_figures(folder, NEAR_PROMPTS)
     manifest = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
-    values = _values(folder, figures, manifest, checks, raters)
-    return write_whole(
-        Path(out),
-        render("dataset.html.j2", {**values, "title": title or f"Dataset {folder.resolve().name}", "no_raters": no_raters}),
-        stood,
-    )
+    reasons = rejects(folder, 2)["reasons"] if manifest else {}
+    values = _values(folder, figures, manifest, checks, raters, reasons)
+    values |= {"title": title or f"Dataset {folder.resolve().name}", "no_raters": no_raters}
+    page = write_whole(Path(out), render("dataset.html.j2", values), stood)
+    found = dataset_summary(figures, checks, values["looks"], values["warnings"], reasons, raters) if summarise else {}
+    return {"out": str(page), **found}
 
 
 def _values(
-    folder: Path, figures: PairFigures, manifest: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], overview: Any | None
+    folder: Path,
+    figures: PairFigures,
+    manifest: Mapping[str, Any],
+    checks: Sequence[Mapping[str, Any]],
+    overview: Any | None,
+    reasons: Mapping[str, Any],
 ) -> dict[str, Any]:
     training = figures.margin[figures.training]
     decided = np.sort(training[training > 0])
@@ -102,7 +124,7 @@ def _values(
         "sources": sources_section(figures, gamma),
         "duplicates": duplicates,
         "checks": checks_section(checks),
-        "rejects": left_out_section(rejects(folder, 2)["reasons"] if manifest else {}),
+        "rejects": left_out_section(reasons),
         "samples": _samples(figures, shown, chosen),
         "browser": {"json": Markup(json), "script": code, "about": _about_examples(figures, shown, most)},
         "policy": policy,

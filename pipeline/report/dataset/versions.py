@@ -16,6 +16,7 @@ from mmpo.pipeline.report.dataset.examples import OF_EACH, first_rows, payload, 
 from mmpo.pipeline.report.dataset.figures import PairFigures, cluster_sums, ratio_rows, read_figures
 from mmpo.pipeline.report.dataset.measures import DRAWS, length_figures, margin_figures
 from mmpo.pipeline.report.dataset.sections import percent, share
+from mmpo.pipeline.report.dataset.summary import pairs_summary
 from mmpo.pipeline.report.page import number, render, script, table, with_interval, write_whole
 from mmpo.pipeline.storage import identity, read_manifest
 
@@ -65,6 +66,17 @@ def changes(one: PairFigures, other: PairFigures) -> Change:
 def write_versions(a: str | Path, b: str | Path, out: str | Path, title: str | None = None) -> Path:
     """Write the page about two versions of a dataset, the older one first, to the file `out`, whole, and return it. UserError where either
     is no dataset of pairs or the page can't be written."""
+    return Path(compare_versions(a, b, out, title, summarise=False)["out"])
+
+
+def compare_versions(
+    a: str | Path, b: str | Path, out: str | Path, title: str | None = None, *, summarise: bool = True
+) -> dict[str, Any]:
+    """`write_versions`, and what the page says in numbers, the page's path alone where summarise is False.
+
+    out; changes: rows {"what", "pairs", "of", "whose"}; options: rows {"option", "A", "B"} of what differs in the manifests, in words;
+    sources: rows {"source", "A", "went", "kept", "came", "B"}; A, B: `pairs_summary` of each.
+    """
     stood = identity(out)
     folders = (Path(a), Path(b))
     figures = [read_figures(folder) for folder in folders]
@@ -73,6 +85,7 @@ def write_versions(a: str | Path, b: str | Path, out: str | Path, title: str | N
     json, most = payload(_examples(folders, figures, change))
     code, policy = script("examples.js.j2")
     differing = options_rows(manifests[0], manifests[1])
+    changed, sources = change_rows(figures[0], figures[1], change), _sources(figures[0], figures[1], change)
     values = {
         "title": title or f"{_name(folders[0])} and {_name(folders[1])}",
         "names": [str(folder) for folder in folders],
@@ -81,11 +94,11 @@ def write_versions(a: str | Path, b: str | Path, out: str | Path, title: str | N
             ("order turned", number(int(change.turned.sum()))), ("margin changed", number(int(change.moved.sum()))),
         ],
         "units": any(row["option"] in UNITS for row in differing),
-        "changes": table(("what", "pairs", "share"), change_rows(figures[0], figures[1], change), text=("what", "share")),
+        "changes": table(("what", "pairs", "share"), changed, text=("what", "share")),
         "beside": table(("figure", "A", "B"), _beside(*figures), text=("figure", "A", "B")),
         "same": _agreement(figures[0], change),
         "options": table(("option", "A", "B"), differing, text=("option", "A", "B")),
-        "sources": table(("source", "A", "went", "kept", "came", "B"), _sources(figures[0], figures[1], change), text=("source",)),
+        "sources": table(("source", "A", "went", "kept", "came", "B"), sources, text=("source",)),
         "charts": _charts(figures, change),
         "browser": {
             "json": Markup(json), "script": code,
@@ -94,7 +107,11 @@ def write_versions(a: str | Path, b: str | Path, out: str | Path, title: str | N
         },
         "policy": policy,
     }  # fmt: skip
-    return write_whole(Path(out), render("versions.html.j2", values), stood)
+    page = str(write_whole(Path(out), render("versions.html.j2", values), stood))
+    if not summarise:
+        return {"out": page}
+    rows = [{name: row[name] for name in ("what", "pairs", "of", "whose")} for row in changed]
+    return {"out": page, "changes": rows, "options": differing, "sources": sources, **dict(zip("AB", map(pairs_summary, figures)))}
 
 
 def _name(folder: Path) -> str:
@@ -102,7 +119,7 @@ def _name(folder: Path) -> str:
 
 
 def change_rows(one: PairFigures, other: PairFigures, change: Change) -> list[dict[str, Any]]:
-    """Rows {"what", "pairs", "share"} of A's, of B's and of the kept pairs."""
+    """Rows {"what", "pairs", "of", "whose", "share"} of A's, of B's and of the kept pairs; share: in words."""
     left, right = change.kept
     both, before, after = len(left), change.before, change.after
     splits = int((one.split[left] != other.split[right]).sum())
@@ -110,7 +127,7 @@ def change_rows(one: PairFigures, other: PairFigures, change: Change) -> list[di
     new = len(np.setdiff1d(other.prompt_ids, one.prompt_ids))
 
     def of(count: int, whole: int, whose: str) -> dict[str, Any]:
-        return {"pairs": count, "share": f"{percent(count / whole)} of {whose}" if whole else "–"}
+        return {"pairs": count, "of": whole, "whose": whose, "share": f"{percent(count / whole)} of {whose}" if whole else "–"}
 
     return [
         {"what": "went: in A only", **of(len(change.went), len(one.pair), "A's pairs")},
