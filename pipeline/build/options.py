@@ -47,6 +47,11 @@ GO_WITH = {
     "languages": ("language_of", "language_confidence"),
 }
 """Options without which others mean nothing, and these."""
+OF_PAIRS = (
+    "evidence", "kinds", "raters", "aspects", "normalise", "score", "merge_raters", "rater_weights", "one_order", "strategy",
+    "max_per_prompt", "min_margin", "min_raters", "agree_between", "ties", "max_chars", "min_chars", "max_tokens", "language_of",
+)  # fmt: skip
+"""Options of what is made of grades, which FEEDBACK keeps as they are: they mean nothing with feedback_only."""
 ALL_IN_ONE = "name all files in one, separated by commas"
 
 
@@ -192,7 +197,7 @@ class BuildOptions:
             raise UserError(f"{given} needs {missing} beside it")
         for name, others in GO_WITH.items():
             for other in others if not getattr(self, name) else ():
-                if getattr(self, other) != fields_of(BuildOptions)[other].get_default():
+                if _is_given(self, other):
                     flag, needed = (flags_of(BuildOptions, one)[0] for one in (other, name))
                     raise UserError(f"{flag} does nothing without {needed}; give {needed} as well, or leave it out")
         if "splits" in self.duplicates and max(self.split) == 1:
@@ -201,11 +206,11 @@ class BuildOptions:
             )
         if self.feedback_only:
             later = {f"--duplicates {name}": name in self.duplicates for name in ("splits", "replies", "pairs")}
-            later |= {"--language-of all": self.language_of == "all"}
-            later |= {f"--{name.replace('_', '-')}": getattr(self, name) is not None for name in ("min_chars", "max_tokens")}
+            later |= {flags_of(BuildOptions, name)[0]: _is_given(self, name) for name in OF_PAIRS}
             if asked := [flag for flag, given in later.items() if given]:
                 raise UserError(
-                    f"{asked[0]}: with --feedback-only there are no pairs and no splits yet; give it to the build of pairs"
+                    f"{asked[0]}: with --feedback-only there are no pairs and no splits yet, and all grades are kept; give it to the build "
+                    "of pairs"
                 )
 
     @property
@@ -213,6 +218,10 @@ class BuildOptions:
         """What the grades are narrowed by."""
         given = {"kind": self.kinds, "rater": self.raters, "aspect": self.aspects}
         return {name: values for name, values in given.items() if values}
+
+
+def _is_given(options: BuildOptions, name: str) -> bool:
+    return getattr(options, name) != fields_of(BuildOptions)[name].get_default(call_default_factory=True)
 
 
 def source_options(options: BuildOptions) -> SourceOptions:

@@ -368,7 +368,29 @@ def test_languages(tmp_path: Path) -> None:
             {"feedback_only": True, "duplicates": "splits"},
             "--duplicates splits: with --feedback-only there are no pairs and no splits",
         ),
-        ({"feedback_only": True, "min_chars": 3}, "--min-chars: with --feedback-only"),
+        *(
+            ({"feedback_only": True} | given, f"{flag}: with --feedback-only there are no pairs and no splits yet")
+            for given, flag in (
+                ({"min_chars": 3}, "--min-chars"),
+                ({"max_chars": 1}, "--max-chars"),
+                ({"max_tokens": 1, "tokenizer": "x"}, "--max-tokens"),
+                ({"min_margin": 5}, "--min-margin"),
+                ({"min_raters": 2}, "--min-raters"),
+                ({"max_per_prompt": 2}, "--max-per-prompt"),
+                ({"strategy": "best-worst"}, "--strategy"),
+                ({"ties": "drop"}, "--ties"),
+                ({"agree_between": "a,b"}, "--agree-between"),
+                ({"kinds": "human"}, "--kind"),
+                ({"raters": "ann"}, "--rater"),
+                ({"aspects": "overall"}, "--aspect"),
+                ({"evidence": "ratings"}, "--from"),
+                ({"normalise": "zscore"}, "--normalise"),
+                ({"score": "mean"}, "--score"),
+                ({"merge_raters": "median"}, "--raters"),
+                ({"one_order": "keep"}, "--one-order"),
+                ({"language_of": "all", "languages": "en"}, "--language-of"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_read(tmp_path: Path, options: dict[str, Any], said: str) -> None:
