@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.build.mixed import MixedSource, check_keys, read_sources
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY
+from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY, TEXT_FILES
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
 from mmpo.pipeline.grades.normalise import NORMALISATIONS
 from mmpo.pipeline.grades.statistics import EVIDENCE
@@ -136,8 +136,9 @@ class BuildOptions:
     duplicates: Annotated[tuple[Literal["prompts", "splits", "replies", "pairs"], ...], LISTED] = ()
     """Drop what is nearly the same: prompts (all but one), splits (prompts of train like one of test or validation), replies (pairs of
     two replies that are alike), pairs (of a prompt, pairs like another); separated by commas."""
-    similarity: Annotated[float, Field(gt=0, le=1), NUMBER] = SIMILARITY
-    """How near, for --duplicates: the least Jaccard similarity of the texts' shingles; 1: the same but for case, spaces and marks."""
+    similarity: Annotated[float, Field(ge=0.1, le=1), NUMBER] = SIMILARITY
+    """How near, for --duplicates, from .1 on: the least Jaccard similarity of the texts' shingles; 1: the same but for case, spaces and
+    marks."""
     shingle: Count = SHINGLE
     """How many words in a row make a shingle, for --duplicates."""
     decontaminate: Annotated[tuple[TextOrPath, ...], PATHS, Flags("--decontaminate", once=ALL_IN_ONE)] = ()
@@ -200,6 +201,11 @@ class BuildOptions:
                 if _is_given(self, other):
                     flag, needed = (flags_of(BuildOptions, one)[0] for one in (other, name))
                     raise UserError(f"{flag} does nothing without {needed}; give {needed} as well, or leave it out")
+        if self.decontaminate_column and all(str(one).lower().endswith(TEXT_FILES) for one in self.decontaminate):
+            raise UserError(
+                f"--decontaminate-column {self.decontaminate_column} does nothing: a .txt has a prompt a line and no columns; "
+                "leave it out"
+            )
         if "splits" in self.duplicates and max(self.split) == 1:
             raise UserError(
                 f"--duplicates splits does nothing with --split {','.join(f'{share:g}' for share in self.split)}: all is one split"

@@ -116,7 +116,7 @@ def prompt_rules(options: BuildOptions) -> PromptRules:
     """What prompts are left out for; evaluation prompts are read, and packages that filters need are looked for. Raises UserError."""
     check_languages(options.languages)
     if options.tokenizer is not None:
-        check_tokenizer(options.tokenizer)
+        check_tokenizer(str(options.tokenizer))
     files = options.decontaminate
     evaluation = read_evaluation(files, options.decontaminate_ngram, options.decontaminate_column) if files else None
     return PromptRules(**shared(options, PromptRules), evaluation=evaluation)

@@ -49,6 +49,7 @@ from mmpo.pipeline.build.summary import (
 )
 from mmpo.pipeline.build.workers import running
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
 from mmpo.pipeline.grades.statistics import GradeStatistics
 from mmpo.pipeline.progress import Progress
 from mmpo.pipeline.sources import get_source
@@ -104,6 +105,7 @@ def build(
             f"sources are named twice: {given[0]}, and in `sources` (--sources), which gives each its own format; name them there"
         )
     named: list[tuple[MixedSource | None, BuildOptions]] = [*sources_of(options)] or [(None, options)]
+    tokenizers = _tokenizers([own for _, own in named])
     files = [
         resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep)
         for source, own in named
@@ -141,7 +143,7 @@ def build(
                     builds.append(_resolve(source, own, some, reads, keys, run, mine))
                 shards.append(mine)
             metadata = _provenance(options, dict(zip((source.name if source else "" for source, _ in named), files, strict=True)))
-            metadata |= mixture_metadata(builds) | rules.metadata()
+            metadata |= mixture_metadata(builds) | rules.metadata() | tokenizers
             if rules.any:
                 tasks = [(builds, several, rules, scratch) for several in zip(*shards, strict=True)]
                 compare_shards(list(done("filter", filter_shard, tasks)), rules)
@@ -206,6 +208,15 @@ def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]])
         for file in some
     ]
     return {"recipe": recipe, "inputs": inputs}
+
+
+def _tokenizers(options: Sequence[BuildOptions]) -> dict[str, Any]:
+    """Which tokenizers tokens are counted by, each of one file. Raises UserError where one can't be read."""
+    names = dict.fromkeys(str(one.tokenizer) for one in options if one.tokenizer is not None)
+    for name in names:
+        check_tokenizer(name)
+    files = dict.fromkeys(str(tokenizer_file(name)) for name in names)
+    return {"tokenizers": [{"name": name, "digest": digest(name)} for name in files]} if files else {}
 
 
 def _finish(

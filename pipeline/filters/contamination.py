@@ -29,7 +29,7 @@ NGRAM, SHARE = 8, 0.5
 SHOWN_CHARACTERS = 200
 COLUMNS = ("prompt", "question", "instruction", "problem", "query", "input", "messages", "conversation", "conversations", "turns")
 """Columns in which evaluation prompts are looked for, in whatever case: of each row the first that holds anything."""
-_TEXT = (".txt", ".txt.gz", ".txt.zst")
+TEXT_FILES = (".txt", ".txt.gz", ".txt.zst")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def indexed(texts: Sequence[str], ngram: int, names: list[tuple[str, int]], file
 
 def _files(paths: Sequence[str]) -> Iterator[InputFile]:
     for path in paths:
-        if path.lower().endswith(_TEXT):
+        if path.lower().endswith(TEXT_FILES):
             if not Path(path).is_file():
                 raise UserError(f"--decontaminate: no such file: {path}")
             yield InputFile(path, "text", path)

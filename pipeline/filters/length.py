@@ -17,14 +17,19 @@ def check_tokenizer(folder: str) -> None:
     _tokenizer(folder)
 
 
+def tokenizer_file(folder: str) -> Path:
+    """The file that a tokenizer is read from: a folder's tokenizer.json, or the one that is named."""
+    path = Path(folder)
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 @cache
 def _tokenizer(folder: str) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UserError(f"--max-tokens needs the package tokenizers ({error}): pip install 'mmpo[train]'") from error
-    path = Path(folder)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    path = tokenizer_file(folder)
     if not path.is_file():
         raise UserError(f"--tokenizer {folder}: no such file: {path}; name a model's folder with a tokenizer.json, or that file")
     try:

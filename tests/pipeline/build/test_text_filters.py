@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,10 @@ def test_tokens_are_counted_by_the_tokenizer_whatever_it_cuts_or_adds(tmp_path: 
     told = [(reason, one["prompt_tokens"], one["reply_tokens"], one["limit"]) for reason, one in left_out(folder)]
     assert told == [("too_many_tokens", 2, 5, 5)] * 2
     assert load_pairs(built(tmp_path / "all", rows, max_tokens=7, tokenizer=tmp_path / "tokenizer.json")).num_rows == 3
+    file = tmp_path / "tokenizer.json"
+    digest = blake2b(file.read_bytes(), digest_size=32).hexdigest()
+    for name in ("out", "all"):  # named by its folder, and as the file
+        assert read_manifest(tmp_path / name)["tokenizers"] == [{"name": str(file), "digest": digest}]
 
 
 ENGLISH, GERMAN = "What is the best way to learn a language quickly?", "Wie lernt man am besten und am schnellsten eine Sprache?"
@@ -355,10 +360,15 @@ def test_languages(tmp_path: Path) -> None:
         ({"max_tokens": 5, "tokenizer": "x"}, "--tokenizer x: no such file"),
         ({"languages": "en,english"}, "unknown language (--language, codes of ISO 639) 'english'"),
         ({"duplicates": "prompt"}, "'prompt' is not 'prompts', 'splits', 'replies' or 'pairs'"),
-        ({"duplicates": "prompts", "similarity": 0}, "similarity: 0 is not above 0"),
+        ({"duplicates": "prompts", "similarity": 0}, "similarity: 0 is not 0.1 or more"),
+        ({"duplicates": "prompts", "similarity": 0.09}, "similarity: 0.09 is not 0.1 or more"),
         (
             {"decontaminate_column": "x"},
             "--decontaminate-column does nothing without --decontaminate; give --decontaminate as well",
+        ),
+        (
+            {"decontaminate": "a.txt,b.txt.gz", "decontaminate_column": "x"},
+            "--decontaminate-column x does nothing: a .txt has a prompt a line and no columns; leave it out",
         ),
         ({"duplicates": "splits", "split": (1, 0, 0)}, "--duplicates splits does nothing with --split 1,0,0: all is one split"),
         ({"similarity": 0.9}, "--similarity does nothing without --duplicates"),
