@@ -52,7 +52,15 @@ def read_sources(value: Any) -> Any:
     try:
         found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{value} can't be read as YAML: {error}. It is a file with a list of sources") from None
+        why = (
+            f"{problem} in line {mark.line + 1}"
+            if (mark := getattr(error, "problem_mark", None)) and (problem := getattr(error, "problem", None))
+            else error
+        )
+        raise ValueError(
+            f"{value} can't be read as YAML: {why}. It is a file with a list of sources, each with its inputs and format; a file of "
+            "data is named without --sources"
+        ) from None
     if isinstance(found, dict) and "sources" in found:
         if others := [str(key) for key in found if key != "sources"]:
             raise ValueError(

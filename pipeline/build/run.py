@@ -106,10 +106,10 @@ def build(
         )
     named: list[tuple[MixedSource | None, BuildOptions]] = [*sources_of(options)] or [(None, options)]
     tokenizers = _tokenizers([own for _, own in named])
-    files = [
-        resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep)
-        for source, own in named
-    ]
+    files = []
+    for source, own in named:
+        with _of_source(source):
+            files.append(resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep))
     every = [file for some in files for file in some]
     chunks = [
         (chunk, own, place)

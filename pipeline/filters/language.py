@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError, closest
 
 LANGUAGES = frozenset((
     "af", "als", "am", "an", "ar", "arz", "as", "ast", "av", "az", "azb", "ba", "bar", "bcl", "be", "bg", "bh", "bn", "bo",
@@ -42,7 +42,8 @@ def check_languages(names: Sequence[str]) -> None:
         return
     for name in names:
         if name not in LANGUAGES:
-            raise unknown_name("language (--language, codes of ISO 639)", name, sorted(LANGUAGES))
+            near = closest(name.lower(), sorted(LANGUAGES), 0.6) or "; name them by their codes, such as en, de, fr, es, zh or ja"
+            raise UserError(f"unknown language (--language, codes of ISO 639) {name!r}{near}")
     _detector()
 
 

@@ -36,3 +36,15 @@ def test_evaluation_files_are_named_in_one_flag(tmp_path: Path, capsys: pytest.C
     words = ["build", str(tmp_path / "rows.jsonl"), "--format", "trl", "--out", str(tmp_path / "out")]
     assert run([*words, "--decontaminate", "a.txt", "--decontaminate", "b.txt"]) == 2
     assert "--decontaminate is given 2 times (a.txt, b.txt): name all files in one, separated by commas" in capsys.readouterr().err
+
+
+def test_one_is_said_in_the_singular_and_ends_only_where_not_all_grades_stand_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for scores, told in (([1, 5], []), ([1, 3], ["50.0% of 2"])):
+        row = {"prompt": "hi", "completions": ["a", "b"], "scores": scores}
+        path = write_rows(tmp_path / "rows.jsonl", [row])
+        assert run(["build", str(path), "--format", "jsonl", "--scale", "1:5", "--out", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().err
+        assert "1 prompt, 1 pair (" in said
+        assert [line.split(": ")[1].split(" ", 1)[1] for line in said.splitlines() if "grades at an end" in line] == told

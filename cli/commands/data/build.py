@@ -106,9 +106,9 @@ def _say_built(summary: dict[str, Any]) -> None:
     pairs = summary.get("pairs") or {}
     if pairs:
         counts = ", ".join(f"{count:,} {split}" for split, count in pairs.items())
-        say(f"{summary['prompts']:,} prompts, {sum(pairs.values()):,} pairs ({counts})")
+        say(f"{_counted(summary['prompts'], 'prompt')}, {_counted(sum(pairs.values()), 'pair')} ({counts})")
     else:
-        say(f"{summary['prompts']:,} prompts")
+        say(_counted(summary["prompts"], "prompt"))
     rejected = sorted(summary["rejected"].items(), key=lambda item: -item[1])
     if rejected:
         print_table("left out", ("reason", "count"), rejected)
@@ -127,6 +127,10 @@ def _say_built(summary: dict[str, Any]) -> None:
         by = f"is better than {worse} by {example['margin']:.4g}" if example["margin"] else f"is as good as {worse}"
         say(f"{better} {by}")
     say(f"dataset: {summary['out']}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _told_apart(better: str, worse: str) -> tuple[str, str]:
@@ -157,11 +161,11 @@ def _say_saturated(summary: dict[str, Any]) -> None:
     ends = [
         f"{source} {one['at_ends'] / one['grades']:.1%} of {one['grades']:,}{' (clipped)' if one['transform'] else ''}"
         for source, one in summary["saturated"].items()
-        if one["at_ends"]
+        if one["at_ends"] and (one["transform"] or one["at_ends"] < one["grades"])  # all are where grades only say which is better
     ]
     if ends:
         pairs = summary.get("ties_at_ends")
-        told = f"; {pairs:,} pairs are ties there" if pairs else ""
+        told = f"; {_counted(pairs, 'pair')} {'is a tie' if pairs == 1 else 'are ties'} there" if pairs else ""
         say(f"grades at an end of their scale: {', '.join(ends)}{told}")
 
 

@@ -265,7 +265,7 @@ def test_what_a_dataset_says_of_its_sources_is_checked(tmp_path: Path) -> None:
         ({"scale": [1, 5]}, "format 'pku-saferlhf' has a scale of its own"),
         ({"normalise": "rank"}, "source 'pku-saferlhf': --normalise rank is for scores; the grades are comparisons"),
         ({"scale": 70}, "scale: 70 is one number: write [1, 10], or '1:10' in quotes"),
-        ({"inputs": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"inputs": "nowhere.jsonl"}, "source 'pku-saferlhf': no such file or folder: nowhere.jsonl"),
     ],
 )
 def test_what_is_wrong_of_a_source_is_said_with_its_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -299,7 +299,11 @@ def test_rejects_are_counted_by_source(tmp_path: Path) -> None:
     [
         (["FILE", "--sources", "mix.yaml"], "sources are named twice"),
         (["--sources", "none.yaml"], "--sources: none.yaml can't be read as YAML"),
-        (["--sources", "rated.jsonl"], "--sources: rated.jsonl can't be read as YAML"),
+        (
+            ["--sources", "rated.jsonl"],
+            "but found '{' in line 2. It is a file with a list of sources, each with its inputs and format; a file of data is named "
+            "without --sources",
+        ),
         (["--sources", "text.yaml"], "holds no list of sources; write one such as"),
         (["--sources", "seeded.yaml"], "seeded.yaml holds seed beside `sources`: give that as flags, or make it a recipe"),
         ([], "nothing is named to build from"),

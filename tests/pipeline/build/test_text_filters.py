@@ -359,6 +359,8 @@ def test_languages(tmp_path: Path) -> None:
         ({"tokenizer": "x"}, "--tokenizer needs --max-tokens beside it"),
         ({"max_tokens": 5, "tokenizer": "x"}, "--tokenizer x: no such file"),
         ({"languages": "en,english"}, "unknown language (--language, codes of ISO 639) 'english'"),
+        ({"languages": "EN"}, "unknown language (--language, codes of ISO 639) 'EN'; did you mean 'en'?"),
+        ({"languages": "qqqqq"}, "'qqqqq'; name them by their codes, such as en, de, fr, es, zh or ja"),
         ({"duplicates": "prompt"}, "'prompt' is not 'prompts', 'splits', 'replies' or 'pairs'"),
         ({"duplicates": "prompts", "similarity": 0}, "similarity: 0 is not 0.1 or more"),
         ({"duplicates": "prompts", "similarity": 0.09}, "similarity: 0.09 is not 0.1 or more"),
