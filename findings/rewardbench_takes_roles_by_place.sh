@@ -7,8 +7,8 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install -q transformers==4.51.0 datasets==3.6.0 torch
-"$folder/venv/bin/python" -m pip install -q --no-deps rewardbench==0.1.4 fschat==0.2.36 shortuuid markdown2 trl==0.17.0 accelerate sentencepiece rich
+"$folder/venv/bin/python" -m pip install -q transformers==4.51.0 datasets==3.6.0 torch==2.13.0
+"$folder/venv/bin/python" -m pip install -q --no-deps rewardbench==0.1.4 fschat==0.2.36 shortuuid==1.0.13 markdown2==2.5.5 trl==0.17.0 accelerate==1.15.0 sentencepiece==0.2.3 rich==15.0.0
 HF_HOME="$folder" "$folder/venv/bin/python" - "$folder" <<'PYTHON'
 import json
 import sys
