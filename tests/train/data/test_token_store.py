@@ -165,4 +165,5 @@ def test_an_id_with_two_texts_far_apart_is_refused(pairs, data, tokenizer):
     table = pq.read_table(part)
     other = [[{"role": "user", "content": "another prompt"}]] * len(table)
     pq.write_table(table.set_column(table.schema.get_field_index("prompt"), table.schema.field("prompt"), [other]), part)
-    user_error("has two texts.*mmpo validate", prepared, data, tokenizer)
+    said = user_error("", prepared, data, tokenizer)
+    assert "has two texts" in said and "`mmpo validate` lists such pairs" in said

@@ -87,9 +87,9 @@ def test_bad_input_leaves_nothing_behind(changes, message, train_tiny, dataset, 
 
 def test_splits_that_are_not_there(train_tiny, tiny_options, tmp_path):
     held_out, data = (split_folder(tmp_path / name, **{name: make_pairs(3, [3])}) for name in ("validation", "train"))
-    user_error("it has: validation", train_tiny, "reward", held_out, tmp_path / "out")
-    user_error("has no split 'validation'", train_tiny, "reward", data, tmp_path / "out", early_stopping=2)
-    user_error("give eval_split", tiny_options, "reward", early_stopping=2, eval_split=None)
+    assert "it has: validation" in user_error("", train_tiny, "reward", held_out, tmp_path / "out")
+    assert "has no split 'validation'" in user_error("", train_tiny, "reward", data, tmp_path / "out", early_stopping=2)
+    assert "give eval_split" in user_error("", tiny_options, "reward", early_stopping=2, eval_split=None)
 
 
 @pytest.mark.filterwarnings("ignore")

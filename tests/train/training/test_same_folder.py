@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -160,7 +161,7 @@ def test_other_votes_or_held_out_pairs_are_other_data(split, column, value, trai
     folder = split_folder(tmp_path / "data", **tables)
     train_tiny("reward", folder, tmp_path / "out", **SHORT)
     split_folder(folder, **{split: changed(tables[split], column, {0: value})})
-    user_error("data_digest", train_tiny, "reward", folder, tmp_path / "out", **SHORT)
+    assert "data_digest" in user_error("", train_tiny, "reward", folder, tmp_path / "out", **SHORT)
 
 
 def test_only_what_is_half_written_is_removed(train_tiny, dataset, unfinished, tmp_path):
@@ -225,6 +226,6 @@ def test_a_second_training_into_the_same_folder_names_the_first(dataset, tmp_pat
 def test_a_run_that_came_meanwhile_is_not_overwritten(tiny_options, tmp_path):
     late, early = (RunFolder(tiny_options("reward", "pairs", tmp_path / "out"), "digest") for _ in range(2))
     early.claim()
-    user_error("another training run .process .* writes into it", late.claim)
+    assert re.search(r"another training run \(process .* writes into it", user_error("", late.claim))
     early.release()
-    user_error("another training run wrote into it meanwhile", late.claim)
+    assert "another training run wrote into it meanwhile" in user_error("", late.claim)
