@@ -14,7 +14,7 @@ import numpy as np
 
 from mmpo.pipeline.tables import Message
 from mmpo.train.data import written
-from mmpo.train.data.chat_template import REFUSALS, ChatTemplate, followed, goes_on, merge_system
+from mmpo.train.data.chat_template import REFUSALS, ChatTemplate, common_prefix, followed, goes_on, merge_system
 
 Found = TypeVar("Found")
 
@@ -207,6 +207,4 @@ _Asking = Generator[str, np.ndarray, Found]
 
 def _shared(first: np.ndarray, second: np.ndarray) -> int:
     """How many tokens two texts share from their beginning."""
-    most = min(len(first), len(second))
-    differs = first[:most] != second[:most]
-    return int(differs.argmax()) if differs.any() else most
+    return common_prefix(first.tobytes(), second.tobytes()) // first.itemsize

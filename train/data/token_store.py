@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.progress import say
-from mmpo.pipeline.storage import atomic_folder, file_lock
+from mmpo.pipeline.storage import atomic_folder, file_lock, is_leftover
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.data.rendering import Names, conversations
+from mmpo.train.messages import warn
 
 VERSION = 1
 """Of the layout, and of what is rendered from a text; a change of either must raise it."""
@@ -92,7 +92,7 @@ def completions_of(
             _forget(store.folder)
             found = _read(place, None)
     except OSError as error:
-        say(f"token ids are not kept in {store.folder} ({error.strerror or error}): every run reads and renders the texts again")
+        warn([f"token ids are not kept in {store.folder} ({error.strerror or error}): every run reads and renders the texts again"])
         renderer.reset()
         return _in_memory(names, batches(), renderer)
     if found is None:
@@ -157,7 +157,7 @@ def _read(place: Path, renderer: Renderer | None) -> TokenIds | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        say(f"{place} can't be used ({error}): the texts are rendered again")
+        warn([f"{place} can't be used ({error}): the texts are rendered again"])
         shutil.rmtree(place, ignore_errors=True)
         return None
     return found
@@ -176,7 +176,8 @@ def _checksum(path: Path) -> int:
 
 
 def _forget(folder: Path) -> None:
-    """Of all keys the newest are left."""
+    """Of all keys the newest are left, and nothing of processes that were killed while they wrote another."""
     keys = sorted(folder.glob(f"*/{ABOUT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in keys[KEPT:]:
-        shutil.rmtree(path.parent, ignore_errors=True)
+    killed = [path for path in folder.glob(".*.part-*") if is_leftover(path, folder / path.name[1:].partition(".part-")[0])]
+    for path in [*(key.parent for key in keys[KEPT:]), *killed]:
+        shutil.rmtree(path, ignore_errors=True)

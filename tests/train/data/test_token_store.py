@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -167,3 +168,14 @@ def test_an_id_with_two_texts_far_apart_is_refused(pairs, data, tokenizer):
     pq.write_table(table.set_column(table.schema.get_field_index("prompt"), table.schema.field("prompt"), [other]), part)
     said = user_error("", prepared, data, tokenizer)
     assert "has two texts" in said and "`mmpo validate` lists such pairs" in said
+
+
+def test_what_killed_processes_left_goes_with_the_next_key(data, tokenizer):
+    """A process of this number is not alive; that of another machine may be."""
+    tokens = Path(f"{data}.tokens")
+    gone, elsewhere = (tokens / f".{'0' * 32}.part-{host}-2147483647-1" for host in (socket.gethostname(), "elsewhere"))
+    for folder in (gone, elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "ids.bin").write_bytes(b"half")
+    prepared(data, tokenizer)
+    assert not gone.exists() and elsewhere.exists()
