@@ -36,10 +36,10 @@ def asking(title: str) -> Iterator[Any]:
 def say_end(summary: Mapping[str, Any], written: str) -> None:
     """The last lines of a run that asked: why it stopped, what is `written` and where, and how the rest is got."""
     if summary["stopped"]:
-        say(f"stopped: {summary['message']}")
+        say(f"stopped: {summary['message']}", always=True)
     say(written)
     if not summary["finished"]:
-        say(f"not finished: what came is safe in {summary['journal']}; the same command again asks for the rest")
+        say(f"not finished: what came is safe in {summary['journal']}; the same command again asks for the rest", always=True)
 
 
 def local_engine(given: str | Mapping[str, Any]) -> Any:

@@ -1,10 +1,11 @@
-"""Writes docs/cli.md and docs/formats.md, the tree in docs/architecture.md and the table in docs/exports.md; --check compares.
+"""Writes docs/cli.md, docs/formats.md, cli/completions.json, and parts of docs/architecture.md and docs/exports.md; --check compares.
 
 python -m mmpo.cli.docs [--check]        in the repository
 """
 
 import ast
 import difflib
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 import typer
 
 from mmpo.annotate.exports import EXPORTS, TOLD
+from mmpo.cli.commands.lists import FAMILIES, members
+from mmpo.cli.completion import known_of
+from mmpo.cli.help import help_of
 from mmpo.cli.main import all_commands, make_app
 from mmpo.pipeline.sources import SOURCES, Source
 
@@ -24,29 +28,46 @@ Exit status: 0 done; 2 the input, an option or a recipe is wrong (one message sa
 to do next); 3 finished in part (the same command again resumes); 130 interrupted; 1 a bug of ours (traceback). `--json`
 prints one JSON object on standard output; progress and messages go to standard error.
 
+`--help` shows the options that matter most, `--help-all` every one. With every command: `-q` (also MMPO_QUIET=1 in the environment) leaves
+warnings and errors alone, and what standard output was asked for; `-v` adds the options in force, time and memory, and of an error where it
+arose. `mmpo --install-completion` teaches bash, zsh, fish or PowerShell to complete commands, options and their values.
+
 In recipes the keys are the names of the options with underscores; where a flag is called differently, the key is:
 `--from` evidence, `--kind` kinds, `--rater` raters, `--aspect` aspects, `--raters` merge_raters, `--rater-name` rater,
 `--rater-kind` kind.
 """
 
 
-def page() -> str:
-    """The whole page, from the help of every command and every member of a group, at a width of 100 columns."""
+def commands() -> dict[str, tuple[Any, Any]]:
+    """Every command, and member of a group, as typer has it → its context, in a context of a hundred columns."""
     names = all_commands()
-    widths = {"resilient_parsing": True, "terminal_width": 100, "max_content_width": 100}
     top = typer.main.get_command(make_app(set(names)))
-    context = top.make_context("mmpo", [], **widths)
-    groups: dict[str, tuple[Any, Any]] = {"": (top, context)}
-    parts = [HEAD]
+    found: dict[str, tuple[Any, Any]] = {"": (top, top.make_context("mmpo", [], resilient_parsing=True))}
     for name in names:
         outer, _, word = name.rpartition(" ")
-        group, around = groups[outer]
+        group, around = found[outer]
         command = group.commands[word]
-        inner = command.make_context(word, [], parent=around, **widths)
-        groups[name] = (command, inner)
-        lines = [line.rstrip() for line in command.get_help(inner).splitlines()]
-        parts.append(f"## mmpo {name}\n\n```text\n" + "\n".join(lines) + "\n```\n")
+        found[name] = (command, command.make_context(word, [], parent=around, resilient_parsing=True))
+    return {name: one for name, one in found.items() if name}
+
+
+def page() -> str:
+    """The whole page: all options of every command, by group."""
+    parts = [HEAD]
+    for name, (command, context) in commands().items():
+        parts.append(f"## mmpo {name}\n\n```text\n{help_of(command, context, everything=True, width=100)}```\n")
     return "\n".join(parts)
+
+
+def completions() -> str:
+    """cli/completions.json: what the shells complete."""
+    known = known_of(commands(), {family: list(members(family)) for family in FAMILIES})
+    lines = (f'"{name}": {{\n{_a_line_each(one)}\n}}' for name, one in known["commands"].items())
+    return f'{{"families": {{\n{_a_line_each(known["families"])}\n}}, "commands": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _a_line_each(values: dict[str, Any]) -> str:
+    return ",\n".join(f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
 
 
 FORMATS = """# The input formats
@@ -188,6 +209,7 @@ def main() -> None:
     """Write the pages, or with --check compare and leave with 1 where one is out of date."""
     pages = {
         Path("docs/cli.md"): lambda _: page(),
+        Path("cli/completions.json"): lambda _: completions(),
         Path("docs/formats.md"): lambda _: formats_page(),
         Path("docs/architecture.md"): lambda text: house(text, Path()),
         Path("docs/exports.md"): exports,

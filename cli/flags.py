@@ -4,6 +4,7 @@ The fields of one class (BuildOptions, TrainOptions) are the source of both, so 
 """
 
 import inspect
+import os
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Annotated, Any
@@ -12,8 +13,10 @@ import typer
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 
+from mmpo.cli.help import VERBOSE
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import Flags, fields_of, flags_of
+from mmpo.pipeline.progress import say
 
 
 def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -38,11 +41,11 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
             given = {name: value for name, value in given.items() if value not in (None, [])}
             given |= {name: _only(given[name], flags_of(options, name)[0], hint) for name, hint in once.items() if name in given}
             nothing = {name: None for name, value in given.items() if _is_nothing(value, _types(types[name]))}
+            if os.environ.get(VERBOSE):
+                _say_in_force(fields, given | nothing)
             return command(**arguments, given=given | nothing)
 
-        added = [
-            _parameter(name, field, flags_of(options, name), _types(types[name]), name in once) for name, field in fields.items()
-        ]
+        added = [_parameter(name, field, flags_of(options, name), types[name], name in once) for name, field in fields.items()]
         call.__doc__ = command.__doc__
         call.__name__ = command.__name__
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
@@ -52,6 +55,13 @@ def with_flags(options: type, *, without: Collection[str] = ()) -> Callable[[Cal
         return call
 
     return decorate
+
+
+def _say_in_force(fields: dict[str, FieldInfo], given: dict[str, Any]) -> None:
+    """Every option and its value: those that were given, and the defaults."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items() if not field.is_required()}
+    say("options given: " + (", ".join(f"{name}={value}" for name, value in given.items()) or "none"))
+    say("defaults: " + ", ".join(f"{name}={value}" for name, value in defaults.items() if name not in given))
 
 
 def _only(values: list[str] | str, flag: str, hint: str) -> str:
@@ -73,7 +83,14 @@ def _types(schema: dict[str, Any]) -> set[str]:
     return {one.get("type", "") for one in (schema, *schema.get("anyOf", ()))}
 
 
-def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str], once: bool) -> inspect.Parameter:
+def _names(schema: dict[str, Any]) -> list[str]:
+    """The names to choose from that a field's JSON Schema lists, also of lists of them."""
+    parts = [schema, *schema.get("anyOf", ()), schema.get("items") or {}]
+    return [name for one in parts for name in one.get("enum", ()) if isinstance(name, str)]
+
+
+def _parameter(name: str, field: FieldInfo, flags: list[str], schema: dict[str, Any], once: bool) -> inspect.Parameter:
+    types, names = _types(schema), _names(schema)
     help_text = " ".join((field.description or "").split())
     default = field.get_default(call_default_factory=True)
     if default not in (None, (), {}, "") and not field.is_required() and not isinstance(default, bool):
@@ -86,7 +103,10 @@ def _parameter(name: str, field: FieldInfo, flags: list[str], types: set[str], o
     else:
         metavar = "NUMBER" if types & {"number", "integer"} else "TEXT"
         kind = list[str] | None if once else str | None  # all that are given, so that a second one is seen
-        annotation = Annotated[kind, typer.Option(*flags, help=help_text, metavar=metavar, show_default=False)]
+        complete = (lambda: names) if names else None
+        annotation = Annotated[
+            kind, typer.Option(*flags, help=help_text, metavar=metavar, show_default=False, autocompletion=complete)
+        ]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

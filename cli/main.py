@@ -5,17 +5,21 @@ Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupt
 Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
 """
 
+import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort, TyperException
+
+from mmpo.cli.completion import stub
+from mmpo.cli.help import QUIET, VERBOSE, Command, Group, HelpAll, Quiet, Verbose, with_common
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
@@ -78,12 +82,42 @@ def _leave_pandas_out(arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status; messages go to standard error.
+    """Run one command line and return its exit status; messages go to standard error, fewer with -q, more with -v.
 
     >>> run(["--version"])  # doctest: +ELLIPSIS
     mmpo ...
     0
     """
+    before = {name: os.environ.get(name) for name in (QUIET, VERBOSE)}
+    began = time.monotonic()
+    try:
+        status = _run(arguments)
+        if os.environ.get(VERBOSE):
+            _say_used(time.monotonic() - began)
+        return status
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _say_used(seconds: float) -> None:
+    """The time, CPU seconds and memory that this process and those it waited for took, where the system tells."""
+    from mmpo.pipeline.progress import duration  # imported here: the package mmpo.pipeline loads pyarrow
+
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        told = ""
+    else:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(one.ru_utime + one.ru_stime for one in used)
+        unit = 1 << (20 if sys.platform == "darwin" else 10)
+        told = f", {cpu:.1f} CPU seconds, at most {max(one.ru_maxrss for one in used) / unit:,.0f} MiB in one process"
+    print(f"took {duration(seconds)}{told}", file=sys.stderr)
+
+
+def _run(arguments: Sequence[str]) -> int:
     for word in arguments:
         if not word.isascii() and word != word.encode(errors="replace").decode():
             return _say(f"{word!a} holds bytes that are no UTF-8 text, and what is given is kept in files: write or rename it", 2)
@@ -91,7 +125,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say(f"{empty} is empty, as a shell variable that is not set is; give it a value, or leave it out", 2)
     try:
         # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
-        command = typer.main.get_command(make_app(_asked_for(arguments)))
+        words, load = (_line_of_shell(), stub) if "_MMPO_COMPLETE" in os.environ else (arguments, _load)
+        command = typer.main.get_command(make_app(_asked_for(words), load))
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
         status = 130
@@ -126,7 +161,9 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _failed(error: Exception) -> int:
-    """The exit status of an error, after its one message; a traceback only where it is our bug."""
+    """The exit status of an error, after its one message; a traceback only where it is our bug, and with -v."""
+    if os.environ.get(VERBOSE):
+        traceback.print_exception(error)
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         words = str(error).removeprefix("Value error, ") or "wrong usage"
@@ -172,9 +209,9 @@ def all_commands() -> dict[str, Any]:
     """Every command's name → its function; a group's name → its table, and "GROUP COMMAND" → the function."""
     found: dict[str, Any] = {}
     for name, (where, _) in COMMANDS.items():
-        found[name] = _load(where)
+        found[name] = _load(name, where)
         if isinstance(found[name], dict):
-            found |= {f"{name} {member}": _load(of_member) for member, (of_member, _) in found[name].items()}
+            found |= {f"{name} {member}": _load(name, of_member) for member, (of_member, _) in found[name].items()}
     return found
 
 
@@ -189,18 +226,27 @@ def _asked_for(arguments: Sequence[str]) -> set[str]:
     return {*named, *(f"{named[0]} {word}" for word in arguments[place + 1 :])}
 
 
-def make_app(wanted: Collection[str]) -> typer.Typer:
-    """The typer application with the commands in `wanted` imported ("GROUP COMMAND" of a group); the others have one line only."""
+def _line_of_shell() -> list[str]:
+    """The words of the line that a shell asks completions for, as typer's scripts hand it over."""
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split()
+
+
+def make_app(wanted: Collection[str], load: Callable[[str, str], Any] | None = None) -> typer.Typer:
+    """The typer application with the commands in `wanted` imported ("GROUP COMMAND" of a group); the others have one line only.
+
+    load: what imports a command, by its name and where it is.
+    """
+    load = load or _load
     app = _new_app("mmpo", "Graded feedback into quality margins, and models trained on how much better, not only which.")
     app.callback(invoke_without_command=True)(_top)
     for name, (where, summary) in COMMANDS.items():
-        function = _load(where) if name in wanted else _not_loaded
+        function = load(name, where) if name in wanted else _not_loaded
         if isinstance(function, dict):
             group = _new_app(name, summary)
             group.callback(invoke_without_command=True)(_help_of_group)
             for member, (of_member, line) in function.items():
-                loaded = f"{name} {member}" in wanted
-                _register(group, member, _load(of_member) if loaded else _not_loaded, line, loaded)
+                full = f"{name} {member}"
+                _register(group, member, load(full, of_member) if full in wanted else _not_loaded, line, full in wanted)
             app.add_typer(group, name=name, help=summary, short_help=summary)
         else:
             _register(app, name, function, summary, name in wanted)
@@ -210,8 +256,9 @@ def make_app(wanted: Collection[str]) -> typer.Typer:
 def _new_app(name: str, text: str) -> typer.Typer:
     return typer.Typer(
         name=name,
+        cls=Group,
         help=text,
-        add_completion=False,
+        add_completion=name == "mmpo",
         no_args_is_help=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -220,38 +267,37 @@ def _new_app(name: str, text: str) -> typer.Typer:
 
 
 def _register(app: typer.Typer, name: str, function: Callable[..., Any], summary: str, loaded: bool) -> None:
-    app.command(name, help=None if loaded else summary, short_help=summary)(function)
+    command = with_common(function) if loaded else function
+    app.command(name, cls=Command, help=None if loaded else summary, short_help=summary)(command)
 
 
-def _help_of_group(context: typer.Context) -> None:
+def _help_of_group(context: typer.Context, help_all: HelpAll = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 def _top(
     context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the versions of mmpo and what is below it.")] = False,
+    help_all: HelpAll = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     if show_version:
-        print(f"mmpo {_version()}")
+        from mmpo.cli.installed import versions
+
+        print("\n".join(f"{name} {version}" for name, version in versions().items()))
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
 
-def _load(where: str) -> Callable[..., Any]:
+def _load(name: str, where: str) -> Any:
     module, _, function = where.partition(":")
     return getattr(import_module(module), function)
 
 
 def _not_loaded() -> None:
     raise AssertionError("a command was asked for that was not imported")
-
-
-def _version() -> str:
-    try:
-        return version("mmpo")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _say(message: str, status: int, context: Any = None) -> int:

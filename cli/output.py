@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmpo.pipeline.errors import printable
-from mmpo.pipeline.progress import say
+from mmpo.pipeline.progress import is_quiet, say
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
@@ -43,6 +43,8 @@ def plain(value: Any) -> Any:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on standard error; numbers are right-aligned. Text from data is printed as it is, never as markup."""
+    if is_quiet():
+        return
     if title:
         say(title)
     table = Table(show_edge=False, pad_edge=False)

@@ -1,5 +1,6 @@
 """How far a long step has come: a bar with rate and time left on a terminal, plain lines elsewhere; always on standard error."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +22,15 @@ MOST_REASON = 120
 """Characters of the reason for a wait that a line of progress has room for."""
 
 
-def say(message: str) -> None:
-    """One line on standard error, made inert."""
-    print(inert(message), file=sys.stderr, flush=True)
+def is_quiet() -> bool:
+    """Whether warnings and errors alone are to be said: `-q` of every command, or MMPO_QUIET=1 in the environment."""
+    return os.environ.get("MMPO_QUIET", "") not in ("", "0")
+
+
+def say(message: str, *, always: bool = False) -> None:
+    """One line on standard error, made inert; of quiet runs warnings, errors and what is said `always`."""
+    if always or not is_quiet() or message.startswith(("warning", "error")):
+        print(inert(message), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float | None) -> str:
@@ -73,7 +80,7 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         self.title, self.unit, self.seconds = title, unit, seconds
         self._began = time.monotonic()
         self._said: dict[str, float] = {}
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not is_quiet()
         self._bars = Bars(
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),

@@ -32,7 +32,8 @@ ROOMS = [
     "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.scoring",
     "train.advise", "train",
     # cli
-    "cli.main", "cli.flags", "cli.output", "cli.asking", "cli.selecting", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
+    "cli.groups", "cli.help", "cli.installed", "cli.completion", "cli.main", "cli.flags",
+    "cli.output", "cli.asking", "cli.selecting", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip
 """Every room and every file that stands beside the rooms, in the order of imports: one may import what stands to its left."""
 MAY_IMPORT = {"pipeline": {"pipeline"}, "annotate": {"annotate", "pipeline"}, "train": {"train", "pipeline"}, "cli": set(FOLDERS)}
@@ -42,7 +43,7 @@ WITHOUT_DOOR = {"mmpo.annotate.argilla_server.serve"}
 """The server's own process imports this room without its dependencies, so that its door stays empty."""
 MOST_MODULES, MOST_LINES = 12, 500
 WITHOUT_TORCH = ("pipeline", "annotate")
-DATA_FILES = (".html", ".css", ".jinja", ".j2", ".yaml", ".txt")
+DATA_FILES = (".html", ".css", ".jinja", ".j2", ".yaml", ".txt", ".json", ".typed")
 
 
 def files(folder: str, *suffixes: str) -> list[Path]:

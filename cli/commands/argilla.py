@@ -91,9 +91,9 @@ def say_ready(facts: dict[str, Any], only_here: bool) -> None:
     made = [user for user in facts["users"] if "api_key" in user]
     for user in made:
         secret = user.get("password", "(from the environment)")
-        say(f"\n{user['role']} {user['name']}{'' if user['created'] else ' (new password)'}\n  password  {secret}")
+        say(f"\n{user['role']} {user['name']}{'' if user['created'] else ' (new password)'}\n  password  {secret}", always=True)
         if user["role"] == "owner":
-            say(f"  API key   {user['api_key']}")
+            say(f"  API key   {user['api_key']}", always=True)
     if made:
         say("\nThis is printed once: note it down.")
     others = [user["name"] for user in facts["users"] if "api_key" not in user]

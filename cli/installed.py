@@ -1,0 +1,52 @@
+"""What mmpo stands on: the packages that its own metadata names, which of them are installed, by extra; none of them is imported."""
+
+import platform
+import re
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+
+ADDS = {
+    "": "feedback into datasets of pairs: build, validate, report, gamma, export",
+    "judge": "LLM judges and generation through endpoints; calibrate, mt-bench",
+    "argilla": "grades from people: argilla serve, push, pull, status",
+    "train": "train, evaluate, score, advise, and models on this machine",
+    "language": "build --language",
+    "ray": "builds on several machines",
+}
+"""What each extra is for; "": without any."""
+
+
+@cache
+def requirements() -> dict[str, dict[str, str]]:
+    """Extra → package → the condition on its version, as the installed metadata has it; "" is the core.
+
+    >>> "numpy" in requirements()[""], "torch" in requirements()["train"]
+    (True, True)
+    """
+    found: dict[str, dict[str, str]] = {extra: {} for extra in ADDS}
+    for line in requires("mmpo") or ():
+        wanted, _, condition = line.partition(";")
+        extra = found_extra[1] if (found_extra := re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", condition)) else ""
+        name = re.match(r"[\w.-]+", wanted)
+        if extra in found and name and name[0] != "mmpo":
+            found[extra][name[0]] = re.sub(r"^\[[^]]*\]", "", wanted.strip()[name.end() :]).strip(" ()")
+    return found
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, None where it is not installed.
+
+    >>> version_of("no-such-package") is None
+    True
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """mmpo, Python and every package below that is installed → version."""
+    names = {name: None for packages in requirements().values() for name in packages}
+    found = {"mmpo": version_of("mmpo") or "(not installed)", "python": platform.python_version()}
+    return found | {name: told for name in sorted(names) if (told := version_of(name)) is not None}
