@@ -123,6 +123,28 @@ def without_texts(table: pa.Table) -> pa.Table:
     return pa.table([columns[name].cast(LARGE_FEEDBACK.field(name).type) for name in LARGE_FEEDBACK.names], schema=LARGE_FEEDBACK)
 
 
+def texts_of(completions: pa.StructArray, identity: np.ndarray, kept: np.ndarray) -> pa.Array:
+    """The texts of the completions in the places `kept`, of which only one of each id need have it; null where none has. identity: of each
+    completion the number of its id."""
+    said = np.flatnonzero(np.asarray(completions.field("text").is_valid()))
+    holders = np.full(int(identity.max(initial=-1)) + 1, -1)
+    holders[identity[said]] = said
+    places = holders[identity[kept]]
+    return completions.field("text").take(pa.array(places, mask=places < 0))
+
+
+def with_texts(table: pa.Table) -> pa.Table:
+    """FEEDBACK rows as a source collects them, each completion with its text, which only one row of a prompt need have."""
+    column = flat(table["completions"])
+    rows = column.flatten()
+    if not rows.field("text").null_count:
+        return table
+    identity = np.asarray(rows.field("id").dictionary_encode().indices)
+    texts = texts_of(rows, identity, np.arange(len(rows)))
+    place = table.schema.get_field_index("completions")
+    return table.set_column(place, table.schema.field(place), lists(offsets_of(column)[:-1], with_fields(rows, {"text": texts})))
+
+
 def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One contiguous array of a column."""
     if not isinstance(column, pa.ChunkedArray):

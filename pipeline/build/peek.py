@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.arrow import narrow, with_texts
 from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.resolve import saturated
 from mmpo.pipeline.build.summary import reading_warnings, saturation_warnings
@@ -44,7 +44,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     graded, statistics = Counter[str](), grade_statistics(part.feedback)
     for name in ("ratings", "comparisons"):
         graded.update(part.feedback[name].combine_chunks().flatten().field("rater").to_pylist())
-    shown = narrow(part.feedback.slice(0, SHOWN_ROWS))
+    shown = narrow(with_texts(part.feedback).slice(0, SHOWN_ROWS))
     shown = shown.select(
         [name for name in shown.column_names if name in ("prompt", "completions", "ratings", "comparisons", "tools")]
     )

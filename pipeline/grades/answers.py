@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import codes, flat, lists, offsets_of, parents, with_fields
+from mmpo.pipeline.arrow import codes, flat, lists, offsets_of, parents, with_fields, with_texts
 from mmpo.pipeline.tables import REPLY_KEYS, completion_id, said_calls
 from mmpo.pipeline.thinking import holds_thinking, without_thinking
 
@@ -86,6 +86,7 @@ class Answers:
 def drop_thinking(feedback: pa.Table) -> tuple[pa.Table, int]:
     """FEEDBACK with 64-bit text offsets whose replies are their answers, under ids of their own; of a reply that is all thinking nothing
     changes. Rows may then hold a completion twice, which `merge_prompts` makes one; comparisons of two such are gone: how many."""
+    feedback = with_texts(feedback)
     answers = Answers(feedback)
     places = np.flatnonzero(answers.thinking & ~answers.missing())
     if not len(places):

@@ -9,15 +9,27 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, codes, flat, gather_lists, lists, offsets_of, parents, to_numpy, with_fields
+from mmpo.pipeline.arrow import (
+    LARGE_FEEDBACK,
+    codes,
+    flat,
+    gather_lists,
+    lists,
+    offsets_of,
+    parents,
+    texts_of,
+    to_numpy,
+    with_fields,
+)
 from mmpo.pipeline.grades.aggregate import runs
 
 
 def merge_prompts(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """One row per prompt from rows that may share prompts.
 
-    table: FEEDBACK with 64-bit text offsets. Returns the merged table and how many rows of each unit were merged into another:
-    {"prompt", "completion"}; grades are never merged. Of a completion that several rows name, the smallest model name is kept; of
+    table: FEEDBACK with 64-bit text offsets; one row of a prompt must have each completion's text. Returns the merged table and how many
+    rows of each unit were merged into another: {"prompt", "completion"}; grades are never merged. Of a completion that several rows
+    name, the smallest model name is kept; of
     calls that are written in several ways, the smallest text.
     """
     if not table.num_rows:
@@ -77,7 +89,10 @@ def _completions(table: pa.Table, prompt_of_row: np.ndarray, prompts: int) -> tu
     position[order] = np.repeat(np.arange(len(starts)), sizes)
     kept = order[starts]
     start = np.searchsorted(prompt[kept], np.arange(prompts + 1))
-    return old.take(pa.array(kept)), start, position
+    taken = {one.name: old.field(one.name).take(pa.array(kept)) for one in old.type.fields if one.name != "text"}
+    taken["text"] = texts_of(old, identity, kept)
+    merged = pa.StructArray.from_arrays([taken[one.name] for one in old.type.fields], fields=old.type.fields)
+    return merged, start, position
 
 
 def _grades(

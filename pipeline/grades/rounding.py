@@ -77,11 +77,18 @@ def rounded(values: np.ndarray, step: Step) -> np.ndarray:
 def comparable(values: np.ndarray, step: Step, *groups: np.ndarray) -> np.ndarray:
     """The values rounded; and where noise put values of a group on the two sides of a rounding's edge, both to one side.
 
-    groups: keys of what is compared with one another, shape (values,) each.
+    groups: keys of what is compared with one another, shape (values,) each; of their steps the coarsest holds for all.
 
     >>> comparable(np.array([0.00049999999, 0.00050000001, 0.0006]), 0.001, np.zeros(3)).tolist()
     [0.0, 0.0, 0.001]
+    >>> comparable(np.array([9.96, 10.04]), np.array([0.01, 0.1]), np.zeros(2)).tolist()
+    [10.0, 10.0]
     """
+    if isinstance(step, np.ndarray) and groups:
+        of = np.unique(np.stack(groups), axis=1, return_inverse=True)[1].reshape(-1)
+        most = np.zeros(int(of.max(initial=-1)) + 1)
+        np.maximum.at(most, of, step)
+        step = most[of]
     result = rounded(values, step)
     step = np.broadcast_to(step, values.shape)
     edge = np.flatnonzero(np.abs(values - result) > 0.44 * step)

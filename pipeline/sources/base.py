@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ class Source:
         self.check(columns, file)
         parse = self.parse
         assert parse is not None
-        return RowReader(lambda row, out: parse(row, out, options), self.name)
+        return RowReader(partial(parse, options=options), self.name)
 
     def check(self, columns: Collection[str], file: str) -> None:
         """Raise UserError where none of the required sets of columns is there."""
@@ -258,7 +258,8 @@ SAMPLED = 16
 
 @dataclass(frozen=True)
 class Collected:
-    """What a chunk held. feedback: FEEDBACK rows, large text offsets, one an input row, not merged by prompt.
+    """What a chunk held. feedback: FEEDBACK rows, large text offsets, one an input row, not merged by prompt; a completion's text is null
+    where an earlier row of the prompt has the same (`arrow.with_texts`).
 
     lines: input rows read, blank lines apart. dropped: how many of them gave no FEEDBACK row. limited: how many had
     something that counts against --max-rejects, limited_reasons: what. counts: of prompts, completions, grades and merged completions.
@@ -432,7 +433,7 @@ class _Part:
         out = self.out
         counted = (self.lines, self.dropped, len(out.limited_rows), out.counts)
         known = (self.prepared.unused, self.prepared.layout, self.prepared.columns) if self.prepared else ()
-        return Collected(out.finish(), out.rejects_table(), *counted, out.limited, out.noted, *known)
+        return Collected(out.finish(repeated=False), out.rejects_table(), *counted, out.limited, out.noted, *known)
 
 
 def _collect_table(chunk: Chunk, source: Source) -> Collected:

@@ -14,12 +14,16 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, lists, structs, with_texts
 from mmpo.pipeline.contract import KINDS as KINDS
 from mmpo.pipeline.contract import LARGEST as LARGEST
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.messages import ReadMessage, Reply, read_content, read_message
-from mmpo.pipeline.tables import COMPARISON, MESSAGE_KEYS, RATING, REJECTS, REPAIR, completion_id, prompt_bytes
+from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPAIR, completion_id, prompt_bytes
+
+NOT_SAID = ("", "")
+GRADER = ("rater", "kind", "aspect", "low", "high")
+"""What many grades have in common; a comparison's limit is the high end."""
 
 
 class FeedbackBuilder:
@@ -37,29 +41,35 @@ class FeedbackBuilder:
         self._tools: list[str | None] = []
         self._ratings: list[tuple[Any, ...]] = []
         self._comparisons: list[tuple[Any, ...]] = []
+        self._graders: dict[tuple[Any, ...], int] = {}
         self._extra: list[str | None] = []
         self._ids: list[str] = []
         self._starts: list[tuple[int, int, int, int]] = []
-        self._seen: dict[str | tuple[str], int] = {}
+        self._seen: dict[str, int] = {}
         self._known: dict[str, str] = {}
+        self._said: dict[str, dict[tuple[int, str], tuple[str, str]]] = {}
+        self._prompt, self._texts = "", dict[tuple[int, str], tuple[str, str]]()
         self._noted: list[str] = []
         self._limited: list[str] = []
         self._lists = (
             self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
             self._noted, self._limited, self._tools,
         )  # fmt: skip
-        self._places = [next(at for at, one in enumerate(self._lists) if one is own) for own in (self.rejects, self._limited)]
+        own = (self.rejects, self._limited, self._completions)
+        *self._places, self._texts_at = (next(at for at, one in enumerate(self._lists) if one is mine) for mine in own)
         self._mark = ([0] * len(self._lists), 0)
 
     def at(self, file: str, row: int) -> None:
         """Say which row of which file the next calls belong to; `row` counts from 1."""
         self.file = file
         self.row = row
-        self._mark = (list(map(len, self._lists)), self.merged)
+        self._mark = ([*map(len, self._lists)], self.merged)
 
     def rollback(self) -> None:
         """Undo everything that the current row added, its own partial rejects included."""
         sizes, self.merged = self._mark
+        if len(self._completions) > sizes[self._texts_at]:  # a later row must not rely on a text that is gone
+            self._said.clear()
         for added, size in zip(self._lists, sizes, strict=True):
             del added[size:]
         if self.row is not None:
@@ -138,6 +148,7 @@ class FeedbackBuilder:
         self._tools.append(tools)
         self._messages += pairs
         self._seen = {}
+        self._prompt, self._texts = identity, self._said.setdefault(identity, {})
         return len(self._ids) - 1
 
     def completion(self, text: Any, model: str | None = None) -> int:
@@ -156,37 +167,34 @@ class FeedbackBuilder:
             keys = keys if any(keys) else ()
         if (not text or text.isspace()) and not keys:
             raise BadRow("empty_completion")
-        given: str | tuple[str] = text
-        if not keys and given in self._seen:
-            return self._again(given)
+        key, repeated = (len(text), text[-16:]), False
         try:
             if keys:
-                digest = completion_id(self._ids[-1], text, *keys)
-                given = (digest,)  # which calls that say the same share
-            else:  # the same without a call
-                digest = blake2b(f"{self._ids[-1]}\0{text}".encode(), digest_size=16).hexdigest()
+                digest = completion_id(self._prompt, text, *keys)
+            else:  # the same without a call; and a text that many rows of a prompt have is known by its length and end
+                before, digest = self._texts.get(key, NOT_SAID)
+                if not (repeated := before == text):
+                    digest = blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
         except (TypeError, UnicodeEncodeError) as error:
             raise BadRow("lone_surrogate", {"where": "completion"}) from error
-        if keys and given in self._seen:
-            return self._again(given)
+        if digest in self._seen:  # also calls that say the same
+            self.merged += 1
+            return self._seen[digest]
         model = model if model is None else str(model)
         if model is not None and not model.isascii():
             _check_texts(model=model)
         if any(keys[:1]):
             self.count("thinking_apart")
-        index = len(self._seen)
-        self._seen[given] = index
-        self._completions.append((digest, text, model, *keys))
+        if not keys:
+            self._texts[key] = (text, digest)
+        index = self._seen[digest] = len(self._seen)
+        self._completions.append((digest, None if repeated else text, model, *keys))
         return index
 
     def ids_of(self, *completions: int) -> tuple[str, ...]:
         """The ids of the current row's prompt and of some of its completions."""
         begin = self._starts[-1][1]
         return (self._ids[-1], *(str(self._completions[begin + one][0]) for one in completions))
-
-    def _again(self, given: str | tuple[str]) -> int:
-        self.merged += 1
-        return self._seen[given]
 
     def rating(
         self,
@@ -208,11 +216,17 @@ class FeedbackBuilder:
         value = as_number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
             raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
-        if not (
-            rater.isascii() and kind.isascii() and aspect.isascii() and (note is None or note.isascii())
-        ):  # the rule's fast half
-            _check_texts(rater=rater, kind=kind, aspect=aspect, note=note)
-        self._ratings.append((completion, rater, kind, aspect, value, low, high, spread, note))
+        self._ratings.append((completion, self._grader((rater, kind, aspect, low, high), note), value, spread, note))
+
+    def _grader(self, given: tuple[str, str, str, float | None, float | None], note: str | None) -> int:
+        """A number for rater, kind, aspect and the ends of the scale. Raises BadRow lone_surrogate, also of the note."""
+        if note is not None and not note.isascii():
+            _check_texts(note=note)
+        number = self._graders.get(given)
+        if number is None:
+            _check_texts(**dict(zip(GRADER[:3], given)))
+            number = self._graders[given] = len(self._graders)
+        return number
 
     def comparison(
         self,
@@ -236,11 +250,7 @@ class FeedbackBuilder:
         value = as_number(gap, "gap")
         if limit is not None and abs(value) > limit:
             raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
-        if not (
-            rater.isascii() and kind.isascii() and aspect.isascii() and (note is None or note.isascii())
-        ):  # the rule's fast half
-            _check_texts(rater=rater, kind=kind, aspect=aspect, note=note)
-        self._comparisons.append((first, second, rater, kind, aspect, value, limit, spread, note))
+        self._comparisons.append((first, second, self._grader((rater, kind, aspect, None, limit), note), value, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
         """Keep what is not None of a JSON object beside the current row, with what is there already."""
@@ -275,22 +285,40 @@ class FeedbackBuilder:
             "merged": self.merged,
         }
 
-    def finish(self) -> pa.Table:
-        """The rows as a FEEDBACK table whose text columns have 64-bit offsets (`columns.LARGE_FEEDBACK`)."""
+    def finish(self, *, repeated: bool = True) -> pa.Table:
+        """The rows as a FEEDBACK table whose text columns have 64-bit offsets (`arrow.LARGE_FEEDBACK`). repeated: whether every row has
+        its completions' texts; else null stands where an earlier row of the prompt has the same, until `merge_prompts`."""
         starts = np.array(self._starts, dtype=np.int64).reshape(len(self._ids), 4)
-        return pa.Table.from_arrays(
+        table = pa.Table.from_arrays(
             [
                 pa.array(self._ids, pa.string()),
                 lists(starts[:, 0], structs(_as_long(self._messages), _inner("prompt"))),
                 lists(starts[:, 1], structs(_as_long(self._completions), _inner("completions"))),
-                lists(starts[:, 2], structs(self._ratings, RATING)),
-                lists(starts[:, 3], structs(self._comparisons, COMPARISON)),
+                lists(starts[:, 2], self._grades("ratings", self._ratings, "completion", "score")),
+                lists(starts[:, 3], self._grades("comparisons", self._comparisons, "first", "second", "gap")),
                 pa.array([self.source] * len(self._ids), pa.string()),
                 pa.array(self._extra, pa.large_string()),
                 pa.array(self._tools, pa.large_string()),
             ],
             schema=LARGE_FEEDBACK,
         )
+        return with_texts(table) if repeated else table
+
+    def _grades(self, column: str, rows: Sequence[tuple[Any, ...]], *names: str) -> pa.StructArray:
+        """The column's grades. names: what the rows hold beside grader, spread and note; the value comes last."""
+        fields, graders = _inner(column).fields, zip(*self._graders, strict=True)
+        *at, value = names
+        own = dict(zip((*at, "grader", value, "spread", "note"), zip(*rows, strict=True)))
+        number = pa.array(own.get("grader", ()), pa.int32())
+        given = dict(zip(GRADER, graders))
+        given["limit"] = given.get("high", ())
+        arrays = [
+            pa.array(own[one.name], one.type) if one.name in own
+            else pa.array(given[one.name], one.type).take(number) if given.get(one.name)
+            else pa.nulls(len(rows), one.type)
+            for one in fields
+        ]  # fmt: skip
+        return pa.StructArray.from_arrays(arrays, fields=fields)
 
     def rejects_table(self) -> pa.Table:
         """What was dropped, as a REJECTS table."""

@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.arrow import narrow, with_texts
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.sources import Collected, FeedbackBuilder, FormatSample, SourceOptions, collect, get_source
@@ -23,10 +24,11 @@ def sample_options(format: str, sample: FormatSample, **more: Any) -> BuildOptio
 
 
 def collected(path: Path, format: str, **options: Any) -> Collected:
-    """A file of one chunk."""
+    """A file of one chunk, each row with its texts."""
     source = get_source(format)
     (chunk,) = plan(resolve_inputs([path], format), whole=source.joined is not None)
-    return collect(chunk, source, SourceOptions(**options))
+    found = collect(chunk, source, SourceOptions(**options))
+    return replace(found, feedback=with_texts(found.feedback))
 
 
 class Added(NamedTuple):

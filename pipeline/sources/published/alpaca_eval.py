@@ -26,7 +26,7 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     preference = as_number(preference, "preference")
     if not 1 <= preference <= 2:
         raise BadRow("score_out_of_scale", {"preference": preference, "low": 1, "high": 2})
-    raw = _read_raw(row) if row.get("raw_completion") is not None else _Raw()
+    raw = _read_raw(row) if row.get("raw_completion") is not None else NOTHING
     if raw.first is not None and preference != 1.5 and raw.first != ("output_2" if preference > 1.5 else "output_1"):
         raise BadRow("raw_disagrees", {"preference": preference, "ranked_first": raw.first}, limited=False)
     out.prompt(row.get("instruction"))  # type: ignore[arg-type]  # what is no text, the builder refuses
@@ -52,6 +52,9 @@ class _Raw(NamedTuple):
     first: str | None = None
     gap: float | None = None
     explanation: str | None = None
+
+
+NOTHING = _Raw()
 
 
 def _read_raw(row: Mapping[str, Any]) -> _Raw:

@@ -93,6 +93,18 @@ def table(grades: Sequence[Grade], low: Fraction | None = LOW, high: Fraction | 
     return narrow(out.finish())
 
 
+def test_raters_whose_steps_differ_make_no_gap_of_a_tie() -> None:
+    """999 2/3 of a rater who gave 1000 besides is rounded to 1e-9, alone to 1e-10; a division by the prompt's deviation follows."""
+    third = Fraction(1000) - Fraction(1, 3)
+    found = pairs(
+        build_pairs(
+            table([("x", "a", third), ("y", "a", Fraction(1000)), ("z", "b", third)], None, None), normalise="prompt-zscore"
+        )
+    )
+    assert {pair: margin for pair, (margin, *_) in found.items() if "y" not in pair} == {("x", "z"): 0.0}
+    assert found["y", "x"][0] == found["y", "z"][0] == pytest.approx(3 / 2**0.5)
+
+
 def pairs(made: pa.Table) -> dict[tuple[str, str], tuple[float, int, int]]:
     """By (chosen, rejected): margin, preferring, raters."""
     return {
@@ -163,13 +175,14 @@ def test_no_scale_is_too_far_from_0(grades: list[Grade], offset: int, merge: str
     found = pairs(build_pairs(made, merge_raters=merge, normalise=normalise))
     wanted = exact(transformed(grades, normalise, *bounds), merge, within=WITHIN.get(normalise))
     unit = Fraction(1, offset) if normalise == "log" else Fraction(1)
+    step = offset * (1e-9 if normalise == "prompt-zscore" else 2e-14)  # of the scores, divided by how far they lie apart
     for pair, (margin, *votes) in found.items():
         exactly, *of = wanted[pair]
         assume(
             exactly == 0 or abs(exactly) > unit / 10**4
         )  # less may be below the step: a tie, and counted as one of unequal grades
         assert ((margin == 0), votes) == (exactly == 0, of)
-        assert margin == pytest.approx(float(exactly), abs=float(unit) * max(1e-6, offset * 2e-14))
+        assert margin == pytest.approx(float(exactly), abs=float(unit) * max(1e-6, step))
 
 
 @given(panels(), st.permutations("abcde"), st.randoms(use_true_random=False), st.sampled_from(["none", "minmax", "rank"]))

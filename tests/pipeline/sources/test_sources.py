@@ -12,9 +12,20 @@ from folders import write_rows
 from source_cases import DATA, add, collected, reasons, ultrafeedback
 
 from mmpo.cli.main import run
-from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.arrow import large, narrow, with_texts
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources import SOURCES, BadRow, SourceOptions, collect, collect_parts, get_source, log_odds, split_pair
+from mmpo.pipeline.grades import merge_prompts
+from mmpo.pipeline.sources import (
+    SOURCES,
+    BadRow,
+    FeedbackBuilder,
+    SourceOptions,
+    collect,
+    collect_parts,
+    get_source,
+    log_odds,
+    split_pair,
+)
 from mmpo.pipeline.storage import plan, resolve_inputs
 from mmpo.pipeline.tables import prompt_id
 
@@ -317,7 +328,7 @@ def test_a_chunk_in_parts_is_the_chunk(tmp_path: Path) -> None:
     whole = collect(chunk, source, SourceOptions())
     parts = list(collect_parts(chunk, source, SourceOptions(), part_chars=1000))
     assert len(parts) > 3 and (whole.lines, whole.dropped, whole.limited) == (201, 30, 30)
-    assert pa.concat_tables([part.feedback for part in parts]).equals(whole.feedback)
+    assert pa.concat_tables([with_texts(part.feedback) for part in parts]).equals(with_texts(whole.feedback))
     assert pa.concat_tables([part.rejects for part in parts]).equals(whole.rejects)
     assert sum(part.lines for part in parts) == 201 and sum(part.limited for part in parts) == 30
 
@@ -449,3 +460,26 @@ def test_feedback_is_read_as_it_is_and_checked(tmp_path: Path) -> None:
     pq.write_table(made.drop_columns(["extra"]), path)
     with pytest.raises(UserError, match="'extra'"):
         collected(tmp_path, "feedback")
+
+
+def test_a_text_that_rows_of_a_prompt_share_is_held_once_and_survives_rows_that_are_taken_back() -> None:
+    out = FeedbackBuilder("made")
+    long = "the reference reply " * 50
+    for row, (others, bad) in enumerate([(["spoilt"], True), (["first"], False), (["second"], False), ([long + "."], False)], 1):
+        out.at("rows.jsonl", row)
+        out.prompt("Ask")
+        for text in (long, *others):
+            out.rating(out.completion(text), 1.0, rater="judge")
+        if bad:
+            out.drop(BadRow("spoilt"))
+    held, whole = (narrow(out.finish(repeated=repeated)) for repeated in (False, True))
+    texts = [[one["text"] for one in row["completions"]] for row in whole.to_pylist()]
+    assert texts == [[long, "first"], [long, "second"], [long, long + "."]]
+    assert [[one["text"] for one in row["completions"]] for row in held.to_pylist()] == [
+        [long, "first"],
+        [None, "second"],
+        [None, long + "."],
+    ]
+    merged = {name: merge_prompts(large(table).combine_chunks())[0] for name, table in (("held", held), ("whole", whole))}
+    assert merged["held"].equals(merged["whole"]) and merged["held"].num_rows == 1
+    assert sorted(one["text"] for one in merged["held"]["completions"][0].as_py()) == sorted({long, "first", "second", long + "."})
