@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ class Source:
         self.check(columns, file)
         parse = self.parse
         assert parse is not None
-        return RowReader(partial(parse, options=options), self.name)
+        return RowReader(lambda row, out: parse(row, out, options), self.name)
 
     def check(self, columns: Collection[str], file: str) -> None:
         """Raise UserError where none of the required sets of columns is there."""

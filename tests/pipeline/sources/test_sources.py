@@ -473,13 +473,9 @@ def test_a_text_that_rows_of_a_prompt_share_is_held_once_and_survives_rows_that_
         if bad:
             out.drop(BadRow("spoilt"))
     held, whole = (narrow(out.finish(repeated=repeated)) for repeated in (False, True))
-    texts = [[one["text"] for one in row["completions"]] for row in whole.to_pylist()]
-    assert texts == [[long, "first"], [long, "second"], [long, long + "."]]
-    assert [[one["text"] for one in row["completions"]] for row in held.to_pylist()] == [
-        [long, "first"],
-        [None, "second"],
-        [None, long + "."],
-    ]
+    texts = [[[one["text"] for one in row["completions"]] for row in table.to_pylist()] for table in (held, whole)]
+    assert texts[0] == [[long, "first"], [None, "second"], [None, long + "."]]
+    assert texts[1] == [[long, "first"], [long, "second"], [long, long + "."]]
     merged = {name: merge_prompts(large(table).combine_chunks())[0] for name, table in (("held", held), ("whole", whole))}
     assert merged["held"].equals(merged["whole"]) and merged["held"].num_rows == 1
     assert sorted(one["text"] for one in merged["held"]["completions"][0].as_py()) == sorted({long, "first", "second", long + "."})
