@@ -6,10 +6,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 
 ADDS = {
-    "": "feedback into datasets of pairs: build, validate, report, gamma, export",
-    "judge": "LLM judges and generation through endpoints; calibrate, mt-bench",
-    "argilla": "grades from people: argilla serve, push, pull, status",
-    "train": "train, evaluate, score, advise, and models on this machine",
+    "": "build, validate, report, gamma, export, push, pull",
+    "judge": "judge, generate, calibrate, evaluate mt-bench",
+    "argilla": "argilla serve, push, pull, status",
+    "train": "train, evaluate, score, advise, models on this machine",
     "language": "build --language",
     "ray": "builds on several machines",
 }

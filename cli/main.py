@@ -22,6 +22,7 @@ from mmpo.cli.completion import stub
 from mmpo.cli.help import QUIET, VERBOSE, Command, Group, HelpAll, Quiet, Verbose, with_common
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("mmpo.cli.commands.doctor:doctor", "What is installed, what works, and what each extra would add."),
     "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.commands.data.build:build", "Feedback files into a dataset of pairs with quality margins."),
     "generate": ("mmpo.cli.commands.generate:generate", "Prompts into candidates, by models at endpoints or on this machine."),
