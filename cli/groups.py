@@ -1,7 +1,7 @@
 """Which options stand together in a command's help, and which of them matter first: GROUPS; and which commands: COMMAND_GROUPS."""
 
 COMMAND_GROUPS = {
-    "start": "doctor run",
+    "start": "doctor init run",
     "data": "build validate report rejects gamma export push pull",
     "grades": "generate judge score select argilla agree calibrate",
     "models": "advise train evaluate",

@@ -23,6 +23,7 @@ from mmpo.cli.help import QUIET, VERBOSE, Command, Group, HelpAll, Quiet, Verbos
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mmpo.cli.commands.doctor:doctor", "What is installed, what works, and what each extra would add."),
+    "init": ("mmpo.cli.recipe.init:init", "A recipe for a file of your own, written after a look at it."),
     "run": ("mmpo.cli.recipe.run:run", "All stages that a recipe names: pairs, checks, training, comparison."),
     "build": ("mmpo.cli.commands.data.build:build", "Feedback files into a dataset of pairs with quality margins."),
     "generate": ("mmpo.cli.commands.generate:generate", "Prompts into candidates, by models at endpoints or on this machine."),
