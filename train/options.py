@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, Gamma, OneOf, Positive, TextOrPath, options
@@ -20,6 +20,13 @@ All weights: the paper's. Adapters of policies: between TRL's dpo.py (5e-6) and 
 reward_modeling.py."""
 _HEAD_RATE = 1e-3
 """Of a score layer alone, in some 200 steps; from 1e-3 to 3e-3 none was better on held-out prompts of six makers' models."""
+ALL_LINEAR = "all-linear"
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+"""The optimizers of a run, and what transformers calls them."""
+
+
+def _joined(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 @options
@@ -97,6 +104,18 @@ class TrainOptions:
     """recompute activations instead of keeping them"""
     lora: Count | None = None
     """train a LoRA adapter of this rank instead of all weights"""
+    lora_alpha: Positive | None = None
+    """what an adapter's change of the weights is multiplied by, over its rank; default: twice the rank, so that it counts double"""
+    lora_targets: Annotated[str, Field(min_length=1), BeforeValidator(_joined)] = ALL_LINEAR
+    """linear modules that get an adapter, by the ends of their names, comma-separated: q_proj,v_proj, or self_attn.q_proj; all-linear: all
+    but the output layer"""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1), NUMBER] = 0.0
+    """share of an adapter's inputs that each training pass leaves out"""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """hold the frozen weights below an adapter in 4 bits (NF4, QLoRA) or 8 (LLM.int8()); needs a GPU, bitsandbytes and --lora"""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """{names}; those of 8 bits, whose states take a quarter of the memory, need a GPU and bitsandbytes; paged: they move to the
+    machine's memory where the GPU's is full"""
     trainable: Annotated[str, Field(pattern=r"^(all|head|top:[1-9][0-9]*)$", examples=["all", "head", "top:4"])] = "all"
     """all, or top:N, N from 1 up: only the uppermost N layers and what comes after them, or head: of a reward model its score layer
     alone; what lies below is computed once for every completion"""
@@ -147,6 +166,7 @@ class TrainOptions:
             )
         if self.model == "tiny" and self.lora and self.reference:
             raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")
+        self._check_adapter()
         if self.top_layers is not None:
             self._check_top_layers()
         if self.ask is not None and self.kind == "policy":
@@ -178,6 +198,18 @@ class TrainOptions:
                     "a reward model scores a whole reply, with its thinking if it is there: give --thinking drop where the answer alone "
                     "was graded"
                 )
+
+    def _check_adapter(self) -> None:
+        """Raises UserError for what only an adapter has, where none is trained."""
+        given = {"lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets != ALL_LINEAR, "lora_dropout": self.lora_dropout}
+        for name in (name for name, value in given.items() if value and not self.lora):
+            raise UserError(f"{name} is of an adapter, and none is trained: give its rank as well (--lora 16), or leave it out")
+        if self.load_in is not None and not self.lora:
+            raise UserError(
+                f"load_in {self.load_in}: weights of so few bits can't be trained, an adapter above them can: give --lora 16"
+            )
+        if self.load_in is not None and self.model == "tiny":
+            raise UserError("load_in: a tiny model is built, not loaded; leave it out")
 
     def _check_top_layers(self) -> None:
         """Raises UserError for what can't be had with the uppermost layers alone."""

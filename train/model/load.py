@@ -3,7 +3,6 @@ checked of a model before it is trained or measured: is it whole, of the right k
 """
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.data import PromptPairs, ask_behind, choose_template
 from mmpo.train.distributed import rank_and_world, uses_fsdp
 from mmpo.train.messages import some_ids, warn
+from mmpo.train.model.adapters import check_targets, peft_asks_by_the_old_name, quantisation
 from mmpo.train.model.attach import plain_model
 from mmpo.train.model.attention import ExecutionPlan
 from mmpo.train.model.layers import check_top, keep_lowest
@@ -58,11 +58,14 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
     else:
         torch.manual_seed(options.seed)  # the new score layer of a reward model
         trust = options.trust_remote_code
-        model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=trust, new_head=True)
+        few_bits = quantisation(options.load_in, bf16=options.bf16)
+        model, tokenizer = load_pretrained(options.kind, options.model, trust_remote_code=trust, new_head=True, few_bits=few_bits)
         if options.layers is not None:
             keep_lowest(model, options.layers)
     if options.top_layers is not None:
         check_top(model, options.top_layers)
+    if options.lora:
+        check_targets(model, options.lora_targets, options.model)
     choose_template(tokenizer, options.chat_template)
     if options.ask is not None:
         ask_behind(tokenizer, options.ask)
@@ -70,18 +73,24 @@ def load_model(options: TrainOptions, pairs: pa.Table) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, new_head: bool = False) -> tuple[Any, Any]:
+def load_pretrained(
+    kind: str, name: str, *, trust_remote_code: bool = False, new_head: bool = False, few_bits: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
     """Model (float32) and tokenizer from a folder or the Hub; an adapter's folder gives its base with the adapter
     merged.
 
-    new_head: a reward model may start with a new, random score layer. Code that comes with a model is run only where
-    `trust_remote_code` says so. Raises UserError saying what was tried where there is no such model or it isn't whole.
+    new_head: a reward model may start with a new, random score layer. few_bits: of `quantisation`. Code that comes with a model
+    is run only where `trust_remote_code` says so. Raises UserError saying what was tried where there is no such model or it isn't whole.
     """
     check_hub(name)
     where = "folder" if Path(name).exists() else "Hugging Face model"
     tried = f"cannot load the {where} {name!r} as a {kind} model"
     with _errors_named(tried, name), _quiet():
         if (Path(name) / _ADAPTER).is_file():
+            if few_bits:
+                raise UserError(
+                    f"{name} is an adapter, whose sum with its base can't be loaded in few bits: `mmpo merge {name} --out DIR` first"
+                )
             return _with_adapter(kind, Path(name), trust_remote_code=trust_remote_code, new_head=new_head)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         options: dict[str, Any] = {"num_labels": 1} if kind == "reward" else {}
@@ -94,6 +103,7 @@ def load_pretrained(kind: str, name: str, *, trust_remote_code: bool = False, ne
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with names
             **options,
+            **(few_bits or {}),
         )
         if getattr(model, "_hf_peft_config_loaded", False):
             raise UserError(
@@ -166,16 +176,6 @@ def load_reference(name: str, tokenizer: Any, max_length: int, *, trust_remote_c
     return model
 
 
-def add_lora(model: Any, rank: int, kind: str) -> Any:
-    """The model with a trainable LoRA adapter of this rank on all its linear layers; everything else is frozen."""
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    task = TaskType.CAUSAL_LM if kind == "policy" else TaskType.SEQ_CLS
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0, task_type=task)
-    with _peft_asks_by_the_old_name():
-        return get_peft_model(model, config)
-
-
 def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head: bool) -> tuple[Any, Any]:
     """The adapter's base model with the adapter merged, and the tokenizer beside the adapter or else the base's."""
     from peft import PeftModel
@@ -196,7 +196,7 @@ def _with_adapter(kind: str, folder: Path, *, trust_remote_code: bool, new_head:
         model, tokenizer = load_pretrained(kind, base, trust_remote_code=trust_remote_code, new_head=new_head or own_head)
     except UserError as error:
         raise UserError(f"{folder} is an adapter of {base!r}, which is needed too: {error}") from error
-    with _peft_asks_by_the_old_name():
+    with peft_asks_by_the_old_name():
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
     # No place holds this model, and an adapter on top of it must not name the base without this one.
     model.name_or_path = model.config.name_or_path = ""
@@ -241,18 +241,20 @@ def check_hub(name: str) -> None:
         raise UserError(f"{nothing}; {constants.ENDPOINT} can't be reached ({error}): name a folder, or connect") from error
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> bool:
     """Sets every dropout rate of the modules, not of the saved config, to 0: it would make a policy differ from its own
-    reference at the first step.
+    reference at the first step. An adapter's own dropout stays; whether there is any is what this returns.
 
     Attention dropout is a plain float attribute in transformers, so modules' attributes are searched by name.
     """
-    for module in model.modules():
+    own = {module for name, adapter in model.named_modules() if name.endswith(".lora_dropout") for module in adapter.modules()}
+    for module in (module for module in model.modules() if module not in own):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in own)
 
 
 def _check_folder(tried: str, path: Path) -> None:
@@ -292,14 +294,6 @@ def _errors_named(tried: str, name: str) -> Iterator[None]:
         inside = some_ids(sorted(child.name for child in Path(name).iterdir())) or "nothing" if Path(name).is_dir() else ""
         broken = f" (what is there: {inside}; is it whole?)" if inside else ""
         raise UserError(f"{tried}: {lines[0]}{broken}") from error
-
-
-@contextmanager
-def _peft_asks_by_the_old_name() -> Iterator[None]:
-    """Without the warning that peft 0.21 causes in transformers 5.23: it asks each model for `is_gradient_checkpointing`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 @contextmanager

@@ -27,9 +27,10 @@ def check_transformers(installed: str | None = None) -> None:
 check_transformers()
 
 # isort: split
+from mmpo.train.training.arguments import training_arguments
 from mmpo.train.training.callbacks import Displacement, Throughput, TrainingProgress, displacement_of, fallen
 from mmpo.train.training.passes import StepPasses
-from mmpo.train.training.run import train_policy, train_reward, training_arguments
+from mmpo.train.training.run import train_policy, train_reward
 from mmpo.train.training.run_folder import RunFolder
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from transformers import IntervalStrategy, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers.integrations import integration_utils as known
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
 from mmpo.train.data import (
@@ -64,6 +63,7 @@ from mmpo.train.messages import (
 from mmpo.train.model import (
     add_lora,
     check_checkpoint,
+    check_few_bits,
     check_ids,
     check_plan,
     freeze_below,
@@ -76,14 +76,13 @@ from mmpo.train.model import (
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
+from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.frozen import known_below
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
 
-MOST_LOGS, EVALUATIONS = 200, 5
-"""Of a run, unless its options say how often."""
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
 """Columns that a run's targets and weights depend on, with the ids of the texts."""
 _SCORES = ("score_chosen", "score_rejected")
@@ -140,6 +139,7 @@ def _memory_message(error: Exception, options: TrainOptions) -> UserError:
 
 def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     check_launch(options.bf16)
+    check_few_bits(options)
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
     if options.top_layers is not None and uses_fsdp():
@@ -390,7 +390,8 @@ def _trainer(
         own_pad_token(model, ready.tokenizer)
     if options.lora:
         torch.manual_seed(options.seed)
-        model = add_lora(model, options.lora, options.kind)
+        how: dict[str, Any] = {"alpha": options.lora_alpha, "targets": options.lora_targets, "dropout": options.lora_dropout}
+        model = add_lora(model, options.lora, options.kind, **how)
     if options.top_layers is not None:
         freeze_below(model, options.top_layers)
         head = model.get_output_embeddings()
@@ -435,59 +436,3 @@ def _save(trainer: MarginTrainer, options: TrainOptions) -> None:
             trainer.processing_class.save_pretrained(options.out)  # type: ignore[union-attr]
     else:
         trainer.save_model(options.out)
-
-
-# --- transformers' arguments -------------------------------------------------------------------------------------------------
-
-
-def training_arguments(options: TrainOptions) -> TrainingArguments:
-    """The arguments of a run. Creating them joins the other processes of a distributed run."""
-    same = ("weight_decay", "max_grad_norm", "seed", "bf16", "save_steps")
-    return TrainingArguments(
-        **{name: getattr(options, name) for name in same},
-        output_dir=options.out,
-        learning_rate=options.resolved_learning_rate,
-        num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
-        lr_scheduler_type=options.schedule,
-        warmup_steps=options.warmup_ratio,
-        optim="adamw_torch",
-        activation_checkpointing=options.gradient_checkpointing,
-        use_cpu=not torch.accelerator.is_available(),  # said explicitly, or bf16 is refused on a CPU
-        logging_strategy="steps",
-        save_strategy="steps",
-        save_total_limit=2,
-        report_to=trackers(options.report_to),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-
-
-def set_intervals(args: TrainingArguments, options: TrainOptions, steps: int, measured: bool) -> None:
-    """How often a run of so many steps logs (at most 200 times) and, where pairs are measured, evaluates (five times), unless the
-    options say so.
-    """
-    args.logging_steps = options.logging_steps or max(1, steps // MOST_LOGS)
-    if measured:
-        args.eval_strategy = IntervalStrategy.STEPS
-        args.eval_steps = options.eval_steps or max(1, math.ceil(steps / EVALUATIONS))
-    if options.early_stopping:
-        args.metric_for_best_model, args.greater_is_better = "loss", False
-        args.load_best_model_at_end = True
-
-
-def trackers(names: str | None) -> list[str]:
-    """The trackers of transformers that are named, comma-separated; "none" and nothing are none.
-
-    Raises UserError for a name that transformers doesn't know and for one that isn't installed, listing those that are.
-    """
-    wanted = [name.strip() for name in (names or "none").split(",") if name.strip() and name.strip() != "none"]
-    installed = known.get_available_reporting_integrations() + (["flyte"] if known.is_flytekit_available() else [])
-    for name in wanted:
-        listed = f"; installed here: {', '.join(installed) or 'none'}"
-        if name not in known.INTEGRATION_TO_CALLBACK:
-            raise UserError(f"report_to: {unknown_name('tracker', name, known.INTEGRATION_TO_CALLBACK)}{listed}")
-        registered_here = not known.INTEGRATION_TO_CALLBACK[name].__module__.startswith("transformers.")
-        if name not in installed and not registered_here:
-            raise UserError(f"report_to: the tracker {name} is not installed (pip install {name.replace('_', '-')}){listed}")
-    return wanted

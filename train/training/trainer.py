@@ -83,11 +83,9 @@ class MarginTrainer(GuardedTrainer):
         self.target: str | LevelTarget = target
         self.weight, self.source_weights = weight, dict(source_weights or {})
         self.pairs_per_step, self.tokens_per_batch = pairs_per_step, pass_tokens(tokens_per_batch, args.device)
-        self.layout, self.dropout = layout, dropout
+        self.layout, self.dropout = layout, dropout or disable_dropout(model)
         self.rendering = (processing_class, max_length, max_prompt_length, thinking, graded_part)
         self.pad_token = pad_token(processing_class)
-        if not dropout:
-            disable_dropout(model)
         self.prompts = self.as_prompts(train_dataset, training=True)
         if not self.prompts:
             raise UserError("train_dataset holds no prompts to train on")
