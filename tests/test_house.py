@@ -29,8 +29,8 @@ ROOMS = [
     "annotate", "annotate.argilla_server", "annotate.argilla", "annotate.exports",
     # train
     "train.objective", "train.losses", "train.messages", "train.options", "train.data", "train.distributed",
-    "train.record", "train.batches", "train.model", "train.inference", "train.training", "train.evaluation", "train.scoring",
-    "train.advise", "train",
+    "train.record", "train.batches", "train.model", "train.inference", "train.release", "train.training", "train.evaluation",
+    "train.scoring", "train.advise", "train",
     # cli
     "cli.groups", "cli.help", "cli.installed", "cli.completion", "cli.main", "cli.flags",
     "cli.output", "cli.asking", "cli.selecting", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mmpo.train.evaluation import evaluate
     from mmpo.train.inference import LocalModel
     from mmpo.train.options import TrainOptions
+    from mmpo.train.release import merge
     from mmpo.train.scoring import score
     from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward
 
@@ -20,6 +21,7 @@ __all__ = [
     "TrainOptions",
     "completion_features",
     "evaluate",
+    "merge",
     "score",
     "train_policy",
     "train_reward",
@@ -29,6 +31,7 @@ _ROOMS = {
     "TrainOptions": "options",
     "LocalModel": "inference",
     "evaluate": "evaluation",
+    "merge": "release",
     "score": "scoring",
     "completion_features": "advise",
 }

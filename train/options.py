@@ -237,9 +237,12 @@ class TrainOptions:
 
     @property
     def resolved_learning_rate(self) -> float:
-        """The peak learning rate, with the default for this kind of model filled in."""
-        if self.learning_rate is not None:
-            return self.learning_rate
+        """The peak learning rate, with the default for this kind of run filled in."""
+        return self.usual_learning_rate if self.learning_rate is None else self.learning_rate
+
+    @property
+    def usual_learning_rate(self) -> float:
+        """The peak learning rate that a run of this kind has unless another is given."""
         if self.trainable == "head":
             return _HEAD_RATE
         return _RATES["tiny" if self.model == "tiny" else self.kind][self.lora is not None or self.top_layers is not None]

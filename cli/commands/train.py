@@ -1,9 +1,10 @@
-"""`mmpo train policy|reward`: one flag for every field of TrainOptions."""
+"""`mmpo train policy|reward`: one flag for every field of TrainOptions; and `mmpo merge`, which makes an adapter a whole model."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +55,30 @@ def train(
             say(f"model: {summary['out']}")
             print_json(summary, as_json)
         leave_together()
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a LoRA policy, or of any adapter of peft.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write, whole or not at all; an earlier merge there is replaced.")],
+    dtype: Annotated[
+        str, typer.Option(help="What weights are saved as: float32, bfloat16 or float16; 16 bits round a small adapter's change.")
+    ] = "float32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code; only for models you trust.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add an adapter to the weights of its base: one whole model, which anything loads without peft.
+
+    Example: mmpo merge models/policy --out models/whole
+    """
+    from mmpo.train import merge as merged
+
+    summary = merged(adapter, out, dtype=dtype, trust_remote_code=trust_remote_code)
+    say(f"{adapter} and its base {summary['base']}: {summary['parameters']:,} weights, {summary['dtype']}")
+    say(f"model: {out}")
+    print_json(summary, as_json)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The page of a dataset on the Hub: a head that lists the splits of each table, and what is known of the data between two marks.
+"""The page of a dataset or a model on the Hub: a head (a dataset's lists the splits of each table), and what is known between two marks.
 
-What people write outside the marks, and what they add to the head, stays when the dataset is pushed again.
+What people write outside the marks, and what they add to the head, stays when the page is written again.
 """
 
 import re
@@ -13,6 +13,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import sources_table
 
 START, END = "<!-- mmpo: written anew by each push -->", "<!-- mmpo: end -->"
+"""Between them is what is written anew."""
 HEAD = re.compile(r"\A---\r?\n(.*?)^---\r?\n", re.DOTALL | re.MULTILINE)
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 TAGS = ("preference", "margins", "mmpo")
@@ -26,19 +27,33 @@ def configs(kind: str, splits: Sequence[str], folder: str = "") -> list[dict[str
 
 
 def page(name: str, manifest: Mapping[str, Any], tables: list[dict[str, Any]], old: str | None, license: str | None) -> str:
-    """The page. old: the one that is there. Raises UserError where its head is no YAML."""
-    head, body = _parted(old, name)
+    """The page of a dataset. old: the one that is there. Raises UserError where its head is no YAML."""
     rows = sum(manifest.get("rows", {}).values())
     size = next((word for most, word in SIZES if rows < most), "10M<n<100M")
-    tags = [*head.get("tags", []), *(tag for tag in TAGS if tag not in head.get("tags", []))]
-    head = {**head, **({"license": license} if license else {}), "tags": tags, "size_categories": [size], "configs": tables}
-    written = f"{START}\n\n{_about(name, manifest, tables)}\n{END}\n"
+    head = {**({"license": license} if license else {}), "tags": list(TAGS), "size_categories": [size], "configs": tables}
+    return marked_page(name, old, head, _about(name, manifest, tables))
+
+
+def marked_page(name: str, old: str | None, head: Mapping[str, Any], about: str) -> str:
+    """A page with this head and, between the marks, what is told. name: OWNER/NAME; old: the page that is there: what else is in its
+    head, its tags too, and what stands outside the marks, stays. Raises UserError where the old head is no YAML.
+    """
+    kept, body = _parted(old, name)
+    tags = list(dict.fromkeys([*kept.get("tags", []), *head.get("tags", [])]))
+    whole = {**kept, **head, "tags": tags}
+    written = f"{START}\n\n{about}\n{END}\n"
     if START in body and END in body:
         before, _, rest = body.partition(START)
         body = before + written + rest.partition(END)[2].removeprefix("\n")
     else:
-        body = f"\n# {name.partition('/')[2]}\n\n{written}" if not body.strip() else f"{body.rstrip()}\n\n{written}"
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{body}"
+        body = f"\n# {name.rpartition('/')[2]}\n\n{written}" if not body.strip() else f"{body.rstrip()}\n\n{written}"
+    return f"---\n{yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def parts_of_page(text: str, name: str) -> tuple[dict[str, Any], str]:
+    """The head of a page that `marked_page` made, and what stands between its marks. Raises UserError where the head is no YAML."""
+    head, body = _parted(text, name)
+    return head, body.partition(START)[2].partition(END)[0].strip("\n")
 
 
 def _parted(old: str | None, name: str) -> tuple[dict[str, Any], str]:
@@ -50,7 +65,7 @@ def _parted(old: str | None, name: str) -> tuple[dict[str, Any], str]:
     except yaml.YAMLError:
         head = None
     if not isinstance(head, dict) or not isinstance(head.get("tags", []), list):
-        raise UserError(f"{name}: the head of its README.md on the Hub is no YAML that can be kept; mend it there, then push again")
+        raise UserError(f"{name}: the head of its README.md is no YAML that can be kept; mend it there, then try again")
     return head, (old or "")[found.end() :]
 
 

@@ -21,6 +21,7 @@ from mmpo.pipeline.storage.files import (
     atomic_file,
     atomic_folder,
     digest,
+    file_digest,
     file_lock,
     identity,
     is_leftover,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.progress import ProgressReporter, duration, say
+from mmpo.pipeline.progress import ProgressReporter, duration, per_second, say
 from mmpo.train.batches import group_prompts
 from mmpo.train.data import PromptPairs, Rendered
 from mmpo.train.distributed import agreed, from_all, from_first, rank_and_world
@@ -249,4 +249,6 @@ def _computed(
                 yield places, values
     if rank == 0:
         seconds = max(time.monotonic() - began, 1e-9)
-        say(f"{called}: computed {done} of {completions} completions in {duration(seconds)}, {tokens_done / seconds:.0f} tokens/s")
+        say(
+            f"{called}: computed {done} of {completions} completions in {duration(seconds)}, {per_second(tokens_done / seconds)} tokens/s"
+        )

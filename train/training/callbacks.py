@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmpo.pipeline.metrics import SAME
-from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, say
+from mmpo.pipeline.progress import LINE_EVERY_SECONDS, ProgressReporter, duration, per_second, say
 from mmpo.train.batches import MicroBatch
 from mmpo.train.distributed import any_process, from_all, rank_and_world
 from mmpo.train.messages import warn
@@ -39,8 +39,9 @@ _SAME_PRESS_SECONDS = 2.0
 """A terminal and a launcher both hand on the one Ctrl-C."""
 _CLEAR_NATS, _CLEAR_SHARE = 1.0, 0.05
 """A clear margin: a completion's log-probability fell by more than a nat and more than 5% of what it was."""
-_SIZE, _NEAR_ZERO, _EARLY_STEPS = "rewards/margins_abs", 0.01, 20
-"""The mean |z| of a log entry; what it still is where a model has learnt nothing; steps in which it may be so."""
+_SIZE, _NEAR_ZERO, _EARLY_STEPS, _FEWEST_STEPS = "rewards/margins_abs", 0.01, 20, 5
+"""The mean |z| of a log entry; what it still is where a model has learnt nothing; steps in which it may be so; those of a run that is too
+short to say anything of."""
 _RECENT_LOGS = 5
 """Log entries of a training run that are averaged, each over other prompts."""
 _LIKELIHOODS = tuple(f"{kind}/{side}" for kind in ("logps", "rewards") for side in _SIDES)
@@ -113,7 +114,7 @@ class Throughput(TrainerCallback):
     seconds they took. Time spent on measuring and saving is not theirs.
 
     >>> print(Throughput(steps=120, tokens=1_500_000, pairs=7_800, seconds=100.0))
-    trained 120 steps, 7,800 pairs, 1,500,000 tokens in 1 min 40 s (15,000 tokens/s, 78.0 pairs/s)
+    trained 120 steps, 7,800 pairs, 1,500,000 tokens in 1 min 40 s (15,000 tokens/s, 78 pairs/s)
     """
 
     steps: int = 0
@@ -144,7 +145,7 @@ class Throughput(TrainerCallback):
         seconds = max(self.seconds, 1e-9)
         return (
             f"trained {self.steps:,} steps, {self.pairs:,} pairs, {self.tokens:,} tokens in {duration(self.seconds)} "
-            f"({self.tokens / seconds:,.0f} tokens/s, {self.pairs / seconds:,.1f} pairs/s)"
+            f"({per_second(self.tokens / seconds)} tokens/s, {per_second(self.pairs / seconds)} pairs/s)"
         )
 
 
@@ -167,7 +168,7 @@ class TrainingProgress(TrainerCallback):
         if figures:
             if "loss" in figures:
                 figures.setdefault("rewards/accuracy", "–")
-            self.shown |= figures | {unit: f"{logs[name]:,.0f}" for name, unit in _SPEEDS.items() if name in logs}
+            self.shown |= figures | {unit: per_second(logs[name]) for name, unit in _SPEEDS.items() if name in logs}
             self._show(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -252,28 +253,30 @@ def _worse_since(log: Log) -> int | None:
 
 
 class NearZero(TrainerCallback):
-    """Warns, once, where after 20 steps and a quarter of the run z is still near 0: next to nothing was learnt."""
+    """Warns, once, where z is still near 0 after 20 steps and a quarter of the run, or at the end of a shorter one: next to nothing was
+    learnt. usual: the learning rate that a run of its kind has unless another is given.
+    """
 
-    def __init__(self) -> None:
-        self.warned = False
+    def __init__(self, usual: float) -> None:
+        self.usual, self.warned = usual, False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Looks at the newest figures of training."""
         sizes = [entry[_SIZE] for entry in state.log_history[-_RECENT_LOGS:] if _SIZE in entry]
-        early = state.global_step < max(_EARLY_STEPS, state.max_steps / 4)
-        if (
-            self.warned
-            or early
-            or not sizes
-            or _SIZE not in state.log_history[-1]
-            or (size := sum(sizes) / len(sizes)) > _NEAR_ZERO
-        ):
+        looked_at = min(max(_EARLY_STEPS, state.max_steps / 4), max(_FEWEST_STEPS, state.max_steps))
+        early = state.global_step < looked_at
+        if self.warned or early or not sizes or _SIZE not in state.log_history[-1]:
+            return
+        size = sum(sizes) / len(sizes) if state.global_step >= _EARLY_STEPS else sizes[-1]
+        if size > _NEAR_ZERO:
             return
         self.warned = True
+        rate = f"the usual one is {self.usual:g}" if args.learning_rate < self.usual else f"{10 * args.learning_rate:g}, say"
+        more = "more steps (--epochs, or --more-steps for a run that has ended), or fewer --pairs-per-step"
         warn(
             [
                 f"after {state.global_step} of {state.max_steps} steps z is still near 0, as before training (mean |z| {size:.2g}): "
-                f"next to nothing was learnt. Give a larger --learning-rate (now {args.learning_rate:g})"
+                f"next to nothing was learnt. Give a larger --learning-rate (now {args.learning_rate:g}; {rate}), {more}"
             ]
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.metrics import measures_95
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import from_all, rank_and_world
 from mmpo.train.inference import token_runs
@@ -48,6 +49,19 @@ def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batc
             f"{some_ids(ids)}. Lower the learning rate, or try without bf16; the last good checkpoint stays"
         )
     return values
+
+
+def intervals(trainer: "MarginTrainer", step: int) -> dict[str, tuple[float, float] | None]:
+    """The 95% intervals of the measures on held-out pairs, by name, of the model as it was at this step: the last one measured, or
+    the trainer's own now. Every process calls this.
+    """
+    prompts = trainer.eval_prompts or []
+    at, values = trainer.measured
+    values = values if at == step else predict_pairs(trainer, prompts)
+    rows = np.concatenate([prompt.rows for prompt in prompts])
+    clusters = np.concatenate([np.full(len(prompt.rows), number) for number, prompt in enumerate(prompts)])
+    found = measures_95(values, clusters[np.argsort(rows, kind="stable")])
+    return {name.removesuffix("_95"): span for name, span in found.items() if name.endswith("_95")}
 
 
 @torch.no_grad()

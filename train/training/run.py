@@ -76,9 +76,11 @@ from mmpo.train.model import (
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
+from mmpo.train.release import origin_of, write_card
 from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.frozen import known_below
+from mmpo.train.training.measures import intervals
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
@@ -194,6 +196,10 @@ def _train_claimed(
     summary = summary_of(options, state, result.training_loss, record["gamma"])
     if learned := trainer.objective.learned:
         record["learned"] = summary["learned"] = learned
+    if trainer.eval_prompts:
+        summary["metrics_95"] = intervals(trainer, summary["metrics"]["step"])
+    record["origin"] = from_first(lambda: origin_of(options.model)).as_dict()
+    from_first(lambda: write_card(options, record, summary, ready.train))
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
         say(str(trainer.throughput))
@@ -369,7 +375,7 @@ def _trainer(
     if any(name != "sft" for name in parse_terms(options.loss)) and any(
         np.abs(prompt.p - 0.5).max() > 0.01 for prompt in ready.train
     ):
-        watching.append(NearZero())
+        watching.append(NearZero(options.usual_learning_rate))
     watching += [EarlyStop(options.early_stopping)] if options.early_stopping else []
     same = ("loss", "loss_options", "loss_learning_rate", "pairs_per_step", "tokens_per_batch", "layout", "dropout")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}

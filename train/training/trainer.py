@@ -98,6 +98,7 @@ class MarginTrainer(GuardedTrainer):
         self.eval_prompts = None if self.eval_prompts is None else held_out
         self.metrics, self.throughput = MetricAccumulator(), Throughput()
         self.last_step: int | None = None  # a run that ends early ends here
+        self.measured: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the step of the last evaluation, and its pairs' values
         super().__init__(
             model=model,
             args=args,
@@ -241,6 +242,7 @@ class MarginTrainer(GuardedTrainer):
         if not prompts:
             raise UserError("there are no pairs to evaluate on")
         values = self.predict_pairs(prompts)
+        self.measured = self.state.global_step, values
         terms = {term.name: values.pop(f"loss/{term.name}") for term in self.objective.terms}
         found = {**training_metrics(values), **self.objective.means(terms, values["weight"], values["margin"])}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
