@@ -92,8 +92,9 @@ _SCORES = ("score_chosen", "score_rejected")
 
 
 def train_policy(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Trains a policy; returns {"out", "steps", "train_loss", "gamma", "metrics", "displacement"}, with early stopping
-    also "best_step". callbacks: of transformers, beside our own. Raises UserError, KeyboardInterrupt.
+    """Trains a policy; returns {"out", "steps", "train_loss", "gamma", "metrics", "displacement"}, where pairs are measured also
+    "metrics_95", their 95% intervals, with early stopping also "best_step". callbacks: of transformers, beside our own. Raises
+    UserError, KeyboardInterrupt.
     """
     return _train("policy", options, callbacks)
 

@@ -45,6 +45,16 @@ def test_a_model_that_learns_nothing_is_said_to_and_has_no_accuracy(kind, model,
         assert "still near 0" not in said
 
 
+@pytest.mark.parametrize(("rate", "advice"), [(1e-12, "now 1e-12; the usual one is 5e-07"), (5e-7, "now 5e-07; 5e-06, say")])
+def test_a_short_run_of_all_weights_that_learns_nothing_is_said_to(rate, advice, model, train_tiny, dataset, tmp_path, capsys):
+    """At its end, with what to do; of a run of a step or two nothing is said."""
+    train_tiny("policy", dataset, tmp_path / "one", model=model("policy"), learning_rate=rate, max_steps=8, eval_split=None)
+    said = capsys.readouterr().err
+    assert said.count("after 8 of 8 steps z is still near 0") == 1 and advice in said and "--more-steps" in said
+    train_tiny("policy", dataset, tmp_path / "two", model=model("policy"), learning_rate=rate, max_steps=3, eval_split=None)
+    assert "still near 0" not in capsys.readouterr().err
+
+
 def test_progress_shows_that_there_is_no_accuracy():
     progress = TrainingProgress("policy")
     progress.on_log(None, TrainerState(), None, {"loss": 0.6931})
@@ -61,7 +71,7 @@ def test_defaults_of_the_learning_rate():
     rates = {(model, kind, lora): TrainOptions(kind, model=model, lora=lora).resolved_learning_rate
              for model in ("tiny", "x") for kind in ("policy", "reward") for lora in (None, 8)}  # fmt: skip
     assert rates[("x", "policy", None)] == 5e-7
-    assert rates[("x", "policy", 8)] == 5e-5
-    assert rates[("x", "reward", 8)] == 1e-4
+    assert rates[("x", "policy", 8)] == rates[("x", "reward", 8)] == 2e-4
+    assert TrainOptions("policy", model="x", trainable="top:2").resolved_learning_rate == 5e-5
     assert rates[("tiny", "reward", 8)] == 1e-2
     assert TrainOptions("policy", lora=8, learning_rate=1e-6).resolved_learning_rate == 1e-6

@@ -46,7 +46,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(train_tiny, rec
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_what_a_run_returns_and_writes(kind, train_tiny, record_of, dataset, tmp_path, capsys):
     result = train_tiny(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3)
-    assert set(result) == {"out", "steps", "train_loss", "gamma", "metrics"} | ({"displacement"} if kind == "policy" else set())
+    assert set(result) == {"out", "steps", "train_loss", "gamma", "metrics", "metrics_95"} | (
+        {"displacement"} if kind == "policy" else set()
+    )
     assert result["metrics"]["accuracy"] > 0.75
     assert capsys.readouterr().out == ""  # standard output belongs to --json
     record = record_of(tmp_path / "out")
