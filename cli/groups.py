@@ -4,7 +4,7 @@ COMMAND_GROUPS = {
     "start": "doctor init run",
     "data": "build validate report rejects gamma export push pull",
     "grades": "generate judge score select argilla agree calibrate",
-    "models": "advise train evaluate",
+    "models": "advise train merge evaluate",
     "what can be chosen": "list formats losses rubrics pairings replies",
 }
 """Title → commands, in their order."""
@@ -59,11 +59,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "what people see": "guidelines suggest scale | judge much_better rationale display",
     },
     "train": {
-        "model": "model lora out | trainable layers chat_template ask dropout trust_remote_code tiny_size tiny_layers tiny_vocab",
+        "model": "model lora out | lora_alpha lora_targets lora_dropout load_in trainable layers chat_template ask dropout "
+        "trust_remote_code tiny_size tiny_layers tiny_vocab",
         "objective": "loss gamma | loss_options loss_learning_rate target control beta length_normalised reference reference_cache ties "
         "weight source_weights",
         "data": "data max_length | max_prompt_length thinking graded_part",
-        "optimisation": "learning_rate epochs max_steps pairs_per_step | warmup_ratio schedule weight_decay max_grad_norm seed",
+        "optimisation": "learning_rate epochs max_steps pairs_per_step | optimizer warmup_ratio schedule weight_decay max_grad_norm seed",
         "speed": "bf16 gradient_checkpointing tokens_per_batch layout",
         "running": "as_json | eval_split eval_steps early_stopping logging_steps report_to save_steps resume",
     },
