@@ -201,14 +201,12 @@ def gather_lists(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.
 def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
     """Integer codes in the sorted order of the distinct values (null first, as None), and those values."""
     encoded = column.dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    index = np.asarray(encoded.indices.fill_null(len(values))).astype(np.int64)
-    if len(column) and column.null_count:
-        values.append(None)
-    order = sorted(range(len(values)), key=lambda i: (values[i] is not None, values[i]))
-    rank = np.empty(len(values), dtype=np.int64)
-    rank[order] = np.arange(len(values))
-    return (rank[index] if len(index) else index), [values[i] for i in order]
+    none = int(column.null_count > 0)
+    order = pc.array_sort_indices(encoded.dictionary)
+    rank = np.zeros(len(order) + 1, dtype=np.int64)  # the last one is that of null
+    rank[np.asarray(order)] = np.arange(len(order)) + none
+    index = rank[np.asarray(encoded.indices.fill_null(len(order)))]
+    return index, [None] * none + encoded.dictionary.take(order).to_pylist()
 
 
 def coded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
