@@ -4,6 +4,7 @@ from mmpo.pipeline.api import build_pairs, load_feedback, load_pairs, read_feedb
 from mmpo.pipeline.build import BuildOptions, build
 from mmpo.pipeline.errors import MmpoError, PartialResult, UserError
 from mmpo.pipeline.margins import target_probability
+from mmpo.pipeline.storage import to_dataset, to_pandas
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, completion_id, prompt_id
 from mmpo.pipeline.validate import validate
 
@@ -22,6 +23,8 @@ __all__ = [
     "prompt_id",
     "read_feedback",
     "target_probability",
+    "to_dataset",
+    "to_pandas",
     "validate",
     "write_dataset",
 ]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,28 +31,56 @@ from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replacing, write_manifest
 from mmpo.pipeline.storage.files import FileDigest
+from mmpo.pipeline.storage.frames import arrow_table, as_file, is_table, refuse_other
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
+from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, keys_of, metadata, with_keys, with_metadata
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
 
-def read_feedback(path: str | Path | Sequence[str | Path], format: str, *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
+Table: TypeAlias = Union[pa.Table, "DataFrame", "Dataset"]
+"""A table of pyarrow, pandas or datasets."""
+Input: TypeAlias = str | Path | Sequence[str | Path] | Table
+"""What feedback is read from: paths, globs or names of Hub datasets, or a table."""
+
+
+def read_feedback(path: Input, format: str = "", *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
     """FEEDBACK from files, folders, globs or Hub datasets, one row per prompt, in the order of the prompts' ids.
 
-    options: the fields of `sources.SourceOptions` (columns, scale, decimal, na, ...).
+    path: also a DataFrame of pandas, a Dataset of `datasets` or a Table of pyarrow, read as a file of the same rows; their format may be
+    left out where their columns have names of their own (`columns`). options: the fields of `sources.SourceOptions` (columns, scale,
+    decimal, na, ...). `to_pandas` and `to_dataset` go back.
     Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid, or no row is left.
 
-    >>> feedback = read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized")  # doctest: +SKIP
+    >>> read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized").num_rows
+    238
+    >>> import pandas
+    >>> frame = pandas.DataFrame({"question": ["Why?"] * 2, "answer": ["So.", "Because."], "anna": [1, 4], "ben": [2, None]})
+    >>> found = read_feedback(frame, columns={"prompt": "question", "completion": "answer", "score": "anna+ben"}, scale=(1, 5))
+    >>> [(one["rater"], one["score"]) for one in found["ratings"][0].as_py()]
+    [('anna', 1.0), ('ben', 2.0), ('anna', 4.0)]
     """
+    if is_table(path):
+        with as_file(path, format) as (file, read_as):
+            return _read_feedback([file], read_as, max_rejects, options)
+    refuse_other(path)
+    return _read_feedback([path] if isinstance(path, (str, Path)) else list(path), format, max_rejects, options)
+
+
+def _read_feedback(given: Sequence[Any], format: str, max_rejects: float, options: dict[str, Any]) -> pa.Table:
+    """given: paths, or files of ours."""
     source = get_source(format)
     try:
         source_options = SourceOptions(**options)
     except TypeError as error:
         known = ", ".join(SourceOptions.__dataclass_fields__)
         raise UserError(f"read_feedback: {error}. Options: {known}") from error
-    given = [path] if isinstance(path, (str, Path)) else list(path)
-    files = resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
+    ours = [one for one in given if isinstance(one, InputFile)]
+    files = ours or resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
     parts = [collect(chunk, source, source_options) for chunk in plan(files, whole=source.joined is not None)]
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, rejects)
@@ -139,12 +167,13 @@ def grades_of(feedback: pa.Table, options: BuildOptions) -> tuple[pa.Table, Reso
     return merged, with_learned(resolved, lambda build, function: [function(merged, build.rules)])
 
 
-def write_dataset(pairs: pa.Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:
-    """Write PAIRS as a dataset folder, split by the first user message, whole or not at all.
+def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.9, 0.05, 0.05)) -> dict[str, Any]:
+    """Write PAIRS as a dataset folder, split by the first user message, whole or not at all. pairs: also as a DataFrame or a Dataset.
 
     Returns {"out", "prompts", "pairs": {split: rows}, "rejected": {}}. Raises UserError.
     """
     shares = check_shares(split)
+    pairs = arrow_table(pairs)
     if not pairs.num_rows:
         raise UserError("write_dataset: the table holds no pair")
     kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}

@@ -27,6 +27,7 @@ from mmpo.pipeline.storage.files import (
     is_leftover,
     text_digest,
 )
+from mmpo.pipeline.storage.frames import to_dataset, to_pandas
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
 from mmpo.pipeline.storage.parts import about_part, batches, part_files, part_schema, read_parquet, read_parts, split_files
 from mmpo.pipeline.storage.rows import plan, rows, table
