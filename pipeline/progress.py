@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -18,6 +18,8 @@ Progress = Callable[[str, int, int], None]
 
 LINE_EVERY_SECONDS = 10.0
 RATE_OVER_SECONDS = 300.0
+BYTES = "bytes"
+"""The unit that is written as in_bytes does."""
 MOST_REASON = 120
 """Characters of the reason for a wait that a line of progress has room for."""
 
@@ -56,6 +58,19 @@ def per_second(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
+def in_bytes(size: float) -> str:
+    """A number of bytes in words.
+
+    >>> in_bytes(999), in_bytes(1_500_000), in_bytes(64.2e9)
+    ('999 B', '1.5 MB', '64 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 9.95 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
 def waiting(seconds: float, why: str) -> str:
     """Until when nothing happens, and why, in words.
 
@@ -78,8 +93,8 @@ class _Rate(ProgressColumn):
 class ProgressReporter(AbstractContextManager["ProgressReporter"]):
     """Shows how much of each stage is done. A context manager, or to be closed by `close`.
 
-    title: begins every line, for instance the command. unit: what is counted, in the plural. seconds: the least time between two plain
-    lines. What is done when a stage is first told of counts as done before: the rate and the time left are those of the rest.
+    title: begins every line, for instance the command. unit: what is counted, in the plural; BYTES in words. seconds: the least time
+    between two plain lines. What is done when a stage is first told of counts as done before: rate and time left are those of the rest.
 
     >>> with ProgressReporter("build", "parts") as report:
     ...     report("reading", 3, 10)
@@ -90,8 +105,9 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         self._began = time.monotonic()
         self._said: dict[str, float] = {}
         self._terminal = sys.stderr.isatty() and not is_quiet()
+        count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), count, _Rate(unit), TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=Console(file=sys.stderr, highlight=False), transient=True, redirect_stdout=False,
             speed_estimate_period=RATE_OVER_SECONDS, disable=not self._terminal,
@@ -111,7 +127,8 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         if not self._terminal and now - self._said.get(stage, self._began) >= self.seconds:
             self._said[stage] = now
             left = f"{duration(task.time_remaining)} left" if task.time_remaining else ""
-            told = (f"{task.description}: {done:,} of {total:,} {self.unit}", _rate(task, self.unit), left, detail)
+            counted = f"{in_bytes(done)} of {in_bytes(total)}" if self.unit == BYTES else f"{done:,} of {total:,} {self.unit}"
+            told = (f"{task.description}: {counted}", _rate(task, self.unit), left, detail)
             say(", ".join(part for part in told if part))
 
     def close(self) -> None:
@@ -126,4 +143,6 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
 def _rate(task: Task, unit: str) -> str:
     if not task.speed:
         return ""
+    if unit == BYTES:
+        return f"{in_bytes(task.speed)}/s"
     return f"{per_second(task.speed)} {unit}/s"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.build.mixed import MixedSource, check_keys, read_sources
+from mmpo.pipeline.build.workers import Size
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY, TEXT_FILES
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
@@ -168,6 +169,10 @@ class BuildOptions:
     """With --feedback-only: rows of generic files may hold a prompt and no reply yet, for `mmpo generate`."""
     workers: Count | None = None
     """Processes (all cores)."""
+    memory: Size | None = None
+    """Memory that all processes together may take, such as 2GB or 512MiB (half of the machine's); the dataset is the same with any."""
+    scratch: TextOrPath | None = None
+    """A folder for temporary files (beside --out), on a disk that has room for as much as the input."""
 
     def __post_init__(self) -> None:
         if not self.format and not self.sources:

@@ -5,13 +5,13 @@ written. Both halves run the same on one core and on many, and the result does n
 """
 
 import dataclasses
-import math
-import os
+import errno
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,9 @@ from mmpo.pipeline.build.mixed import MixedSource
 from mmpo.pipeline.build.mixture import Shared, SourceMargins, figures_of, mixture_metadata, mixture_warnings
 from mmpo.pipeline.build.options import BuildOptions, sources_of
 from mmpo.pipeline.build.prompt_filters import compare_shards
+from mmpo.pipeline.build.reading import Read, check_grades, check_rejects, read_chunks
 from mmpo.pipeline.build.resolve import ResolvedBuild, prompt_rules, resolve_build, with_learned
-from mmpo.pipeline.build.stages import (
-    Read,
-    Shard,
-    ShardResult,
-    check_grades,
-    check_rejects,
-    collect_from,
-    filter_shard,
-    read_chunk,
-    splits_of,
-    write_shard,
-)
+from mmpo.pipeline.build.stages import Shard, ShardResult, collect_from, filter_shard, splits_of, write_shard
 from mmpo.pipeline.build.summary import (
     doubtful_raters,
     largest,
@@ -47,32 +37,40 @@ from mmpo.pipeline.build.summary import (
     sides_of,
     warnings_of,
 )
-from mmpo.pipeline.build.workers import running
+from mmpo.pipeline.build.workers import (
+    CHUNK_BYTES,
+    LEAST_SPILL,
+    PARTITION_BYTES,
+    check_space,
+    free_space,
+    plan_build,
+    running,
+)
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
-from mmpo.pipeline.grades.statistics import GradeStatistics
-from mmpo.pipeline.progress import Progress
+from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
-from mmpo.pipeline.storage.files import digest
+from mmpo.pipeline.storage.files import digest, temporary_folder
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
-from mmpo.pipeline.storage.rows import plan
+from mmpo.pipeline.storage.rows import Chunk, plan
+from mmpo.pipeline.storage.spill import groups_within
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import REJECTS
 
-CHUNK_BYTES = 8 << 20
-PARTITION_BYTES = 8 << 20
-PARALLEL_FROM_BYTES = 8 << 20
+MOST_CHUNKS = 10**6
+"""Of a source: files of rejects are numbered by source and chunk."""
+REJECTS_ROWS = 65_536
+PLAN_FROM_BYTES = 64 << 20
+"""Of input: less is built before the plan is read."""
 EXPANSION = {"parquet": 6, "arrow": 2}
 
 
-def _partitions(files: Sequence[InputFile], partition_bytes: int) -> int:
-    size = 0
-    for file in files:
-        packed = 4 if file.path.endswith((".gz", ".zst")) else EXPANSION.get(file.kind, 1)
-        size += input_bytes([file]) * packed
-    return max(1, min(4096, math.ceil(size / partition_bytes)))
+def _text_bytes(files: Sequence[InputFile]) -> int:
+    """About how much text the files hold."""
+    packed = (4 if file.path.endswith((".gz", ".zst")) else EXPANSION.get(file.kind, 1) for file in files)
+    return sum(input_bytes([file]) * times for file, times in zip(files, packed, strict=True))
 
 
 def build(
@@ -81,13 +79,15 @@ def build(
     *,
     options: BuildOptions,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     partition_bytes: int = PARTITION_BYTES,
 ) -> dict[str, Any]:
     """Build a dataset folder from feedback files.
 
     sources: files, folders, globs or Hub datasets in `options.format`; none where `options.sources` names several. out: the folder,
-    written whole or not at all; an older dataset of mmpo there is replaced. progress: called with (stage, done, all) after each part.
-    partition_bytes: input that is merged and paired at a time; memory grows with it, the pairs stay the same.
+    written whole or not at all; an older dataset of mmpo there is replaced. progress: called with (stage, bytes done, bytes in all) after
+    each part. say: called with a sentence on what it will take, before anything is read. partition_bytes: input that sums over grades are
+    made of; with it the files that are written change, the pairs stay the same.
     Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "repaired": {reason: n}, "warnings":
     sentences}; of pairs also "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who
     graded both sides, and "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how
@@ -112,44 +112,107 @@ def build(
             files.append(resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep))
     every = [file for some in files for file in some]
     chunks = [
-        (chunk, own, place)
-        for place, ((_, own), some) in enumerate(zip(named, files, strict=True))
-        for chunk in plan(some, CHUNK_BYTES, whole=get_source(own.format).joined is not None)
+        plan(some, CHUNK_BYTES, whole=get_source(own.format).joined is not None)
+        for (_, own), some in zip(named, files, strict=True)
     ]
-    partitions = _partitions(every, partition_bytes)
-    workers = options.workers or (os.cpu_count() or 1 if input_bytes(every) >= PARALLEL_FROM_BYTES else 1)
-    workers = max(1, min(workers, max(len(chunks), partitions)))
+    size = input_bytes(every)
+    how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), options.workers, options.memory, partition_bytes)
     with replacing(out) as folder:
-        scratch = folder / "spill"
-        scratch.mkdir()
-        with running(workers) as run:
+        with _scratch(options.scratch, folder) as scratch, running(how.workers) as run:
+            check_space(scratch, LEAST_SPILL * how.text, "temporary files")
+            if say and size >= PLAN_FROM_BYTES:
+                say(how.sentence(Path(options.scratch or out.absolute().parent), free_space(scratch)))
+            spill = how.spill(scratch)
 
-            def done(stage: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-                for number, result in enumerate(run(work, tasks), 1):
-                    yield result
-                    if progress:
-                        progress(stage, number, len(tasks))
+            def done(stage: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> Iterator[Any]:
+                with _full_disk(scratch, folder):
+                    for result, end in zip(run(work, tasks), accumulate(sizes), strict=True):
+                        yield result, end
+                        if progress:
+                            progress(stage, end, sum(sizes))
 
-            tasks = [(chunk, own, scratch, number, partitions) for number, (chunk, own, _) in enumerate(chunks)]
-            found: list[list[Read]] = [[] for _ in named]
-            for read, (_, _, place) in zip(done("read", read_chunk, tasks), chunks, strict=True):
-                found[place].append(read)
-            keys = tuple(sorted({key for reads in found for read in reads for key in read.keys}))
-            builds, shards = [], []
-            for (source, own), some, reads in zip(named, files, found, strict=True):
-                mine = _shards(partitions, [path for read in reads for path in read.spills])
-
+            pieces = [(place, at, some) for place, own in enumerate(chunks) for at, some in _tasks(own, how.task)]
+            tasks = [(some, named[place][1], spill, place * MOST_CHUNKS + at) for place, at, some in pieces]
+            sizes = [sum(chunk.size for chunk in some) for _, _, some in pieces]
+            found, spilled = [Read() for _ in named], 0
+            for (reads, end), (place, _, _) in zip(done("read", read_chunks, tasks, sizes), pieces, strict=True):
+                for read in reads:
+                    found[place].add(read)
+                    spilled += read.spilled
+                check_space(scratch, 0.9 * spilled * (size - end) / end, "temporary files")
+            keys = tuple(sorted({key for read in found for key in read.keys}))
+            builds, of_sources = [], []
+            for (source, own), some, read in zip(named, files, found, strict=True):
+                mine = [Shard(number, tuple(read.spills.pop(number, ())), how.units, spill) for number in range(how.shards)]
                 with _of_source(source):
-                    builds.append(_resolve(source, own, some, reads, keys, run, mine))
-                shards.append(mine)
+                    builds.append(_resolve(source, own, some, read, keys, run, mine))
+                of_sources.append(mine)
             metadata = _provenance(options, dict(zip((source.name if source else "" for source, _ in named), files, strict=True)))
             metadata |= mixture_metadata(builds) | rules.metadata() | tokenizers
+            shards = list(zip(*of_sources, strict=True))
+            sizes = [sum(shard.size for shard in several) for several in shards]
             if rules.any:
-                tasks = [(builds, several, rules, scratch) for several in zip(*shards, strict=True)]
-                compare_shards(list(done("filter", filter_shard, tasks)), rules)
-            tasks = [(builds, several, folder, scratch, metadata) for several in zip(*shards, strict=True)]
-            results = list(done("write", write_shard, tasks))
-        return _finish(builds, found, results, metadata, folder, scratch, out)
+                tasks = [(builds, several, rules, scratch) for several in shards]
+                compare_shards([looked for looked, _ in done("filter", filter_shard, tasks, sizes)], rules)
+            tasks = [(builds, several, folder, scratch, metadata) for several in shards]
+            results, written = [], 0
+            for (result, end), several in zip(done("write", write_shard, tasks, sizes), shards, strict=True):
+                results.append(result)
+                written += sum(int(one["bytes"]) for one in result.digests.values())
+                for path in {one.path for shard in several for one in shard.extents}:
+                    path.unlink()
+                rest = spilled - end
+                check_space(
+                    folder, 0.9 * written * rest / max(end, 1) - (rest if options.scratch is None else 0), "the dataset's files"
+                )
+            _join_rejects([path for part in (*found, *results) for path in part.rejects], folder / "rejects.parquet")
+        return _finish(builds, found, results, metadata, folder, out)
+
+
+@contextmanager
+def _full_disk(scratch: Path, folder: Path) -> Iterator[None]:
+    """A full disk inside is told with what was needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        temporary, written = _held(scratch), _held(folder)
+        written -= temporary if scratch.is_relative_to(folder) else 0
+        raise UserError(
+            f"the disk is full; nothing was written. Temporary files had {in_bytes(temporary)} in {scratch.parent}, the dataset "
+            f"{in_bytes(written)} in {folder.parent}, and more was needed. Free some space, or name a folder on another disk for temporary "
+            "files (--scratch)"
+        ) from error
+
+
+def _held(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            size += path.stat().st_size
+    return size
+
+
+@contextmanager
+def _scratch(given: str | None, folder: Path) -> Iterator[Path]:
+    """A folder for temporary files, which goes when the block ends: in the one that is given, else inside `folder`."""
+    if given is None:
+        scratch = folder / "spill"
+        scratch.mkdir()
+        yield scratch
+        shutil.rmtree(scratch)
+        return
+    if not Path(given).is_dir():
+        raise UserError(f"--scratch {given}: no such folder; name one that is there")
+    with temporary_folder(Path(given) / "mmpo-build") as own:
+        yield own
+
+
+def _tasks(chunks: Sequence[Chunk], size: int) -> Iterator[tuple[int, Sequence[Chunk]]]:
+    """Chunks that follow each other, with the number of the first, of about so many bytes together."""
+    for low, high in groups_within(np.array([chunk.size for chunk in chunks]), size):
+        yield low, chunks[low:high]
 
 
 @contextmanager
@@ -165,39 +228,29 @@ def _resolve(
     source: MixedSource | None,
     options: BuildOptions,
     files: Sequence[InputFile],
-    reads: Sequence[Read],
+    read: Read,
     keys: tuple[str, ...],
     run: Callable[..., Any],
     shards: Sequence[Shard],
 ) -> ResolvedBuild:
     """What the whole input of a source decides. Raises UserError where too little of it can be used."""
-    check_rejects(reads, options.max_rejects, files, _rejects(reads))
-    statistics = GradeStatistics()
-    for read in reads:
-        statistics.add(read.statistics)
+    check_rejects([read], options.max_rejects, files, _rejects(read))
     if not options.feedback_only:
-        check_grades(reads, statistics, _rejects(reads))
+        check_grades([read], read.statistics, _rejects(read))
 
     def collect(resolved: ResolvedBuild, function: Callable[..., Any]) -> Iterator[Any]:
         for results in run(collect_from, [(resolved, shard, function) for shard in shards]):
             yield from results
 
-    return with_learned(replace(resolve_build(statistics, options), keys=keys, mixed=source), collect)
+    return with_learned(replace(resolve_build(read.statistics, options), keys=keys, mixed=source), collect)
 
 
-def _rejects(reads: Sequence[Read]) -> Iterator[pa.Table]:
-    return (pq.read_table(path) for read in reads for path in read.rejects)
-
-
-def _shards(partitions: int, spills: Sequence[Path]) -> list[Shard]:
-    """Contiguous partitions, in as many shards as depend on the input alone, so that the files come out the same everywhere."""
-    count = min(partitions, 4 + partitions // 64)
-    bounds = [round(i * partitions / count) for i in range(count + 1)]
-    return [Shard(number, range(bounds[number], bounds[number + 1]), spills) for number in range(count)]
+def _rejects(read: Read) -> Iterator[pa.Table]:
+    return (pq.read_table(path) for path in read.rejects)
 
 
 def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]]) -> dict[str, Any]:
-    unused = {"workers"} | (set() if options.sources or get_source(options.format).clipped else {"clip"})
+    unused = {"workers", "memory", "scratch"} | (set() if options.sources or get_source(options.format).clipped else {"clip"})
     unused |= set() if options.sources else {"sources"}
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
     inputs = [
@@ -221,18 +274,17 @@ def _tokenizers(options: Sequence[BuildOptions]) -> dict[str, Any]:
 
 def _finish(
     builds: Sequence[ResolvedBuild],
-    found: Sequence[Sequence[Read]],
+    found: Sequence[Read],
     results: Sequence[ShardResult],
     metadata: dict[str, Any],
     folder: Path,
-    scratch: Path,
     out: Path,
 ) -> dict[str, Any]:
-    """Number the files, join the rejects, write manifest and card; the summary. found: what was read of each build's source."""
-    first, reads = builds[0], [read for some in found for read in some]
+    """Number the files, write manifest and card; the summary. found: what was read of each build's source."""
+    first = builds[0]
     feedback_only, names = first.options.feedback_only, splits_of(first)
     accounting = RowAccounting()
-    for part in (*reads, *results):
+    for part in (*found, *results):
         accounting.add(part.accounting)
     rows = {name: sum(result.rows[name] for result in results) for name in names}
     if not feedback_only:
@@ -250,9 +302,6 @@ def _finish(
         for number, (path, one) in enumerate(written):
             digests[f"{name}/part-{number:05d}.parquet"] = one
             path.rename(path.with_name(f"part-{number:05d}.parquet"))
-    rejects = [*(path for read in reads for path in read.rejects), *(result.rejects for result in results)]
-    _join_rejects([path for path in rejects if path], folder / "rejects.parquet")
-    shutil.rmtree(scratch)
     held = [name for name in names if rows[name]]
     by_source = {} if first.mixed is None or feedback_only else _by_source(builds, results)
     told = card(held, rows, metadata["recipe"], feedback=feedback_only, sources=by_source)
@@ -268,11 +317,8 @@ def _finish(
         said["warnings"] += mixture_warnings(by_source["by_source"], shared)
         by_source["shared"] = vars(shared)
     said["warnings"] += saturation_warnings(metadata["saturated"])
-    for build, some in zip(builds, found, strict=True):
-        noted = sum((read.noted for read in some), Counter())
-        unused = {k: v for read in some for k, v in read.unused.items()}
-        lines = sum(read.lines for read in some)
-        said["warnings"] += [_of(build, line) for line in reading_warnings(noted, unused, build.options, lines)]
+    for build, read in zip(builds, found, strict=True):
+        said["warnings"] += [_of(build, line) for line in reading_warnings(read.noted, read.unused, build.options, read.lines)]
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **by_source, **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {
@@ -328,8 +374,16 @@ def _said(builds: Sequence[ResolvedBuild], rows: Mapping[str, int], results: Seq
 
 
 def _join_rejects(paths: Sequence[Path], out: Path) -> None:
+    """All rows in their order, in row groups that depend on the rows alone."""
+    waiting: list[pa.Table] = []
     with pq.ParquetWriter(out, REJECTS, compression="zstd") as writer:
         for path in paths:
             with pq.ParquetFile(path) as part:
-                for batch in part.iter_batches():
-                    writer.write_table(pa.Table.from_batches([batch]).cast(REJECTS))
+                for batch in part.iter_batches(REJECTS_ROWS):
+                    waiting.append(pa.Table.from_batches([batch]).cast(REJECTS))
+                    if sum(map(len, waiting)) >= REJECTS_ROWS:
+                        table = pa.concat_tables(waiting)
+                        writer.write_table(table.slice(0, REJECTS_ROWS))
+                        waiting = [table.slice(REJECTS_ROWS)]
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))

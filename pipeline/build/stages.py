@@ -1,9 +1,9 @@
-"""The two halves of a build: a chunk of input read, counted and spilled; a shard of partitions paired and written, split by split."""
+"""The second half of a build: a shard of prompts read back, merged, paired and written, split by split."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,142 +26,21 @@ from mmpo.pipeline.build.mixture import (
     named,
     namesakes,
 )
-from mmpo.pipeline.build.options import BuildOptions, source_options
 from mmpo.pipeline.build.prompt_filters import STAGE, LookedAt, dropped_of, look_at_shard, without_dropped
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
-from mmpo.pipeline.build.summary import Example, examples_of, largest, left_out, sides_of
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
 from mmpo.pipeline.filters import PromptRules
 from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
-from mmpo.pipeline.grades.statistics import NO_GRADES, GradeStatistics, grade_statistics
 from mmpo.pipeline.pairs.choose import choose_pairs
 from mmpo.pipeline.pairs.splits import check_one_value, split_of_positions, split_positions
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs, pairs_table
-from mmpo.pipeline.sources import Collected, get_source
-from mmpo.pipeline.sources.base import collect_parts, uncollected
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter, repeating
 from mmpo.pipeline.storage.files import FileDigest
-from mmpo.pipeline.storage.rows import Chunk
-from mmpo.pipeline.storage.spill import read_partitions, write_spill
-from mmpo.pipeline.storage.text_files import InputFile
-from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPAIR, REPLY_KEYS, SPLITS, held_keys
-
-
-@dataclass
-class Read:
-    """What reading a chunk left: its spills, its rejects, and the statistics of its grades. noted: what was noted of rows that were kept;
-    unused: file → its columns that are not read; keys: those of OPTIONAL_KEYS that it holds.
-    """
-
-    spills: list[Path] = field(default_factory=list)
-    rejects: list[Path] = field(default_factory=list)
-    statistics: GradeStatistics = field(default_factory=GradeStatistics)
-    lines: int = 0
-    limited: int = 0
-    limited_reasons: Counter[str] = field(default_factory=Counter)
-    noted: Counter[str] = field(default_factory=Counter)
-    unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    keys: set[str] = field(default_factory=set)
-    accounting: RowAccounting = field(default_factory=RowAccounting)
-
-
-@uncollected()
-def read_chunk(chunk: Chunk, options: BuildOptions, folder: Path, index: int, partitions: int) -> Read:
-    """Read one chunk into spill files, part by part: a compressed file is one chunk however large it is."""
-    result = Read()
-    reading = source_options(options)
-    for number, part in enumerate(collect_parts(chunk, get_source(options.format), reading)):
-        result.lines += part.lines
-        result.limited += part.limited
-        result.limited_reasons.update(part.limited_reasons)
-        result.noted.update(part.noted)
-        unused = tuple(name for name in part.unused if name not in reading.keep)
-        if unused and chunk.first:
-            result.unused[chunk.name] = unused
-        result.keys.update(held_keys(part.feedback))
-        result.statistics.add(grade_statistics(part.feedback))
-        _count(part, result)
-        name = f"{index:06d}-{number:06d}"
-        if part.feedback.num_rows:
-            result.spills.append(folder / f"{name}.arrow")
-            write_spill(part.feedback, result.spills[-1], partitions)
-        if part.rejects.num_rows:
-            result.rejects.append(folder / f"{name}.rejects.parquet")
-            pq.write_table(part.rejects, result.rejects[-1])
-    return result
-
-
-def _count(part: Collected, result: Read) -> None:
-    """Enter a part into the counts of its chunk."""
-    by_unit: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    repaired: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for unit, stage, reason in zip(*(part.rejects[name].to_pylist() for name in ("unit", "stage", "reason")), strict=True):
-        (repaired if stage == REPAIR else by_unit)[unit][reason] += 1
-    count, counts = result.accounting.count, part.counts
-    count("source", "line", into=part.lines, out=part.lines - part.dropped, dropped=by_unit["line"])
-    for unit, merged in (("prompt", 0), ("completion", counts["merged"]), ("grade", 0)):
-        lost = by_unit[unit]
-        count("source", unit, created=counts[unit] + merged + lost.total(), out=counts[unit], merged=merged, dropped=lost)
-    for unit in by_unit.keys() - {"line", *counts}:  # what formats of the user's own call otherwise
-        count("source", unit, created=by_unit[unit].total(), dropped=by_unit[unit])
-    for unit, reasons in repaired.items():
-        count("source", unit, repaired=reasons)
-
-
-def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequence[InputFile], rejects: Iterable[pa.Table]) -> None:
-    """Refuse an input of which too many lines are unreadable or invalid, or all, with the first line of the reason that leads."""
-    lines, limited = sum(part.lines for part in parts), sum(part.limited for part in parts)
-    if not lines:
-        raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
-    if limited <= limit * lines and limited < lines:
-        return
-    too_many, raised = (
-        (f", more than --max-rejects {limit:g} allows", ", or raise --max-rejects") if limited > limit * lines else ("", "")
-    )
-    reasons = sum((part.limited_reasons for part in parts), Counter()).most_common(4)
-    shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
-    raise UserError(
-        f"{limited:,} of {lines:,} lines ({limited / lines:.1%}) are unreadable or invalid{too_many}: "
-        f"{shown}.{_first(reasons[0][0], rejects)}. Mend the input{raised}"
-    )
-
-
-def _first(reason: str, rejects: Iterable[pa.Table]) -> str:
-    """Where something was first left out for this reason, and why in particular, as the end of a message; "" where no table says."""
-    found = (table.filter(pc.equal(table["reason"], reason)) for table in rejects)
-    example = next((table.slice(0, 1).to_pylist()[0] for table in found if table.num_rows), None)
-    if example is None:
-        return ""
-    details = orjson.loads(example["evidence"] or "{}")
-    hint = details.pop("hint", None)
-    evidence = (f" {orjson.dumps(details).decode()}" if details else "") + (f": {hint}" if hint else "")
-    return f" First: {example['file']}, line {example['row']}: {reason}{evidence}"
-
-
-def check_grades(parts: Sequence[Read], statistics: GradeStatistics, rejects: Iterable[pa.Table]) -> None:
-    """Refuse an input that no grade is left of, with what was left out of it and why."""
-    if statistics.groups:
-        return
-    accounting = RowAccounting()
-    for part in parts:
-        accounting.add(part.accounting)
-    lines = accounting.entries["source", "line"]
-    if not (dropped := accounting.dropped()):
-        raise UserError(NO_GRADES)
-    raise none_left(
-        "no grade of the input is left, so that there are no pairs", dropped, lines.dropped.total(), lines.into, rejects
-    )
-
-
-def none_left(what: str, dropped: Mapping[str, int], lost: int, lines: int, rejects: Iterable[pa.Table]) -> UserError:
-    """The error of an input of which too much was left out. what: what is lacking; dropped: how much for what reason, at least one;
-    lost: how many of the lines; rejects: tables of REJECTS."""
-    reason = min(dropped, key=lambda name: (-dropped[name], name))
-    return UserError(f"{what} ({lost:,} of {lines:,} lines left out). Left out: {left_out(dropped)}.{_first(reason, rejects)}")
-
+from mmpo.pipeline.storage.spill import Extent, SpillPlan, even_bounds, positions_of, read_spills
+from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPLY_KEYS, SPLITS
 
 BATCH_BYTES = 64 << 20
 """Output text of a batch, before dictionaries and compression: it becomes one row group."""
@@ -169,21 +48,28 @@ BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """Partitions that are worked on one after the other, by one process: their numbers, and the spill files that hold them."""
+    """What a source spilled of a range of positions, which one process works on: its place among as many `shards`, and the spill files'
+    extents. units: equal parts of the range that sums over grades are made of, fixed by the input; plan: how much is read at a time."""
 
     number: int
-    partitions: Sequence[int]
-    spills: Sequence[Path]
+    extents: Sequence[Extent]
+    units: int
+    plan: SpillPlan
 
     @property
     def name(self) -> str:
         """How the names of its files begin."""
         return f"shard{self.number:05d}"
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(one.end - one.start for one in self.extents)
+
 
 @dataclass
 class ShardResult:
-    """What a shard wrote: files and rows by split, digests by "split/file", counts, its file of rejects, and what the summary of the build
+    """What a shard wrote: files and rows by split, digests by "split/file", counts, its files of rejects, and what the summary of the build
     is made of.
 
     examples: its two pairs of the largest margins, of two prompts; ties, rounded_ties, unwitnessed: pairs of margin 0, those of
@@ -198,7 +84,7 @@ class ShardResult:
     rows: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     accounting: RowAccounting = field(default_factory=RowAccounting)
-    rejects: Path | None = None
+    rejects: list[Path] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     ties: int = 0
     rounded_ties: int = 0
@@ -217,26 +103,53 @@ def splits_of(build: ResolvedBuild) -> tuple[str, ...]:
 
 
 def collect_from(build: ResolvedBuild, shard: Shard, function: Callable[[pa.Table, PairRules], Any]) -> list[Any]:
-    """What the function returns for the merged grades (without texts) of each partition of the shard."""
-    tables = map(without_texts, _rows(build, shard, RowAccounting()))
-    return [function(merged_grades(rows, build, RowAccounting()), build.rules) for rows in tables]
+    """What the function returns for the merged grades (without texts) of each unit of the shard."""
+    texts = build.options.thinking == "drop"  # by which replies are told apart
+    found = _rows([build], [shard], RowAccounting(), texts=texts)
+    tables = (_merged(without_texts(rows) if texts else rows, build, RowAccounting()) for [rows] in found)
+    return [function(table, build.rules) for table in _by_unit(tables, shard)]
+
+
+def _by_unit(tables: Iterable[pa.Table], shard: Shard) -> Iterator[pa.Table]:
+    """Rows of ascending positions, cut at the units' bounds instead of where they were."""
+    bounds, waiting, current = even_bounds(shard.plan.shards * shard.units), [], 0
+    for table in tables:
+        unit = np.searchsorted(bounds, positions_of(flat(table["prompt_id"])), side="right")
+        for low, high in pairwise([0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]):
+            if waiting and high > low and unit[low] != current:
+                yield pa.concat_tables(waiting).combine_chunks()
+                waiting = []
+            if high > low:
+                waiting.append(table.slice(low, high - low))
+                current = unit[low]
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def filter_shard(builds: Sequence[ResolvedBuild], shards: Sequence[Shard], rules: PromptRules, scratch: Path) -> LookedAt:
     """Look at the prompts of a shard, and leave in the scratch folder which of them are left out and what others are compared by."""
-    return look_at_shard(_rows_of_all(builds, shards, RowAccounting()), builds, rules, scratch / shards[0].name)
+    return look_at_shard(_rows(builds, shards, RowAccounting()), builds, rules, scratch / shards[0].name)
 
 
-def _rows_of_all(builds: Sequence[ResolvedBuild], shards: Sequence[Shard], accounting: RowAccounting) -> Iterator[list[pa.Table]]:
-    """What the spills of every source hold of each partition of the shard; nothing of it is held on to here."""
-    found = [_rows(build, shard, accounting) for build, shard in zip(builds, shards, strict=True)]
-    for _ in shards[0].partitions:
-        yield [next(rows) for rows in found]
+def _rows(
+    builds: Sequence[ResolvedBuild], shards: Sequence[Shard], accounting: RowAccounting, *, texts: bool = True
+) -> Iterator[list[pa.Table]]:
+    """What the spills of every source hold of the shard, in groups of whole prompts; nothing of it is held on to here."""
+    plan = shards[0].plan
+    for found in read_spills([shard.extents for shard in shards], plan.group, plan.folder, texts=texts):
+        for place, build in enumerate(builds):
+            found[place] = _without_thinking(build, accounting, found[place])
+        yield found
+        del found
 
 
-def _rows(build: ResolvedBuild, shard: Shard, accounting: RowAccounting) -> Iterator[pa.Table]:
-    """What the spills hold of each partition of the shard."""
-    return map(partial(_without_thinking, build, accounting), read_partitions(shard.spills, shard.partitions))
+def _merged(rows: pa.Table, build: ResolvedBuild, accounting: RowAccounting) -> pa.Table:
+    """The rows merged to one row per prompt, by ascending positions, which for ids of ours is their order."""
+    merged = merged_grades(rows, build, accounting)
+    positions = positions_of(flat(merged["prompt_id"]))
+    if len(positions) and (positions[1:] < positions[:-1]).any():
+        merged = merged.take(pa.array(np.argsort(positions, kind="stable"))).combine_chunks()
+    return merged
 
 
 def _without_thinking(build: ResolvedBuild, accounting: RowAccounting, rows: pa.Table) -> pa.Table:
@@ -259,9 +172,10 @@ def write_shard(
     first, dropped = builds[0], dropped_of(scratch / shards[0].name)
     result, names = ShardResult(), splits_of(first)
     writers = {name: PartWriter(folder / name, shards[0].name, metadata) for name in names}
-    rejects = _Rejects(scratch / f"{shards[0].name}.rejects.parquet")
+    rejects, of_prompts = (_Rejects(scratch / f"{shards[0].name}.{name}.parquet") for name in ("rejects", "prompts"))
     waiting: dict[str, list[list[pa.Table]]] = {name: [[] for _ in builds] for name in names}
-    held, alike = dict.fromkeys(names, 0), namesakes(builds) if first.options.feedback_only else set()
+    written, batch = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    alike = namesakes(builds) if first.options.feedback_only else set()
 
     def flush(name: str) -> None:
         batches = [
@@ -269,6 +183,7 @@ def write_shard(
             for build, tables in zip(builds, waiting[name], strict=True)
             if tables
         ]
+        waiting[name] = [[] for _ in builds]
         if batches and first.options.feedback_only:
             whole = batches[0][1] if first.mixed is None else joined_feedback(batches, alike, result.accounting)
             table = narrow(whole, first.keys)
@@ -278,32 +193,35 @@ def write_shard(
             writers[name].write(table)
             result.rows[name] += table.num_rows
             result.prompts += table.num_rows if first.options.feedback_only else len(pc.unique(flat(table["prompt_id"])))
-            waiting[name], held[name] = [[] for _ in builds], 0
 
-    for rows in _rows_of_all(builds, shards, result.accounting):
+    def take(rows: list[pa.Table]) -> None:
         check_one_value(rows[0] if len(rows) == 1 else pa.concat_tables(rows).combine_chunks(), first.options.split_by)
-        merged = [merged_grades(rows.pop(0), build, result.accounting) for build in builds]  # one after the other is let go
+        merged = [_merged(rows.pop(0), build, result.accounting) for build in builds]  # one after the other is let go
         if first.mixed is not None:
             merged = [drawn(one, build, result.accounting) for one, build in zip(merged, builds, strict=True)]
         if dropped is not None:
             kept, lost = zip(*(without_dropped(one, dropped, result.accounting) for one in merged), strict=True)
             merged, lost = list(kept), pa.concat_tables(lost).combine_chunks()
-            rejects.add("prompt", STAGE, *(flat(lost[name]) for name in ("reason", "prompt_id", "evidence")))
+            of_prompts.add("prompt", STAGE, *(flat(lost[name]) for name in ("reason", "prompt_id", "evidence")))
         sides = [_sides(one, first, result) if len(names) > 1 else np.zeros(one.num_rows, dtype=np.int64) for one in merged]
         for index, name in enumerate(names):
             parts = [one.filter(pa.array(side == index)).combine_chunks() for one, side in zip(merged, sides, strict=True)]
-            for pieces, size in _pieces(parts, builds):
+            for pieces, number, end in _pieces(parts, builds, written[name]):
+                written[name] = end
+                if number != batch[name]:
+                    flush(name)
+                    batch[name] = number
                 for tables, piece in zip(waiting[name], pieces, strict=True):
                     tables += [piece] if piece.num_rows else []
-                held[name] += size
-                if held[name] >= BATCH_BYTES:
-                    flush(name)
+
+    for rows in _rows(builds, shards, result.accounting):
+        take(rows)
     for name in names:
         flush(name)
         writers[name].close()
         result.files[name] = writers[name].paths
         result.digests |= writers[name].digests
-    result.rejects = rejects.close()
+    result.rejects = [path for path in (of_prompts.close(), rejects.close()) if path]
     return result
 
 
@@ -318,24 +236,25 @@ def _sides(merged: pa.Table, build: ResolvedBuild, result: ShardResult) -> np.nd
     return side
 
 
-def _pieces(tables: Sequence[pa.Table], builds: Sequence[ResolvedBuild]) -> list[tuple[list[pa.Table], int]]:
-    """The tables of all sources in slices of the same prompts whose output has at most BATCH_BYTES (one prompt may have more), each with
-    that size."""
+def _pieces(tables: Sequence[pa.Table], builds: Sequence[ResolvedBuild], written: int) -> Iterator[tuple[list[pa.Table], int, int]]:
+    """The tables of all sources in slices of the same prompts, each with the number of the batch that it belongs to and how many bytes of
+    output there are with it. A batch has about BATCH_BYTES of it (one prompt may have more), and depends on the prompts alone: written is
+    the output of all before these tables.
+    """
     sizes = [_output_bytes(table, build) for table, build in zip(tables, builds, strict=True)]
     numbers = [np.arange(len(size)) for size in sizes]  # of prompts, in the order in which all tables have them
     if len(tables) > 1:
-        ids = [flat(table["prompt_id"]).to_numpy(zero_copy_only=False) for table in tables]
-        numbers = np.split(np.unique(np.concatenate(ids), return_inverse=True)[1], np.cumsum([len(one) for one in ids])[:-1])
-    size = np.bincount(np.concatenate(numbers), np.concatenate(sizes))
-    if not len(size):
-        return []
-    at = np.cumsum(size) // BATCH_BYTES
-    cuts = [0, *(np.flatnonzero(np.diff(at)) + 1).tolist(), len(size)]
-    found = []
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
-        ends = [np.searchsorted(number, (low, high)).tolist() for number in numbers]
-        found.append(([table.slice(a, b - a) for table, (a, b) in zip(tables, ends, strict=True)], int(size[low:high].sum())))
-    return found
+        positions = [positions_of(flat(table["prompt_id"])) for table in tables]
+        numbers = np.split(
+            np.unique(np.concatenate(positions), return_inverse=True)[1], np.cumsum([len(one) for one in positions])[:-1]
+        )
+    size = np.bincount(np.concatenate(numbers), np.concatenate(sizes)).astype(np.int64)
+    ends = written + np.cumsum(size)
+    batch = ends // BATCH_BYTES
+    cuts = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(size)] if len(size) else []
+    for low, high in pairwise(cuts):
+        of = [np.searchsorted(number, (low, high)).tolist() for number in numbers]
+        yield [table.slice(a, b - a) for table, (a, b) in zip(tables, of, strict=True)], int(batch[low]), int(ends[high - 1])
 
 
 def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
@@ -352,7 +271,8 @@ def _output_bytes(table: pa.Table, build: ResolvedBuild) -> np.ndarray:
     pairs = n * (n - 1) // 2 if STRATEGIES[build.rules.strategy].every_pair else n
     if build.rules.max_per_prompt:
         pairs = np.minimum(pairs, build.rules.max_per_prompt)
-    return pairs * (prompt + 2 * texts // np.maximum(n, 1) + 200) + 200
+    output = pairs * (prompt + 2 * texts // np.maximum(n, 1) + 200) + 200
+    return np.maximum(output, prompt + texts)  # which has to wait for its batch
 
 
 def _pairs_of_all(batches: Batches, split: str, result: ShardResult, rejects: "_Rejects", writer: PartWriter) -> pa.Table:

@@ -121,6 +121,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder(stem: Path) -> Iterator[Path]:
+    """A folder beside `stem`, called like it, that vanishes when the block ends. What killed runs left there is removed."""
+    folder = _sibling(stem)
+    try:
+        _remove_leftovers(stem)
+        _in_use.add(folder)
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
+        _in_use.discard(folder)
+
+
+@contextmanager
 def _own_errors(path: Path, target: Path, temporary: Path) -> Iterator[None]:
     """Makes errors of writing UserErrors that name `path` as it was given, and removes the temporary file or folder in the end.
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mmpo.pipeline.progress import ProgressReporter
+from mmpo.pipeline.progress import BYTES, ProgressReporter
 
 STEPS = """
 import time
@@ -33,6 +33,15 @@ def test_plain_lines_say_what_is_left(capsys: pytest.CaptureFixture[str]) -> Non
         lines[2].startswith("judge: a: 1,003 of 2,000 requests, ") and "requests/s, " in lines[2] and " left, 3 retried" in lines[2]
     )
     assert lines[3] == "judge: 1 of 1 requests"
+
+
+def test_bytes_are_told_in_their_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter("build", BYTES, seconds=0.0) as report:
+        for done in range(3):
+            report("read", (1 + done) * 10**9, 64 * 10**9)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "build: read: 1.0 GB of 64 GB"
+    assert lines[2].startswith("build: read: 3.0 GB of 64 GB, ") and "B/s, " in lines[2] and lines[2].endswith(" left")
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

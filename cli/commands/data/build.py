@@ -11,7 +11,7 @@ from mmpo.pipeline.build import BuildOptions, check_format, peek, sources_of
 from mmpo.pipeline.build import build as build_dataset
 from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.progress import ProgressReporter
+from mmpo.pipeline.progress import BYTES, ProgressReporter
 
 EXAMPLE_WIDTH = 70
 BY_SOURCE = {
@@ -59,8 +59,8 @@ def build(
 
 def run_build(title: str, sources: list[str], out: Path, options: BuildOptions) -> dict[str, Any]:
     """Build a dataset with progress under the title; the summary, which is also said."""
-    with ProgressReporter(title, "parts") as progress:
-        summary = build_dataset(sources, out, options=options, progress=progress)
+    with ProgressReporter(title, BYTES) as progress:
+        summary = build_dataset(sources, out, options=options, progress=progress, say=say)
     _say_built(summary)
     return summary
 

@@ -1,4 +1,4 @@
-"""Files into rows: chunks, line numbers, and what a damaged file costs; and rows in spill files."""
+"""Files into rows: chunks, line numbers, and what a damaged file costs."""
 
 import gzip
 import tempfile
@@ -16,10 +16,8 @@ from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import digest, input_bytes, plan, resolve_inputs, rows, split_lines, table
-from mmpo.pipeline.storage.spill import read_partitions, write_spill
 
 ROWS = [{"a": 1}, {"a": "U+2028 \u2028 stays inside"}, {"a": None}]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -252,16 +250,3 @@ def test_digest_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
     files = resolve_inputs([tmp_path / "rows.jsonl"], "jsonl")
     assert input_bytes(files) == len(LINES)
     assert digest(files[0].path) == blake2b(LINES, digest_size=32).hexdigest()
-
-
-@pytest.mark.parametrize("partitions", [1, 7, 300])
-def test_every_row_comes_back_once_and_empty_partitions_cost_nothing(tmp_path: Path, partitions: int) -> None:
-    ids = sorted(f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}" * 2 for i in range(1, 41))
-    table = pa.Table.from_pylist([dict.fromkeys(LARGE_FEEDBACK.names) | {"prompt_id": one} for one in ids], schema=LARGE_FEEDBACK)
-    for name, part in (("a", table.slice(0, 30)), ("b", table.slice(30)), ("none", table.slice(0, 0))):
-        write_spill(part, tmp_path / name, partitions)
-    parts = list(read_partitions(sorted(tmp_path.iterdir()), range(partitions)))
-    assert [one for part in parts for one in part["prompt_id"].to_pylist()] == ids
-    assert all(part.schema.equals(LARGE_FEEDBACK, check_metadata=True) for part in parts)
-    write_spill(table.slice(0, 0), tmp_path / "one", 1)
-    assert (tmp_path / "none").stat().st_size == (tmp_path / "one").stat().st_size
