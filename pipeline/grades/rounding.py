@@ -66,6 +66,9 @@ def rounded(values: np.ndarray, step: Step) -> np.ndarray:
     >>> rounded(np.array([6.999999999999999, 0.1 + 0.2, 5.0]), 1e-12).tolist()
     [7.0, 0.3, 5.0]
     """
+    if not isinstance(step, np.ndarray) and 0 < step < 1:
+        unit = np.rint(1 / step)
+        return np.rint(values * unit) / unit
     step = np.asarray(step, dtype=np.float64)
     fine = (step > 0) & (step < 1)
     # a whole number of steps to a unit is exact where the step is not: 7 is 7e12/1e12

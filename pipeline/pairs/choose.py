@@ -177,8 +177,10 @@ def _uncertainty(
     source, names = codes(flat(table["source"]))
     by_source = np.array([pooled.get(name, PooledVariance()) for name in names] or [PooledVariance()])
     gaps, size = found.gaps, len(found.prompt)
-    votes = np.bincount(gaps.pair, weights=(gaps.gap > 0) + 0.5 * (gaps.gap == 0), minlength=size)
     se = MARGIN_ERRORS[rules.merge_raters](gaps, *by_source[source][found.prompt].T)
+    if gaps.one_each(size):
+        return se, (gaps.gap > 0).astype(np.int32), np.ones(size, dtype=np.int32)
+    votes = np.bincount(gaps.pair, weights=(gaps.gap > 0) + 0.5 * (gaps.gap == 0), minlength=size)
     return se, np.floor(votes).astype(np.int32), np.bincount(gaps.pair, minlength=size).astype(np.int32)
 
 

@@ -42,6 +42,10 @@ class OwnGaps(NamedTuple):
     kind: np.ndarray
     weight: np.ndarray
 
+    def one_each(self, pairs: int) -> bool:
+        """Whether each of so many pairs has one gap."""
+        return len(self.pair) == pairs and bool((self.pair[1:] > self.pair[:-1]).all())
+
 
 def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     """Each rater's own gap first - second, for the raters who graded both.
@@ -83,6 +87,8 @@ def deviations(gaps: OwnGaps, values: np.ndarray, size: int) -> tuple[np.ndarray
 def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:
     """With weights, variances are those of a rater of weight 1, and the variance of the mean is 1/Σ weight of it where it else is 1/n."""
     size = len(pooled)
+    if gaps.one_each(size):
+        return np.where(np.isnan(pooled), np.sqrt(gaps.variance), np.sqrt(pooled) * np.sqrt(1 / gaps.weight))
     n, weight, squares = deviations(gaps, gaps.gap, size)
     s2 = np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan)
     own = np.sqrt(np.bincount(gaps.pair, weights=gaps.variance, minlength=size))

@@ -47,8 +47,8 @@ class FeedbackBuilder:
         self._starts: list[tuple[int, int, int, int]] = []
         self._seen: dict[str, int] = {}
         self._known: dict[str, str] = {}
-        self._said: dict[str, dict[tuple[int, str], tuple[str, str]]] = {}
-        self._prompt, self._texts = "", dict[tuple[int, str], tuple[str, str]]()
+        self._said: dict[str, dict[int, tuple[str, str]]] = {}
+        self._prompt, self._texts = "", dict[int, tuple[str, str]]()
         self._noted: list[str] = []
         self._limited: list[str] = []
         self._lists = (
@@ -167,12 +167,12 @@ class FeedbackBuilder:
             keys = keys if any(keys) else ()
         if (not text or text.isspace()) and not keys:
             raise BadRow("empty_completion")
-        key, repeated = (len(text), text[-16:]), False
+        repeated = False
         try:
             if keys:
                 digest = completion_id(self._prompt, text, *keys)
-            else:  # the same without a call; and a text that many rows of a prompt have is known by its length and end
-                before, digest = self._texts.get(key, NOT_SAID)
+            else:  # the same without a call; and a text that many rows of a prompt have is looked up by its length, not by all of it
+                before, digest = self._texts.get(len(text), NOT_SAID)
                 if not (repeated := before == text):
                     digest = blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
         except (TypeError, UnicodeEncodeError) as error:
@@ -186,7 +186,7 @@ class FeedbackBuilder:
         if any(keys[:1]):
             self.count("thinking_apart")
         if not keys:
-            self._texts[key] = (text, digest)
+            self._texts.setdefault(len(text), (text, digest))
         index = self._seen[digest] = len(self._seen)
         self._completions.append((digest, None if repeated else text, model, *keys))
         return index
