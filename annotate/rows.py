@@ -12,7 +12,7 @@ import pyarrow as pa
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.arrow import flat
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import batches, manifest_of, split_files
+from mmpo.pipeline.storage import batches, manifest_of, on_disk, split_files
 from mmpo.pipeline.tables import FEEDBACK, TOOLS, Message, as_text, keys_of, message_of, set_keys
 
 ROWS_AT_ONCE = 256
@@ -51,7 +51,7 @@ class Feedback:
     def open(cls, folder: str | Path, limit: int | None = None, seed: int = 0) -> "Feedback":
         """The folder, after one reading of all of it, so that nobody pays for answers about rows that can't be used; with `limit`, so many
         prompts drawn by hash. Raises UserError."""
-        path = Path(folder)
+        path = on_disk(folder)
         manifest_of(path, "feedback")
         files = split_files(path, "feedback")
         if not files:

@@ -33,6 +33,7 @@ from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replaci
 from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.frames import arrow_table, as_file, is_table, refuse_other
 from mmpo.pipeline.storage.inputs import resolve_inputs
+from mmpo.pipeline.storage.objects import name_of, on_disk
 from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
 from mmpo.pipeline.storage.text_files import InputFile
@@ -199,12 +200,12 @@ def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.
         (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, kept), encoding="utf-8")
         prompts = len(pc.unique(flat(pairs["prompt_id"])))
         write_manifest(folder, {"kind": "pairs", **kept, "prompts": prompts, "rows": rows, "counts": {}}, digests)
-    return {"out": str(out), "prompts": prompts, "pairs": rows, "rejected": {}}
+    return {"out": name_of(out), "prompts": prompts, "pairs": rows, "rejected": {}}
 
 
 def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
     """The PAIRS of a dataset folder, of one split or of all. Raises UserError where there are none, naming the splits present."""
-    folder = Path(dir)
+    folder = on_disk(dir)
     manifest_of(folder, "pairs")
     present = [name for name in SPLITS if split_files(folder, name)]
     if split is not None and split not in present:
@@ -214,6 +215,6 @@ def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
 
 def load_feedback(dir: str | Path) -> pa.Table:
     """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError."""
-    folder = Path(dir)
+    folder = on_disk(dir)
     manifest_of(folder, "feedback")
     return read_parts(split_files(folder, "feedback"), FEEDBACK)

@@ -19,7 +19,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import NORMALISATIONS
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.options import read_gamma
-from mmpo.pipeline.storage import part_files, read_manifest, read_parts
+from mmpo.pipeline.storage import on_disk, part_files, read_manifest, read_parts
 from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]
@@ -287,7 +287,7 @@ def validate(
     Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail" | "unknown", "count", "message"}]}.
     Raises UserError where the folder is no dataset of mmpo.
     """
-    folder = Path(dir)
+    folder = on_disk(dir)
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     if kind not in BOTH:

@@ -36,7 +36,7 @@ from mmpo.pipeline.arrow import without_texts
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import read_manifest
+from mmpo.pipeline.storage import on_disk, read_manifest
 from mmpo.pipeline.tables import TOOLS, message_of, set_keys
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_items(data: str | Path, options: "PushOptions") -> ItemsRead:
 
     Raises UserError: no such folder, a judge that it does not know, nothing to show.
     """
-    folder = Path(data)
+    folder = on_disk(data)
     kind = read_manifest(folder).get("kind")
     if kind == "pairs":
         if options.questions == "ratings":

@@ -34,7 +34,17 @@ from mmpo.annotate.client import public_url
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import PartialResult, UserError, printable
 from mmpo.pipeline.progress import Progress
-from mmpo.pipeline.storage import RowAccounting, check_out, describe, read_manifest, read_parts, replacing, write_feedback
+from mmpo.pipeline.storage import (
+    RowAccounting,
+    check_out,
+    dataset_at,
+    describe,
+    read_manifest,
+    read_parts,
+    replacing,
+    url_of,
+    write_feedback,
+)
 
 FILE = ".answers.parquet"
 """Hidden, so that a folder of FEEDBACK is read without it."""
@@ -104,6 +114,10 @@ def _dataset(client: Client, space: Mapping[str, Any], name: str, folder: Path, 
 
 def _earlier(folder: Path, dataset: str, workspace: str, options: PullOptions) -> tuple[dict[Key, HumanGrade], pa.Table] | None:
     """The answers and the FEEDBACK of an earlier pull into the same folder, None where there was none. Raises UserError."""
+    if url_of(folder):
+        if (stands := dataset_at(folder)) is None:
+            return None
+        folder = stands
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     about = read_manifest(folder).get("argilla")

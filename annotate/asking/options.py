@@ -22,6 +22,7 @@ from mmpo.pipeline.options import (
     options_from,
     unwritable,
 )
+from mmpo.pipeline.storage import cache_folder, text_digest, url_of
 
 NOT_OF_THE_RECIPE = (
     "journal", "concurrency", "timeout", "retries", "patience", "batch_poll", "requests_per_minute", "tokens_per_minute",
@@ -136,5 +137,8 @@ def check_prices(options: AskingOptions, models: Sequence[EndpointSettings], pri
 
 
 def journal_of(out: str | Path, options: AskingOptions, command: str) -> Path:
-    """The journal's file: as the options name it, else beside the output folder."""
+    """The journal's file: as the options name it, else beside the output folder; of an address in an object store, in the cache."""
+    if not options.journal and (url := url_of(out)):
+        (folder := cache_folder("journals")).mkdir(parents=True, exist_ok=True)
+        return folder / f"{text_digest(url.rstrip('/'))}.{command}.sqlite"
     return Path(options.journal) if options.journal else Path(f"{str(out).rstrip('/')}.{command}.sqlite")

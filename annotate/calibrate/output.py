@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from mmpo.annotate.agreement.margins import RaterMargins
 from mmpo.annotate.calibrate.grader import Calibrated
 from mmpo.pipeline.arrow import flat, narrow, offsets_of, with_added
-from mmpo.pipeline.storage import RowAccounting, describe, made_of, read_manifest, replacing, split_files, write_feedback
+from mmpo.pipeline.storage import RowAccounting, describe, made_of, name_of, read_manifest, replacing, split_files, write_feedback
 from mmpo.pipeline.tables import COMPARISON
 
 OUTSIDE = "larger than every margin that {onto} graded too"
@@ -44,7 +44,7 @@ def write_calibrated(
         digests = write_feedback(folder, metadata, slices)
         write_page(summary, folder / "calibration.html")
         describe(folder, metadata, stored.num_rows, accounting, digests, calibration=_short(summary))
-    return {"out": str(out), "page": str(out / "calibration.html"), "rows": rows, "replaced": replaced}
+    return {"out": name_of(out), "page": name_of(out / "calibration.html"), "rows": rows, "replaced": replaced}
 
 
 def _short(summary: Mapping[str, Any]) -> dict[str, Any]:

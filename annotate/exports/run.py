@@ -9,7 +9,7 @@ from mmpo.annotate.exports.lines import JSONL, REWARDBENCH
 from mmpo.annotate.exports.people import ARGILLA, LABEL_STUDIO
 from mmpo.annotate.exports.trl import OPENRLHF, TRL_DPO, TRL_REWARD
 from mmpo.pipeline.errors import UserError, unknown_name
-from mmpo.pipeline.storage import atomic_file
+from mmpo.pipeline.storage import atomic_file, on_disk
 
 EXPORTS: dict[str, Export] = {
     "trl-dpo": TRL_DPO,
@@ -41,7 +41,7 @@ def export(dataset: str | Path, to: str, out: str | Path, options: ExportOptions
         raise UserError(
             f"--out {target} is inside the dataset folder {dataset}, which holds only what its manifest names; name another place"
         )
-    pairs = opened(dataset, kind, options or ExportOptions(), to)
+    pairs = opened(on_disk(dataset), kind, options or ExportOptions(), to)
     with atomic_file(target, over_empty_folder=True, stood=None) as temporary:
         following = kind.write(pairs, temporary)
     return {

@@ -20,7 +20,17 @@ from mmpo.annotate.generate.prompts import prompt_ids, unanswerable
 from mmpo.annotate.generate.requests import Written, written_of
 from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import MANIFEST, RowAccounting, describe, made_of, read_manifest, read_parquet, replacing, write_feedback
+from mmpo.pipeline.storage import (
+    RowAccounting,
+    dataset_at,
+    describe,
+    made_of,
+    name_of,
+    read_manifest,
+    read_parquet,
+    replacing,
+    write_feedback,
+)
 from mmpo.pipeline.tables import FEEDBACK, completion_id, keys_of, with_keys
 
 if TYPE_CHECKING:
@@ -49,9 +59,9 @@ def holds_key(name: str) -> str:
 
 def check_folder(out: Path, feedback: Feedback, names: Sequence[str]) -> None:
     """Refuse to write over a folder that holds more than this run will write. Raises UserError."""
-    if not (out / MANIFEST).is_file():
+    if (before := dataset_at(out)) is None:
         return
-    recipe = read_manifest(out).get("recipe") or {}
+    recipe = read_manifest(before).get("recipe") or {}
     if "generate" not in recipe:
         raise UserError(f"--out {out} holds what another command wrote; name another folder, or move it away")
     lost = sorted({one["called"] for one in recipe["models"]} - set(names))
@@ -116,7 +126,7 @@ def finish(
     reasons = sum((one.reasons + one.failed for one in totals), Counter())
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in models)
     return {
-        "out": str(out), "prompts": prompts, "candidates": sum(one.candidates for one in totals), "finished": finished,
+        "out": name_of(out), "prompts": prompts, "candidates": sum(one.candidates for one in totals), "finished": finished,
         "stopped": stop.reason or None, "message": stop.message or None, "counts": dict(reasons), "unanswerable": dict(+unasked),
         "cost": None if None in costs or not costs else sum(costs),
         "journal": str(journal.path), "models": models,

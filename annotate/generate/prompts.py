@@ -10,7 +10,7 @@ from mmpo.annotate.generate.options import GenerateOptions
 from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.build import BuildOptions, build, check_format
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import MANIFEST, batches
+from mmpo.pipeline.storage import batches, dataset_at
 from mmpo.pipeline.tables import FEEDBACK
 
 BY_NAME = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "parquet"}
@@ -35,7 +35,7 @@ def opened(sources: Sequence[str | Path], options: GenerateOptions) -> Iterator[
 
 
 def _is_feedback(sources: Sequence[str | Path]) -> bool:
-    return len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file()
+    return len(sources) == 1 and dataset_at(sources[0]) is not None
 
 
 def _by_name(sources: Sequence[str | Path], options: GenerateOptions) -> str:

@@ -26,7 +26,7 @@ from mmpo.annotate.replies import Unparsable
 from mmpo.annotate.rows import Feedback, FeedbackRow, rows_of
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import FileDigest, RowAccounting, describe, made_of, read_manifest, replacing, write_feedback
+from mmpo.pipeline.storage import FileDigest, RowAccounting, describe, made_of, name_of, read_manifest, replacing, write_feedback
 from mmpo.pipeline.tables import COMPARISON, FEEDBACK, RATING
 
 LEAST_SAMPLED = 20
@@ -95,7 +95,7 @@ def finish(
         describe(folder, metadata, totals.prompts, _accounted(totals), digests, judges=judges)
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in judges)
     return {
-        "out": str(out), "prompts": totals.prompts, "finished": finished, "stopped": stop.reason or None,
+        "out": name_of(out), "prompts": totals.prompts, "finished": finished, "stopped": stop.reason or None,
         "message": stop.message or None, "replaced": totals.replaced, "not_asked": dict(+totals.not_asked),
         "cost": sum(row["cost"] or 0.0 for row in judges), "journal": str(journal.path), "judges": judges,
     }  # fmt: skip

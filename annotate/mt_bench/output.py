@@ -17,7 +17,7 @@ from mmpo.annotate.mt_bench.options import MtBenchOptions
 from mmpo.annotate.mt_bench.plan import NOT_IN_FILE, BenchPlan, Contestant
 from mmpo.annotate.mt_bench.requests import Answering, Grading, score_of, temperature_of
 from mmpo.pipeline.errors import PartialResult, UserError
-from mmpo.pipeline.storage import MANIFEST, digest, read_manifest, replacing, write_manifest
+from mmpo.pipeline.storage import dataset_at, digest, name_of, read_manifest, replacing, write_manifest
 
 KIND = "mt-bench"
 EVALUATION = "evaluation.json"
@@ -31,9 +31,9 @@ def check_folder(out: Path, models: Sequence[str], judges: Sequence[str]) -> Non
     files = Counter(file_name(name) for name in models)
     if (twice := next((name for name, count in files.items() if count > 1), None)) is not None:
         raise UserError(f"two models would be written to {twice}.jsonl: give one a name of its own, --model ...,called=...")
-    if not (out / MANIFEST).is_file():
+    if (stands := dataset_at(out)) is None:
         return
-    before = read_manifest(out)
+    before = read_manifest(stands)
     if before.get("kind") != KIND:
         raise UserError(f"--out {out} holds what another command wrote; name another folder, or move it away")
     for word, names in (("model", models), ("judge", judges)):
@@ -88,7 +88,7 @@ def finish(
         "failed": dict(sum((Counter(row["failed"]) for row in table), Counter())),
     }
     summary: dict[str, Any] = {
-        "out": str(out), "page": str(out / PAGE), "questions": len(plan.questions),
+        "out": name_of(out), "page": name_of(out / PAGE), "questions": len(plan.questions),
         "categories": dict(Counter(one.category for one in plan.questions)),
         "finished": not stop.reason and not any(row["failed"] or row["left"] for row in table),
         "stopped": stop.reason or None, "message": stop.message or None, "counts": counts, "cost": _cost(plan, journal),

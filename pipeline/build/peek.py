@@ -106,7 +106,7 @@ def _bad_values(rejects: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _first(sources: Sequence[str | Path], format: str, encoding: str | None, sep: str | None) -> Chunk:
-    files = resolve_inputs(sources, format, encoding=encoding, separator=sep)
+    files = resolve_inputs(sources, format, encoding=encoding, separator=sep, look=True)
     chunks = plan(files[:1], whole=format != "" and get_source(format).joined is not None)
     if not chunks:
         raise UserError(f"{files[0].name}: holds no rows")

@@ -54,6 +54,7 @@ from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
 from mmpo.pipeline.storage.files import digest, temporary_folder
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
+from mmpo.pipeline.storage.objects import name_of
 from mmpo.pipeline.storage.rows import Chunk, plan
 from mmpo.pipeline.storage.spill import groups_within
 from mmpo.pipeline.storage.text_files import InputFile
@@ -121,7 +122,7 @@ def build(
         with _scratch(options.scratch, folder) as scratch, running(how.workers) as run:
             check_space(scratch, LEAST_SPILL * how.text, "temporary files")
             if say and size >= PLAN_FROM_BYTES:
-                say(how.sentence(Path(options.scratch or out.absolute().parent), free_space(scratch)))
+                say(how.sentence(Path(options.scratch or folder.parent), free_space(scratch)))
             spill = how.spill(scratch)
 
             def done(stage: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> Iterator[Any]:
@@ -256,6 +257,7 @@ def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]])
     inputs = [
         {"name": file.name, "digest": digest(file.path)}
         | ({"revision": file.revision} if file.revision else {})
+        | ({"etag": file.etag, "bytes": input_bytes([file])} if file.etag else {})
         | ({"source": source} if source else {})
         for source, some in files.items()
         for file in some
@@ -294,7 +296,7 @@ def _finish(
     if not sum(rows.values()):
         unit = "prompt" if feedback_only else "pair"
         raise UserError(
-            f"--out {out}: the dataset would hold no {unit}; nothing was written. Left out: {left_out(dropped) or 'no grades'}"
+            f"--out {name_of(out)}: the dataset would hold no {unit}; nothing was written. Left out: {left_out(dropped) or 'no grades'}"
         )
     digests = {}
     for name in names:
@@ -322,7 +324,7 @@ def _finish(
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **by_source, **said}
     write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
     return {
-        "out": str(out),
+        "out": name_of(out),
         "prompts": prompts,
         "pairs": {} if feedback_only else rows,
         "rejected": dropped,

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -49,20 +49,6 @@ def on_hub_name(file: str, prefix: str) -> str:
     ('folder-README.md', 'feedback-table/README.md')
     """
     return f"{prefix}/{file}" if prefix else KEPT_CARD if file == CARD else file
-
-
-def safe_name(name: str, where: str) -> str:
-    """The name of a file of a dataset folder, which comes from elsewhere. Raises UserError where it would lead out of the folder."""
-    path = PurePosixPath(name)
-    if (
-        path.is_absolute()
-        or not path.parts
-        or any(part in ("..", ".") for part in path.parts)
-        or "\\" in name
-        or path.parts[0] == ".git"
-    ):
-        raise UserError(f"{where}: its manifest names the file {name!r}, which is none inside a folder; nothing was written")
-    return name
 
 
 @contextmanager

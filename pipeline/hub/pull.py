@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.hub.client import FEEDBACK_FOLDER, LOGIN, hub_api, hub_errors, info_of, named, on_hub_name, safe_name
+from mmpo.pipeline.hub.client import FEEDBACK_FOLDER, LOGIN, hub_api, hub_errors, info_of, named, on_hub_name
 from mmpo.pipeline.hub.push import PULLED
-from mmpo.pipeline.storage import MANIFEST, read_manifest, replacing
+from mmpo.pipeline.storage import MANIFEST, name_of, read_manifest, replacing, safe_name
 from mmpo.pipeline.storage.dataset import NEXT, manifest_files
 from mmpo.pipeline.storage.files import HashedFile
 
@@ -58,7 +58,7 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
     return {
         "dataset": name,
         "revision": revision,
-        "out": str(out),
+        "out": name_of(out),
         "kind": manifest["kind"],
         "rows": manifest.get("rows", {}),
         "files": len(digests),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub.card import configs, page
 from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, git_oid, hub_api, hub_errors, info_of, named, on_hub_name
-from mmpo.pipeline.storage import MANIFEST, FileDigest, manifest_of, read_manifest
+from mmpo.pipeline.storage import MANIFEST, FileDigest, manifest_of, on_disk, read_manifest
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
 from mmpo.pipeline.tables import is_readable
@@ -62,7 +62,7 @@ def push_dataset(
     Raises UserError: a folder that `validate` rejects, a dataset that holds something else, was changed or is public, no token
     or right; PartialResult where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
     """
-    path, (name, _) = Path(folder), named(name, revision=False)
+    path, (name, _) = on_disk(folder), named(name, revision=False)
     if license is not None and not LICENSE.fullmatch(license):
         raise UserError(
             f"--license {license!r}: the Hub takes a licence's id in small letters, digits, - and ., such as cc-by-4.0, mit, apache-2.0 "
@@ -72,7 +72,7 @@ def push_dataset(
     folders = {"": (path, manifest)}
     if feedback is not None:
         manifest_of(path, "pairs")
-        folders[FEEDBACK_FOLDER] = (Path(feedback), manifest_of(Path(feedback), "feedback"))
+        folders[FEEDBACK_FOLDER] = (on_disk(feedback), manifest_of(on_disk(feedback), "feedback"))
     warnings = [line for one, _ in folders.values() for line in _checked(one)]
     warnings += [line for one, about in folders.values() for line in _local_names(one, about)]
     contents = {prefix: _contents(one, about, prefix) for prefix, (one, about) in folders.items()}

@@ -15,7 +15,7 @@ from mmpo.pipeline.errors import InvalidValue, UserError
 from mmpo.pipeline.margins import MEAN_TARGET, Floats, as_floats, gamma_for_mean_target, target_probability
 from mmpo.pipeline.metrics import Votes, fit_gamma
 from mmpo.pipeline.pairs import RaterGaps, rater_gaps
-from mmpo.pipeline.storage import MANIFEST, part_files, read_manifest, read_parts
+from mmpo.pipeline.storage import MANIFEST, on_disk, part_files, read_manifest, read_parts
 from mmpo.pipeline.validate import SATURATED
 
 MEANS = (0.75, 0.9)
@@ -128,7 +128,7 @@ def suggest_gamma(data: str | Path | pa.Table, votes: str | Path | None = None) 
 def _feedback(data: str | Path | pa.Table) -> pa.Table | None:
     if isinstance(data, pa.Table):
         return data if "completions" in data.column_names else None
-    folder = Path(data)  # of PAIRS, or what `part_files` has its own words for
+    folder = on_disk(data)  # of PAIRS, or what `part_files` has its own words for
     known = (folder / MANIFEST).is_file() and read_manifest(folder).get("kind") == "feedback"
     return load_feedback(folder) if known else None
 

@@ -8,7 +8,7 @@ import orjson
 import pyarrow.compute as pc
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import batches, read_manifest
+from mmpo.pipeline.storage import batches, on_disk, read_manifest
 from mmpo.pipeline.tables import REJECTS, REPAIR
 
 EXAMPLES = 3
@@ -23,6 +23,7 @@ def rejects(dataset: Path, examples: int = EXAMPLES) -> dict[str, Any]:
     details: why, a JSON object or null. A reason whose grades are counted without being kept has no examples. A reason that several units
     have is there once for each, after the first as "REASON (UNIT)". What has the stage `repair` was mended and kept. Raises UserError.
     """
+    dataset = on_disk(dataset)
     found: dict[str, dict[str, Any]] = {}
     came: dict[str, int] = {}
 

@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmpo.pipeline.arrow import leaves
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, digest, file_digest, identity
-from mmpo.pipeline.tables import METADATA_KEY, REJECTS, SCHEMA_VERSION, SPLITS, is_readable, readable_versions
+from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest
+from mmpo.pipeline.storage.objects import check_target, name_of, on_disk, publishing, url_of
+from mmpo.pipeline.tables import METADATA_KEY, REJECTS, SCHEMA_VERSION, SPLITS
 
-MANIFEST = "manifest.json"
 ROW_GROUPS_PER_FILE = 8
 MAX_PART_BYTES = 64 << 20
 MOST_DISTINCT = 0.7
@@ -30,103 +30,19 @@ STATISTICS = ["prompt_id", "quality_margin", "margin_se", "score_chosen", "score
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a dataset folder. Raises UserError where there is none or it is of another schema version."""
+    folder = on_disk(folder)
     path = folder / MANIFEST
     if folder.is_file():
         raise UserError(f"{folder} is a file, no dataset folder; `mmpo build` makes one of it")
     if not folder.is_dir():
         raise UserError(f"no such dataset folder: {folder}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {MANIFEST}: it is no dataset of mmpo; `mmpo build` writes one") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if not is_readable(version):
-        raise UserError(f"{folder}: schema version {version!r}; this mmpo reads {readable_versions()}. Build the dataset again")
-    try:
-        _Manifest.model_validate_json(json.dumps(manifest))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in _VARIANTS)
-        raise UserError(
-            f"{path}: {place} is damaged ({first['msg']}). Put the file back as it was, or build the dataset again"
-        ) from error
-    return manifest
-
-
-class _Part(BaseModel):
-    """Of a manifest or of something in it: what is read of it has its type; more may be there."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Counts(_Part):
-    into: int = Field(alias="in")
-    created: int
-    out: int
-    merged: int
-    dropped: dict[str, int]
-
-
-class _Recipe(_Part):
-    split: tuple[float, float, float] | None = None
-    split_by: str | None = None
-    ties: str | None = None
-    min_margin: float | None = None
-
-
-class _Digest(_Part):
-    sha256: str
-    bytes: int
-
-
-class _Saturated(_Part):
-    grades: int
-    at_ends: int | None
-    transform: str | None
-
-
-class _OfSource(_Part):
-    ties: str = "keep"
-    min_margin: float = 0.0
-    margin_times: float = 1.0
-    weight: float = 1.0
-    evidence: str | None = None
-    score_range: tuple[float, float] | None = None
-    rounding_steps: dict[str, float] = {}
-
-
-class _Manifest(_Part):
-    kind: str = ""
-    recipe: _Recipe | None = None
-    rows: dict[str, int] = {}
-    prompts: int | None = None
-    counts: dict[str, dict[str, _Counts]] = {}
-    files: dict[str, _Digest] | list[str] = []
-    scales: list[tuple[float | None, float | None]] = []
-    normalisation: str = ""
-    evidence: str | None = None
-    score_range: tuple[float, float] | None = None
-    rounding_steps: dict[str, float] = {}
-    grade_ranges: dict[str, dict[str, tuple[float, float]]] = {}
-    saturated: dict[str, _Saturated] = {}
-    mixture: dict[str, _OfSource] = {}
-    by_source: dict[str, dict[str, Any]] = {}
-    ties_at_ends: int | None = None
-    warnings: list[str] = []
-    argilla: dict[str, Any] = {}
-
-
-_VARIANTS = ("dict[str,_Digest]", "list[str]")
-"""How pydantic names what `files` may be, where it says in which place an error is."""
-
-
-def manifest_files(manifest: Mapping[str, Any]) -> dict[str, FileDigest | None]:
-    """The files of the folder that a manifest names, each with its digest; None: unknown, as in what version 0.1.0 wrote."""
-    files = manifest.get("files", {})
-    found = files.items() if isinstance(files, dict) else ((name, None) for name in files)
-    return {str(name): digest if isinstance(digest, dict) else None for name, digest in found}
+    return parsed_manifest(text, str(folder))
 
 
 NEXT = {
@@ -150,8 +66,13 @@ def manifest_of(folder: Path, kind: str) -> dict[str, Any]:
 
 def check_out(out: Path, sources: Iterable[str | Path] = ()) -> None:
     """Refuse an output folder that is one of the sources, or exists and holds anything that we did not write. Raises UserError."""
-    if any(Path(source).resolve() == out.resolve() for source in sources):
-        raise UserError(f"--out {out} is the input itself; name another folder, so that a stopped run leaves the input whole")
+    if any(_same(source, out) for source in sources):
+        raise UserError(
+            f"--out {name_of(out)} is the input itself; name another folder, so that a stopped run leaves the input whole"
+        )
+    if url := url_of(out):
+        check_target(url)
+        return
     if not out.exists():
         parent = Path(os.path.realpath(out)).parent
         while not parent.exists():
@@ -178,13 +99,23 @@ def check_out(out: Path, sources: Iterable[str | Path] = ()) -> None:
         )
 
 
+def _same(source: str | Path, out: Path) -> bool:
+    if url_of(source) or url_of(out):
+        return (url_of(source) or "").rstrip("/") == (url_of(out) or "").rstrip("/")
+    return Path(source).resolve() == out.resolve()
+
+
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of the dataset `out` in one step when the block ends well, and vanishes when it does not.
 
     Raises UserError where `out` can't be written or the disk is full, and where it holds, before the block or after it, anything that we
-    did not write or another dataset than before.
+    did not write or another dataset than before. The address of an object store is written there in the end, its manifest last.
     """
+    if url := url_of(out):
+        with publishing(url, read_manifest) as folder:
+            yield folder
+        return
     check_out(out)
     before = identity(out / MANIFEST)
     with atomic_folder(out) as folder:

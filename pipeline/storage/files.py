@@ -39,12 +39,13 @@ def atomic_file(path: str | Path, *, over_empty_folder: bool = False, stood: Ide
     (a device, a pipe) is written into. stood: the `identity` of what may be replaced, where the work began earlier than the writing.
     Raises UserError where it can't be written, and where a file came or changed there meanwhile.
     """
+    _refuse_url(path)
     given = Path(path).absolute()
     into = _written_into(given)
     with TemporaryDirectory(prefix="mmpo-") if into else nullcontext() as private:
         path = Path(private, given.name) if private else Path(os.path.realpath(given))
         temporary = _sibling(path)
-        with _own_errors(given, path, temporary):
+        with own_errors(given, path, temporary):
             if path.is_dir() and not over_empty_folder:
                 raise UserError(f"cannot write {given}: it is a directory")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,12 @@ def identity(path: str | Path) -> Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _refuse_url(path: str | Path) -> None:
+    from mmpo.pipeline.storage.objects.addresses import refuse_url  # imported here: that room imports this file
+
+    refuse_url(path, "cannot write")
+
+
 def _written_into(path: Path) -> bool:
     """Whether `path` is a device, a pipe or an open file's own name (/dev/stdout), which nothing may take the place of."""
     try:
@@ -108,10 +115,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Killed at any moment, either the old folder stands or the new one. What killed runs left is removed. Of a link the folder that it
     names is replaced, and the link stays. Raises UserError where it can't be made or written; any other OSError of the block goes on.
     """
+    _refuse_url(path)
     given = Path(path).absolute()
     path = Path(os.path.realpath(given))
     temporary = _sibling(path)
-    with _own_errors(given, path, temporary):
+    with own_errors(given, path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         _in_use.add(temporary)
@@ -135,7 +143,7 @@ def temporary_folder(stem: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_errors(path: Path, target: Path, temporary: Path) -> Iterator[None]:
+def own_errors(path: Path, target: Path, temporary: Path) -> Iterator[None]:
     """Makes errors of writing UserErrors that name `path` as it was given, and removes the temporary file or folder in the end.
 
     What else a block does (it may read for minutes) keeps its errors: they name another file.

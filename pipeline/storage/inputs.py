@@ -5,12 +5,14 @@ import glob
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, TypeVar
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
+from mmpo.pipeline.storage.objects import OURS, fetched, objects_at, on_disk, url_of
 from mmpo.pipeline.storage.parts import split_files
+from mmpo.pipeline.storage.rows import holds_array
 from mmpo.pipeline.storage.text_files import BOM, COMPRESSIONS, InputFile, blocks
 
 KINDS = {
@@ -49,21 +51,30 @@ HUB_NAME = re.compile(
 """OWNER/NAME[/CONFIGURATION][@REVISION][:SPLIT]; a revision is a branch, a tag or a commit. Before it, HUB says that it is no path."""
 
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+
+
 def resolve_inputs(
-    paths: Sequence[str | Path], format: str, *, encoding: str | None = None, separator: str | None = None
+    paths: Sequence[str | Path],
+    format: str,
+    *,
+    encoding: str | None = None,
+    separator: str | None = None,
+    look: bool = False,
 ) -> list[InputFile]:
     """The data files behind the paths, in a fixed order, each once.
 
-    paths: files, folders (searched for data files at any depth, hidden ones left out), globs, or Hub datasets
-    "owner/name" or "owner/name:split". format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the
-    files of their kind out of a folder. encoding: of text files, by a name that Python knows (default: UTF-8, or what a byte-order mark
-    says). separator: of CSV, one character or "tab" (default: found in the header).
+    paths: files, folders (searched for data files at any depth, hidden ones left out), globs, Hub datasets
+    "owner/name" or "owner/name:split", or what stands in an object store (s3://BUCKET/KEY, with * or not), which is fetched.
+    format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the files of their kind out of a folder. encoding: of text
+    files, by a name that Python knows (default: UTF-8, or what a byte-order mark says). separator: of CSV, one character or "tab" (default: found in the header). look: only the first file is wanted, and
+    of a large object only its beginning.
     Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read, an unknown encoding.
     """
     encoding, separator = _encoding(encoding), _separator(separator)
     found: dict[str, InputFile] = {}
     for given in paths:
-        for file in _files(str(given), FORMAT_KINDS.get(format), format):
+        for file in _files(str(url_of(given) or given), FORMAT_KINDS.get(format), format, look):
             written = _written(file, encoding, separator)
             found.setdefault(str(Path(file.path).resolve()), replace(written, repeats=format in REPEATED_HEADERS))
     return list(found.values())
@@ -99,7 +110,9 @@ def _written(file: InputFile, encoding: str | None, separator: str | None) -> In
     return replace(file, encoding=encoding or file.encoding, separator=separator)
 
 
-def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[InputFile]:
+def _files(given: str, kinds: tuple[str, ...] | None, format: str, look: bool) -> list[InputFile]:
+    if url_of(given):
+        return _objects(given, kinds, format, look)
     if given.startswith(HUB):
         if told := HUB_NAME.fullmatch(given.removeprefix(HUB)):
             return _hub(given, told)
@@ -115,7 +128,7 @@ def _files(given: str, kinds: tuple[str, ...] | None, format: str) -> list[Input
         matches = sorted(glob.glob(given, recursive=True))
         if not matches:
             raise UserError(f"no file matches {given!r}")
-        return [file for match in matches for file in _files(match, kinds, format) if not Path(match).name.startswith(".")]
+        return [file for match in matches for file in _files(match, kinds, format, look) if not Path(match).name.startswith(".")]
     told = HUB_NAME.fullmatch(given)
     if told and not (told["config"] or told["revision"]) and _kind(path) is None and not path.parent.exists():
         return _hub(given, told)
@@ -126,10 +139,15 @@ def _folder(folder: Path, kinds: tuple[str, ...] | None, format: str) -> list[In
     if format == "feedback" and (folder / MANIFEST).is_file() and read_manifest(folder).get("kind") == "feedback":
         return [InputFile(str(path), "parquet", str(path)) for path in split_files(folder, "feedback")]
     inside = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    return [_checked(str(path), kinds, format) for path in _fitting(str(folder), inside, kinds, format)]
+
+
+def _fitting(folder: str, inside: Sequence[AnyPath], kinds: tuple[str, ...] | None, format: str) -> list[AnyPath]:
+    """The files of a folder that are data of the format. Raises UserError where there are none, with what there is."""
     data = [path for path in inside if _kind(path) and path.name not in BESIDE_DATA]
     fitting = [path for path in data if kinds is None or _kind(path) in kinds]
     if fitting:
-        return [_checked(str(path), kinds, format) for path in fitting]
+        return fitting
     held = sorted({path.suffix or path.name for path in inside})
     raise UserError(
         f"{folder}: holds no data file for format {format!r}"
@@ -138,11 +156,33 @@ def _folder(folder: Path, kinds: tuple[str, ...] | None, format: str) -> list[In
     )
 
 
-def _hidden(path: Path) -> bool:
+def _objects(url: str, kinds: tuple[str, ...] | None, format: str, look: bool) -> list[InputFile]:
+    """The copies of objects. Those of a FEEDBACK folder are its parts, checked by their digests."""
+    found = objects_at(url)
+    names: Sequence[str] = found.names
+    if found.folder:
+        if (format == "feedback" and MANIFEST in names) or any(OURS.fullmatch(name) for name in names):
+            folder = on_disk(url)
+            parts = _folder(folder, kinds, format)
+            return [replace(one, name=f"{url.rstrip('/')}/{PurePath(one.path).relative_to(folder)}") for one in parts]
+        inside = [path for path in map(PurePosixPath, names) if not _hidden(path)]
+        names = [str(path) for path in _fitting(url, inside, kinds, format)]
+    wanted = found.addresses(names[:1] if look else names)
+    files = []
+    for (path, stored), address in zip(fetched(wanted, head=look), wanted, strict=True):
+        one = _checked(str(path), kinds, format, address.url)
+        if look and path.stat().st_size < stored.bytes and (one.kind not in ("json", "csv") or holds_array(one)):
+            [(path, stored)] = fetched([address])  # what can only be read whole
+            one = replace(one, path=str(path))
+        files.append(replace(one, etag=stored.etag))
+    return files
+
+
+def _hidden(path: PurePath) -> bool:
     return any(part.startswith((".", "__")) for part in path.parts)
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: PurePath) -> str | None:
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         inner = KINDS.get(Path(path.stem).suffix.lower())
@@ -150,12 +190,13 @@ def _kind(path: Path) -> str | None:
     return KINDS.get(suffix)
 
 
-def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFile:
-    """The file with its kind: by content where that is plain to see, else by name, else by format."""
+def _checked(path: str, kinds: tuple[str, ...] | None, format: str, name: str | None = None) -> InputFile:
+    """The file with its kind: by content where that is plain to see, else by name, else by format. name: for messages."""
+    given = name or path
     if given != given.encode(errors="replace").decode():
         raise UserError(f"the name of the file {given!a} holds bytes that are no UTF-8 text, and names are kept: rename it")
     named = _kind(Path(given)) or (kinds[0] if kinds else "json")
-    start = next(blocks(given), b"")
+    start = next(blocks(path, given), b"")
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
     held = _held(start if marked is None else start.decode(marked, "ignore").encode(), named)
     other = next((what for begin, what in OTHERS if start.startswith(begin)), None)
@@ -166,7 +207,7 @@ def _checked(given: str, kinds: tuple[str, ...] | None, format: str) -> InputFil
         raise UserError(f"{given}: format {format!r} was named, but the file holds {_SPOKEN[held]}; try --format {better}")
     if held != named:
         raise UserError(f"{given}: by its name it holds {_SPOKEN[named]}, but its content is {_SPOKEN[held]}; rename it")
-    return InputFile(given, held, given, marked)
+    return InputFile(path, held, given, marked)
 
 
 MARKS = (

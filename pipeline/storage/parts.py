@@ -17,6 +17,7 @@ from mmpo.pipeline.arrow import UNREADABLE, flat, leaves
 from mmpo.pipeline.contract import NULLABLE, check_names, feedback_faults, key_faults, misfits, null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.dataset import MANIFEST, manifest_files, read_manifest
+from mmpo.pipeline.storage.objects import on_disk
 from mmpo.pipeline.tables import (
     METADATA_KEY,
     PAIRS,
@@ -48,6 +49,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
     Raises UserError where the folder's manifest names a part that is gone, or does not name one that is there: neither vanishes.
     """
+    folder = on_disk(folder)
     found = sorted((folder / split).glob("*.parquet"))
     files = manifest_files(read_manifest(folder)) if (folder / MANIFEST).is_file() else {}
     if files:
@@ -60,7 +62,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 def part_files(dataset: str | Path) -> dict[str, list[Path]]:
     """Split → its parts, in order; splits without pairs have none. UserError where the folder is no dataset of pairs."""
-    folder = Path(dataset)
+    folder = on_disk(dataset)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
     found = {split: split_files(folder, split) for split in SPLITS}

@@ -19,7 +19,7 @@ class InputFile:
     """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow, or eval (a log of inspect_ai).
 
     encoding: of text (None: UTF-8); separator: of CSV (None: found in the header). repeats: whether a name may stand in the header again,
-    as "name 2". revision: the commit that a Hub dataset's file is of.
+    as "name 2". revision: the commit that a Hub dataset's file is of. etag: the mark that an object store has of the content.
     """
 
     path: str
@@ -29,6 +29,7 @@ class InputFile:
     separator: str | None = None
     repeats: bool = False
     revision: str | None = None
+    etag: str | None = None
 
 
 BOM = b"\xef\xbb\xbf"
@@ -42,8 +43,8 @@ COMPRESSIONS: dict[str, Callable[[], Any]] = {
 }
 
 
-def blocks(path: str) -> Iterator[bytes]:
-    """The content of a file, decompressed by its suffix, in blocks of any size.
+def blocks(path: str, name: str | None = None) -> Iterator[bytes]:
+    """The content of a file, decompressed by its suffix, in blocks of any size. name: the file's, for messages, where it is not its path.
 
     Raises UserError naming the file: missing, unreadable, truncated or damaged.
     """
@@ -51,12 +52,12 @@ def blocks(path: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
             raw = iter(lambda: file.read(BLOCK_BYTES), b"")
-            yield from raw if make is None else _decompressed(path, raw, make)
+            yield from raw if make is None else _decompressed(name or path, raw, make)
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+        raise UserError(f"{name or path}: can't be read: {error.strerror or error}") from error
 
 
-def _decompressed(path: str, raw: Iterator[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
+def _decompressed(name: str, raw: Iterator[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
     frame, started = make(), False
     try:
         for block in raw:
@@ -70,9 +71,9 @@ def _decompressed(path: str, raw: Iterator[bytes], make: Callable[[], Any]) -> I
                 if text:
                     yield text
     except (zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: the compressed data is damaged ({error}); fetch or write the file again") from error
+        raise UserError(f"{name}: the compressed data is damaged ({error}); fetch or write the file again") from error
     if started:
-        raise UserError(f"{path}: the compressed data ends too early (truncated); fetch or write the file again")
+        raise UserError(f"{name}: the compressed data ends too early (truncated); fetch or write the file again")
 
 
 def split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -100,11 +101,11 @@ def utf8_blocks(file: InputFile) -> Iterator[bytes]:
     A byte that a one-byte encoding does not have stays what it is, so that it costs its row alone.
     """
     if file.encoding is None:
-        yield from blocks(file.path)
+        yield from blocks(file.path, file.name)
         return
     decoder = codecs.getincrementaldecoder(file.encoding)("surrogateescape")
     try:
-        for part in blocks(file.path):
+        for part in blocks(file.path, file.name):
             yield decoder.decode(part).encode("utf-8", "surrogateescape")
         yield decoder.decode(b"", True).encode("utf-8", "surrogateescape")
     except UnicodeError as error:

@@ -19,7 +19,7 @@ from mmpo.pipeline.api import grades_of
 from mmpo.pipeline.arrow import flat, offsets_of, to_numpy
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.pairs import first_user_messages, rater_gaps
-from mmpo.pipeline.storage import MANIFEST, part_schema, read_manifest
+from mmpo.pipeline.storage import MANIFEST, name_of, on_disk, part_schema, read_manifest
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, metadata
 from mmpo.train.data import check_rows, read_pairs
 
@@ -202,7 +202,7 @@ class Given:
 
 def read(data: str | Path | pa.Table, seed: int, voters: Sequence[str] = ()) -> Given:
     """The tables that advice is about. Raises UserError where there are none, naming what was given; and for voters that can't be."""
-    table, where = (data, "the table") if isinstance(data, pa.Table) else (_table(Path(data)), str(data))
+    table, where = (data, "the table") if isinstance(data, pa.Table) else (_table(on_disk(data)), name_of(data))
     if set(FEEDBACK.names) <= set(table.column_names):
         return of_feedback(table, where, seed, voters)
     if voters:

@@ -14,7 +14,7 @@ from mmpo.pipeline.contract import key_faults
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.progress import say
-from mmpo.pipeline.storage import MANIFEST, about_part, batches, part_schema, read_manifest, read_parts, split_files
+from mmpo.pipeline.storage import MANIFEST, about_part, batches, on_disk, part_schema, read_manifest, read_parts, split_files
 from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, PAIRS, TOOLS, keys_of, with_keys
 from mmpo.train.data.rendering import numbered
 from mmpo.train.messages import is_first_process, warn
@@ -35,7 +35,7 @@ def pair_files(data: str | Path, split: str) -> list[Path]:
     Raises UserError, with what is there, where there is none, for a dataset of another schema version, and for
     FEEDBACK.
     """
-    path = Path(data)
+    path = on_disk(data)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -210,7 +210,7 @@ def of_part(options: TrainOptions, part: Any) -> TrainOptions:
 
 def _graded_part_of(data: str | Path) -> str | None:
     """What the grades of a dataset are of, as it says itself; None where it does not."""
-    path = Path(data)
+    path = on_disk(data)
     about: Mapping[str, object] = {}
     if (path / MANIFEST).is_file():
         about = read_manifest(path)
@@ -223,7 +223,7 @@ def _graded_part_of(data: str | Path) -> str | None:
 
 def with_source_weights(options: TrainOptions) -> TrainOptions:
     """The options with the weights of the sources that the dataset was mixed of, unless others are given; which is said."""
-    path = Path(options.data) / MANIFEST
+    path = on_disk(options.data) / MANIFEST
     if options.source_weights or not path.is_file():
         return options
     given = read_manifest(path.parent).get("by_source", {})

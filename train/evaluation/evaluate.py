@@ -14,7 +14,17 @@ from mmpo.pipeline.arrow import text_lengths
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.metrics import Votes, against_other, evaluation_measures, suite_measures, suite_warnings
-from mmpo.pipeline.storage import MANIFEST, Identity, atomic_file, identity, read_parquet, read_parts, split_files
+from mmpo.pipeline.storage import (
+    MANIFEST,
+    Identity,
+    atomic_file,
+    identity,
+    on_disk,
+    read_parquet,
+    read_parts,
+    refuse_url,
+    split_files,
+)
 from mmpo.train.data import read_pairs, with_graded_part
 from mmpo.train.evaluation.as_trained import options_as_trained, trained_part_of, trained_reference_weights
 from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation, write_evaluation
@@ -83,6 +93,10 @@ def evaluate(
     given |= {"max_length": max_length, "max_prompt_length": max_prompt_length, "tokens_per_batch": tokens_per_batch}
     given |= {"thinking": thinking, "graded_part": graded_part}
     given |= {"reference_cache": reference_cache, "trust_remote_code": trust_remote_code}
+    data = on_disk(data)
+    for given_path, flag in ((per_pair, "--per-pair"), (out, "--out")):
+        if given_path is not None:
+            refuse_url(given_path, flag)
     bench = suite_pairs(data, suite)
     if bench is not None:
         given |= {"gamma": float("inf"), "target": "plain"}  # there is nothing but a winner

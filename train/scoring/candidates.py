@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents, to_numpy
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import batches, manifest_of, split_files
+from mmpo.pipeline.storage import batches, manifest_of, on_disk, split_files
 from mmpo.pipeline.tables import FEEDBACK, TOOLS, without_nulls
 from mmpo.train.data import PromptPairs, Renderer, messages_at, or_reason
 
@@ -34,7 +34,7 @@ class StoredCompletions:
     @classmethod
     def open(cls, folder: str | Path) -> "StoredCompletions":
         """The folder, after one reading of all of it. Raises UserError where there is nothing to grade, and for a folder of pairs."""
-        path = Path(folder)
+        path = on_disk(folder)
         manifest, files = manifest_of(path, "feedback"), split_files(path, "feedback")
         sizes = [
             np.diff(offsets_of(flat(batch.column("completions"))))

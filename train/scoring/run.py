@@ -15,7 +15,7 @@ import pyarrow as pa
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
-from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, replacing, write_feedback
+from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, name_of, replacing, write_feedback
 from mmpo.pipeline.tables import FEEDBACK, RATING
 from mmpo.train.scoring.candidates import ASPECT, KIND, StoredCompletions
 from mmpo.train.scoring.models import Scores, described, scores_of
@@ -52,7 +52,7 @@ def score(
     rows = [_summary(one) for one in found]
     sizes = {"prompts": candidates.prompts, "completions": candidates.completions}
     counts = dict(sum((Counter(row["left_out"]) for row in rows), Counter[str]()))
-    return {"out": str(out), **sizes, "counts": counts, "seconds": time.monotonic() - began, "raters": rows}
+    return {"out": name_of(out), **sizes, "counts": counts, "seconds": time.monotonic() - began, "raters": rows}
 
 
 def _summary(scores: Scores) -> dict[str, Any]:

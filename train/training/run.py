@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
+from mmpo.pipeline.storage import on_disk, refuse_url
 from mmpo.train.data import (
     Prepared,
     PromptPairs,
@@ -109,6 +110,8 @@ def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback
     if options.kind != kind:
         raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
     try:
+        refuse_url(options.out, "--out")
+        options = replace(options, data=str(on_disk(options.data)))
         return _run(with_source_weights(with_graded_part(options)), callbacks)
     except Exception as error:
         if is_lost_process(error):

@@ -28,6 +28,7 @@ def validate(
     Exit status 2 if a check fails (with --strict: or warns).
     """
     from mmpo.pipeline import validate as run_checks
+    from mmpo.pipeline.storage import name_of
 
     summary = run_checks(dataset, gamma=gamma, strict=strict)
     print_rows("", summary["checks"], {"status": "status", "name": "check", "count": "count", "message": ""})
@@ -35,9 +36,9 @@ def validate(
     failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
     warned = [check["name"] for check in summary["checks"] if check["status"] == "warn"]
     if summary["ok"]:
-        say(f"{dataset}: ok" + (f", {len(warned)} warnings" if warned else ""))
+        say(f"{name_of(dataset)}: ok" + (f", {len(warned)} warnings" if warned else ""))
         return 0
-    say(f"error: {dataset} does not pass: {', '.join(failed or warned)}")
+    say(f"error: {name_of(dataset)} does not pass: {', '.join(failed or warned)}")
     return 2
 
 

@@ -14,7 +14,7 @@ from mmpo.pipeline.build import BuildOptions, sources_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import fields_of, options_from, shared
 from mmpo.pipeline.sources import SourceOptions
-from mmpo.pipeline.storage import digest, part_files, read_manifest
+from mmpo.pipeline.storage import digest, on_disk, part_files, read_manifest
 
 SMALL_BYTES, MOST_BYTES = 32 << 20, 512 << 20
 """Of inputs: so much is read again in any case, so much where raters, orders or aspects can be compared."""
@@ -29,7 +29,7 @@ def feedback_of(dataset: str | Path) -> tuple[pa.Table | None, str]:
     Inputs are read again where all are files on this machine with the digests in the manifest, and small, or of up to MOST_BYTES
     where there is something to compare: pairs of several raters, comparisons, or several aspects in the score.
     """
-    folder = Path(dataset)
+    folder = on_disk(dataset)
     try:
         manifest = read_manifest(folder)
         inputs = manifest.get("inputs") or []

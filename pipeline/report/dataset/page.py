@@ -29,7 +29,7 @@ from mmpo.pipeline.report.dataset.sections import (
 from mmpo.pipeline.report.dataset.summary import dataset_summary
 from mmpo.pipeline.report.left_out import rejects
 from mmpo.pipeline.report.page import number, render, script, write_whole
-from mmpo.pipeline.storage import identity, read_manifest
+from mmpo.pipeline.storage import identity, on_disk, read_manifest
 
 SAMPLE = 420
 """Characters of a text in the samples that stand there where scripts are off."""
@@ -73,7 +73,7 @@ def report_on(
 ) -> dict[str, Any]:
     """`write_report`, and what the page says in numbers: `dataset_summary`, with the page's path under "out", which alone is returned
     where summarise is False."""
-    folder, stood = Path(dataset), identity(out)
+    folder, stood = on_disk(dataset), identity(out)
     reader = FiguresReader(folder, NEAR_PROMPTS)
     if checks is None:
         from mmpo.pipeline import validate  # pages are part of the package that its __init__ brings together

@@ -18,7 +18,7 @@ from mmpo.pipeline.report.dataset.measures import DRAWS, length_figures, margin_
 from mmpo.pipeline.report.dataset.sections import percent, share
 from mmpo.pipeline.report.dataset.summary import pairs_summary
 from mmpo.pipeline.report.page import number, render, script, table, with_interval, write_whole
-from mmpo.pipeline.storage import identity, read_manifest
+from mmpo.pipeline.storage import identity, on_disk, read_manifest
 
 BINS = 20
 SAME = 1e-9
@@ -78,7 +78,7 @@ def compare_versions(
     sources: rows {"source", "A", "went", "kept", "came", "B"}; A, B: `pairs_summary` of each.
     """
     stood = identity(out)
-    folders = (Path(a), Path(b))
+    folders = (on_disk(a), on_disk(b))
     figures = [read_figures(folder) for folder in folders]
     manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else {} for folder in folders]
     change = changes(*figures)
