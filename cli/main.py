@@ -8,6 +8,7 @@ Only the command that is asked for is imported, so `mmpo --help` costs milliseco
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -73,7 +74,12 @@ EXTRAS = {
 def main() -> None:
     """Run the command line of this process and leave with its exit status."""
     _leave_pandas_out(sys.argv[1:])
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status == 130 and threading.active_count() > 1:  # a transfer that hangs in a thread would hold Python back for minutes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _leave_pandas_out(arguments: Sequence[str]) -> None:

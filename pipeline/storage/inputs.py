@@ -67,8 +67,8 @@ def resolve_inputs(
     paths: files, folders (searched for data files at any depth, hidden ones left out), globs, Hub datasets
     "owner/name" or "owner/name:split", or what stands in an object store (s3://BUCKET/KEY, with * or not), which is fetched.
     format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the files of their kind out of a folder. encoding: of text
-    files, by a name that Python knows (default: UTF-8, or what a byte-order mark says). separator: of CSV, one character or "tab" (default: found in the header). look: only the first file is wanted, and
-    of a large object only its beginning.
+    files, by a name that Python knows (default: UTF-8, or what a byte-order mark says). separator: of CSV, one character or "tab"
+    (default: found in the header). look: only the first file is wanted, and of a large object only its beginning.
     Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read, an unknown encoding.
     """
     encoding, separator = _encoding(encoding), _separator(separator)

@@ -1,5 +1,5 @@
-"""An object store on 127.0.0.1 that speaks the protocol of Amazon S3 (moto, in an environment of its own: it needs an older dateutil), and a
-proxy before it that fails every so many requests, each time in another way."""
+"""An object store on 127.0.0.1 that speaks the protocol of Amazon S3, moto in an environment of its own: it needs python-dateutil < 3;
+and a proxy before it that fails every so many requests, each time in another way."""
 
 import http.client
 import os
@@ -153,7 +153,7 @@ class Forwarding(BaseHTTPRequestHandler):
 
     def forward(self) -> None:
         """Send the request on and its reply back, or fail."""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         if code := self.server.before(self.command, self.path):
             self.answer(403, {"Content-Type": "application/xml"}, ERROR.format(code).encode())
             return
@@ -165,16 +165,28 @@ class Forwarding(BaseHTTPRequestHandler):
         if way == "slow down":
             self.answer(503, {"Content-Type": "application/xml"}, ERROR.format("SlowDown").encode())
             return
-        connection = http.client.HTTPConnection(self.server.target.removeprefix("http://"), timeout=60)
-        kept = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
-        connection.request(self.command, self.path, body or None, kept)
+        connection = http.client.HTTPConnection(self.server.target.removeprefix("http://"), timeout=10)
+        own = ("expect", "connection", "transfer-encoding", "content-length")
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in own}
+        connection.request(self.command, self.path, body if body or self.command in ("PUT", "POST") else None, kept)
         reply = connection.getresponse()
         content = reply.read()
+        connection.close()
         if way == "reply lost":
             self.answer(500, {}, b"")
         else:
             self.answer(reply.status, dict(reply.getheaders()), content, half=way == "reply cut")
-        connection.close()
+
+    def body(self) -> bytes:
+        """Of the request, whether its size is told before or piece by piece."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
 
     def answer(self, status: int, headers: dict[str, str], content: bytes, *, half: bool = False) -> None:
         """Reply; half: the connection breaks before the end."""

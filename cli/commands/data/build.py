@@ -27,12 +27,14 @@ def build(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCE...]",
-            help="Files, folders, globs or Hub datasets (hub:OWNER/NAME@REVISION:SPLIT); none beside --sources.",
+            help="Files, folders, globs, Hub datasets (hub:OWNER/NAME@REVISION:SPLIT) or objects (s3://BUCKET/KEY); none beside --sources.",
             show_default=False,
         ),
     ] = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="The dataset folder to write; written whole or not at all.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The dataset folder to write, here or at s3://BUCKET/KEY; whole or not at all.")
+    ] = None,
     look: Annotated[bool, typer.Option("--peek", help="Show what is recognised of the first file, and write nothing.")] = False,
     as_json: AsJson = False,
     given: dict[str, Any],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.progress import ProgressReporter, say
-from mmpo.pipeline.storage.objects.client import THREADS, Bucket, Stored
+from mmpo.pipeline.storage.objects.client import THREADS, StoreBucket, Stored
 from mmpo.pipeline.storage.objects.threads import side_by_side
 
 KEPT_DAYS = 30
@@ -27,7 +27,7 @@ def cache_folder(what: str) -> Path:
         raise UserError("no home folder to keep what is computed or fetched in: set MMPO_CACHE") from error
 
 
-def fetch_files(bucket: Bucket, files: dict[Path, Stored], shown: str, most: int | None = None) -> None:
+def fetch_files(bucket: StoreBucket, files: dict[Path, Stored], shown: str, most: int | None = None) -> None:
     """Fetch objects into files, all blocks side by side, with progress, and say how much it was."""
     total, done = sum(one.bytes if most is None else min(most, one.bytes) for one in files.values()), 0
     with ProgressReporter("fetching", "bytes") as progress:

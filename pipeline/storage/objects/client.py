@@ -7,6 +7,7 @@ fsspec, where the library that it wants is installed. Credentials come from wher
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.objects.addresses import Address
-from mmpo.pipeline.storage.objects.threads import side_by_side
+from mmpo.pipeline.storage.objects.threads import apart, side_by_side
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -28,7 +29,9 @@ BLOCK_BYTES = 8 << 20
 THREADS = 8
 TRIES, UPLOAD_TRIES = 5, 8
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
+CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 30.0
+PATIENCE_SECONDS = 180.0
+"""After so long nothing is tried again, however few tries there were: a store that answers nothing takes long each time."""
 NO_RIGHT = ("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "Forbidden", "PERMISSION_DENIED", "Permission denied")
 NOT_KNOWN = (
     "INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
@@ -58,7 +61,7 @@ class NotThere(UserError):
     """There is no such object, or no longer."""
 
 
-class Bucket:
+class StoreBucket:
     """A bucket of a store. Raises UserError from every method: no such bucket or object, no right, a store that fails or is not reached."""
 
     def __init__(self, address: Address) -> None:
@@ -78,7 +81,7 @@ class Bucket:
                 region = fs.resolve_s3_region(self.name)
             return fs.S3FileSystem(
                 region=region,
-                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),
                 connect_timeout=CONNECT_SECONDS,
                 request_timeout=REQUEST_SECONDS,
                 allow_delayed_open=True,  # small objects in one request
@@ -99,7 +102,7 @@ class Bucket:
 
         def listed() -> dict[str, int]:
             found = self.files.get_file_info(fs.FileSelector(base, recursive=True))
-            return {one.path.removeprefix(f"{base}/"): int(one.size) for one in found if one.type == fs.FileType.File}
+            return {one.path.lstrip("/").removeprefix(f"{base}/"): int(one.size) for one in found if one.type == fs.FileType.File}
 
         try:
             return dict(sorted(self._tried("listing", self.address.at(prefix), listed).items()))
@@ -195,10 +198,11 @@ class Bucket:
 
     def _tried(self, doing: str, address: Address, work: Callable[[], Result], tries: int = TRIES) -> Result:
         """What the function returns, called again, with longer and longer waits, where the store or the network failed."""
-        wait = FIRST_WAIT_SECONDS
+        wait, began = FIRST_WAIT_SECONDS, time.monotonic()
+        here = threading.current_thread() is threading.main_thread()
         for attempt in range(1, tries + 1):
             try:
-                return work()
+                return apart(work) if here else work()
             except UserError:
                 raise
             except FileNotFoundError as error:
@@ -209,9 +213,9 @@ class Bucket:
                 told = " ".join(str(error).split())
                 if permanent := self._permanent(doing, address, told):
                     raise permanent from error
-                if attempt == tries:
+                if attempt == tries or time.monotonic() - began > PATIENCE_SECONDS:
                     raise UserError(
-                        f"{address.url}: {doing} failed {tries} times, the store can't be reached or fails ({_short(told)}); check the "
+                        f"{address.url}: {doing} failed {attempt} times, the store can't be reached or fails ({_short(told)}); check the "
                         f"address, then try again{self._endpoint()}"
                     ) from error
                 time.sleep(wait * random.uniform(0.5, 1.0))

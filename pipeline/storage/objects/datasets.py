@@ -10,7 +10,7 @@ from mmpo.pipeline.storage.files import atomic_folder, file_digest, text_digest
 from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest, safe_name
 from mmpo.pipeline.storage.objects.addresses import Address, address_of, url_of
 from mmpo.pipeline.storage.objects.cache import cache_folder, fetch_files, prepare, used
-from mmpo.pipeline.storage.objects.client import Bucket, NotThere, Stored
+from mmpo.pipeline.storage.objects.client import NotThere, StoreBucket, Stored
 from mmpo.pipeline.storage.objects.fetch import fetched
 
 OURS = re.compile(r".*\.mmpo-[0-9a-f]{16}(\.[A-Za-z0-9]+)?")
@@ -52,7 +52,7 @@ def dataset_at(given: str | Path) -> Path | None:
 
 
 def _dataset(address: Address) -> Path:
-    bucket = Bucket(address)
+    bucket = StoreBucket(address)
     try:
         text = bucket.read(address.inside(MANIFEST).key).decode(errors="replace")
     except NotThere as error:
@@ -69,7 +69,7 @@ def _dataset(address: Address) -> Path:
     return folder
 
 
-def _fetch(bucket: Bucket, address: Address, manifest: dict[str, Any], folder: Path) -> None:
+def _fetch(bucket: StoreBucket, address: Address, manifest: dict[str, Any], folder: Path) -> None:
     stored = manifest.pop(STORED, {})
     digests = {safe_name(name, address.url): digest for name, digest in manifest_files(manifest).items()}
     found = {

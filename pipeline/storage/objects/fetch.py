@@ -9,7 +9,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import temporary_folder, text_digest
 from mmpo.pipeline.storage.objects.addresses import Address, address_of
 from mmpo.pipeline.storage.objects.cache import cache_folder, fetch_files, prepare, used
-from mmpo.pipeline.storage.objects.client import THREADS, Bucket, Stored
+from mmpo.pipeline.storage.objects.client import THREADS, StoreBucket, Stored
 from mmpo.pipeline.storage.objects.threads import side_by_side
 
 MAGIC = re.compile(r"[*?[]")
@@ -40,7 +40,7 @@ class Found:
 def objects_at(url: str) -> Found:
     """What an address names. Raises UserError where nothing is there, or the store does not say."""
     address = address_of(url)
-    bucket = Bucket(address)
+    bucket = StoreBucket(address)
     fixed = address.key.rpartition("/")[0] if not MAGIC.search(address.key) else MAGIC.split(address.key)[0].rpartition("/")[0]
     if address.key and not url.endswith("/"):
         if not MAGIC.search(address.key):
@@ -76,7 +76,7 @@ def fetched(found: Sequence[Address], *, head: bool = False) -> list[tuple[Path,
     """
     if not found:
         return []
-    bucket = Bucket(found[0])
+    bucket = StoreBucket(found[0])
     before = side_by_side([lambda key=one.key: bucket.about(key) for one in found], THREADS)
     paths = [_place(one, head and one.bytes > HEAD_BYTES) for one in before]
     missing = {path: one for path, one in zip(paths, before, strict=True) if not path.is_file()}

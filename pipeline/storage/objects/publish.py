@@ -18,7 +18,7 @@ from mmpo.pipeline.storage.files import own_errors, temporary_folder, text_diges
 from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest
 from mmpo.pipeline.storage.objects.addresses import Address, address_of
 from mmpo.pipeline.storage.objects.cache import cache_folder
-from mmpo.pipeline.storage.objects.client import THREADS, Bucket, NotThere
+from mmpo.pipeline.storage.objects.client import THREADS, NotThere, StoreBucket
 from mmpo.pipeline.storage.objects.datasets import OURS, STORED
 from mmpo.pipeline.storage.objects.threads import side_by_side
 
@@ -34,7 +34,7 @@ def check_target(url: str) -> str | None:
     address = address_of(url)
     if not address.key:
         raise UserError(f"--out {url} is a whole bucket; name a key in it, such as {url.rstrip('/')}/pairs")
-    bucket = Bucket(address)
+    bucket = StoreBucket(address)
     there = bucket.listing(address.key)
     foreign = [name for name in there if name not in (MANIFEST, WRITING) and not OURS.fullmatch(name)]
     text = None
@@ -61,7 +61,7 @@ def publishing(url: str, check: Callable[[Path], Any]) -> Iterator[Path]:
     """
     before = check_target(url)
     address = address_of(url)
-    bucket = Bucket(address)
+    bucket = StoreBucket(address)
     place = cache_folder("uploads") / text_digest(address.url) / address.key.rpartition("/")[2]
     place.parent.mkdir(parents=True, exist_ok=True)
     with _announced(bucket, address), temporary_folder(place) as folder, own_errors(place, place, folder):
@@ -73,7 +73,7 @@ def publishing(url: str, check: Callable[[Path], Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def _announced(bucket: Bucket, address: Address) -> Iterator[None]:
+def _announced(bucket: StoreBucket, address: Address) -> Iterator[None]:
     """Say in the store, as long as the block is, that a dataset is being written; which also shows, before the work, that it may be."""
     key = address.inside(WRITING).key
     try:
@@ -105,7 +105,7 @@ def stored_name(name: str, digest: Mapping[str, Any]) -> str:
     return path.with_name(f"{path.stem}.mmpo-{str(digest['sha256'])[:16]}{path.suffix}").as_posix()
 
 
-def _publish(bucket: Bucket, address: Address, folder: Path) -> None:
+def _publish(bucket: StoreBucket, address: Address, folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     files = {name: digest for name, digest in manifest_files(manifest).items() if digest is not None}
     names = {name: stored_name(name, digest) for name, digest in files.items()}
@@ -127,7 +127,7 @@ def _publish(bucket: Bucket, address: Address, folder: Path) -> None:
         side_by_side([work(name) for name in missing], THREADS)
     text = json.dumps({**manifest, STORED: names}, ensure_ascii=False, indent=2) + "\n"
     _compare(bucket, address, sizes)
-    side_by_side([lambda: bucket.upload(text.encode(), address.inside(MANIFEST).key)], 1)
+    bucket.upload(text.encode(), address.inside(MANIFEST).key)
     old = [name for name in bucket.listing(address.key) if name not in sizes and name != MANIFEST]
     bucket.remove(address.inside(name).key for name in old)
     _compare(bucket, address, sizes)
@@ -138,7 +138,7 @@ def _publish(bucket: Bucket, address: Address, folder: Path) -> None:
     say(f"uploaded {len(missing):,} of {len(files):,} files, {total:,} bytes, to {address.url}")
 
 
-def _compare(bucket: Bucket, address: Address, sizes: Mapping[str, int]) -> None:
+def _compare(bucket: StoreBucket, address: Address, sizes: Mapping[str, int]) -> None:
     """Raise UserError where the store does not hold what was uploaded."""
     there = bucket.listing(address.key)
     wrong = [name for name, size in sizes.items() if there.get(name) != size]
