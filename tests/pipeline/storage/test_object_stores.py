@@ -308,7 +308,7 @@ def test_a_store_that_refuses_is_asked_once_and_nothing_secret_is_said(
 def test_a_bucket_that_may_be_read_and_not_written_is_known_before_the_work(
     here: str, proxy: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["mmpo.pipeline.build.run"], "read_chunk", None)
+    monkeypatch.setattr(sys.modules["mmpo.pipeline.build.run"], "read_chunks", None)
     proxy.before = lambda method, path: "AccessDenied" if method in ("PUT", "POST") else None
     with pytest.raises(UserError, match="the store refuses writing"):
         build(write_rows(tmp_path / "r.jsonl", graded(4)), f"s3://{here}/o", options=JSONL)
