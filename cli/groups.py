@@ -64,9 +64,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "objective": "loss gamma | loss_options loss_learning_rate target control beta length_normalised reference reference_cache ties "
         "weight source_weights",
         "data": "data max_length | max_prompt_length thinking graded_part",
-        "optimisation": "learning_rate epochs max_steps pairs_per_step | optimizer warmup_ratio schedule weight_decay max_grad_norm seed",
+        "optimisation": "learning_rate epochs max_steps pairs_per_step | more_steps optimizer warmup_ratio schedule weight_decay "
+        "max_grad_norm seed",
         "speed": "bf16 gradient_checkpointing tokens_per_batch layout",
-        "running": "as_json | eval_split eval_steps early_stopping logging_steps report_to save_steps resume",
+        "running": "as_json | eval_split eval_steps sample sample_tokens early_stopping logging_steps report_to save_steps resume",
     },
     "evaluate policy": _EVALUATE,
     "evaluate reward": _EVALUATE,

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from mmpo.train.options import TrainOptions
     from mmpo.train.release import merge
     from mmpo.train.scoring import score
-    from mmpo.train.training import PolicyTrainer, RewardTrainer, train_policy, train_reward
+    from mmpo.train.training import PolicyTrainer, RewardTrainer, RunCallback, train_policy, train_reward
 
 __all__ = [
     "LocalModel",
     "PolicyTrainer",
     "RewardTrainer",
+    "RunCallback",
     "TrainOptions",
     "completion_features",
     "evaluate",

@@ -66,6 +66,8 @@ class TrainOptions:
     """passes over the training prompts"""
     max_steps: Count | None = None
     """stop after this many steps, whatever the epochs say"""
+    more_steps: Count | None = None
+    """steps beyond those of the epochs, or of max_steps; a run that ended without them goes on to them from its last checkpoint"""
     pairs_per_step: Count = 64
     """a step holds at least so many pairs, in whole prompts"""
     tokens_per_batch: Count | None = None
@@ -133,6 +135,11 @@ class TrainOptions:
     """split measured during training; null: none"""
     eval_steps: Count | None = None
     """measure every so many steps; default: five times a run"""
+    sample: Count | None = None
+    """policy: at every evaluation show replies to so many prompts of the evaluation split, always the same, and keep them in
+    samples.jsonl"""
+    sample_tokens: Count = 128
+    """tokens of such a reply at most"""
     early_stopping: Count | None = None
     """stop after so many evaluations without a better eval loss; the best checkpoint is kept"""
     logging_steps: Count | None = None
@@ -180,6 +187,8 @@ class TrainOptions:
                 + ("a policy's output layer needs them all" if self.kind == "policy" else "tiny has tiny_layers for that")
                 + "; leave out `layers`"
             )
+        if self.sample is not None:
+            self._check_sample()
         if self.early_stopping is not None and self.eval_split is None:
             raise UserError("early_stopping compares evaluations on held-out pairs: give eval_split, or leave it out")
         if self.control is not None:
@@ -211,6 +220,17 @@ class TrainOptions:
             )
         if self.load_in is not None and self.model == "tiny":
             raise UserError("load_in: a tiny model is built, not loaded; leave it out")
+
+    def _check_sample(self) -> None:
+        """Raises UserError where no replies can be shown."""
+        if self.kind == "reward":
+            raise UserError("sample shows what a policy writes; a reward model writes nothing: leave out `sample`")
+        if self.eval_split is None:
+            raise UserError("sample replies to prompts of the evaluation split: give eval_split, or leave it out")
+        if self.top_layers is not None:
+            raise UserError(
+                f"sample and trainable {self.trainable!r} exclude each other (what lies below is known of given texts alone)"
+            )
 
     def _check_top_layers(self) -> None:
         """Raises UserError for what can't be had with the uppermost layers alone."""

@@ -34,3 +34,4 @@ from mmpo.train.training.run import train_policy, train_reward
 from mmpo.train.training.run_folder import RunFolder
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
+from mmpo.train.training.watching import RunCallback

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmpo.pipeline.metrics import SAME
@@ -52,9 +53,17 @@ class Resumption(TrainerCallback):
     checkpoint although the state names it as seen from another working directory.
     """
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Corrects the state that was read from the checkpoint."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        """Corrects the state that was read from the checkpoint: where the run has more steps now, the next one's learning rate too."""
         state.compute_steps(args, state.max_steps)
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        if state.global_step and isinstance(schedule, LambdaLR):
+            bases = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            schedule._last_lr = [base * rate(schedule.last_epoch) for base, rate in bases]
+            for group, lr in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+                group["lr"] = lr
         best = os.path.join(args.output_dir or "", f"checkpoint-{state.best_global_step}")
         if state.best_global_step and os.path.isdir(best):
             state.best_model_checkpoint = best

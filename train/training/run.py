@@ -22,6 +22,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.progress import say
 from mmpo.pipeline.storage import on_disk, refuse_url
+from mmpo.train.batches import plan_steps
 from mmpo.train.data import (
     Prepared,
     PromptPairs,
@@ -85,6 +86,7 @@ from mmpo.train.training.measures import intervals
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
+from mmpo.train.training.watching import OwnCallbacks, samples_of
 
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
 """Columns that a run's targets and weights depend on, with the ids of the texts."""
@@ -92,20 +94,20 @@ _SCORES = ("score_chosen", "score_rejected")
 """Columns that losses of whole prompts depend on as well."""
 
 
-def train_policy(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train_policy(options: TrainOptions, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains a policy; returns {"out", "steps", "train_loss", "gamma", "metrics", "displacement"}, where pairs are measured also
-    "metrics_95", their 95% intervals, with early stopping also "best_step". callbacks: of transformers, beside our own. Raises
-    UserError, KeyboardInterrupt.
+    "metrics_95", their 95% intervals, with early stopping also "best_step". callbacks: of `RunCallback`'s kind, or of transformers. Raises
+    UserError, KeyboardInterrupt, and what a callback raises.
     """
     return _train("policy", options, callbacks)
 
 
-def train_reward(options: TrainOptions, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train_reward(options: TrainOptions, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains a reward model; returns what `train_policy` does, without "displacement"."""
     return _train("reward", options, callbacks)
 
 
-def _train(kind: str, options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+def _train(kind: str, options: TrainOptions, callbacks: Sequence[Any]) -> dict[str, Any]:
     """A run, with the errors named that may come from anywhere in it."""
     if options.kind != kind:
         raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
@@ -143,11 +145,15 @@ def _memory_message(error: Exception, options: TrainOptions) -> UserError:
     return found if known_to_all(error) else LocalFailure(str(found))
 
 
-def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+def _run(options: TrainOptions, callbacks: Sequence[Any]) -> dict[str, Any]:
     check_launch(options.bf16)
     check_few_bits(options)
     if options.lora and options.kind == "reward" and uses_fsdp():
         raise UserError("a reward model's LoRA adapter is merged at the end, which FSDP's parts can't be: leave out --lora or FSDP")
+    if options.sample and uses_fsdp():
+        raise UserError(
+            "sample has the first process write replies, which holds a part of the model with FSDP: leave out --sample or FSDP"
+        )
     if options.top_layers is not None and uses_fsdp():
         raise UserError(
             f"--trainable {options.trainable} needs the whole model in every process: leave out FSDP, or train all layers"
@@ -168,12 +174,14 @@ def _run(options: TrainOptions, callbacks: Sequence[TrainerCallback]) -> dict[st
 
 
 def _train_claimed(
-    options: TrainOptions, args: TrainingArguments, ready: "Preparation", callbacks: Sequence[TrainerCallback]
+    options: TrainOptions, args: TrainingArguments, ready: "Preparation", callbacks: Sequence[Any]
 ) -> dict[str, Any]:
     """Everything from the trainer to its saved model, with the folder locked."""
     folder = ready.folder
     try:
-        trainer = agreed(lambda: _trainer(options, args, ready, callbacks))
+        theirs = [one for one in callbacks if isinstance(one, TrainerCallback)]
+        trainer = agreed(lambda: _trainer(options, args, ready, theirs))
+        own = OwnCallbacks([one for one in callbacks if not isinstance(one, TrainerCallback)])
     except Exception as error:
         if not is_lost_process(error):
             from_first(folder.abandon)
@@ -186,13 +194,23 @@ def _train_claimed(
     if isinstance(ready.target, LevelTarget):
         record["target_levels"] = ready.target.as_dict()
     record["way"] = {name: getattr(trainer.execution_plan, name) for name in ("layout", "attention", "head", "reason")}
+    if options.sample and trainer.eval_prompts:
+        trainer.add_callback(agreed(lambda: samples_of(trainer, options)))
     trainer.last_step = _ended_at(checkpoint, options.early_stopping)
+    if folder.extends and rank_and_world()[0] == 0:
+        say(_going_further(options, TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step, args.max_steps))
     progress = next(one for one in trainer.callback_handler.callbacks if isinstance(one, TrainingProgress))
     # The reporter takes its bar away: a Trainer that fails does not say that training has ended.
     with StopSafely() as stop, known_below(trainer, options), progress.reporter:
         trainer.add_callback(stop)
+        trainer.add_callback(own)
         result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
+    if own.failed:
+        from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
+        raise own.error or UserError(
+            "a callback of the first process raised an exception; the same call goes on from the checkpoint"
+        )
     if stop.stopped and state.global_step < state.max_steps and not ended_early(state.log_history, options.early_stopping):
         from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
         raise KeyboardInterrupt
@@ -210,6 +228,7 @@ def _train_claimed(
         margin = np.concatenate([prompt.margin for prompt in ready.train])
         for line in learned_lines(learned, margin):
             say(line)
+    own.ended(summary)
     return summary
 
 
@@ -250,7 +269,8 @@ def prepare_run(options: TrainOptions) -> Preparation:
                 "another --out"
             )
         if rank_and_world()[0] == 0:
-            say(f"{folder.path} already holds this run, finished; nothing to do")
+            more = f" (with {folder.had_more} more steps)" if folder.had_more else ""
+            say(f"{folder.path} already holds this run{more}, finished; nothing to do")
         return Preparation(folder)
     check_sources(pairs, options.source_weights)
     used, _ = usable_pairs(pairs, ties=True, source_weights=options.source_weights)
@@ -374,6 +394,8 @@ def _ended_at(checkpoint: str | None, patience: int | None) -> int | None:
 def _trainer(
     options: TrainOptions, args: TrainingArguments, ready: Preparation, callbacks: Sequence[TrainerCallback]
 ) -> MarginTrainer:
+    if options.more_steps:
+        args.max_steps = _steps(options, ready.train) + options.more_steps
     watching: list[TrainerCallback] = [TrainingProgress(f"{options.kind} {options.loss}"), *callbacks]
     watching += [Displacement(options.beta)] if options.kind == "policy" else []
     if any(name != "sft" for name in parse_terms(options.loss)) and any(
@@ -415,6 +437,23 @@ def _trainer(
     check_plan(trainer.execution_plan, trainer.model, options)
     set_intervals(trainer.args, options, len(trainer.plan()), bool(trainer.eval_prompts))
     return trainer
+
+
+def _steps(options: TrainOptions, prompts: Sequence[PromptPairs]) -> int:
+    """Those of a run without more of them."""
+    sizes = [len(prompt.rows) for prompt in prompts]
+    return options.max_steps or len(plan_steps(sizes, options.pairs_per_step, options.epochs, options.seed))
+
+
+def _going_further(options: TrainOptions, done: int, steps: int) -> str:
+    """What a run that has ended and goes on to more steps has of one that was asked for all of them from the start, and what not."""
+    same = "their order, the optimizer's state and the random numbers are those of a run of so many steps from the start"
+    if options.schedule == "constant":
+        return f"goes on behind step {done}, to {steps}: {same}, and so is the learning rate"
+    return (
+        f"goes on behind step {done}, to {steps}: {same}, and so is the learning rate from here on; the first {done} steps had that of the "
+        f"shorter run (--schedule {options.schedule}), which the result shows"
+    )
 
 
 def _reference(options: TrainOptions, ready: Preparation) -> Any:

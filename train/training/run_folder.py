@@ -16,7 +16,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file, file_lock
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import RECORD, read_record
-from mmpo.train.training.callbacks import Log, displacement_of
+from mmpo.train.training.callbacks import Log, displacement_of, ended_early
 
 LOCK = f"{RECORD}.lock"
 _BEGINNINGS = (f"{RECORD}.part", f".{RECORD}.part-", LOCK)
@@ -30,6 +30,9 @@ _MAY_CHANGE = {
     "reference_cache",
     "tokens_per_batch",
     "gradient_checkpointing",
+    "more_steps",
+    "sample",
+    "sample_tokens",
 }
 """What may change between a run and its resumption without changing the result, but for rounding."""
 _NEW_REFERENCE = "reference.new"
@@ -68,8 +71,10 @@ class RunFolder:
         has_work = self.record is not None and (bool(self.record.get("finished")) or bool(self._checkpoints()[0]))
         self.goes_on = options.resume and has_work
         self._claimed, self._lock = False, ExitStack()
+        self.had_more: int = ((self.record or {}).get("options", {}).get("more_steps") or 0) if self.goes_on else 0
         if self.record is not None and self.goes_on:
             self._same_run(self.record)
+            self._check_more(self.record)
 
     def _same_run(self, record: dict[str, Any]) -> None:
         now = json.loads(json.dumps({**self.options.as_dict(), "data_digest": self.digest}))
@@ -81,6 +86,27 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run with other options ({'; '.join(changed)}): give another folder, the same "
                 "options to go on, or switch resume off to start again"
+            )
+
+    def _check_more(self, record: dict[str, Any]) -> None:
+        """Raises UserError where a run is on its way to more steps than are asked for now, and where one that has ended can't go on."""
+        asked = self.options.more_steps or 0
+        if not record.get("finished") and asked < self.had_more:
+            raise UserError(
+                f"{self.path} holds a run on its way to {self.had_more} more steps: give --more-steps {self.had_more}, or more"
+            )
+        if not self.extends:
+            return
+        patience, whole = self.options.early_stopping, self._checkpoints()[0]
+        if not whole:
+            raise UserError(
+                f"{self.path} holds a run that has ended and no checkpoint to go on from (they were deleted): train its model further in "
+                f"another folder, --model {self.path} --out DIR, which begins with a new optimizer and a new schedule"
+            )
+        if ended_early(TrainerState.load_from_json(str(max(whole)[1] / "trainer_state.json")).log_history, patience):
+            raise UserError(
+                f"{self.path} holds a run that ended early: its held-out loss had not fallen for {patience} evaluations; "
+                "more steps would not change that. Leave out --more-steps, or give another --out with a larger --early-stopping"
             )
 
     def same_model(self, identity: dict[str, Any]) -> None:
@@ -102,7 +128,16 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the same run has ended here already."""
+        """Whether the same run has ended here already, with all the steps that are asked for."""
+        return self._ended and not self.extends
+
+    @property
+    def extends(self) -> bool:
+        """Whether a run that has ended here is to go on to more steps."""
+        return self._ended and (self.options.more_steps or 0) > self.had_more
+
+    @property
+    def _ended(self) -> bool:
         return bool(self.goes_on and self.record and self.record.get("finished"))
 
     def claim(self) -> None:
@@ -168,6 +203,7 @@ class RunFolder:
             "reference.sqlite*",
             "*.safetensors*",
             "adapter_*",
+            "samples.jsonl",
             RECORD,
         ):
             for path in self.path.glob(pattern):
