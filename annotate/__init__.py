@@ -27,3 +27,7 @@ __all__ = [
     "parse_reply",
     "select",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

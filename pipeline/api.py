@@ -29,13 +29,14 @@ from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
-from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, replacing, write_manifest
+from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, read_manifest, replacing, write_manifest
 from mmpo.pipeline.storage.files import FileDigest
 from mmpo.pipeline.storage.frames import arrow_table, as_file, is_table, refuse_other
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.objects import name_of, on_disk
 from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
+from mmpo.pipeline.storage.shown import InShort, Summary, shown_table
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, keys_of, metadata, with_keys, with_metadata
 
@@ -200,7 +201,7 @@ def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.
         (folder / "README.md").write_text(card([name for name in SPLITS if rows[name]], rows, kept), encoding="utf-8")
         prompts = len(pc.unique(flat(pairs["prompt_id"])))
         write_manifest(folder, {"kind": "pairs", **kept, "prompts": prompts, "rows": rows, "counts": {}}, digests)
-    return {"out": name_of(out), "prompts": prompts, "pairs": rows, "rejected": {}}
+    return Summary({"out": name_of(out), "prompts": prompts, "pairs": rows, "rejected": {}})
 
 
 def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
@@ -218,3 +219,55 @@ def load_feedback(dir: str | Path) -> pa.Table:
     folder = on_disk(dir)
     manifest_of(folder, "feedback")
     return read_parts(split_files(folder, "feedback"), FEEDBACK)
+
+
+class DatasetFolder:
+    """A dataset folder that `mmpo build` or `write_dataset` wrote, in a line: what stands in it. Raises UserError where it is none.
+
+    folder, manifest: where it is and what its manifest says; rows: split → rows.
+
+    >>> import tempfile
+    >>> pairs = build_pairs(read_feedback("data/human_graded_pairs.jsonl", "jsonl", scale=(-2, 2)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = write_dataset(pairs, f"{folder}/pairs", split=(0.8, 0, 0.2))
+    ...     DatasetFolder(f"{folder}/pairs")
+    Pairs: ... train, 0 validation, ... test; 183 prompts; in ...pairs
+    """
+
+    def __init__(self, dir: str | Path) -> None:
+        self.folder = on_disk(dir)
+        self.manifest = read_manifest(self.folder)
+        self.rows: dict[str, int] = dict(self.manifest.get("rows") or {})
+
+    def pairs(self, split: str | None = None) -> pa.Table:
+        """Its PAIRS, as `load_pairs`."""
+        return load_pairs(self.folder, split)
+
+    def feedback(self) -> pa.Table:
+        """Its FEEDBACK, as `load_feedback`."""
+        return load_feedback(self.folder)
+
+    def __len__(self) -> int:
+        return sum(self.rows.values())
+
+    def _shown(self) -> InShort:
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
+        line = f"{str(self.manifest.get('kind', 'dataset')).capitalize()}: {counts}; {self.manifest.get('prompts', 0):,} prompts"
+        return InShort(f"{line}; in {self.folder}", ("", ""), [(name, f"{count:,}") for name, count in self.rows.items()])
+
+    def __repr__(self) -> str:
+        return repr(self._shown())
+
+    def _repr_html_(self) -> str:
+        return self._shown()._repr_html_()
+
+
+def show(what: pa.Table | str | Path) -> InShort | DatasetFolder:
+    """FEEDBACK or PAIRS, or the folder of a dataset, in a line, and in notebooks as a small table of its first rows.
+
+    In notebooks `%load_ext mmpo.pipeline` shows every table of mmpo's so.
+
+    >>> show(build_pairs(read_feedback("data/human_graded_pairs.jsonl", "jsonl", scale=(-2, 2))))
+    Pairs: 183 of 183 prompts; margins 0 to 2, ... in the mean; ... ties
+    """
+    return shown_table(what) if isinstance(what, pa.Table) else DatasetFolder(what)

@@ -3,8 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from html import escape
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -113,6 +115,7 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
             speed_estimate_period=RATE_OVER_SECONDS, disable=not self._terminal,
         )  # fmt: skip
         self._tasks: dict[str, Task] = {}
+        self._cell = None if self._terminal or is_quiet() or not in_notebook() else _Cell()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """So much of a stage is done. stage: what is being done, empty where there is only one; detail: what else is to be shown."""
@@ -124,7 +127,9 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         task = self._tasks[stage]
         self._bars.update(task.id, completed=done, total=total, detail=detail)
         now = time.monotonic()
-        if not self._terminal and now - self._said.get(stage, self._began) >= self.seconds:
+        if self._cell is not None:
+            self._cell.show(self._bars.tasks, self.unit)
+        elif not self._terminal and now - self._said.get(stage, self._began) >= self.seconds:
             self._said[stage] = now
             left = f"{duration(task.time_remaining)} left" if task.time_remaining else ""
             counted = f"{in_bytes(done)} of {in_bytes(total)}" if self.unit == BYTES else f"{done:,} of {total:,} {self.unit}"
@@ -135,6 +140,8 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         """Takes the bars away."""
         if self._tasks:
             self._bars.stop()
+        if self._cell is not None:
+            self._cell.clear()
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -146,3 +153,45 @@ def _rate(task: Task, unit: str) -> str:
     if unit == BYTES:
         return f"{in_bytes(task.speed)}/s"
     return f"{per_second(task.speed)} {unit}/s"
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return "ipykernel" in sys.modules and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class _Cell:
+    """Bars below a notebook's cell, drawn anew a few times a second and taken away at the end; no widgets are needed."""
+
+    EVERY_SECONDS = 0.2
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._drawn = 0.0
+
+    def show(self, tasks: Iterable[Task], unit: str) -> None:
+        if time.monotonic() - self._drawn < self.EVERY_SECONDS:
+            return
+        self._drawn = time.monotonic()
+        lines = []
+        for task in tasks:
+            total = task.total or 0
+            left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
+            told = f"{task.completed:,.0f} of {total:,.0f} {unit} {_rate(task, unit)}{left} {task.fields.get('detail', '')}"
+            lines.append(
+                f"<div>{escape(task.description)} <progress value='{task.completed}' max='{total}'></progress> {escape(told)}</div>"
+            )
+        self._draw("".join(lines))
+
+    def clear(self) -> None:
+        if self._handle is not None:
+            self._draw("")
+
+    def _draw(self, html: str) -> None:
+        display = sys.modules["IPython"].display
+        if self._handle is None:
+            self._handle = display.display(display.HTML(html), display_id=True)
+        else:
+            self._handle.update(display.HTML(html))

@@ -19,7 +19,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import NORMALISATIONS
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.options import read_gamma
-from mmpo.pipeline.storage import on_disk, part_files, read_manifest, read_parts
+from mmpo.pipeline.storage import Summary, on_disk, part_files, read_manifest, read_parts
 from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]
@@ -301,4 +301,4 @@ def validate(
             status, count, message = check.outcome(name, found)
             checks.append({"name": name, "status": status, "count": count, "message": message})
     bad = ("fail", "warn") if strict else ("fail",)
-    return {"ok": not any(check["status"] in bad for check in checks), "checks": checks}
+    return Summary({"ok": not any(check["status"] in bad for check in checks), "checks": checks})

@@ -22,7 +22,7 @@ ROOMS = [
     "pipeline.errors", "pipeline.margins", "pipeline.options", "pipeline.tables", "pipeline.thinking", "pipeline.progress",
     "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.grades", "pipeline.metrics", "pipeline.sources",
     "pipeline.builder", "pipeline.filters", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate",
-    "pipeline.hub", "pipeline", "pipeline.report",
+    "pipeline.hub", "pipeline", "pipeline.report", "pipeline.package",
     # annotate
     "annotate.scales", "annotate.pairings", "annotate.rows", "annotate.client", "annotate.batch", "annotate.asking", "annotate.replies",
     "annotate.judge", "annotate.generate", "annotate.agreement", "annotate.calibrate", "annotate.mt_bench", "annotate.select",
@@ -225,7 +225,7 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     expected = {f"mmpo/{path.relative_to(ROOT)}" for folder in FOLDERS for path in files(folder, ".py", *DATA_FILES)}
     assert not expected - inside
     assert not {name for name in inside if not name.startswith("mmpo") or "test" in name.lower()}
-    assert "mmpo/__init__.py" not in inside
+    assert archive.read("mmpo/__init__.py") == (ROOT / "pipeline" / "package" / "__init__.py").read_bytes()
     # A clean environment that has our wheel and borrows the dependencies of this one.
     clean = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clean)], check=True, timeout=120)
@@ -241,6 +241,11 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert str(site.resolve()) in done.stdout
+    code = "import sys; sys.path.append(sys.argv[1]); import mmpo; print(mmpo.__version__, mmpo.pipeline.prompt_id, dir(mmpo))"
+    told = subprocess.run(
+        [str(clean / "bin" / "python"), "-c", code, borrowed], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert re.match(r"0\.\d+\.\d+ <function prompt_id", told.stdout) and "'pipeline'" in told.stdout
     [entry_points] = [name for name in inside if name.endswith("entry_points.txt")]
     assert "mmpo = mmpo.cli.main:main" in archive.read(entry_points).decode()
 

@@ -44,3 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mmpo.train' has no attribute {name!r}")
     return getattr(import_module(f"mmpo.train.{_ROOMS.get(name, 'training')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -56,6 +56,7 @@ from mmpo.pipeline.storage.files import digest, temporary_folder
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
 from mmpo.pipeline.storage.objects import name_of
 from mmpo.pipeline.storage.rows import Chunk, plan
+from mmpo.pipeline.storage.shown import Summary
 from mmpo.pipeline.storage.spill import groups_within
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import REJECTS
@@ -167,7 +168,7 @@ def build(
                     folder, 0.9 * written * rest / max(end, 1) - (rest if options.scratch is None else 0), "the dataset's files"
                 )
             _join_rejects([path for part in (*found, *results) for path in part.rejects], folder / "rejects.parquet")
-        return _finish(builds, found, results, metadata, folder, out)
+        return Summary(_finish(builds, found, results, metadata, folder, out))
 
 
 @contextmanager
