@@ -5,9 +5,9 @@ from typing import Any
 from mmpo.pipeline.api import DatasetFolder, build_pairs, load_feedback, load_pairs, read_feedback, show, write_dataset
 from mmpo.pipeline.build import BuildOptions, build
 from mmpo.pipeline.errors import MmpoError, PartialResult, UserError
+from mmpo.pipeline.interactive import shown_table, to_dataset, to_pandas
 from mmpo.pipeline.margins import target_probability
 from mmpo.pipeline.progress import ProgressReporter
-from mmpo.pipeline.storage import shown_table, to_dataset, to_pandas
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, completion_id, prompt_id
 from mmpo.pipeline.validate import validate
 

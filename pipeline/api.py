@@ -26,17 +26,16 @@ from mmpo.pipeline.build import (
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY
 from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
+from mmpo.pipeline.interactive import InShort, Summary, arrow_table, as_file, is_table, refuse_other, shown_table
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import PartWriter, card, manifest_of, read_manifest, replacing, write_manifest
 from mmpo.pipeline.storage.files import FileDigest
-from mmpo.pipeline.storage.frames import arrow_table, as_file, is_table, refuse_other
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.objects import name_of, on_disk
 from mmpo.pipeline.storage.parts import read_parts, split_files
 from mmpo.pipeline.storage.rows import plan
-from mmpo.pipeline.storage.shown import InShort, Summary, shown_table
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import FEEDBACK, PAIRS, REJECTS, SPLITS, keys_of, metadata, with_keys, with_metadata
 

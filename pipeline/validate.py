@@ -17,9 +17,10 @@ from mmpo.pipeline.checks import Findings, look_at_feedback, look_at_folder, loo
 from mmpo.pipeline.checks.pairs import SATURATED as SATURATED
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import NORMALISATIONS
+from mmpo.pipeline.interactive import Summary
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.options import read_gamma
-from mmpo.pipeline.storage import Summary, on_disk, part_files, read_manifest, read_parts
+from mmpo.pipeline.storage import on_disk, part_files, read_manifest, read_parts
 from mmpo.pipeline.tables import SPLITS
 
 Outcome = tuple[str, int, str]

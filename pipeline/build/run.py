@@ -48,6 +48,7 @@ from mmpo.pipeline.build.workers import (
 )
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
+from mmpo.pipeline.interactive import Summary
 from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
@@ -56,7 +57,6 @@ from mmpo.pipeline.storage.files import digest, temporary_folder
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
 from mmpo.pipeline.storage.objects import name_of
 from mmpo.pipeline.storage.rows import Chunk, plan
-from mmpo.pipeline.storage.shown import Summary
 from mmpo.pipeline.storage.spill import groups_within
 from mmpo.pipeline.storage.text_files import InputFile
 from mmpo.pipeline.tables import REJECTS

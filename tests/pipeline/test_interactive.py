@@ -18,7 +18,7 @@ import mmpo.annotate
 import mmpo.pipeline
 import mmpo.train
 from mmpo.pipeline import BuildOptions, DatasetFolder, UserError, build, build_pairs, read_feedback, show, validate
-from mmpo.pipeline.storage import Summary, shown_table
+from mmpo.pipeline.interactive import Summary, shown_table
 
 SAMPLE = "data/human_graded_pairs.jsonl"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage.text_files import InputFile
+from mmpo.pipeline.storage import InputFile
 
 if TYPE_CHECKING:
     from datasets import Dataset
