@@ -11,6 +11,7 @@ from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.build.resolve import ResolvedBuild
 from mmpo.pipeline.grades.rater_effects import RaterAgreement
 from mmpo.pipeline.grades.statistics import GradeGroup
+from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.tables import SPLITS, as_text
 
 EXAMPLES = 2
@@ -75,9 +76,13 @@ def doubtful_raters(build: ResolvedBuild) -> dict[str, RaterAgreement]:
 def rater_warnings(build: ResolvedBuild) -> list[str]:
     """What the user should know of the raters and their scales, one sentence each."""
     found = _of_scales(build)
+    what = "grade" if build.rules.evidence == "ratings" else "gap"
     flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
-    if flat_raters:
-        found.append(f"{_names(flat_raters)}: gave everything the same {'grade' if build.rules.evidence == 'ratings' else 'gap'}")
+    if flat_raters and what == "gap" and len(flat_raters) == len(build.groups):
+        if not get_source(build.options.format).range.startswith("none"):  # which is said of such formats
+            found.append("every gap is the same, by whoever gave it: margins say which reply is better, and not by how much")
+    elif flat_raters:
+        found.append(f"{_names(flat_raters)}: gave everything the same {what}")
     doubtful = doubtful_raters(build)
     for name, one in list(doubtful.items())[:MOST_NAMES]:
         how = "goes against the others" if one.high < 0 else "can't be told from chance by the others' grades"

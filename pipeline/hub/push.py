@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub.card import configs, page
 from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, git_oid, hub_api, hub_errors, info_of, named, on_hub_name
-from mmpo.pipeline.storage import MANIFEST, FileDigest, manifest_of, on_disk, read_manifest
+from mmpo.pipeline.storage import MANIFEST, FileDigest, apart, manifest_of, on_disk, read_manifest
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
 from mmpo.pipeline.tables import is_readable
@@ -245,6 +245,9 @@ def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone:
         *(CommitOperationDelete(there) for there in gone),
     ]
     with hub_errors(name, "pushing", resumes=True):
+        # What is large goes first, in a thread that Ctrl-C does not wait for: until the commit nothing of it is to be seen.
+        adds = [one for one in operations if isinstance(one, CommitOperationAdd)]
+        apart(lambda: api.preupload_lfs_files(name, adds, repo_type="dataset", free_memory=False))
         done = api.create_commit(name, operations, commit_message=message, repo_type="dataset", parent_commit=info.sha)
     return str(done.oid)
 

@@ -222,7 +222,7 @@ def check_options(source: Source, options: SourceOptions) -> None:
 
 def _check_cells(source: Source, options: SourceOptions) -> None:
     """Of the options that say what stands in a file's cells."""
-    cells = {"--decimal": options.decimal, "--na": options.na, "--gap-of": options.gap_of}
+    cells = {"--na": options.na, "--gap-of": options.gap_of}
     for flag, given in cells.items():
         if given and not source.fields:
             raise UserError(f"format {source.name!r} takes no {flag}; it is for {_formats(lambda other: bool(other.fields))}")
@@ -308,9 +308,13 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     if source.table:
         yield _collect_table(chunk, source)
         return
+    if options.decimal and not source.fields and (chunk.kind != "csv" or source.unfold):
+        raise UserError(
+            f"{chunk.name}: --decimal says how numbers are written in CSV; here format {source.name!r} reads numbers that are none of text"
+        )
     if chunk.kind == "csv" and source.fields and options.decimal is None:
         options = replace(options, decimal=".")
-    part = _Part(chunk, source)
+    part = _Part(chunk, source, options)
     found = read_rows(chunk, source, options, lambda *told: part.unreadable(*told), lambda name: part.out.count(name))
     head, looked_at = head_of(found, source)
     if head:
@@ -330,7 +334,7 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
                 part.chars += size_of(row) * SAMPLED
                 if part.chars >= part_chars:
                     yield part.collected()
-                    part = _Part(chunk, source)
+                    part = _Part(chunk, source, options)
     yield part.collected()
 
 
@@ -343,7 +347,7 @@ def read_rows(
     if chunk.kind == "csv" and not source.fields and not source.unfold:
         from mmpo.pipeline.sources.sheets import typed
 
-        found = typed(found, source)
+        found = typed(found, source, options.decimal or ".")
     if source.joined:
         first = list(islice(found, HEAD_ROWS))
         if first:
@@ -404,8 +408,9 @@ def columns_of(head: list[Mapping[str, Any]]) -> dict[str, None]:
 class _Part:
     """The rows of a chunk that one builder holds."""
 
-    def __init__(self, chunk: Chunk, source: Source) -> None:
+    def __init__(self, chunk: Chunk, source: Source, options: SourceOptions) -> None:
         self.out = FeedbackBuilder(source.name)
+        self.cells = (options.decimal or ".") if chunk.kind == "csv" and not source.fields else ""
         self.file = chunk.name
         self.lines = self.dropped = self.chars = 0
         self.prepared: RowReader | None = None
@@ -427,6 +432,11 @@ class _Part:
                 self.out.row_extra({name: row[name]})
         except BadRow as error:
             self.dropped += 1
+            if self.cells and "hint" not in (error.evidence or {}):
+                from mmpo.pipeline.sources.sheets import mended
+
+                if hint := mended(row, self.cells):
+                    error.evidence = {**(error.evidence or {}), "hint": hint}
             self.out.drop(error)
 
     def collected(self) -> Collected:

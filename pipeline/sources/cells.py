@@ -10,7 +10,8 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import SourceOptions, stem
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, FeedbackBuilder, as_number
-from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, structure, with_system
+from mmpo.pipeline.sources.literals import DECIMAL_COMMA, NUMPYS_PRINT, comma_hint, is_numpys_print, plain_number, structure
+from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, with_system
 
 Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
@@ -29,8 +30,6 @@ PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 ONE_GRADE = (
     "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN), or name the column of "
     "the list's raters (--columns rater=COLUMN)"
@@ -68,36 +67,19 @@ class Cells:
         return found
 
     def _plain(self, text: str) -> float | None:
-        """A number with the decimal mark of the file. `float` would also take 1_000."""
-        if self.decimal == ",":
-            if "." in text:
-                return None
-            text = text.replace(",", ".")
-        try:
-            found = float(text.replace("−", "-"))
-        except ValueError:
-            return None
-        return None if "_" in text or found - found else found
+        return plain_number(text, self.decimal or ".")
 
     def _hint(self, text: str, field: str) -> str:
         """The option that would read the text."""
         if text.startswith("["):
             return ONE_GRADE
         if self.decimal is None and any(Cells(mark, (), self.high, {})._plain(text) is not None for mark in ".,"):
-            return f"--decimal {',' if _DECIMAL_COMMA.fullmatch(text) else '.'} reads numbers that are written as text"
+            return f"--decimal {',' if DECIMAL_COMMA.fullmatch(text) else '.'} reads numbers that are written as text"
         part = _FRACTION.fullmatch(text)
         if part and self._plain(part[1]) is not None:
             return f"{'' if self.decimal else '--decimal . with '}--scale LOW:{part[2] or 100} reads it as {part[1]}"
-        if self.decimal == "." and _THOUSANDS.fullmatch(text):
-            plain, decimal = (
-                text.replace(",", ""),
-                f" or, where the comma is the decimal mark, --decimal , reads {text.replace(',', '.')}",
-            )
-            return f"write {plain} where the comma parts thousands{decimal if text.count(',') == 1 else ''}"
-        if self.decimal == "." and _DECIMAL_COMMA.fullmatch(text):
-            return "--decimal , reads it"
-        if self.decimal == "," and Cells(".", (), None, {})._plain(text) is not None:
-            return "--decimal . reads it"
+        if mends := comma_hint(text, self.decimal):
+            return mends
         words = f"; --gap-of {text}=1,... gives words a gap" if field in ("gap", "margin") else ""
         return f"--na {text} reads it as no grade{words}"
 
@@ -125,8 +107,14 @@ class Cells:
         return text if text and text not in self.na else None
 
     def listed(self, value: Any) -> Any:
-        """The list that a text spells, as JSON or as Python writes it: a table's cell often has no other way; else what it is."""
-        found = structure(value) if isinstance(value, str) else None
+        """The list that a text spells, as JSON or as Python writes it: a table's cell often has no other way; else what it is.
+
+        Raises BadRow numpys_print."""
+        if not isinstance(value, str):
+            return value
+        if is_numpys_print(value):
+            raise BadRow("numpys_print", {"cell": value[:80], "hint": NUMPYS_PRINT})
+        found = structure(value)
         return value if found is None else found
 
 

@@ -3,16 +3,13 @@
 Roles go by other names (human, gpt), content comes in parts, and a chat may stand in a cell as JSON or as "Human: … Assistant: …".
 """
 
-import ast
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import orjson
-
 from mmpo.pipeline.errors import BadRow
+from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.tables import MESSAGE_KEYS, as_said, said_calls
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -283,24 +280,6 @@ _MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:"
 _HUMAN = re.compile(r"\s*Human:")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-
-def structure(text: str) -> Any:
-    """What a text spells as JSON, or as Python writes lists and dicts; None where it spells neither.
-
-    >>> structure('[1, "a"]'), structure("['a', None]"), structure("[1, 2")
-    ([1, 'a'], ['a', None], None)
-    """
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        with warnings.catch_warnings():  # of escapes that Python does not know
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
 
 
 def read_conversation(value: Any) -> Any:

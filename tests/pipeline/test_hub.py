@@ -1,9 +1,11 @@
 """A dataset goes to the Hub whole or not at all, is what `load_dataset` and `mmpo pull` find there, and nothing private gets out."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +142,30 @@ def test_a_killed_push_leaves_the_dataset_as_it_was_and_goes_on(served: Hub, pai
     go_on.set()
     assert not again and len(served.uploaded) >= 3
     assert json.loads(done.stdout)["revision"] == served.repositories[NAME].commits[-1][0]
+
+
+def test_ctrl_c_does_not_wait_for_a_file_on_its_way(served: Hub, pairs: Path, tmp_path: Path) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> None:
+        if method == "PUT":
+            arrived.set()
+            go_on.wait(60)
+
+    served.before = hold
+    began = time.monotonic()
+    done = stopped(
+        "push",
+        pairs,
+        NAME,
+        when=arrived.is_set,
+        by=signal.SIGINT,
+        env=environment(**served.environment, HF_HOME=str(tmp_path / "home")),
+    )
+    took = time.monotonic() - began
+    go_on.set()
+    assert done.returncode == 130 and took < 30 and "interrupted" in done.stderr
+    assert list(served.repositories[NAME].files) == [".gitattributes"]
 
 
 def test_xet_uploads_too_where_it_is_installed(served: Hub, pairs: Path, tmp_path: Path) -> None:

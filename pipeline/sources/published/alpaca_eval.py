@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets, stem
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
-from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.literals import structure
 
 
 def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.messages import split_pair, structure
+from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.messages import split_pair
 
 VOTES = "votes"
 BOTH_BAD = ("tie (bothbad)", "both_bad", "bothbad")

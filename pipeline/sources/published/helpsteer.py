@@ -9,7 +9,8 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
-from mmpo.pipeline.sources.messages import read_conversation, read_reply, structure
+from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.messages import read_conversation, read_reply
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 WEIGHTS = "helpfulness=0.65,correctness=0.8,coherence=0.45,complexity=0.55,verbosity=-0.4"

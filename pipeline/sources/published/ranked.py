@@ -59,7 +59,7 @@ def parse_oasst(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
     while todo:
         message, before = todo.pop()
         said = [*before, {"role": message.get("role"), "content": message.get("text")}]
-        replies = _replies(message)
+        replies = _replies(message, out)
         todo += [(one, said) for one in reversed(replies)]
         for one in replies:
             if one.get("role") not in ("assistant", "prompter"):
@@ -69,9 +69,16 @@ def parse_oasst(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
         raise BadRow("no_ranked_replies", limited=False)
 
 
-def _replies(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _replies(message: Mapping[str, Any], out: FeedbackBuilder) -> list[Mapping[str, Any]]:
+    """The replies that are messages; others are counted."""
     given = message.get("replies")
-    return [one for one in given if isinstance(one, Mapping)] if isinstance(given, list) else []
+    if given is not None and not isinstance(given, list):
+        _reject(message, BadRow("not_a_list", {"replies": repr(given)[:80]}), out)
+        return []
+    for one in given or ():
+        if not isinstance(one, Mapping):
+            _reject(message, BadRow("not_an_object", {"reply": repr(one)[:80]}), out)
+    return [one for one in given or () if isinstance(one, Mapping)]
 
 
 def _add_ranked(replies: list[Mapping[str, Any]], said: list[dict[str, Any]], out: FeedbackBuilder, row: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import orjson
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
-from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object, asked_columns
 
 RESPONSES = ".responses"

@@ -14,7 +14,8 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.cells import below_other
-from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, structure, with_system
+from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, with_system
 from mmpo.pipeline.sources.tools.answers import as_note
 
 SCALE = (1.0, 5.0)

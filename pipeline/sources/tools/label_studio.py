@@ -11,7 +11,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, RowReader, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
-from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object
 
 READ_TYPES = ("pairwise", "rating", "number", "ranker", "choices", "taxonomy")

@@ -11,7 +11,7 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.cells import reader
 from mmpo.pipeline.sources.generic import FIELDS
-from mmpo.pipeline.sources.messages import structure
+from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.sources.tools.answers import answers_reader, as_object
 
 KINDS = {"HUMAN": "human", "LLM_JUDGE": "ai", "AI_JUDGE": "ai", "CODE": "reward_model"}

@@ -10,7 +10,8 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
-from mmpo.pipeline.sources.messages import read_reply, structure
+from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.messages import read_reply
 from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 
 KINDS = {"HUMAN": "human", "LLM": "ai", "CODE": "reward_model"}

@@ -126,6 +126,10 @@ def test_what_is_left_out_of_rows_of_one_message_has_its_own_row(tmp_path: Path)
         ("deleted", 4, "d"), ("empty_completion", 6, "f"), ("unknown_role", 7, "g"), ("unranked", 5, "e"),
     ]  # fmt: skip
     assert collected(path, "oasst").limited == 1  # of one tree
+    tree = {"message_id": "t", "role": "prompter", "text": "Q", "parent_id": None}
+    replies = [{"message_id": "a", "role": "assistant", "text": "x", "rank": 0, "replies": "none"}, "a text", None]
+    path = write_rows(tmp_path / "trees.jsonl", [{"message_tree_id": "t", "prompt": {**tree, "replies": replies}}])
+    assert sorted(places(path, "oasst")) == [("not_a_list", 1, "a"), ("not_an_object", 1, "t"), ("not_an_object", 1, "t")]
     utterances = [*said(0, "Q"), *said(1, "R", False), *said(2, "S")]
     utterances[1]["score"], utterances[2]["model_response"] = None, ""
     assert places(write_rows(tmp_path / "said.jsonl", utterances), "prism") == [
