@@ -106,7 +106,8 @@ def test_decimal_commas_are_read_in_formats_with_columns_of_their_own(tmp_path: 
     [
         ("1,234", None, "write 1234 where the comma parts thousands or, where the comma is the decimal mark, --decimal , reads 1.234"),
         ("1,234,567", None, "write 1234567 where the comma parts thousands"), ("2.5", ",", "--decimal . reads it"),
-        ("1.234,5", ",", "write 1234,5: thousands are not parted"), ("1.234,5", None, "write 1234,5 and give --decimal ,: thousands are not parted"),
+        ("1.234,5", ",", "write 1234,5: thousands are not parted"),
+        ("1.234,5", None, "write 1234,5 and give --decimal ,: thousands are not parted"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("format", ["webgpt", "csv"])
