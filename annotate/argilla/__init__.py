@@ -6,7 +6,7 @@ from mmpo.annotate.argilla.dataset import GRADES
 from mmpo.annotate.argilla.display import DISPLAYS
 from mmpo.annotate.argilla.merge import merge_answers
 from mmpo.annotate.argilla.options import PullOptions, PushOptions
-from mmpo.annotate.argilla.pull import pull
+from mmpo.annotate.argilla.pull import pull, status
 from mmpo.annotate.argilla.push import push
 from mmpo.annotate.argilla.records import (
     ShownRecord,

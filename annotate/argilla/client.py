@@ -259,6 +259,14 @@ def users_of(client: Client, workspace: str) -> dict[str, str]:
     return {**found, client.me["id"]: client.me["username"]}
 
 
+def members_of(client: Client, workspace: str) -> list[str]:
+    """The ids of the annotators that belong to a workspace, as far as the key may see them. Raises UserError, Unreachable."""
+    if client.me["role"] == "annotator":
+        return [client.me["id"]]
+    found = client.request("GET", f"workspaces/{workspace}/users")["items"]
+    return [one["id"] for one in found if one["role"] == "annotator"]
+
+
 def records_of(
     client: Client, dataset: str, include: Sequence[str], progress: Progress | None = None, stage: str = "reading"
 ) -> list[dict[str, Any]]:

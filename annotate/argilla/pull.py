@@ -22,6 +22,7 @@ from mmpo.annotate.argilla.client import (
     connect,
     dataset_of,
     datasets_of,
+    members_of,
     records_of,
     settings_of,
     users_of,
@@ -74,17 +75,8 @@ def pull(
         space = workspace_of(client, workspace)
         earlier = _earlier(folder, dataset, space["name"], options)
         base = None if options.feedback is None else load_feedback(options.feedback)
-        found = _dataset(client, space, dataset, folder, earlier is not None)
-        try:
-            asked = asked_of(settings_of(client, found["id"]))
-            users = users_of(client, space["id"])
-            records = records_of(client, found["id"], ["responses"], progress)
-        except Unreachable as error:
-            raise PartialResult(f"{error}. Nothing was written; run the same command again") from None
-    if not asked:
-        raise UserError(
-            f"the dataset {printable(dataset)!r} asks nothing that mmpo can read; pull one that `mmpo argilla push` made"
-        )
+        found = _dataset(client, space, dataset, folder if earlier is not None else None)
+        asked, users, records = _responses(client, space, found, progress)
     raters = Raters(users, real_names=options.real_names)
     answers = read_answers(records, asked, raters, trust_labels=options.trust_labels)
     old, before = earlier or ({}, None)
@@ -100,12 +92,82 @@ def pull(
     return _summary(folder, merged, answers, raters, asked, compared=base is not None)
 
 
-def _dataset(client: Client, space: Mapping[str, Any], name: str, folder: Path, pulled: bool) -> dict[str, Any]:
+def status(
+    dataset: str,
+    workspace: str | None = None,
+    *,
+    api_url: str | None = None,
+    real_names: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """How far people are with a dataset; nothing is written. The key comes from the environment variable ARGILLA_API_KEY.
+
+    Returns "dataset", "workspace", "url", "records", "raters_wanted" (submitted answers that complete a record), "complete", "begun"
+    (some answers, too few) and "untouched" records, "people": a row per annotator of the workspace, and who else answered, with "name"
+    (a pseudonym unless real_names), "submitted", "draft", "discarded", "left" (records that are not complete and that they have not
+    done) and "last" (when they last changed an answer), "grades", and "agreement" so far (what `agree` returns without intervals, or
+    None and why in "agreement_note").
+
+    Raises UserError (no server, wrong key, no such workspace or dataset) and PartialResult (Argilla went away while it was read).
+    """
+    with connect(api_url) as client:
+        space = workspace_of(client, workspace)
+        found = _dataset(client, space, dataset, None)
+        asked, users, records = _responses(client, space, found, progress)
+        invited = members_of(client, space["id"])
+        url = public_url(client.url)
+    raters = Raters(users, real_names=real_names)
+    merged = merge_answers(
+        read_answers(records, asked, raters, trust_labels=False), {}, raters, before=None, base=None, source=f"argilla:{dataset}"
+    )
+    wanted = int(found["distribution"]["min_submitted"])
+    by_record = [{one["user_id"]: one for one in record.get("responses") or ()} for record in records]
+    submitted = [sum(one["status"] == "submitted" for one in answers.values()) for answers in by_record]
+    open_ = [answers for answers, count in zip(by_record, submitted, strict=True) if count < wanted]
+    people = []
+    for user in dict.fromkeys([*invited, *(user for answers in by_record for user in answers)]):
+        own = [answers[user] for answers in by_record if user in answers]
+        counts = Counter(one["status"] for one in own)
+        done = sum(user in answers and answers[user]["status"] != "draft" for answers in open_)
+        people.append(
+            {
+                "name": raters.of(user), **{status: counts[status] for status in ("submitted", "draft", "discarded")},
+                "left": len(open_) - done, "last": max((str(one["updated_at"]) for one in own), default=None),
+            }
+        )  # fmt: skip
+    agreement, note = _agreement(merged, None) if merged.answers else (None, "nobody has submitted an answer yet")
+    return {
+        "dataset": dataset, "workspace": space["name"], "url": url, "records": len(records), "raters_wanted": wanted,
+        "complete": sum(count >= wanted for count in submitted), "begun": sum(0 < count < wanted for count in submitted),
+        "untouched": sum(not count for count in submitted), "people": sorted(people, key=lambda one: (-one["submitted"], one["name"])),
+        "grades": len(merged.answers), "agreement": agreement, "agreement_note": note,
+    }  # fmt: skip
+
+
+def _responses(
+    client: Client, space: Mapping[str, Any], found: Mapping[str, Any], progress: Progress | None
+) -> tuple[dict[str, AskedQuestion], dict[str, str], list[dict[str, Any]]]:
+    """What a dataset asks, its workspace's users by id, and its records with their responses. Raises UserError, PartialResult."""
+    try:
+        asked = asked_of(settings_of(client, found["id"]))
+        users = users_of(client, space["id"])
+        records = records_of(client, found["id"], ["responses"], progress)
+    except Unreachable as error:
+        raise PartialResult(f"{error}. Nothing was written; run the same command again") from None
+    if not asked:
+        raise UserError(
+            f"the dataset {printable(found['name'])!r} asks nothing that mmpo can read; pull one that `mmpo argilla push` made"
+        )
+    return asked, users, records
+
+
+def _dataset(client: Client, space: Mapping[str, Any], name: str, folder: Path | None) -> dict[str, Any]:
+    """The dataset of a name. folder: that of an earlier pull. Raises UserError."""
     found = dataset_of(client, space["id"], name)
     if found is not None:
         return found
     names = ", ".join(sorted(printable(one["name"]) for one in datasets_of(client, space["id"]))) or "none"
-    kept = f" What was pulled before is still in {folder}." if pulled else ""
+    kept = f" What was pulled before is still in {folder}." if folder else ""
     raise UserError(
         f"no dataset {printable(name)!r} in workspace {printable(space['name'])!r} at {client.url}; there are: {names}. It was renamed or "
         f"deleted, or never pushed: `mmpo argilla push` makes it.{kept}"
@@ -180,6 +242,14 @@ def _nothing(dataset: str, client: Client, answers: PulledAnswers, merged: Merge
     return f"{printable(dataset)!r} at {client.url}: {why}; nothing was written"
 
 
+def _agreement(merged: Merged, kinds: list[str] | None) -> tuple[dict[str, Any] | None, str | None]:
+    """How far raters agree, without intervals, which take longer than all the rest (`mmpo agree` has them); or why nothing is known."""
+    try:
+        return agree(merged.table, kinds=kinds, bootstrap=0), None
+    except UserError as error:
+        return None, str(error)
+
+
 def _summary(
     folder: Path, merged: Merged, answers: PulledAnswers, raters: Raters, asked: Mapping[str, AskedQuestion], *, compared: bool
 ) -> dict[str, Any]:
@@ -188,12 +258,7 @@ def _summary(
     }
     if merged.homeless:
         left_out["not_in_feedback"] = len(merged.homeless)
-    agreement, note = None, None
-    try:
-        # Without intervals, which take longer than all the rest: `mmpo agree` has them.
-        agreement = agree(merged.table, kinds=None if compared else ["human"], bootstrap=0)
-    except UserError as error:
-        note = str(error)
+    agreement, note = _agreement(merged, None if compared else ["human"])
     return {
         "out": str(folder), "prompts": merged.table.num_rows, "grades": len(merged.answers), "new": merged.new,
         "changed": merged.changed, "unchanged": merged.unchanged, "withdrawn": merged.withdrawn, "replaced": merged.replaced,

@@ -1,5 +1,6 @@
-"""`mmpo argilla serve`, `push` and `pull`: a real Argilla on this machine, what people are asked there, and what they answered."""
+"""`mmpo argilla serve`, `push`, `status` and `pull`: a real Argilla here, what people are asked there, how far they are, what they said."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmpo.pipeline.progress import ProgressReporter
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("mmpo.cli.commands.argilla:serve", "A real Argilla on this machine in one command: SQLite, nothing else to run."),
     "push": ("mmpo.cli.commands.argilla:push", "Pairs or candidates into an Argilla dataset, for people to grade."),
+    "status": ("mmpo.cli.commands.argilla:status", "How far people are: complete, per person, agreement so far."),
     "pull": ("mmpo.cli.commands.argilla:pull", "What people graded, from an Argilla dataset into FEEDBACK."),
 }
 """The commands of the group, as `mmpo.cli.main.COMMANDS` has them."""
@@ -163,6 +165,42 @@ def pull(
     return 0 if summary["finished"] else 3
 
 
+def status(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's name in Argilla.")],
+    *,
+    workspace: Workspace = None,
+    api_url: Annotated[
+        str | None, typer.Option(help="Argilla's address. Default: the variable ARGILLA_API_URL, else http://127.0.0.1:6900.")
+    ] = None,
+    real_names: Annotated[bool, typer.Option("--real-names", help="Show user names instead of pseudonyms.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say how far people are with a dataset: records complete, answers by person, agreement so far; nothing is written.
+
+    The key comes from ARGILLA_API_KEY. Example: mmpo argilla status pilot --real-names
+    """
+    from mmpo.annotate.argilla import status as look
+
+    with ProgressReporter("status", "records") as progress:
+        summary = look(dataset, workspace, api_url=api_url, real_names=real_names, progress=progress)
+    _say_status(summary, real_names)
+    print_json(summary, as_json)
+
+
+def _say_status(summary: dict[str, Any], real_names: bool) -> None:
+    records, wanted = summary["records"], summary["raters_wanted"]
+    share = f" ({summary['complete'] / records:.0%})" if records else ""
+    say(
+        f"{printable(summary['dataset'])}: {summary['complete']:,} of {records:,} records complete{share}, with {wanted} "
+        f"answer{'' if wanted == 1 else 's'} each; {summary['begun']:,} begun, {summary['untouched']:,} untouched"
+    )
+    columns = {"name": "person", **{name: name for name in ("submitted", "draft", "discarded", "left", "last")}}
+    print_rows("", [{**row, "last": (row["last"] or "")[:16].replace("T", " ") or None} for row in summary["people"]], columns)
+    _say_agreement({**summary, "raters": {row["name"]: row["submitted"] for row in summary["people"]}}, heading="agreement so far")
+    if not real_names:
+        say("people stand here under pseudonyms; --real-names shows their names")
+
+
 def _say_pushed(summary: dict[str, Any]) -> None:
     name, seconds = printable(summary["dataset"]), max(summary["seconds"], 1e-9)
     moved = summary["sent"] + summary["updated"]
@@ -216,6 +254,8 @@ def _say_pulled(summary: dict[str, Any]) -> None:
         say(f"raters that Argilla does not list (deleted, or not to be seen with this key): {', '.join(summary['nameless'])}")
     if summary["metadata_missing"]:
         say(f"{summary['metadata_missing']:,} records have lost their metadata: models and sources of their prompts are not known")
+    if any(re.fullmatch(r"rater-[0-9a-f]{10}", name) for name in summary["raters"]):
+        say("people stand here under pseudonyms; a pull into another folder with --real-names writes their names")
     say(f"feedback: {summary['out']}    (mmpo build {shlex.quote(summary['out'])} --format feedback --out ... makes pairs)")
 
 
@@ -223,16 +263,17 @@ MOST = 20
 """Rows of the agreement table that are printed; --json has all."""
 
 
-def _say_agreement(summary: dict[str, Any]) -> None:
+def _say_agreement(summary: dict[str, Any], heading: str = "") -> None:
     """Each rater's grades, and how far every two of them agree, closest pair of raters first by what they share."""
     found = summary["agreement"]
     if found is None:
-        print_table("", ("rater", "grades"), list(summary["raters"].items()))
+        if not heading:
+            print_table("", ("rater", "grades"), list(summary["raters"].items()))
         say(f"no agreement: {printable(summary['agreement_note'], 1000)}")
         return
     columns = {"name": "rater", "grades": "grades", "units": "pairs", "ties": "ties", "mean_margin": "mean |margin|"}
     raters = [{**row, "grades": summary["raters"].get(row["name"])} for row in found["raters"]]
-    print_rows("", raters, {**columns, "position": "toward first"})
+    print_rows(heading, raters, {**columns, "position": "toward first"})
     columns = {"first": "rater", "second": "rater", "units": "pairs", "accuracy": "accuracy", "spearman": "Spearman"}
     rows = sorted(found["pairs"], key=lambda row: -row["units"])
     print_rows("", rows, {**columns, "alpha_interval": "α interval"}, MOST)

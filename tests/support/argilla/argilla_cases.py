@@ -66,7 +66,11 @@ class Asked:
 
     def mmpo(self, what: str, *more: object) -> "subprocess.CompletedProcess[str]":
         """Run `mmpo argilla push` or `pull` as a command of its own."""
-        return mmpo(*self.words(what, *more), env=self.environment)
+        return self.run(*self.words(what, *more))
+
+    def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
+        """Run a command that asks this server as its owner."""
+        return mmpo(*words, env=self.environment)
 
     def words(self, what: str, *more: object) -> list[object]:
         """That command."""
