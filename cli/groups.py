@@ -31,7 +31,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "language_of language_confidence duplicates similarity shingle decontaminate decontaminate_column decontaminate_ngram "
         "decontaminate_share",
         "output": "out split look as_json | split_by feedback_only bare_prompts",
-        "running": "seed workers memory scratch",
+        "running": "seed workers memory scratch engine ray_address",
     },
     "generate": {
         "models": "models local | base_url api_key_env headers extra_body",

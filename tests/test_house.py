@@ -20,7 +20,7 @@ FOLDERS = ("pipeline", "annotate", "train", "cli")
 ROOMS = [
     # pipeline: the tables, the mathematics, then from files to pairs, then what joins or reads them
     "pipeline.errors", "pipeline.margins", "pipeline.options", "pipeline.tables", "pipeline.thinking", "pipeline.progress",
-    "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.interactive",
+    "pipeline.arrow", "pipeline.contract", "pipeline.storage", "pipeline.interactive", "pipeline.engines",
     "pipeline.grades", "pipeline.metrics", "pipeline.sources",
     "pipeline.builder", "pipeline.filters", "pipeline.pairs", "pipeline.build", "pipeline.api", "pipeline.checks", "pipeline.validate",
     "pipeline.hub", "pipeline", "pipeline.report", "pipeline.package",

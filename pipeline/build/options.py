@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.build.mixed import MixedSource, check_keys, read_sources
 from mmpo.pipeline.build.workers import Size
+from mmpo.pipeline.engines import ENGINES, check_engine
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY, TEXT_FILES
 from mmpo.pipeline.grades.aggregate import RATER_MERGERS
@@ -169,6 +170,11 @@ class BuildOptions:
     """With --feedback-only: rows of generic files may hold a prompt and no reply yet, for `mmpo generate`."""
     workers: Count | None = None
     """Processes (all cores)."""
+    engine: Annotated[str, OneOf(ENGINES)] = "local"
+    """Where it runs: local, in processes of this machine, or ray: on a Ray cluster, or a Ray of its own on this machine. The dataset is the
+    same."""
+    ray_address: str | None = None
+    """The head of a running Ray, HOST:PORT or auto, for --engine ray (RAY_ADDRESS; else one is started on this machine for the run)."""
     memory: Size | None = None
     """Memory that all processes together may take, such as 2GB or 512MiB (half of the machine's); the dataset is the same with any."""
     scratch: TextOrPath | None = None
@@ -189,6 +195,7 @@ class BuildOptions:
                 f"--agree-between {','.join(self.agree_between)}: name two or more different raters, separated by commas"
             )
         self._check_filters()
+        check_engine(self.engine, self.ray_address)
         check_shares(self.split)
         split_column(self.split_by)
         if self.sources:

@@ -128,8 +128,8 @@ def look_at_shard(parts: Iterable[Sequence[pa.Table]], builds: Sequence[Resolved
 
 def compare_shards(looked: Sequence[LookedAt], rules: PromptRules) -> None:
     """Add to what each shard leaves out the prompts that are too near to others of any shard. Bands are read one at a time."""
-    parts = {name: [_read(files.compared[name]) for files in looked] for name in rules.compares}
-    for number, table in with_duplicates(lambda number: _read(looked[number].dropped), parts, rules):
+    parts = {name: [read_dropped(files.compared[name]) for files in looked] for name in rules.compares}
+    for number, table in with_duplicates(lambda number: read_dropped(looked[number].dropped), parts, rules):
         _write(table, looked[number].dropped)
 
 
@@ -139,15 +139,10 @@ def _write(table: pa.Table, path: Path) -> None:
         writer.write_table(table)
 
 
-def _read(path: Path) -> pa.Table:
+def read_dropped(path: Path) -> pa.Table:
+    """What `look_at_shard` and `compare_shards` left in a file."""
     with pa.memory_map(str(path)) as source:
         return ipc.open_file(source).read_all()
-
-
-def dropped_of(stem: Path) -> pa.Table | None:
-    """What is left out of the shard, None where nobody looked."""
-    path = stem.with_suffix(DROPPED_SUFFIX)
-    return _read(path) if path.exists() else None
 
 
 def without_dropped(merged: pa.Table, dropped: pa.Table, accounting: RowAccounting) -> tuple[pa.Table, pa.Table]:

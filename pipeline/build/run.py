@@ -44,8 +44,8 @@ from mmpo.pipeline.build.workers import (
     check_space,
     free_space,
     plan_build,
-    running,
 )
+from mmpo.pipeline.engines import ENGINES, Runner
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
 from mmpo.pipeline.interactive import Summary
@@ -118,17 +118,21 @@ def build(
         for (_, own), some in zip(named, files, strict=True)
     ]
     size = input_bytes(every)
-    how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), options.workers, options.memory, partition_bytes)
-    with replacing(out) as folder:
-        with _scratch(options.scratch, folder) as scratch, running(how.workers) as run:
-            check_space(scratch, LEAST_SPILL * how.text, "temporary files")
+    with ENGINES[options.engine](options.workers, options.ray_address) as engine, replacing(out) as folder:
+        engine.check([*(file.path for file in every), *(one["name"] for one in tokenizers.get("tokenizers", ()))])
+        memory = options.memory, engine.memory
+        how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), engine.workers, *memory, partition_bytes)
+        with _scratch(options.scratch, folder) as scratch, engine.running(how.workers, folder, scratch, how.each) as run:
+            check_disk = check_space if engine.here else _elsewhere
+            check_disk(scratch, LEAST_SPILL * how.text, "temporary files")
             if say and size >= PLAN_FROM_BYTES:
                 say(how.sentence(Path(options.scratch or folder.parent), free_space(scratch)))
             spill = how.spill(scratch)
 
             def done(stage: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> Iterator[Any]:
                 with _full_disk(scratch, folder):
-                    for result, end in zip(run(work, tasks), accumulate(sizes), strict=True):
+                    shards = how.shards if work is read_chunks else 0
+                    for result, end in zip(run(work, tasks, shards=shards), accumulate(sizes), strict=True):
                         yield result, end
                         if progress:
                             progress(stage, end, sum(sizes))
@@ -141,7 +145,7 @@ def build(
                 for read in reads:
                     found[place].add(read)
                     spilled += read.spilled
-                check_space(scratch, 0.9 * spilled * (size - end) / end, "temporary files")
+                check_disk(scratch, 0.9 * spilled * (size - end) / end, "temporary files")
             keys = tuple(sorted({key for read in found for key in read.keys}))
             builds, of_sources = [], []
             for (source, own), some, read in zip(named, files, found, strict=True):
@@ -153,22 +157,24 @@ def build(
             metadata |= mixture_metadata(builds) | rules.metadata() | tokenizers
             shards = list(zip(*of_sources, strict=True))
             sizes = [sum(shard.size for shard in several) for several in shards]
+            dropped: list[Path | None] = [None] * len(shards)
             if rules.any:
                 tasks = [(builds, several, rules, scratch) for several in shards]
-                compare_shards([looked for looked, _ in done("filter", filter_shard, tasks, sizes)], rules)
-            tasks = [(builds, several, folder, scratch, metadata) for several in shards]
+                looked = [one for one, _ in done("filter", filter_shard, tasks, sizes)]
+                compare_shards(looked, rules)
+                dropped = [one.dropped for one in looked]
+            tasks = [(builds, several, folder, scratch, metadata, lost) for several, lost in zip(shards, dropped, strict=True)]
             results, written = [], 0
             for (result, end), several in zip(done("write", write_shard, tasks, sizes), shards, strict=True):
                 results.append(result)
                 written += sum(int(one["bytes"]) for one in result.digests.values())
-                for path in {one.path for shard in several for one in shard.extents}:
-                    path.unlink()
+                run.forget({one.path for shard in several for one in shard.extents})
                 rest = spilled - end
                 check_space(
                     folder, 0.9 * written * rest / max(end, 1) - (rest if options.scratch is None else 0), "the dataset's files"
                 )
             _join_rejects([path for part in (*found, *results) for path in part.rejects], folder / "rejects.parquet")
-        return Summary(_finish(builds, found, results, metadata, folder, out))
+        return Summary(_finish(builds, found, results, metadata, {"engine": engine.about()}, folder, out))
 
 
 @contextmanager
@@ -211,6 +217,10 @@ def _scratch(given: str | None, folder: Path) -> Iterator[Path]:
         yield own
 
 
+def _elsewhere(folder: Path, needed: float, what: str) -> None:
+    """Of temporary files that lie on other machines, nothing is known here."""
+
+
 def _tasks(chunks: Sequence[Chunk], size: int) -> Iterator[tuple[int, Sequence[Chunk]]]:
     """Chunks that follow each other, with the number of the first, of about so many bytes together."""
     for low, high in groups_within(np.array([chunk.size for chunk in chunks]), size):
@@ -232,7 +242,7 @@ def _resolve(
     files: Sequence[InputFile],
     read: Read,
     keys: tuple[str, ...],
-    run: Callable[..., Any],
+    run: Runner,
     shards: Sequence[Shard],
 ) -> ResolvedBuild:
     """What the whole input of a source decides. Raises UserError where too little of it can be used."""
@@ -252,7 +262,8 @@ def _rejects(read: Read) -> Iterator[pa.Table]:
 
 
 def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]]) -> dict[str, Any]:
-    unused = {"workers", "memory", "scratch"} | (set() if options.sources or get_source(options.format).clipped else {"clip"})
+    unused = {"workers", "memory", "scratch", "engine", "ray_address"}
+    unused |= set() if options.sources or get_source(options.format).clipped else {"clip"}
     unused |= set() if options.sources else {"sources"}
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
     inputs = [
@@ -280,6 +291,7 @@ def _finish(
     found: Sequence[Read],
     results: Sequence[ShardResult],
     metadata: dict[str, Any],
+    engine: dict[str, Any],
     folder: Path,
     out: Path,
 ) -> dict[str, Any]:
@@ -323,7 +335,7 @@ def _finish(
     for build, read in zip(builds, found, strict=True):
         said["warnings"] += [_of(build, line) for line in reading_warnings(read.noted, read.unused, build.options, read.lines)]
     counts = {"prompts": prompts, "rows": rows, "counts": accounting.as_json(), **by_source, **said}
-    write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **variances, **counts}, digests)
+    write_manifest(folder, {"kind": "feedback" if feedback_only else "pairs", **metadata, **engine, **variances, **counts}, digests)
     return {
         "out": name_of(out),
         "prompts": prompts,

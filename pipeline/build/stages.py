@@ -26,7 +26,7 @@ from mmpo.pipeline.build.mixture import (
     named,
     namesakes,
 )
-from mmpo.pipeline.build.prompt_filters import STAGE, LookedAt, dropped_of, look_at_shard, without_dropped
+from mmpo.pipeline.build.prompt_filters import STAGE, LookedAt, look_at_shard, read_dropped, without_dropped
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
 from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
 from mmpo.pipeline.filters import PromptRules
@@ -164,12 +164,17 @@ def _without_thinking(build: ResolvedBuild, accounting: RowAccounting, rows: pa.
 
 
 def write_shard(
-    builds: Sequence[ResolvedBuild], shards: Sequence[Shard], folder: Path, scratch: Path, metadata: dict[str, Any]
+    builds: Sequence[ResolvedBuild],
+    shards: Sequence[Shard],
+    folder: Path,
+    scratch: Path,
+    metadata: dict[str, Any],
+    left_out: Path | None = None,
 ) -> ShardResult:
     """Write the shard's part of the dataset into the folder, rejects into the scratch folder; metadata goes into every file. builds,
-    shards: of every source, each shard of the same partitions.
+    shards: of every source, each shard of the same partitions. left_out: the file of DROPPED of prompts that filters leave out.
     """
-    first, dropped = builds[0], dropped_of(scratch / shards[0].name)
+    first, dropped = builds[0], read_dropped(left_out) if left_out else None
     result, names = ShardResult(), splits_of(first)
     writers = {name: PartWriter(folder / name, shards[0].name, metadata) for name in names}
     rejects, of_prompts = (_Rejects(scratch / f"{shards[0].name}.{name}.parquet") for name in ("rejects", "prompts"))

@@ -1,26 +1,16 @@
-"""The machine shared out: how much of it a build takes, refused early where it can't do it; and the same function over many parts, on one
-core or on all of them, stopping at once when interrupted."""
+"""The machine shared out among the workers of a build: how much of it each takes, refused early where it can't do it."""
 
-import ctypes
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from mmpo.pipeline.arrow import leave_pandas_out
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.progress import in_bytes
 from mmpo.pipeline.storage.spill import LEAST_BATCH_BYTES, SpillPlan
@@ -77,6 +67,11 @@ class BuildPlan:
     run: int
     group: int
 
+    @property
+    def each(self) -> int:
+        """Memory of a process."""
+        return self.memory // self.workers
+
     def spill(self, folder: Path) -> SpillPlan:
         """What the stages need to know, with the folder of the spill files."""
         return SpillPlan(folder, self.shards, self.cells, self.run, self.group)
@@ -91,15 +86,18 @@ class BuildPlan:
         )
 
 
-def plan_build(size: int, text: int, chunks: int, workers: int | None, memory: int | None, partition_bytes: int) -> BuildPlan:
-    """Shares out the memory. text: bytes of text in the input, about; workers, memory: as given, None: what the machine has.
+def plan_build(
+    size: int, text: int, chunks: int, workers: int | None, memory: int | None, there: int | None, partition_bytes: int
+) -> BuildPlan:
+    """Shares out the memory. text: bytes of text in the input, about; workers, memory: as given, None: what the machine has, or what is
+    there of other machines.
 
     Raises UserError where so much memory is too little for one process, or for as many as were asked for.
     """
     units = max(1, math.ceil(text / partition_bytes))
     shards = min(units, SHARDS + units // UNITS_A_SHARD, MOST_SHARDS)
     least = FIXED + max(RUN_TIMES, GROUP_TIMES) * LEAST_ROWS
-    given, memory = memory, memory or max(machine_memory() // 2, PARENT + least)
+    given, memory = memory, memory or max(there or machine_memory() // 2, PARENT + least)
     most = max(chunks, shards)
     wanted = min(workers or (os.cpu_count() or 1 if size >= PARALLEL_FROM_BYTES else 1), most)
     processes = wanted if workers else max(1, min(wanted, (memory - PARENT) // least))
@@ -142,61 +140,3 @@ def check_space(folder: Path, needed: float, what: str) -> None:
             f"the disk of {folder} is too small: {what} need about {in_bytes(needed)} more, and {in_bytes(free)} are free. Free some "
             "space, or name a folder for temporary files on another disk (--scratch); nothing was written"
         )
-
-
-Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
-
-
-def _start_worker(parent: int) -> None:
-    """A worker leaves Ctrl-C to its parent, dies with it, computes on one core, and imports no pandas of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    pa.set_cpu_count(1)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    leave_pandas_out()
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C inside waits for the end: neither a half-started pool nor a worker that does not ignore it yet sees one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def running(workers: int) -> Iterator[Runner]:
-    """A function that calls `work(*arguments)` for each tuple of arguments and yields the results in order.
-
-    workers: processes; 1 runs everything here. An error ends all workers.
-    """
-    if workers <= 1:
-        yield lambda work, tasks: (work(*task) for task in tasks)
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
-
-    def in_order(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        with _interrupts_wait(), warnings.catch_warnings():
-            # Python 3.12 warns of forking with threads; the threads are Arrow's, which are made for it.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return pool.map(work, *zip(*tasks, strict=True))
-
-    try:
-        yield in_order
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        with suppress(RuntimeError):  # interrupted while it started: there is no thread to join yet
-            pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()

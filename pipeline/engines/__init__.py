@@ -1,0 +1,15 @@
+"""Engines: where the stages of a build run, on this machine or on a cluster; all in ENGINES."""
+
+from mmpo.pipeline.engines.base import SPILLED, Engine, Runner
+from mmpo.pipeline.engines.local import ThisMachine
+from mmpo.pipeline.engines.ray import RayCluster
+from mmpo.pipeline.errors import UserError
+
+ENGINES = {"local": ThisMachine, "ray": RayCluster}
+"""By name: called with the number of workers and an address, each None where it is not given."""
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """Raise UserError where an address is given to an engine that has none."""
+    if address is not None and engine != "ray":
+        raise UserError(f"--ray-address {address} goes with --engine ray; give that as well, or leave the address out")

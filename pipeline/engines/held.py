@@ -1,0 +1,30 @@
+"""Folders for temporary files that no killed process leaves behind for good."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.files import file_lock
+
+LOCK = "lock"
+
+
+@contextmanager
+def held_folder(stem: str, parent: str | Path | None = None) -> Iterator[Path]:
+    """A new folder that vanishes when the block ends. parent: None: the system's place for temporary files. Those whose names begin with
+    the stem and that no living process holds are removed: the system lets go of a killed one's lock."""
+    parent = Path(parent or tempfile.gettempdir())
+    for other in parent.glob(f"{stem}*"):
+        if (other / LOCK).exists():
+            with suppress(UserError, OSError), file_lock(other / LOCK, "it is held"):
+                shutil.rmtree(other, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=".mmpo-", dir=parent))
+    try:
+        with file_lock(folder / LOCK, "it is held", optional=True):
+            folder = folder.rename(folder.with_name(f"{stem}{folder.name.removeprefix('.mmpo-')}"))  # held before it has the name
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
