@@ -44,7 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gamma": ("mmpo.cli.commands.data.dataset:gamma", "Suggest γ and show what each γ makes of the margins."),
     "advise": ("mmpo.cli.commands.advise:advise", "Measure whether margins help on these data, and what to set."),
     "export": ("mmpo.cli.commands.data.out:export", "Write a dataset in another tool's format."),
-    "push": ("mmpo.cli.commands.data.out:push", "A dataset folder to the Hugging Face Hub, in one commit, private unless asked."),
+    "push": (
+        "mmpo.cli.commands.data.out:push",
+        "A dataset or a model to the Hugging Face Hub, in one commit, private unless asked.",
+    ),
     "pull": ("mmpo.cli.commands.data.out:pull", "A pushed dataset back as the folder that it was, digests compared."),
     "agree": ("mmpo.cli.commands.agree:agree", "Agreement among raters, judges against people."),
     "calibrate": ("mmpo.cli.commands.agree:calibrate", "Graders' margins onto people's, with errors."),

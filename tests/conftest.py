@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -50,3 +51,18 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MMPO_REAL_DATA names no folder of real files")
     return Path(folder)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Hub that this process uses, too: huggingface_hub has read its variables already, but for the address and the token."""
+    from hub_server import hub
+    from huggingface_hub import constants
+
+    with hub() as running:
+        for key, value in running.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        yield running

@@ -1,5 +1,5 @@
-"""The Hub: names of datasets on it, the client, and its errors as errors of ours. The token comes from where huggingface_hub looks for it
-(HF_TOKEN, or a login) and is never printed."""
+"""The Hub: names of datasets and models on it, the client, and its errors as errors of ours. The token comes from where huggingface_hub
+looks for it (HF_TOKEN, or a login) and is never printed."""
 
 import json
 import os
@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmpo.pipeline.errors import PartialResult, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import DatasetInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
+Kind = Literal["dataset", "model"]
+"""Of repositories on the Hub."""
 NAME = re.compile(r"(?:hub:)?(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 BAD_HEAD = "Invalid metadata in README.md."
 LOGIN = "set the environment variable HF_TOKEN to a token with that right, or log in by `hf auth login`"
@@ -25,14 +27,19 @@ FEEDBACK_FOLDER = "feedback-table"
 """Where the FEEDBACK folder stands beside pairs, with all its files."""
 
 
-def named(given: str, *, revision: bool) -> tuple[str, str | None]:
+def named(given: str, *, revision: bool, kind: Kind = "dataset") -> tuple[str, str | None]:
     """OWNER/NAME and the revision, hub: before it or not. revision: whether it may be another one than main. Raises UserError."""
     found = NAME.fullmatch(given)
     if found is None or ".." in given or "--" in given:
-        raise UserError(f"{given!r} names no dataset on the Hub: it is OWNER/NAME" + ("[@REVISION]" if revision else ""))
+        raise UserError(f"{given!r} names no {kind} on the Hub: it is OWNER/NAME" + ("[@REVISION]" if revision else ""))
     if not revision and found["revision"] not in (None, "main"):
         raise UserError(f"{given!r}: a push goes to main, not to {found['revision']!r}; name {found['name']}")
     return found["name"], found["revision"]
+
+
+def page_of(api: "HfApi", name: str, kind: Kind) -> str:
+    """The address of its page."""
+    return f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
 
 
 def hub_api() -> "HfApi":
@@ -52,7 +59,7 @@ def on_hub_name(file: str, prefix: str) -> str:
 
 
 @contextmanager
-def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None]:
+def hub_errors(name: str, doing: str, *, resumes: bool = False, kind: Kind = "dataset") -> Iterator[None]:
     """Errors of the Hub as UserErrors; where the Hub or the network failed and `resumes`, as a PartialResult."""
     from huggingface_hub import errors
 
@@ -60,7 +67,7 @@ def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None
         with _bars_on_terminals():
             yield
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{name}: no such dataset on the Hub, or no right to see it; check the name, or {LOGIN}") from error
+        raise UserError(f"{name}: no such {kind} on the Hub, or no right to see it; check the name, or {LOGIN}") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{name}: the Hub has no such revision; name a branch, a tag or a commit of it") from error
     except errors.LocalEntryNotFoundError as error:
@@ -81,7 +88,7 @@ def hub_errors(name: str, doing: str, *, resumes: bool = False) -> Iterator[None
         if str(error).startswith(BAD_HEAD):
             told = " ".join(str(error).removeprefix(BAD_HEAD).split())
             raise UserError(
-                f"{name}: the Hub rejects the head of the dataset's page ({told}): mend --license, or the page there"
+                f"{name}: the Hub rejects the head of the {kind}'s page ({told}): mend --license, or the page there"
             ) from error
         if not _is_transport(error):
             raise
@@ -126,7 +133,7 @@ def _of_status(name: str, doing: str, error: Any, resumes: bool) -> Exception:
 def _failed(name: str, doing: str, why: str, resumes: bool) -> Exception:
     if resumes:
         return PartialResult(
-            f"{name}: {doing} stopped ({why}); the dataset is as it was, and the same command again sends what is missing"
+            f"{name}: {doing} stopped ({why}); what is there is as it was, and the same command again sends what is missing"
         )
     return UserError(f"{name}: {doing} failed ({why}); try again")
 
@@ -142,13 +149,13 @@ def git_oid(path: Path) -> str:
     return git_hash(path.read_bytes())
 
 
-def info_of(api: "HfApi", name: str, revision: str | None = None) -> "DatasetInfo | None":
-    """What the Hub says of a dataset, None where there is none that the token may see."""
+def info_of(api: "HfApi", name: str, revision: str | None = None, *, kind: Kind = "dataset") -> "DatasetInfo | ModelInfo | None":
+    """What the Hub says of a dataset or a model, None where there is none that the token may see."""
     from huggingface_hub import errors
 
-    with hub_errors(name, "reading"):
+    with hub_errors(name, "reading", kind=kind):
         try:
-            return api.dataset_info(name, revision=revision)
+            return (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision)
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub.card import configs, page
-from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, git_oid, hub_api, hub_errors, info_of, named, on_hub_name
+from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, Kind, git_oid, hub_api, hub_errors, info_of, named, on_hub_name, page_of
 from mmpo.pipeline.storage import MANIFEST, FileDigest, apart, manifest_of, on_disk, read_manifest
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
@@ -18,7 +18,9 @@ from mmpo.pipeline.validate import validate
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import DatasetInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
+    Info = DatasetInfo | ModelInfo
 
 PULLED = "pulled"
 """The key of a manifest that says from where and from which commit a folder was pulled; it is not pushed."""
@@ -63,11 +65,7 @@ def push_dataset(
     or right; PartialResult where the network or the Hub fails: nothing is committed then, and the same call uploads only what is missing.
     """
     path, (name, _) = on_disk(folder), named(name, revision=False)
-    if license is not None and not LICENSE.fullmatch(license):
-        raise UserError(
-            f"--license {license!r}: the Hub takes a licence's id in small letters, digits, - and ., such as cc-by-4.0, mit, apache-2.0 "
-            "or other"
-        )
+    check_license(license)
     manifest = read_manifest(path)
     folders = {"": (path, manifest)}
     if feedback is not None:
@@ -86,21 +84,30 @@ def push_dataset(
     if feedback is not None:
         tables += configs("feedback", ["feedback"], FEEDBACK_FOLDER)
     api = hub_api()
-    info = _repository(api, name, public)
+    info = repository(api, name, public)
     there = _there(api, name, info)
     _refuse_others(name, info, there, tables)
     if not overwrite:
-        _refuse_changed(api, name, info, there, files)
-    old = _read(api, name, CARD, info.sha) if any(one.rfilename == CARD for one in info.siblings or ()) else None
+        refuse_changed(api, name, info, there, files)
+    old = read_file(api, name, CARD, info.sha) if any(one.rfilename == CARD for one in info.siblings or ()) else None
     card = page(name, manifest, tables, old, license)
     gone = [one for one in there if one not in files]
-    revision = _commit(
+    revision = commit(
         api, name, info, {**files, CARD: card.encode()}, gone, message or f"{sum(manifest['rows'].values()):,} rows by mmpo"
     )
-    _compare(api, name, revision, files, digests)
+    compare(api, name, revision, files, digests)
     sizes = [len(where) if isinstance(where, bytes) else where.stat().st_size for where in files.values()]
-    url = f"{api.endpoint}/datasets/{name}"
+    url = page_of(api, name, "dataset")
     return PushedDataset(name, revision, url, bool(info.private), revision != info.sha, len(files), sum(sizes), tuple(warnings))
+
+
+def check_license(license: str | None) -> None:
+    """Raises UserError for what can't be a licence's id."""
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(
+            f"--license {license!r}: the Hub takes a licence's id in small letters, digits, - and ., such as cc-by-4.0, mit, apache-2.0 "
+            "or other"
+        )
 
 
 Contents = Mapping[str, Path | bytes]
@@ -138,30 +145,30 @@ def _contents(folder: Path, manifest: Mapping[str, Any], prefix: str) -> Content
     return {**files, on_hub_name(MANIFEST, prefix): text.encode()}
 
 
-def _repository(api: "HfApi", name: str, public: bool) -> "DatasetInfo":
-    """The dataset on the Hub, made where there is none. Raises UserError where it is public and nobody said so."""
-    info = info_of(api, name)
+def repository(api: "HfApi", name: str, public: bool, kind: Kind = "dataset") -> "Info":
+    """The dataset or model on the Hub, made where there is none. Raises UserError where it is public and nobody said so."""
+    info = info_of(api, name, kind=kind)
     if info is None:
-        with hub_errors(name, "making a dataset"):
-            api.create_repo(name, repo_type="dataset", private=not public)
-        info = info_of(api, name)
+        with hub_errors(name, f"making a {kind}", kind=kind):
+            api.create_repo(name, repo_type=kind, private=not public)
+        info = info_of(api, name, kind=kind)
     if info is None or info.sha is None:
-        raise UserError(f"{name}: the Hub made the dataset and does not show it; try again")
+        raise UserError(f"{name}: the Hub made the {kind} and does not show it; try again")
     if not info.private and not public:
         raise UserError(
-            f"{name} is public: everybody could read what is pushed. Say --public if that is meant, or name another dataset"
+            f"{name} is public: everybody could read what is pushed. Say --public if that is meant, or name another {kind}"
         )
     return info
 
 
-def _there(api: "HfApi", name: str, info: "DatasetInfo") -> dict[str, FileDigest | None]:
+def _there(api: "HfApi", name: str, info: "Info") -> dict[str, FileDigest | None]:
     """The files that earlier pushes left on the Hub."""
     names = {one.rfilename for one in info.siblings or ()}
     found: dict[str, FileDigest | None] = {}
     for prefix in ("", FEEDBACK_FOLDER):
         there = on_hub_name(MANIFEST, prefix)
         if there in names:
-            listed = _ours(_read(api, name, there, info.sha))
+            listed = _ours(read_file(api, name, there, info.sha))
             found |= {} if listed is None else {there: None} | {on_hub_name(file, prefix): one for file, one in listed.items()}
     return {file: digest for file, digest in found.items() if file in names}
 
@@ -178,7 +185,7 @@ def _ours(text: str) -> Mapping[str, FileDigest | None] | None:
     return manifest_files(manifest) if own else None
 
 
-def _refuse_others(name: str, info: "DatasetInfo", there: Mapping[str, Any], tables: Iterable[Mapping[str, Any]]) -> None:
+def _refuse_others(name: str, info: "Info", there: Mapping[str, Any], tables: Iterable[Mapping[str, Any]]) -> None:
     """Raise UserError where the dataset holds what mmpo did not push: data of something else, or files that would be read as rows."""
     others = [one.rfilename for one in info.siblings or () if one.rfilename not in there]
     folders = {split["path"].rpartition("/")[0] for table in tables for split in table["data_files"]}
@@ -186,43 +193,46 @@ def _refuse_others(name: str, info: "DatasetInfo", there: Mapping[str, Any], tab
     foreign = inside if there else [one for one in others if not one.startswith(".") and one != CARD]
     if foreign:
         raise UserError(
-            f"{name} holds {_listed(foreign)}, which mmpo did not push and leaves alone: name another dataset, or remove that there first"
+            f"{name} holds {listed(foreign)}, which mmpo did not push and leaves alone: name another dataset, or remove that there first"
         )
 
 
-def _refuse_changed(api: "HfApi", name: str, info: "DatasetInfo", there: Mapping[str, FileDigest | None], files: Contents) -> None:
+def refuse_changed(
+    api: "HfApi", name: str, info: "Info", there: Mapping[str, FileDigest | None], files: Contents, kind: Kind = "dataset"
+) -> None:
     """Raise UserError where a file of an earlier push is not what the manifest beside it says, nor what is pushed now: somebody changed
     it on the Hub, and the push would undo that."""
-    entries = _entries(api, name, info.sha) if any(there.values()) else {}
+    entries = _entries(api, name, info.sha, kind) if any(there.values()) else {}
     changed = []
     for file, digest in there.items():
         if digest is None or ((where := files.get(file)) and not isinstance(where, bytes) and _holds(entries[file], where)):
             continue
         lfs = entries[file].lfs
-        found = lfs.sha256 if lfs else file_digest(_fetched(api, name, file, info.sha))["sha256"]
+        found = lfs.sha256 if lfs else file_digest(_fetched(api, name, file, info.sha, kind))["sha256"]
         if found != digest.get("sha256"):
             changed.append(file)
     if changed:
         raise UserError(
-            f"{name}: {_listed(changed)} on the Hub differs from what was pushed: somebody changed it there, and nothing was pushed. "
-            f"Fetch what you want to keep from {api.endpoint}/datasets/{name}/tree/main; --overwrite then puts ours in its place "
+            f"{name}: {listed(changed)} on the Hub differs from what was pushed: somebody changed it there, and nothing was pushed. "
+            f"Fetch what you want to keep from {page_of(api, name, kind)}/tree/main; --overwrite then puts ours in its place "
             "(older commits stay on the Hub)"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few of many names."""
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
-def _fetched(api: "HfApi", name: str, file: str, revision: str | None) -> Path:
-    with hub_errors(name, "reading"):
-        return Path(api.hf_hub_download(name, file, repo_type="dataset", revision=revision))
+def _fetched(api: "HfApi", name: str, file: str, revision: str | None, kind: Kind) -> Path:
+    with hub_errors(name, "reading", kind=kind):
+        return Path(api.hf_hub_download(name, file, repo_type=kind, revision=revision))
 
 
-def _entries(api: "HfApi", name: str, revision: str | None) -> dict[str, Any]:
+def _entries(api: "HfApi", name: str, revision: str | None, kind: Kind) -> dict[str, Any]:
     """The files of a revision by name, with size and digest."""
-    with hub_errors(name, "reading"):
-        return {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)}
+    with hub_errors(name, "reading", kind=kind):
+        return {one.path: one for one in api.list_repo_tree(name, recursive=True, repo_type=kind, revision=revision)}
 
 
 def _holds(entry: Any, where: Path, digest: FileDigest | None = None) -> bool:
@@ -232,11 +242,14 @@ def _holds(entry: Any, where: Path, digest: FileDigest | None = None) -> bool:
     return bool(entry.blob_id == git_oid(where))
 
 
-def _read(api: "HfApi", name: str, file: str, revision: str | None) -> str:
-    return _fetched(api, name, file, revision).read_text(encoding="utf-8")
+def read_file(api: "HfApi", name: str, file: str, revision: str | None, kind: Kind = "dataset") -> str:
+    """The text of a file on the Hub."""
+    return _fetched(api, name, file, revision, kind).read_text(encoding="utf-8")
 
 
-def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone: Iterable[str], message: str) -> str:
+def commit(
+    api: "HfApi", name: str, info: "Info", files: Contents, gone: Iterable[str], message: str, kind: Kind = "dataset"
+) -> str:
     """Upload and commit; the commit that holds the files, the old one where nothing differs."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -244,18 +257,20 @@ def _commit(api: "HfApi", name: str, info: "DatasetInfo", files: Contents, gone:
         *(CommitOperationAdd(there, where) for there, where in files.items()),
         *(CommitOperationDelete(there) for there in gone),
     ]
-    with hub_errors(name, "pushing", resumes=True):
+    with hub_errors(name, "pushing", resumes=True, kind=kind):
         # What is large goes first, in a thread that Ctrl-C does not wait for: until the commit nothing of it is to be seen.
         adds = [one for one in operations if isinstance(one, CommitOperationAdd)]
-        apart(lambda: api.preupload_lfs_files(name, adds, repo_type="dataset", free_memory=False))
-        done = api.create_commit(name, operations, commit_message=message, repo_type="dataset", parent_commit=info.sha)
+        apart(lambda: api.preupload_lfs_files(name, adds, repo_type=kind, free_memory=False))
+        done = api.create_commit(name, operations, commit_message=message, repo_type=kind, parent_commit=info.sha)
     return str(done.oid)
 
 
-def _compare(api: "HfApi", name: str, revision: str, files: Contents, digests: Mapping[str, FileDigest | None]) -> None:
+def compare(
+    api: "HfApi", name: str, revision: str, files: Contents, digests: Mapping[str, FileDigest | None], kind: Kind = "dataset"
+) -> None:
     """Raise PartialResult where the Hub does not hold what the manifest names: a .gitignore there leaves files out without a word, and the
     folder may have become another one meanwhile."""
-    entries = _entries(api, name, revision)
+    entries = _entries(api, name, revision, kind)
     wrong = []
     for there, where in files.items():
         entry = entries.get(there)
@@ -265,6 +280,6 @@ def _compare(api: "HfApi", name: str, revision: str, files: Contents, digests: M
             wrong.append(there)
     if wrong:
         raise PartialResult(
-            f"{name}@{revision}: the Hub does not hold {_listed(wrong)} as pushed; a .gitignore of the dataset leaves files out: mend it "
+            f"{name}@{revision}: the Hub does not hold {listed(wrong)} as pushed; a .gitignore of the {kind} leaves files out: mend it "
             "there, then push again"
         )

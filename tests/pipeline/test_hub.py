@@ -6,14 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from command import environment, graded, mmpo, stopped
 from folders import contents, feedback_folder, pairs_folder, write_rows
-from hub_server import TOKEN, Hub, Repository, hub
+from hub_server import TOKEN, Hub, Repository
 
 from mmpo.pipeline import BuildOptions, build, load_pairs, validate
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -21,20 +20,6 @@ from mmpo.pipeline.hub import pull_dataset, push_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 NAME = "me/pairs"
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that this process uses, too: huggingface_hub has read its variables already, but for the address and the token."""
-    from huggingface_hub import constants
-
-    with hub() as running:
-        for key, value in running.environment.items():
-            monkeypatch.setenv(key, value)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        yield running
 
 
 @pytest.fixture

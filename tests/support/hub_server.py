@@ -1,7 +1,7 @@
 """A Hub on 127.0.0.1 with as much of the real one's protocol as huggingface_hub 2.4 and datasets 5.2 ask for, with or without Xet.
 
-Datasets are made, private or not; files are uploaded (LFS in one part, those that are there already are not asked for), committed all at
-once against the parent that the committer saw, listed and read at any commit.
+Datasets and models are made, private or not; files are uploaded (LFS in one part, those that are there already are not asked for),
+committed all at once against the parent that the committer saw, listed and read at any commit.
 """
 
 import base64
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_of_the_test"
-LFS = re.compile(r"\.(parquet|arrow|zst)$")
+LFS = re.compile(r"\.(parquet|arrow|zst|safetensors)$")
 
 
 @dataclass
@@ -107,12 +107,12 @@ class _Answer(BaseHTTPRequestHandler):
             self._send(json.dumps({"errors": [], "warnings": []}).encode())
         elif path.startswith("/lfs/"):
             self._upload(path, body)
-        elif found := re.fullmatch(r"/datasets/(.+?/.+?)\.git/info/lfs/objects/batch", path):
+        elif found := re.fullmatch(r"/(?:datasets/)?(.+?/.+?)\.git/info/lfs/objects/batch", path):
             self._batch(found[1], json.loads(body))
-        elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*found.groups())
         elif found := re.fullmatch(
-            r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info|preupload|commit)/([^/]+)(?:/(.*))?)?", path
+            r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|preupload|commit)/([^/]+)(?:/(.*))?)?", path
         ):
             self._dataset(found[1], found[2] or "revision", found[3] or "main", found[4] or "", body)
         else:

@@ -1,4 +1,4 @@
-"""`mmpo export`, `mmpo push`, `mmpo pull`: a dataset taken to other tools and to the Hub, and back from there."""
+"""`mmpo export`, `mmpo push`, `mmpo pull`: a dataset or a model taken to other tools and to the Hub, and datasets back from there."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +9,10 @@ from mmpo.annotate.exports import EXPORTS, TOLD, ExportOptions
 from mmpo.annotate.exports import export as write_export
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
-from mmpo.pipeline.hub import pull_dataset, push_dataset
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.hub import RECORD, PushedDataset, PushedModel, pull_dataset, push_dataset, push_model
 from mmpo.pipeline.options import in_words, options_from
+from mmpo.pipeline.storage import MANIFEST
 
 WHY = {
     "tie": "ties, which have no better reply",
@@ -46,30 +48,51 @@ def export(
 
 
 def push(
-    dataset: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pairs or of FEEDBACK that passes `mmpo validate`.")],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The dataset on the Hub; made where there is none.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder of pairs or of FEEDBACK that passes `mmpo validate`, or a model of `mmpo train` or `mmpo merge`.",
+        ),
+    ],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The dataset or model on the Hub; made where there is none.")],
     feedback: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A FEEDBACK folder to stand beside the pairs, as the configuration feedback.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may read it; a new dataset is private otherwise.")] = False,
-    license: Annotated[str | None, typer.Option(help="The licence for the head of the dataset's page, such as cc-by-4.0.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Everybody may read it; what is new there is private otherwise.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(help="The licence for the head of the page, such as cc-by-4.0.")] = None,
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Files of an earlier push, too, that somebody changed on the Hub since.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Push a dataset folder to the Hugging Face Hub: one commit with all of it, or none; stopped, the same command again resumes.
+    """Push a dataset or a model to the Hugging Face Hub: one commit with all of it, or none; stopped, the same command again resumes.
 
-    The token is that of HF_TOKEN or of `hf auth login`. Afterwards load_dataset("OWNER/NAME") opens it. Example: mmpo push pairs me/pairs
+    The token is that of HF_TOKEN or of `hf auth login`. Afterwards load_dataset("OWNER/NAME"), or from_pretrained, opens it.
+    Example: mmpo push pairs me/pairs
     """
-    done = push_dataset(dataset, name, feedback=feedback, public=public, license=license, message=message, overwrite=overwrite)
+    if (folder / RECORD).is_file() or (not (folder / MANIFEST).is_file() and (folder / "config.json").is_file()):
+        if feedback is not None:
+            raise UserError(f"--feedback stands beside pairs, and {folder} is a model: leave it out")
+        pushed = push_model(folder, name, public=public, license=license, message=message, overwrite=overwrite)
+        _told(pushed)
+        say(f"next: --model {pushed.model}, or from_pretrained")
+        print_json(vars(pushed), as_json)
+        return
+    done = push_dataset(folder, name, feedback=feedback, public=public, license=license, message=message, overwrite=overwrite)
     for line in done.warnings:
         say(f"warning: {line}")
-    say(f"{done.files:,} files, {done.bytes:,} bytes" + ("" if done.changed else ": nothing differs from what is there"))
-    say(f"{done.url}: {'private' if done.private else 'public'}, revision {done.revision}")
+    _told(done)
     say(f"next: mmpo pull {done.dataset}@{done.revision} --out FOLDER")
     print_json(vars(done), as_json)
+
+
+def _told(done: PushedDataset | PushedModel) -> None:
+    say(f"{done.files:,} files, {done.bytes:,} bytes" + ("" if done.changed else ": nothing differs from what is there"))
+    say(f"{done.url}: {'private' if done.private else 'public'}, revision {done.revision}")
 
 
 def pull(
