@@ -134,7 +134,8 @@ def _against(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "other": _named(found["other"], found.get("other_trained_on")),
         **{name: found[name] for name in ("pairs", "prompts")},
-        **{k: rows(found[k]) for k in ("raw", "scaled") if k in found},
+        "raw": rows(found["raw"]),
+        "scaled": rows(found["scaled"]) if "scaled" in found else None,  # one prompt has no halves to fit on
     }
 
 

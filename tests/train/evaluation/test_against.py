@@ -12,6 +12,7 @@ from folders import changed, read_table
 from training_cases import make_pairs, user_error
 
 from mmpo.cli.main import run
+from mmpo.pipeline import write_dataset
 from mmpo.pipeline.metrics import METRICS
 from mmpo.train.evaluation import evaluate
 from mmpo.train.record import trained_on
@@ -38,6 +39,17 @@ def test_a_model_and_the_folder_of_its_evaluation_give_the_same_differences(trai
     assert rows["accuracy"]["this"] == found[0]["accuracy"] and rows["cross_entropy"]["this"] == found[0]["cross_entropy"]
     low, high = rows["cross_entropy"]["difference_95"]
     assert low < rows["cross_entropy"]["difference"] < high < 0
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_two_models_on_a_handful_of_prompts_have_a_page(prompts, trained, rival, tmp_path):
+    data = write_dataset(make_pairs(prompts, [2]), tmp_path / "few", split=(0, 0, 1))["out"]
+    evaluate("reward", rival, data, out=tmp_path / "theirs")
+    found = evaluate("reward", trained["reward"], data, against=tmp_path / "theirs", out=tmp_path / "ours")
+    assert found["against"]["pairs"] == prompts and ("scaled" in found["against"]) == (prompts > 1)
+    page = (tmp_path / "ours" / "page.html").read_text()
+    assert f"On {prompts} pairs of {prompts} prompts that both measured" in page
+    assert ("Each at its own temperature" in page) == (prompts > 1)
 
 
 def test_other_models_are_measured_by_our_targets(trained, rival, dataset, tmp_path):
