@@ -265,6 +265,11 @@ def keys_of_model(kind: type, given: str | Path | Mapping[str, Any], word: str, 
     """The keys of one model: "MODEL" or "MODEL,key=value,...", or a mapping; word, flag: what a model is called in messages, and the
     option that names it. Raises UserError."""
     known = [name for name in fields_of(kind) if name != "same_model"]
+    if isinstance(given, kind):  # one that is made already: what of it is no default
+        made, given = given, {}
+        for name in known:
+            if (value := getattr(made, name)) != fields_of(kind)[name].get_default(call_default_factory=True):
+                given[name] = value
     if not isinstance(given, Mapping):
         model, *rest = str(given).split(",")
         pairs = [part.partition("=") for part in rest]

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -214,6 +215,38 @@ def test_data_commands_never_import_torch(tmp_path: Path) -> None:
         assert not loaded_by(command) & TORCH
 
 
+USER = """
+import mmpo
+from mmpo.annotate import JudgeOptions, agree
+from mmpo.pipeline import BuildOptions, DatasetFolder, build, build_pairs, read_feedback, to_pandas
+from mmpo.train import TrainOptions
+
+version: str = mmpo.__version__
+options = BuildOptions(format="jsonl", ties="drop")
+summary: dict[str, object] = build(["grades.jsonl"], "pairs", options=options)
+rows: int = build_pairs(read_feedback("grades.jsonl", "jsonl")).num_rows
+frame = to_pandas(DatasetFolder("pairs").pairs("test"))
+longest: int = len(frame.columns)
+TrainOptions(kind="reward", gamma="auto:.9")
+agree("feedback", bootstrap=0)["pairs"]
+JudgeOptions(model="m", samples=3)
+BuildOptions(format="jsonl", ties="perhaps")  # wrong
+build_pairs(read_feedback("grades.jsonl", "jsonl"), strategi="all")  # wrong
+TrainOptions(data="pairs")  # wrong
+"""
+
+
+def seen_by_pyright(python: Path, script: Path) -> list[str]:
+    """What pyright finds in a user's script where it should not, and the lines marked wrong where it finds nothing."""
+    script.write_text(USER)
+    line = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", str(python), str(script)]
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, cwd=script.parent, timeout=300, check=False).stdout)
+    lines = USER.splitlines()
+    wrong = {number for number, line in enumerate(lines) if line.endswith("# wrong")}
+    told = {one["range"]["start"]["line"]: one["message"] for one in found["generalDiagnostics"]}
+    return [f"{lines[n]}: {message}" for n, message in told.items() if n not in wrong] + [lines[n] for n in wrong - told.keys()]
+
+
 @pytest.mark.slow
 def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
@@ -232,7 +265,7 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clean)], check=True, timeout=120)
     [site] = clean.glob("lib/python*/site-packages")
     archive.extractall(site)
-    borrowed = next(path for path in sys.path if path.endswith("site-packages"))
+    borrowed = str(Path(str(importlib.import_module("typer").__file__)).parents[1])
     code = (
         "import sys; sys.path.append(sys.argv.pop(1)); from mmpo.cli.main import run; import mmpo.cli.main as m; "
         "print(m.__file__); sys.exit(run(sys.argv[1:]))"
@@ -247,6 +280,8 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
         [str(clean / "bin" / "python"), "-c", code, borrowed], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert re.match(r"0\.\d+\.\d+ <function prompt_id", told.stdout) and "'pipeline'" in told.stdout
+    (site / "borrowed.pth").write_text(borrowed)
+    assert seen_by_pyright(clean / "bin" / "python", tmp_path / "user.py") == []
     [entry_points] = [name for name in inside if name.endswith("entry_points.txt")]
     assert "mmpo = mmpo.cli.main:main" in archive.read(entry_points).decode()
 
