@@ -9,7 +9,7 @@ from raw_endpoint import CHAT, chat, raw_endpoint
 
 from mmpo.annotate.argilla import connect
 from mmpo.annotate.client import OPENAI, Answer, Endpoint, EndpointSettings, Failure, base_url_of, check_address, proxy_for
-from mmpo.annotate.judge import JudgeOptions, judges_of
+from mmpo.annotate.judge import Judge, JudgeOptions, judges_of
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 
@@ -153,3 +153,10 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(UserError, match="header api-key: the environment variable AZURE_KEY is not set"):
         asyncio.run(run())
+
+
+def test_a_judge_that_is_made_already_is_taken_as_it_is() -> None:
+    made = Judge(model="a", rater="anna", headers={"X-Team": "one"})
+    [found] = judges_of(JudgeOptions(base_url="http://127.0.0.1:9/v1"), [made])
+    assert (found.model, found.rater, found.headers) == ("a", "anna", {"X-Team": "one"})
+    assert found.base_url == "http://127.0.0.1:9/v1"  # the run's, where it names none
