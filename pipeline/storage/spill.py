@@ -6,6 +6,7 @@ from these their texts, as compressed Arrow batches. Neighbouring cells are read
 is cut again by the positions that it holds, so that only the rows of one prompt have to fit into memory whatever their number.
 """
 
+import json
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of
@@ -27,7 +29,7 @@ from mmpo.pipeline.tables import REPLY_KEYS, TOOLS
 ID_DIGITS = 32
 LEAST_BATCH_BYTES = 256 << 10
 """Of a run, a cell should have so much: a batch costs some KiB beside its rows."""
-ROW_BYTES = 150
+ROW_BYTES = 250
 """What a row takes in memory beside what is stored of it: optional fields, mostly null."""
 _GRADED = ("note", "probabilities")
 _TEXTS = {"completions": ("text", *REPLY_KEYS), "ratings": _GRADED, "comparisons": _GRADED}
@@ -39,6 +41,8 @@ _HEAD = struct.Struct("<5q")
 """Of a segment: how many cells, bytes of the schema of grades, where texts begin behind the index, bytes of their schema, bytes in all."""
 _ENTRY = np.dtype([(name, "<i8") for name in ("cell", "rows", "light", "bytes", "grades", "grades_end", "texts", "texts_end")])
 """Of a cell in a segment: bytes in memory without texts (light) and with them; where its two batches begin and end behind the index."""
+_ONE = b"all"
+"""Key of a field's metadata: the value that all rows of the segment have, as JSON."""
 _again = count()
 
 
@@ -287,28 +291,41 @@ def _unpacked_ids(ids: pa.Array) -> pa.Array:
 
 
 def _halves(table: pa.Table) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The grades of a FEEDBACK table and its texts, row by row, without what is null everywhere."""
-    halves: tuple[dict[str, pa.Array], dict[str, pa.Array]] = ({}, {})
+    """The grades of a FEEDBACK table and its texts, row by row: without what is null everywhere, a value that all have once, in the schema,
+    and lists that all have one value as these."""
+    halves: tuple[list[tuple[pa.Array, pa.Field]], list[tuple[pa.Array, pa.Field]]] = ([], [])
     for field in LARGE_FEEDBACK:
         column = flat(table[field.name])
         if not pa.types.is_list(field.type):
-            halves[field.name in ("extra", TOOLS)][field.name] = _packed(field.name, column)
+            halves[field.name in ("extra", TOOLS)].append(_packed(field.name, column))
             continue
-        inner, starts = column.flatten(), offsets_of(column)[:-1]
-        names = [one.name for one in field.type.value_type]
-        apart = _TEXTS.get(field.name, names)
-        for half, wanted in zip(halves, ([name for name in names if name not in apart], apart), strict=True):
-            if wanted:
-                arrays = [_packed(name, inner.field(name)) for name in wanted]
-                half[field.name] = lists(starts, pa.StructArray.from_arrays(arrays, wanted))
-    grades, texts = (pa.RecordBatch.from_arrays(list(half.values()), list(half)) for half in halves)
+        inner, offsets = column.flatten(), offsets_of(column)
+        apart = _TEXTS.get(field.name, [one.name for one in field.type.value_type])
+        for half, texts in zip(halves, (False, True), strict=True):
+            own = [_packed(one.name, inner.field(one.name)) for one in field.type.value_type if (one.name in apart) == texts]
+            if any(one.metadata or not pa.types.is_null(one.type) for _, one in own):
+                values = pa.StructArray.from_arrays([array for array, _ in own], fields=[one for _, one in own])
+                packed = values if (np.diff(offsets) == 1).all() else lists(offsets[:-1], values)
+                half.append((packed, pa.field(field.name, packed.type)))
+    grades, texts = (
+        pa.RecordBatch.from_arrays([array for array, _ in half], schema=pa.schema([one for _, one in half])) for half in halves
+    )
     return grades, texts
 
 
-def _packed(name: str, values: pa.Array) -> pa.Array:
+def _packed(name: str, values: pa.Array) -> tuple[pa.Array, pa.Field]:
     if values.null_count == len(values):
-        return pa.nulls(len(values))
-    return _packed_ids(values) if name in ("id", "prompt_id") else values
+        values = pa.nulls(len(values))
+    elif name in ("id", "prompt_id"):
+        values = _packed_ids(values)
+    elif not values.null_count and not pa.types.is_nested(values.type) and _all_one(values):
+        return pa.nulls(len(values)), pa.field(name, pa.null(), metadata={_ONE: json.dumps(values[0].as_py())})
+    return values, pa.field(name, values.type)
+
+
+def _all_one(values: pa.Array) -> bool:
+    """Whether all values are the first one; 0.0 is left alone, which -0.0 equals."""
+    return bool(pc.all(pc.equal(values, values[0])).as_py()) and not (pa.types.is_floating(values.type) and values[0].as_py() == 0)
 
 
 def _whole(grades: pa.Table, texts: pa.Table | None = None) -> pa.Table:
@@ -316,24 +333,26 @@ def _whole(grades: pa.Table, texts: pa.Table | None = None) -> pa.Table:
     halves = [half for half in (grades, texts) if half is not None]
     columns = []
     for field in LARGE_FEEDBACK:
-        found = [flat(half[field.name]) for half in halves if field.name in half.column_names]
-        if pa.types.is_list(field.type):
-            inner = [column.flatten() for column in found]
-            fields = {one.name: values.field(one.name) for values in inner for one in values.type}
-            if texts is None and field.name == "completions":
-                fields["text"] = fields["id"]
-            starts = offsets_of(found[0])[:-1] if found else np.zeros(grades.num_rows, dtype=np.int64)
-            own, size = list(field.type.value_type), len(inner[0]) if inner else 0
-            values = pa.StructArray.from_arrays([_unpacked(fields.get(one.name), one.type, size) for one in own], fields=own)
-            columns.append(lists(starts, values).cast(field.type))
-        else:
-            columns.append(_unpacked(found[0] if found else None, field.type, grades.num_rows))
+        found = [(flat(half[field.name]), half.schema.field(field.name)) for half in halves if field.name in half.column_names]
+        if not pa.types.is_list(field.type):
+            columns.append(_unpacked(*(found or [(None, None)])[0], field.type, grades.num_rows))
+            continue
+        inner = [column.flatten() if pa.types.is_list(column.type) else column for column, _ in found]
+        parts = {one.name: (values.field(one.name), one) for values in inner for one in values.type} if inner else {}
+        if texts is None and field.name == "completions" and inner:
+            parts["text"] = parts["id"]
+        size, own = len(inner[0]) if inner else 0, list(field.type.value_type)
+        values = [_unpacked(*parts.get(one.name, (None, None)), one.type, size) for one in own]
+        listed = found and pa.types.is_list(found[0][0].type)
+        starts = offsets_of(found[0][0])[:-1] if listed else np.arange(size) if found else np.zeros(grades.num_rows, dtype=np.int64)
+        columns.append(lists(starts, pa.StructArray.from_arrays(values, fields=own)).cast(field.type))
     return pa.Table.from_arrays(columns, schema=LARGE_FEEDBACK)
 
 
-def _unpacked(values: pa.Array | None, kind: pa.DataType, size: int) -> pa.Array:
-    if values is None or pa.types.is_null(values.type):
-        return pa.nulls(size, kind)
+def _unpacked(values: pa.Array | None, field: pa.Field | None, kind: pa.DataType, size: int) -> pa.Array:
+    if values is None or field is None or pa.types.is_null(values.type):
+        one = (field.metadata or {}).get(_ONE) if field is not None else None
+        return pa.nulls(size, kind) if one is None else pa.repeat(pa.scalar(json.loads(one), kind), size)
     return _unpacked_ids(values).cast(kind)
 
 
