@@ -254,6 +254,8 @@ HEAD_ROWS, HEAD_ANSWERS = 20, 1000
 PART_CHARS = 32 << 20
 # The size of one row in so many stands for all of them.
 SAMPLED = 16
+ROW_OBJECTS = 500
+"""What a row takes beside its text while it is objects of Python, counted as characters."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +333,7 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         for count, (number, row) in enumerate(chain(head, found)):
             part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
-                part.chars += size_of(row) * SAMPLED
+                part.chars += (size_of(row) + ROW_OBJECTS) * SAMPLED
                 if part.chars >= part_chars:
                     yield part.collected()
                     part = _Part(chunk, source, options)
