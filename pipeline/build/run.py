@@ -30,6 +30,7 @@ from mmpo.pipeline.build.summary import (
     doubtful_raters,
     largest,
     left_out,
+    many_pairs_warnings,
     rater_warnings,
     reading_warnings,
     same_answer_warnings,
@@ -39,6 +40,7 @@ from mmpo.pipeline.build.summary import (
 )
 from mmpo.pipeline.build.workers import (
     CHUNK_BYTES,
+    GROUP_BYTES,
     LEAST_SPILL,
     PARTITION_BYTES,
     check_space,
@@ -83,13 +85,15 @@ def build(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     partition_bytes: int = PARTITION_BYTES,
+    group_bytes: int = GROUP_BYTES,
 ) -> dict[str, Any]:
     """Build a dataset folder from feedback files.
 
     sources: files, folders, globs or Hub datasets in `options.format`; none where `options.sources` names several. out: the folder,
     written whole or not at all; an older dataset of mmpo there is replaced. progress: called with (stage, bytes done, bytes in all) after
     each part. say: called with a sentence on what it will take, before anything is read. partition_bytes: input that sums over grades are
-    made of; with it the files that are written change, the pairs stay the same.
+    made of; with it the files that are written change, the pairs stay the same. group_bytes: of rows in memory that are merged
+    and paired together at most, whatever memory there is; the dataset stays the same.
     Returns {"out", "prompts", "pairs": {"train", "validation", "test"}, "rejected": {reason: n}, "repaired": {reason: n}, "warnings":
     sentences}; of pairs also "examples": two of them in words, [{"better", "worse", "margin"}], "unwitnessed": how many have no rater who
     graded both sides, and "rounded_ties": how many are ties of values that differ by less than the rounding step, "ties_at_ends": how
@@ -121,7 +125,7 @@ def build(
     with ENGINES[options.engine](options.workers, options.ray_address) as engine, replacing(out) as folder:
         engine.check([*(file.path for file in every), *(one["name"] for one in tokenizers.get("tokenizers", ()))])
         memory = options.memory, engine.memory
-        how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), engine.workers, *memory, partition_bytes)
+        how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), engine.workers, *memory, partition_bytes, group_bytes)
         with _scratch(options.scratch, folder) as scratch, engine.running(how.workers, folder, scratch, how.each) as run:
             check_disk = check_space if engine.here else _elsewhere
             check_disk(scratch, LEAST_SPILL * how.text, "temporary files")
@@ -383,6 +387,7 @@ def _said(builds: Sequence[ResolvedBuild], rows: Mapping[str, int], results: Seq
         "doubtful_raters": doubtful,
         "warnings": [
             *warnings_of(builds[0], rows, ties, unwitnessed, *lies, of_raters),
+            *many_pairs_warnings([one for result in results for one in result.many], sum(rows.values())),
             *same_answer_warnings(sum((result.same_answers for result in results), Counter()), sum(rows.values())),
         ],
     }

@@ -44,6 +44,8 @@ from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPLY_KEYS, SPLITS
 
 BATCH_BYTES = 64 << 20
 """Output text of a batch, before dictionaries and compression: it becomes one row group."""
+MANY_PAIRS = 100_000
+"""Of a prompt: more are told. All pairs of a prompt are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class ShardResult:
     them whose values differ by less than the rounding step, and pairs of 0 raters; ties_at_ends: those whose scores
     are both at the same end of the range of scores; same_answers: pairs whose replies differ in nothing but the key (of DIFFERS);
     first_messages: where distinct first user messages would fall in [0, 1), and sides: on which sides (a bit each) prompts of each came to
-    lie. by_source, shared: of a build of several sources, what each gave and what they have in common.
+    lie. many: pairs, completions and ids of prompts with more than MANY_PAIRS. by_source, shared: of a build of several sources, what each
+    gave and what they have in common.
     """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class ShardResult:
     same_answers: Counter[str] = field(default_factory=Counter)
     first_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    many: list[tuple[int, int, str]] = field(default_factory=list)
     by_source: dict[str, SourceMargins] = field(default_factory=dict)
     shared: Shared = field(default_factory=Shared)
 
@@ -313,8 +317,11 @@ def _pairs(
     count("pair", "pair", created=pairs.created, out=pairs.created)
     count("filter", "pair", into=pairs.created, out=len(pairs.prompt), dropped=pairs.dropped)
     several = np.diff(offsets_of(flat(batch["completions"]))) > 1
-    has_pair = np.zeros(batch.num_rows, dtype=bool)
-    has_pair[pairs.prompt] = True
+    of_prompt = np.bincount(pairs.prompt, minlength=batch.num_rows)
+    has_pair = of_prompt > 0
+    for row in np.flatnonzero(of_prompt > MANY_PAIRS).tolist():
+        completions = len(batch["completions"][row])
+        result.many.append((int(of_prompt[row]), completions, batch["prompt_id"][row].as_py()))
     lost = {"single_completion": ~several, "no_pair": several & ~has_pair}
     dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}
     count("pair", "prompt", into=batch.num_rows, out=int(has_pair.sum()), dropped=dropped)

@@ -142,6 +142,18 @@ def same_answer_warnings(found: Mapping[str, int], pairs: int) -> list[str]:
     return [f"{n:,} of {pairs:,} pairs differ in nothing but {name}: {advice[name]}" for name, n in found.items() if n]
 
 
+def many_pairs_warnings(found: Sequence[tuple[int, int, str]], pairs: int) -> list[str]:
+    """What to say of prompts that have very many pairs: pairs, completions and id of each."""
+    if not found:
+        return []
+    most, completions, name = max(found)
+    others = f", as those of {len(found) - 1:,} more prompts" if len(found) > 1 else ""
+    return [
+        f"prompt {name} has {completions:,} completions, which make {most:,} of the {pairs:,} pairs; they were in memory at once whatever "
+        f"--memory says{others}. --max-per-prompt keeps fewer, --strategy adjacent or best-worst makes fewer"
+    ]
+
+
 def _same_grades(build: ResolvedBuild, group: GradeGroup) -> bool:
     moments = build.statistics.groups[group]
     return moments.count >= LEAST_GRADES and moments.least == moments.most

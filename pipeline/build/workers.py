@@ -23,7 +23,7 @@ PARENT, FIXED = 200 << 20, 400 << 20
 a part of the input as objects, a batch of pairs."""
 RUN_TIMES, GROUP_TIMES = 3, 6
 """How often rows are in memory at once while they are cut, and while they are merged and paired."""
-LEAST_ROWS, MOST_RUN, MOST_GROUP = 8 << 20, 192 << 20, 64 << 20
+LEAST_ROWS, GROUP_BYTES = 8 << 20, 64 << 20
 LEAST_SPILL = 0.05
 """Of the input's text: spill files take so much at least, of texts that repeat much."""
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
@@ -87,7 +87,14 @@ class BuildPlan:
 
 
 def plan_build(
-    size: int, text: int, chunks: int, workers: int | None, memory: int | None, there: int | None, partition_bytes: int
+    size: int,
+    text: int,
+    chunks: int,
+    workers: int | None,
+    memory: int | None,
+    there: int | None,
+    partition_bytes: int,
+    group_bytes: int = GROUP_BYTES,
 ) -> BuildPlan:
     """Shares out the memory. text: bytes of text in the input, about; workers, memory: as given, None: what the machine has, or what is
     there of other machines.
@@ -110,9 +117,9 @@ def plan_build(
             f"{need} MB at least (--memory {need}MB).{fewer}"
         )
     free = max((memory - parent) // processes - FIXED, GROUP_TIMES * LEAST_ROWS)
-    run, group = min(free // RUN_TIMES, MOST_RUN), min(free // GROUP_TIMES, MOST_GROUP)
+    run, group = min(free // RUN_TIMES, 3 * group_bytes), min(free // GROUP_TIMES, group_bytes)
     task = max(CHUNK_BYTES, min(run, text // (8 * processes)))
-    cells = min(math.ceil(4 * text / group), task // LEAST_BATCH_BYTES) // shards
+    cells = min(math.ceil(4 * text / group), min(run, task) // LEAST_BATCH_BYTES) // shards
     return BuildPlan(size, text, memory, processes, shards, math.ceil(units / shards), max(1, cells), task, run, group)
 
 
