@@ -44,6 +44,8 @@ from mmpo.pipeline.tables import MESSAGE_KEYS, REJECTS, REPLY_KEYS, SPLITS
 
 BATCH_BYTES = 64 << 20
 """Output text of a batch, before dictionaries and compression: it becomes one row group."""
+MOST_FIRST = 50_000
+"""First user messages that a shard tells of, unless splits go by prompts: they are counted where a split is empty."""
 MANY_PAIRS = 100_000
 """Of a prompt: more are told. All pairs of a prompt are in memory at once."""
 
@@ -239,9 +241,10 @@ def _sides(merged: pa.Table, build: ResolvedBuild, result: ShardResult) -> np.nd
     positions = split_positions(merged)
     by = build.options.split_by
     side = split_of_positions(positions if by == "first-message" else split_positions(merged, by), build.options.split)
-    result.first_messages, result.sides = sides_of(
+    found = sides_of(
         np.concatenate([result.first_messages, positions]), np.concatenate([result.sides, (1 << side).astype(np.int8)])
     )
+    result.first_messages, result.sides = found if by == "prompt" else (one[:MOST_FIRST] for one in found)
     return side
 
 
