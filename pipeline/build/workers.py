@@ -79,7 +79,8 @@ class BuildPlan:
     def sentence(self, scratch: Path, free: int) -> str:
         """The plan in words, for before anything is read."""
         text = f" (about {in_bytes(self.text)} of text)" if self.text > self.size else ""
-        shards, processes = (f"{n:,} {word}" for n, word in ((self.shards, "shards"), (self.workers, "processes")))
+        shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
+        processes = f"{self.workers:,} process{'es' if self.workers > 1 else ''}"
         return (
             f"input {in_bytes(self.size)}{text}: {shards}, {processes}, memory up to {in_bytes(self.memory)}; temporary files of "
             f"{in_bytes(LEAST_SPILL * self.text)} to {in_bytes(self.text)} in {scratch}, where {in_bytes(free)} are free"
