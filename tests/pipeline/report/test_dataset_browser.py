@@ -231,6 +231,10 @@ def test_raters_with_all_that_can_be_said_of_them_fit_the_page(browser: Any, tmp
     opened = OpenedPage(browser, page)
     table = opened.page.locator("[aria-label=raters]")
     assert table.locator("th").count() == 14 and table.evaluate("(box) => box.scrollWidth <= box.clientWidth")
+    opened.page.set_viewport_size({"width": 400, "height": 900})  # each row is a block then, with the columns' names
+    assert table.evaluate("(box) => box.scrollWidth <= box.clientWidth") and not table.locator("th").first.is_visible()
+    named = table.locator("td").nth(1).evaluate("(cell) => getComputedStyle(cell, '::before').content")
+    assert named == '"kind"'
 
 
 @pytest.mark.parametrize("width", [1300, 400])
