@@ -25,7 +25,7 @@ _EVALUATE = {
 
 GROUPS: dict[str, dict[str, str]] = {
     "build": {
-        "input": "format columns scale | sources decimal na gap_of clip encoding sep fix_known_defects rater kind max_rejects",
+        "input": "format columns scale | sources decimal na gap_of clip encoding sep sheet fix_known_defects rater kind max_rejects",
         "grades": "merge_raters | evidence kinds raters aspects normalise score rater_weights one_order thinking graded_part",
         "pairs": "ties strategy | max_per_prompt min_margin min_raters agree_between max_chars min_chars max_tokens tokenizer languages "
         "language_of language_confidence duplicates similarity shingle decontaminate decontaminate_column decontaminate_ngram "
@@ -35,7 +35,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "generate": {
         "models": "models local | base_url api_key_env headers extra_body",
-        "prompts": "format columns limit | scale encoding sep max_rejects",
+        "prompts": "format columns limit | scale encoding sep sheet max_rejects",
         "replies": "n max_tokens temperature system | top_p stop keep seed",
         "output": "out dry_run as_json",
         **{title: names for title, names in _ENDPOINT.items() if title != "endpoint"},

@@ -10,6 +10,7 @@ ADDS = {
     "judge": "judge, generate, calibrate, evaluate mt-bench",
     "argilla": "argilla serve, push, pull, status",
     "train": "train, evaluate, score, advise, models on this machine",
+    "excel": "workbooks of Excel (.xlsx)",
     "language": "build --language",
     "ray": "builds on several machines",
 }

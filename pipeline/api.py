@@ -81,7 +81,9 @@ def _read_feedback(given: Sequence[Any], format: str, max_rejects: float, option
         known = ", ".join(SourceOptions.__dataclass_fields__)
         raise UserError(f"read_feedback: {error}. Options: {known}") from error
     ours = [one for one in given if isinstance(one, InputFile)]
-    files = ours or resolve_inputs(given, format, encoding=source_options.encoding, separator=source_options.sep)
+    files = ours or resolve_inputs(
+        given, format, encoding=source_options.encoding, separator=source_options.sep, sheet=source_options.sheet
+    )
     parts = [collect(chunk, source, source_options) for chunk in plan(files, whole=source.joined is not None)]
     rejects = [part.rejects for part in parts]
     check_rejects(parts, max_rejects, files, rejects)

@@ -44,6 +44,8 @@ class GenerateOptions(AskingOptions):
     """The encoding of text files (UTF-8, or what a byte-order mark says)."""
     sep: str | None = None
     """The separator of CSV (found in the header)."""
+    sheet: str | None = None
+    """The sheet of an Excel workbook (the only one)."""
     max_rejects: Share = 0.01
     """Largest share of unreadable or invalid lines before the run is refused."""
     system: str | None = None

@@ -13,9 +13,15 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, dataset_at
 from mmpo.pipeline.tables import FEEDBACK
 
-BY_NAME = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "parquet"}
+BY_NAME = {
+    **dict.fromkeys((".csv", ".tsv", ".xlsx", ".xlsm"), "csv"),
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "parquet",
+}
 """What files are read as where no format is named; .gz and .zst behind it do not count."""
-READING = ("columns", "scale", "encoding", "sep", "max_rejects")
+READING = ("columns", "scale", "encoding", "sep", "sheet", "max_rejects")
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def _by_name(sources: Sequence[str | Path], options: GenerateOptions) -> str:
     formats = {BY_NAME.get(suffix) for suffix in suffixes}
     if len(formats) == 1 and (format := formats.pop()):
         return format
-    check_format(list(map(str, sources)), None, encoding=options.encoding, sep=options.sep)
+    check_format(list(map(str, sources)), None, encoding=options.encoding, sep=options.sep, sheet=options.sheet)
     raise AssertionError("check_format raises where no format is named")
 
 

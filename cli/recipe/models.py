@@ -78,7 +78,7 @@ def inputs_of(recipe: Recipe) -> list[str]:
     files = [
         file
         for inputs, own in several
-        for file in resolve_inputs(inputs, own.format or "", encoding=own.encoding, separator=own.sep)
+        for file in resolve_inputs(inputs, own.format or "", encoding=own.encoding, separator=own.sep, sheet=own.sheet)
     ]
     return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]
 

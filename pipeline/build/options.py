@@ -37,7 +37,7 @@ from mmpo.pipeline.sources import SourceOptions, get_source
 from mmpo.pipeline.sources.base import CLIP, check_options
 
 OF_A_SOURCE = (
-    "format", "columns", "scale", "decimal", "na", "gap_of", "clip", "encoding", "sep", "fix_known_defects", "rater", "kind",
+    "format", "columns", "scale", "decimal", "na", "gap_of", "clip", "encoding", "sep", "sheet", "fix_known_defects", "rater", "kind",
     "evidence", "kinds", "raters", "aspects", "normalise", "score", "merge_raters", "rater_weights", "one_order", "strategy",
     "max_per_prompt", "min_margin", "min_raters", "agree_between", "ties", "max_chars", "min_chars", "max_tokens", "tokenizer",
     "thinking", "max_rejects",
@@ -84,6 +84,8 @@ class BuildOptions:
     """The encoding of text files, such as cp1252 (UTF-8, or what a byte-order mark says)."""
     sep: str | None = None
     """The separator of CSV, such as ; or tab (found in the header)."""
+    sheet: str | None = None
+    """The sheet of an Excel workbook to read (the only one)."""
     fix_known_defects: bool = False
     """Repair a format's known defects where possible, counted; without it such rows are rejected."""
     rater: Annotated[str | None, Flags("--rater-name")] = None

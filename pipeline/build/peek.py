@@ -34,7 +34,7 @@ def peek(sources: Sequence[str | Path], options: BuildOptions) -> dict[str, Any]
     FEEDBACK rows as read, "raters": {rater: grades}, "bad_values": {reason: {what was wrong, with the option that would read it: rows}},
     "warnings": as a build's}. Raises UserError as a build does.
     """
-    chunk = _first(sources, options.format, options.encoding, options.sep)
+    chunk = _first(sources, options.format, options.encoding, options.sep, options.sheet)
     source = get_source(options.format)
     reading = source_options(options)
     part = next(collect_parts(chunk, source, reading, PEEKED_CHARS))
@@ -105,19 +105,26 @@ def _bad_values(rejects: pa.Table) -> dict[str, dict[str, int]]:
     return {reason: dict(values.most_common(MOST_VALUES)) for reason, values in found.items()}
 
 
-def _first(sources: Sequence[str | Path], format: str, encoding: str | None, sep: str | None) -> Chunk:
-    files = resolve_inputs(sources, format, encoding=encoding, separator=sep, look=True)
+def _first(sources: Sequence[str | Path], format: str, encoding: str | None, sep: str | None, sheet: str | None) -> Chunk:
+    files = resolve_inputs(sources, format, encoding=encoding, separator=sep, sheet=sheet, look=True)
     chunks = plan(files[:1], whole=format != "" and get_source(format).joined is not None)
     if not chunks:
         raise UserError(f"{files[0].name}: holds no rows")
     return chunks[0]
 
 
-def check_format(sources: Sequence[str | Path], format: str | None, *, encoding: str | None = None, sep: str | None = None) -> None:
+def check_format(
+    sources: Sequence[str | Path],
+    format: str | None,
+    *,
+    encoding: str | None = None,
+    sep: str | None = None,
+    sheet: str | None = None,
+) -> None:
     """Refuse a format that is missing or unknown, naming the formats that the columns of the first file fit. Raises UserError."""
     if format in SOURCES or (format and ":" in format):
         return
-    chunk = _first(sources, "", encoding, sep)
+    chunk = _first(sources, "", encoding, sep, sheet)
     head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
     columns = columns_of(head)
     kind = {"json": "jsonl", "arrow": "parquet", "eval": "inspect"}.get(chunk.file.kind, chunk.file.kind)

@@ -115,7 +115,11 @@ def build(
     files = []
     for source, own in named:
         with _of_source(source):
-            files.append(resolve_inputs(source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep))
+            files.append(
+                resolve_inputs(
+                    source.inputs if source else given, own.format, encoding=own.encoding, separator=own.sep, sheet=own.sheet
+                )
+            )
     every = [file for some in files for file in some]
     chunks = [
         plan(some, CHUNK_BYTES, whole=get_source(own.format).joined is not None)

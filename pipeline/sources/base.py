@@ -77,7 +77,8 @@ class SourceOptions:
     values stay with the prompt, in `extra`; a row without one is wrong. decimal: the decimal mark of numbers written as text (default:
     "." in CSV, else text is no number). na: texts that stand for no value. gap_of: what a winner in words is worth as a gap. clip: where
     a source's transform of its grades ends (None: nowhere). encoding: of text files (default: UTF-8, or what a byte-order mark
-    says). sep: the separator of CSV (default: found in the header). bare_prompts: rows of generic files may hold a
+    says). sep: the separator of CSV (default: found in the header). sheet: of an
+    Excel workbook (default: the only one). bare_prompts: rows of generic files may hold a
     prompt and no reply.
     """
 
@@ -94,6 +95,7 @@ class SourceOptions:
     clip: float | None = CLIP
     encoding: str | None = None
     sep: str | None = None
+    sheet: str | None = None
     bare_prompts: bool = False
 
 

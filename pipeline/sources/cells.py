@@ -12,6 +12,7 @@ from mmpo.pipeline.sources.base import SourceOptions, stem
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, FeedbackBuilder, as_number
 from mmpo.pipeline.sources.literals import DECIMAL_COMMA, NUMPYS_PRINT, comma_hint, is_numpys_print, plain_number, structure
 from mmpo.pipeline.sources.messages import TEMPLATE_MARKS, read_conversation, read_tools, with_system
+from mmpo.pipeline.storage.text_files import NumberCell
 
 Row = Mapping[str, Any]
 Score = Callable[[Row, FeedbackBuilder], Any]
@@ -54,6 +55,8 @@ class Cells:
             raise BadRow("score_not_a_number", {field: repr(value)[:80], "hint": ONE_GRADE})
         if not isinstance(value, str):
             return value
+        if isinstance(value, NumberCell):
+            return value.number
         text = value.strip()
         if not text or text in self.na:
             return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import NumberedRow, Source
 from mmpo.pipeline.sources.literals import NUMPYS_PRINT, comma_hint, is_numpys_print, plain_number, structure
+from mmpo.pipeline.storage.text_files import NumberCell
 
 TRUTH = {"true": True, "false": False}
 
@@ -57,6 +58,8 @@ def value_of(cell: str, kinds: frozenset[type], decimal: str = ".") -> Any:
     >>> value_of('["a"]', frozenset([list])), value_of("[sic] a reply", frozenset([list]))
     (['a'], '[sic] a reply')
     """
+    if isinstance(cell, NumberCell):
+        return cell.number if float in kinds else cell
     text = cell.strip()
     if bool in kinds and text.casefold() in TRUTH:
         return TRUTH[text.casefold()]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeVar
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage.archives import WORKBOOKS, sheet_of
 from mmpo.pipeline.storage.dataset import MANIFEST, read_manifest
 from mmpo.pipeline.storage.objects import OURS, fetched, objects_at, on_disk, url_of
 from mmpo.pipeline.storage.parts import split_files
@@ -21,6 +22,7 @@ KINDS = {
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    **dict.fromkeys(WORKBOOKS, "csv"),
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".eval": "eval",
@@ -60,6 +62,7 @@ def resolve_inputs(
     *,
     encoding: str | None = None,
     separator: str | None = None,
+    sheet: str | None = None,
     look: bool = False,
 ) -> list[InputFile]:
     """The data files behind the paths, in a fixed order, each once.
@@ -68,14 +71,15 @@ def resolve_inputs(
     "owner/name" or "owner/name:split", or what stands in an object store (s3://BUCKET/KEY, with * or not), which is fetched.
     format: the source's name; `jsonl`, `csv`, `parquet` and `feedback` take the files of their kind out of a folder. encoding: of text
     files, by a name that Python knows (default: UTF-8, or what a byte-order mark says). separator: of CSV, one character or "tab"
-    (default: found in the header). look: only the first file is wanted, and of a large object only its beginning.
+    (default: found in the header). sheet: of an Excel workbook (default: the only one). look: only the first file is wanted, and of a large
+    object only its beginning.
     Raises UserError: nothing there, nothing of that kind, a file of another kind, a file that can't be read, an unknown encoding.
     """
     encoding, separator = _encoding(encoding), _separator(separator)
     found: dict[str, InputFile] = {}
     for given in paths:
         for file in _files(str(url_of(given) or given), FORMAT_KINDS.get(format), format, look):
-            written = _written(file, encoding, separator)
+            written = _written(file, encoding, separator, sheet)
             found.setdefault(str(Path(file.path).resolve()), replace(written, repeats=format in REPEATED_HEADERS))
     return list(found.values())
 
@@ -101,8 +105,18 @@ def _separator(given: str | None) -> str | None:
     return sign
 
 
-def _written(file: InputFile, encoding: str | None, separator: str | None) -> InputFile:
+def _written(file: InputFile, encoding: str | None, separator: str | None, sheet: str | None) -> InputFile:
     """The file with what was said of how it is written. Raises UserError where that means nothing."""
+    if Path(file.path).suffix.lower() in WORKBOOKS:
+        for flag, given in (("--encoding", encoding), ("--sep", separator)):
+            if given is not None:
+                raise UserError(f"{file.name}: {flag} is for text files, and this is an Excel workbook")
+        file = replace(file, sheet=sheet)
+        return replace(file, sheet=sheet_of(file))
+    if sheet is not None:
+        raise UserError(
+            f"{file.name}: --sheet is for Excel workbooks ({', '.join(WORKBOOKS)}), and this file holds {_SPOKEN[file.kind]}"
+        )
     if encoding is not None and file.kind not in ("json", "csv"):
         raise UserError(f"{file.name}: --encoding is for text files, and this one holds {_SPOKEN[file.kind]}")
     if separator is not None and file.kind != "csv":
@@ -200,11 +214,13 @@ def _checked(path: str, kinds: tuple[str, ...] | None, format: str, name: str | 
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
     held = _held(start if marked is None else start.decode(marked, "ignore").encode(), named)
     other = next((what for begin, what in OTHERS if start.startswith(begin)), None)
-    if other is not None and not (named == "eval" and start.startswith(b"PK")):
+    packed = named == "eval" or Path(path).suffix.lower() in WORKBOOKS
+    if other is not None and not (packed and start.startswith(b"PK")):
         raise UserError(f"{given}: is {other}")
+    spoken = "an Excel workbook" if Path(path).suffix.lower() in WORKBOOKS else _SPOKEN[held]
     if kinds and held not in kinds:
         better = {"json": "jsonl", "csv": "csv", "eval": "inspect"}.get(held, "parquet")
-        raise UserError(f"{given}: format {format!r} was named, but the file holds {_SPOKEN[held]}; try --format {better}")
+        raise UserError(f"{given}: format {format!r} was named, but the file holds {spoken}; try --format {better}")
     if held != named:
         raise UserError(f"{given}: by its name it holds {_SPOKEN[named]}, but its content is {_SPOKEN[held]}; rename it")
     return InputFile(path, held, given, marked)
@@ -215,7 +231,7 @@ MARKS = (
 )  # fmt: skip
 """Byte-order marks, the longer ones first, and the encodings that they stand for."""
 OTHERS = (
-    (b"PK\x03\x04", "a ZIP archive (an .xlsx workbook is one too): unpack it, or save its sheet as CSV"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it; an Excel workbook, which is one too, is read where its name ends in .xlsx"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook: save its sheet as CSV"),
     (b"\x1f\x8b", "compressed by gzip: its name must end in .jsonl.gz, .json.gz or .csv.gz"),
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: its name must end in .jsonl.zst, .json.zst or .csv.zst"),

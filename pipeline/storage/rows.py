@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from mmpo.pipeline.arrow import UNREADABLE
 from mmpo.pipeline.contract import check_names
 from mmpo.pipeline.errors import BadRow, UserError
-from mmpo.pipeline.storage.eval_logs import log_rows
+from mmpo.pipeline.storage.archives import WORKBOOKS, log_rows, workbook_rows
 from mmpo.pipeline.storage.text_files import BLOCK_BYTES, BOM, COMPRESSIONS, ENCODING_HINT, InputFile, csv_rows, lines, utf8_blocks
 
 OnReject = Callable[[int, str, Mapping[str, Any]], None]
@@ -234,6 +234,8 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
     if chunk.kind == "eval":
         return log_rows(chunk.file, parse_line)
     if chunk.kind == "csv":
+        if Path(chunk.file.path).suffix.lower() in WORKBOOKS:
+            return workbook_rows(chunk.file)
         return csv_rows(chunk.file, on_reject)
     return _table_rows(chunk)
 

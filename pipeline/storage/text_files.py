@@ -18,8 +18,9 @@ from mmpo.pipeline.errors import UserError
 class InputFile:
     """One file to read. name: as the user wrote it, for messages; kind: json, csv, parquet or arrow, or eval (a log of inspect_ai).
 
-    encoding: of text (None: UTF-8); separator: of CSV (None: found in the header). repeats: whether a name may stand in the header again,
-    as "name 2". revision: the commit that a Hub dataset's file is of. etag: the mark that an object store has of the content.
+    encoding: of text (None: UTF-8); separator: of CSV (None: found in the header). sheet: of a workbook (None: the only one). repeats:
+    whether a name may stand in the header again, as "name 2". revision: the commit that a Hub dataset's file is of. etag: the mark that an
+    object store has of the content.
     """
 
     path: str
@@ -29,7 +30,23 @@ class InputFile:
     separator: str | None = None
     repeats: bool = False
     revision: str | None = None
+    sheet: str | None = None
     etag: str | None = None
+
+
+class NumberCell(str):
+    """A number's text where the file has a number: whatever the decimal mark of its texts is, this one is read as it is.
+
+    >>> NumberCell(4.0), NumberCell(2.5).number
+    ('4', 2.5)
+    """
+
+    number: int | float
+
+    def __new__(cls, number: int | float) -> "NumberCell":
+        made = super().__new__(cls, int(number) if isinstance(number, float) and number.is_integer() else number)
+        made.number = number
+        return made
 
 
 BOM = b"\xef\xbb\xbf"
@@ -186,6 +203,11 @@ def _header(file: InputFile, first: str) -> tuple[list[str], str]:
         raise UserError(f"{file.name}: the first line must name the columns, but it is empty")
     if any(NO_UTF8.search(column) for column in names):
         raise UserError(f"{file.name}: the names of the columns are no UTF-8; {ENCODING_HINT}")
+    return column_names(names, file), separator
+
+
+def column_names(names: list[str], file: InputFile) -> list[str]:
+    """The names of the columns, each another; one without a name is called by its place. Raises UserError where one occurs twice."""
     names = [column or f"column {place}" for place, column in enumerate(names, 1)]
     if file.repeats:
         names = [column if (n := names[: at + 1].count(column)) == 1 else f"{column} {n}" for at, column in enumerate(names)]
@@ -193,4 +215,4 @@ def _header(file: InputFile, first: str) -> tuple[list[str], str]:
         twice = sorted({column for column in names if names.count(column) > 1})
         hint = " as promptfoo writes them for every output: --format promptfoo" if {"Score", "Status"} <= set(twice) else ""
         raise UserError(f"{file.name}: column names occur twice in the header: {', '.join(map(repr, twice))}{hint and ',' + hint}")
-    return names, separator
+    return names

@@ -49,7 +49,7 @@ def build(
             "nothing is named to build from: give files, folders, globs or Hub datasets, or --sources FILE with several sources"
         )
     if "sources" not in given:
-        check_format(named, given.get("format"), encoding=given.get("encoding"), sep=given.get("sep"))
+        check_format(named, given.get("format"), encoding=given.get("encoding"), sep=given.get("sep"), sheet=given.get("sheet"))
     options = options_from(BuildOptions, given, flags=True)
     if look:
         print_json(_peeked(named, options), as_json)

@@ -12,7 +12,7 @@ from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfo
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.messages import read_reply
 from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
-from mmpo.pipeline.storage.eval_logs import STILL_WRITTEN
+from mmpo.pipeline.storage.archives.eval_logs import STILL_WRITTEN
 
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """What inspect_ai itself makes of them in its means."""
