@@ -80,10 +80,11 @@ and writes nothing; without `--format` it says which formats the columns fit.
 
 Files are JSON lines or arrays, CSV or TSV (these also as .gz and .zst), Parquet or Arrow, here or in an object store (stores.md in this
 folder). Text is UTF-8, or what a byte-order mark says; `--encoding` names another one, `--sep` the separator of CSV. A workbook of Excel
-(.xlsx) is read as CSV is, by `pip install 'mmpo[excel]'`, `--sheet` naming one of several; numbers in it need no `--decimal`. Published sets and exports that were saved as
-CSV are read as well, unless a tool's own layout of files is wanted (inspect): where an example below has numbers, true and false, lists or
-objects, a cell that spells one (as JSON or as pandas writes it; `--decimal ,` there too) is one, and texts stay texts. What numpy prints of
-a list (`['a' 'b']`, as `datasets` writes it into CSV) can't be read back and is refused by that name.
+(.xlsx) is read as CSV is, by `pip install 'mmpo[excel]'`, `--sheet` naming one of several; numbers in it need no `--decimal`. Published
+sets and exports that were saved as CSV are read as well, unless a tool's own layout of files is wanted (inspect): where an example below
+has numbers, true and false, lists or objects, a cell that spells one (as JSON or as pandas writes it; `--decimal ,` there too) is one,
+and texts stay texts. What numpy
+prints of a list (`['a' 'b']`, as `datasets` writes it into CSV) can't be read back and is refused by that name.
 
 Where columns are named by `--columns`: `field=column`; `score=anna+ben` reads one column for each rater and names the raters by them;
 where a column `rater` names them, the columns are aspects. A column that is given to one field is read as no other, whatever its own
