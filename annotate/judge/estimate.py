@@ -26,6 +26,8 @@ REASONED_REPLY_SECONDS = 15.0
 """Assumed for a reply where the journal has not measured any of this judge."""
 SHORT_REPLY_SHARE, REASONED_REPLY_SHARE = 0.25, 0.35
 """Of the longest reply that a request allows: replies end at their grade, long before it."""
+MEASURED_FROM = 5
+"""Replies of a judge in the journal from which on the tokens of the others follow, its thinking among them."""
 
 
 PosedInRow = tuple[FeedbackRow, PosedQuestion]
@@ -46,7 +48,8 @@ def estimate(plan: JudgePlan, *, whole: bool) -> dict[str, Any]:
     """Requests, tokens, cost and time of a run, and what its journal has of it already.
 
     whole: look at every prompt (`--status`) instead of at an even sample (`--dry-run`). Returns {"requests", "answered", "left",
-    "prompts", "sampled", "cost", "left_cost", "seconds", "judges": [...]}; token counts are estimates. Raises UserError.
+    "prompts", "sampled", "prompt_tokens", "reply_tokens", "left_cost", "seconds", "judges": [...]}; token counts are estimates, of replies
+    as the judge's earlier ones in the journal were billed (reply_tokens_measured), thinking included. Raises UserError.
     """
     sizes = plan.feedback.sizes()
     journal = Journal(plan.journal, read_only=True) if plan.journal.is_file() else None
@@ -62,6 +65,7 @@ def estimate(plan: JudgePlan, *, whole: bool) -> dict[str, Any]:
         "left": sum(row["left"] for row in judges),
         "prompts": len(sizes),
         "sampled": any(row["sampled"] for row in judges),
+        **{name: sum(row[name] for row in judges) for name in ("prompt_tokens", "reply_tokens")},
         "left_cost": None if None in costs else sum(costs),
         "seconds": max((row["seconds"] for row in judges), default=0.0),
         "journal": str(plan.journal) if journal else None,
@@ -154,6 +158,9 @@ def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.nda
     reply_share = REASONED_REPLY_SHARE if options.reasoning or options.template else SHORT_REPLY_SHARE
     prompts, replies = sample.left_prompt_tokens * share, sample.left_reply_tokens * share * reply_share
     spent = (journal.spent() if journal else {}).get(judge.name, {})
+    measured = spent.get("requests", 0) >= MEASURED_FROM
+    if measured:  # as billed, with what the judge thinks
+        replies = (requests - answered) * spent["reply_tokens"] / spent["requests"]
     return {
         "rater": judge.name,
         "model": judge.model,
@@ -166,6 +173,8 @@ def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.nda
         "logprobs": questions.capabilities.logprobs,
         "prompt_tokens": round(prompts),
         "reply_tokens": round(replies),
+        "reply_tokens_measured": measured,
+        "thinks": questions.thinks,
         "left_cost": price.of(prompts, replies) if price else None,
         "seconds": _seconds(plan, judge, spent, requests - answered, prompts + replies),
         "spent_tokens": int(spent.get("prompt_tokens", 0) + spent.get("reply_tokens", 0)),

@@ -79,6 +79,8 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
     columns = {"rater": "judge", "requests": "requests", "answered": "answered", "left": "left", "prompt_tokens": "prompt tokens"}
     columns |= {"reply_tokens": "reply tokens", "left_cost": "cost, $", "time": "time"}
     rows = [{**row, "time": duration(row["seconds"])} for row in summary["judges"]]
+    if len(rows) > 1:
+        rows.append({**summary, "rater": f"all {len(rows)}", "time": duration(summary["seconds"])})
     print_rows("tokens, cost and time are estimates of what is left", rows, columns)
     for row in summary["judges"]:
         if status and row["failed"]:
@@ -90,6 +92,11 @@ def _say_estimate(summary: dict[str, Any], status: bool) -> None:
             say(f"{row['rater']}: {row['batches_open']} batches under way")
         if not row["probed"] and not status:
             say(f"{row['rater']}: not probed yet; an endpoint without log-probabilities takes --samples replies a question")
+        if row["thinks"]:
+            how = "as it was billed so far" if row["reply_tokens_measured"] else "guessed until some replies are in"
+            say(f"{row['rater']} thinks before it answers: reply tokens hold its thinking, {how}")
+        elif not row["probed"] and not row["reply_tokens_measured"]:
+            say(f"{row['rater']}: should it think unasked, replies take many times the tokens; the probe will tell")
         if row["left_cost"] is None:
             say(f"{row['rater']}: no price is known for {row['model']}; --prices mine.yaml gives one")
 
@@ -117,7 +124,12 @@ def _say_judged(summary: dict[str, Any]) -> None:
     columns = {"rater": "judge", **{name: name for name in ("requests", "answered", "failed", "left", "grades", "tokens")}}
     columns |= {"cost": "cost, $", "mean_mass": "mass", "position_bias": "position bias", "seconds_a_request": "s a request"}
     sums = {"failed": lambda row: sum(row["failed"].values()), "tokens": lambda row: row["prompt_tokens"] + row["reply_tokens"]}
-    print_rows("", [{**row, **{name: of(row) for name, of in sums.items()}} for row in summary["judges"]], columns)
+    rows = [{**row, **{name: of(row) for name, of in sums.items()}} for row in summary["judges"]]
+    if len(rows) > 1:
+        totals = {name: sum(row[name] for row in rows) for name in ("requests", "answered", "failed", "left", "grades", "tokens")}
+        costs = [row["cost"] for row in rows]
+        rows.append({"rater": f"all {len(rows)}", **totals, "cost": None if None in costs else sum(costs)})
+    print_rows("", rows, columns)
     for row in summary["judges"]:
         if row["failed"]:
             say(f"{row['rater']}: failed for good: {counted(row['failed'])}; evidence in {summary['out']}/rejects.parquet")

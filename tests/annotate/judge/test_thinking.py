@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command import mmpo
 from own_judges import GRADE, GRADE_TOKEN, bodies, chat, token
 
 from mmpo.pipeline.errors import UserError
@@ -133,3 +134,34 @@ def test_thinking_is_kept_beside_the_reply(judging_by: Any) -> None:
     kept = [json.loads(reply) for (reply,) in job.rows("SELECT reply FROM answers")]
     assert all(choices[0][0] == "C" and choices[0][3] == "Okay B" for choices in kept)
     assert all(len(choices[0][2]) == 1 for choices in kept), "the tokens of the thought are not"
+
+
+def test_an_estimate_holds_what_a_judge_thinks_as_it_was_billed(judging_by: Any) -> None:
+    """Ten prompts of two replies, each asked in both orders: three of them are judged, and their replies cost 700 tokens each."""
+    reply = thinks([*THOUGHT, GRADE_TOKEN], None, "C", reasoning_content="Okay B")
+
+    def billed(body: dict[str, Any]) -> Any:
+        status, answer = reply(body)
+        return status, {**answer, "usage": {"prompt_tokens": 50, "completion_tokens": 700, "total_tokens": 750}}
+
+    job = judging_by(billed, 10, 2)
+    job.judge(limit=3)
+    told = json.loads(job.mmpo("--dry-run", "--json").stdout)
+    [row] = told["judges"]
+    assert (row["left"], row["thinks"], row["reply_tokens_measured"]) == (14, True, True)
+    # the probe's own replies are among those that were billed
+    assert row["reply_tokens"] == told["reply_tokens"] == pytest.approx(14 * 700, rel=0.01)
+
+
+def test_several_judges_have_a_row_for_all(judging: Any, prices: str) -> None:
+    job = judging({}, 4)
+    judges = ("--judge", "judge-a", "--judge", "judge-b", "--prices", prices)
+    words = [word for word in job.words() if word not in ("--model", "judge-a")]
+    done = mmpo(*words, *judges, "--dry-run", "--json")
+    told = json.loads(done.stdout)
+    assert told["reply_tokens"] == sum(row["reply_tokens"] for row in told["judges"])
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("all 2")]
+    assert f" {told['requests']} " in line
+    ran = mmpo(*words, *judges)
+    [line] = [line for line in ran.stderr.splitlines() if line.startswith("all 2")]
+    assert f" {told['requests']} " in line
