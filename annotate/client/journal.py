@@ -144,6 +144,11 @@ class Journal:
         rows = self.rows(f"SELECT judge, {', '.join(names)} FROM spent")
         return {judge: dict(zip(names, values)) for judge, *values in rows}
 
+    def replied(self) -> dict[str, tuple[int, float]]:
+        """By judge: how many answers are kept, and the mean of their tokens as billed, thinking included."""
+        rows = self.rows("SELECT judge, count(*), avg(reply_tokens) FROM answers GROUP BY judge")
+        return {judge: (count, mean) for judge, count, mean in rows}
+
     def _by_key(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(keys), KEYS_PER_QUERY):
             part = keys[start : start + KEYS_PER_QUERY]

@@ -158,9 +158,10 @@ def _judge(plan: JudgePlan, judge: Judge, journal: Journal | None, sizes: np.nda
     reply_share = REASONED_REPLY_SHARE if options.reasoning or options.template else SHORT_REPLY_SHARE
     prompts, replies = sample.left_prompt_tokens * share, sample.left_reply_tokens * share * reply_share
     spent = (journal.spent() if journal else {}).get(judge.name, {})
-    measured = spent.get("requests", 0) >= MEASURED_FROM
-    if measured:  # as billed, with what the judge thinks
-        replies = (requests - answered) * spent["reply_tokens"] / spent["requests"]
+    kept, tokens = (journal.replied() if journal else {}).get(judge.name, (0, 0.0))
+    measured = kept >= MEASURED_FROM
+    if measured:
+        replies = (requests - answered) * tokens
     return {
         "rater": judge.name,
         "model": judge.model,
