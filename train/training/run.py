@@ -85,7 +85,7 @@ from mmpo.train.training.frozen import known_below
 from mmpo.train.training.measures import intervals
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
-from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, own_pad_token
+from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, merged_in_full, own_pad_token
 from mmpo.train.training.watching import OwnCallbacks, samples_of
 
 _READ = ("prompt_id", "chosen_id", "rejected_id", "quality_margin", "margin_se", "preferring", "raters", "source")
@@ -463,7 +463,7 @@ def _reference(options: TrainOptions, ready: Preparation) -> Any:
     if options.lora and not ready.model.name_or_path:
         raise UserError(
             f"{options.model} is an adapter: one on top of it finds its base where the reference is kept. Leave out `reference` or "
-            "`lora`, or merge first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR), and name DIR"
+            f"`lora`, or merge first: `mmpo merge {options.model} --out DIR`, and name DIR"
         )
     reference = load_reference(options.reference, ready.tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
     check_ids(ready.prompts, reference, ready.tokenizer, options.reference, ready.largest)
@@ -479,8 +479,8 @@ def _save(trainer: MarginTrainer, options: TrainOptions) -> None:
     scores.
     """
     if options.lora and options.kind == "reward":
-        merged = trainer.model.merge_and_unload()  # type: ignore[operator]
         if trainer.args.should_save:
+            merged = merged_in_full(trainer, options) if options.load_in else trainer.model.merge_and_unload()  # type: ignore[operator]
             merged.save_pretrained(options.out)
             trainer.processing_class.save_pretrained(options.out)  # type: ignore[union-attr]
     else:

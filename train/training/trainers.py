@@ -4,6 +4,7 @@ and the pad token that makes a saved reward model readable to others.
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +17,9 @@ from mmpo.train.batches import MicroBatch, Step
 from mmpo.train.data import PromptPairs
 from mmpo.train.distributed import any_process, from_all
 from mmpo.train.inference import adapter_off, cached_logprobs
-from mmpo.train.model import bfloat16_on_cpu
+from mmpo.train.model import bfloat16_on_cpu, keep_lowest, load_pretrained
 from mmpo.train.objective import Lists, Logits
+from mmpo.train.options import TrainOptions
 from mmpo.train.training.trainer import MarginTrainer
 
 _KNOWN_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
@@ -149,6 +151,21 @@ class RewardTrainer(MarginTrainer):
 def lists_of(z: Tensor, batch: MicroBatch) -> Lists:
     """The completions of a micro-batch for terms of whole prompts; z: (completions,)."""
     return Lists(z, batch.scores, batch.prompts, batch.prompts[batch.chosen])
+
+
+def merged_in_full(trainer: MarginTrainer, options: TrainOptions) -> Any:
+    """A reward model with the adapter that was trained above weights of few bits added to them in float32: merged into its own weights, the
+    sum would be rounded to as few. Nothing of the adapter's folder, which lies in the run's for a moment, is left.
+    """
+    from peft import PeftModel
+
+    whole, _ = load_pretrained(options.kind, options.model, trust_remote_code=options.trust_remote_code, new_head=True)
+    if options.layers is not None:
+        keep_lowest(whole, options.layers)
+    own_pad_token(whole, trainer.processing_class)
+    with TemporaryDirectory(dir=options.out, prefix=".adapter-") as scratch:
+        trainer.model.save_pretrained(scratch)  # type: ignore[operator]
+        return PeftModel.from_pretrained(whole, scratch).merge_and_unload()  # type: ignore[operator]
 
 
 def own_pad_token(model: Any, tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from mmpo.train import evaluate, merge
 from mmpo.train.model import add_lora, tiny_model
+from mmpo.train.training.trainers import merged_in_full
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
@@ -69,6 +70,21 @@ def test_any_adapter_of_peft_is_merged_a_classifiers_with_its_score(tokenizer, t
     assert merge(tmp_path / "adapter", tmp_path / "whole")["kind"] == "reward"
     whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", num_labels=1)
     assert torch.allclose(logits(whole), logits(model), atol=1e-4)
+
+
+def test_an_adapter_above_few_bits_is_merged_into_the_published_weights(trainer_of, tiny_options, tokenizer, tmp_path):
+    """As for weights of any number of bits: what is saved is the base as it was, the adapter's change and the trained score layer."""
+    base = save_model(tmp_path / "base", small_model("Llama", "reward", vocab_size=len(tokenizer)), tokenizer)
+    loaded = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = with_random_adapter(add_lora(loaded, 2, "reward"))
+    torch.nn.init.normal_(model.base_model.model.score.modules_to_save.default.weight)
+    trainer = trainer_of("reward", model)
+    (tmp_path / "out").mkdir()
+    whole = merged_in_full(trainer, tiny_options("reward", out=tmp_path / "out", model=str(base), lora=2, load_in="4bit"))
+    assert torch.allclose(logits(whole), logits(trainer.model), atol=1e-4) and not any(
+        "lora" in name for name in whole.state_dict()
+    )
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_is_no_adapter_is_refused(trained, dataset, train_tiny, adapter, tmp_path):
