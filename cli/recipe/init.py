@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -22,6 +22,10 @@ TRIED_BYTES = 16 << 20
 """Larger inputs are looked at, and not built for trial."""
 REJECTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 FEW_PROMPTS = 200
+UNGRADED = (
+    "Where nobody has graded yet: `mmpo build FILE ... --feedback-only --out candidates`, and `mmpo judge` or `mmpo argilla push` to have "
+    "them graded"
+)
 
 
 def init(
@@ -72,7 +76,7 @@ def _dataset(inputs: Sequence[str]) -> Path | None:
 def _tried(inputs: Sequence[str]) -> tuple[Guess, dict[str, Any], dict[str, Any]]:
     """The first guess that finds grades and, of files that are not large, pairs; what a look and a build found. Raises UserError."""
     errors: list[UserError] = []
-    for made in guesses(inputs, fitting):
+    for made in several_scores(guesses(inputs, fitting)):
         try:
             found = peek(inputs, BuildOptions(**made.options, max_rejects=1.0))
             if not found["raters"]:
@@ -83,7 +87,14 @@ def _tried(inputs: Sequence[str]) -> tuple[Guess, dict[str, Any], dict[str, Any]
             return made, found, _built(inputs, made)
         except UserError as error:
             errors.append(error)
-    raise errors[0] if errors else UserError(f"{inputs[0]}: holds no rows")
+    raise UserError(f"{errors[0]} {UNGRADED}") if errors else UserError(f"{inputs[0]}: holds no rows")
+
+
+def several_scores(found: Iterable[Guess]) -> Iterator[Guess]:
+    """Each guess, and once more with the mean of all aspects, for sources whose aspects have names of the user's own."""
+    for made in found:
+        yield made
+        yield Guess({**made.options, "score": "mean"}, {**made.why, "score": "the mean of all aspects; one's name takes it alone"})
 
 
 def _built(inputs: Sequence[str], made: Guess) -> dict[str, Any]:

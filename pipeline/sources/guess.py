@@ -19,12 +19,13 @@ MOST_GAPS, MOST_WORDS = 0.5, 8
 _REPLY = "response|answer|completion|output|reply|text|candidate|generation|assistant|model_response|model_output|model_answer"
 _SCORE = "score|rating|grade|stars|mark|points|note|bewertung"
 NAMES = {
-    "prompt": "prompt|question|instruction|query|input|user|user_prompt|task|frage|request|conversation|messages|context",
+    "prompt": "prompt|question|instruction|query|input|user|user_prompt|task|frage|request|conversation|messages|chat|context",
     "completion": f"{_REPLY}|antwort|response_text",
     "completions": "completions|responses|answers|outputs|candidates|generations|replies",
     "scores": "scores|ratings|grades",
     "score": f"{_SCORE}|overall|overall_score|overall_rating|quality|label|value",
-    "rater": "rater|annotator|annotator_id|rater_id|grader|judge|worker|worker_id|reviewer|labeler|labeller|evaluator|user_id|bewerter",
+    "rater": "who|by|rater|annotator|annotator_id|rater_id|grader|judge|worker|worker_id|reviewer"
+    "|labeler|labeller|evaluator|user_id|bewerter",
     "model": "model|model_name|system_name|generator|source_model",
     "chosen": f"chosen|preferred|accepted|better|(?:chosen|preferred|better)_(?:{_REPLY})",
     "rejected": f"rejected|dispreferred|worse|(?:rejected|dispreferred|worse|other)_(?:{_REPLY})",
@@ -70,12 +71,14 @@ def guesses(inputs: Sequence[str], fitting: Callable[[Collection[str]], list[str
 
     fitting: which formats a file's columns could be in. Raises UserError where they can't be read.
     """
+    first: UserError | None = None
     for encoding in (None, "cp1252"):
         try:
             found, unreadable = _head(inputs, encoding)
-        except UserError:
+        except UserError as error:
             if encoding:
-                raise
+                raise (first or error) from None
+            first = error
             continue
         if encoding is None and unreadable > 0.01 * len(found):
             continue
@@ -83,6 +86,8 @@ def guesses(inputs: Sequence[str], fitting: Callable[[Collection[str]], list[str
         named = [one for one in fitting(columns_of(found)) if one not in ("jsonl", "csv", "parquet")]
         for name in dict.fromkeys([*named, kind]):
             made = _options(name, found, list(columns_of(found))) if name in (kind, "trl") else Guess({"format": name})
+            if others := [one for one in named if one != name]:
+                made.why["format"] = f"the columns fit {', '.join(others)} as well"
             if encoding:
                 made.options["encoding"], made.why["encoding"] = (
                     encoding,
@@ -170,6 +175,14 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
     return take("prompt", "completion", "score", "rater", "model")
 
 
+def _others(winners: Mapping[str, float]) -> dict[str, float]:
+    """The words that belong to those that were seen, and that later rows may hold: the other side's, and a tie."""
+    first, second = (SIDES[side].split("|") for side in (1.0, -1.0))
+    spelled = {word.casefold() for word in winners}
+    found = {b: -1.0 for a, b in zip(first, second) if a in spelled} | {a: 1.0 for a, b in zip(first, second) if b in spelled}
+    return {word: worth for word, worth in {**found, "tie": 0.0}.items() if word not in spelled}
+
+
 def _inside(column: str, found: Rows) -> dict[str, str]:
     """The fields of candidates that are objects in one column's lists."""
     objects = [one for row in found if isinstance(row.get(column), list) for one in row[column] if isinstance(one, Mapping)]
@@ -219,7 +232,7 @@ def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bo
     words = Counter(value for value in values if isinstance(value, str) and _number(value) is None)
     winners = {word: worth for word in words for worth, pattern in SIDES.items() if re.fullmatch(pattern, _plain(word))}
     if gap and words and len(winners) / len(words) > 0.5:
-        made.options["gap_of"] = winners
+        made.options["gap_of"] = winners | _others(winners)
         made.why["gap_of"] = "a winner in words: 1 is the first one, -1 the second"
         words = Counter({word: count for word, count in words.items() if word not in winners})
     elif gap and {str(value) for value in values} == {"1", "2"}:
@@ -234,6 +247,10 @@ def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bo
     elif spelled and not text:
         made.options["decimal"] = "."
     numbers = [one for value in values if (one := _number(value)) is not None]
+    if gap and numbers and "gap_of" not in made.options:
+        made.why["format"] = (
+            "above 0 the first reply is taken for the better one; a - before the column of the gap turns that round"
+        )
     if numbers and "gap_of" not in made.options:
         ends = {float(part[1] or 100) for value in spelled if (part := re.fullmatch(r".*(?:/\s*(\d+)|%)", value))}
         low, high = min(numbers), max([*numbers, *ends])

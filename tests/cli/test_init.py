@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,19 @@ def test_a_winner_is_the_better_reply(tmp_path: Path) -> None:
             assert row["chosen"][0]["content"].startswith(("One", "Two")[number % 3]) and row["quality_margin"] == 1
 
 
+def test_what_a_head_does_not_hold_is_read_as_well(tmp_path: Path) -> None:
+    """Rows that come later may name the other side, or a tie."""
+    rows = [{"prompt": q, "first": "one two", "second": "three four", "winner": "right"} for q in QUESTIONS]
+    (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert initialised("w.jsonl", folder=tmp_path)["build"]["gap_of"] == {"right": -1.0, "left": 1.0, "tie": 0.0}
+
+
+def test_a_workbook_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "b.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    refused(["init", str(tmp_path / "b.xlsx"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "Excel", "CSV")
+
+
 def test_a_parquet_file_of_preferences(tmp_path: Path) -> None:
     table = pa.table({"prompt": QUESTIONS, "response_1": ["a b"] * 24, "response_2": ["c d"] * 24, "preference": [-3, 0, 2] * 8})
     pq.write_table(table, tmp_path / "p.parquet")
@@ -178,6 +192,7 @@ def test_the_whole_recipe_trains_and_compares(tmp_path: Path) -> None:
         ("prompt,completion\nWhat is it?,That.\n", ["score"]),
         ("prompt,chosen,rejected\nWhat is it?,That.,This.\n", ["score_chosen"]),
         ("a,b,c\n1,2,3\n", ["prompt"]),
+        ('prompt,answers\nWhat is it?,"[""That."", ""This.""]"\n', ["--feedback-only", "mmpo judge"]),
         ("", ["is empty"]),
     ],
 )
