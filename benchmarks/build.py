@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,7 +172,7 @@ def main() -> None:
     sizes = [int(size) for size in given.split(",")]
     runs = options.runs or (3 if options.quick else 5)
     ratios: dict[str, float] = {}
-    peaks, walls, cpus = {}, {}, {}
+    peaks, walls, cpus, disks = {}, {}, {}, {}
     print(f"{name}: {len(lines):,} rows; {os.cpu_count()} cores; {runs} runs of each, interleaved; median (min - max)")
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         for times in sizes:
@@ -192,6 +193,7 @@ def main() -> None:
                 statistics.median(getattr(one, name) for one in built) for name in ("memory", "wall", "cpu")
             )
             spilled, disk = (max(getattr(one, name) for one in built) / size for name in ("spilled", "disk"))
+            disks[times] = spilled
             ratios["vs_bare_io"] = statistics.median(pairs)
             ratios["disk_over_input"] = max(spilled, ratios.get("disk_over_input", 0.0))
             made = json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))["rows"]
@@ -203,10 +205,11 @@ def main() -> None:
                 flush=True,
             )
             subprocess.run(["rm", "-rf", out, source], check=True)
-    ratios["memory_10x_over_1x"] = peaks[sizes[1]] / peaks[sizes[0]]
-    if len(sizes) > 2:
-        ratios[f"memory_{sizes[-1]}x_over_{sizes[-2]}x"] = peaks[sizes[-1]] / peaks[sizes[-2]]
-        ratios["cpu_growth_over_linear"] = cpus[sizes[-1]] / cpus[sizes[0]] * sizes[0] / sizes[-1]
+    for few, many in pairwise(sizes):
+        ratios[f"memory_{many}x_over_{few}x"] = peaks[many] / peaks[few]
+    ratios["cpu_growth_over_linear"] = cpus[sizes[-1]] / cpus[sizes[0]] * sizes[0] / sizes[-1]
+    ratios["disk_growth_over_linear"] = disks[sizes[-1]] / disks[sizes[0]]
+    ratios["memory_mib"] = max(peaks.values())
     print(
         "aims: vs_bare_io <= 1.2 at the largest size, disk_over_input <= 1.2, memory from 10x on within 15%, growth over linear <= 1.05"
     )

@@ -24,8 +24,10 @@ from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.scoring import scorers_of
 
-OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", "max_rejects", "workers")
+OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", "max_rejects", "workers", "memory", "scratch")
 """Build options that say how files are read; the others say what is made of the grades."""
+KEPT = ("max_rejects", "workers", "memory", "scratch")
+"""Of these, those that hold for the build of pairs as well."""
 MERGED = BuildOptions(format="feedback", feedback_only=True)
 Work = Callable[[], dict[str, Any]]
 
@@ -179,7 +181,7 @@ def _options(recipe: Recipe, said: Mapping[str, Any]) -> BuildOptions:
     build = recipe.build
     assert build is not None
     own = {field.name: field.default for field in dataclasses.fields(BuildOptions) if field.name in OF_THE_INPUT}
-    own |= {"format": "feedback", "columns": {}, "workers": build.workers, "max_rejects": build.max_rejects}
+    own |= {"format": "feedback", "columns": {}} | {name: getattr(build, name) for name in KEPT}
     options = dataclasses.replace(build, **own)
     chosen = build.evidence != "auto" or build.raters is not None or build.kinds is not None
     if recipe.judge is not None:

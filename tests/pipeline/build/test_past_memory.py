@@ -1,5 +1,6 @@
 """Inputs beyond the memory that a build may take: the same dataset in any memory, disk that grows with the input, and what is refused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -119,6 +120,19 @@ def test_temporary_files_grow_with_the_input_and_not_beyond_it(tmp_path: Path) -
     one, sixteen = spilled(1), spilled(16)
     assert 0.05 < one <= 1.2
     assert sixteen <= 1.05 * one
+
+
+@pytest.mark.slow
+def test_four_times_the_input_takes_four_times_the_disk_and_no_more_memory() -> None:
+    """114 MB of real grades and 456 MB, in the least memory; the benchmark looks on from outside."""
+    script = Path(__file__).parents[3] / "benchmarks" / "build.py"
+    how = ["--copies", "30", "--sizes", "1,4", "--memory", "480MiB", "--runs", "1", "--json"]
+    done = subprocess.run([sys.executable, str(script), *how], capture_output=True, text=True, check=True)
+    ratios = json.loads(done.stdout.splitlines()[-1])["ratios"]
+    assert 0.1 < ratios["disk_over_input"] <= 1.2
+    assert ratios["disk_growth_over_linear"] <= 1.05
+    assert ratios["memory_4x_over_1x"] <= 1.15
+    assert ratios["memory_mib"] <= 480
 
 
 def test_a_prompt_that_is_larger_than_all_that_is_read_together_is_built_and_told(tmp_path: Path) -> None:
