@@ -114,8 +114,8 @@ def plan_build(
         need = math.ceil((parent + processes * least) / 1e6)
         fewer = " With fewer --workers it is less." if processes > 1 else ""
         raise UserError(
-            f"--memory {in_bytes(given)} is too little: {processes} process{'es' if processes > 1 else ''} for a batch of pairs each need "
-            f"{need} MB at least (--memory {need}MB).{fewer}"
+            f"--memory {in_bytes(given)} is too little for a batch of pairs: "
+            f"{f'{processes} processes need' if processes > 1 else 'a process needs'} {need} MB at least (--memory {need}MB).{fewer}"
         )
     free = max((memory - parent) // processes - FIXED, GROUP_TIMES * LEAST_ROWS)
     run, group = min(free // RUN_TIMES, 3 * group_bytes), min(free // GROUP_TIMES, group_bytes)

@@ -68,8 +68,12 @@ def test_the_dataset_is_the_same_with_any_memory_and_workers(
 @pytest.mark.parametrize(
     ("memory", "workers", "message"),
     [
-        ("100MB", None, r"--memory 100 MB is too little: 1 process .* need 470 MB at least \(--memory 470MB\)\.$"),
-        ("1GB", 2, r"--memory 1.0 GB is too little: 2 processes .* 1150 MB at least .* With fewer --workers it is less"),
+        (
+            "100MB",
+            None,
+            r"--memory 100 MB is too little for a batch of pairs: a process needs 470 MB at least \(--memory 470MB\)\.$",
+        ),
+        ("1GB", 2, r"--memory 1.0 GB is too little .*: 2 processes need 1150 MB at least .* With fewer --workers it is less"),
         ("2 cups", None, r"memory: '2 cups' is no size; write 2GB or 512MiB"),
         (0, None, "memory: 0"),
     ],
