@@ -17,6 +17,8 @@ from typing import Any
 
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
+ADDRESS = re.compile(r"\b(s3|gs|az|abfs|adl|hdfs|oci|oss|sftp|webdav|smb|memory):/(?=[\w.-])")
+
 
 def printable(text: object, most: int | None = 200) -> str:
     r"""The text for a message or a table, on one line: control and direction characters are spelled out; at most `most` characters.
@@ -29,12 +31,13 @@ def printable(text: object, most: int | None = 200) -> str:
 
 
 def inert(message: str) -> str:
-    r"""A message for a terminal: as `printable`, of any length, its line ends kept.
+    r"""A message for a terminal: as `printable`, of any length, its line ends kept; addresses in object stores with both their slashes, one
+    of which a Path takes away.
 
-    >>> inert("two\nlines\x07")
-    'two\nlines\\x07'
+    >>> inert("two\nlines\x07"), inert("s3:/bucket/pairs: ok")
+    ('two\nlines\\x07', 's3://bucket/pairs: ok')
     """
-    return "\n".join(printable(line, None) for line in message.split("\n"))
+    return "\n".join(ADDRESS.sub(r"\1://", printable(line, None)) for line in message.split("\n"))
 
 
 class MmpoError(Exception):
