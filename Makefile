@@ -24,7 +24,7 @@ STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
 # Tests run in two processes; PYTEST_ARGS="-n 0" runs them in one.
 SIDE_BY_SIDE = -n 2 --dist loadgroup
-BENCHMARKS = build validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
+BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench scale claims gpu fuzz kills consumers clean
 .DEFAULT_GOAL := test

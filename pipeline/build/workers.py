@@ -69,8 +69,8 @@ class BuildPlan:
 
     @property
     def each(self) -> int:
-        """Memory of a process."""
-        return self.memory // self.workers
+        """Memory that a process takes."""
+        return FIXED + max(RUN_TIMES * self.run, GROUP_TIMES * self.group)
 
     def spill(self, folder: Path) -> SpillPlan:
         """What the stages need to know, with the folder of the spill files."""

@@ -117,6 +117,8 @@ class RayCluster:
             try:
                 version, missing = self._ray.get(ref)
             except self._ray.exceptions.RayError as error:
+                if asked[ref]["NodeID"] not in {one["NodeID"] for one in self._ray.nodes() if one["Alive"]}:
+                    continue  # lost meanwhile, which may happen at any time
                 raise UserError(
                     f"{node} can't run mmpo: {_first_line(error)}. Install it there as here ({INSTALL.replace('mmpo', f'mmpo=={here}')})"
                     " in the Python that Ray runs in"
@@ -133,7 +135,7 @@ class RayCluster:
     def running(self, workers: int, folder: Path, scratch: Path, memory: int = 0) -> Iterator["_RayRunner"]:
         homes = folder.absolute(), scratch.absolute()
         with self._started(workers, homes[SCRATCH]) if self.here else nullcontext():
-            most = max(int(node["Resources"].get("memory", 0)) for node in self.nodes)
+            most = min(int(node["Resources"].get("memory", 0)) for node in self.nodes)  # any may be the last that is left
             token = uuid.uuid4().hex
             (folder / TOKEN).write_text(token)
             runner = _RayRunner(self._ray, homes, token, workers, min(memory, most), str(homes[SCRATCH]) if self.here else None)
@@ -208,7 +210,7 @@ class RayCluster:
         if not self.nodes:
             raise UserError(f"{self._named}: no node of this Ray has a CPU to work with; see ray status")
         self.workers = self._given or sum(int(node["Resources"]["CPU"]) for node in self.nodes)
-        self.memory = sum(int(node["Resources"].get("memory", 0)) for node in self.nodes)
+        self.memory = self.workers * int(min(node["Resources"].get("memory", 0) / node["Resources"]["CPU"] for node in self.nodes))
 
 
 @contextmanager

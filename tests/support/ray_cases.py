@@ -79,3 +79,21 @@ def _line_of(process: int, parents: dict[int, int]) -> Sequence[int]:
         found.append(process)
         process = parents[process]
     return found
+
+
+def namespace_of(process: int) -> str:
+    """The name of a process's network namespace."""
+    return os.readlink(f"/proc/{process}/ns/net")
+
+
+def processes_in(namespace: str) -> list[str]:
+    """The command lines of all living processes in a namespace."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if line and os.readlink(folder / "ns" / "net") == namespace:
+                found.append(line)
+        except OSError:
+            continue
+    return found

@@ -112,6 +112,9 @@ def test_a_ray_of_its_own_goes_with_the_run(tmp_path: Path) -> None:
     ray = mmpo_inside(*words, "--out", tmp_path / "ray", "--engine", "ray", "--workers", "2", **home)
     assert (ray.returncode, local.returncode) == (0, 0), ray.stderr
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
-    assert ray.stderr.replace(str(tmp_path / "ray"), str(tmp_path / "local")) == local.stderr, "Ray's own words are not shown"
+    said = [
+        line for line in ray.stderr.replace(str(tmp_path / "ray"), str(tmp_path / "local")).splitlines() if "build: " not in line
+    ]
+    assert said == [line for line in local.stderr.splitlines() if "build: " not in line], "Ray's own words are not shown"
     assert ray.stdout == local.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grades.jsonl", "local", "ray"]
