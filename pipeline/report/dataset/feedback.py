@@ -26,7 +26,7 @@ def feedback_of(dataset: str | Path) -> tuple[pa.Table | None, str]:
     """The FEEDBACK of a folder of pairs and "", or None and why there is none, in words. Of several sources raters are called
     "source: rater", since nobody says that they are the same.
 
-    Inputs are read again where all are files on this machine with the digests in the manifest, and small, or of up to MOST_BYTES
+    Inputs are read again where all are files or objects with the digests in the manifest, and small, or of up to MOST_BYTES
     where there is something to compare: pairs of several raters, comparisons, or several aspects in the score.
     """
     folder = on_disk(dataset)
@@ -35,10 +35,10 @@ def feedback_of(dataset: str | Path) -> tuple[pa.Table | None, str]:
         inputs = manifest.get("inputs") or []
         if not inputs or not manifest.get("recipe"):
             return None, f"{APART}, and is not read again: the manifest names no inputs. {GIVE}."
-        size = sum(Path(entry["name"]).stat().st_size for entry in inputs)
+        size = sum(int(entry["bytes"]) if entry.get("etag") else Path(entry["name"]).stat().st_size for entry in inputs)
         if size > (MOST_BYTES if _comparable(folder, manifest) else SMALL_BYTES):
             return None, f"{APART}; its inputs, {size >> 20} MiB, are not read again for it. {GIVE}."
-        changed = [entry["name"] for entry in inputs if digest(entry["name"]) != entry["digest"]]
+        changed = [entry["name"] for entry in inputs if digest(on_disk(entry["name"])) != entry["digest"]]
         if changed:
             return None, f"{APART}, and {changed[0]} has changed since. {GIVE}."
         return _read(manifest["recipe"], inputs), ""

@@ -38,6 +38,8 @@ NOT_KNOWN = (
     "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT", "HTTP status 401", "UNAUTHENTICATED", "NoCredentialsError", "Unable to locate cred",
 )  # fmt: skip
 NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "Bucket not found", "bucket does not exist")
+NOTHING_THERE = "No such file or directory"
+"""How pyarrow says of Google's store, by a plain OSError, that nothing has that prefix."""
 ELSEWHERE = ("HTTP status 301", "PermanentRedirect", "AuthorizationHeaderMalformed", "HTTP status 307")
 PERMANENT = re.compile(r"HTTP status 4(?!08|29)\d\d|NO_SUCH_UPLOAD|VALIDATION|INVALID_PARAMETER|MethodNotAllowed|NotImplemented")
 """How the errors of stores begin to read, where trying again would not help."""
@@ -115,7 +117,8 @@ class StoreBucket:
 
         def looked() -> Stored:
             with self.files.open_input_file(f"{self.name}/{key}") as file:
-                size, mark = file.size(), (file.metadata() or {}).get("ETag", b"").decode().strip('"')
+                told = {name.lower(): value for name, value in (file.metadata() or {}).items()}
+                size, mark = file.size(), told.get("etag", b"").decode().strip('"')
             if not mark:
                 info = self.files.get_file_info(f"{self.name}/{key}")
                 mark = f"{size}-{info.mtime_ns or 0}"
@@ -206,11 +209,13 @@ class StoreBucket:
             except UserError:
                 raise
             except FileNotFoundError as error:
-                raise NotThere(f"{address.url}: there is no such object") from error
+                raise self._nothing(doing, address) from error
             except ImportError as error:
                 raise UserError(f"{address.url}: the library for {self.scheme}:// is not installed ({error})") from error
             except Exception as error:
                 told = " ".join(str(error).split())
+                if told.startswith(NOTHING_THERE):
+                    raise self._nothing(doing, address) from error
                 if permanent := self._permanent(doing, address, told):
                     raise permanent from error
                 if attempt == tries or time.monotonic() - began > PATIENCE_SECONDS:
@@ -221,6 +226,11 @@ class StoreBucket:
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         raise AssertionError("the last try returns or raises")
+
+    def _nothing(self, doing: str, address: Address) -> UserError:
+        if doing == "writing":
+            return UserError(f"{address.url}: there is no bucket {self.name!r}; make it, or check the name")
+        return NotThere(f"{address.url}: there is no such object")
 
     def _permanent(self, doing: str, address: Address, told: str) -> UserError | None:
         """What an error means that comes again however often one tries."""

@@ -41,17 +41,17 @@ def objects_at(url: str) -> Found:
     """What an address names. Raises UserError where nothing is there, or the store does not say."""
     address = address_of(url)
     bucket = StoreBucket(address)
-    fixed = address.key.rpartition("/")[0] if not MAGIC.search(address.key) else MAGIC.split(address.key)[0].rpartition("/")[0]
     if address.key and not url.endswith("/"):
         if not MAGIC.search(address.key):
             below = bucket.listing(address.key)  # first: of all requests this one tells why it is refused
-            if not below and bucket.holds(address.key):
+            if bucket.holds(address.key):
                 return Found(address, (address.key,), False)
             if below:
                 return Found(address, tuple(below), True)
             raise UserError(f"{url}: there is no such object, and none whose key begins with {address.key}/")
         from fsspec.utils import glob_translate
 
+        fixed = MAGIC.split(address.key)[0].rpartition("/")[0]
         there = {f"{fixed}/{name}" if fixed else name for name in bucket.listing(fixed)}
         fits = re.compile(glob_translate(address.key))
         names = sorted(key for key in there if key == address.key or (fits.match(key) and not _hidden(key, address.key)))

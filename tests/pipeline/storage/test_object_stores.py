@@ -18,7 +18,7 @@ from object_store import FAILURES, Failing, Store, failing, free_port, running_s
 
 from mmpo.pipeline import BuildOptions, UserError, build, load_feedback, load_pairs, validate
 from mmpo.pipeline.build import check_format, peek
-from mmpo.pipeline.report import rejects
+from mmpo.pipeline.report import feedback_of, rejects
 from mmpo.pipeline.storage import name_of, on_disk, read_manifest, replacing, url_of
 from mmpo.pipeline.storage.objects import client, fetch, side_by_side
 
@@ -131,6 +131,8 @@ def test_inputs_are_read_as_if_they_lay_here(here: str, store: Store, tmp_path: 
     ):
         build(inputs, tmp_path / "out", options=JSONL)
         assert load_pairs(tmp_path / "out").equals(expected)
+    table, why = feedback_of(tmp_path / "out")  # read again for its page
+    assert why == "" and table is not None and table.num_rows == 30
     entries = read_manifest(tmp_path / "out")["inputs"]
     assert [one["name"] for one in entries] == [
         f"s3://{here}/{name}" for name in ("a/b/two.jsonl.gz", "a/one.jsonl", "three.jsonl")
