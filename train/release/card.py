@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from mmpo.pipeline.errors import MmpoError
+from mmpo.pipeline.errors import MmpoError, UserError
 from mmpo.pipeline.hub import marked_page, parts_of_page
 from mmpo.pipeline.metrics import METRICS
 from mmpo.pipeline.storage import MANIFEST, atomic_file, file_digest, read_manifest
 from mmpo.train.data import PromptPairs
+from mmpo.train.messages import warn
 from mmpo.train.objective import parse_terms, reads_gamma, reads_targets
 from mmpo.train.options import ALL_LINEAR, TrainOptions
+from mmpo.train.release.origin import Origin
 
 CARD = "README.md"
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -39,13 +41,19 @@ _PACKAGES = ("mmpo", "torch", "transformers", "peft")
 def write_card(
     options: TrainOptions, record: Mapping[str, Any], summary: Mapping[str, Any], trained_on: Sequence[PromptPairs]
 ) -> None:
-    """README.md of a run's folder; what a person wrote there outside its marks stays.
+    """README.md of a run's folder; what a person wrote there outside its marks stays. A page that is there and can't be read is left as
+    it is, with a warning: the model is finished without it.
 
     record: as mmpo.json keeps it, with "origin" and "gamma"; summary: of the run; trained_on: its prompts.
     """
     place, name = Path(options.out) / CARD, Path(options.out).resolve().name
     adapter = bool(options.lora) and options.kind == "policy"
-    text = marked_page(name, _old(place), _head(options, record, adapter), _about(options, record, summary, trained_on, name))
+    try:
+        old = _old(place)
+        text = marked_page(name, old, _head(options, record, adapter), _about(options, record, summary, trained_on, name))
+    except (UserError, UnicodeDecodeError, OSError) as error:
+        warn([f"no model card was written, {place} stays as it is: {error}"])
+        return
     with atomic_file(place) as file:
         file.write_text(text, encoding="utf-8")
 
@@ -127,7 +135,7 @@ counts and curves.
 def _facts(
     options: TrainOptions, record: Mapping[str, Any], summary: Mapping[str, Any], trained_on: Sequence[PromptPairs]
 ) -> dict[str, str | None]:
-    origin, manifest = record["origin"], _manifest(options)
+    manifest = _manifest(options)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in trained_on]) for name in ("p", "margin"))
     gamma = f"; γ = {float(record['gamma']):.4g} per point of margin" if reads_gamma(options.loss, options.target) else ""
     mean = (
@@ -136,7 +144,7 @@ def _facts(
         else ""
     )
     return {
-        "base model": origin["name"] or origin["called"],
+        "base model": str(Origin(**record["origin"])),
         "what was trained": _trained(options),
         "objective": f"{options.loss}" + (f", {options.loss_options}" if options.loss_options else ""),
         "targets": f"{options.target}{gamma}{mean}",

@@ -14,7 +14,7 @@ from mmpo.train.messages import disk_full
 from mmpo.train.model import kind_of, load_pretrained
 from mmpo.train.record import RECORD, read_record
 from mmpo.train.release.card import card_of_merged
-from mmpo.train.release.origin import origin_of
+from mmpo.train.release.origin import Origin, origin_of
 
 MERGE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the weights of a merged model may be saved as."""
@@ -50,7 +50,7 @@ def _merged(path: Path, target: Path, dtype: str, trust_remote_code: bool) -> di
     record = read_record(path) or {}
     kind = record.get("kind") or kind_of(str(path), trust_remote_code=trust_remote_code)
     whole, tokenizer = load_pretrained(kind, str(path), trust_remote_code=trust_remote_code)
-    origin = origin_of(str(path))
+    origin = Origin(**record["origin"]) if "origin" in record else origin_of(str(path))
     whole.to(MERGE_TYPES[dtype])
     with atomic_folder(target) as folder:
         whole.save_pretrained(folder)

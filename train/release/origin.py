@@ -24,11 +24,17 @@ _MOST_STEPS = 8
 
 @dataclass(frozen=True)
 class Origin:
-    """name: of a model on the Hub, None where it is unknown. called: what it is called here, without folders. license: an id."""
+    """name: of a model on the Hub, None where it is unknown. called: what it is called here, without folders. license: an id.
+    by_way_of: the last run of ours between that model and this one, where there is one.
+    """
 
     name: str | None
     called: str
     license: str | None = None
+    by_way_of: str | None = None
+
+    def __str__(self) -> str:
+        return (self.name or self.called) + (f", by way of `{self.by_way_of}`" if self.by_way_of else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As mmpo.json keeps it."""
@@ -50,7 +56,7 @@ def origin_of(model: str, steps: int = _MOST_STEPS) -> Origin:
     called, license = path.resolve().name, _license_in(path / "README.md")
     then = (read_record(path) or {}).get("origin")
     if isinstance(then, Mapping) and then.get("called"):
-        return Origin(then.get("name"), str(then["called"]), then.get("license"))
+        return Origin(then.get("name"), str(then["called"]), then.get("license"), called)
     if found := _IN_CACHE.search(f"{path.resolve()}/"):
         return Origin(f"{found[1]}/{found[2]}", called, license)
     license = license or _key_of(path / _FETCHED, "license")

@@ -80,6 +80,22 @@ def test_a_reward_model_a_control_and_what_a_person_wrote(built, train_tiny, tmp
     assert again.text.count("| objective |") == 1 and again.text.replace("Ask Anna.", "").strip() != card.text.strip()
 
 
+def test_a_run_from_a_run_says_by_way_of_which_and_a_page_that_cannot_be_read_stays(
+    built, base, train_tiny, record_of, tmp_path, capsys
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    how = {"max_steps": 1, "eval_split": None}
+    train_tiny("policy", built, first, model=str(base), **how)
+    train_tiny("policy", built, second, model=str(first), **how)
+    assert "some/base, by way of `first`" in (second / "README.md").read_text()
+    assert record_of(second)["origin"] == {"name": "some/base", "called": "base", "license": "mit", "by_way_of": "first"}
+    (second / "README.md").write_text("---\ntags: [a\n---\nmine\n")
+    capsys.readouterr()
+    train_tiny("policy", built, second, model=str(first), resume=False, **how)
+    assert (second / "README.md").read_text().endswith("mine\n") and record_of(second)["finished"]
+    assert "no model card was written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "name", "license"),
     [
