@@ -484,4 +484,8 @@ def _save(trainer: MarginTrainer, options: TrainOptions) -> None:
             merged.save_pretrained(options.out)
             trainer.processing_class.save_pretrained(options.out)  # type: ignore[union-attr]
     else:
+        page = Path(options.out) / "README.md"
+        before = page.read_bytes() if page.is_file() else None
         trainer.save_model(options.out)
+        if before is not None and trainer.args.should_save:
+            page.write_bytes(before)  # peft writes into the card of an earlier end: a base model without a name, and tags

@@ -57,6 +57,11 @@ def test_a_runs_card_says_what_it_is(built, base, train_tiny, record_of, tmp_pat
     assert low < metrics["cross_entropy"] < high
     assert f"| cross_entropy | {metrics['cross_entropy']:.3f} | {low:.3f} to {high:.3f} |" in card.text
     assert str(tmp_path.parent.parent) not in card.content and str(base.parent) not in card.content
+    train_tiny("policy", built, out, model=str(base), lora=3, loss="mmpo=1,sft=0.1", max_steps=3, learning_rate=1e-2, more_steps=1)
+    longer = ModelCard.load(out / "README.md")
+    assert (
+        longer.data.to_dict() == head and "| steps | 4 of" in longer.text and "PEFT" not in longer.text
+    )  # peft adds to a card that is there
     merge(out, tmp_path / "whole")
     merged = ModelCard.load(tmp_path / "whole" / "README.md")
     assert merged.data.to_dict() == {**head, "library_name": "transformers", "base_model_relation": "finetune"}
