@@ -49,8 +49,7 @@ def _by_name(sources: Sequence[str | Path], options: GenerateOptions) -> str:
     formats = {BY_NAME.get(suffix) for suffix in suffixes}
     if len(formats) == 1 and (format := formats.pop()):
         return format
-    check_format(list(map(str, sources)), None, encoding=options.encoding, sep=options.sep, sheet=options.sheet)
-    raise AssertionError("check_format raises where no format is named")
+    return check_format(list(map(str, sources)), None, encoding=options.encoding, sep=options.sep, sheet=options.sheet)
 
 
 def unanswerable(row: FeedbackRow) -> str:

@@ -120,17 +120,32 @@ def check_format(
     encoding: str | None = None,
     sep: str | None = None,
     sheet: str | None = None,
-) -> None:
-    """Refuse a format that is missing or unknown, naming the formats that the columns of the first file fit. Raises UserError."""
-    if format in SOURCES or (format and ":" in format):
-        return
+    columns: bool = False,
+) -> str:
+    """The format: the one that is named, or, of files that only one fits, that one; files whose columns are named are csv, jsonl or
+    parquet by what they are. columns: whether they are. Raises UserError where it is unknown, or missing and not plain to see, naming the
+    formats that the columns of the first file fit.
+    """
+    if format and (format in SOURCES or ":" in format):
+        return format
     chunk = _first(sources, "", encoding, sep, sheet)
-    head = [row for _, row in islice(rows(chunk, lambda *_: None), HEAD_ROWS)]
-    columns = columns_of(head)
     kind = {"json": "jsonl", "arrow": "parquet", "eval": "inspect"}.get(chunk.file.kind, chunk.file.kind)
-    fits = [kind if name == "jsonl" else name for name in fitting(columns)]
-    told = ", ".join(repr(name) for name in columns if "[]." not in name) or "none"
-    first = str(unknown_name("format", format, SOURCES)) if format else f"--format is missing. Known: {', '.join(SOURCES)}"
-    otherwise = f"fit none as they are: --format {kind} takes columns of any name by --columns"
+    if columns and not format:
+        return kind
+    lost: list[str] = []
+    reading = rows(chunk, lambda _, reason, evidence: lost.append(f"{reason} {evidence.get('hint', '')}".strip()))
+    head = [row for _, row in islice(reading, HEAD_ROWS)]
+    if lost and not head:
+        raise UserError(f"{chunk.name}: none of its rows can be read: {lost[0]}")
+    present = columns_of(head)
+    fits = [kind if name == "jsonl" else name for name in fitting(present)]
+    if len(fits) == 1 and not format:
+        return fits[0]
+    told = ", ".join(repr(name) for name in present if "[]." not in name) or "none"
+    first = f"{unknown_name('format', format, SOURCES)}." if format else "--format is missing."
+    otherwise = (
+        f"fit none of the {len(SOURCES)} formats as they are (`mmpo formats` lists them); "
+        f"columns of any names are read by --format {kind} --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"
+    )
     advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
-    raise no_suite(chunk.name, next(iter(head), {}), UserError(f"{first}. The columns of {chunk.name} ({told}) {advice}"))
+    raise no_suite(chunk.name, next(iter(head), {}), UserError(f"{first} The columns of {chunk.name} ({told}) {advice}"))

@@ -43,9 +43,7 @@ def test_columns_of_published_formats_are_those_that_are_asked_for(tmp_path: Pat
 @pytest.mark.parametrize(
     ("row", "format", "told"),
     [
-        ({"prompt": "Q", "completion": "A", "score": 1}, [], ["--format is missing", "fit --format jsonl"]),
-        ({"prompt": "Q", "completions": [{"text": "a", "score": 1}]}, [], ["fit --format jsonl"]),
-        ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}, [], ["fit --format trl or jsonl"]),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1}, [], ["--format is missing", "fit --format trl or jsonl"]),
         ({"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "score_A": 1, "score_B": 2}, ["--format", "spp"],
          ["did you mean 'shp'?", "fit --format shp"]),
         ({"prompt": "Q", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1, "subset": "Math"}, [],
@@ -59,7 +57,8 @@ def test_columns_of_published_formats_are_those_that_are_asked_for(tmp_path: Pat
         ({"id": "1", "source": "s", **dict.fromkeys(("prompt", "chosen", "rejected", "margin"), "x")}, [], ["fit --format trl or jsonl"]),
         ({"evalId": "e", "results": {"results": []}}, ["--format", "inspect"], ["Its columns fit --format promptfoo"]),
         ({"eval": {}, "samples": [], "results": {}}, ["--format", "promptfoo"], ["Its columns fit --format inspect"]),
-        ({"q": "Q"}, ["--format", "json"], ["did you mean 'jsonl'?", "('q') fit none as they are: --format jsonl takes"]),
+        ({"q": "Q"}, ["--format", "json"], ["did you mean 'jsonl'?", "('q') fit none of"]),
+        ({"q": "Q"}, [], ["as they are", "--format jsonl --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"]),
     ],
 )  # fmt: skip
 def test_a_format_that_is_not_named_is_guessed_from_the_columns(
@@ -68,6 +67,31 @@ def test_a_format_that_is_not_named_is_guessed_from_the_columns(
     path = write_rows(tmp_path / "rows.jsonl", [row])
     message = refused(["build", str(path), "--out", str(tmp_path / "out"), *format], tmp_path, capsys)
     assert [words for words in told if words not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "told"),
+    [
+        ({"prompt": "Q", "completion": "A", "score": 1}, [], "--format jsonl: by its columns"),
+        ({"prompt": "Q", "completions": [{"text": "a", "score": 1}]}, [], "--format jsonl: by its columns"),
+        ({"q": "Q", "a": "A", "s": 1}, ["--columns", "prompt=q,completion=a,score=s"], "--format jsonl: by the kind of file"),
+    ],
+)
+def test_a_format_that_is_plain_to_see_need_not_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, object], options: list[str], told: str
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    assert run(["build", str(path), "--peek", "--json", *options]) == 0
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert json.loads(captured.out)["layout"] in ("one row per rating", "one row per prompt")
+
+
+def test_a_file_in_another_encoding_says_which_option_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sheet.csv").write_bytes("Frage;Antwort;Note\nWas?;Für dich;1\n".encode("cp1252"))
+    message = refused(["build", str(tmp_path / "sheet.csv"), "--peek"], tmp_path, capsys)
+    assert "none of its rows can be read" in message
+    assert "--encoding says how the file is written, such as cp1252" in message
 
 
 def test_a_build_without_a_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +110,14 @@ def test_a_recipe_without_a_format_says_what_it_is(tmp_path: Path, capsys: pytes
     assert "build.scal: unknown key; did you mean" in refused(["run", str(recipe)], tmp_path, capsys)
 
 
-@pytest.mark.parametrize("format", [[], ["--format", "csv"]])
-def test_promptfoos_csv_is_known_by_its_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: list[str]) -> None:
+def test_promptfoos_csv_is_known_by_its_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = "[m] {{q}},Status,Score,Named Scores,Grader Reason,Comment"
     (tmp_path / "out.csv").write_text(f"q,{output},{output.replace('[m]', '[n]')}\nQ{',a,PASS,1.00,,,' * 2}\n")
-    message = refused(["build", str(tmp_path / "out.csv"), "--peek", *format], tmp_path, capsys)
+    message = refused(["build", str(tmp_path / "out.csv"), "--peek", "--format", "csv"], tmp_path, capsys)
     assert "--format promptfoo" in message
-    assert ("occur twice" in message) == bool(format)
+    assert "occur twice" in message
+    assert run(["build", str(tmp_path / "out.csv"), "--peek"]) == 0
+    assert "--format promptfoo: by its columns" in capsys.readouterr().err
 
 
 def test_a_parameter_that_is_missing_is_said_with_what_it_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
