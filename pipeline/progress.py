@@ -138,7 +138,7 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
 
     def close(self) -> None:
         """Takes the bars away."""
-        if self._tasks:
+        if self._tasks and not self._bars.disable:  # rich before 14.3 ends the line of disabled bars, too
             self._bars.stop()
         if self._cell is not None:
             self._cell.clear()

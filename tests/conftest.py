@@ -57,11 +57,15 @@ def real_data() -> Path:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Hub that this process uses, too: huggingface_hub has read its variables already, but for the address and the token."""
     from hub_server import hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with hub() as running:
         for key, value in running.environment.items():
             monkeypatch.setenv(key, value)
+        path = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "ENDPOINT", running.environment["HF_ENDPOINT"])
+        for module in (constants, file_download):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + path, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))

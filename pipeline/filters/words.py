@@ -6,8 +6,10 @@ that are written without spaces, and every emoji. Marks that stand where no sent
 of it is done by Arrow and numpy; Python looks at distinct words only.
 """
 
+from functools import cache
 from hashlib import blake2b
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +83,7 @@ def words_of(texts: pa.Array | pa.ChunkedArray) -> TextWords:
     if len(bare):
         mask = np.zeros(len(said), dtype=bool)
         mask[bare] = True
-        spelt = [" ".join("".join(text.split())) for text in pc.utf8_normalize(column.take(pa.array(bare)), "NFKC").to_pylist()]
+        spelt = [" ".join("".join(text.split())) for text in _nfkc(column.take(pa.array(bare))).to_pylist()]
         said = pc.replace_with_mask(said, pa.array(mask), pa.array(spelt, pa.large_string()))
     lists = pc.ascii_split_whitespace(said)
     spelled = lists.flatten()
@@ -97,7 +99,19 @@ def _lower(column: pa.Array, plain: bool) -> pa.Array:
         return pc.ascii_lower(column)
     for pattern, put in ((_WIDE_MARKS, " "), (_RAISED, r"^\1"), (_FRACTIONS, r" \1")):
         column = pc.replace_substring_regex(column, pattern, put)
-    return pc.utf8_lower(pc.utf8_normalize(column, "NFKC"))
+    return pc.utf8_lower(_nfkc(column))
+
+
+def _nfkc(column: pa.Array) -> pa.Array:
+    if _arrow_composes():
+        return pc.utf8_normalize(column, "NFKC")
+    return pa.array([normalize("NFKC", text) for text in column.to_pylist()], pa.large_string())
+
+
+@cache
+def _arrow_composes() -> bool:
+    """Arrow before 26 leaves letters and their marks apart in NFC and NFKC too (apache/arrow#51225)."""
+    return pc.utf8_normalize(pa.array(["e\u0301"]), "NFKC")[0].as_py() == "é"
 
 
 def _hash(word: str) -> int:

@@ -171,8 +171,7 @@ def test_a_look_fetches_only_the_beginning_of_a_large_object(
         assert peek([f"s3://{here}/{name}"], JSONL)["file"] == f"s3://{here}/{name}"
     kept = sorted(path.stat().st_size for path in (tmp_path / "cache/inputs").rglob("r.json*"))
     assert kept[:2] == [100_000, 100_000] and len(kept) == 3
-    with pytest.raises(UserError, match="--format is missing"):
-        check_format([f"s3://{here}/r.jsonl"], None)
+    assert check_format([f"s3://{here}/r.jsonl"], None) == "jsonl"
     assert build(f"s3://{here}/r.jsonl", tmp_path / "out", options=JSONL)["prompts"] == 4000
 
 
