@@ -258,7 +258,7 @@ def _head(plain: nn.Module) -> str:
 
 def recomputes(args: Any) -> bool:
     """Whether transformers' training arguments ask for it, under its new name or the old one, which fills the new one in."""
-    return bool(args.activation_checkpointing)
+    return bool(getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", False))
 
 
 @contextmanager

@@ -13,6 +13,10 @@ MOST_LOGS, EVALUATIONS = 200, 5
 """Of a run, unless its options say how often."""
 
 
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name))
+"""What transformers calls it: older ones, gradient checkpointing."""
+
+
 def training_arguments(options: TrainOptions) -> TrainingArguments:
     """The arguments of a run. Creating them joins the other processes of a distributed run."""
     same = ("weight_decay", "max_grad_norm", "seed", "bf16", "save_steps")
@@ -25,7 +29,7 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup_ratio,
         optim=OPTIMIZERS[options.optimizer],
-        activation_checkpointing=options.gradient_checkpointing,
+        **{CHECKPOINTING: options.gradient_checkpointing},
         use_cpu=not torch.accelerator.is_available(),  # said explicitly, or bf16 is refused on a CPU
         logging_strategy="steps",
         save_strategy="steps",

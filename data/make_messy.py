@@ -1,0 +1,50 @@
+"""Makes messy/ out of judge_samples.jsonl.gz: the same grades, as people keep them. python data/make_messy.py
+
+ratings.csv is what a spreadsheet of a German Excel saves (semicolons, decimal commas, Windows-1252, a column for each rater, N/A where one
+gave none), without the answers that are long or hold characters which that encoding lacks; chats.csv has a row for each grade, with the conversation as JSON in a cell and grades such as 4/5.
+"""
+
+import csv
+import gzip
+import json
+from itertools import islice
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RATERS = {"gpt-4/1": "Rater 1", "gpt-4/2": "Rater 2", "gpt-4/3": "Rater 3"}
+LONGEST = 2000
+CHATS = 10
+
+
+def main() -> None:
+    with gzip.open(HERE / "judge_samples.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    answers: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        key = (row["prompt"], row["completion"], row["model"])
+        if len(key[1]) <= LONGEST and "".join(key) == "".join(key).encode("cp1252", "ignore").decode("cp1252"):
+            answers.setdefault(key, {})[row["rater"]] = row["score"]
+    (HERE / "messy").mkdir(exist_ok=True)
+    with open(HERE / "messy" / "ratings.csv", "w", encoding="cp1252", newline="") as file:
+        sheet = csv.writer(file, delimiter=";")
+        sheet.writerow(["Question", "Answer", "Model", *RATERS.values()])
+        for number, ((prompt, text, model), grades) in enumerate(answers.items()):
+            missing = list(RATERS)[number % 3] if number % 11 == 5 else None
+            given = ["N/A" if name == missing else f"{grades[name]:.1f}".replace(".", ",") for name in RATERS]
+            sheet.writerow([prompt, text, model, *given])
+    chats: dict[str, list[tuple[str, str, str]]] = {}
+    for key in answers:
+        chats.setdefault(key[0], []).append(key)
+    with open(HERE / "messy" / "chats.csv", "w", encoding="utf-8-sig", newline="") as file:
+        sheet = csv.writer(file)
+        sheet.writerow(["chat", "reply", "who", "grade", "seen at"])
+        for number, (prompt, keys) in enumerate(islice(chats.items(), CHATS)):
+            turns = [("system", "You are a helpful assistant."), ("user", prompt)]
+            chat = json.dumps([{"role": role, "content": content} for role, content in turns], ensure_ascii=False)
+            for key in keys:
+                for name, grade in answers[key].items():
+                    sheet.writerow([chat, key[1], RATERS[name], f"{grade:g}/5", f"2026-03-{1 + number:02d}"])
+
+
+if __name__ == "__main__":
+    main()
