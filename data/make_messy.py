@@ -1,7 +1,8 @@
 """Makes messy/ out of judge_samples.jsonl.gz: the same grades, as people keep them. python data/make_messy.py
 
-ratings.csv is what a spreadsheet of a German Excel saves (semicolons, decimal commas, Windows-1252, a column for each rater, N/A where one
-gave none), without the answers that are long or hold characters which that encoding lacks; chats.csv has a row for each grade, with the conversation as JSON in a cell and grades such as 4/5.
+ratings.csv is what a spreadsheet of a German Excel saves: semicolons, decimal commas, Windows-1252, a column for each rater, N/A where
+one gave none; without answers that are long or hold characters which that encoding lacks. chats.csv has a row for each grade, with the
+conversation as JSON in a cell and grades such as 4/5.
 """
 
 import csv

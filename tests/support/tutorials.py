@@ -54,13 +54,15 @@ def shows(said: str, shown: list[str]) -> str | None:
     for line in shown:
         parts = [" ".join(part.split()) for part in line.split("…")]
         for part in filter(None, parts):
-            before, found, rest = rest.partition(part)
+            _, found, rest = rest.partition(part)
             if not found:
                 return line
     return None
 
 
-def walk(page: str, folder: Path, *, skipped: tuple[str, ...] = (), environment: Mapping[str, str] | None = None, timeout: float = 240) -> Walk:
+def walk(
+    page: str, folder: Path, *, skipped: tuple[str, ...] = (), environment: Mapping[str, str] | None = None, timeout: float = 240
+) -> Walk:
     """Type the page's commands in a folder. skipped: how commands begin that the test stands in for (installing, servers that stay).
     environment: further variables, which take the place of those that the page exports.
     """

@@ -1,4 +1,4 @@
-"""The data engineer's first hour: a spreadsheet as Excel saves it to pairs, their page and a word on margins, by docs/tutorials/ratings.md."""
+"""The data engineer's first hour, by docs/tutorials/ratings.md: a spreadsheet as Excel saves it to pairs, their page, a word on margins."""
 
 from pathlib import Path
 

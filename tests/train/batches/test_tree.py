@@ -189,7 +189,7 @@ def test_every_head_in_every_layout(head, layout, compare, tokenizer):
 @pytest.mark.parametrize("name", ["Llama", "Gemma3Text"])
 def test_with_activations_computed_again(name, layout, compare, tokenizer):
     def recompute(trainer):
-        trainer.model.activation_checkpointing_enable()
+        (getattr(trainer.model, "activation_checkpointing_enable", None) or trainer.model.gradient_checkpointing_enable)()
         assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
 
     model, plain = (small_model(name, vocab_size=len(tokenizer), **MODELS[name]) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, docs/formats.md, cli/completions.json, and parts of docs/architecture.md and docs/exports.md; --check compares.
+"""Writes docs/cli.md, formats.md and api.md, cli/completions.json, and parts of docs/architecture.md and exports.md; --check compares.
 
 python -m mmpo.cli.docs [--check]        in the repository
 """
@@ -16,6 +16,7 @@ import typer
 from mmpo.annotate.exports import EXPORTS, TOLD
 from mmpo.cli.commands.lists import FAMILIES, members
 from mmpo.cli.completion import known_of
+from mmpo.cli.docs.python import python_page
 from mmpo.cli.help import help_of
 from mmpo.cli.main import all_commands, make_app
 from mmpo.pipeline.sources import SOURCES, Source
@@ -215,6 +216,7 @@ def main() -> None:
         Path("docs/cli.md"): lambda _: page(),
         Path("cli/completions.json"): lambda _: completions(),
         Path("docs/formats.md"): lambda _: formats_page(),
+        Path("docs/api.md"): lambda _: python_page(Path()),
         Path("docs/architecture.md"): lambda text: house(text, Path()),
         Path("docs/exports.md"): exports,
     }
@@ -227,7 +229,3 @@ def main() -> None:
             print(f"{path} is out of date; `make docs` writes it:", file=sys.stderr)
             sys.stderr.writelines(list(difflib.unified_diff(written.splitlines(True), text.splitlines(True), n=0))[:20])
             sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
