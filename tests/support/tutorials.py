@@ -1,4 +1,4 @@
-"""A tutorial as its reader goes through it: every command of its `sh` blocks is typed, and what it says is what the page shows.
+"""A tutorial as its reader goes through it: all commands of its `sh` and `python` blocks are typed, and say what the page shows.
 
 A block of text right below a command's block is what it prints, line by line; "…" stands for what is left out, inside a line or as one.
 A command that the page shows as refused (`error: ...`) must be, with a message that names an option which the next command has.
@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ def steps(page: str) -> Iterator[Step]:
             commands = [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
             yield from (Step(command) for command in commands[:-1])
             yield Step(commands[-1], shown.splitlines())
+        elif language == "python":
+            yield Step(f"python - <<'END'\n{block}END", shown.splitlines())
 
 
 def shows(said: str, shown: list[str]) -> str | None:
@@ -61,10 +63,18 @@ def shows(said: str, shown: list[str]) -> str | None:
 
 
 def walk(
-    page: str, folder: Path, *, skipped: tuple[str, ...] = (), environment: Mapping[str, str] | None = None, timeout: float = 240
+    page: str,
+    folder: Path,
+    *,
+    skipped: tuple[str, ...] = (),
+    instead: Mapping[str, str] | None = None,
+    meanwhile: Mapping[str, Callable[[], object]] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 240,
 ) -> Walk:
     """Type the page's commands in a folder. skipped: how commands begin that the test stands in for (installing, servers that stay).
-    environment: further variables, which take the place of those that the page exports.
+    instead: words of commands, and what stands in their place here (a model that is not there). meanwhile: how a command begins, and
+    what others do before it. environment: further variables, which take the place of those that the page exports.
     """
     done, ours = Walk(), dict(environment or {})
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -73,6 +83,11 @@ def walk(
     for step in steps(page):
         if step.command.startswith(skipped or ("\0",)):
             continue
+        for words, act in (meanwhile or {}).items():
+            if step.command.startswith(words):
+                act()
+        for words, here in (instead or {}).items():
+            step.command = step.command.replace(words, here)
         if step.command.startswith("export "):
             given = dict(word.split("=", 1) for word in shlex.split(step.command)[1:])
             env |= {name: value for name, value in given.items() if name not in ours}

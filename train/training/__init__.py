@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from mmpo.pipeline.errors import UserError
 
-KNOWN_TRANSFORMERS = ">=5.3,<6"
+KNOWN_TRANSFORMERS = ">=5.18,<6"
 """As in pyproject.toml (a test holds them equal)."""
 
 
