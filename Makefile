@@ -82,7 +82,7 @@ site: $(TOOLS)/.installed
 	$(TOOLS)/bin/python tests/support/check_site.py out/site
 
 audit: $(TOOLS)/.installed
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --progress-spinner off -r constraints.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 image:
 	docker build --tag mmpo .

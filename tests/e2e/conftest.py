@@ -5,6 +5,7 @@ from pathlib import Path
 
 import demo_loop
 import pytest
+from argilla_fixture import argilla, argilla_environment  # noqa: F401
 from loop_cases import start_models
 from openai_server import Server, serving
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from argilla_cases import Asked
-from argilla_fixture import Argilla, argilla, argilla_environment  # noqa: F401  (fixtures)
+from argilla_fixture import Argilla
 from tutorials import walk
 
 ANNOTATORS = ("anna", "ben", "cleo")

@@ -1,4 +1,4 @@
-"""The first hour of who has no grades, by docs/tutorials/judge.md: answers in a file, an endpoint on loopback that plays the judge, pairs."""
+"""The first hour of who has no grades, by docs/tutorials/judge.md: answers in a file, an endpoint that plays the judge, pairs."""
 
 from pathlib import Path
 
