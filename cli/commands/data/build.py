@@ -49,7 +49,12 @@ def build(
             "nothing is named to build from: give files, folders, globs or Hub datasets, or --sources FILE with several sources"
         )
     if "sources" not in given:
-        reading = {"encoding": given.get("encoding"), "sep": given.get("sep"), "sheet": given.get("sheet"), "columns": "columns" in given}
+        reading = {
+            "encoding": given.get("encoding"),
+            "sep": given.get("sep"),
+            "sheet": given.get("sheet"),
+            "columns": "columns" in given,
+        }
         found = check_format(named, given.get("format"), **reading)
         if "format" not in given:
             say(f"--format {found}: by {'the kind of file' if reading['columns'] else 'its columns'}")

@@ -27,15 +27,3 @@ def test_a_spreadsheet_becomes_pairs_and_a_page(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_page_does_what_it_says(folder: Path) -> None:
     assert any(command.startswith(ADVICE) for command in walk(PAGE, folder).commands)
-
-
-def test_a_workbook_is_refused_with_what_to_do(folder: Path) -> None:
-    import zipfile
-
-    from command import mmpo
-
-    with zipfile.ZipFile(folder / "ratings.xlsx", "w") as book:
-        book.writestr("xl/workbook.xml", "<workbook/>")
-    done = mmpo("build", "ratings.xlsx", "--peek", cwd=folder)
-    assert done.returncode == 2
-    assert "save its sheet as CSV" in done.stderr
