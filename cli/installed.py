@@ -25,7 +25,11 @@ def requirements() -> dict[str, dict[str, str]]:
     (True, True)
     """
     found: dict[str, dict[str, str]] = {extra: {} for extra in ADDS}
-    for line in requires("mmpo") or ():
+    try:
+        lines = requires("mmpo") or ()
+    except PackageNotFoundError:
+        lines = ()
+    for line in lines:
         wanted, _, condition = line.partition(";")
         extra = found_extra[1] if (found_extra := re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", condition)) else ""
         name = re.match(r"[\w.-]+", wanted)

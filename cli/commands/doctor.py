@@ -38,11 +38,13 @@ def doctor(
         "extras": {extra or "(core)": _extra(extra) for extra in ADDS},
         "keys": {name: name in os.environ for name in KEYS},
     }
-    trains = not found["extras"]["train"]["missing"]
+    trains = bool(found["extras"]["train"]["installed"]) and not found["extras"]["train"]["missing"]
     found["device"] = device() if trains else None
     with TemporaryDirectory(prefix="mmpo-doctor-") as folder:
         tests: dict[str, Callable[[Path], str]] = {"build a dataset": build_one, **({"train a step": train_one} if trains else {})}
         found["tests"] = [_tried(name, test, Path(folder)) for name, test in tests.items()]
+    if not requirements()[""]:
+        found["extras"]["(core)"]["unfit"] = ["mmpo's own metadata is missing: it was copied here, not installed"]
     wrong = [one for extra in found["extras"].values() for one in extra["unfit"]]
     found["ok"] = not wrong and all(test["ok"] for test in found["tests"])
     for line in _lines(found):

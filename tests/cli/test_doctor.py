@@ -46,8 +46,8 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "mmpo").mkdir()
     for folder in ("pipeline", "annotate", "train", "cli"):
         (site / "mmpo" / folder).symlink_to(ROOT / folder)
-    info = Path(str(distribution("mmpo").locate_file(""))) / f"mmpo-{distribution('mmpo').version}.dist-info"
-    (site / info.name).symlink_to(info)
+    (site / "mmpo-0.dist-info").mkdir()
+    (site / "mmpo-0.dist-info" / "METADATA").write_text(distribution("mmpo").metadata.as_string(), encoding="utf-8")
     return site
 
 
