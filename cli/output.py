@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -47,13 +48,54 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         return
     if title:
         say(title)
-    table = Table(show_edge=False, pad_edge=False)
-    for index, name in enumerate(columns):
-        number = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(shown(value), None)) for value in row))
-    console().print(table)
+    screen = console()
+    headings = [name.replace("_", " ") if sys.stderr.isatty() else name for name in columns]  # which a narrow terminal can break
+    numbers = [any(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
+    cells = [[printable(shown(value), None) for value in row] for row in rows]
+    texts = [[heading, *(row[index] for row in cells)] for index, heading in enumerate(headings)]
+    least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
+    most = [max(map(cell_len, column)) for column in texts]
+    for block in _blocks(numbers, least, screen.width):
+        table = Table(show_edge=False, pad_edge=False)
+        widths = _widths([least[index] for index in block], [most[index] for index in block], screen.width)
+        for index, width in zip(block, widths, strict=True):
+            table.add_column(Text(headings[index]), justify="right" if numbers[index] else "left", overflow="fold", width=width)
+        for row in cells:
+            table.add_row(*(Text(row[index]) for index in block))
+        screen.print(table)
+
+
+def _widths(least: Sequence[int], most: Sequence[int], width: int) -> list[int | None]:
+    """Of columns beside one another: at least their longest words, and of the room that is left most where texts are longest.
+
+    >>> _widths([4, 6], [4, 30], 30), _widths([40], [50], 30)
+    ([4, 23], [None])
+    """
+    widths, room = list(least), width + 3 - sum(one + 3 for one in least)
+    if room < 0:
+        return [None] * len(widths)  # not to be had: the library cuts words
+    for _ in range(room):
+        lines = [full / max(now, 1) for full, now in zip(most, widths)]
+        if max(lines) <= 1:
+            break
+        widths[lines.index(max(lines))] += 1
+    return list(widths)
+
+
+def _blocks(numbers: Sequence[bool], least: Sequence[int], width: int) -> list[list[int]]:
+    """The columns that stand beside one another without a word being cut, below each other where they don't fit; the first columns, as
+    far as they hold names, at most two, stand before each. numbers: of each column, whether it holds some; least: its longest word.
+
+    >>> _blocks([False, True, True], [4, 6, 6], 15), _blocks([False, True, True], [4, 6, 6], 22)
+    ([[0, 1], [0, 2]], [[0, 1, 2]])
+    """
+    names = next((index for index, number in enumerate(numbers[:2]) if number), min(2, len(numbers) - 1)) or 1
+    blocks = [list(range(min(names, len(numbers))))]
+    for index in range(names, len(numbers)):
+        if len(blocks[-1]) > names and sum(least[one] + 3 for one in (*blocks[-1], index)) > width + 3:
+            blocks.append(list(range(names)))
+        blocks[-1].append(index)
+    return blocks
 
 
 def print_rows(

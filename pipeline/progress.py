@@ -22,6 +22,8 @@ LINE_EVERY_SECONDS = 10.0
 RATE_OVER_SECONDS = 300.0
 BYTES = "bytes"
 """The unit that is written as in_bytes does."""
+WIDE_TERMINAL, WIDE_BAR, NARROW_BAR, BESIDE_BAR = 120, 40, 12, 42
+"""Columns from which on the bar is wide; of the bars; and of counts, rate, time left and the spaces between."""
 MOST_REASON = 120
 """Characters of the reason for a wait that a line of progress has room for."""
 
@@ -92,6 +94,19 @@ class _Rate(ProgressColumn):
         return Text(_rate(task, self.unit))
 
 
+class _Detail(ProgressColumn):
+    """What of a task's detail has room behind the bar, so that it pushes nothing away."""
+
+    def __init__(self, console: Console, bar: int) -> None:
+        super().__init__()
+        self.console, self.bar = console, bar
+
+    def render(self, task: Task) -> Text:
+        text = Text(task.fields["detail"], no_wrap=True)
+        text.truncate(max(0, self.console.width - self.bar - len(task.description) - BESIDE_BAR), overflow="ellipsis")
+        return text
+
+
 class ProgressReporter(AbstractContextManager["ProgressReporter"]):
     """Shows how much of each stage is done. A context manager, or to be closed by `close`.
 
@@ -108,10 +123,11 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
         self._said: dict[str, float] = {}
         self._terminal = sys.stderr.isatty() and not is_quiet()
         count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
+        console = Console(file=sys.stderr, highlight=False)
+        bar = WIDE_BAR if console.width >= WIDE_TERMINAL else NARROW_BAR
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False), BarColumn(), count, _Rate(unit), TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(file=sys.stderr, highlight=False), transient=True, redirect_stdout=False,
+            TextColumn("{task.description}", markup=False), BarColumn(bar), count, _Rate(unit), TimeRemainingColumn(),
+            _Detail(console, bar), console=console, transient=True, redirect_stdout=False,
             speed_estimate_period=RATE_OVER_SECONDS, disable=not self._terminal,
         )  # fmt: skip
         self._tasks: dict[str, Task] = {}
@@ -131,10 +147,7 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
             self._cell.show(self._bars.tasks, self.unit)
         elif not self._terminal and now - self._said.get(stage, self._began) >= self.seconds:
             self._said[stage] = now
-            left = f"{duration(task.time_remaining)} left" if task.time_remaining else ""
-            counted = f"{in_bytes(done)} of {in_bytes(total)}" if self.unit == BYTES else f"{done:,} of {total:,} {self.unit}"
-            told = (f"{task.description}: {counted}", _rate(task, self.unit), left, detail)
-            say(", ".join(part for part in told if part))
+            say(f"{task.description}: {_told(task, self.unit)}")
 
     def close(self) -> None:
         """Takes the bars away."""
@@ -145,6 +158,14 @@ class ProgressReporter(AbstractContextManager["ProgressReporter"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _told(task: Task, unit: str) -> str:
+    """How far a task has come, its rate, the time left and its detail, in words."""
+    done, total = int(task.completed), int(task.total or 0)
+    counted = f"{in_bytes(done)} of {in_bytes(total)}" if unit == BYTES else f"{done:,} of {total:,} {unit}"
+    left = f"{duration(task.time_remaining)} left" if task.time_remaining else ""
+    return ", ".join(part for part in (counted, _rate(task, unit), left, task.fields["detail"]) if part)
 
 
 def _rate(task: Task, unit: str) -> str:
@@ -177,12 +198,8 @@ class _Cell:
         self._drawn = time.monotonic()
         lines = []
         for task in tasks:
-            total = task.total or 0
-            left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
-            told = f"{task.completed:,.0f} of {total:,.0f} {unit} {_rate(task, unit)}{left} {task.fields.get('detail', '')}"
-            lines.append(
-                f"<div>{escape(task.description)} <progress value='{task.completed}' max='{total}'></progress> {escape(told)}</div>"
-            )
+            bar = f"<progress value='{task.completed}' max='{task.total or 0}'></progress>"
+            lines.append(f"<div>{escape(task.description)} {bar} {escape(_told(task, unit))}</div>")
         self._draw("".join(lines))
 
     def clear(self) -> None:

@@ -1,9 +1,14 @@
 """Progress of a long step: plain lines where nobody watches, bars on a terminal, and nothing on standard output."""
 
+import fcntl
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 
 import pytest
 
@@ -61,3 +66,34 @@ def test_a_terminal_gets_a_bar_and_standard_output_stays_ours() -> None:
     os.close(leader)
     assert done.stdout == "result\n" * 4
     assert "build: [red]reading" in shown and "100/100" in shown and "7 failed" in shown and "parts/s" in shown
+
+
+def seen_at(columns: int, code: str) -> str:
+    """What a program writes on standard error, a terminal of so many columns."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=side, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(side)
+        found = b""
+        with suppress(OSError):  # how the end of a terminal is told
+            while part := os.read(main, 4096):
+                found += part
+    os.close(main)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", found.decode()).replace("\r", "\n")
+
+
+def test_a_narrow_terminal_shows_how_far_it_is_and_of_the_rest_what_fits() -> None:
+    code = "from mmpo.pipeline.progress import ProgressReporter as P\nwith P('reward', 'steps') as p:\n    p('', 7, 320, 'loss 0.69 ' * 30)"
+    lines = [line for line in seen_at(80, code).split("\n") if "7/320" in line]
+    assert lines and all(line.startswith("reward") and "loss 0.69" in line and len(line) <= 80 for line in lines)
+
+
+def test_tables_cut_no_word_on_a_narrow_terminal() -> None:
+    code = (
+        "from mmpo.cli.output import print_rows\n"
+        "print_rows('', [{'name': 'anna', **{f'measured_figure_{n}': 0.5 + n for n in range(9)}}])"
+    )
+    told = seen_at(60, code)
+    assert max(map(len, told.split("\n"))) <= 60
+    assert told.split().count("measured") == told.split().count("figure") == 9 and told.count("anna") > 1
