@@ -156,10 +156,10 @@ def test_a_prompt_is_written_as_the_first_source_writes_it(tmp_path: Path) -> No
     assert validate(tmp_path / "mixed")["ok"]
 
 
-def test_neither_partitions_nor_cores_change_what_is_written(tmp_path: Path) -> None:
+def test_neither_memory_nor_cores_change_what_is_written(tmp_path: Path) -> None:
     given = sources(tmp_path, share=0.7)
     build((), tmp_path / "one", options=BuildOptions(sources=tuple(given), workers=1), partition_bytes=2000)
-    build((), tmp_path / "two", options=BuildOptions(sources=tuple(given), workers=2), partition_bytes=2000)
+    build((), tmp_path / "two", options=BuildOptions(sources=tuple(given), workers=2), partition_bytes=2000, group_bytes=900)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     mixed(tmp_path, given)
     assert rows(load_pairs(tmp_path / "mixed"), "source", *SHAPE) == rows(load_pairs(tmp_path / "one"), "source", *SHAPE)

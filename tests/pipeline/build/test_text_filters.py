@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import feedback_folder, pairs_folder, read_table, write_rows
+from folders import contents, feedback_folder, pairs_folder, read_table, write_rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -269,6 +269,9 @@ def test_nothing_depends_on_workers_partitions_order_or_files(tmp_path: Path) ->
     }  # fmt: skip
     assert everything(tmp_path / "b", evaluation, rows[::-1], partition_bytes=2000) == first
     assert everything(tmp_path / "c", evaluation, rows, partition_bytes=2000, options={"workers": 2}) == first
+    files = contents(tmp_path / "c" / "out")
+    assert everything(tmp_path / "c", evaluation, rows, partition_bytes=2000, group_bytes=900) == first
+    assert contents(tmp_path / "c" / "out") == files
 
 
 def test_a_table_in_memory_gives_what_a_build_does(tmp_path: Path) -> None:
