@@ -9,6 +9,7 @@ import errno
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate
@@ -130,7 +131,11 @@ def build(
         engine.check([*(file.path for file in every), *(one["name"] for one in tokenizers.get("tokenizers", ()))])
         memory = options.memory, engine.memory
         how = plan_build(size, _text_bytes(every), sum(map(len, chunks)), engine.workers, *memory, partition_bytes, group_bytes)
-        with _scratch(options.scratch, folder) as scratch, engine.running(how.workers, folder, scratch, how.each) as run:
+        with (
+            _scratch(options.scratch, folder) as scratch,
+            engine.running(how.workers, folder, scratch, how.each) as run,
+            _bad_days(scratch, folder),
+        ):
             check_disk = check_space if engine.here else _elsewhere
             check_disk(scratch, LEAST_SPILL * how.text, "temporary files")
             if say and size >= PLAN_FROM_BYTES:
@@ -138,12 +143,11 @@ def build(
             spill = how.spill(scratch)
 
             def done(stage: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> Iterator[Any]:
-                with _full_disk(scratch, folder):
-                    shards = how.shards if work is read_chunks else 0
-                    for result, end in zip(run(work, tasks, shards=shards), accumulate(sizes), strict=True):
-                        yield result, end
-                        if progress:
-                            progress(stage, end, sum(sizes))
+                shards = how.shards if work is read_chunks else 0
+                for result, end in zip(run(work, tasks, shards=shards), accumulate(sizes), strict=True):
+                    yield result, end
+                    if progress:
+                        progress(stage, end, sum(sizes))
 
             pieces = [(place, at, some) for place, own in enumerate(chunks) for at, some in _tasks(own, how.task)]
             tasks = [(some, named[place][1], spill, place * MOST_CHUNKS + at) for place, at, some in pieces]
@@ -186,10 +190,15 @@ def build(
 
 
 @contextmanager
-def _full_disk(scratch: Path, folder: Path) -> Iterator[None]:
-    """A full disk inside is told with what was needed."""
+def _bad_days(scratch: Path, folder: Path) -> Iterator[None]:
+    """A full disk inside is told with what was held, and a process that the system ended with what to do."""
     try:
         yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process of the build was ended from outside, as systems do that run out of memory; nothing was written. Let it take less "
+            "(--memory, or fewer --workers) and run it again"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -118,7 +118,7 @@ def plan_build(
             f"{f'{processes} processes need' if processes > 1 else 'a process needs'} {need} MB at least (--memory {need}MB).{fewer}"
         )
     free = max((memory - parent) // processes - FIXED, GROUP_TIMES * LEAST_ROWS)
-    run, group = min(free // RUN_TIMES, 3 * group_bytes), min(free // GROUP_TIMES, group_bytes)
+    run, group = min(free // RUN_TIMES, group_bytes * 3 // 2), min(free // GROUP_TIMES, group_bytes)
     task = max(CHUNK_BYTES, min(run, text // (8 * processes)))
     cells = min(math.ceil(4 * text / group), min(run, task) // LEAST_BATCH_BYTES) // shards
     return BuildPlan(size, text, memory, processes, shards, math.ceil(units / shards), max(1, cells), task, run, group)

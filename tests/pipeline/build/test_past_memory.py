@@ -189,6 +189,20 @@ def test_a_full_disk_is_told_with_what_was_held_and_leaves_nothing(tmp_path: Pat
     assert done.stdout.split() == [f"{tmp_path}/out:", f"{tmp_path}/scratch:"]
 
 
+def test_a_process_that_the_system_ends_is_told(tmp_path: Path) -> None:
+    """As when memory runs out: the first worker that has read ends itself."""
+    source = files(tmp_path / "in", 2, 400)
+    (tmp_path / "scratch").mkdir()
+    ends = 'import os; sys.modules["mmpo.pipeline.build.reading"].write_spill = lambda *_: os.kill(os.getpid(), 9); build(sys'
+    code = BUILD.replace("build(sys", ends, 1)
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out"), str(tmp_path / "scratch")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("mmpo.pipeline.errors.UserError: a process of the build was ended from outside") and "--memory" in told
+    assert not contents(tmp_path / "scratch")
+
+
 def test_what_a_killed_build_left_in_a_scratch_folder_goes_with_the_next(tmp_path: Path) -> None:
     source = files(tmp_path / "in", 2, 400)
     (tmp_path / "scratch").mkdir()
