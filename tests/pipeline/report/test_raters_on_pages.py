@@ -21,7 +21,7 @@ def test_nobody_is_doubtful_for_a_few_pairs(pairs: int, doubtful: bool, tmp_path
     """Two who never agree: of 7 pairs the exact bounds are 0 and 1 − .025^(1/7) = 41%."""
     text = page(tmp_path, feedback(*[[said("ann", 0, 1, 1), said("bob", 0, 1, -1)]] * pairs))
     assert (
-        text.count('<td class="number warn">0.0% [')
+        text.count('<td class="number warn" data-of="sides with the others">0.0% [')
         == 2 * doubtful
         == text.count(f"in 0.0% [0.0%, 7.1%] of {pairs} pairs: against")
     )
