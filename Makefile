@@ -15,6 +15,7 @@
 #   make bench   the benchmarks, one line of JSON each
 #   make test-lowest   tests with the oldest releases that pyproject.toml allows, in .venv/lowest; without torch unless LOWEST_ALSO brings one
 #   make audit   known vulnerabilities of the releases in constraints.txt      make image   builds the Dockerfile, where docker is
+#   make engines builds of 10 million pairs on this machine and on Ray, and on one and two nodes, some twenty minutes: docs/scale.md
 #   make gpu     what needs a CUDA device, in at most ten minutes: benchmarks/gpu.sh
 # Another Python, another build of torch:  make test PYTHON=python3.12 PIP_ARGS="--index-url ..."
 
@@ -29,7 +30,7 @@ FOLDERS = pipeline annotate train cli
 SIDE_BY_SIDE = -n 2 --dist loadgroup
 BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench scale claims gpu fuzz kills consumers test-lowest audit image clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench engines scale claims gpu fuzz kills consumers test-lowest audit image clean
 .DEFAULT_GOAL := test
 
 # Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -108,6 +109,9 @@ gpu: $(STAMP)
 
 bench: $(STAMP)
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --quick --json || exit 1; done
+
+engines: $(STAMP)
+	$(BIN)/python benchmarks/engines.py --json
 
 scale: $(STAMP)
 	$(BIN)/python benchmarks/build.py --copies 27 --sizes 1,10,100 --memory 2GB --runs 1 --json

@@ -1,8 +1,8 @@
 """What does a build cost on Ray, and is a second node worth its price?
 
-    python benchmarks/engines.py [--quick] [--json] [--prompts 1000000] [--runs 3]
+    python benchmarks/engines.py [--quick] [--json] [--prompts 100000] [--runs 3]
 
-Made-up grades, five replies to a prompt and all ten pairs of them, are built by `mmpo build` on this machine and on a Ray of its own, turn
+Made-up grades, 15 replies to a prompt and all 105 pairs of them, are built by `mmpo build` on this machine and on a Ray of its own, turn
 by turn: CPU seconds of all processes, Ray's own among them, from the start of the command to its end; and whether the files are the same.
 Then they are built on a running Ray of one node of one CPU and on one of two: seconds of the build alone. Everything runs in network
 namespaces that have the loopback interface alone (unshare -n), for Ray listens on all there are.
@@ -29,7 +29,7 @@ sys.path.insert(0, str(SUPPORT))
 
 from ray_cases import environment, inside, namespace_of  # noqa: E402
 
-REPLIES, WORDS = 5, 60
+REPLIES, WORDS = 15, 60
 TICK = os.sysconf("SC_CLK_TCK")
 BUILD = "from mmpo.cli.main import main; main()"
 ON_NODES = """
@@ -118,18 +118,19 @@ def files_of(out: Path) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="about two minutes: 20,000 prompts, three runs")
+    parser.add_argument("--quick", action="store_true", help="some minutes: 4,000 prompts")
     parser.add_argument("--json", action="store_true", help="print the ratios as the last line")
-    parser.add_argument("--prompts", type=int, help="of ten pairs each (1,000,000: 10 million pairs)")
+    parser.add_argument("--prompts", type=int, help="of 105 pairs each (100,000: 10 million pairs)")
     parser.add_argument("--runs", type=int, default=3, help="of each")
     options = parser.parse_args()
-    prompts = options.prompts or (20_000 if options.quick else 1_000_000)
+    prompts = options.prompts or (4_000 if options.quick else 100_000)
     with tempfile.TemporaryDirectory() as scratch:
         data, out = Path(scratch, "grades.jsonl"), Path(scratch, "out")
         write_grades(data, prompts)
-        size = data.stat().st_size
+        pairs, size = REPLIES * (REPLIES - 1) // 2 * prompts, data.stat().st_size
         print(
-            f"{prompts:,} prompts, {10 * prompts:,} pairs, {size / 1e6:,.0f} MB; {os.cpu_count()} cores; {options.runs} runs of each"
+            f"{prompts:,} prompts, {pairs:,} pairs, {size / 1e6:,.0f} MB; {os.cpu_count()} cores; {options.runs} runs of each",
+            flush=True,
         )
         cpu: dict[str, list[float]] = {"local": [], "ray": []}
         wall: dict[str, list[float]] = {"local": [], "ray": []}
@@ -145,7 +146,10 @@ def main() -> None:
         ratios = [b / a for a, b in zip(cpu["local"], cpu["ray"], strict=True)]
         for engine, seconds in cpu.items():
             print(f"{engine:>6}: {spread(seconds)} CPU s, {spread(wall[engine])} s")
-        print(f"Ray over local: {spread(ratios)} times the CPU seconds (aim: at most 1.3 at 10 million pairs); the same files")
+        print(
+            f"Ray over local: {spread(ratios)} times the CPU seconds (aim: at most 1.3 at 10 million pairs); the same files",
+            flush=True,
+        )
         nodes: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(options.runs):
             for count, times in nodes.items():

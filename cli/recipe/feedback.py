@@ -24,10 +24,10 @@ from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.scoring import scorers_of
 
-OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", "max_rejects", "workers", "memory", "scratch")
+KEPT = ("max_rejects", "workers", "memory", "scratch", "engine", "ray_address")
+"""Build options of the input that hold for the build of pairs as well."""
+OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", *KEPT)
 """Build options that say how files are read; the others say what is made of the grades."""
-KEPT = ("max_rejects", "workers", "memory", "scratch")
-"""Of these, those that hold for the build of pairs as well."""
 MERGED = BuildOptions(format="feedback", feedback_only=True)
 Work = Callable[[], dict[str, Any]]
 

@@ -138,7 +138,7 @@ def build(
         ):
             check_disk = check_space if engine.here else _elsewhere
             check_disk(scratch, LEAST_SPILL * how.text, "temporary files")
-            if say and size >= PLAN_FROM_BYTES:
+            if say and size >= PLAN_FROM_BYTES and engine.here:
                 say(how.sentence(Path(options.scratch or folder.parent), free_space(scratch)))
             spill = how.spill(scratch)
 

@@ -64,10 +64,19 @@ def _ray() -> Any:
 
 
 def _told(what: dict[str, Any], **_: Any) -> None:
-    """What Ray says of the cluster while it works, in one line; of a task that is begun again it says that a worker died as well."""
-    lines = [line.partition(". ")[0] for line in what["lines"] if line.strip() and not line.startswith("Task ")]
-    for line in lines:
-        say(f"Ray: {printable(line, 200)}")
+    """What Ray says of its nodes and workers while it works, in a line each; what is said again is of another process of the same node."""
+    for line in what["lines"]:
+        first = line.partition(". ")[0].strip()
+        if first and first not in _said and not first.startswith("Task "):  # which a worker that died says as well
+            say(
+                f"Ray: {printable(first, 200)}; its tasks begin again elsewhere"
+                if "Raylet" in first
+                else f"Ray: {printable(first, 200)}"
+            )
+        _said[:] = [first]
+
+
+_said: list[str] = []
 
 
 class RayCluster:
@@ -154,8 +163,8 @@ class RayCluster:
                 shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
 
     def about(self) -> dict[str, Any]:
-        cpus = sum(int(node["Resources"].get("CPU", 0)) for node in self.nodes)
-        return {"name": "ray", "version": self._ray.__version__, "nodes": len(self.nodes), "cpus": cpus}
+        cpus = sum(int(node["Resources"]["CPU"]) for node in self.nodes)
+        return {"name": "ray", "version": self._ray.__version__, "nodes": len(self.nodes), "cpus": min(cpus, self.workers)}
 
     @contextmanager
     def _started(self, workers: int, scratch: Path) -> Iterator[None]:
