@@ -189,7 +189,10 @@ def _input(one: Mapping[str, Any]) -> str:
 
 def _figures(options: TrainOptions, summary: Mapping[str, Any]) -> str:
     found, bounds = summary.get("metrics") or {}, summary.get("metrics_95") or {}
-    rows = [(metric, found[metric], bounds.get(metric), METRICS[metric].summary) for metric in METRICS if metric in found]
+    told = [
+        metric for metric in METRICS if metric in found or (found and metric == "accuracy")
+    ]  # which a z of 0 throughout has none of
+    rows = [(metric, found.get(metric), bounds.get(metric), METRICS[metric].summary) for metric in told]
     if not rows:
         return "\nNothing was measured on held-out pairs.\n"
     lines = "\n".join(

@@ -93,7 +93,8 @@ class RunFolder:
         asked = self.options.more_steps or 0
         if not record.get("finished") and asked < self.had_more:
             raise UserError(
-                f"{self.path} holds a run on its way to {self.had_more} more steps: give --more-steps {self.had_more}, or more"
+                f"{self.path} holds a run on its way to {self.had_more} more steps: give --more-steps {self.had_more}, or more, or "
+                "--no-resume to start again"
             )
         if not self.extends:
             return

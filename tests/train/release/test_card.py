@@ -85,6 +85,11 @@ def test_a_reward_model_a_control_and_what_a_person_wrote(built, train_tiny, tmp
     assert again.text.count("| objective |") == 1 and again.text.replace("Ask Anna.", "").strip() != card.text.strip()
 
 
+def test_where_z_is_nothing_there_is_no_accuracy(built, base, train_tiny, tmp_path):
+    train_tiny("policy", built, tmp_path / "out", model=str(base), max_steps=1, learning_rate=1e-12)
+    assert "| accuracy | – | – |" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_run_from_a_run_says_by_way_of_which_and_a_page_that_cannot_be_read_stays(
     built, base, train_tiny, record_of, tmp_path, capsys
 ):
