@@ -157,7 +157,7 @@ def build(
                 for read in reads:
                     found[place].add(read)
                     spilled += read.spilled
-                check_disk(scratch, 0.9 * spilled * (size - end) / end, "temporary files")
+                check_disk(scratch, 0.9 * spilled * (size - end) / max(end, 1), "temporary files")
             keys = tuple(sorted({key for read in found for key in read.keys}))
             builds, of_sources = [], []
             for (source, own), some, read in zip(named, files, found, strict=True):
@@ -182,9 +182,8 @@ def build(
                 written += sum(int(one["bytes"]) for one in result.digests.values())
                 run.forget({one.path for shard in several for one in shard.extents})
                 rest = spilled - end
-                check_space(
-                    folder, 0.9 * written * rest / max(end, 1) - (rest if options.scratch is None else 0), "the dataset's files"
-                )
+                freed = rest if scratch.stat().st_dev == folder.stat().st_dev else 0
+                check_space(folder, 0.9 * written * rest / max(end, 1) - freed, "the dataset's files")
             _join_rejects([path for part in (*found, *results) for path in part.rejects], folder / "rejects.parquet")
         return Summary(_finish(builds, found, results, metadata, {"engine": engine.about()}, folder, out))
 
