@@ -180,6 +180,7 @@ class RayCluster:
                         num_cpus=workers,
                         include_dashboard=False,
                         _temp_dir=str(temporary / "ray"),
+                        _system_config={"worker_niceness": 0},  # as processes of this machine have it; Ray's is 15
                         object_spilling_directory=str(scratch / "objects"),
                     )
                 self._look()

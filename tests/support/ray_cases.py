@@ -1,11 +1,13 @@
 """Ray in tests and benchmarks: always inside a network namespace that has the loopback interface alone, for it listens on all there are."""
 
+import atexit
 import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,15 @@ def run_inside(script: str, *words: object, timeout: float = 240) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def cluster(nodes: int) -> Any:
-    """A Ray of so many nodes of one CPU each, in this process's namespace: `address`, `add_node`, `remove_node`, `shutdown`."""
+def cluster(nodes: int, **head: Any) -> Any:
+    """A Ray of so many nodes of one CPU each, in this process's namespace: `address`, `add_node`, `remove_node`, `shutdown`. head: more of
+    the first one's settings."""
     from ray.cluster_utils import Cluster
 
+    logs = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets lie there, whose names must not be long
+    atexit.register(shutil.rmtree, logs, ignore_errors=True)
     node = {"num_cpus": 1, "object_store_memory": 200 << 20}
-    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": logs, **head})
     for _ in range(nodes - 1):
         found.add_node(**node)
     found.wait_for_nodes()

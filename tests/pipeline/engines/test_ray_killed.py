@@ -105,15 +105,14 @@ def test_two_nodes_of_three_are_lost(tmp_path: Path, written: Written) -> None:
 HEAD = """
 import json, subprocess, sys, time
 from pathlib import Path
-from ray.cluster_utils import Cluster
 from command import MAIN, wait_for
+from ray_cases import cluster
 
 port, out, words = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 line = [sys.executable, "-c", MAIN, *words, "--out", str(out), "--engine", "ray", "--ray-address", f"127.0.0.1:{port}"]
-head = {"num_cpus": 2, "object_store_memory": 200 << 20, "include_dashboard": False}
 said = []
 for killed in (True, False):
-    ray = Cluster(initialize_head=True, head_node_args={**head, "gcs_server_port": port})
+    ray = cluster(1, num_cpus=2, gcs_server_port=port)
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         if killed:
             assert wait_for(lambda: any(out.parent.glob(f".{out.name}.part-*/spill")), process)
