@@ -85,3 +85,9 @@ def test_readme_names_every_format() -> None:
     table = text.partition("Feedback in any of ")[2].partition("\n\n**")[0]
     rows = table.partition("|---|---|")[2]
     assert set(SOURCES) <= set(re.findall(r"[a-z0-9][a-z0-9-]*", rows)) and table.startswith(f"{len(SOURCES)} formats")
+
+
+def test_every_page_stands_in_the_sites_navigation() -> None:
+    navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f'"{page}"' not in navigation] == []
