@@ -170,7 +170,7 @@ class TrainOptions:
         if self.max_prompt_length >= self.max_length:
             raise UserError(
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
-                "so that every completion has room"
+                f"so that every completion has room; set both, as with --max-prompt-length {max(1, self.max_length // 2)}"
             )
         if self.model == "tiny" and self.lora and self.reference:
             raise UserError("a tiny model's adapter finds its base where its reference is kept: leave out `reference` or `lora`")

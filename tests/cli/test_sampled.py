@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="policies write on this machine")
+
 from folders import feedback_folder
 from loop_cases import RECIPE
 from own_judges import answering

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,8 @@ def test_ctrl_c_does_not_wait_for_a_file_on_its_way(served: Hub, pairs: Path, tm
 def test_xet_uploads_too_where_it_is_installed(served: Hub, pairs: Path, tmp_path: Path) -> None:
     """By hf_xet itself, as it is by default, into a storage on disk; nothing goes by LFS."""
     pytest.importorskip("hf_xet")
+    if int(version("huggingface_hub").split(".")[0]) < 1:
+        pytest.skip("clients before 1.0 take LFS here")
     served.cas, served.pushed = tmp_path / "cas", pairs
     done = mmpo("push", pairs, NAME, "--json", env=environment(**served.environment, HF_HOME=str(tmp_path / "home")))
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 from folders import contents, feedback_folder, pairs_folder, read_table, write_rows
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 
 from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_feedback, load_pairs, read_feedback
 from mmpo.pipeline.filters.language import LANGUAGES, _detector
@@ -319,9 +315,10 @@ def test_lengths_are_told_with_their_limit(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_by_the_tokenizer_whatever_it_cuts_or_adds(tmp_path: Path) -> None:
     """The prompt has two words, replies 5, 3 and 1; the file itself would cut at two and add one."""
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -409,6 +406,8 @@ def test_languages(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_read(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    if "tokenizer" in options:
+        pytest.importorskip("tokenizers")
     with pytest.raises(UserError) as caught:
         build(tmp_path / "rows.jsonl", tmp_path / "out", options=BuildOptions("jsonl", **options))
     assert said in str(caught.value)

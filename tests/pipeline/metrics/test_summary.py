@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
-from torchmetrics.classification import BinaryCalibrationError
 
 from mmpo.pipeline.margins import sigmoid, target_probability
 from mmpo.pipeline.metrics import METRICS, against_other, evaluation_measures, pair_measures
@@ -31,16 +29,17 @@ def evaluated(values, prompt, **more):
 
 
 def test_ece_and_brier_equal_torchmetrics():
+    torch, torchmetrics = (pytest.importorskip(name) for name in ("torch", "torchmetrics"))
     values, _ = pairs()
     q = sigmoid(values["z"])[values["margin"] > 0]
     found = pair_measures(values)
-    theirs = BinaryCalibrationError(n_bins=15, norm="l1")
+    theirs = torchmetrics.classification.BinaryCalibrationError(n_bins=15, norm="l1")
     confidence, correct = torch.tensor(np.maximum(q, 1 - q)), torch.tensor((q > 0.5).astype(int))
     assert found["ece_label"] == pytest.approx(float(theirs(confidence, correct)), abs=1e-6)
     # Brier of the label "chosen", in torchmetrics the mean squared error of q to 1
-    from torchmetrics.functional import mean_squared_error
-
-    assert found["brier"] == pytest.approx(float(mean_squared_error(torch.tensor(q), torch.ones(len(q), dtype=torch.float64))))
+    assert found["brier"] == pytest.approx(
+        float(torchmetrics.functional.mean_squared_error(torch.tensor(q), torch.ones(len(q), dtype=torch.float64)))
+    )
     assert found["nll"] == pytest.approx(
         float(torch.nn.functional.binary_cross_entropy(torch.tensor(q), torch.ones(len(q)).double()))
     )
