@@ -36,8 +36,8 @@ class _Candidates(NamedTuple):
     rounded_ties: np.ndarray
 
 
-def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
-    """Every completion gets a score; the strategy chooses among those that have one."""
+def _rated(table: pa.Table, rules: PairRules, most: int | None = None) -> _Candidates:
+    """Every completion gets a score; the strategy chooses among those that have one. most: of a prompt only so many, the first by id."""
     values = rater_values(table, rules)
     grades = values.grades
     completions = flat(table["completions"])
@@ -55,6 +55,8 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
         steps[:] = step
         grades = replace(grades, value=own, variance=np.full_like(own, np.nan), step=step)
     known = np.flatnonzero(np.isfinite(scores))
+    if most is not None:
+        known = known[known - offsets_of(completions)[prompt[known]] < most]
     order = known[np.lexsort((known, -scores[known], prompt[known]))]
     sizes = np.bincount(prompt[order], minlength=table.num_rows)
     ids = completions.flatten().field("id").take(pa.array(order))
@@ -73,8 +75,8 @@ def _rated(table: pa.Table, rules: PairRules) -> _Candidates:
     return _Candidates(values, prompt[chosen], chosen, rejected, score_chosen, score_rejected, margin, gaps, rounded_ties)
 
 
-def _compared(table: pa.Table, rules: PairRules) -> _Candidates:
-    """The compared pairs that have a value; of a tie the smaller id is chosen."""
+def _compared(table: pa.Table, rules: PairRules, most: int | None = None) -> _Candidates:
+    """The compared pairs that have a value; of a tie the smaller id is chosen. most: of these there are no more than were asked for."""
     values = rater_values(table, rules)
     grades, first, second = values.grades, values.given.first, values.given.second
     items, exact, step = merge_raters(grades, rules.merge_raters)
@@ -123,6 +125,10 @@ def rater_gaps(table: pa.Table, rules: PairRules) -> RaterGaps:
     return RaterGaps(prompt, gaps.pair, gaps.gap, gaps.kind, list(found.values.given.kinds), source[prompt], names, *sides)
 
 
+MOST_COMPLETIONS = 1000
+"""Of a prompt; ids are digests, so that these are drawn at random. Half a million pairs tell a variance; all pairs of more fill memory."""
+
+
 class BetweenRaters(NamedTuple):
     """What a batch says of how raters differ. squares: by source (weighted) sums of squared deviations from the pair's mean, of raters' own
     gaps and of their middles, and the degrees of freedom, shape (3,); sample: the grades that raters are compared by."""
@@ -132,9 +138,9 @@ class BetweenRaters(NamedTuple):
 
 
 def between_raters(table: pa.Table, rules: PairRules, share: float = 1.0) -> BetweenRaters:
-    """Taken over every pair of completions that two or more raters graded, whatever the strategy keeps; the sample over a share of the
-    prompts."""
-    found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"))
+    """Taken over every pair of completions that two or more raters graded, whatever the strategy keeps, of MOST_COMPLETIONS of a prompt at
+    most; the sample over a share of the prompts."""
+    found = _CANDIDATES[rules.evidence](table, replace(rules, strategy="all"), MOST_COMPLETIONS)
     n, _, squares = deviations(found.gaps, found.gaps.gap, len(found.prompt))
     _, _, of_middles = deviations(found.gaps, found.gaps.middle, len(found.prompt))
     source, names = codes(flat(table["source"]))

@@ -254,10 +254,8 @@ def stem(file: str | None) -> str:
 DECIMALS = (".", ",")
 HEAD_ROWS, HEAD_ANSWERS = 20, 1000
 PART_CHARS = 32 << 20
-# The size of one row in so many stands for all of them.
-SAMPLED = 16
-ROW_OBJECTS = 500
-"""What a row takes beside its text while it is objects of Python, counted as characters."""
+SAMPLED, ROW_OBJECTS = 16, 500
+"""The size of one row in so many stands for all; what a row takes beside its text while it is objects of Python, in characters."""
 
 
 @dataclass(frozen=True)
@@ -322,17 +320,20 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     found = read_rows(chunk, source, options, lambda *told: part.unreadable(*told), lambda name: part.out.count(name))
     head, looked_at = head_of(found, source)
     if head:
-        # Rows of JSON may leave out what is null, so one row alone says little.
+        looked_at = _first_rows(chunk, source) or looked_at  # rows of JSON may leave out what is null: one alone says little
         columns = columns_of(looked_at)
         absent = [name for name in options.keep if name not in columns]
         if absent and looked_at:
             raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
         try:
-            part.prepared = source.parser(columns, options, chunk.name) if looked_at else RowReader(_refuse, source.name)
+            part.prepared = source.parser(columns, options, chunk.name) if looked_at else RowReader(_refusing(), source.name)
         except UserError as error:
             raise (error if source.name in SUITES else no_suite(chunk.name, looked_at[0], error)) from None
         parse = _refusing(part.prepared.parse) if source.unfold or source.joined else part.prepared.parse
+        late = _LateColumns(part.prepared, columns, source, options, chunk)
         for count, (number, row) in enumerate(chain(head, found)):
+            if late.possible and late.any(row):
+                parse = late.parser()
             part.add(number, row, parse, options.keep)
             if count % SAMPLED == 0:
                 part.chars += (size_of(row) + ROW_OBJECTS) * SAMPLED
@@ -340,6 +341,40 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
                     yield part.collected()
                     part = _Part(chunk, source, options)
     yield part.collected()
+
+
+def _first_rows(chunk: Chunk, source: Source) -> list[Mapping[str, Any]]:
+    """The first rows of the file that a later chunk of JSON lines belongs to; none of other chunks."""
+    if chunk.first or chunk.kind != "lines" or source.unfold:
+        return []
+    return head_of(rows(replace(chunk, offset=0, length=min(chunk.offset, PART_CHARS), first_row=1), lambda *_: None), source)[1]
+
+
+class _LateColumns:
+    """Columns of JSON that only later rows have: read from there on, however the file is cut. Fixed columns are asked of each row."""
+
+    def __init__(self, reader: RowReader, columns: Collection[str], source: Source, options: SourceOptions, chunk: Chunk) -> None:
+        from mmpo.pipeline.sources.cells import OURS
+
+        self.reader, self.columns = reader, dict.fromkeys(columns)
+        self.possible = bool(source.fields) and not source.unfold and chunk.kind in ("lines", "stream", "array")
+        self.source, self.options, self.file = source, options, chunk.name
+        self.wanted = " ".join((*source.fields, *OURS.values(), *options.columns.values()))
+
+    def any(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has a column for the first time that the format or --columns name."""
+        if row.keys() <= self.columns.keys() and "completions" not in row:
+            return False
+        more = [name for name in columns_of([row]) if name not in self.columns]
+        self.columns |= dict.fromkeys(more)
+        return any(name.startswith("completions[].") or name in self.wanted for name in more)
+
+    def parser(self) -> RowParser:
+        """The parser of rows with these columns too; the one before where they would make other rows of them."""
+        with suppress(UserError):
+            found = self.source.parser(self.columns, self.options, self.file)
+            self.reader = found if found.layout == self.reader.layout else self.reader
+        return self.reader.parse
 
 
 def read_rows(
@@ -376,12 +411,13 @@ def _unfolded(found: Iterable[tuple[int, Any]], source: Source, options: SourceO
             raise UserError(f"{file}, row {number}: {error}{advice}") from None
 
 
-def _refuse(row: Any, _: FeedbackBuilder) -> None:
-    raise row
+def _refusing(parse: RowParser | None = None) -> RowParser:
+    def read(row: Any, out: FeedbackBuilder) -> None:
+        if parse is None or isinstance(row, BadRow):
+            raise row
+        parse(row, out)
 
-
-def _refusing(parse: RowParser) -> RowParser:
-    return lambda row, out: _refuse(row, out) if isinstance(row, BadRow) else parse(row, out)
+    return read
 
 
 def head_of(found: Iterator[tuple[int, Any]], source: Source) -> tuple[list[tuple[int, Any]], list[Mapping[str, Any]]]:

@@ -3,10 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from panels import errors, rms
+from panels import errors, feedback, rms
 
+from mmpo.pipeline.api import grades_of
 from mmpo.pipeline.arrow import narrow
+from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.margins import margin_standard_error, median_standard_error
+from mmpo.pipeline.pairs.choose import MOST_COMPLETIONS, between_raters
 from mmpo.pipeline.sources import FeedbackBuilder
 
 PROMPTS = 4000
@@ -52,3 +55,19 @@ def test_one_rater_far_from_the_others_leaves_the_median_to_those_between() -> N
     """Three raters 100 apart: the median score is always the second one's, so that the difference has that rater's whole variance."""
     gaps, middles = np.array([[1.0, -1.0, 0.0]]), np.array([[-100.0, 0.0, 100.0]])
     assert median_standard_error(gaps, middles, [1.0], [1e4]) == pytest.approx([1.0], rel=0.02)
+
+
+def test_a_variance_within_pairs_takes_no_more_replies_of_a_prompt_than_tell_it() -> None:
+    """Of 1,100 replies the thousand of the smallest ids, which are digests: half a million pairs in the place of 604,450."""
+    rng, most = np.random.default_rng(0), MOST_COMPLETIONS
+    grades = [(rater, f"reply {i}", float(rng.integers(1, 6))) for i in range(most + 100) for rater in ("ann", "ben")]
+
+    def squares(some: list[tuple[str, str, float]]) -> tuple[list[float], set[str]]:
+        merged, build = grades_of(feedback([some], low=1.0, high=5.0), BuildOptions(format="feedback"))
+        replies = sorted(merged["completions"][0].as_py(), key=lambda one: one["id"])
+        [found] = between_raters(merged, build.rules).squares.values()
+        return found.tolist(), {one["text"] for one in replies[:most]}
+
+    found, first = squares(grades)
+    assert found == pytest.approx(squares([one for one in grades if one[1] in first])[0])
+    assert found[2] == most * (most - 1) / 2

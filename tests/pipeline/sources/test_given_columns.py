@@ -1,13 +1,20 @@
-"""A column that `--columns` gives to one field is read as no other, whatever its own name."""
+"""A column that `--columns` gives to one field is read as no other, whatever its own name; columns that only later rows have are read."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from folders import write_rows
 from source_cases import add, collected
 
+from mmpo.pipeline import read_feedback
+from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.grades import merge_prompts
+from mmpo.pipeline.sources import SourceOptions, collect, get_source
+from mmpo.pipeline.storage import plan, resolve_inputs
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
@@ -72,3 +79,34 @@ def test_who_won_times_by_how_much(winner: str | None, by: str | None, gap: floa
 def test_a_winner_in_numbers_times_by_how_much(winner: int, by: int | None, gap: float | None) -> None:
     row = {"prompt": "Q", "first": "a", "second": "b", "winner": winner, "by": by}
     assert [one[2] for one in add("jsonl", row, columns={"gap": "winner*by"}).gaps] == ([] if gap is None else [gap])
+
+
+LATE: dict[str, dict[str, Any]] = {
+    "who graded": {"rater": "anna", "aspect": "style", "kind": "ai", "model": "m"},
+    "what no format knows": {"notes": "anything", "another": 1},
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_columns_that_only_later_rows_have_are_read_however_a_file_is_cut(name: str, tmp_path: Path) -> None:
+    more, options = LATE[name], {"scale": (1, 5), "rater": "x"}
+    rows = [
+        {"prompt": f"q{i % 50}", "completion": f"r{i}", "score": i % 5 + 1, **(more if i >= 150 and i % 3 else {})}
+        for i in range(300)
+    ]
+    halves = [write_rows(tmp_path / f"{part}.jsonl", rows[150 * part :][:150]) for part in range(2)]
+    files = {
+        "lines": write_rows(tmp_path / "rows.jsonl", rows),
+        "backwards": write_rows(tmp_path / "back.jsonl", rows[::-1]),
+        "packed": tmp_path / "rows.jsonl.gz",
+        "two files": halves,
+    }
+    files["packed"].write_bytes(gzip.compress(files["lines"].read_bytes()))
+    found = {cut: read_feedback(path, "jsonl", **options).to_pylist() for cut, path in files.items()}
+    chunks = plan(resolve_inputs([files["lines"]], "jsonl"), 2000)
+    parts = [collect(one, get_source("jsonl"), SourceOptions(**options)).feedback for one in chunks]
+    found["chunks"] = narrow(merge_prompts(pa.concat_tables(parts).combine_chunks())[0]).to_pylist()
+    assert len(chunks) > 5
+    assert {cut: one == found["lines"] for cut, one in found.items()} == dict.fromkeys(found, True)
+    raters = {grade["rater"] for row in found["lines"] for grade in row["ratings"]}
+    assert raters == ({"x", "anna"} if "notes" not in more else {"x"})
