@@ -94,4 +94,5 @@ def test_a_source_distribution_builds_a_whole_wheel(tmp_path: Path) -> None:
     inside = {name for name in zipfile.ZipFile(built("wheel", clean, "wheel")).namelist() if ".dist-info/" not in name}
     folders = ("pipeline", "annotate", "train", "cli")
     ours = {path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
-    assert inside == {f"mmpo/{path.as_posix()}" for path in ours if path.suffix != ".pyc"}
+    names = {f"mmpo/{path.as_posix()}" for path in ours if path.suffix != ".pyc"}
+    assert inside == names | {"mmpo/__init__.py", "mmpo/py.typed"}  # the last two stand in pipeline/package

@@ -94,6 +94,8 @@ class _Manifest(_Part):
     by_source: dict[str, dict[str, Any]] = {}
     ties_at_ends: int | None = None
     warnings: list[str] = []
+    inputs: list[dict[str, Any]] = []
+    pulled: dict[str, Any] | None = None
     argilla: dict[str, Any] = {}
 
 

@@ -72,7 +72,8 @@ def seen_at(columns: int, code: str) -> str:
     """What a program writes on standard error, a terminal of so many columns."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", code], stderr=side, env={**os.environ, "TERM": "xterm"}) as process:
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=side, env=environment) as process:
         os.close(side)
         found = b""
         with suppress(OSError):  # how the end of a terminal is told
