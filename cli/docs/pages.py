@@ -90,6 +90,7 @@ prints of a list (`['a' 'b']`, as `datasets` writes it into CSV) can't be read b
 Where columns are named by `--columns`: `field=column`; `score=anna+ben` reads one column for each rater and names the raters by them;
 where a column `rater` names them, the columns are aspects. A column that is given to one field is read as no other, whatever its own
 name: `model=system` makes no system message; `model=system,system=system` reads it as both. `gap=-column` turns the sign;
+so does `score=-column`, for grades of which less is better (`--columns score=-rank --scale -3:-1` for ranks from 1 to 3);
 `gap=winner*strength` multiplies who won by how much. A list of grades is one for each rater in a list beside it
 (`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` names.
 `reply.text` is inside an object, `replies[].text`

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -24,8 +26,10 @@ REJECTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 FEW_PROMPTS = 200
 UNGRADED = (
     "Where nobody has graded yet: `mmpo build FILE ... --feedback-only --out candidates`, and `mmpo judge` or `mmpo argilla push` to have "
-    "them graded"
+    "them graded."
 )
+NOT_HERE = re.compile(r"--(scale|max-rejects|columns|na|gap-of|decimal|encoding|sep|sheet|clip)\b")
+"""Options that errors speak of, and that init has not."""
 
 
 def init(
@@ -75,26 +79,41 @@ def _dataset(inputs: Sequence[str]) -> Path | None:
 
 def _tried(inputs: Sequence[str]) -> tuple[Guess, dict[str, Any], dict[str, Any]]:
     """The first guess that finds grades and, of files that are not large, pairs; what a look and a build found. Raises UserError."""
-    errors: list[UserError] = []
+    errors: list[str] = []
+    graded = False
     for made in several_scores(guesses(inputs, fitting)):
+        graded |= made.graded
         try:
             found = peek(inputs, BuildOptions(**made.options, max_rejects=1.0))
             if not found["raters"]:
-                raise UserError(f"{found['file']}: read as {found['layout']}, no row has a grade that can be used")
+                bad = [f"{reason}: {value}" for reason, values in found["bad_values"].items() for value in values]
+                why = f": {printable(bad[0], 300)}" if bad and made.graded else ""
+                raise UserError(f"{found['file']}: read as {found['layout']}, no row has a grade that can be used{why}")
             if input_bytes(resolve_inputs(inputs, made.options["format"])) > TRIED_BYTES:
                 made.options.pop("scale", None)  # what other rows hold is not known
                 return made, found, {}
             return made, found, _built(inputs, made)
         except UserError as error:
-            errors.append(error)
-    raise UserError(f"{errors[0]} {UNGRADED}") if errors else UserError(f"{inputs[0]}: holds no rows")
+            message = str(error).rstrip(".") + "."
+            if NOT_HERE.search(message):
+                message += f" These are options of `mmpo build`; what it reads with them is shown by: {_peeking(inputs, made)}"
+            errors.append(message)
+    raise UserError(errors[0] if graded else f"{errors[0]} {UNGRADED}") if errors else UserError(f"{inputs[0]}: holds no rows")
+
+
+def _peeking(inputs: Sequence[str], made: Guess) -> str:
+    """The command that shows what a build reads as it was guessed."""
+    columns = ",".join(f"{name}={column}" for name, column in made.options.get("columns", {}).items())
+    named = ["--columns", columns] if columns else []
+    return shlex.join(["mmpo", "build", *inputs, "--format", made.options["format"], *named, "--peek"])
 
 
 def several_scores(found: Iterable[Guess]) -> Iterator[Guess]:
     """Each guess, and once more with the mean of all aspects, for sources whose aspects have names of the user's own."""
     for made in found:
         yield made
-        yield Guess({**made.options, "score": "mean"}, {**made.why, "score": "the mean of all aspects; one's name takes it alone"})
+        why = {**made.why, "score": "the mean of all aspects; one's name takes it alone"}
+        yield replace(made, options={**made.options, "score": "mean"}, why=why)
 
 
 def _built(inputs: Sequence[str], made: Guess) -> dict[str, Any]:
@@ -133,6 +152,7 @@ def _build(inputs: Sequence[str], made: Guess, found: dict[str, Any]) -> list[st
     for key, value in made.options.items():
         why = f"    # {made.why[key]}" if key in made.why else ""
         lines.append(f"  {key}: {json.dumps(value, ensure_ascii=False)}{why}")
+    lines += [f"  # {note}" for note in made.notes]
     unread = [column for column, read in found["columns"].items() if read is None and "[]." not in column]
     lines += [f"  # columns that are not read: {', '.join(map(repr, unread))}"] * bool(unread)
     lines += ["  # scale: [1, 5]             the scale that was asked for, lowest and highest grade"] * (

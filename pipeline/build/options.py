@@ -68,8 +68,9 @@ class BuildOptions:
     margin_times and options of its own in place of those given here (docs/mixing.md)."""
     columns: Annotated[Mapping[str, str], MAPPED] = Field(default_factory=dict)
     """Names of the columns in generic files: field=column,field=column. score=anna+ben: a column for each rater; gap=-COLUMN: with the
-    sign turned; completions=replies[].text: inside a column of objects. A column named here is read as that field and as no other,
-    whatever its own name (model=system: no system message)."""
+    sign turned; score=-COLUMN: less is better, such as a rank, and the scale is turned as well (--scale -3:-1);
+    completions=replies[].text: inside a column of objects. A column named here is read as that field and as no other, whatever its own
+    name (model=system: no system message)."""
     scale: Annotated[tuple[float, float] | None, LISTED, Field(examples=["1:10"])] = None
     """The score scale of generic files, low:high."""
     decimal: str | None = None

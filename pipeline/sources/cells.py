@@ -31,6 +31,9 @@ PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
+NONE = frozenset(("n/a", "n.a.", "na", "nan", "none", "null", "nil", "-", "--", "–", "?", ".", "x", "/", "missing", "skip", "skipped",
+                  "k.a.", "k. a.", "keine angabe", "unknown", "not graded"))  # fmt: skip
+"""What people mostly write where there is no grade, in small letters."""
 ONE_GRADE = (
     "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN), or name the column of "
     "the list's raters (--columns rater=COLUMN)"
@@ -84,6 +87,10 @@ class Cells:
         if mends := comma_hint(text, self.decimal):
             return mends
         words = f"; --gap-of {text}=1,... gives words a gap" if field in ("gap", "margin") else ""
+        if not words and not any(map(str.isdigit, text)) and text.casefold() not in NONE:
+            return (
+                f"words and stars are no grades: write numbers into the file in their place; where it stands for none, --na {text}"
+            )
         return f"--na {text} reads it as no grade{words}"
 
     def gap(self, value: Any, field: str) -> Any:
@@ -394,6 +401,8 @@ class RowFields:
         winner, *sizes = [reader(part, self.present) for part in factors(column, self.present)]
         read = _product(winner, sizes, self.cells, name) if sizes else winner
         number = self.cells.gap if name in ("gap", "margin") and not sizes else self.cells.number
+        above = self.low is not None and self.high is not None and self.low >= 0
+        ends = (self.low, self.high) if above and name not in ("gap", "margin") else None  # where no turned grade can be
         as_it_is = (int, float) if sign > 0 and (sizes or not self.cells.gap_of) else ()
 
         def one(value: Any) -> Any:
@@ -402,6 +411,9 @@ class RowFields:
             value = number(value, name)
             if sign > 0 or value is None or isinstance(value, (bool, str, list, dict)):
                 return value
+            if ends is not None and value > 0 and ends[0] <= value <= ends[1]:
+                hint = f"-{column} turns the sign, and so its scale: --scale -{ends[1]:g}:-{ends[0]:g}"
+                raise BadRow("score_out_of_scale", {"score": -value, "low": ends[0], "high": ends[1], "hint": hint})
             return -value or 0.0  # of 0 no negative zero
 
         def score(row: Row, out: FeedbackBuilder) -> Any:

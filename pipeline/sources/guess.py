@@ -1,6 +1,7 @@
 """How a file of grades is to be read, guessed from the names of its columns and from what stands in them, as options of a build."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ NAMES = {
     "completions": "completions|responses|answers|outputs|candidates|generations|replies",
     "scores": "scores|ratings|grades",
     "score": f"{_SCORE}|overall|overall_score|overall_rating|quality|label|value",
-    "rater": "who|by|rater|annotator|annotator_id|rater_id|grader|judge|worker|worker_id|reviewer"
-    "|labeler|labeller|evaluator|user_id|bewerter",
+    "rater": "who|by|(?:rated|graded|judged|labell?ed|annotated)_by|user_id"
+    "|(?:rater|annotator|grader|judge|worker|reviewer|labell?er|evaluator|assessor|coder|participant"
+    "|prüfer|pruefer|bewerter|gutachter|kodierer|korrektor|teilnehmer)(?:in)?(?:_?(?:id|name|nr))?",
     "model": "model|model_name|system_name|generator|source_model",
     "chosen": f"chosen|preferred|accepted|better|(?:chosen|preferred|better)_(?:{_REPLY})",
     "rejected": f"rejected|dispreferred|worse|(?:rejected|dispreferred|worse|other)_(?:{_REPLY})",
@@ -53,6 +55,20 @@ ASPECTS = re.compile(
 NO_GRADE = re.compile(
     "(^|_)(id|idx|index|row|nr|no|number|date|time|timestamp|length|len|tokens|chars|seed|turn|count|seconds)($|_)"
 )
+LESS = re.compile(
+    "(^|_)(ranks?|ranking|rang|place|placement|platz|platzierung|errors?|errorrate|mistakes?|fehler|fehlerzahl|fehlerquote|fehlerrate"
+    "|harm|harmful|harmfulness|toxic|toxicity|hallucinations?|severity|violations?|verstösse|penalty|penalties|loss|perplexity|costs?|kosten"
+    "|latency|schulnoten?)($|_)"
+)
+"""Names of columns of which less is better."""
+NOTE, GERMAN = re.compile("(^|_)noten?($|_)"), re.compile("frage|antwort|bewert|prüf|pruef|gutacht|aufgabe|eingabe|ausgabe|modell")
+"""What grades are called in German, where 1 is the best one, and in French, where it is not; and what else German columns are called."""
+TOTAL = re.compile(
+    "(^|_)(total|totals|sum|mean|average|avg|median|overall|gesamt|gesamtnote|gesamtpunkte|summe|mittel|mittelwert|schnitt|durchschnitt)($|_)"
+)
+"""Columns that sum up others."""
+UNLIKE, MOST_STEPS = 1.8, 12
+"""How many times the highest grade of another column's a column's is where they can't be of one scale; steps of a scale that are listed."""
 SCALES, GAPS = (1, 3, 4, 5, 7, 10, 100), (1, 2, 3, 4, 5, 6, 9, 10, 100)
 """Where scales of grades end, and those of gaps."""
 Rows = list[Mapping[str, Any]]
@@ -64,6 +80,10 @@ class Guess:
 
     options: dict[str, Any]
     why: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What else whoever wrote the file should know."""
+    graded: bool = False
+    """Whether a column of grades was found that holds something."""
 
 
 def guesses(inputs: Sequence[str], fitting: Callable[[Collection[str]], list[str]]) -> Iterator[Guess]:
@@ -85,7 +105,7 @@ def guesses(inputs: Sequence[str], fitting: Callable[[Collection[str]], list[str
         kind = _kind(inputs)
         named = [one for one in fitting(columns_of(found)) if one not in ("jsonl", "csv", "parquet")]
         for name in dict.fromkeys([*named, kind]):
-            made = _options(name, found, list(columns_of(found))) if name in (kind, "trl") else Guess({"format": name})
+            made = _options(name, found, list(columns_of(found)), inputs) if name in (kind, "trl") else Guess({"format": name})
             if others := [one for one in named if one != name]:
                 made.why["format"] = f"the columns fit {', '.join(others)} as well"
             if encoding:
@@ -111,20 +131,143 @@ def _head(inputs: Sequence[str], encoding: str | None) -> tuple[Rows, int]:
     return found, bad.count("invalid_utf8")
 
 
-def _options(format: str, found: Rows, columns: list[str]) -> Guess:
+def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]) -> Guess:
+    """Raises UserError where which end of the grades is the better one can't be known, or they are words."""
     columns = [name for name in columns if "[]." not in name]
-    text = format == "csv"
     by_name = _by_name(columns)
     numbers = [name for name in columns if name not in by_name.values() and _is_graded(name, found)]
     made = Guess({"format": format})
     fields = _layout(by_name, columns, numbers, found, made)
+    scored = [
+        name for name in ("score", "scores", "score_chosen", "score_rejected", "score_first", "score_second") if name in fields
+    ]
+    turned = [_turn(name, fields, columns, found, made) for name in scored]
     own = {name: column for name, column in fields.items() if name != column}
     if own:
         made.options["columns"] = own
-    graded = [part for name in ("score", "scores", "score_chosen", "score_rejected", "score_first", "score_second", "margin", "gap")
-              for part in fields.get(name, "").split("+") if part]  # fmt: skip
-    _cells(made, graded, found, text, gap="gap" in fields or "margin" in fields)
+    graded = [part for name in (*scored, "margin", "gap") for part in fields.get(name, "").split("+") if part]
+    graded = [part[1:] if part[0] == "-" and part not in columns else part for part in graded]
+    made.graded = any(_values(name, found) for name in graded)
+    gap = "gap" in fields or "margin" in fields
+    if "gap" in fields:
+        _which(made, fields, found, inputs)
+    elif not gap:
+        _refuse_words(graded, found, inputs)
+    _cells(made, graded, found, format == "csv", gap, any(turned))
+    _ranges(graded, found, made)
     return made
+
+
+def _turn(name: str, fields: dict[str, str], columns: list[str], found: Rows, made: Guess) -> bool:
+    """Whether less is better by the names of a field's columns, which then have their sign turned. Those beside others are left out."""
+    parts = fields[name].split("+")
+    german = any(GERMAN.search(_plain(column)) for column in columns)
+    less = []
+    for part in parts:
+        plain = _plain(part.rpartition(".")[2])
+        marks = [one for value in _values(part, found) if (one := _number(value)) is not None] if NOTE.search(plain) else []
+        if LESS.search(plain) or (german and marks and min(marks) >= 1 and max(marks) <= 6):
+            less.append(part)
+        elif marks:
+            made.notes.append(
+                f"{part!r}: more is taken for better; where 1 is the best grade: {name}: -{part}, and scale: [-6, -1]"
+            )
+    if less and len(less) < len(parts):
+        fields[name] = "+".join(part for part in parts if part not in less)
+        made.notes.append(f"{_listed(less)}: less is better, by the name: not read together with the others")
+        if "+" not in fields[name]:
+            made.why.pop("columns", None)
+    elif less:
+        fields[name] = "+".join(f"-{part}" for part in less)
+        made.notes.append(
+            f"{_listed(less)}: less is better, by the name, so the sign is turned; else take the - and those of the scale away"
+        )
+        return True
+    return False
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _ranges(graded: list[str], found: Rows, made: Guess) -> None:
+    """Note columns whose grades can't be of one scale."""
+    ends = {name: [one for value in _values(name, found) if (one := _number(value)) is not None] for name in graded}
+    tops = {name: max(map(abs, held)) for name, held in ends.items() if held}
+    if tops and max(tops.values()) >= UNLIKE * min(tops.values()):
+        seen = ", ".join(f"{name} {min(ends[name]):g} to {max(ends[name]):g}" for name in tops)
+        made.notes.append(f"the columns seem to have different scales ({seen}), and are merged as they are; proposed:")
+        made.notes.append("normalise: zscore           each rater and aspect by its own mean and spread; minmax: by its own ends")
+
+
+def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence[str]) -> None:
+    """Of numbers that are never below 0 beside two replies: which reply each names, where the names of the replies say so.
+
+    Raises UserError where they do not.
+    """
+    column, first, second = (fields[name] for name in ("gap", "first", "second"))
+    spelled = {number: str(value) if isinstance(value, str) else f"{number:g}"
+               for value in _values(column, found) if (number := _number(value)) is not None}  # fmt: skip
+    numbers = sorted(spelled)
+    if not numbers or numbers[0] < 0 or len(numbers) < len({str(one) for one in _values(column, found)}) / 2:
+        return
+    ends = [re.search(r"\d$", name) for name in (first, second)]
+    sides = [float(end[0]) for end in ends if end]
+    if len(sides) < 2 and numbers == [1, 2]:
+        sides = [1.0, 2.0]
+    if len(sides) == 2 and set(numbers) <= set(sides):
+        made.options["gap_of"] = {spelled.get(side, f"{side:g}"): worth for side, worth in zip(sides, (1.0, -1.0))}
+        made.why["gap_of"] = "read as which of the two is better"
+        return
+    low, high = min(numbers[0], 1.0), numbers[-1] if numbers[-1] > 0 else 1.0
+    if set(numbers) <= {0.0, 1.0}:
+        low, high = 0.0, 1.0
+    elif 20 < high < 100:
+        high = 100.0
+    middle = (low + high) / 2
+    whole = all(one.is_integer() for one in numbers)
+    steps = [float(one) for one in range(int(low), int(high) + 1)] if whole else numbers
+    size = 2 if high - low == 1 else 1
+    lines = [f"where {low:g} says that {first!r} is better", f"where {low:g} says that {second!r} is better"]
+    worths = [[size * (middle - one) for one in steps], [size * (one - middle) for one in steps]]
+    if whole and (low, high) == (0, 2):
+        lines.append("where 0 is a tie, 1 the first and 2 the second")
+        worths.append([0, 1, -1])
+    base = ["mmpo", "build", *inputs, "--format", made.options["format"], "--columns"]
+    base.append(",".join(f"{name}={column}" for name, column in fields.items()))
+    told = []
+    for line, worth in zip(lines, worths):
+        gaps = ",".join(f"{spelled.get(step, format(step, 'g'))}={gap or 0:g}" for step, gap in zip(steps, worth))
+        told.append(f"  {line}: {shlex.join([*base, '--gap-of', gaps, '--out', 'pairs'])}")
+    if len(steps) > MOST_STEPS:
+        told = [
+            f"  {line}: write {what} into the column, and init again"
+            for line, what in zip(lines, (f"{middle:g} minus the grade", f"the grade minus {middle:g}"))
+        ]
+    what = f"{column!r} ({numbers[0]:g} to {numbers[-1]:g}) lies between the two replies, and nothing says which end is which. On a scale "
+    what += f"from {low:g} to {high:g} the middle, {middle:g}, is a tie; with other ends, shift what is below"
+    if size == 2 and whole:
+        what = f"{column!r} is 0 or 1, and nothing says which of the two replies each stands for"
+    raise UserError("\n".join([f"{inputs[0]}: {what}", *told]))
+
+
+def _refuse_words(graded: Sequence[str], found: Rows, inputs: Sequence[str]) -> None:
+    """Raises UserError where grades are words or stars."""
+    values = [value for name in graded for value in _values(name, found)]
+    words = Counter(
+        value for value in values if isinstance(value, str) and _number(value) is None and not value.startswith(("[", "{"))
+    )
+    if (
+        words
+        and words.total() > MOST_GAPS * len(values)
+        and len(words) <= MOST_WORDS
+        and not any(re.search(r"\d", one) for one in words)
+    ):
+        raise UserError(
+            f"{inputs[0]}: the grades in {_listed(graded)} are words or stars ({_listed(sorted(words))}), and only numbers are grades: "
+            "write a number for each into the file, the best one the highest. No option does that: --gap-of is for the winner of "
+            "two replies, and --na for what stands for no grade"
+        )
 
 
 def _plain(name: str) -> str:
@@ -132,11 +275,17 @@ def _plain(name: str) -> str:
 
 
 def _by_name(columns: list[str]) -> dict[str, str]:
-    """Field → the column that is called so, the first of several."""
+    """Field → the column that is called so, the first of several; of two replies numbered 0 and 1, 0 is the first one."""
     fields: dict[str, str] = {}
+    numbered = {part[1] for column in columns if (part := re.fullmatch(rf"(?:{_REPLY})_?(\d)", _plain(column)))}
+    shift = {"0": "1", "1": "2"} if numbered == {"0", "1"} else {}
+
+    def plain(column: str) -> str:
+        return re.sub(r"(?<=[a-z_])\d$", lambda end: shift.get(end[0], end[0]), _plain(column))
+
     for name, pattern in NAMES.items():
         exact = [column for column in columns if column == name]
-        for column in exact or [one for one in columns if re.fullmatch(pattern, _plain(one))]:
+        for column in exact or [one for one in columns if re.fullmatch(pattern, plain(one))]:
             if column not in fields.values():
                 fields[name] = column
                 break
@@ -163,6 +312,10 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
         texts.remove(fields["prompt"])
     if "completion" not in fields and texts:
         fields["completion"] = max(texts, key=lambda name: len({str(row.get(name)) for row in found}))
+    totals = [name for name in numbers if TOTAL.search(_plain(name))]
+    if totals and len(totals) < len(numbers) and "score" not in fields:
+        numbers = [name for name in numbers if name not in totals]
+        made.notes.append(f"{_listed(totals)}: not read, since they sum up the others by their name")
     if "score" not in fields and numbers:
         fields["score"] = "+".join(numbers)
         if len(numbers) > 1 and "rater" not in fields:
@@ -171,6 +324,13 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
                 "each column of grades is read as a rater; if they are aspects of one rater's, name a single one"
                 if aspects
                 else "each column of grades is a rater"
+            )
+    if "rater" not in fields and {"prompt", "completion"} <= fields.keys():
+        times = Counter((str(row.get(fields["prompt"])), str(row.get(fields["completion"]))) for row in found)
+        if several := sum(count > 1 for count in times.values()):
+            made.notes.append(
+                f"WARNING: {several:,} replies stand in several rows, and no column was taken for the rater's: name it under columns "
+                "(rater: COLUMN), else all grades count as one rater's"
             )
     return take("prompt", "completion", "score", "rater", "model")
 
@@ -226,8 +386,9 @@ def _is_prose(name: str, found: Rows) -> bool:
     return bool(values) and sum(isinstance(one, str) and _number(one) is None and " " in one for one in values) > len(values) / 2
 
 
-def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bool) -> None:
-    """How the cells of the columns with grades are read: decimal mark, what stands for none, words for a winner, the scale."""
+def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bool, turned: bool) -> None:
+    """How the cells of the columns with grades are read: decimal mark, what stands for none, words for a winner, the scale. turned:
+    whether their sign is."""
     values = [value for name in columns for value in _values(name, found)]
     words = Counter(value for value in values if isinstance(value, str) and _number(value) is None)
     winners = {word: worth for word in words for worth, pattern in SIDES.items() if re.fullmatch(pattern, _plain(word))}
@@ -235,9 +396,6 @@ def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bo
         made.options["gap_of"] = winners | _others(winners)
         made.why["gap_of"] = "a winner in words: 1 is the first one, -1 the second"
         words = Counter({word: count for word, count in words.items() if word not in winners})
-    elif gap and {str(value) for value in values} == {"1", "2"}:
-        made.options["gap_of"] = {"1": 1.0, "2": -1.0}
-        made.why["gap_of"] = "read as which of the two is better"
     if words and len(words) <= MOST_WORDS and words.total() <= MOST_GAPS * len(values):
         made.options["na"] = sorted(words)
         made.why["na"] = f"stand for no grade in {words.total():,} of the {len(values):,} cells looked at"
@@ -256,5 +414,6 @@ def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bo
         low, high = min(numbers), max([*numbers, *ends])
         top = next((one for one in (GAPS if gap else SCALES) if max(high, -low if gap else 0) <= one), None)
         if top is not None and (gap or low >= 0):
-            made.options["scale"] = [-top, top] if gap else [1 if low >= 1 and top > 1 else 0, top]
+            bottom = 1 if low >= 1 and top > 1 else 0
+            made.options["scale"] = [-top, top] if gap else [-top, -bottom] if turned else [bottom, top]
             made.why["scale"] = f"grades from {low:g} to {high:g} were seen; write the scale that was asked for"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -207,3 +208,136 @@ def test_a_recipe_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "r.yaml").write_text("mine")
     (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, graded(9))))
     refused(["init", str(tmp_path / "g.jsonl"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "exists already", "--out")
+
+
+def compared(values: list[Any], first: str = "response_a", second: str = "response_b", column: str = "winner") -> str:
+    """Two replies a question, One and Two, and a number beside them."""
+    return sheet(
+        [{"prompt": q, first: f"One {q}", second: f"Two {q}", column: values[i % len(values)]} for i, q in enumerate(QUESTIONS)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "gaps"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7], ["1=3,2=2,3=1,4=0,5=-1,6=-2,7=-3", "1=-3,2=-2,3=-1,4=0,5=1,6=2,7=3"]),
+        ([1, 5], ["1=2,2=1,3=0,4=-1,5=-2", "1=-2,2=-1,3=0,4=1,5=2"]),
+        ([0, 3, 10], ["0=5,1=4,2=3,3=2,4=1,5=0,6=-1,7=-2,8=-3,9=-4,10=-5", "0=-5,1=-4,2=-3,3=-2,4=-1,5=0,6=1,7=2,8=3,9=4,10=5"]),
+        ([0, 1], ["0=1,1=-1", "0=-1,1=1"]),
+        ([0, 1, 2], ["0=1,1=0,2=-1", "0=-1,1=0,2=1", "0=0,1=1,2=-1"]),
+    ],
+)
+def test_which_end_is_which_is_not_guessed(
+    values: list[int], gaps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each of the lines that the error proposes builds what it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.csv").write_text(compared(values))
+    assert run(["init", "w.csv"]) == 2 and not (tmp_path / "w.yaml").exists()
+    told = capsys.readouterr().err
+    lines = [line.partition(": mmpo ")[2] for line in told.splitlines() if ": mmpo " in line]
+    assert [shlex.split(line)[shlex.split(line).index("--gap-of") + 1] for line in lines] == gaps
+    for place, line in enumerate(lines[:2]):
+        words = shlex.split(line)
+        assert run([*words[:-1], f"pairs{place}"]) == 0
+        better = {
+            row["prompt"][0]["content"]: row["chosen"][0]["content"][:3]
+            for row in load_pairs(tmp_path / f"pairs{place}").to_pylist()
+        }
+        assert better[QUESTIONS[0]] == ("One", "Two")[place]  # its grade is the lowest
+
+
+def test_a_long_scale_between_two_replies_is_not_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "w.csv").write_text(compared([0, 30, 35, 92]))
+    refused(
+        ["init", str(tmp_path / "w.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "50 minus the grade", "minus 50"
+    )
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_a_winner_by_the_number_in_the_replies_names(base: int, tmp_path: Path) -> None:
+    (tmp_path / "w.csv").write_text(compared([base, base + 1], f"response_{base}", f"response_{base + 1}"))
+    assert initialised("w.csv", folder=tmp_path)["build"]["gap_of"] == {f"{base}": 1.0, f"{base + 1}": -1.0}
+    for row in built(tmp_path).to_pylist():
+        number = QUESTIONS.index(row["prompt"][0]["content"])
+        assert row["chosen"][0]["content"][:3] == ("One", "Two")[number % 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "scale"),
+    [
+        (["rank"], [-3, -1]), (["Platz"], [-3, -1]), (["error rate"], [-3, -1]), (["toxicity_score"], [-3, -1]), (["Schulnote"], [-3, -1]),
+        (["Antwort", "Note"], [-3, -1]), (["Rang Anna", "Rang Ben"], [-3, -1]), (["harmlessness"], [1, 3]), (["note"], [1, 3]),
+    ],
+)  # fmt: skip
+def test_less_is_better_by_its_name(columns: list[str], scale: list[int], tmp_path: Path) -> None:
+    reply = columns.pop(0) if len(columns) > 1 and columns[0] == "Antwort" else "completion"
+    (tmp_path / "r.csv").write_text(
+        sheet(replies(lambda q, n: {"prompt": q, reply: f"Reply {n} to it.", **dict.fromkeys(columns, n + 1)}))
+    )
+    made = initialised("r.csv", folder=tmp_path)["build"]
+    assert made["scale"] == scale and made["columns"]["score"] == "+".join(f"{'-' * (scale[0] < 0)}{name}" for name in columns)
+    best = {row["chosen"][0]["content"] for row in built(tmp_path).to_pylist() if row["quality_margin"] == 2}
+    assert best == {"Reply 0 to it." if scale[0] < 0 else "Reply 2 to it."}
+    assert (
+        "is better" in (text := (tmp_path / "recipe.yaml").read_text()) or "taken for better" in text or "harmlessness" in columns
+    )
+
+
+def test_a_turned_score_asks_for_a_turned_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.csv").write_text(sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "rank": n + 1})))
+    words = ["build", str(tmp_path / "r.csv"), "--format", "csv", "--columns", "score=-rank", "--out", str(tmp_path / "pairs")]
+    refused([*words, "--scale", "1:3"], tmp_path, capsys, "score_out_of_scale", "--scale -3:-1")
+    assert run([*words, "--scale", "-3:-1"]) == 0
+
+
+def test_totals_and_what_is_of_other_scales_are_told(tmp_path: Path) -> None:
+    rows = replies(
+        lambda q, n: {"prompt": q, "completion": f"R {n}.", "Anna": n + 1, "Ben": 5 * n, "Mittel": n, "total": n, "errors": n}
+    )
+    (tmp_path / "r.csv").write_text(sheet(rows))
+    assert initialised("r.csv", folder=tmp_path)["build"]["columns"] == {"score": "Anna+Ben"}
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "# 'Mittel', 'total': not read" in text and "# 'errors': less is better" in text
+    assert "Anna 1 to 3, Ben 0 to 10" in text and "# normalise: zscore" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["Prüfer", "Bewerterin", "Gutachter", "Annotator", "Labeler", "judge_name", "coder", "rated by", "Team"]
+)
+def test_raters_are_known_by_their_column(name: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": q, "completion": f"R {n}.", name: who, "score": n + 1}
+        for q in QUESTIONS
+        for n in range(3)
+        for who in ("an", "be")
+    ]
+    (tmp_path / "r.csv").write_text(sheet(rows))
+    found = initialised("r.csv", folder=tmp_path)["build"].get("columns", {}).get("rater")
+    assert found == (None if name == "Team" else name)
+    warned = "WARNING: 72 replies stand in several rows" in (tmp_path / "recipe.yaml").read_text()
+    assert warned == (name == "Team")
+
+
+@pytest.mark.parametrize("grades", [("bad", "ok", "good"), ("★", "★★", "★★★")])
+def test_words_are_no_grades(grades: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.csv").write_text(sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "score": grades[n]})))
+    refused(
+        ["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "words or stars", "write a number"
+    )
+    assert run(["build", str(tmp_path / "r.csv"), "--format", "csv", "--peek", "--json"]) == 0
+    assert "words and stars are no grades: write numbers" in capsys.readouterr().out
+
+
+def test_errors_name_the_command_that_has_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.csv").write_text(
+        sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "score": f"{n} of 5 points"}))
+    )
+    told = refused(["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "--format csv --peek")
+    assert "nobody has graded" not in told and "of `mmpo build`" in told
+
+
+def test_a_column_without_any_grade_is_said_to_be_ungraded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.csv").write_text(sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "score": ""})))
+    words = ["be used. Where nobody has graded yet: `mmpo build", "graded."]
+    refused(["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, *words)

@@ -99,7 +99,7 @@ def test_the_option_for_numbers_in_text_is_named_where_it_would_read_them(tmp_pa
         f"--decimal . {numbers}",
         f"--decimal , {numbers}",
         "--decimal . with --scale LOW:5 reads it as 4",
-        "--na good reads it as no grade",
+        "words and stars are no grades: write numbers into the file in their place; where it stands for none, --na good",
     ]
 
 
