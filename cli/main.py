@@ -1,6 +1,6 @@
 """The command line: `mmpo COMMAND ...`.
 
-Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupted, 1 our bug.
+Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupted, 143 ended by SIGTERM, 1 our bug.
 
 Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
 """
@@ -8,7 +8,6 @@ Only the command that is asked for is imported, so `mmpo --help` costs milliseco
 import os
 import re
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -20,6 +19,8 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from mmpo.cli.completion import stub
+from mmpo.cli.entry import INTERRUPTED, say_interrupted, was_interrupted
+from mmpo.cli.entry import main as main
 from mmpo.cli.help import QUIET, VERBOSE, Command, Group, HelpAll, Quiet, Verbose, with_common
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,23 +75,13 @@ EXTRAS = {
 """Which extra installs a module that the core installation lacks."""
 
 
-def main() -> None:
-    """Run the command line of this process and leave with its exit status."""
-    _leave_pandas_out(sys.argv[1:])
-    status = run(sys.argv[1:])
-    if status == 130 and threading.active_count() > 1:  # a transfer that hangs in a thread would hold Python back for minutes
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _leave_pandas_out(arguments: Sequence[str]) -> None:
+def leave_pandas_out(arguments: Sequence[str]) -> None:
+    """For the rest of this process, where the command needs none."""
     outside = any(re.search(r":[A-Za-z_]", word) for word in arguments)
     if not outside and _asked_for(arguments) & WITHOUT_PANDAS:
-        from mmpo.pipeline.arrow import leave_pandas_out  # imported here: pyarrow, which --help does without
+        from mmpo.pipeline import arrow  # imported here: pyarrow, which --help does without
 
-        leave_pandas_out()
+        arrow.leave_pandas_out()
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -141,13 +132,13 @@ def _run(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(make_app(_asked_for(words), load))
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
-        status = 130
+        status = INTERRUPTED
     except Exception as error:
-        if not _was_interrupted(error):
+        if not was_interrupted(error):
             return _failed(error)
-        status = 130
-    if status == 130:
-        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        return say_interrupted()
     return status if isinstance(status, int) else 0
 
 
@@ -163,13 +154,6 @@ def _empty(arguments: Sequence[str]) -> str | None:
         if re.fullmatch("--[a-z-]+=", word):
             return word[:-1]
     return None
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a pool of processes interrupted while it starts raises RuntimeError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _failed(error: Exception) -> int:

@@ -283,7 +283,7 @@ def test_wheel_holds_every_module_and_works_elsewhere(tmp_path: Path) -> None:
     (site / "borrowed.pth").write_text(borrowed)
     assert seen_by_pyright(clean / "bin" / "python", tmp_path / "user.py") == []
     [entry_points] = [name for name in inside if name.endswith("entry_points.txt")]
-    assert "mmpo = mmpo.cli.main:main" in archive.read(entry_points).decode()
+    assert "mmpo = mmpo.cli.entry:main" in archive.read(entry_points).decode()
 
 
 def test_every_command_has_help_and_stands_in_the_docs() -> None:

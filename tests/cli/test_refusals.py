@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +257,27 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
 
 
-def test_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("by", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")])
+def test_ended_from_outside_says_so_in_one_line_and_leaves_nothing(tmp_path: Path, by: int, status: int, said: str) -> None:
     source, out = write_rows(tmp_path / "many.jsonl", graded(40_000, answers=4)), tmp_path / "out"
-    done = stopped(*build(source, out), when=lambda: len(list(tmp_path.iterdir())) > 1, by=signal.SIGINT)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    done = stopped(*build(source, out), "--workers", 2, when=lambda: len(list(tmp_path.iterdir())) > 1, by=by, after=0.3)
+    assert (done.returncode, done.stderr) == (status, said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.jsonl"]
+
+
+@pytest.mark.parametrize("module", ["typer", "pyarrow", "mmpo.cli.commands.data.build"])
+@pytest.mark.parametrize(("by", "status", "said"), [("SIGINT", 130, "interrupted\n"), ("SIGTERM", 143, "terminated\n")])
+def test_ended_while_modules_are_imported(module: str, by: str, status: int, said: str) -> None:
+    code = f"""
+import signal, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            signal.raise_signal(signal.{by})
+sys.meta_path.insert(0, Stop())
+from mmpo.cli.entry import main
+main()
+"""
+    line = [sys.executable, "-c", code, "build", "nowhere.jsonl", "--format", "jsonl", "--out", "out"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (status, said)

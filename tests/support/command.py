@@ -14,7 +14,7 @@ from folders import contents
 
 from mmpo.cli.main import run
 
-MAIN = "from mmpo.cli.main import main; main()"
+MAIN = "from mmpo.cli.entry import main; main()"
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
 """A limit on the size of a file stands for a full disk: writing fails with an OSError in the same places."""
 
