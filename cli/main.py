@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -73,6 +73,34 @@ EXTRAS = {
     **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }
 """Which extra installs a module that the core installation lacks."""
+
+CALLED_ELSEWHERE = {
+    **dict.fromkeys(("--lr", "--rate"), "--learning-rate"),
+    **dict.fromkeys(
+        ("--batch-size", "--train-batch-size", "--per-device-train-batch-size", "--gradient-accumulation-steps"), "--pairs-per-step"
+    ),
+    **dict.fromkeys(("--num-train-epochs", "--num-epochs", "--n-epochs"), "--epochs"),
+    **dict.fromkeys(("--model-name-or-path", "--model-name", "--base-model"), "--model"),
+    **dict.fromkeys(("--dataset-name", "--dataset", "--train-file"), "--data"),
+    **dict.fromkeys(("--output-dir", "--output", "--save-dir"), "--out"),
+    **dict.fromkeys(("--lora-r", "--lora-rank", "--use-peft"), "--lora"),
+    "--lora-target-modules": "--lora-targets",
+    **dict.fromkeys(("--load-in-4bit", "--load-in-8bit"), "--load-in"),
+    "--max-prompt-len": "--max-prompt-length",
+    **dict.fromkeys(("--max-len", "--max-seq-len", "--max-seq-length"), "--max-length"),
+    "--loss-type": "--loss",
+    "--ref-model": "--reference",
+    "--optim": "--optimizer",
+    "--lr-scheduler-type": "--schedule",
+    "--warmup-steps": "--warmup-ratio",
+    **dict.fromkeys(("--eval-strategy", "--evaluation-strategy"), "--eval-steps"),
+    **dict.fromkeys(("--max-new-tokens", "--max-completion-length"), "--max-tokens"),
+    **dict.fromkeys(("--num-proc", "--num-workers"), "--workers"),
+}
+"""What TRL, transformers and others call an option → what it is called here, offered by the commands that have it."""
+
+_AS_NEAR = 0.07
+"""Of names as near as this to the nearest one (0 to 1, difflib's ratio) all are offered."""
 
 
 def leave_pandas_out(arguments: Sequence[str]) -> None:
@@ -192,13 +220,17 @@ def _failed(error: Exception) -> int:
 
 
 def _closest_option(error: Exception, context: Any) -> str:
-    """Of an option that there is not: the nearest one that there is."""
+    """Of an option that there is not: what it is called here, or the nearest ones that there are."""
     given = getattr(error, "option_name", None)
     if given is None or context is None:
         return ""
     known = ["--help", *(name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts))]
-    close = get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    written = given.replace("_", "-")
+    close = [name for name in (written, CALLED_ELSEWHERE.get(written, "")) if name in known]
+    if not close:
+        near = {name: SequenceMatcher(None, name, written).ratio() for name in get_close_matches(written, known, cutoff=0.5)}
+        close = [name for name, ratio in near.items() if ratio > max(near.values()) - _AS_NEAR]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def all_commands() -> dict[str, Any]:

@@ -166,8 +166,9 @@ def pull(
 
 
 def status(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's name in Argilla.")],
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="The dataset's name in Argilla.")] = None,
     *,
+    dataset: Annotated[str | None, typer.Option(help="The same, as `push` and `pull` take it.")] = None,
     workspace: Workspace = None,
     api_url: Annotated[
         str | None, typer.Option(help="Argilla's address. Default: the variable ARGILLA_API_URL, else http://127.0.0.1:6900.")
@@ -181,8 +182,12 @@ def status(
     """
     from mmpo.annotate.argilla import status as look
 
+    named = {one for one in (name, dataset) if one is not None}
+    if len(named) != 1:
+        what = "is none" if not named else f"are two datasets ({name}, --dataset {dataset})"
+        raise UserError(f"there {what} to look at: give one name, mmpo argilla status NAME or mmpo argilla status --dataset NAME")
     with ProgressReporter("status", "records") as progress:
-        summary = look(dataset, workspace, api_url=api_url, real_names=real_names, progress=progress)
+        summary = look(named.pop(), workspace, api_url=api_url, real_names=real_names, progress=progress)
     _say_status(summary, real_names)
     print_json(summary, as_json)
 

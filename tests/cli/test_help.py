@@ -15,7 +15,7 @@ from mmpo.cli.completion import FILE
 from mmpo.cli.docs import commands, completions
 from mmpo.cli.groups import COMMAND_GROUPS, GROUPS, groups_of
 from mmpo.cli.help import COMMON, help_of
-from mmpo.cli.main import COMMANDS, run
+from mmpo.cli.main import CALLED_ELSEWHERE, COMMANDS, run
 
 KNOWN = commands()
 MOST_AT_FIRST, FEW = 12, 16
@@ -70,6 +70,24 @@ def test_what_help_leaves_to_help_all(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ("train reward --gama 2", "No such option: --gama; did you mean --gamma?"),
         ("build x --colums a=b", "did you mean --columns?"),
+        ("judge rows --modle m", "did you mean --mode or --model?"),
+        *(
+            (f"train reward {given} x", f"did you mean {ours}?")
+            for given, ours in {
+                "--lr": "--learning-rate",
+                "--learning_rate": "--learning-rate",
+                "--batch-size": "--pairs-per-step",
+                "--per_device_train_batch_size": "--pairs-per-step",
+                "--num-train-epochs": "--epochs",
+                "--model-name-or-path": "--model",
+                "--dataset-name": "--data",
+                "--output-dir": "--out",
+                "--lora-r": "--lora",
+                "--lora-rank": "--lora",
+                "--max-prompt-len": "--max-prompt-length",
+            }.items()
+        ),
+        ("build rows --output-dir x", "did you mean --out?"),
         ("biuld", "Did you mean 'build'?"),
         ("evaluate polcy", "Did you mean 'policy'?"),
     ],
@@ -77,6 +95,11 @@ def test_what_help_leaves_to_help_all(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_nearest_name_is_offered(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line.split()) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_others_call_an_option_leads_to_one_that_there_is() -> None:
+    flags = {flag for command, _ in KNOWN.values() for one in command.params for flag in one.opts}
+    assert set(CALLED_ELSEWHERE.values()) <= flags
 
 
 def test_completions_are_up_to_date() -> None:

@@ -56,7 +56,7 @@ REFUSALS: dict[str, list[tuple[str, ...]]] = {
         ("--columns grade=score", "--columns", "grade"),
         ("--columns score=grade", "grade", "completion"),
         ("--no-such-flag", "--no-such-flag"),
-        ("--fromat csv", "--fromat; did you mean --format?"),
+        ("--fromat csv", "--fromat; did you mean --format or --from?"),
     ],
     f"{JUDGE} --model m": [
         ("--base-url ''", "--base-url is empty", "shell variable that is not set"),

@@ -247,7 +247,7 @@ def _computed(
                 places = np.concatenate([where for _, where in chunk])
                 done, tokens_done = done + len(places), tokens_done + sum(prompt.tokens for prompt, _ in chunk)
                 yield places, values
-    if rank == 0:
+    if rank == 0 and completions:
         seconds = max(time.monotonic() - began, 1e-9)
         say(
             f"{called}: computed {done} of {completions} completions in {duration(seconds)}, {per_second(tokens_done / seconds)} tokens/s"

@@ -31,6 +31,12 @@ model = AutoModelForCausalLM.from_pretrained("{name}")""",
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForSequenceClassification.from_pretrained("{name}")  # its one logit is the score of a whole conversation""",
 }
+_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+base = AutoModelForCausalLM.from_pretrained("{name}/reference")  # its base, which no other place has
+model = PeftModel.from_pretrained(base, "{name}")"""
+_BASE_HERE = "# first, from where it was trained, whose folder `{base}` it adds to: mmpo merge {name} --out {name}-whole\n"
 _WHAT = {
     "policy": "A language model trained on pairs of replies and on how much better one of them is.",
     "reward": "A reward model, which scores replies: trained on pairs of them and on how much better one is.",
@@ -39,18 +45,24 @@ _PACKAGES = ("mmpo", "torch", "transformers", "peft")
 
 
 def write_card(
-    options: TrainOptions, record: Mapping[str, Any], summary: Mapping[str, Any], trained_on: Sequence[PromptPairs]
+    options: TrainOptions,
+    record: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    trained_on: Sequence[PromptPairs],
+    seen: Sequence[PromptPairs],
+    held_out: Sequence[PromptPairs],
 ) -> None:
     """README.md of a run's folder; what a person wrote there outside its marks stays. A page that is there and can't be read is left as
     it is, with a warning: the model is finished without it.
 
-    record: as mmpo.json keeps it, with "origin" and "gamma"; summary: of the run; trained_on: its prompts.
+    record: as mmpo.json keeps it, with "origin" and "gamma"; summary: of the run; trained_on: its prompts, of
+    which the model that is kept has seen those of `seen`; held_out: those of its figures.
     """
     place, name = Path(options.out) / CARD, Path(options.out).resolve().name
     adapter = bool(options.lora) and options.kind == "policy"
     try:
         old = _old(place)
-        text = marked_page(name, old, _head(options, record, adapter), _about(options, record, summary, trained_on, name))
+        text = marked_page(name, old, _head(options, record, adapter), _about(options, record, summary, trained_on, seen, held_out))
     except (UserError, UnicodeDecodeError, OSError) as error:
         warn([f"no model card was written, {place} stays as it is: {error}"])
         return
@@ -61,7 +73,8 @@ def write_card(
 def card_of_merged(name: str, adapter: Path, record: Mapping[str, Any]) -> str:
     """The card of a merged model: what its adapter's says, and that it was merged."""
     head, about = parts_of_page(_old(adapter / CARD) or "", str(adapter))
-    about = about.replace(f'from_pretrained("{adapter.resolve().name}")', f'from_pretrained("{name}")')
+    use = f"```python\n{_USE[record['kind']].format(name=name)}\n```"
+    about = re.sub(r"```python\n.*?\n```", lambda _: use, about, count=1, flags=re.DOTALL)
     own = {"library_name": "transformers", "pipeline_tag": _task(record["kind"]), "tags": ["mmpo"]}
     origin = record["origin"]
     own |= {"base_model": origin["name"], "base_model_relation": "finetune"} if origin["name"] else {}
@@ -110,7 +123,12 @@ def _manifest(options: TrainOptions) -> dict[str, Any]:
 
 
 def _about(
-    options: TrainOptions, record: Mapping[str, Any], summary: Mapping[str, Any], trained_on: Sequence[PromptPairs], name: str
+    options: TrainOptions,
+    record: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    trained_on: Sequence[PromptPairs],
+    seen: Sequence[PromptPairs],
+    held_out: Sequence[PromptPairs],
 ) -> str:
     control = (
         f"\n\n**This is a control ({options.control})**: a model to hold others against, not trained on the margins of its own pairs."
@@ -120,20 +138,37 @@ def _about(
     return f"""{_WHAT[options.kind]}{control}
 
 ```python
-{_USE[options.kind].format(name=name)}
+{_use(options)}
 ```
 
 | | |
 |---|---|
-{_rows(_facts(options, record, summary, trained_on))}
-{_figures(options, summary)}
+{_rows(_facts(options, record, summary, trained_on, seen))}
+{_figures(options, summary, held_out)}
 Made by {", ".join(f"{package} {version(package)}" for package in _PACKAGES)}. `mmpo.json` beside this page has all options,
 counts and curves.
 """
 
 
+def _use(options: TrainOptions) -> str:
+    """Python that loads the model, from the folder that its own lies in."""
+    name = Path(options.out).resolve().name
+    if options.kind == "reward" or not options.lora:
+        return _USE[options.kind].format(name=name)
+    if (Path(options.out) / "reference" / "config.json").is_file():
+        return _ADAPTER.format(name=name)
+    if Path(options.model).exists():  # no place that others know, and it may be named from the folder at hand
+        first = _BASE_HERE.format(name=name, base=Path(options.model).resolve().name)
+        return first + _USE[options.kind].format(name=f"{name}-whole")
+    return _USE[options.kind].format(name=name)
+
+
 def _facts(
-    options: TrainOptions, record: Mapping[str, Any], summary: Mapping[str, Any], trained_on: Sequence[PromptPairs]
+    options: TrainOptions,
+    record: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    trained_on: Sequence[PromptPairs],
+    seen: Sequence[PromptPairs],
 ) -> dict[str, str | None]:
     manifest = _manifest(options)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in trained_on]) for name in ("p", "margin"))
@@ -158,8 +193,12 @@ def _facts(
         else f"`{Path(options.data).resolve().name}`, without a manifest",
         "its manifest": f"SHA-256 `{file_digest(Path(options.data) / MANIFEST)['sha256']}`" if manifest else None,
         "made of": ", ".join(_input(one) for one in manifest.get("inputs", ())) or None,
-        "pairs trained on": f"{sum(len(prompt.rows) for prompt in trained_on):,} of {len(trained_on):,} prompts",
+        "pairs trained on": f"{_pairs(seen):,} of {_pairs(trained_on):,}, in {len(seen):,} of {len(trained_on):,} prompts",
     }
+
+
+def _pairs(prompts: Sequence[PromptPairs]) -> int:
+    return sum(len(prompt.rows) for prompt in prompts)
 
 
 def _trained(options: TrainOptions) -> str:
@@ -187,7 +226,7 @@ def _input(one: Mapping[str, Any]) -> str:
     return f"{shown} (digest `{one['digest']}`)" if one.get("digest") else shown
 
 
-def _figures(options: TrainOptions, summary: Mapping[str, Any]) -> str:
+def _figures(options: TrainOptions, summary: Mapping[str, Any], held_out: Sequence[PromptPairs]) -> str:
     found, bounds = summary.get("metrics") or {}, summary.get("metrics_95") or {}
     told = [
         metric for metric in METRICS if metric in found or (found and metric == "accuracy")
@@ -200,7 +239,8 @@ def _figures(options: TrainOptions, summary: Mapping[str, Any]) -> str:
         for metric, value, span, what in rows
     )
     return f"""
-Figures on held-out pairs (the split `{options.eval_split}`, at step {found["step"]:,}; 95% by resampling prompts):
+Figures on {_pairs(held_out):,} held-out pairs of {len(held_out):,} prompts (the split `{options.eval_split}`, at step {found["step"]:,};
+95% by resampling prompts):
 
 | measure | value | 95% | what it is |
 |---|---|---|---|

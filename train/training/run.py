@@ -221,7 +221,8 @@ def _train_claimed(
     if trainer.eval_prompts:
         summary["metrics_95"] = intervals(trainer, summary["metrics"]["step"])
     record["origin"] = from_first(lambda: origin_of(options.model)).as_dict()
-    from_first(lambda: write_card(options, record, summary, ready.train))
+    seen = trainer.seen_by(summary.get("best_step", summary["steps"]))
+    from_first(lambda: write_card(options, record, summary, ready.train, seen, trainer.eval_prompts or []))
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
         say(str(trainer.throughput))

@@ -81,10 +81,18 @@ class RunFolder:
         # what a run had that is older than an option
         older = TrainOptions(self.options.kind, thinking="keep", graded_part="all").as_dict()
         then = {**older, **record.get("options", {}), "data_digest": record.get("data_digest")}
-        changed = [f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]]
+        changed = {k: f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]}
+        had = record.get("summary", {}).get("steps", 0) - self.had_more
+        ended = record.get("finished") and then.get("max_steps") in (None, had)
+        if set(changed) == {"max_steps"} and ended and (now["max_steps"] or 0) > had:
+            before = f"--max-steps {had}" if then.get("max_steps") else "no --max-steps"
+            raise UserError(
+                f"{self.path} holds a run that has ended, of {had} steps ({changed['max_steps']}): to go on to {now['max_steps']} steps "
+                f"give {before} as before and --more-steps {now['max_steps'] - had}; or another folder, or switch resume off to start again"
+            )
         if changed:
             raise UserError(
-                f"{self.path} holds a run with other options ({'; '.join(changed)}): give another folder, the same "
+                f"{self.path} holds a run with other options ({'; '.join(changed.values())}): give another folder, the same "
                 "options to go on, or switch resume off to start again"
             )
 

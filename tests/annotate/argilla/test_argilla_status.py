@@ -7,6 +7,7 @@ from argilla_cases import Asked
 from folders import contents
 
 from mmpo.annotate.argilla import status
+from mmpo.cli.main import run
 from mmpo.pipeline.errors import UserError
 
 
@@ -39,6 +40,7 @@ def test_the_command_hides_names_unless_asked_and_writes_nothing(asked: Asked) -
     done = asked.run(*words)
     assert done.returncode == 0 and "1 of 2 records complete (50%), with 1 answer each" in done.stderr
     assert "anna" not in done.stderr and "--real-names" in done.stderr
+    assert asked.run("argilla", "status", "--dataset", asked.name, *words[3:]).stderr == done.stderr
     named = asked.run(*words, "--real-names", "--json")
     assert "anna" in named.stderr and "pseudonyms" not in named.stderr
     assert json.loads(named.stdout)["people"][0]["submitted"] == 1
@@ -54,3 +56,12 @@ def test_before_anybody_answers_and_of_no_dataset(asked: Asked) -> None:
     assert all(one["submitted"] == 0 and one["left"] == 2 for one in found["people"])
     with pytest.raises(UserError, match="no dataset 'other'"):
         status("other", asked.argilla.workspace, api_url=asked.argilla.api_url)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), "there is none"), (("one", "--dataset", "two"), "two datasets (one, --dataset two)")]
+)
+def test_the_one_dataset_is_named_once(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["argilla", "status", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "mmpo argilla status --dataset NAME" in told

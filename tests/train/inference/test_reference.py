@@ -201,6 +201,8 @@ def test_two_completions_of_the_same_tokens_are_one_value(prompts, fill, tmp_pat
     values = fill(twice, tmp_path / "kept.sqlite")
     assert f"computed {distinct} of {distinct} completions" in capsys.readouterr().err
     assert len(kept_in(tmp_path / "kept.sqlite")) == distinct
+    assert fill(twice, tmp_path / "kept.sqlite").tolist() == values.tolist()
+    assert "computed" not in capsys.readouterr().err  # where there was nothing to do
     place = 0
     for prompt in twice:
         assert values[place] == values[place + len(prompt.completions) - 1]

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
+from typing import Any
 
 import pytest
+import torch
 from command import graded
 from folders import pairs_folder
 from huggingface_hub import ModelCard
 from training_cases import save_model
 
 from mmpo.train import merge
-from mmpo.train.model import tiny_model
+from mmpo.train.model import load_pretrained, tiny_model
 from mmpo.train.release import origin_of
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
@@ -66,6 +69,32 @@ def test_a_runs_card_says_what_it_is(built, base, train_tiny, record_of, tmp_pat
     merged = ModelCard.load(tmp_path / "whole" / "README.md")
     assert merged.data.to_dict() == {**head, "library_name": "transformers", "base_model_relation": "finetune"}
     assert "This is the adapter `mine`" in merged.text and digest in merged.text and 'from_pretrained("whole")' in merged.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "own"), [("policy", 2, False), ("policy", 2, True), ("policy", None, False), ("reward", 2, False)]
+)
+def test_what_a_card_says_to_load_the_model_with_does(kind, lora, own, built, base, train_tiny, tmp_path, monkeypatch):
+    """Also an adapter above a base that only its own folder has, or only this machine; and how much of the data it saw."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(base.parent)
+    how = {"lora": lora, "max_steps": 3, "pairs_per_step": 2, "learning_rate": 1e-2}
+    train_tiny(kind, built, tmp_path / "runs" / "t1", model=base.name if own else "tiny", **how)
+    card = (tmp_path / "runs" / "t1" / "README.md").read_text()
+    seen, pairs, prompts, of = map(int, re.search(r"pairs trained on \| (\d+) of (\d+), in (\d+) of (\d+) prompts", card).groups())
+    manifest = json.loads((built / "manifest.json").read_text())
+    assert 6 <= seen < pairs == manifest["rows"]["train"] and 1 <= prompts <= 3 < of
+    held_out = re.search(r"Figures on (\d+) held-out pairs of (\d+) prompts", card)
+    assert int(held_out[1]) == manifest["rows"]["validation"] > int(held_out[2]) > 1
+    expected, _ = load_pretrained(kind, str(tmp_path / "runs" / "t1"))
+    assert ("mmpo merge t1 --out t1-whole" in card) == own
+    if own:
+        merge(tmp_path / "runs" / "t1", tmp_path / "runs" / "t1-whole")
+    monkeypatch.chdir(tmp_path / "runs")
+    found: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], found)
+    ids = found["tokenizer"]("Question 1?", return_tensors="pt")
+    assert torch.allclose(found["model"].eval()(**ids).logits, expected.eval()(**ids).logits, atol=1e-6)
 
 
 def test_a_reward_model_a_control_and_what_a_person_wrote(built, train_tiny, tmp_path):

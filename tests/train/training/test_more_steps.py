@@ -93,6 +93,9 @@ def test_what_cannot_go_on_is_refused_before_anything_is_loaded(train_tiny, reco
     assert "learning_rate 0.01 -> 0.02" in user_error(
         "", train_tiny, "reward", dataset, out, more_steps=2, **SHORT | {"learning_rate": 0.02}
     )
+    steps = record_of(out)["summary"]["steps"]
+    user_error("--more-steps 3; or another", train_tiny, "reward", dataset, out, **SHORT | {"max_steps": steps + 3})
+    assert "--more-steps" not in user_error("other options", train_tiny, "reward", dataset, out, **SHORT | {"max_steps": 1})
     shutil.rmtree(out / "checkpoint-4")
     said = user_error("no checkpoint to go on from", train_tiny, "reward", dataset, out, more_steps=2, **SHORT)
     assert f"--model {out}" in said and (out / "mmpo.json").read_bytes() == before
