@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -17,11 +18,9 @@ def main() -> None:
     """Run the command line of this process and leave with its exit status."""
     _handle_sigterm()
     try:
-        # Imported here: Ctrl-C while it is imported is an interrupt as any other.
-        from mmpo.cli.main import leave_pandas_out, run
-
-        leave_pandas_out(sys.argv[1:])
-        status = run(sys.argv[1:])
+        commands = import_module("mmpo.cli.main")  # here: Ctrl-C while it is imported is an interrupt as any other
+        commands.leave_pandas_out(sys.argv[1:])
+        status = commands.run(sys.argv[1:])
     except BaseException as error:
         if not was_interrupted(error):
             raise

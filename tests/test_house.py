@@ -34,7 +34,7 @@ ROOMS = [
     "train.record", "train.batches", "train.model", "train.inference", "train.release", "train.training", "train.evaluation",
     "train.scoring", "train.advise", "train",
     # cli
-    "cli.groups", "cli.help", "cli.installed", "cli.completion", "cli.main", "cli.flags",
+    "cli.groups", "cli.help", "cli.installed", "cli.completion", "cli.entry", "cli.main", "cli.flags",
     "cli.output", "cli.asking", "cli.selecting", "cli.commands", "cli.recipe", "cli.docs", "cli.__main__", "cli",
 ]  # fmt: skip
 """Every room and every file that stands beside the rooms, in the order of imports: one may import what stands to its left."""
