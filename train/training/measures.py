@@ -51,6 +51,11 @@ def predict_pairs(trainer: "MarginTrainer", prompts: Sequence[PromptPairs], batc
     return values
 
 
+def seen_by(trainer: "MarginTrainer", step: int) -> list[PromptPairs]:
+    """The training prompts of the first so many steps, each once."""
+    return [trainer.prompts[number] for number in np.unique(np.concatenate(trainer.plan()[:step]))] if step else []
+
+
 def intervals(trainer: "MarginTrainer", step: int) -> dict[str, tuple[float, float] | None]:
     """The 95% intervals of the measures on held-out pairs, by name, of the model as it was at this step: the last one measured, or
     the trainer's own now. Every process calls this.

@@ -82,7 +82,7 @@ from mmpo.train.release import origin_of, write_card
 from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.frozen import known_below
-from mmpo.train.training.measures import intervals
+from mmpo.train.training.measures import intervals, seen_by
 from mmpo.train.training.run_folder import RunFolder, history_of, summary_of
 from mmpo.train.training.trainer import MarginTrainer
 from mmpo.train.training.trainers import PolicyTrainer, RewardTrainer, merged_in_full, own_pad_token
@@ -221,7 +221,7 @@ def _train_claimed(
     if trainer.eval_prompts:
         summary["metrics_95"] = intervals(trainer, summary["metrics"]["step"])
     record["origin"] = from_first(lambda: origin_of(options.model)).as_dict()
-    seen = trainer.seen_by(summary.get("best_step", summary["steps"]))
+    seen = seen_by(trainer, summary.get("best_step", summary["steps"]))
     from_first(lambda: write_card(options, record, summary, ready.train, seen, trainer.eval_prompts or []))
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:

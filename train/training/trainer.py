@@ -149,10 +149,6 @@ class MarginTrainer(GuardedTrainer):
         self._planned = epochs, len(plan)
         return plan[: self.last_step] if most <= 0 else plan[:most][: self.last_step]
 
-    def seen_by(self, step: int) -> list[PromptPairs]:
-        """The prompts of the first so many steps, each once."""
-        return [self.prompts[number] for number in np.unique(np.concatenate(self.plan()[:step]))] if step else []
-
     def make_step(self, prompts: Sequence[PromptPairs]) -> Step:
         """This process's part of one step."""
         rank, world = rank_and_world()
