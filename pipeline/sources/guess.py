@@ -154,7 +154,8 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     elif not gap:
         _refuse_words(graded, found, inputs)
     _cells(made, graded, found, format == "csv", gap, any(turned))
-    _ranges(graded, found, made)
+    if "score" in fields:
+        _ranges(graded, found, made)
     return made
 
 

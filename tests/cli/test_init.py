@@ -121,6 +121,7 @@ def test_a_recipe_for_a_messy_file_runs_at_once(name: str, tmp_path: Path) -> No
     (tmp_path / file).write_text(text, encoding=encoding or "utf-8", newline="")
     found = initialised(file, folder=tmp_path)["build"]
     assert {key: found.get(key) for key in expected} == expected
+    assert "different scales" not in (tmp_path / "recipe.yaml").read_text()
     pairs = built(tmp_path)
     assert pairs.num_rows >= len(QUESTIONS) and max(pairs["quality_margin"].to_pylist()) > 0
 
