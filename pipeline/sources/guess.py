@@ -209,11 +209,15 @@ def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence
     column, first, second = (fields[name] for name in ("gap", "first", "second"))
     spelled = {number: str(value) if isinstance(value, str) else f"{number:g}"
                for value in _values(column, found) if (number := _number(value)) is not None}  # fmt: skip
+    texts = {str(value).casefold() for value in _values(column, found)}
+    truths = bool(texts) and texts <= {"true", "false"}
+    if truths:
+        spelled = {0.0: "false", 1.0: "true"}
     numbers = sorted(spelled)
     if not numbers or numbers[0] < 0 or len(numbers) < len({str(one) for one in _values(column, found)}) / 2:
         return
     ends = [re.search(r"\d$", name) for name in (first, second)]
-    sides = [float(end[0]) for end in ends if end]
+    sides = [float(end[0]) for end in ends if end and not truths]
     if len(sides) < 2 and numbers == [1, 2]:
         sides = [1.0, 2.0]
     if len(sides) == 2 and set(numbers) <= set(sides):
@@ -229,7 +233,7 @@ def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence
     whole = all(one.is_integer() for one in numbers)
     steps = [float(one) for one in range(int(low), int(high) + 1)] if whole else numbers
     size = 2 if high - low == 1 else 1
-    lines = [f"where {low:g} says that {first!r} is better", f"where {low:g} says that {second!r} is better"]
+    lines = [f"where {spelled.get(low, format(low, 'g'))} says that {name!r} is better" for name in (first, second)]
     worths = [[size * (middle - one) for one in steps], [size * (one - middle) for one in steps]]
     if whole and (low, high) == (0, 2):
         lines.append("where 0 is a tie, 1 the first and 2 the second")
@@ -248,7 +252,7 @@ def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence
     what = f"{column!r} ({numbers[0]:g} to {numbers[-1]:g}) lies between the two replies, and nothing says which end is which. On a scale "
     what += f"from {low:g} to {high:g} the middle, {middle:g}, is a tie; with other ends, shift what is below"
     if size == 2 and whole:
-        what = f"{column!r} is 0 or 1, and nothing says which of the two replies each stands for"
+        what = f"{column!r} is {'false or true' if truths else '0 or 1'}, and nothing says which of the two replies each stands for"
     raise UserError("\n".join([f"{inputs[0]}: {what}", *told]))
 
 
