@@ -8,7 +8,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install -q bitsandbytes==0.50.2 numpy
+"$folder/venv/bin/python" -m pip install -q bitsandbytes==0.50.2 torch==2.13.0 numpy==2.4.6
 "$folder/venv/bin/python" - <<'PYTHON'
 import bitsandbytes as bnb
 import torch
