@@ -42,6 +42,7 @@ RETRIES = 20
 """How often a task is begun again whose worker was killed."""
 ANSWER_SECONDS = 5.0
 LOOK_SECONDS, MOST_MISSED = 3.0, 5
+STOP_SECONDS = 20.0
 CHECK_SECONDS = 120.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 LONGEST_TEMPORARY = 40
@@ -155,7 +156,11 @@ class RayCluster:
             try:
                 yield runner
             except BaseException:
-                runner.stop()
+                if self._joined:  # tasks end with the connection, as with a Ray of its own
+                    with interrupts_wait():
+                        self._ray.shutdown()
+                elif not self.here:
+                    runner.stop()
                 raise
             finally:
                 over.set()
@@ -335,9 +340,11 @@ class _RayRunner:
             self.spilled.pop((SCRATCH, str(path.relative_to(self.homes[SCRATCH]))), None)
 
     def stop(self) -> None:
-        """End all tasks."""
+        """Interrupt all tasks, and wait until they have ended. Not by force: where one ends just then, Ray aborts this process."""
         for ref in self.running:
-            self.ray.cancel(ref, force=True)
+            self.ray.cancel(ref)
+        if self.running:
+            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=STOP_SECONDS)
 
     def _submitted(self, remote: Any, task: tuple[Any, tuple[Any, ...]], shards: int) -> list[Any]:
         data, places = packed(task, self.homes)
