@@ -29,18 +29,23 @@ LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
 """A licence's id as the Hub's list has them; whether it is one of these the Hub says."""
 
 
-@dataclass(frozen=True)
-class PushedDataset:
-    """What became of a push. revision: the commit that holds it; private: who may read it; changed: whether it is a new commit;
-    warnings: in words."""
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What became of a push. revision: the commit that holds it; private: who may read it; changed: whether it is a new commit."""
 
-    dataset: str
     revision: str
     url: str
     private: bool
     changed: bool
     files: int
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedDataset(Pushed):
+    """Of a dataset. warnings: in words."""
+
+    dataset: str
     warnings: tuple[str, ...] = ()
 
 
@@ -96,9 +101,16 @@ def push_dataset(
         api, name, info, {**files, CARD: card.encode()}, gone, message or f"{sum(manifest['rows'].values()):,} rows by mmpo"
     )
     compare(api, name, revision, files, digests)
+    return PushedDataset(dataset=name, warnings=tuple(warnings), **outcome(api, name, info, revision, files))
+
+
+def outcome(
+    api: "HfApi", name: str, info: "Info", revision: str, files: Mapping[str, Path | bytes], kind: Kind = "dataset"
+) -> dict[str, Any]:
+    """The fields of `Pushed`. info: of the repository before; files: what was pushed, by their names there."""
     sizes = [len(where) if isinstance(where, bytes) else where.stat().st_size for where in files.values()]
-    url = page_of(api, name, "dataset")
-    return PushedDataset(name, revision, url, bool(info.private), revision != info.sha, len(files), sum(sizes), tuple(warnings))
+    about = {"revision": revision, "url": page_of(api, name, kind), "private": bool(info.private), "changed": revision != info.sha}
+    return {**about, "files": len(files), "bytes": sum(sizes)}
 
 
 def check_license(license: str | None) -> None:

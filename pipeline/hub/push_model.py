@@ -10,7 +10,7 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.hub.card import marked_page, parts_of_page
 from mmpo.pipeline.hub.client import CARD, NAME, hub_api, named
-from mmpo.pipeline.hub.push import check_license, commit, compare, listed, read_file, refuse_changed, repository
+from mmpo.pipeline.hub.push import Pushed, check_license, commit, compare, listed, outcome, read_file, refuse_changed, repository
 from mmpo.pipeline.storage import FileDigest, file_digest
 
 RECORD, ADAPTER = "mmpo.json", "adapter_config.json"
@@ -24,17 +24,11 @@ FILES = (
 _PATHS = ("data", "model", "out", "reference", "reference_cache")
 
 
-@dataclass(frozen=True)
-class PushedModel:
-    """What became of a push. revision: the commit that holds it; private: who may read it; changed: whether it is a new commit."""
+@dataclass(frozen=True, kw_only=True)
+class PushedModel(Pushed):
+    """Of a model."""
 
     model: str
-    revision: str
-    url: str
-    private: bool
-    changed: bool
-    files: int
-    bytes: int
 
 
 def push_model(
@@ -83,8 +77,7 @@ def push_model(
     gone = [one for one in there if one not in files]
     revision = commit(api, name, info, files, gone, message or f"{record['kind']} model by mmpo", "model")
     compare(api, name, revision, files, digests, "model")
-    sizes = [len(where) if isinstance(where, bytes) else where.stat().st_size for where in files.values()]
-    return PushedModel(name, revision, f"{api.endpoint}/{name}", bool(info.private), revision != info.sha, len(files), sum(sizes))
+    return PushedModel(model=name, **outcome(api, name, info, revision, files, "model"))
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def test_what_a_head_does_not_hold_is_read_as_well(tmp_path: Path) -> None:
 def test_a_workbook_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(tmp_path / "b.xlsx", "w") as archive:
         archive.writestr("xl/workbook.xml", "<workbook/>")
-    refused(["init", str(tmp_path / "b.xlsx"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "Excel", "CSV")
+    told = refused(["init", str(tmp_path / "b.xlsx"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
+    assert "Excel" in told and "CSV" in told
 
 
 def test_a_parquet_file_of_preferences(tmp_path: Path) -> None:
@@ -202,13 +203,16 @@ def test_what_holds_no_grades_is_refused(
     content: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "f.csv").write_text(content)
-    refused(["init", str(tmp_path / "f.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, *words)
+    told = refused(["init", str(tmp_path / "f.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
+    assert [word for word in words if word not in told] == []
 
 
 def test_a_recipe_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.yaml").write_text("mine")
     (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, graded(9))))
-    refused(["init", str(tmp_path / "g.jsonl"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "exists already", "--out")
+    told = refused(["init", str(tmp_path / "g.jsonl"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
+    assert "exists already" in told and "--out" in told
+    assert (tmp_path / "r.yaml").read_text() == "mine"
 
 
 def compared(values: list[Any], first: str = "response_a", second: str = "response_b", column: str = "winner") -> str:
@@ -251,9 +255,8 @@ def test_which_end_is_which_is_not_guessed(
 
 def test_a_long_scale_between_two_replies_is_not_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "w.csv").write_text(compared([0, 30, 35, 92]))
-    refused(
-        ["init", str(tmp_path / "w.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, "50 minus the grade", "minus 50"
-    )
+    told = refused(["init", str(tmp_path / "w.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
+    assert "50 minus the grade" in told and "minus 50" in told
 
 
 @pytest.mark.parametrize("base", [0, 1])
@@ -341,5 +344,5 @@ def test_errors_name_the_command_that_has_the_options(tmp_path: Path, capsys: py
 
 def test_a_column_without_any_grade_is_said_to_be_ungraded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.csv").write_text(sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "score": ""})))
-    words = ["be used. Where nobody has graded yet: `mmpo build", "graded."]
-    refused(["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys, *words)
+    told = refused(["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
+    assert "be used. Where nobody has graded yet: `mmpo build" in told and "graded." in told

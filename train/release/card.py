@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,25 +44,27 @@ _WHAT = {
 _PACKAGES = ("mmpo", "torch", "transformers", "peft")
 
 
-def write_card(
-    options: TrainOptions,
-    record: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    trained_on: Sequence[PromptPairs],
-    seen: Sequence[PromptPairs],
-    held_out: Sequence[PromptPairs],
-) -> None:
-    """README.md of a run's folder; what a person wrote there outside its marks stays. A page that is there and can't be read is left as
-    it is, with a warning: the model is finished without it.
+class EndedRun(NamedTuple):
+    """What a card tells of. record: as mmpo.json keeps it, with "origin" and "gamma"; summary: of the run; trained_on: its prompts, of
+    which the model that is kept has seen those of `seen`; held_out: those of its figures."""
 
-    record: as mmpo.json keeps it, with "origin" and "gamma"; summary: of the run; trained_on: its prompts, of
-    which the model that is kept has seen those of `seen`; held_out: those of its figures.
-    """
+    options: TrainOptions
+    record: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    trained_on: Sequence[PromptPairs]
+    seen: Sequence[PromptPairs]
+    held_out: Sequence[PromptPairs]
+
+
+def write_card(run: EndedRun) -> None:
+    """README.md of a run's folder; what a person wrote there outside its marks stays. A page that is there and can't be read is left as
+    it is, with a warning: the model is finished without it."""
+    options = run.options
     place, name = Path(options.out) / CARD, Path(options.out).resolve().name
     adapter = bool(options.lora) and options.kind == "policy"
     try:
         old = _old(place)
-        text = marked_page(name, old, _head(options, record, adapter), _about(options, record, summary, trained_on, seen, held_out))
+        text = marked_page(name, old, _head(options, run.record, adapter), _about(run))
     except (UserError, UnicodeDecodeError, OSError) as error:
         warn([f"no model card was written, {place} stays as it is: {error}"])
         return
@@ -122,14 +124,8 @@ def _manifest(options: TrainOptions) -> dict[str, Any]:
     return {}
 
 
-def _about(
-    options: TrainOptions,
-    record: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    trained_on: Sequence[PromptPairs],
-    seen: Sequence[PromptPairs],
-    held_out: Sequence[PromptPairs],
-) -> str:
+def _about(run: EndedRun) -> str:
+    options = run.options
     control = (
         f"\n\n**This is a control ({options.control})**: a model to hold others against, not trained on the margins of its own pairs."
         if options.control
@@ -143,8 +139,8 @@ def _about(
 
 | | |
 |---|---|
-{_rows(_facts(options, record, summary, trained_on, seen))}
-{_figures(options, summary, held_out)}
+{_rows(_facts(run))}
+{_figures(run)}
 Made by {", ".join(f"{package} {version(package)}" for package in _PACKAGES)}. `mmpo.json` beside this page has all options,
 counts and curves.
 """
@@ -163,13 +159,8 @@ def _use(options: TrainOptions) -> str:
     return _USE[options.kind].format(name=name)
 
 
-def _facts(
-    options: TrainOptions,
-    record: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    trained_on: Sequence[PromptPairs],
-    seen: Sequence[PromptPairs],
-) -> dict[str, str | None]:
+def _facts(run: EndedRun) -> dict[str, str | None]:
+    options, record, summary, trained_on, seen, _ = run
     manifest = _manifest(options)
     p, margin = (np.concatenate([getattr(prompt, name) for prompt in trained_on]) for name in ("p", "margin"))
     gamma = f"; γ = {float(record['gamma']):.4g} per point of margin" if reads_gamma(options.loss, options.target) else ""
@@ -226,8 +217,8 @@ def _input(one: Mapping[str, Any]) -> str:
     return f"{shown} (digest `{one['digest']}`)" if one.get("digest") else shown
 
 
-def _figures(options: TrainOptions, summary: Mapping[str, Any], held_out: Sequence[PromptPairs]) -> str:
-    found, bounds = summary.get("metrics") or {}, summary.get("metrics_95") or {}
+def _figures(run: EndedRun) -> str:
+    found, bounds = run.summary.get("metrics") or {}, run.summary.get("metrics_95") or {}
     told = [
         metric for metric in METRICS if metric in found or (found and metric == "accuracy")
     ]  # which a z of 0 throughout has none of
@@ -239,8 +230,8 @@ def _figures(options: TrainOptions, summary: Mapping[str, Any], held_out: Sequen
         for metric, value, span, what in rows
     )
     return f"""
-Figures on {_pairs(held_out):,} held-out pairs of {len(held_out):,} prompts (the split `{options.eval_split}`, at step {found["step"]:,};
-95% by resampling prompts):
+Figures on {_pairs(run.held_out):,} held-out pairs of {len(run.held_out):,} prompts (the split `{run.options.eval_split}`,
+at step {found["step"]:,}; 95% by resampling prompts):
 
 | measure | value | 95% | what it is |
 |---|---|---|---|

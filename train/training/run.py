@@ -78,7 +78,7 @@ from mmpo.train.model import (
 )
 from mmpo.train.objective import TERMS, LevelTarget, Objective, controlled, fit_target, parse_terms
 from mmpo.train.options import TrainOptions, pass_tokens
-from mmpo.train.release import origin_of, write_card
+from mmpo.train.release import EndedRun, origin_of, write_card
 from mmpo.train.training.arguments import set_intervals, training_arguments
 from mmpo.train.training.callbacks import Displacement, EarlyStop, NearZero, StopSafely, TrainingProgress, ended_early
 from mmpo.train.training.frozen import known_below
@@ -222,7 +222,8 @@ def _train_claimed(
         summary["metrics_95"] = intervals(trainer, summary["metrics"]["step"])
     record["origin"] = from_first(lambda: origin_of(options.model)).as_dict()
     seen = seen_by(trainer, summary.get("best_step", summary["steps"]))
-    from_first(lambda: write_card(options, record, summary, ready.train, seen, trainer.eval_prompts or []))
+    ended = EndedRun(options, record, summary, ready.train, seen, trainer.eval_prompts or [])
+    from_first(lambda: write_card(ended))
     from_first(lambda: folder.write({"finished": True, **record, **history_of(state.log_history), "summary": summary}))
     if rank_and_world()[0] == 0:
         say(str(trainer.throughput))

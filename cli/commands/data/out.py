@@ -10,7 +10,7 @@ from mmpo.annotate.exports import export as write_export
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.hub import RECORD, PushedDataset, PushedModel, pull_dataset, push_dataset, push_model
+from mmpo.pipeline.hub import RECORD, Pushed, pull_dataset, push_dataset, push_model
 from mmpo.pipeline.options import in_words, options_from
 from mmpo.pipeline.storage import MANIFEST
 
@@ -90,7 +90,7 @@ def push(
     print_json(vars(done), as_json)
 
 
-def _told(done: PushedDataset | PushedModel) -> None:
+def _told(done: Pushed) -> None:
     say(f"{done.files:,} files, {done.bytes:,} bytes" + ("" if done.changed else ": nothing differs from what is there"))
     say(f"{done.url}: {'private' if done.private else 'public'}, revision {done.revision}")
 
