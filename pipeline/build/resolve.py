@@ -16,7 +16,7 @@ from mmpo.pipeline.build.mixed import MixedSource
 from mmpo.pipeline.build.options import BuildOptions
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.filters import PromptRules, check_languages, check_tokenizer, read_evaluation
-from mmpo.pipeline.grades.aggregate import RATER_MERGERS, parse_score
+from mmpo.pipeline.grades.aggregate import RATER_MERGERS, averaged_aspects, parse_score
 from mmpo.pipeline.grades.merge import merge_prompts
 from mmpo.pipeline.grades.normalise import check_normalisation, check_scales, normalise, rounding_steps, score_origin
 from mmpo.pipeline.grades.position_bias import position_biases
@@ -108,7 +108,8 @@ class ResolvedBuild:
             ends = [sorted((w * ranges[aspect][0], w * ranges[aspect][1])) for aspect, w in rules.score.items()]
             found = [sum(end[0] for end in ends), sum(end[1] for end in ends)]
         else:
-            found = [min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())]
+            merged = [ranges[aspect] for aspect in (rules.averaged if rules.score == "mean" else ranges)]
+            found = [min(low for low, _ in merged), max(high for _, high in merged)]
         return [0.0, found[1] * self.times] if compared else [end * self.times for end in found]
 
 
@@ -143,7 +144,8 @@ def resolve_build(statistics: GradeStatistics, options: BuildOptions) -> Resolve
         if name not in known:
             raise unknown_name("rater among those that make the margins (--agree-between)", name, known[:40])
     steps = rounding_steps(groups, statistics, options.normalise)
-    found = {"evidence": evidence, "score": score, "steps": steps, "origin": score_origin(score, groups, options.normalise)}
+    origin, averaged = score_origin(score, groups, options.normalise), averaged_aspects(sorted({group.aspect for group in groups}))
+    found = {"evidence": evidence, "score": score, "averaged": tuple(averaged), "steps": steps, "origin": origin}
     rules = PairRules(**{**shared(options, PairRules), **found})
     return ResolvedBuild(options, rules, tuple(groups), statistics)
 

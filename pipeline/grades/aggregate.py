@@ -168,17 +168,22 @@ def parse_score(text: str, known: Sequence[str]) -> dict[str, float] | str:
 
 
 def averaged_aspects(aspects: Sequence[str]) -> list[str]:
-    """The aspects that `--score mean` averages: all but `overall`, which is a judgement of its own; `overall` where alone."""
+    """The aspects that `--score mean` averages: all but `overall`, which is a judgement of its own; `overall` where alone.
+
+    aspects: those of all grades of the build, since what a part of them has depends on how they were cut.
+    """
     return [aspect for aspect in aspects if aspect != "overall"] or list(aspects)
 
 
-def merge_aspects(grades: Grades, score: dict[str, float] | str, aspects: Sequence[str]) -> tuple[Grades, dict[str, int]]:
+def merge_aspects(
+    grades: Grades, score: dict[str, float] | str, aspects: Sequence[str], averaged: Sequence[str]
+) -> tuple[Grades, dict[str, int]]:
     """One value per item and rater, and how many grades had no part in it, by reason.
 
     grades: sorted by item, rater, aspect, no repeats; `aspect` indexes `aspects`. score: weights, which need all of their aspects, or a
-    name of ASPECT_MERGERS.
+    name of ASPECT_MERGERS, which merges those of `averaged`.
     """
-    wanted = np.isin(aspects, list(score) if isinstance(score, dict) else averaged_aspects(aspects))
+    wanted = np.isin(aspects, list(score) if isinstance(score, dict) else averaged)
     chosen = grades.take(wanted[grades.aspect]) if len(grades.value) else grades
     used = _complete(chosen, len(score)) if isinstance(score, dict) else ASPECT_MERGERS[score](chosen)
     kept = chosen.take(used)

@@ -20,7 +20,8 @@ SAMPLED_GRADES = 2_000_000
 
 @dataclass(frozen=True)
 class PairRules:
-    """What decides which pairs come out: see `mmpo build --help`. evidence: "ratings" or "comparisons"; score: see `parse_score`.
+    """What decides which pairs come out: see `mmpo build --help`. evidence: "ratings" or "comparisons"; score: see `parse_score`; averaged:
+    the aspects that the score `mean` is of.
 
     steps: what values are rounded to, by (rater, aspect), see `rounding`; origin: what is added to merged scores. position, effects: what a
     first pass over the whole input found, by (rater, aspect) and by rater; empty before it and where none is needed.
@@ -28,6 +29,7 @@ class PairRules:
 
     evidence: str = "ratings"
     score: dict[str, float] | str = "mean"
+    averaged: tuple[str, ...] = ()
     normalise: str = "none"
     merge_raters: str = "mean"
     one_order: str = "drop"
@@ -82,7 +84,7 @@ def rater_values(table: pa.Table, rules: PairRules) -> RaterValues:
         grades, in_one_order = merge_repeats(given.grades), given.grades.item[:0]
     else:
         grades, in_one_order = merge_orders(given, rules.position, rules.one_order)
-    grades, dropped = merge_aspects(grades, rules.score, given.aspects)
+    grades, dropped = merge_aspects(grades, rules.score, given.aspects, rules.averaged)
     left_out = {"one_order": in_one_order}
     if rules.effects:
         grades, left_out["no_signal"] = remove_effects(grades, given.raters, rules.effects)

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from folders import pairs_folder
+from folders import pairs_folder, write_rows
 
-from mmpo.pipeline import BuildOptions, UserError, build, load_pairs
+from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_pairs, read_feedback
 from mmpo.pipeline.sources import SOURCES
+from mmpo.pipeline.tables import FEEDBACK, metadata
 
 PKU = {
     "prompt": "Q", "response_0": "a", "response_1": "b", "is_response_0_safe": True, "is_response_1_safe": False,
@@ -67,3 +69,22 @@ def test_aspects_of_the_users_own_are_no_columns_that_are_gone(tmp_path: Path) -
     annotated = [{"response": text, "annotations": {"honesty": {"Rating": rating}}} for text, rating in (("a", "5"), ("b", "2"))]
     with pytest.raises(UserError, match=r"present: honesty\. Is a column gone\? --score names what shall count: honesty, or mean"):
         pairs_folder(tmp_path / "ultra", [{"instruction": "Q", "completions": annotated}], format="ultrafeedback")
+
+
+def test_the_aspects_of_a_mean_are_those_of_all_grades_however_prompts_are_cut(tmp_path: Path) -> None:
+    """One prompt alone has `help`, which `mean` takes and leaves out `overall`: also where a part of the prompts has no other."""
+    rows = [{"prompt": f"q{n}", "completion": text, "score": 1 + place} for n in range(20) for place, text in enumerate("ba")]
+    rows += [{**row, "aspect": "help"} for row in rows[:2]]
+    whole = build_pairs(read_feedback(write_rows(tmp_path / "in.jsonl", rows), "jsonl", scale=(1, 5)), score="mean")
+    options = BuildOptions(format="jsonl", scale=(1, 5), score="mean", workers=1)
+    summary = build(tmp_path / "in.jsonl", tmp_path / "out", options=options, partition_bytes=200)
+    assert whole["quality_margin"].to_pylist() == load_pairs(tmp_path / "out")["quality_margin"].to_pylist() == [1.0]
+    assert summary["rejected"] == {"aspect_not_chosen": 40, "no_pair": 19}
+
+
+def test_the_range_of_a_mean_is_that_of_its_aspects(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": text, "score": 5.0, "aspect": aspect} for text in "ab" for aspect in ("overall", "help")]
+    feedback = read_feedback(write_rows(tmp_path / "in.jsonl", rows), "jsonl", scale=(1, 5)).to_pylist()
+    feedback[0]["ratings"] = [{**one, "high": 10.0 if one["aspect"] == "overall" else 5.0} for one in feedback[0]["ratings"]]
+    table = pa.Table.from_pylist(feedback, FEEDBACK)
+    assert metadata(build_pairs(table, score="mean").schema)["score_range"] == [1.0, 5.0]
