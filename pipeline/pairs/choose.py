@@ -1,6 +1,6 @@
 """From FEEDBACK to PAIRS: which pairs, their margins and errors, and what is left out; pure functions of whole prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledV
     size, values = len(found.prompt), found.values
     pairs = ChosenPairs(
         found.prompt, found.chosen, found.rejected, found.score_chosen, found.score_rejected, found.margin,
-        *_uncertainty(table, found, rules, pooled), *_kinds(found.gaps, values.given.kinds, size),
+        *_uncertainty(table, found, rules, pooled), *_kinds(found),
         created=size, rounded_ties=found.rounded_ties, used_grades=len(values.grades.value), dropped_grades=values.dropped,
     )  # fmt: skip
     if rules.evidence == "comparisons":
@@ -190,12 +190,24 @@ def _uncertainty(
     return se, np.floor(votes).astype(np.int32), np.bincount(gaps.pair, minlength=size).astype(np.int32)
 
 
-def _kinds(gaps: OwnGaps, kinds: Sequence[str], size: int) -> tuple[np.ndarray, list[str]]:
-    """The kind of a pair's raters, or "mixed"; of a pair that no rater graded whole, "mixed" unless all grades are of one kind."""
+def _kinds(found: _Candidates) -> tuple[np.ndarray, list[str]]:
+    """The kind of a pair's raters, or "mixed"; of a pair that no rater graded whole, of the raters of its two sides."""
+    gaps, grades, kinds, size = found.gaps, found.values.grades, found.values.given.kinds, len(found.prompt)
     names = [*kinds, "mixed"]
     if len(kinds) == 1:
         return np.zeros(size, dtype=np.int64), names
-    least, largest = np.full(size, len(kinds)), np.full(size, -1)
-    np.minimum.at(least, gaps.pair, gaps.kind)
-    np.maximum.at(largest, gaps.pair, gaps.kind)
+    least, largest = _ends(gaps.pair, gaps.kind, size)
+    alone = np.flatnonzero(largest < 0)
+    if len(alone):  # not of all grades at hand: which those are depends on how the input was cut
+        chosen, rejected = found.chosen[alone], found.rejected[alone]
+        low, high = _ends(grades.item, grades.kind, int(grades.item.max()) + 1)
+        least[alone], largest[alone] = np.minimum(low[chosen], low[rejected]), np.maximum(high[chosen], high[rejected])
     return np.where(least == largest, least, len(kinds)), names
+
+
+def _ends(of: np.ndarray, kind: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest kind of each of so many things, shape (size,) each; of what has none the smallest is the larger one."""
+    least, largest = np.full(size, np.iinfo(np.int64).max), np.full(size, -1)
+    np.minimum.at(least, of, kind)
+    np.maximum.at(largest, of, kind)
+    return least, largest

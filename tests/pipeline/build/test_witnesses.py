@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from folders import write_rows
 
-from mmpo.pipeline import BuildOptions, UserError, build, load_pairs, validate
+from mmpo.pipeline import BuildOptions, UserError, build, build_pairs, load_pairs, read_feedback, validate
 from mmpo.pipeline.storage import read_manifest
 
 
@@ -44,6 +44,18 @@ def test_a_margin_that_nobody_witnessed_is_said_counted_and_left_out_on_demand(t
     summary = built(tmp_path, UNWITNESSED, scale=(1, 10), min_raters=1)
     assert (summary["unwitnessed"], summary["rejected"], sum(summary["pairs"].values())) == (0, {"min_raters": 2}, 1)
     assert load_pairs(tmp_path / "out")["raters"].to_pylist() == [1]
+
+
+def test_the_kind_of_a_margin_that_nobody_witnessed_is_that_of_its_own_two_sides(tmp_path: Path) -> None:
+    """Whoever graded other prompts, which a part of the input holds beside it or not."""
+    people = [rated(f"q{p}", *side) for p in range(9) for side in (("left", 9, "ann"), ("right", 2, "ben"))]
+    both = [rated("both", "left", 9, "ann"), rated("both", "right", 2, "gpt", kind="ai")]
+    judged = [rated("judged", text, score, "gpt", kind="ai") for text, score in (("left", 9), ("right", 2))]
+    built(tmp_path, people + both + judged)
+    whole = build_pairs(read_feedback(tmp_path / "file0.jsonl", "jsonl", kind="human"))
+    for table in (load_pairs(tmp_path / "out"), whole):
+        kinds = {row["prompt"][0]["content"]: row["kind"] for row in table.to_pylist()}
+        assert kinds == {**{f"q{p}": "human" for p in range(9)}, "both": "mixed", "judged": "ai"}
 
 
 def test_two_pairs_in_words_show_which_way_the_scale_goes(tmp_path: Path) -> None:
