@@ -5,6 +5,7 @@ and choices later on depend on the data, never on how it was cut into files.
 """
 
 import json
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -107,10 +108,26 @@ def _grades(
     prompt, base = prompt_of_row[rows], offsets_of(flat(table["completions"]))[rows]
     moved = {field: position[base + np.asarray(grades.field(field))] - start[prompt] for field in at}
     names = [codes(grades.field(key))[0] for key in ("kind", "aspect", "rater")]
-    order = np.lexsort((to_numpy(grades.field(value)), *names, *reversed(moved.values()), prompt))
+    keys = (to_numpy(grades.field(value)), *names, *reversed(moved.values()), prompt)
+    order = _by_the_rest(grades, np.lexsort(keys), keys, {value, "kind", "aspect", "rater", *at})
     taken = grades.take(pa.array(order))
     merged = with_fields(taken, {field: pa.array(index[order]) for field, index in moved.items()})
     return lists(np.searchsorted(prompt[order], np.arange(prompts)), merged)
+
+
+def _by_the_rest(grades: pa.StructArray, order: np.ndarray, keys: Sequence[np.ndarray], known: Collection[str]) -> np.ndarray:
+    """The order with grades whose keys are equal put in that of their other fields, such as notes."""
+    equal = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    places = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    tied = grades.take(pa.array(order[places]))
+    rest = []
+    for name in (one.name for one in grades.type.fields if one.name not in known):
+        if (column := tied.field(name)).null_count < len(tied):
+            rest.append(codes(pa.array(map(str, column.to_pylist())) if pa.types.is_nested(column.type) else column)[0])
+    if rest:
+        group = np.append(0, np.cumsum(~equal))[places]
+        order[places] = order[places][np.lexsort((*reversed(rest), group))]
+    return order
 
 
 def _sources(column: pa.Array, prompt_of_row: np.ndarray, first_row: np.ndarray) -> pa.Array:

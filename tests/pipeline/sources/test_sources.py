@@ -479,3 +479,22 @@ def test_a_text_that_rows_of_a_prompt_share_is_held_once_and_survives_rows_that_
     merged = {name: merge_prompts(large(table).combine_chunks())[0] for name, table in (("held", held), ("whole", whole))}
     assert merged["held"].equals(merged["whole"]) and merged["held"].num_rows == 1
     assert sorted(one["text"] for one in merged["held"]["completions"][0].as_py()) == sorted({long, "first", "second", long + "."})
+
+
+def test_grades_alike_but_for_their_notes_have_one_order_too() -> None:
+    """In FEEDBACK that is merged, whose files depend on that order."""
+    grades = [(0, "b", None), (0, "a", 0.1), (0, None, 0.2), (1, "q", 1.0), (1, "q", 0.5), (0, "a", 0.05)]
+
+    def row(some: list[tuple[int, str | None, float | None]]) -> pa.Table:
+        out = FeedbackBuilder("test")
+        out.prompt("Q")
+        replies = [out.completion("one"), out.completion("two")]
+        for at, note, spread in some:
+            out.rating(replies[at], 3, rater="r", note=note, spread=spread)
+            out.comparison(*replies, 1, rater="r", note=note, spread=spread)
+        return out.finish()
+
+    cuts = [(grades[:cut], grades[cut:]) for cut in range(7)]
+    found = [merge_prompts(pa.concat_tables([row(a), row(b)]).combine_chunks())[0] for one in cuts for a, b in (one, one[::-1])]
+    assert all(table.equals(found[0]) for table in found[1:])
+    assert len(found[0]["ratings"][0]) == 6
