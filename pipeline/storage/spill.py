@@ -23,14 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of, without_texts
 from mmpo.pipeline.tables import REPLY_KEYS, TOOLS
 
 ID_DIGITS = 32
 LEAST_BATCH_BYTES = 256 << 10
 """Of a run, a cell should have so much: a batch costs some KiB beside its rows."""
-ROW_BYTES = 250
-"""What a row takes in memory beside what is stored of it: optional fields, mostly null."""
 _GRADED = ("note", "probabilities")
 _TEXTS = {"completions": ("text", *REPLY_KEYS), "ratings": _GRADED, "comparisons": _GRADED}
 """Fields that are stored apart from the grades, beside the columns `prompt`, `extra` and `tools`."""
@@ -122,13 +120,10 @@ def _append(table: pa.Table, edges: np.ndarray, path: Path) -> Extent:
                 entry[name] = at + (sink.tell() or schemas[-1])
                 writer.write_batch(piece)
                 entry[end] = at + sink.tell()
-                entry["bytes"] += piece.nbytes
-            if name == "grades":
-                entries["light"] = entries["bytes"]
         parts.append(sink.getvalue())
         at += parts[-1].size
-    for name in ("light", "bytes"):
-        entries[name] += ROW_BYTES * entries["rows"]
+    for name, read in (("light", without_texts(table)), ("bytes", table)):  # what is stored once, or as nothing, is many in memory
+        entries[name] = [read.slice(low, edges[cell + 1] - low).nbytes for cell, low in zip(held, edges[held])]
     with open(path, "ab") as file:
         start = file.tell()
         for part in (_HEAD.pack(len(held), *schemas[1:], at), entries.tobytes(), *parts):

@@ -77,6 +77,19 @@ def test_one_prompt_is_one_group_whatever_its_size(tmp_path: Path) -> None:
     assert sum(sizes) == 300
 
 
+@pytest.mark.parametrize("texts", [True, False])
+def test_what_all_rows_have_counts_in_each_though_it_is_stored_once(tmp_path: Path, texts: bool) -> None:
+    out = FeedbackBuilder("test")
+    for number in range(400):
+        out.prompt(f"question {number}", '[{"name": "' + "t" * 5_000 + '"}]')
+        for _ in range(20):
+            out.rating(out.completion(f"reply {number}"), 1, rater="a rater with a long name", low=0, high=2, note="the same note")
+    [extents] = spilled([out.finish()], tmp_path / "spill", 1, 100)
+    groups = [group for [group] in read_spills([extents], 200_000, tmp_path, texts=texts)]
+    assert len(groups) >= 5
+    assert max(group.nbytes for group in groups) <= 200_000
+
+
 def test_disk_grows_with_the_rows_alone(tmp_path: Path) -> None:
     """Sixteen times the input in as many runs, cut into as many more cells, as a build does."""
 
