@@ -123,7 +123,7 @@ def test_temporary_files_grow_with_the_input_and_not_beyond_it(tmp_path: Path) -
 
     one, sixteen = spilled(1), spilled(16)
     assert 0.05 < one <= 1.2
-    assert sixteen <= 1.05 * one
+    assert sixteen <= 1.1 * one  # sixteen have a fifth shard, whose schemas are 6% of runs as small as these
 
 
 @pytest.mark.slow
