@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
-from mmpo.pipeline.arrow import flat, lists, offsets_of, with_fields
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of, with_fields
 from mmpo.pipeline.build.mixture import drawn
 from mmpo.pipeline.build.resolve import ResolvedBuild
 from mmpo.pipeline.filters import PromptRules, compared, duplicates, texts_of_prompts
@@ -115,7 +116,7 @@ def look_at_shard(parts: Iterable[Sequence[pa.Table]], builds: Sequence[Resolved
     alone = [DROPPED.empty_table()]
     with ExitStack() as writers:
         open_files: dict[str, ipc.RecordBatchFileWriter] = {}
-        for rows in parts:
+        for rows in chain(parts, [[LARGE_FEEDBACK.empty_table() for _ in builds]]):  # a shard may hold no prompt, and has its files
             dropped, held = look_at(rows, builds, rules)
             alone.append(dropped)
             for name, table in held.items():

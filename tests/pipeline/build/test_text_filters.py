@@ -270,6 +270,13 @@ def test_nothing_depends_on_workers_partitions_order_or_files(tmp_path: Path) ->
     assert contents(tmp_path / "c" / "out") == files
 
 
+def test_shards_without_a_prompt_are_nothing_to_compare(tmp_path: Path) -> None:
+    """Much text of two prompts, which fall into two of four shards at most."""
+    rows = [{**row, "completion": f"{row['completion']} {number}"} for number in range(20) for row in graded("one", "another")]
+    kept, _ = everything(tmp_path, write_rows(tmp_path / "none.jsonl", [{"prompt": "x y z"}]), rows, partition_bytes=200)
+    assert len({row["prompt_id"] for row in kept}) == 2
+
+
 def test_a_table_in_memory_gives_what_a_build_does(tmp_path: Path) -> None:
     rows = graded(*many(30), *SAME, replies=REPLIES)
     evaluation = tmp_path / "evaluation.txt"
