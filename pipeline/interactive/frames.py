@@ -1,8 +1,9 @@
 """Tables of other libraries in and out: pandas DataFrames, datasets.Dataset, pyarrow Tables; each is read as a file of the same rows."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from mmpo.pipeline.storage import InputFile
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 GENERIC = ("jsonl", "csv", "parquet")
 TABLES = {"DataFrame": "pandas", "Dataset": "datasets", "Table": "pyarrow"}
@@ -63,11 +64,17 @@ def _write_lines(frame: "DataFrame", path: Path) -> None:
         raise UserError(f"the DataFrame has two columns of the name {twice!r}: rename one of them")
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
     with path.open("wb") as file:
-        for number, row in enumerate(frame.itertuples(index=False, name=None)):
+        for number, row in enumerate(zip(*(_decimals(column) for _, column in frame.items()), strict=True)):
             try:
                 file.write(orjson.dumps(dict(zip(names, row, strict=True)), default=_plain, option=options))
             except (TypeError, ValueError) as error:
                 raise UserError(f"row {number} of the DataFrame holds what no file can: {error}") from None
+
+
+def _decimals(column: "Series") -> Iterable[Any]:
+    """A column's cells; numbers of less than double precision as the decimals they were written from, as those of Parquet are read."""
+    size = getattr(column.dtype, "itemsize", 8) if column.dtype.kind == "f" else 8
+    return column if size == 8 else column.to_numpy(f"float{8 * size}", na_value=float("nan")).astype(str).astype(float).tolist()
 
 
 def _plain(value: Any) -> Any:
@@ -75,6 +82,8 @@ def _plain(value: Any) -> Any:
     pandas = sys.modules["pandas"]
     if value is pandas.NA or value is pandas.NaT:
         return None
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, tuple | set | frozenset):
         return list(value)
     if hasattr(value, "tolist"):

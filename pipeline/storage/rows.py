@@ -285,20 +285,30 @@ class _Cells:
 
 
 def _shortest(column: pa.Array) -> pa.Array:
-    """The column with single-precision numbers, also in lists, as the decimals they were written from: 1.1, not 1.10000002384.
+    """The column with single-precision numbers, also in lists and objects, as the decimals they were written from: 1.1, not 1.10000002384;
+    so too a column of half precision.
 
-    The error of half a precision is far above the step that grades are rounded to, and would break true ties.
+    The error of such a precision is far above the step that grades are rounded to, and would break true ties.
     """
-    depth, kind = 0, column.type
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        depth, kind = depth + 1, kind.value_type
-    if not pa.types.is_float32(kind):
-        return column
-    for made in (pa.string(), pa.float64()):
-        for _ in range(depth):
-            made = pa.large_list(made)
-        column = column.cast(made)
-    return column
+    if pa.types.is_float16(column.type):
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        decimals = column.to_numpy(zero_copy_only=False).astype(str).astype(np.float64)  # Arrow has no shortest text of these
+        return pa.array(decimals, mask=~known)
+    text, number, same = (_with_singles_as(column.type, made) for made in (pa.string(), pa.float64(), pa.float32()))
+    return column if number == same else column.cast(text).cast(number)
+
+
+def _with_singles_as(kind: pa.DataType, made: pa.DataType) -> pa.DataType:
+    """The type with another one in the place of single precision."""
+    if pa.types.is_float32(kind):
+        return made
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_singles_as(field.type, made)) for field in kind.fields])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_with_singles_as(kind.value_type, made), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_with_singles_as(kind.value_type, made))
+    return kind
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Feedback and pairs from DataFrames and Datasets, with the options that files have, and back."""
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_cells_of_a_frame_are_read_as_those_of_a_file() -> None:
     assert [(one["completion"], one["rater"], one["score"]) for one in row["ratings"]] == [
         (0, "Anna", 4.5), (1, "Anna", 2.0), (1, "Ben", 1.5)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["float32", "Float32", "float[pyarrow]", "float16", "decimal"])
+def test_numbers_of_a_frame_are_the_decimals_they_were_written_from(kind: str) -> None:
+    """Averages of 1.1 and 1.3 and of 1.2 twice are a tie, which the error of single precision would make a win by 6e-8."""
+    given = [1.1, 1.3, 1.2, 1.2, None]
+    decimals = [None if one is None else Decimal(str(one)) for one in given]
+    score = pd.Series(decimals if kind == "decimal" else given, dtype="object" if kind == "decimal" else kind)
+    frame = pd.DataFrame({"prompt": "Q", "completion": list("aabbc"), "rater": list("xyxyx"), "score": score})
+    [pair] = build_pairs(read_feedback(frame)).to_pylist()
+    assert (pair["quality_margin"], pair["score_chosen"], pair["preferring"]) == (0.0, 1.2, 1)
 
 
 def test_what_pandas_has_for_nothing_is_no_grade() -> None:
