@@ -28,7 +28,7 @@ from mmpo.pipeline.build.mixture import (
 )
 from mmpo.pipeline.build.prompt_filters import STAGE, LookedAt, look_at_shard, read_dropped, without_dropped
 from mmpo.pipeline.build.resolve import ResolvedBuild, merged_grades
-from mmpo.pipeline.build.summary import Example, examples_of, largest, sides_of
+from mmpo.pipeline.build.summary import Example, sides_of, with_examples
 from mmpo.pipeline.filters import PromptRules
 from mmpo.pipeline.grades.answers import DIFFERS, Answers, drop_thinking
 from mmpo.pipeline.grades.rules import PairRules
@@ -334,7 +334,7 @@ def _pairs(
     if writer is not None and writer.repeating is None and len(pairs.prompt):
         writer.repeating = repeating(int(has_pair.sum()), len(pairs.prompt))
     table = pairs_table(batch, pairs, build.keys, repeating=writer is not None and bool(writer.repeating))
-    result.examples = largest([*result.examples, *examples_of(table)])
+    result.examples = with_examples(result.examples, table)
     result.ties += int((pairs.quality_margin == 0).sum())
     result.rounded_ties += int(pairs.rounded_ties.sum())
     if build.rules.evidence == "ratings" and (ends := build.score_range()):

@@ -37,19 +37,28 @@ class Example(NamedTuple):
         return {"better": self.better, "worse": self.worse, "margin": -self.negative_margin}
 
 
-def examples_of(pairs: pa.Table) -> list[Example]:
-    """The pairs of the largest margins of a table of PAIRS, of two prompts."""
+def with_examples(examples: Sequence[Example], pairs: pa.Table) -> list[Example]:
+    """The examples, unless pairs of a table of PAIRS have larger margins: then these, of two prompts."""
     margins = np.asarray(flat(pairs["quality_margin"]))
-    found: list[Example] = []
     most = min(50 * EXAMPLES, len(margins))
-    rows = np.flatnonzero(margins >= np.partition(margins, -most)[-most]) if most else np.zeros(0, dtype=np.int64)
-    for row in rows[np.argsort(-margins[rows], kind="stable")][:most].tolist():
-        one = pairs.slice(row, 1).select(["chosen_id", "rejected_id", "prompt_id", "chosen", "rejected"]).to_pylist()[0]
-        texts = (as_text(one[side][0])[:EXAMPLE_CHARACTERS] for side in ("chosen", "rejected"))
-        found = largest([*found, Example(-float(margins[row]), (one["chosen_id"], one["rejected_id"]), one["prompt_id"], *texts)])
-        if len(found) == EXAMPLES:
+    if not most or (len(examples) == EXAMPLES and -margins.max() > examples[-1].negative_margin):
+        return list(examples)
+    rows = np.flatnonzero(margins >= np.partition(margins, -most)[-most])
+    rows = rows[np.argsort(-margins[rows], kind="stable")][:most]
+    best: dict[str, tuple[float, tuple[str, str], int]] = {}
+    for row, one in zip(rows.tolist(), pairs.select(["chosen_id", "rejected_id", "prompt_id"]).take(pa.array(rows)).to_pylist()):
+        new = (-float(margins[row]), (one["chosen_id"], one["rejected_id"]), row)
+        best[one["prompt_id"]] = min(best.get(one["prompt_id"], new), new)
+        if len(best) == EXAMPLES:
             break
-    return found
+    more = [
+        Example(*new[:2], prompt, *(_shown(pairs[side][new[2]]) for side in ("chosen", "rejected"))) for prompt, new in best.items()
+    ]
+    return largest([*examples, *more])
+
+
+def _shown(reply: pa.Scalar) -> str:
+    return as_text(reply.as_py()[0])[:EXAMPLE_CHARACTERS]
 
 
 def largest(examples: Sequence[Example]) -> list[Example]:

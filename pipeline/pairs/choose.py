@@ -65,9 +65,10 @@ def _rated(table: pa.Table, rules: PairRules, most: int | None = None) -> _Candi
     gaps = own_gaps(grades, chosen, rejected)
     score_chosen, score_rejected = scores[chosen], scores[rejected]
     # Of the scores as they were: scores rounded first make two margins of one, 4 − 11/3 and 11/3 − 10/3.
-    step = np.maximum(steps[chosen], steps[rejected])
+    step = np.maximum(steps[chosen], steps[rejected]) if isinstance(step, np.ndarray) else step
     margin = rounded(placed[chosen] - placed[rejected], step)
-    margin = np.where((score_chosen == score_rejected) | (margin <= 0), rounded(score_chosen - score_rejected, step), margin)
+    near = np.flatnonzero((score_chosen == score_rejected) | (margin <= 0))
+    margin[near] = rounded(score_chosen[near] - score_rejected[near], step[near] if isinstance(step, np.ndarray) else step)
     rounded_ties = (margin == 0) & differ(exact[chosen], exact[rejected], unequal[chosen])
     if rules.origin:
         scores = rounded(scores + rules.origin, steps)

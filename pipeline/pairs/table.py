@@ -74,9 +74,17 @@ def pairs_table(
     }
     if TOOLS in schema.names:
         columns[TOOLS] = prompt.take(flat(feedback[TOOLS]))
+    texts = completions.field("text")
+    # once for both sides: long texts take their time
+    said = texts.dictionary_encode() if repeating and not texts.null_count else None
     for side in ("chosen", "rejected"):
-        at = _Places.of(getattr(pairs, side), repeating)
-        columns[side] = _replies(completions, at, kind)
+        places = getattr(pairs, side)
+        at = _Places.of(places, repeating)
+        if said is None or len(said.dictionary) == len(texts):
+            content = at.take(texts, distinct=said is not None)
+        else:
+            content = _Places.of(np.asarray(said.indices)[places], repeating).take(said.dictionary, distinct=True)
+        columns[side] = _replies(completions, at, content, kind)
         columns[f"{side}_id"] = at.take(completions.field("id"))
         columns[f"{side}_model"] = at.take(completions.field("model"))
         columns[f"score_{side}"] = pa.array(getattr(pairs, f"score_{side}"), from_pandas=True)
@@ -84,8 +92,8 @@ def pairs_table(
 
 
 class _Places(NamedTuple):
-    """Where the texts of a column stand. once: distinct places in the order of their first use, None where none is said twice;
-    at: of each row its place, among `once` where that is given."""
+    """Where the texts of a column stand. once: distinct places in order, None where none is said twice; at: of each row its place, among
+    `once` where that is given."""
 
     once: pa.Array | None
     at: pa.Array
@@ -95,19 +103,22 @@ class _Places(NamedTuple):
         """From each row's place, shape (rows,)."""
         if not repeating:
             return cls(None, pa.array(at))
-        first = np.full(int(at.max(initial=-1)) + 1, -1)
-        first[at[::-1]] = np.arange(len(at) - 1, -1, -1)
-        once = np.flatnonzero(first >= 0)
-        once = once[np.argsort(first[once])]
-        first[once] = np.arange(len(once))
-        return cls(pa.array(once), pa.array(first[at].astype(np.int32)))
+        if len(at) and (at == at[0]).all():
+            return cls(pa.array(at[:1]), pa.array(np.zeros(len(at), dtype=np.int32)))
+        used = np.zeros(int(at.max(initial=-1)) + 1, dtype=bool)
+        used[at] = True
+        number = np.cumsum(used, dtype=np.int32) - np.int32(1)
+        return cls(pa.array(np.flatnonzero(used)), pa.array(number[at]))
 
-    def take(self, texts: pa.Array) -> pa.Array:
-        """The rows' texts; a dictionary of distinct ones where places are used again."""
+    def take(self, texts: pa.Array, *, distinct: bool = False) -> pa.Array:
+        """The rows' texts; a dictionary of distinct ones where places are used again. distinct: whether the texts are known to be."""
         if self.once is None:
             return texts.take(self.at).cast(pa.string())
-        texts = texts.take(self.once).cast(pa.string()).dictionary_encode()
-        return pa.DictionaryArray.from_arrays(texts.indices.take(self.at), texts.dictionary, safe=False)
+        texts, at = texts.take(self.once).cast(pa.string()), self.at
+        if not distinct:
+            encoded = texts.dictionary_encode()
+            texts, at = encoded.dictionary, encoded.indices.take(at)
+        return pa.DictionaryArray.from_arrays(at, texts, safe=False)
 
 
 def _messages(offsets: np.ndarray, fields: Mapping[str, pa.Array], kind: pa.ListType) -> pa.ListArray:
@@ -116,11 +127,11 @@ def _messages(offsets: np.ndarray, fields: Mapping[str, pa.Array], kind: pa.List
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.StructArray.from_arrays(arrays, names))
 
 
-def _replies(completions: pa.StructArray, at: _Places, kind: pa.ListType) -> pa.ListArray:
-    """Each completion as a conversation of one assistant message."""
+def _replies(completions: pa.StructArray, at: _Places, content: pa.Array, kind: pa.ListType) -> pa.ListArray:
+    """Each completion as a conversation of one assistant message with this content."""
     size = len(at.at)
     fields = {"role": _Places.of(np.zeros(size, dtype=np.int64), at.once is not None).take(pa.array(["assistant"]))}
-    fields |= {"content": at.take(completions.field("text"))}
+    fields["content"] = content
     fields |= {key: at.take(completions.field(key)) for key in _keys(kind) if key in REPLY_KEYS}
     return _messages(np.arange(size + 1), fields, kind)
 

@@ -84,7 +84,7 @@ def parse_line(line: bytes) -> tuple[Any, str | None, dict[str, Any]]:
     try:
         return orjson.loads(line), None, {}
     except orjson.JSONDecodeError:
-        pass
+        line = line.removesuffix(b"\n")
     try:
         return json.loads(line.decode()), None, {}
     except UnicodeDecodeError as error:
@@ -126,7 +126,7 @@ def array_rows(file: InputFile, on_reject: OnReject) -> Iterator[tuple[int, dict
 
 
 def _shown(line: bytes) -> str:
-    return line[:SHOWN_BYTES].decode(errors="backslashreplace")
+    return line.removesuffix(b"\n")[:SHOWN_BYTES].decode(errors="backslashreplace")
 
 
 BATCH_ROWS = 1024
@@ -241,14 +241,14 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
 
 
 def _range(chunk: Chunk) -> Iterator[bytes]:
-    """The lines of a byte range, a block at a time, so that each is parsed while the processor's caches hold it."""
+    """The lines of a byte range with their ends, a block at a time, so that each is parsed while the processor's caches hold it."""
     start, end = BOM if chunk.offset == 0 else b"", chunk.offset + chunk.length
     try:
         with open(chunk.file.path, "rb", BLOCK_BYTES) as raw:
             at = raw.seek(chunk.offset)
             while at < end and (line := raw.readline()):
                 at += len(line)
-                yield line.removeprefix(start).removesuffix(b"\n")
+                yield line.removeprefix(start)
                 start = b""
     except OSError as error:
         raise UserError(f"{chunk.name}: can't be read: {error.strerror or error}") from error

@@ -222,6 +222,8 @@ def _table(held: Held, texts: bool) -> pa.Table:
         grades.clear()
         more.clear()
         found.append(_whole(*halves))
+    if len(found) == 1:  # as nearly always: all of it would be copied
+        return found[0]
     return pa.concat_tables([LARGE_FEEDBACK.empty_table(), *found]).combine_chunks()
 
 
@@ -320,6 +322,8 @@ def _packed(name: str, values: pa.Array) -> tuple[pa.Array, pa.Field]:
 
 def _all_one(values: pa.Array) -> bool:
     """Whether all values are the first one; 0.0 is left alone, which -0.0 equals."""
+    if not values[0].equals(values[-1]):
+        return False
     return bool(pc.all(pc.equal(values, values[0])).as_py()) and not (pa.types.is_floating(values.type) and values[0].as_py() == 0)
 
 
