@@ -1,7 +1,6 @@
 """The package `mmpo` itself: its version, and its four packages when they are asked for. Importing it imports none of them."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 _PARTS = ("annotate", "cli", "pipeline", "train")
@@ -9,6 +8,8 @@ _PARTS = ("annotate", "cli", "pipeline", "train")
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # a fifth of what a shell's completion takes
+
         return version("mmpo")
     if name in _PARTS:
         return import_module(f"mmpo.{name}")
