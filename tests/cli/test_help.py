@@ -163,7 +163,7 @@ def test_help_costs_little_more_than_typer_and_rich_and_completion_is_quick() ->
         helped.append(cpu_seconds("-c", MAIN, "--help"))
         complete.append(cpu_seconds("-c", MAIN, **typed))
     assert min(helped) < 1.5 * min(base)
-    assert min(complete) < 0.3
+    assert min(complete) < max(0.3, 3 * min(base))  # on a machine that is slow at anything
 
 
 def test_quiet_and_verbose_mean_the_same_everywhere(tmp_path: Path) -> None:
