@@ -1,10 +1,11 @@
 """What the commands that ask models say while they do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mmpo.annotate.asking import keys_of_model
+from mmpo.annotate.generate import GenerateOptions
 from mmpo.cli.output import say
 from mmpo.pipeline.progress import ProgressReporter, waiting
 
@@ -48,6 +49,20 @@ def local_engine(given: str | Mapping[str, Any]) -> Any:
     from mmpo.train.options import LocalOptions
 
     return LocalModel(**keys_of_model(LocalOptions, given, "local model", "--local"))
+
+
+@contextmanager
+def local_engines(given: Sequence[str | Mapping[str, Any]], options: GenerateOptions) -> Iterator[list[Any]]:
+    """The models that `--local` names, on the engine that the options name, as long as the block lasts."""
+    if not given:
+        yield []
+        return
+    from mmpo.train import local_models
+    from mmpo.train.options import LocalOptions
+
+    asked = [keys_of_model(LocalOptions, one, "local model", "--local") for one in given]
+    with local_models(asked, engine=options.engine, ray_address=options.ray_address, workers=options.workers) as found:
+        yield found
 
 
 def told_of(counts: Any) -> str:

@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "replies": "n max_tokens temperature system | top_p stop keep seed",
         "output": "out dry_run as_json",
         **{title: names for title, names in _ENDPOINT.items() if title != "endpoint"},
+        "running": "engine ray_address workers",
     },
     "judge": {
         "judges": "model judges base_url | api_key_env headers extra_body",
@@ -51,7 +52,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "model": "model | reference beta chat_template trust_remote_code",
         "rows": "max_length max_prompt_length | thinking graded_part",
         "output": "out as_json",
-        "running": "tokens_per_batch bf16 | layout cache",
+        "running": "tokens_per_batch bf16 | layout cache engine ray_address workers",
     },
     "argilla push": {
         "dataset": "dataset workspace as_json | api_url",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmpo.train.advise import completion_features
     from mmpo.train.evaluation import evaluate
-    from mmpo.train.inference import LocalModel
+    from mmpo.train.inference import LocalModel, local_models
     from mmpo.train.options import TrainOptions
     from mmpo.train.release import merge
     from mmpo.train.scoring import score
@@ -22,6 +22,7 @@ __all__ = [
     "TrainOptions",
     "completion_features",
     "evaluate",
+    "local_models",
     "merge",
     "score",
     "train_policy",
@@ -31,6 +32,7 @@ __all__ = [
 _ROOMS = {
     "TrainOptions": "options",
     "LocalModel": "inference",
+    "local_models": "inference",
     "evaluate": "evaluation",
     "merge": "release",
     "score": "scoring",

@@ -26,6 +26,7 @@ from mmpo.pipeline.storage import cache_folder, text_digest, url_of
 
 NOT_OF_THE_RECIPE = (
     "journal", "concurrency", "timeout", "retries", "patience", "batch_poll", "requests_per_minute", "tokens_per_minute",
+    "engine", "ray_address", "workers",
 )  # fmt: skip
 """Options that change how fast or where, never what comes out."""
 OF_THE_RUN_ITSELF = frozenset(("model", "messages", "n", "logprobs", "top_logprobs", "stream"))

@@ -43,8 +43,15 @@ WAITING = 4
 """Requests that wait for each place of an engine: among them it finds those of like length, and those of one prompt."""
 
 
-def check_local(engines: Sequence[LocalEngine], max_tokens: int, *, batch: bool) -> None:
-    """Raise UserError where a reply of so many tokens leaves a model no room for a prompt, and where models would be asked by batches."""
+def check_local(engines: Sequence[LocalEngine], max_tokens: int, *, batch: bool, engine: str = "local") -> None:
+    """Raise UserError where a reply of so many tokens leaves a model no room for a prompt, where models would be asked by batches, and
+    where the options name an engine that none of them is on."""
+    if engine != "local" and not engines:
+        raise UserError(f"--engine {engine} is for models that this command runs itself: name one by --local DIR, or leave it out")
+    if engine != "local" and (here := [one.name for one in engines if getattr(one, "engine", "local") == "local"]):
+        raise UserError(
+            f"engine {engine!r}: {here[0]} is a model in this process; make it by mmpo.train.local_models([...], engine={engine!r})"
+        )
     if engines and batch:
         raise UserError("--batch is for models at endpoints; run those on this machine without it, into the same journal")
     for one in engines:

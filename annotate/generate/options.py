@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field
 
 from mmpo.annotate.asking import AskingOptions, asked_models, json_object
 from mmpo.annotate.client import EndpointSettings
+from mmpo.pipeline.engines import ENGINES, check_engine
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, Count, Share, options
+from mmpo.pipeline.options import LISTED, MAPPED, NUMBER, Count, OneOf, Share, options
 
 Temperature = Annotated[float, Field(ge=0, le=2), NUMBER]
 
@@ -62,9 +63,17 @@ class GenerateOptions(AskingOptions):
     """Replies that become candidates all the same, separated by commas: cut, refused, content_filter."""
     seed: Annotated[int, NUMBER] = 0
     """Every candidate's own seed is drawn from this one, its prompt's id and its number."""
+    engine: Annotated[str, OneOf(ENGINES)] = "local"
+    """Where models of --local write: local, in this process, or ray: on the GPUs (without any, the CPUs) of a Ray cluster, or of a Ray of
+    its own on this machine."""
+    ray_address: str | None = None
+    """The head of a running Ray, HOST:PORT or auto, for --engine ray (RAY_ADDRESS; else one is started on this machine for the run)."""
+    workers: Count | None = None
+    """For --engine ray: processes that hold a model (one for each GPU, without any one for each CPU)."""
 
     def __post_init__(self) -> None:
         json_object(self.extra_body)
+        check_engine(self.engine, self.ray_address, self.workers)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UserError(f"stop: {list(self.stop)!r} must be texts, none of them empty")
 

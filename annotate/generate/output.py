@@ -121,7 +121,8 @@ def finish(
         accounting = _accounted(before["counts"] if built else {}, totals, prompts, unasked)
         spent = journal.spent()
         models = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals)]
-        describe(folder, metadata, prompts, accounting, digests, models=models)
+        engine = {"engine": {"name": options.engine}} if any(row["local"] for row in models) else {}
+        describe(folder, metadata, prompts, accounting, digests, models=models, **engine)
     costs = [row["cost"] for row in models if not row["local"]]
     reasons = sum((one.reasons + one.failed for one in totals), Counter())
     finished = not stop.reason and not any(row["left"] or row["failed"] for row in models)

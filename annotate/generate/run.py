@@ -49,7 +49,7 @@ def prepared(
     asked = sampled_models(options, models) if models else []
     asked += [settings_of(one) for one in local]
     check_names([one.name for one in asked])
-    check_local(local, options.max_tokens, batch=options.batch)
+    check_local(local, options.max_tokens, batch=options.batch, engine=options.engine)
     prices = load_prices(options.prices)
     check_prices(options, asked[: len(models)], prices)
     sources = [prompts] if isinstance(prompts, str | Path) else list(prompts)

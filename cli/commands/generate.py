@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mmpo.annotate.generate import GenerateOptions
-from mmpo.cli.asking import asking, counted, local_engine, say_end
+from mmpo.cli.asking import asking, counted, local_engines, say_end
 from mmpo.cli.flags import with_flags
 from mmpo.cli.output import AsJson, print_json, print_rows, say
 from mmpo.pipeline.options import options_from
@@ -53,7 +53,7 @@ def generate(
     if dry_run:
         from mmpo.annotate.generate import estimate, prepared
 
-        with prepared(prompts, out, options, models or [], [local_engine(one) for one in local or ()]) as plan:
+        with local_engines(local or [], options) as engines, prepared(prompts, out, options, models or [], engines) as plan:
             summary = estimate(plan)
         _say_estimate(summary)
         print_json(summary, as_json)
@@ -69,8 +69,8 @@ def run_generate(
     """Have the models write candidates, with progress; the summary, which is also said."""
     from mmpo.annotate.generate import generate as write
 
-    with asking("generate") as progress:
-        summary = write(prompts, out, options=options, models=models, local=[local_engine(one) for one in local], progress=progress)
+    with local_engines(local, options) as engines, asking("generate") as progress:
+        summary = write(prompts, out, options=options, models=models, local=engines, progress=progress)
     _say_written(summary)
     return summary
 

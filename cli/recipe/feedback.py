@@ -17,7 +17,7 @@ from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.commands.score import run_score
 from mmpo.cli.output import say
 from mmpo.cli.recipe.model import Recipe
-from mmpo.cli.recipe.stages import Stages, weights_of
+from mmpo.cli.recipe.stages import Stages, weights_of, without_place
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -106,7 +106,7 @@ def candidates(recipe: Recipe, stages: Stages, inputs: list[str], said: dict[str
         key = {"options": dataclasses.asdict(reading), "inputs": inputs}
         said["candidates"] = stages.do("candidates", key, lambda: run_build("candidates", recipe.inputs, out, reading), out)
         return out
-    key = {"options": dataclasses.asdict(generate), "models": recipe.models, "local": recipe.local, "inputs": inputs}
+    key = {"options": without_place(generate), "models": recipe.models, "local": recipe.local, "inputs": inputs}
     key["weights"] = [weights_of(one.split(",")[0] if isinstance(one, str) else one["model"]) for one in recipe.local]
     work = _finished("models", build.max_rejects, lambda: run_generate(recipe.inputs, out, generate, recipe.models, recipe.local))
     said["generate"] = stages.do("generate", key, work, out)
@@ -118,7 +118,7 @@ def grades(recipe: Recipe, stages: Stages, folder: Path, said: dict[str, Any]) -
     score, judge, most = recipe.score, recipe.judge, recipe.build.max_rejects if recipe.build else 0.0
     if score is not None:
         of, folder = folder, stages.out / "scored"
-        key: dict[str, Any] = {"options": dataclasses.asdict(score), "models": recipe.scorers, "candidates": manifest_text(of)}
+        key: dict[str, Any] = {"options": without_place(score), "models": recipe.scorers, "candidates": manifest_text(of)}
         scorers = [vars(one) for one in scorers_of(recipe.scorers)]
         key["weights"] = [weights_of(one[name]) for one in scorers for name in ("model", "reference") if one[name]]
         said["score"] = stages.do("score", key, lambda: run_score(of, stages.out / "scored", score, scorers), folder)

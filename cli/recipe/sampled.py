@@ -1,6 +1,5 @@
 """What a policy writes: its replies to held-out prompts, beside those of the model that a loop began with, measured and graded."""
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyarrow as pa
 from mmpo.cli.commands.generate import run_generate
 from mmpo.cli.recipe.feedback import grades, manifest_text
 from mmpo.cli.recipe.model import Recipe
-from mmpo.cli.recipe.stages import Stages, weights_of
+from mmpo.cli.recipe.stages import Stages, weights_of, without_place
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.metrics import mean_interval
@@ -69,7 +68,7 @@ def sampled(recipe: Recipe, stages: Stages, prompts: Path, start: Replies, began
     """
     out, generate, policy = stages.out, recipe.generate, recipe.local[-1]
     assert generate is not None
-    key = {"options": dataclasses.asdict(generate), "policy": {**policy, "model": weights_of(policy["model"])}}
+    key = {"options": without_place(generate), "policy": {**policy, "model": weights_of(policy["model"])}}
     key["prompts"] = manifest_text(prompts)
     replies = out / "replies"
     stages.do("generate", key, lambda: run_generate([prompts], replies, generate, [], [policy]), replies)

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ WEIGHTS = (".safetensors", ".bin", ".json", ".jinja")
 HOW_MADE = ("mmpo.json", "training_args.bin")
 """The kinds of files of a model's folder that make it what it is; and those of these kinds that say how it was made."""
 
+WHERE = ("engine", "ray_address", "workers")
+
 
 def key_of(values: Mapping[str, Any]) -> str:
     """A digest of JSON values that doesn't depend on the order of their keys.
@@ -31,6 +34,11 @@ def key_of(values: Mapping[str, Any]) -> str:
     """
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
     return text_digest(text)
+
+
+def without_place(options: Any) -> dict[str, Any]:
+    """Options as a stage's key has them: without those that say where it runs, which alter nothing that it makes."""
+    return {name: value for name, value in asdict(options).items() if name not in WHERE}
 
 
 class Stages:

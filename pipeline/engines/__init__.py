@@ -1,5 +1,6 @@
 """Engines: where the stages of a build run, on this machine or on a cluster; all in ENGINES."""
 
+from mmpo.pipeline.engines.actors import ActorPool, Actors, said_of_node
 from mmpo.pipeline.engines.base import SPILLED, Engine, Runner
 from mmpo.pipeline.engines.local import ThisMachine
 from mmpo.pipeline.engines.ray import RayCluster
@@ -9,7 +10,9 @@ ENGINES = {"local": ThisMachine, "ray": RayCluster}
 """By name: called with the number of workers and an address, each None where it is not given."""
 
 
-def check_engine(engine: str, address: str | None) -> None:
-    """Raise UserError where an address is given to an engine that has none."""
+def check_engine(engine: str, address: str | None, actors: int | None = None) -> None:
+    """Raise UserError where an address, or a number of actors, is given to an engine that has none."""
     if address is not None and engine != "ray":
         raise UserError(f"--ray-address {address} goes with --engine ray; give that as well, or leave the address out")
+    if actors is not None and engine == "local":
+        raise UserError(f"--workers {actors} goes with --engine ray: this process alone holds a model otherwise; leave it out")

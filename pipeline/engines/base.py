@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mmpo.pipeline.engines.actors import Actors
 
 SPILLED = ".spill"
 """How files end that are for other tasks alone; their names begin with the number of the shard whose task reads them, and a hyphen."""
@@ -45,6 +48,10 @@ class Engine(Protocol):
 
     def running(self, workers: int, folder: Path, scratch: Path, memory: int = 0) -> AbstractContextManager[Runner]:
         """A runner of at most so many tasks at a time, each of so many bytes of memory. An error in the block ends them."""
+        ...
+
+    def actors(self, count: int | None = None) -> AbstractContextManager["Actors | None"]:
+        """Places for so many processes that hold a model each, None: for as many as there are; None: this process is the only one."""
         ...
 
     def about(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ class ThisMachine:
                 pool.shutdown(wait=True, cancel_futures=True)
             raise
         pool.shutdown()
+
+    def actors(self, count: int | None = None) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def about(self) -> dict[str, Any]:
         return {"name": "local"}

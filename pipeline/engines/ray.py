@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mmpo.pipeline.engines.actors import Actors, value_of
 from mmpo.pipeline.engines.base import SPILLED
 from mmpo.pipeline.engines.held import held_folder
 from mmpo.pipeline.engines.local import interrupts_wait
@@ -45,6 +46,8 @@ LOOK_SECONDS, MOST_MISSED = 3.0, 5
 STOP_SECONDS = 20.0
 CHECK_SECONDS = 120.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+LOST_BUILD = ", and with it what was done so far; nothing was written. Once it is up again, the same command begins anew"
+LOST_ACTORS = "; what came so far is kept. Once it is up again, the same command goes on"
 LONGEST_TEMPORARY = 40
 """Characters of a folder's name that sockets of Ray may lie in: the system allows 107 in all."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -151,8 +154,7 @@ class RayCluster:
             runner = _RayRunner(self._ray, homes, token, workers, min(memory, most), str(homes[SCRATCH]) if self.here else None)
             over = threading.Event()
             if not self.here:
-                address = self._ray.get_runtime_context().gcs_address
-                threading.Thread(target=_watch, args=(address, homes[OUTPUT], over), daemon=True).start()
+                self._watch(lambda: shutil.rmtree(homes[OUTPUT], ignore_errors=True), LOST_BUILD, over)
             try:
                 yield runner
             except BaseException:
@@ -166,6 +168,17 @@ class RayCluster:
                 over.set()
                 (folder / TOKEN).unlink(missing_ok=True)
                 shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
+
+    @contextmanager
+    def actors(self, count: int | None = None) -> Iterator[Actors]:
+        with held_folder("mmpo-actors-") as scratch, self._started(self.workers, scratch) if self.here else nullcontext():
+            over = threading.Event()
+            if not self.here:
+                self._watch(lambda: shutil.rmtree(scratch, ignore_errors=True), LOST_ACTORS, over)
+            try:
+                yield Actors(self._ray, self.nodes, self.check, count)
+            finally:
+                over.set()
 
     def about(self) -> dict[str, Any]:
         cpus = sum(int(node["Resources"]["CPU"]) for node in self.nodes)
@@ -219,6 +232,10 @@ class RayCluster:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray puts its own there
 
+    def _watch(self, clean: Callable[[], None], words: str, over: threading.Event) -> None:
+        address = self._ray.get_runtime_context().gcs_address
+        threading.Thread(target=_end_without, args=(address, clean, words, over), daemon=True).start()
+
     def _look(self) -> None:
         """What the nodes have."""
         self.nodes = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
@@ -264,9 +281,9 @@ def check_answers(address: str, named: str) -> None:
         raise UserError(f"{named}: something else than Ray is there. {todo}")
 
 
-def _watch(head: str, folder: Path, over: threading.Event) -> None:
-    """End this process, and remove the folder, where the cluster's head is gone, until it is over. Ray lets calls hang then, and ends the
-    process itself after a minute, without a word.
+def _end_without(head: str, clean: Callable[[], None], words: str, over: threading.Event) -> None:
+    """Clean up and end this process where the cluster's head is gone, until it is over. Ray lets calls hang then, and ends the process
+    itself after a minute, without a word.
     """
     host, _, port = head.rpartition(":")
     missed = 0
@@ -277,11 +294,8 @@ def _watch(head: str, folder: Path, over: threading.Event) -> None:
         except OSError:
             missed += 1
         if missed == MOST_MISSED:
-            say(
-                f"error: --engine ray: the head of the Ray cluster at {head} is gone, and with it what was done so far; nothing was "
-                "written. Once it is up again, the same command begins anew"
-            )
-            shutil.rmtree(folder, ignore_errors=True)
+            say(f"error: --engine ray: the head of the Ray cluster at {head} is gone{words}")
+            clean()
             os._exit(2)
 
 
@@ -359,15 +373,9 @@ class _RayRunner:
         return refs if shards else [refs]
 
     def _got(self, ref: Any) -> Any:
-        errors = self.ray.exceptions
         try:
-            return self.ray.get(ref)
-        except errors.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, UserError):
-                raise cause from None
-            raise cause from error
-        except errors.RayError as error:
+            return value_of(self.ray, ref)
+        except self.ray.exceptions.RayError as error:
             raise UserError(
                 f"--engine ray: a task was lost for good: {_first_line(error)}. Look at memory and disk of the nodes (ray status); the "
                 "same command begins anew"

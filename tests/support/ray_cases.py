@@ -53,8 +53,10 @@ def run_inside(script: str, *words: object, timeout: float = 240) -> Any:
 def cluster(nodes: int, **head: Any) -> Any:
     """A Ray of so many nodes of one CPU each, in this process's namespace: `address`, `add_node`, `remove_node`, `shutdown`. head: more of
     the first one's settings."""
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
+    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # where it notes its address; it makes the folder of its logs alone
     logs = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets lie there, whose names must not be long
     atexit.register(shutil.rmtree, logs, ignore_errors=True)
     node = {"num_cpus": 1, "object_store_memory": 200 << 20}
@@ -66,12 +68,12 @@ def cluster(nodes: int, **head: Any) -> Any:
 
 
 def workers_of(process: int) -> list[int]:
-    """The processes of tasks at work that descend from this one."""
+    """The processes of tasks at work, and of actors, that descend from this one."""
     parents, working = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::at_work"):
+            if (folder / "cmdline").read_bytes().startswith((b"ray::at_work", b"ray::_Actor")):
                 working.append(int(folder.name))
         except OSError:
             continue

@@ -6,13 +6,13 @@ first, and saves as it goes. Several processes share the work; the first alone r
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from mmpo.train.model import (
 
 BATCHES_PER_CHUNK = 8
 """Micro-batches' worth of tokens computed between two saves: few to lose, enough to fill micro-batches."""
+CHUNKS_PER_ACTOR = 4
+"""Where several processes compute: at least so many for each, if they hold a micro-batch."""
 
 Work = tuple[PromptPairs, np.ndarray]
 """A prompt with only those of its completions that are missing (its pairs mean nothing); their places among all keys."""
@@ -78,6 +80,54 @@ def predict_values(
                     found[id(prompt)].append(part)
     model.train(was_training)
     return [np.concatenate(found[id(prompt)]) for prompt in prompts]
+
+
+@dataclass
+class Predictor:
+    """Computes what a model gives completions, all finite, some prompts at a time. called: what messages call it; longest: tokens of the
+    longest row of all; plan: None: as `choose_plan` finds it at the first call, by the layout; options: of `predict_values`.
+    """
+
+    model: nn.Module
+    kind: str
+    called: str
+    longest: int
+    layout: str = "auto"
+    plan: ExecutionPlan | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, prompts: Sequence[PromptPairs]) -> np.ndarray:
+        """The values of the prompts' completions in their order, float64. Raises UserError."""
+        if not prompts:
+            return np.zeros(0)
+        try:
+            if self.plan is None:  # one serves for all, and is looked for only when it is needed
+                self.model.to(self.options["device"])
+                self.plan = choose_plan(self.model, self.kind, self.longest, self.layout)
+            values = predict_values(self.model, self.kind, prompts, plan=self.plan, **self.options)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the memory ran out while the {self.called}'s {_VALUES[self.kind]}s were computed: set tokens_per_batch lower "
+                "(--tokens-per-batch)"
+            ) from error
+        bad = [prompt.prompt_id for prompt, found in zip(prompts, values, strict=True) if not np.isfinite(found).all()]
+        if bad:
+            raise UserError(
+                f"the {self.called} gives completions of {len(bad)} prompts no finite {_VALUES[self.kind]} (prompt_id "
+                f"{some_ids(bad, 3)}): check the model's weights, and try it without bf16"
+            )
+        return np.concatenate(values)
+
+
+class Elsewhere(Protocol):
+    """Other processes that hold the same model. tokens: that they compute at once; count: how many they are."""
+
+    tokens: int
+    count: int
+
+    def __call__(self, chunks: Sequence[Sequence[PromptPairs]], longest: int) -> Generator[tuple[int, np.ndarray]]:
+        """The number of each chunk and the values of its completions, as they come. longest: tokens of the longest row of all."""
+        ...
 
 
 def token_runs(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
@@ -129,6 +179,7 @@ def cached_values(
     called: str = "reference",
     option: str = "--reference-cache",
     fingerprint: Fingerprint | None = None,
+    elsewhere: Elsewhere | None = None,
     **options: Any,
 ) -> list[np.ndarray]:
     """What `predict_values` gives, from the cache where it has it, else computed and added to it.
@@ -136,37 +187,15 @@ def cached_values(
     cache: as `ReferenceStore.open` takes it, None for the user's cache folder; False: no file. tokenizer: the
     one that the prompts were rendered with. layout: as `choose_plan` takes it, which is asked where no plan is given and
     something is to be computed. called: what messages call the model; option: the name of the cache's option; fingerprint: the
-    model's, where it is known. tokens, bf16 and the other options are `predict_values`'. Every process of a distributed run calls
-    this with the same prompts and holds the whole model.
+    model's, where it is known; elsewhere: what computes in the place of this process. tokens, bf16 and the other options are
+    `predict_values`'. Every process of a distributed run calls this with the same prompts and holds the whole model.
 
     Raises UserError for a cache that belongs to another reference, can't be read or can't be written, for a model whose
     values are not finite, and where the memory runs out; what was computed until then is saved.
     """
-    plan = options.pop("plan", None)
-
-    def compute(chunk: Sequence[Work]) -> np.ndarray:
-        """The values of a chunk's completions in their order, float64, all finite."""
-        nonlocal plan
-        if not chunk:
-            return np.zeros(0)
-        try:
-            if plan is None:  # one serves for all, and is looked for only when it is needed
-                model.to(options["device"])
-                plan = choose_plan(model, kind, max(prompt.length for prompt in prompts), layout)
-            some = [prompt for prompt, _ in chunk]
-            values = predict_values(model, kind, some, tokens=tokens, bf16=bf16, plan=plan, **options)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the memory ran out while the {called}'s {_VALUES[kind]}s were computed: set tokens_per_batch lower (--tokens-per-batch)"
-            ) from error
-        bad = [prompt.prompt_id for prompt, found in zip(some, values, strict=True) if not np.isfinite(found).all()]
-        if bad:
-            raise UserError(
-                f"the {called} gives completions of {len(bad)} prompts no finite {_VALUES[kind]} (prompt_id {some_ids(bad, 3)}): "
-                "check the model's weights, and try it without bf16"
-            )
-        return np.concatenate(values)
-
+    longest = max((prompt.length for prompt in prompts), default=1)
+    how = {"tokens": tokens, "bf16": bf16, **options}
+    compute = Predictor(model, kind, called, longest, layout, how.pop("plan", None), how)
     numbers: dict[bytes, int] = {}
     places = [np.array([numbers.setdefault(_key(item), len(numbers)) for item in prompt.completions]) for prompt in prompts]
     keys, writes = list(numbers), cache is not False and rank_and_world()[0] == 0
@@ -177,10 +206,17 @@ def cached_values(
     store = agreed(lambda: opened() if writes else None)
     values = from_first(lambda: _known(store, keys, called))
     work = _missing(prompts, places, values)
-    chunks = list(token_runs(work, lambda item: item[0].tokens, BATCHES_PER_CHUNK * tokens))
-    for done, found in _computed(chunks, compute, called):
-        values[done] = found
-        from_first(partial(_save, store, keys, done, found))  # the others must hear of a file that can't be written
+    least = BATCHES_PER_CHUNK * tokens
+    if elsewhere is not None:  # the last ones should come at about the same time
+        share = sum(prompt.tokens for prompt, _ in work) // (CHUNKS_PER_ACTOR * elsewhere.count)
+        least = min(BATCHES_PER_CHUNK * elsewhere.tokens, max(elsewhere.tokens, share))
+    chunks = list(token_runs(work, lambda item: item[0].tokens, least))
+    bare = [[prompt for prompt, _ in chunk] for chunk in chunks]
+    coming = _by_all(bare, compute) if elsewhere is None or not work else elsewhere(bare, longest)
+    with closing(_computed(chunks, coming, called)) as computed:
+        for done, found in computed:
+            values[done] = found
+            from_first(partial(_save, store, keys, done, found))  # the others must hear of a file that can't be written
     if work:  # as the next run will find them: another run may have been first to write
         kept = from_first(lambda: store.lookup(keys)) if cache is not False else values
         values = np.where(np.isnan(kept), values, kept)
@@ -229,24 +265,33 @@ def _missing(prompts: Sequence[PromptPairs], places: Sequence[np.ndarray], value
     return sorted(work, key=lambda item: (-item[0].length, item[0].prompt_id))
 
 
-def _computed(
-    chunks: Sequence[Sequence[Work]], compute: Callable[[Sequence[Work]], np.ndarray], called: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places and values of the missing completions as they are computed, in every process one chunk at a time; all get all."""
+def _by_all(
+    chunks: Sequence[Sequence[PromptPairs]], compute: Callable[[Sequence[PromptPairs]], np.ndarray]
+) -> Generator[tuple[int, np.ndarray]]:
+    """The number and the values of each chunk, of which every process computes one at a time; all get all."""
     rank, world = rank_and_world()
+    for start in range(0, len(chunks), world):
+        mine = chunks[start + rank] if start + rank < len(chunks) else []
+        found = from_all(partial(compute, mine))
+        yield from zip(range(start, len(chunks)), found)
+
+
+def _computed(
+    chunks: Sequence[Sequence[Work]], coming: Generator[tuple[int, np.ndarray]], called: str
+) -> Generator[tuple[np.ndarray, np.ndarray]]:
+    """Places and values of the missing completions as they come, by the numbers of their chunks."""
+    rank, _ = rank_and_world()
     completions = sum(len(places) for chunk in chunks for _, places in chunk)
     tokens = sum(prompt.tokens for chunk in chunks for prompt, _ in chunk)
     done = tokens_done = 0
     began = time.monotonic()
-    with ProgressReporter(called, "tokens") if rank == 0 else nullcontext() as report:
-        for start in range(0, len(chunks), world):
-            mine = chunks[start + rank] if start + rank < len(chunks) else []
-            for values, chunk in zip(from_all(partial(compute, mine)), chunks[start:]):
-                if report is not None:
-                    report("", tokens_done, tokens, f"{done} of {completions} completions")
-                places = np.concatenate([where for _, where in chunk])
-                done, tokens_done = done + len(places), tokens_done + sum(prompt.tokens for prompt, _ in chunk)
-                yield places, values
+    with ProgressReporter(called, "tokens") if rank == 0 else nullcontext() as report, closing(coming):
+        for number, values in coming:
+            if report is not None:
+                report("", tokens_done, tokens, f"{done} of {completions} completions")
+            places = np.concatenate([where for _, where in chunks[number]])
+            done, tokens_done = done + len(places), tokens_done + sum(prompt.tokens for prompt, _ in chunks[number])
+            yield places, values
     if rank == 0 and completions:
         seconds = max(time.monotonic() - began, 1e-9)
         say(

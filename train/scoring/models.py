@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmpo.pipeline.errors import UserError
 from mmpo.train.data import Renderer, choose_template, of_part, pad_token
@@ -16,6 +15,7 @@ from mmpo.train.messages import memory_error, out_of_memory, rendering_warnings,
 from mmpo.train.model import Fingerprint, check_ids, check_model, fingerprint_of, kind_of, load_pretrained, positions_of
 from mmpo.train.options import TrainOptions, pass_tokens
 from mmpo.train.record import read_record
+from mmpo.train.scoring.actors import OnActors, ScoringActors, device_here
 from mmpo.train.scoring.candidates import KIND, Rendering, StoredCompletions, rendered
 from mmpo.train.scoring.options import ScoreOptions, Scorer
 
@@ -42,8 +42,8 @@ class Scores:
     seconds: float = 0.0
 
 
-def scores_of(candidates: StoredCompletions, scorer: Scorer, options: ScoreOptions) -> Scores:
-    """What one model gives the completions that it has not graded yet. Raises UserError."""
+def scores_of(candidates: StoredCompletions, scorer: Scorer, options: ScoreOptions, actors: ScoringActors | None = None) -> Scores:
+    """What one model gives the completions that it has not graded yet. actors: that compute it; None: this process. Raises UserError."""
     began = time.monotonic()
     how = _options(scorer, options)
     model, tokenizer = load_pretrained(how.kind, how.model, trust_remote_code=how.trust_remote_code)
@@ -68,7 +68,7 @@ def scores_of(candidates: StoredCompletions, scorer: Scorer, options: ScoreOptio
     warn(line.replace(" with all their pairs", "") for line in rendering_warnings(renderer))
     values = np.full(len(given), np.nan)
     if found.prompts:
-        values[np.concatenate(found.places)] = _computed(how, options, scorer, found, [model, reference], prints, tokenizer)
+        values[np.concatenate(found.places)] = _computed(how, options, scorer, found, [model, reference], prints, tokenizer, actors)
     elif not given.any():
         raise UserError(_nothing(scorer, found))
     _check_same(scorer, before, values)
@@ -159,10 +159,17 @@ def _renamed(scorer: Scorer) -> str:
 
 
 def _computed(
-    how: TrainOptions, options: ScoreOptions, scorer: Scorer, found: Rendering, models: list[Any], prints: list[Any], tokenizer: Any
+    how: TrainOptions,
+    options: ScoreOptions,
+    scorer: Scorer,
+    found: Rendering,
+    models: list[Any],
+    prints: list[Any],
+    tokenizer: Any,
+    actors: ScoringActors | None,
 ) -> np.ndarray:
     """The grades of the rendered completions, in their order, float64."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = device_here()
     tokens = pass_tokens(how.tokens_per_batch, device)
     shared: dict[str, Any] = {"tokens": tokens, "pad_token": pad_token(tokenizer), "device": device, "bf16": how.bf16}
     shared |= {"layout": how.layout, "tokenizer": tokenizer, "option": "--cache"}
@@ -171,9 +178,11 @@ def _computed(
     for model, name, _, _ in run:
         check_ids(found.prompts, model, tokenizer, name)
     values = []
-    for model, _, own, called in run:
+    for model, name, own, called in run:
+        elsewhere = actors and OnActors(actors, how, name, own, called, shared["pad_token"])
+        given = {"fingerprint": own, "called": called, "elsewhere": elsewhere}
         try:
-            known = cached_values(model, how.kind, found.prompts, options.cache, fingerprint=own, called=called, **shared)
+            known = cached_values(model, how.kind, found.prompts, options.cache, **given, **shared)
         except Exception as error:
             if isinstance(error, UserError) or not out_of_memory(error):
                 raise

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mmpo.pipeline.engines import ENGINES, check_engine
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.options import Count, Positive, TextOrPath, keys_of_model, options, options_from
+from mmpo.pipeline.options import Count, OneOf, Positive, TextOrPath, keys_of_model, options, options_from
 
 
 @options
@@ -38,8 +39,16 @@ class ScoreOptions:
     """tokenizer (the model's own), plain, or a file with a Jinja template."""
     trust_remote_code: bool = False
     """Run code that comes with a model; only for models you trust."""
+    engine: Annotated[str, OneOf(ENGINES)] = "local"
+    """Where models compute: local, in this process, or ray: on the GPUs (without any, the CPUs) of a Ray cluster, or of a Ray of its own on
+    this machine."""
+    ray_address: str | None = None
+    """The head of a running Ray, HOST:PORT or auto, for --engine ray (RAY_ADDRESS; else one is started on this machine for the run)."""
+    workers: Count | None = None
+    """For --engine ray: processes that hold the model (one for each GPU, without any one for each CPU)."""
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.ray_address, self.workers)
         if self.cache is not None and (Path(self.cache).is_file() or self.cache.endswith((".sqlite", ".parquet"))):
             raise UserError(f"cache {self.cache}: name a folder; each model's values get a file of their own in it")
 

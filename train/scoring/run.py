@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
+from mmpo.pipeline.engines import ENGINES
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, name_of, replacing, write_feedback
 from mmpo.pipeline.tables import FEEDBACK, RATING
+from mmpo.train.scoring.actors import ScoringActors
 from mmpo.train.scoring.candidates import ASPECT, KIND, StoredCompletions
 from mmpo.train.scoring.models import Scores, described, scores_of
 from mmpo.train.scoring.options import ScoreOptions, scorers_of
 
-NOT_OF_THE_RECIPE = ("tokens_per_batch", "cache", "trust_remote_code")
+NOT_OF_THE_RECIPE = ("tokens_per_batch", "cache", "trust_remote_code", "engine", "ray_address", "workers")
 """Options that change how fast or where, never what comes out."""
 
 
@@ -46,9 +49,11 @@ def score(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("mmpo score runs in one process, and a launcher has started several: call `mmpo score` by itself")
     check_out(Path(out), [feedback])
-    candidates = StoredCompletions.open(feedback)
-    found = [scores_of(candidates, one, chosen) for one in scorers]
-    _write(candidates, found, chosen, Path(out))
+    with ENGINES[chosen.engine](None, chosen.ray_address) as engine:
+        candidates = StoredCompletions.open(feedback)
+        with engine.actors(chosen.workers) as actors, ScoringActors(actors) if actors else nullcontext() as elsewhere:
+            found = [scores_of(candidates, one, chosen, elsewhere) for one in scorers]
+        _write(candidates, found, chosen, Path(out), engine.about() | (actors.about() if actors else {}))
     rows = [_summary(one) for one in found]
     sizes = {"prompts": candidates.prompts, "completions": candidates.completions}
     counts = dict(sum((Counter(row["left_out"]) for row in rows), Counter[str]()))
@@ -63,7 +68,9 @@ def _summary(scores: Scores) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write(candidates: StoredCompletions, found: Sequence[Scores], options: ScoreOptions, out: Path) -> None:
+def _write(
+    candidates: StoredCompletions, found: Sequence[Scores], options: ScoreOptions, out: Path, engine: Mapping[str, Any]
+) -> None:
     recipe = {
         "score": {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_OF_THE_RECIPE},
         "scorers": [described(one) for one in found],
@@ -79,7 +86,7 @@ def _write(candidates: StoredCompletions, found: Sequence[Scores], options: Scor
     with replacing(out) as folder:
         parts = ((_graded(first, table, found), _rejected(first, table, found)) for first, table in candidates.tables())
         digests = write_feedback(folder, metadata, parts)
-        describe(folder, metadata, candidates.prompts, accounting, digests)
+        describe(folder, metadata, candidates.prompts, accounting, digests, engine=engine)
 
 
 def _graded(first: int, table: pa.Table, found: Sequence[Scores]) -> pa.Table:

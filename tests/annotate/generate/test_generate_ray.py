@@ -1,0 +1,135 @@
+"""Candidates by actors of a Ray: the replies of one process for the same seeds, also where an actor is killed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import refused
+from folders import write_rows
+from ray_cases import run_inside
+from ray_stand_in import StandIn, StandInEngine
+
+from mmpo.annotate import GenerateOptions, generate
+from mmpo.annotate.client import Journal
+from mmpo.pipeline import load_feedback
+from mmpo.pipeline.engines import ENGINES
+from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.storage import read_manifest
+from mmpo.train import local_models
+from mmpo.train.model import tiny_model, tiny_tokenizer
+
+PROMPTS = 30
+OPTIONS: dict[str, Any] = {"n": 2, "max_tokens": 40, "keep": ("cut",)}
+RUNS = {"sampled": {}, "greedy": {"temperature": 0.0, "n": 1}, "killed": {"temperature": 0.0, "n": 1, "max_tokens": 300}}
+EVERYTHING = """
+import json, os, signal, sys
+from ray_cases import cluster, workers_of
+from mmpo.annotate import GenerateOptions, generate
+from mmpo.train import local_models
+
+prompts, folder, out, runs = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+ray = cluster(1, num_cpus=2, _system_config={"worker_niceness": 0})  # as other processes have it; Ray's is 15
+killed = []
+
+def kill(counts, event):
+    if not killed and counts and counts["tiny"].answered:
+        killed.extend(workers_of(os.getpid())[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+with local_models([{"model": folder, "called": "tiny", "batch": 4}], engine="ray", ray_address=ray.address) as local:
+    for name, more in runs.items():
+        options = GenerateOptions(**{**more, "keep": tuple(more["keep"])}, engine="ray")
+        generate(prompts, f"{out}/{name}", options=options, local=local, progress=kill if name == "killed" else None)
+ray.shutdown()
+print(json.dumps(killed))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's."""
+    out = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = tiny_tokenizer([f"Question {i}? Answer number {i}, in words." for i in range(40)])
+    tiny_model("policy", tokenizer).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rows = [{"prompt": f"Question {i}?"} for i in range(PROMPTS)]
+    return str(write_rows(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows))
+
+
+def texts(folder: Path) -> list[tuple[str, str]]:
+    return [(row["prompt_id"], one["text"]) for row in load_feedback(folder).to_pylist() for one in row["completions"]]
+
+
+def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Ray, whose actors write one reply at a time, loses the second one at its third call."""
+    calls = Counter[tuple[int, str]]()
+
+    def dies(number: int, name: str, arguments: Any) -> bool:
+        calls[number, name] += 1
+        return number == 2 and name == "call" and calls[number, name] == 3
+
+    ray = StandInEngine.ray = StandIn(dies, pickles=True)
+    monkeypatch.setitem(ENGINES, "ray", StandInEngine)
+    options = {**OPTIONS, "n": 1, "temperature": 0.0}
+    model = {"model": str(folder), "called": "tiny", "batch": 4}
+    with local_models([model]) as local:
+        generate(prompts, tmp_path / "local", options=GenerateOptions(**options), local=local)
+    with local_models([model], engine="ray") as local:
+        assert (local[0].slots, local[0].name) == (8, "tiny")
+        summary = generate(prompts, tmp_path / "ray", options=GenerateOptions(**options, engine="ray"), local=local)
+    assert ray.created == 3
+    assert summary["models"][0]["requests"] == PROMPTS
+    assert texts(tmp_path / "ray") == texts(tmp_path / "local")
+    assert read_manifest(tmp_path / "ray")["engine"] == {"name": "ray"}
+    assert read_manifest(tmp_path / "local")["engine"] == {"name": "local"}
+    left = {name: value for name, value in read_manifest(tmp_path / "ray")["recipe"].items() if name != "feedback"}
+    assert left == {name: value for name, value in read_manifest(tmp_path / "local")["recipe"].items() if name != "feedback"}
+
+
+@pytest.mark.slow
+def test_two_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_path: Path) -> None:
+    runs = {name: {**OPTIONS, **more} for name, more in RUNS.items()}
+    (tmp_path / "ray").mkdir()
+    assert run_inside(EVERYTHING, prompts, folder, tmp_path / "ray", json.dumps(runs), timeout=600), "an actor was killed"
+    with local_models([{"model": str(folder), "called": "tiny", "batch": 4}]) as local:
+        for name, options in runs.items():
+            summary = generate(prompts, tmp_path / name, options=GenerateOptions(**options), local=local)
+            ours, theirs = texts(tmp_path / name), texts(tmp_path / "ray" / name)
+            if name == "sampled":  # a token may fall on the other side of a chance, which rounding moves by 1e-7
+                assert len(set(ours) ^ set(theirs)) <= 2
+                assert len(ours) > PROMPTS
+            else:
+                assert ours == theirs
+            # the journal is one for both engines: nothing is asked again
+            journal = str(tmp_path / "ray" / f"{name}.generate.sqlite")
+            again = generate(prompts, tmp_path / f"{name}-again", options=GenerateOptions(**options, journal=journal), local=local)
+            assert again["models"][0]["requests"] == summary["models"][0]["requests"] == options["n"] * PROMPTS
+            assert texts(tmp_path / f"{name}-again") == theirs
+            with Journal(Path(journal), read_only=True) as opened:
+                assert opened.spent()["tiny"]["requests"] == options["n"] * PROMPTS, "each reply was kept once"
+
+
+def test_an_engine_that_no_model_is_on_is_refused(
+    folder: Path, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    words = ["generate", prompts, "--out", str(tmp_path / "out"), "--n", "1"]
+    refused(
+        [*words, "--model", "m", "--engine", "ray"], tmp_path, capsys, "--engine ray is for models that this command runs itself"
+    )
+    local = [*words, "--local", str(folder)]
+    refused([*local, "--engine", "ray", "--ray-address", "127.0.0.1:1"], tmp_path, capsys, "no Ray is there", "127.0.0.1:1")
+    refused([*local, "--ray-address", "127.0.0.1:1"], tmp_path, capsys, "goes with --engine ray")
+    refused([*local, "--workers", "2"], tmp_path, capsys, "--workers 2 goes with --engine ray")
+    with (
+        local_models([{"model": str(folder)}]) as here,
+        pytest.raises(UserError, match=r"local_models\(\[\.\.\.\], engine='ray'\)"),
+    ):
+        generate(prompts, tmp_path / "out", options=GenerateOptions(engine="ray"), local=here)
