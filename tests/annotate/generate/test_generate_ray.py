@@ -22,7 +22,10 @@ from mmpo.train.model import tiny_model, tiny_tokenizer
 
 PROMPTS = 30
 OPTIONS: dict[str, Any] = {"n": 2, "max_tokens": 40, "keep": ("cut",)}
-RUNS = {"sampled": {}, "greedy": {"temperature": 0.0, "n": 1}, "killed": {"temperature": 0.0, "n": 1, "max_tokens": 300}}
+RUNS = {"plain": {}, "killed": {"n": 1, "max_tokens": 300}}
+"""Sampled, for the likeliest token of a model with random weights ends its reply."""
+BY_ROUNDING = 2
+"""Texts that may differ: beside other replies logits differ by 1e-7, and a chance may fall between the two."""
 EVERYTHING = """
 import json, os, signal, sys
 from ray_cases import cluster, workers_of
@@ -77,7 +80,7 @@ def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_pa
 
     ray = StandInEngine.ray = StandIn(dies, pickles=True)
     monkeypatch.setitem(ENGINES, "ray", StandInEngine)
-    options = {**OPTIONS, "n": 1, "temperature": 0.0}
+    options = {**OPTIONS, "n": 1}
     model = {"model": str(folder), "called": "tiny", "batch": 4}
     with local_models([model]) as local:
         generate(prompts, tmp_path / "local", options=GenerateOptions(**options), local=local)
@@ -86,7 +89,9 @@ def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_pa
         summary = generate(prompts, tmp_path / "ray", options=GenerateOptions(**options, engine="ray"), local=local)
     assert ray.created == 3
     assert summary["models"][0]["requests"] == PROMPTS
-    assert texts(tmp_path / "ray") == texts(tmp_path / "local")
+    ours, theirs = texts(tmp_path / "local"), texts(tmp_path / "ray")
+    assert len(ours) > PROMPTS // 2
+    assert len(set(ours) ^ set(theirs)) <= BY_ROUNDING
     assert read_manifest(tmp_path / "ray")["engine"] == {"name": "ray"}
     assert read_manifest(tmp_path / "local")["engine"] == {"name": "local"}
     left = {name: value for name, value in read_manifest(tmp_path / "ray")["recipe"].items() if name != "feedback"}
@@ -102,11 +107,8 @@ def test_two_actors_write_what_one_process_writes(folder: Path, prompts: str, tm
         for name, options in runs.items():
             summary = generate(prompts, tmp_path / name, options=GenerateOptions(**options), local=local)
             ours, theirs = texts(tmp_path / name), texts(tmp_path / "ray" / name)
-            if name == "sampled":  # a token may fall on the other side of a chance, which rounding moves by 1e-7
-                assert len(set(ours) ^ set(theirs)) <= 2
-                assert len(ours) > PROMPTS
-            else:
-                assert ours == theirs
+            assert len(ours) > PROMPTS // 2
+            assert len(set(ours) ^ set(theirs)) <= BY_ROUNDING
             # the journal is one for both engines: nothing is asked again
             journal = str(tmp_path / "ray" / f"{name}.generate.sqlite")
             again = generate(prompts, tmp_path / f"{name}-again", options=GenerateOptions(**options, journal=journal), local=local)
