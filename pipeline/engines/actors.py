@@ -239,9 +239,8 @@ class ActorPool:
                 ) from error
             self._lost(number)
             return
-        if self._about is None:
-            self._about = about
-        differs = sorted(name for name in {*about, *self._about} if about.get(name) != self._about.get(name))
+        first = self._about = about if self._about is None else self._about
+        differs = sorted(name for name in {*about, *first} if about.get(name) != first.get(name))
         if differs:
             raise UserError(
                 f"node {node} of the Ray cluster has another model under the same name ({', '.join(differs)} differ): put the same files "

@@ -68,7 +68,7 @@ class StandIn:
         self.asked: dict[str, Any] = {}
         self.created = 0
 
-    def remote(self, kind: type) -> "StandIn":
+    def remote(self, kind: type) -> Any:
         self.kind = kind
         actor = type("Remote", (), {"options": lambda _, **needs: (self.asked.update(needs), self)[1]})()
         self.remote = self._create  # type: ignore[method-assign]
