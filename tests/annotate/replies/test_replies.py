@@ -184,7 +184,7 @@ def test_any_text_is_parsed_or_refused(reply: str) -> None:
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_hostile_reply_costs_seconds_at_most(piece: str) -> None:
-    """Processor time, of 200,000 characters in every format: a second where a quadratic pattern would need minutes, three on slow machines."""
+    """Processor time, of 200,000 characters in every format: a second or two, where a quadratic pattern would need minutes."""
     reply = (piece * 200_000)[:200_000] + '"}]'
     for format, (scale, names) in SETTINGS.items():
         begun = time.process_time()
