@@ -181,4 +181,4 @@ def test_an_address_without_a_ray_and_options_of_ray_alone_are_refused(trained, 
     refused([*words, "--engine", "ray", "--ray-address", "127.0.0.1:1"], tmp_path, capsys, "no Ray is there", "127.0.0.1:1")
     refused([*words, "--ray-address", "127.0.0.1:1"], tmp_path, capsys, "goes with --engine ray")
     refused([*words, "--workers", "2"], tmp_path, capsys, "--workers 2 goes with --engine ray")
-    refused([*words, "--engine", "spark"], tmp_path, capsys, "spark", "local or ray")
+    refused([*words, "--engine", "spark"], tmp_path, capsys, "'spark' is not 'local' or 'ray'")
