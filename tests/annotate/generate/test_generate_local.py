@@ -23,20 +23,9 @@ from mmpo.cli.main import run
 from mmpo.pipeline import load_feedback, validate
 from mmpo.pipeline.errors import UserError
 from mmpo.train import LocalModel
-from mmpo.train.model import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 KILLS = int(os.environ.get("MMPO_KILLS", "20"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model's."""
-    out = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = tiny_tokenizer([f"Question {i}? Answer number {i}, in words." for i in range(40)])
-    tiny_model("policy", tokenizer).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
 
 
 @pytest.fixture(scope="module")

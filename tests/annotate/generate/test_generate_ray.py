@@ -18,7 +18,6 @@ from mmpo.pipeline.engines import ENGINES
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import read_manifest
 from mmpo.train import local_models
-from mmpo.train.model import tiny_model, tiny_tokenizer
 
 PROMPTS = 30
 OPTIONS: dict[str, Any] = {"n": 2, "max_tokens": 40, "keep": ("cut",)}
@@ -48,16 +47,6 @@ with local_models([{"model": folder, "called": "tiny", "batch": 4}], engine="ray
 ray.shutdown()
 print(json.dumps(killed))
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model's."""
-    out = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = tiny_tokenizer([f"Question {i}? Answer number {i}, in words." for i in range(40)])
-    tiny_model("policy", tokenizer).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
 
 
 @pytest.fixture(scope="module")

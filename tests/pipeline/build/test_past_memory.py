@@ -108,7 +108,7 @@ def test_temporary_files_grow_with_the_input_and_not_beyond_it(tmp_path: Path) -
     """One file and sixteen, each a chunk, cut so small that a build as it was would have written a batch for each of many cells."""
 
     def spilled(count: int) -> float:
-        source, most = files(tmp_path / f"in{count}", count, 60), 0
+        source, most = files(tmp_path / f"in{count}", count, 120), 0  # of fewer rows the schemas of one more shard are 6%
 
         def look(stage: str, done: int, total: int) -> None:
             nonlocal most
@@ -118,12 +118,12 @@ def test_temporary_files_grow_with_the_input_and_not_beyond_it(tmp_path: Path) -
 
         (tmp_path / "scratch").mkdir(exist_ok=True)
         how = BuildOptions(format="jsonl", scale=(0, 4), workers=1, scratch=tmp_path / "scratch")
-        build(source, tmp_path / f"out{count}", options=how, progress=look, partition_bytes=32 << 10, group_bytes=100_000)
+        build(source, tmp_path / f"out{count}", options=how, progress=look, partition_bytes=64 << 10, group_bytes=200_000)
         return most / sum(path.stat().st_size for path in source.iterdir())
 
     one, sixteen = spilled(1), spilled(16)
     assert 0.05 < one <= 1.2
-    assert sixteen <= 1.1 * one  # sixteen have a fifth shard, whose schemas are 6% of runs as small as these
+    assert sixteen <= 1.05 * one
 
 
 @pytest.mark.slow
