@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmpo.annotate.asking import keys_of_model
-from mmpo.annotate.generate import GenerateOptions
 from mmpo.cli.output import say
 from mmpo.pipeline.progress import ProgressReporter, waiting
+
+if TYPE_CHECKING:
+    from mmpo.annotate.generate import GenerateOptions
 
 WORDS = {
     "stopping": "stopping: waiting for what is in flight; Ctrl-C again leaves at once",
@@ -52,7 +54,7 @@ def local_engine(given: str | Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def local_engines(given: Sequence[str | Mapping[str, Any]], options: GenerateOptions) -> Iterator[list[Any]]:
+def local_engines(given: Sequence[str | Mapping[str, Any]], options: "GenerateOptions") -> Iterator[list[Any]]:
     """The models that `--local` names, on the engine that the options name, as long as the block lasts."""
     if not given:
         yield []

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from mmpo.annotate.client import EndpointSettings, Headers, Prices, base_url_of, check_address, public_url
+from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import (
     NUMBER,
@@ -26,7 +27,7 @@ from mmpo.pipeline.storage import cache_folder, text_digest, url_of
 
 NOT_OF_THE_RECIPE = (
     "journal", "concurrency", "timeout", "retries", "patience", "batch_poll", "requests_per_minute", "tokens_per_minute",
-    "engine", "ray_address", "workers",
+    *ENGINE_OPTIONS,
 )  # fmt: skip
 """Options that change how fast or where, never what comes out."""
 OF_THE_RUN_ITSELF = frozenset(("model", "messages", "n", "logprobs", "top_logprobs", "stream"))

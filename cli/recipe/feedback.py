@@ -20,11 +20,12 @@ from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, weights_of, without_place
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.build import BuildOptions
+from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.scoring import scorers_of
 
-KEPT = ("max_rejects", "workers", "memory", "scratch", "engine", "ray_address")
+KEPT = ("max_rejects", "memory", "scratch", *ENGINE_OPTIONS)
 """Build options of the input that hold for the build of pairs as well."""
 OF_THE_INPUT = ("format", "columns", "scale", "fix_known_defects", "rater", "kind", *KEPT)
 """Build options that say how files are read; the others say what is made of the grades."""

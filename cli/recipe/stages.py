@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from mmpo.cli.output import plain, say
+from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file, digest, text_digest
 
@@ -22,8 +23,6 @@ MARKER = "recipe.json"
 WEIGHTS = (".safetensors", ".bin", ".json", ".jinja")
 HOW_MADE = ("mmpo.json", "training_args.bin")
 """The kinds of files of a model's folder that make it what it is; and those of these kinds that say how it was made."""
-
-WHERE = ("engine", "ray_address", "workers")
 
 
 def key_of(values: Mapping[str, Any]) -> str:
@@ -37,8 +36,8 @@ def key_of(values: Mapping[str, Any]) -> str:
 
 
 def without_place(options: Any) -> dict[str, Any]:
-    """Options as a stage's key has them: without those that say where it runs, which alter nothing that it makes."""
-    return {name: value for name, value in asdict(options).items() if name not in WHERE}
+    """Options as a stage's key has them: without those that alter nothing that it makes."""
+    return {name: value for name, value in asdict(options).items() if name not in ENGINE_OPTIONS}
 
 
 class Stages:

@@ -48,7 +48,7 @@ from mmpo.pipeline.build.workers import (
     free_space,
     plan_build,
 )
-from mmpo.pipeline.engines import ENGINES, Runner
+from mmpo.pipeline.engines import ENGINE_OPTIONS, ENGINES, Runner
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
 from mmpo.pipeline.interactive import Summary
@@ -278,7 +278,7 @@ def _rejects(read: Read) -> Iterator[pa.Table]:
 
 
 def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]]) -> dict[str, Any]:
-    unused = {"workers", "memory", "scratch", "engine", "ray_address"}
+    unused = {*ENGINE_OPTIONS, "memory", "scratch"}
     unused |= set() if options.sources or get_source(options.format).clipped else {"clip"}
     unused |= set() if options.sources else {"sources"}
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}

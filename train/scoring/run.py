@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
-from mmpo.pipeline.engines import ENGINES
+from mmpo.pipeline.engines import ENGINE_OPTIONS, ENGINES
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import options_from
 from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, name_of, replacing, write_feedback
@@ -24,7 +24,7 @@ from mmpo.train.scoring.candidates import ASPECT, KIND, StoredCompletions
 from mmpo.train.scoring.models import Scores, described, scores_of
 from mmpo.train.scoring.options import ScoreOptions, scorers_of
 
-NOT_OF_THE_RECIPE = ("tokens_per_batch", "cache", "trust_remote_code", "engine", "ray_address", "workers")
+NOT_OF_THE_RECIPE = ("tokens_per_batch", "cache", "trust_remote_code", *ENGINE_OPTIONS)
 """Options that change how fast or where, never what comes out."""
 
 
