@@ -31,6 +31,8 @@ from mmpo.pipeline.errors import InvalidValue, UserError, closest, unknown_name
 from mmpo.pipeline.margins import mean_target_of
 
 Kind = TypeVar("Kind")
+ENGINE_OPTIONS = ("workers", "engine", "ray_address")
+"""Options of commands that say where they run, and alter nothing that they make."""
 
 
 class OneOf:

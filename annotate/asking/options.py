@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from mmpo.annotate.client import EndpointSettings, Headers, Prices, base_url_of, check_address, public_url
-from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import (
+    ENGINE_OPTIONS,
     NUMBER,
     AtLeastZero,
     Count,

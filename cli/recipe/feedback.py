@@ -20,8 +20,8 @@ from mmpo.cli.recipe.model import Recipe
 from mmpo.cli.recipe.stages import Stages, weights_of, without_place
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.build import BuildOptions
-from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import PartialResult, UserError
+from mmpo.pipeline.options import ENGINE_OPTIONS
 from mmpo.pipeline.storage import MANIFEST
 from mmpo.train.scoring import scorers_of
 

@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 
 from mmpo.cli.output import plain, say
-from mmpo.pipeline.engines import ENGINE_OPTIONS
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import ENGINE_OPTIONS
 from mmpo.pipeline.storage import atomic_file, digest, text_digest
 
 MARKER = "recipe.json"

@@ -48,10 +48,11 @@ from mmpo.pipeline.build.workers import (
     free_space,
     plan_build,
 )
-from mmpo.pipeline.engines import ENGINE_OPTIONS, ENGINES, Runner
+from mmpo.pipeline.engines import ENGINES, Runner
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
 from mmpo.pipeline.interactive import Summary
+from mmpo.pipeline.options import ENGINE_OPTIONS
 from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting

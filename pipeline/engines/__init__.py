@@ -9,9 +9,6 @@ from mmpo.pipeline.errors import UserError
 ENGINES = {"local": ThisMachine, "ray": RayCluster}
 """By name: called with the number of workers and an address, each None where it is not given."""
 
-ENGINE_OPTIONS = ("workers", "engine", "ray_address")
-"""Options of commands that say where they run, and alter nothing that they make."""
-
 
 def check_engine(engine: str, address: str | None, actors: int | None = None) -> None:
     """Raise UserError where an address, or a number of actors, is given to an engine that has none."""

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.pipeline.arrow import flat, offsets_of, parents, structs, with_added
-from mmpo.pipeline.engines import ENGINE_OPTIONS, ENGINES
+from mmpo.pipeline.engines import ENGINES
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.options import options_from
+from mmpo.pipeline.options import ENGINE_OPTIONS, options_from
 from mmpo.pipeline.storage import RowAccounting, check_out, describe, made_of, name_of, replacing, write_feedback
 from mmpo.pipeline.tables import FEEDBACK, RATING
 from mmpo.train.scoring.actors import ScoringActors
