@@ -26,8 +26,8 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-# Tests run in two processes; PYTEST_ARGS="-n 0" runs them in one.
-SIDE_BY_SIDE = -n 2 --dist loadgroup
+# Tests run in two processes, a file in one of them; PYTEST_ARGS="-n 0" runs all in one.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench engines scale claims gpu fuzz kills consumers test-lowest audit image clean
@@ -102,7 +102,7 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install -q $(PIP_ARGS) uv
 	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[$(LOWEST_EXTRAS)]' \
 	  -r tests/lowest.txt $(LOWEST_ALSO)
-	$(LOWEST)/bin/python -m pytest -q -n 2 --dist loadgroup -m "not slow" $(LOWEST_TESTS) $(PYTEST_ARGS)
+	$(LOWEST)/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 gpu: $(STAMP)
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh

@@ -22,13 +22,6 @@ hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (-n 2 --dist loadgroup) each takes whole files, and one of them all that asks Argilla, of which there is one."""
-    for item in items:
-        asks = "argilla" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("argilla" if asks else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
