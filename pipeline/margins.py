@@ -189,36 +189,62 @@ def _draws(raters: int) -> Floats:
     return np.concatenate([half, -half]).reshape(SIMULATED_PANELS, 3, raters).swapaxes(0, 1)
 
 
-def median_standard_error(gaps: ArrayLike, middles: ArrayLike, pooled_variance: ArrayLike, pooled_middles: ArrayLike) -> Floats:
+LEAST_GRID = 0.05
+"""Of the standard deviation of a gap: a finer grid adds nothing to an error that could be seen."""
+
+_PLACES = np.random.default_rng(1).permuted(np.tile((np.arange(SIMULATED_PANELS) + 0.5) / SIMULATED_PANELS, (2, 1)), axis=1)
+"""Where between two grades the truth lies in each simulated panel, for either side."""
+
+
+def _of_rounded(scores: Floats, grid: Floats, place: Floats) -> Floats:
+    """Medians of scores, shape (pairs, panels, raters), that are rounded to a grid, which place moves, shape (panels,)."""
+    step, shift = grid[:, None], place * grid[:, None]
+    return np.median(np.rint((scores + shift[:, :, None]) / step[:, :, None]), axis=2) * step - shift
+
+
+def median_standard_error(
+    gaps: ArrayLike, middles: ArrayLike, pooled_variance: ArrayLike, pooled_middles: ArrayLike, grid: ArrayLike = 0.0
+) -> Floats:
     """The standard error of the difference of the medians of n raters' scores of two completions, or of the median of their gaps.
 
     gaps, middles: each rater's own difference and mean of its two scores, shape (pairs, n), n ≥ 2, in score units; middles NaN: gaps were
-    given, and their median is meant. pooled_variance, pooled_middles: the source's variances of both within pairs, shape (pairs,).
+    given, and their median is meant. pooled_variance, pooled_middles: the source's variances of both within pairs, shape (pairs,). grid:
+    how far apart neighbouring grades are, 0: any number may be a grade; shape (pairs,).
 
     No formula in n alone covers: with raters who differ by a constant, the median of many may rest on one of them. So the pair's panel is
     graded again, many times: rater r's bias is drawn given its middle, which is bias and noise (their shares come from the pooled
     variances), then its two scores; noise has variance V/2, V being the own gaps' variance shrunk to the pooled one as for the mean.
     The draws are the same for all pairs and runs. Normal noise of a half, one and three times smaller biases, 3 to 9 raters: ± 1.96 of
     these hold the true margin in .93 to .97 of pairs (tested).
+
+    A median of whole grades is a whole one itself: its rounding error, unlike that of a mean, is not averaged over raters. So the
+    panel's new grades are rounded to the grid, what they estimate lying anywhere between two points; V holds grid²/12 for it.
     """
     gap, middle = as_floats(gaps, "gaps"), as_floats(middles, "middles")
     pooled, of_middles = as_floats(pooled_variance, "pooled_variance"), as_floats(pooled_middles, "pooled_middles")
     n = gap.shape[1]
     variance = (4.0 * pooled + (n - 1) * gap.var(axis=1, ddof=1)) / (4.0 + n - 1)
-    draws = _draws(n)
-    rated = np.flatnonzero(~np.isnan(middle[:, 0]))
+    draws, (points, compared) = _draws(n), np.broadcast_arrays(as_floats(grid, "grid"), middle[:, 0])
+    coarse, compared = points > LEAST_GRID * np.sqrt(variance), np.isnan(compared)
+    shares = np.where(compared, 1.0, 0.5)  # one grade's share of the variance of a gap
+    noise = np.sqrt(shares * np.where(coarse, np.maximum(variance - points**2 / 12 / shares, 0.0), variance))
     with np.errstate(invalid="ignore", divide="ignore"):
         real = np.clip(np.nan_to_num(1.0 - pooled / 4.0 / of_middles), 0.0, 1.0)  # share of the middles' variance that biases make
     result = np.sqrt(variance * np.mean(np.median(draws[0], axis=1) ** 2))
     batch = max(1, (1 << 22) // (SIMULATED_PANELS * n))
-    for start in range(0, len(rated), batch):
-        of = rated[start : start + batch]
-        noise = np.sqrt(variance[of] / 2)[:, None, None]
-        share = real[of][:, None]
-        center = middle[of].mean(axis=1, keepdims=True)
-        bias = (center + (middle[of] - center) * share)[:, None, :] + np.sqrt(share / 2)[:, :, None] * noise * draws[0]
-        medians = [np.median(bias + noise * draw, axis=2) for draw in draws[1:]]
-        result[of] = np.sqrt(np.mean((medians[0] - medians[1]) ** 2, axis=1))
+    for rounds, rated in ((False, ~coarse & ~compared), (True, coarse)):
+        pairs = np.flatnonzero(rated)
+        for start in range(0, len(pairs), batch):
+            of = pairs[start : start + batch]
+            size, share = noise[of][:, None, None], np.where(compared[of], 0.0, real[of])[:, None]
+            own = np.where(compared[of][:, None], 0.0, middle[of])
+            center = own.mean(axis=1, keepdims=True)
+            bias = (center + (own - center) * share)[:, None, :] + np.sqrt(share / 2)[:, :, None] * size * draws[0]
+            sides = [bias + size * draw for draw in draws[1:]]
+            errors = [
+                _of_rounded(side, points[of], place) if rounds else np.median(side, axis=2) for side, place in zip(sides, _PLACES)
+            ]
+            result[of] = np.sqrt(np.mean((errors[0] - np.where(compared[of][:, None], 0.0, errors[1])) ** 2, axis=1))
     return result
 
 

@@ -26,7 +26,7 @@ from mmpo.pipeline.grades.statistics import COLUMNS, GradeGroup, GradeStatistics
 from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs.choose import between_raters
 from mmpo.pipeline.pairs.strategies import STRATEGIES
-from mmpo.pipeline.pairs.uncertainty import PooledVariance, pooled_variance
+from mmpo.pipeline.pairs.uncertainty import PooledVariance, grid_of, pooled_variance
 from mmpo.pipeline.sources import SOURCES, Source
 from mmpo.pipeline.storage.accounting import RowAccounting
 
@@ -229,7 +229,9 @@ def with_learned(build: ResolvedBuild, collect: Collect) -> ResolvedBuild:
         total: dict[str, np.ndarray] = {}
         for source, squares in (item for part in parts for item in part.squares.items()):
             total[source] = total.get(source, np.zeros(3)) + squares
-        pooled = {source: pooled_variance(sums) for source, sums in sorted(total.items())}
+        grades = {source: [part.grades[source] for part in parts if source in part.grades] for source in total}
+        grid = {source: grid_of(np.unique(np.concatenate(found))) if found else 0.0 for source, found in grades.items()}
+        pooled = {source: pooled_variance(sums, grid[source]) for source, sums in sorted(total.items())}
         agreement = rater_agreement(RaterSample.joined([part.sample for part in parts]))
         build = replace(build, pooled=pooled, agreement=agreement)
     return build

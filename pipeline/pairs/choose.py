@@ -16,7 +16,15 @@ from mmpo.pipeline.grades.rules import PairRules, RaterValues, in_sample, rater_
 from mmpo.pipeline.pairs.filters import filtered
 from mmpo.pipeline.pairs.strategies import STRATEGIES
 from mmpo.pipeline.pairs.table import ChosenPairs
-from mmpo.pipeline.pairs.uncertainty import MARGIN_ERRORS, OwnGaps, PooledVariance, deviations, own_gaps, weights_of
+from mmpo.pipeline.pairs.uncertainty import (
+    MARGIN_ERRORS,
+    OwnGaps,
+    PooledVariance,
+    deviations,
+    distinct_grades,
+    own_gaps,
+    weights_of,
+)
 
 
 class _Candidates(NamedTuple):
@@ -132,9 +140,11 @@ MOST_COMPLETIONS = 1000
 
 class BetweenRaters(NamedTuple):
     """What a batch says of how raters differ. squares: by source (weighted) sums of squared deviations from the pair's mean, of raters' own
-    gaps and of their middles, and the degrees of freedom, shape (3,); sample: the grades that raters are compared by."""
+    gaps and of their middles, and the degrees of freedom, shape (3,); grades: by source its `distinct_grades`, where medians are taken;
+    sample: the grades that raters are compared by."""
 
     squares: dict[str, np.ndarray]
+    grades: dict[str, np.ndarray]
     sample: RaterSample
 
 
@@ -146,11 +156,14 @@ def between_raters(table: pa.Table, rules: PairRules, share: float = 1.0) -> Bet
     _, _, of_middles = deviations(found.gaps, found.gaps.middle, len(found.prompt))
     source, names = codes(flat(table["source"]))
     by_source: dict[str, np.ndarray] = {}
+    grades: dict[str, np.ndarray] = {}
     for code, name in enumerate(names):
         chosen = (source[found.prompt] == code) & (n >= 2)
         if chosen.any():
             by_source[name] = np.array([squares[chosen].sum(), of_middles[chosen].sum(), (n[chosen] - 1).sum()])
-    return BetweenRaters(by_source, sample_of(found.values, rules, np.asarray(in_sample(flat(table["prompt_id"]), share))))
+            if rules.merge_raters == "median":
+                grades[name] = distinct_grades(OwnGaps(*(column[chosen[found.gaps.pair]] for column in found.gaps)))
+    return BetweenRaters(by_source, grades, sample_of(found.values, rules, np.asarray(in_sample(flat(table["prompt_id"]), share))))
 
 
 def choose_pairs(table: pa.Table, rules: PairRules, pooled: Mapping[str, PooledVariance]) -> ChosenPairs:

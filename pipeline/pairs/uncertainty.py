@@ -12,21 +12,23 @@ from mmpo.pipeline.margins import margin_standard_error, median_standard_error
 
 
 class PooledVariance(NamedTuple):
-    """A source's variances within pairs, over raters: of their own gaps, and of the middles of their two scores; NaN: unknown."""
+    """A source's variances within pairs, over raters: of their own gaps, and of the middles of their two scores; NaN: unknown. grid: how
+    far apart neighbouring grades of it are."""
 
     gaps: float = float("nan")
     middles: float = float("nan")
+    grid: float = 0.0
 
 
 LEAST_DEGREES = 4
 """A pooled variance counts as four degrees of freedom beside a pair's own (`margin_standard_error`): one of fewer is not worth as much."""
 
 
-def pooled_variance(squares: np.ndarray) -> PooledVariance:
+def pooled_variance(squares: np.ndarray, grid: float = 0.0) -> PooledVariance:
     """From sums of squared deviations of gaps and of middles, and degrees of freedom, shape (3,); unknown where these are fewer than
     LEAST_DEGREES, or where raters have never differed: that would be certainty, which no number of raters gives."""
     gaps, middles, degrees = squares.tolist()
-    return PooledVariance(gaps / degrees, middles / degrees) if degrees >= LEAST_DEGREES and gaps > 0 else PooledVariance()
+    return PooledVariance(gaps / degrees, middles / degrees, grid) if degrees >= LEAST_DEGREES and gaps > 0 else PooledVariance()
 
 
 class OwnGaps(NamedTuple):
@@ -70,6 +72,25 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     return OwnGaps(pair, gap, middle, grades.variance[left] + grades.variance[right], grades.kind[left], weights_of(grades)[left])
 
 
+MOST_GRADES = 1000
+"""Of a source that are told apart: where there are more, any number may be a grade."""
+
+
+def distinct_grades(gaps: OwnGaps) -> np.ndarray:
+    """The smallest MOST_GRADES + 1 grades that there are, so that those of all parts are those of the whole: scores, or gaps."""
+    compared = np.isnan(gaps.middle)
+    half = np.where(compared, 0.0, gaps.gap / 2)
+    middle = np.where(compared, gaps.gap, gaps.middle)
+    return np.unique(np.concatenate([middle - half, middle + half]))[: MOST_GRADES + 1]
+
+
+def grid_of(grades: np.ndarray) -> float:
+    """The smallest difference of two of the `distinct_grades` that is more than rounding of floats; 0: any number may be a grade."""
+    apart = np.diff(grades)
+    apart = apart[apart > 1e-9 * apart.max(initial=0.0)]
+    return float(apart.min()) if len(apart) and len(grades) <= MOST_GRADES else 0.0
+
+
 def weights_of(grades: Grades) -> np.ndarray:
     """What each grade counts for, shape (grades,)."""
     return np.ones(len(grades.value)) if grades.weight is None else grades.weight
@@ -84,7 +105,7 @@ def deviations(gaps: OwnGaps, values: np.ndarray, size: int) -> tuple[np.ndarray
     return n, weight, np.where(squares > weight * (1e-12 * mean) ** 2, squares, 0.0)  # 0.1 thrice has a mean of 0.10000000000000002
 
 
-def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:
+def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """With weights, variances are those of a rater of weight 1, and the variance of the mean is 1/Σ weight of it where it else is 1/n."""
     size = len(pooled)
     if gaps.one_each(size):
@@ -99,19 +120,19 @@ def _of_the_mean(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) 
     return se
 
 
-def _of_the_median(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray) -> np.ndarray:
+def _of_the_median(gaps: OwnGaps, pooled: np.ndarray, pooled_middles: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Of one or two raters the median is the mean."""
-    se = _of_the_mean(gaps, pooled, pooled_middles)
+    se = _of_the_mean(gaps, pooled, pooled_middles, grid)
     n = np.bincount(gaps.pair, minlength=len(pooled))
     starts = np.cumsum(n) - n
     for raters in np.unique(n[n > 2]).tolist():
         of = np.flatnonzero(n == raters)
-        grid = starts[of][:, None] + np.arange(raters)
-        se[of] = median_standard_error(gaps.gap[grid], gaps.middle[grid], pooled[of], pooled_middles[of])
+        own = starts[of][:, None] + np.arange(raters)
+        se[of] = median_standard_error(gaps.gap[own], gaps.middle[own], pooled[of], pooled_middles[of], grid[of])
     return se
 
 
-MARGIN_ERRORS: dict[str, Callable[[OwnGaps, np.ndarray, np.ndarray], np.ndarray]] = {
+MARGIN_ERRORS: dict[str, Callable[[OwnGaps, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     name: _of_the_median if name == "median" else _of_the_mean for name in RATER_MERGERS
 }
-"""By the merger of raters: (own gaps, the source's variance of gaps and of middles, shape (pairs,) each) → margin_se, NaN: unknown."""
+"""By the merger of raters: (own gaps, the source's `PooledVariance`, shape (pairs,) each) → margin_se, NaN: unknown."""
