@@ -39,6 +39,8 @@ ONE_GRADE = (
     "the list's raters (--columns rater=COLUMN)"
 )
 
+ONE_NAME = "a rater, a kind, an aspect and a model is named by one text: write one row for each"
+
 
 class Cells:
     """How a file's cells are read. decimal: the decimal mark of numbers written as text (None: text is no number). na: texts that stand
@@ -107,10 +109,16 @@ class Cells:
     def name(self, value: Any) -> str | None:
         """A rater's, an aspect's or a model's name without the white space around it; None where there is none.
 
-        A number that was stored as 7.0 or NaN, since others are missing, is "7" or None.
+        A number that was stored as 7.0 or NaN, since others are missing, is "7" or None. Raises BadRow: name_not_text, of a list or an
+        object.
         """
         if value is None or value != value:
             return None
+        spelled = structure(value) if isinstance(value, str) and value[:1] in ("[", "{", '"') else value
+        if isinstance(spelled, list | Mapping):
+            if is_empty(spelled):
+                return None
+            raise BadRow("name_not_text", {"name": str(value)[:80], "hint": ONE_NAME})
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         text = value.strip() if type(value) is str else str(value).strip()

@@ -85,14 +85,22 @@ def is_numpys_print(text: str) -> bool:
     return any(one.string == "array" for one in tokens) or any(end and (begin or sign) for end, begin, sign in beside)
 
 
+_BRACKETS = frozenset('[{"')
+
+
 def structure(text: str) -> Any:
-    """What a text spells as JSON, or as Python writes lists and dicts; None where it spells neither, or numpy printed it.
+    """What a text spells as JSON, or as Python writes lists and dicts; None where it spells neither, or numpy printed it. Of a structure
+    that was written as JSON twice or more often, the structure.
 
     >>> structure('[1, "a"]'), structure("['a', None]"), structure("[1, 2"), structure("['a' 'b']")
     ([1, 'a'], ['a', None], None, None)
+    >>> structure('"[1, \\\\"a\\\\"]"'), structure('"[sic]"')
+    ([1, 'a'], '[sic]')
     """
     try:
-        return orjson.loads(text)
+        found = orjson.loads(text)
+        inside = structure(found) if isinstance(found, str) and found.lstrip()[:1] in _BRACKETS else None
+        return inside if isinstance(inside, list | dict) else found
     except orjson.JSONDecodeError:
         pass
     try:

@@ -273,17 +273,17 @@ def read_content(content: Any) -> Any:
     return Reply(text, thought, read_calls(calls)) if thought or calls else text
 
 
-_OPENERS = frozenset("[{H \t\r\n\f\v")
+_OPENERS = frozenset('[{"H \t\r\n\f\v')
 """What a text begins with that may be a chat: most are ruled out by their first character."""
-_STRUCTURE = re.compile(r"\s*(?:\[\s*)?\{\s*[\"']")
-_MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:")
+_STRUCTURE = re.compile(r"[\s\"\\]*(?:\[\s*)?\{\s*\\*[\"']")  # with quotes and backslashes where it was written as JSON twice
+_MESSAGES = re.compile(r"[\s\"\\]*\[\s*\{\s*\\*[\"'](?:role|from|content|value)\\*[\"']\s*:")
 _HUMAN = re.compile(r"\s*Human:")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_conversation(value: Any) -> Any:
-    """A prompt as a text or as messages: a chat that stands in a text as JSON, as Python writes it, or as "Human: … Assistant:" is
+    """A prompt as a text or as messages: a chat that stands in a text as JSON (of JSON), as Python writes it, or "Human: … Assistant:" is
     read as messages; all else is returned as it is.
 
     Raises BadRow: malformed_messages, where a text evidently is a chat and can't be read as one.

@@ -141,3 +141,28 @@ def test_a_reply_of_several_messages_is_named(row: dict[str, Any]) -> None:
     with pytest.raises(BadRow) as caught:
         add("jsonl" if "score" in row or "gap" in row else "trl", row)
     assert caught.value.reason == "several_messages"
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_what_was_written_as_json_more_than_once_is_read_as_once(times: int) -> None:
+    def written(value: Any) -> str:
+        for _ in range(times):
+            value = json.dumps(value)
+        return value
+
+    chat = [{"role": "user", "content": 'Say "hi"'}]
+    row = {"prompt": written(chat), "completions": written(["a", "b"]), "scores": written([2, 1])}
+    assert add("jsonl", row).row == add("jsonl", {"prompt": chat, "completions": ["a", "b"], "scores": [2, 1]}).row
+    for cut, reason in ((written(chat)[:-3], "malformed_messages"), (written([{**chat[0], "role": "robot"}]), "unknown_role")):
+        with pytest.raises(BadRow) as refused:
+            add("jsonl", {**row, "prompt": cut})
+        assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("names", [["help", "truth"], {"name": "ann"}, '["help"]', json.dumps('["help"]')])
+@pytest.mark.parametrize("field", ["rater", "kind", "aspect", "model"])
+def test_a_name_is_one_text(field: str, names: Any) -> None:
+    with pytest.raises(BadRow) as refused:
+        add("jsonl", {"prompt": "Rain?", "completion": "No.", "score": 1, field: names})
+    assert refused.value.reason == "name_not_text"
+    add("jsonl", {"prompt": "Rain?", "completion": "No.", "score": 1, "rater": "[ann]", "model": []})

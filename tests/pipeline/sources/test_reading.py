@@ -222,7 +222,7 @@ def test_chats_in_texts_and_of_others_are_messages(prompt: Any) -> None:
     assert add("jsonl", {"prompt": prompt, "completion": "a", "score": 1}).row["prompt"] == CHAT
 
 
-@pytest.mark.parametrize("prompt", ['[{"a": 1}]', "[{not a chat", "Human: is it?", '{"x": 1}', "Here: [1]"])
+@pytest.mark.parametrize("prompt", ['[{"a": 1}]', "[{not a chat", "Human: is it?", '{"x": 1}', "Here: [1]", '"a": "b"'])
 def test_texts_that_are_no_chat_stay_texts(prompt: str) -> None:
     assert add("jsonl", {"prompt": prompt, "completion": "a", "score": 1}).row["prompt"][0]["content"] == prompt
 
