@@ -69,11 +69,12 @@ def find_rubrics(names: Sequence[str]) -> list[Rubric]:
 def _from_file(path: Path) -> list[Rubric]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = unwritable(values)
     except OSError as error:
         raise UserError(f"--rubric {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--rubric {path}: no valid YAML: {error}") from None
-    if (text := unwritable(values)) is not None:
+    if text is not None:
         raise UserError(f"--rubric {path}: {text!a} holds half a character (a lone surrogate), which can't be sent; write it anew")
     rows = values if isinstance(values, list) else [values]
     return [_checked(path, row) for row in rows]

@@ -335,15 +335,16 @@ def _check_rounds(where: str, recipe: Recipe) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        wrong = _no_text(values)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; recipes are YAML files, for example recipes/quickstart.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # of a date such as 2026-02-30 a ValueError
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UserError(f"{path}: not a recipe: it is nested too deeply") from None
-    if (wrong := _no_text(values)) is not None:
+        raise UserError(f"{path}: not a recipe: it is nested too deeply, or an alias stands in what it names") from None
+    if wrong is not None:
         raise UserError(f"{path}: the key {wrong} is no text; YAML reads names such as on, yes and 1 so: put it in quotes")
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys())}, not {type(values).__name__}")
@@ -369,8 +370,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value {EMPTY}; null stands for none")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+        wrong = _no_text(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        value, wrong = text, None
+    if wrong is not None:
+        raise UserError(f"--set {override}: the key {wrong} is no text; put it in quotes")
     *parents, last = key.strip().split(".")
     place: Any = values
     for depth, parent in enumerate(parents):

@@ -51,7 +51,7 @@ def read_sources(value: Any) -> Any:
 
     try:
         found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         why = (
             f"{problem} in line {mark.line + 1}"
             if (mark := getattr(error, "problem_mark", None)) and (problem := getattr(error, "problem", None))

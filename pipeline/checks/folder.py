@@ -143,7 +143,7 @@ def _card(found: Findings) -> None:
         head = path.read_text(encoding="utf-8").split("---\n")[1]
         configs = yaml.safe_load(head)["configs"]
         named = {file["split"]: file["path"] for config in configs for file in config["data_files"]}
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
         why = "is gone" if isinstance(error, FileNotFoundError) else "has no head that names the splits"
         found.fault("card", f"README.md {why}")
         return

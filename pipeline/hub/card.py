@@ -62,7 +62,7 @@ def _parted(old: str | None, name: str) -> tuple[dict[str, Any], str]:
         return {}, old or ""
     try:
         head = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         head = None
     if not isinstance(head, dict) or not isinstance(head.get("tags", []), list):
         raise UserError(f"{name}: the head of its README.md is no YAML that can be kept; mend it there, then try again")

@@ -79,6 +79,9 @@ def test_paper_recipes_hold_the_published_settings(
         ("runs.mmpo.reference=x", "reference"),
         ("runs.mmpo.kind=null", "kind"),
         ("title.x=1", "title"),
+        ("build.columns={0: x}", "the key 0 is no text"),
+        ("build.split=" + "[" * 2000, "build.split"),
+        ("build.split=2026-02-30", "build.split"),
         ("nonsense", "key=value"),
     ],
 )
@@ -153,6 +156,8 @@ JUDGED = 'out: x\nbuild: {{inputs: ["candidates.jsonl"], format: jsonl}}\njudge:
         ("- a\n", "mapping"),
         ("a: [\n", "not YAML"),
         ("{" * 2000, "nested too deeply"),
+        ("out: x\nbuild: &a {columns: *a}\n", "an alias stands in what it names"),
+        ("title: 2026-02-30\n", "not YAML"),
         ("on: x\n", "the key True is no text"),
         ("out: x\nbuild: {columns: {0: x}}\n", "the key 0 is no text"),
         ('"a[b": x\n', "a\\[b: unknown key"),

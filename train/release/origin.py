@@ -78,7 +78,7 @@ def _key_of(file: Path, key: str) -> str | None:
 
 def _license_in(readme: Path) -> str | None:
     """The licence that the head of a page names."""
-    with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
+    with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, RecursionError):
         found = yaml.safe_load(_HEAD.match(readme.read_text(encoding="utf-8"))[1]).get("license")  # type: ignore[index]
         return found if isinstance(found, str) else None
     return None

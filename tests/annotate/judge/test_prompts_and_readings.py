@@ -158,7 +158,7 @@ def test_rubrics_from_a_file(tmp_path: Path) -> None:
     assert [rubric.name for rubric in found] == ["overall", "brevity"]
     assert found[1].scale.labels == {"1": 1.0, "5": 5.0} and found[1].grades.labels == {"X": 2.0, "Y": -2.0}
     for wrong in ("name: x", "name: x\ncriterion: y\nscales: {}", "name: x\ncriterion: y\nscale: {a: b}", "[1", "name: x\ncriterion: y\n"
-                  "grades: {1: a, 2: b}"):  # fmt: skip
+                  "grades: {1: a, 2: b}", "name: 2026-02-30", "name: &a {b: *a}"):  # fmt: skip
         with pytest.raises(UserError, match="rubric"):
             find_rubrics([write(tmp_path / "wrong.yaml", wrong)])
     with pytest.raises(UserError, match="twice"):

@@ -299,6 +299,7 @@ def test_rejects_are_counted_by_source(tmp_path: Path) -> None:
     [
         (["FILE", "--sources", "mix.yaml"], "sources are named twice"),
         (["--sources", "none.yaml"], "--sources: none.yaml can't be read as YAML"),
+        (["--sources", "deep.yaml"], "--sources: deep.yaml can't be read as YAML"),
         (
             ["--sources", "rated.jsonl"],
             "but found '{' in line 2. It is a file with a list of sources, each with its inputs and format; a file of data is named "
@@ -317,6 +318,7 @@ def test_what_is_wrong_with_a_file_of_sources_is_said(
     (tmp_path / "weighted.yaml").write_text(yaml.safe_dump(sources(tmp_path, weight=2)))
     (tmp_path / "seeded.yaml").write_text(yaml.safe_dump({"sources": sources(tmp_path), "seed": 1}))
     (tmp_path / "text.yaml").write_text("inputs: a.jsonl\n")
+    (tmp_path / "deep.yaml").write_text("[" * 2000)
     monkeypatch.chdir(tmp_path)
     message = refused(["build", *words, "--out", "out"], tmp_path, capsys)
     assert said in message
