@@ -113,7 +113,7 @@ class Actors:
 
 
 class ActorPool:
-    """Actors that hold the same. count: how many there are."""
+    """Actors that hold the same: one more with each call, until there are `count`."""
 
     def __init__(self, ray: Any, make: Callable[[], Held], count: int, calls: int, needs: Mapping[str, Any]) -> None:
         self.count, self._ray, self._make, self._calls = count, ray, make, calls
@@ -128,16 +128,21 @@ class ActorPool:
         self._tries: Counter[Any] = Counter()
         self._lost_starts = self._begun = 0
         self._since: float | None = time.monotonic()
-        for _ in range(count):
-            self._start()
+        self._failure: Exception | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing was asked that has not been answered."""
-        return not self._waiting and not self._open
+        return not (self._waiting or self._open or self._failure)
+
+    def start(self) -> None:
+        """Have all actors begin, without any call yet."""
+        while len(self._actors) < self.count:
+            self._add()
 
     def about(self) -> Mapping[str, Any]:
         """What the actors hold, once one of them has started."""
+        self.start()
         while self._about is None:
             self._look(LOOK_SECONDS)
         return self._about
@@ -145,6 +150,8 @@ class ActorPool:
     def put(self, key: Any, *arguments: Any) -> None:
         """Have an actor called with these arguments; the result comes with the key."""
         self._waiting.append((key, arguments))
+        if len(self._actors) < self.count:
+            self._add()
 
     def take(self, timeout: float) -> list[tuple[Any, Any]]:
         """Keys and results that have come, waiting so many seconds for the first one. Raises the error of a call as it was raised there,
@@ -178,7 +185,7 @@ class ActorPool:
         self._actors.clear()
         self._ready.clear()
 
-    def _start(self) -> None:
+    def _add(self) -> None:
         self._begun += 1
         actor = self._actors[self._begun] = self._remote.remote()
         self._starting[actor.start.remote(os.getcwd(), self._make)] = self._begun
@@ -193,31 +200,23 @@ class ActorPool:
             self._ready[number] += 1
 
     def _look(self, timeout: float) -> list[tuple[Any, Any]]:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         refs = [*self._open, *self._starting]
         if self._ray.wait(refs, num_returns=1, timeout=timeout)[0]:
             done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
         else:
             done = []
-        found = []
+        found: list[tuple[Any, Any]] = []
         for ref in done:
-            if ref in self._starting:
-                self._started(ref, self._starting.pop(ref))
-                continue
-            number, key, arguments = self._open.pop(ref)
-            if number in self._ready:
-                self._ready[number] -= 1
             try:
-                found.append((key, value_of(self._ray, ref)))
-                del self._tries[key]
-            except self._ray.exceptions.RayError as error:
-                self._lost(number)
-                self._tries[key] += 1
-                if self._tries[key] == CALL_TRIES:
-                    raise UserError(
-                        f"--engine ray: {CALL_TRIES} actors were lost at the same work: {_last_line(error)}. Look at memory and logs of "
-                        "the nodes (ray status); the same command goes on from what came before"
-                    ) from error
-                self._waiting.appendleft((key, arguments))
+                found += self._came(ref)
+            except Exception as error:
+                if not found:
+                    raise
+                self._failure = error  # at the next look: what came before it is to be kept
+                break
         if self._ready:
             self._since = None
         elif self._since is None:
@@ -226,6 +225,29 @@ class ActorPool:
             self._since = float("inf")
             say("Ray: no actor is at work yet: each waits for a free GPU or CPU (ray status), then loads its model")
         return found
+
+    def _came(self, ref: Any) -> list[tuple[Any, Any]]:
+        """What came of a call, with its key; nothing of a start, and of a call that is lost."""
+        if ref in self._starting:
+            self._started(ref, self._starting.pop(ref))
+            return []
+        number, key, arguments = self._open.pop(ref)
+        if number in self._ready:
+            self._ready[number] -= 1
+        try:
+            value = value_of(self._ray, ref)
+        except self._ray.exceptions.RayError as error:
+            self._lost(number)
+            self._tries[key] += 1
+            if self._tries[key] == CALL_TRIES:
+                raise UserError(
+                    f"--engine ray: {CALL_TRIES} actors were lost at the same work: {_last_line(error)}. Look at memory and logs of "
+                    "the nodes (ray status); the same command goes on from what came before"
+                ) from error
+            self._waiting.appendleft((key, arguments))
+            return []
+        del self._tries[key]
+        return [(key, value)]
 
     def _started(self, ref: Any, number: int) -> None:
         try:
@@ -257,7 +279,7 @@ class ActorPool:
         with suppress(Exception):
             self._ray.kill(actor)
         say("Ray: an actor is lost; another one takes its place, and what it was at is done again")
-        self._start()
+        self._add()
 
 
 def _last_line(error: BaseException) -> str:

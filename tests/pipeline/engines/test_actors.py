@@ -66,6 +66,24 @@ def test_actors_that_never_start_end_the_run() -> None:
         pool.about()
 
 
+def test_no_more_actors_start_than_there_are_calls() -> None:
+    ray = StandIn()
+    with pool_of(ray, count=64) as pool:
+        for calls in (2, 3, 1):
+            assert len(list(pool.results((one,) for one in range(calls)))) == calls
+            assert ray.created <= 6
+        pool.start()
+        assert ray.created == 64
+
+
+def test_what_came_beside_an_error_comes_first() -> None:
+    came = []
+    with pool_of(StandIn()) as pool, pytest.raises(UserError, match="-1 is below 0"):
+        for key, _ in pool.results([(1,), (2,), (3,), (-1,)]):
+            came.append(key)
+    assert came == [0, 1, 2]
+
+
 def test_errors_of_calls_and_of_starts_are_what_they_were() -> None:
     with pool_of(StandIn()) as pool, pytest.raises(UserError, match="-1 is below 0"):
         list(pool.results([(1,), (-1,)]))
@@ -83,7 +101,7 @@ def test_errors_of_calls_and_of_starts_are_what_they_were() -> None:
         return made[-1]
 
     with pool_of(StandIn(), make=other) as pool, pytest.raises(UserError, match=r"another model .*\(weights differ\)"):
-        list(pool.results([(1,)]))
+        list(pool.results([(1,), (2,)]))
 
 
 def test_what_no_actor_has_yet_can_be_taken_back() -> None:
@@ -114,6 +132,7 @@ def test_each_actor_has_a_gpu_where_there_are_any(
 ) -> None:
     ray = StandIn()
     with Actors(ray, [{"Resources": one} for one in resources], lambda paths: None, asked).holding(Doubling, share=share) as pool:
+        pool.start()
         assert pool.count == count == ray.created
     assert {name: ray.asked[name] for name in ("num_cpus", "num_gpus") if name in ray.asked} == needs
 
