@@ -12,7 +12,7 @@ ADDS = {
     "train": "train, evaluate, score, advise, models on this machine",
     "excel": "workbooks of Excel (.xlsx)",
     "language": "build --language",
-    "ray": "builds on several machines",
+    "ray": "builds, and models that score or write candidates, on several machines",
 }
 """What each extra is for; "": without any."""
 

@@ -1,6 +1,7 @@
 """`mmpo generate`: prompts into candidates, by models at endpoints and on this machine; one flag for every field of GenerateOptions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,8 @@ def generate(
     if dry_run:
         from mmpo.annotate.generate import estimate, prepared
 
+        if local:  # nothing starts elsewhere
+            options = replace(options, engine="local", ray_address=None, workers=None)
         with local_engines(local or [], options) as engines, prepared(prompts, out, options, models or [], engines) as plan:
             summary = estimate(plan)
         _say_estimate(summary)

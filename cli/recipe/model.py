@@ -280,6 +280,11 @@ def _check_order(where: str, recipe: Recipe, keeps: bool) -> None:
             raise UserError(
                 f"{where}generate: name models (at endpoints) or local (on this machine), or `rounds`, which sample from the policy"
             )
+        if recipe.generate is not None and recipe.generate.engine != "local" and not recipe.local:
+            raise UserError(
+                f"{where}generate.engine: {recipe.generate.engine} is for models that the run itself holds; name one by `local`, or leave "
+                "it out"
+            )
         for given, name in ((keeps, "keep"), (recipe.measures.measure is not None, "evaluate.measure")):
             if given:
                 raise UserError(f"{where}{name}: is about rounds; give `rounds` as well, or leave it out")

@@ -48,6 +48,7 @@ CHECK_SECONDS = 120.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 LOST_BUILD = ", and with it what was done so far; nothing was written. Once it is up again, the same command begins anew"
 LOST_ACTORS = "; what came so far is kept. Once it is up again, the same command goes on"
+NOT_STARTED = "Ray did not start on this machine, which may be short of time, memory or disk; the same command tries again"
 LONGEST_TEMPORARY = 40
 """Characters of a folder's name that sockets of Ray may lie in: the system allows 107 in all."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -227,7 +228,8 @@ class RayCluster:
         except (SystemExit, Exception) as error:
             with _silent():
                 self._ray.shutdown()
-            raise UserError(f"{self._named}: {_why(error)}") from error
+            todo = f" {NOT_STARTED}" if how["address"] == "local" else ""
+            raise UserError(f"{self._named}: {_why(error)}{todo}") from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray puts its own there

@@ -131,6 +131,10 @@ LOOP = ROOT / "recipes" / "loop.yaml"
         (["score={models: [a]}", "calibrate=null"], "units of their own"),
         (["rounds=null"], "name models (at endpoints) or local"),
         (["rounds=null", "generate.models=[a]"], "{round} stands for a round"),
+        (
+            ["rounds=null", "generate.models=[a]", "generate.engine=ray"],
+            "generate.engine: ray is for models that the run itself holds",
+        ),
         (["rounds=null", "generate.models=[a]", "calibrate=null", "keep=all"], "keep: is about rounds"),
         (["rounds=null", "generate.models=[a]", "calibrate=null", "evaluate.measure=a:b"], "evaluate.measure: is about rounds"),
     ],

@@ -6,7 +6,8 @@ Its calls are made when their results are asked for. As an engine it is used in 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 from mmpo.pipeline.engines import Actors
 
@@ -69,14 +70,15 @@ class StandIn:
         self.created = 0
 
     def remote(self, kind: type) -> Any:
-        self.kind = kind
-        actor = type("Remote", (), {"options": lambda _, **needs: (self.asked.update(needs), self)[1]})()
-        self.remote = self._create  # type: ignore[method-assign]
-        return actor
+        def options(**needs: Any) -> Any:
+            self.asked.update(needs)
+            return SimpleNamespace(remote=lambda: self._create(kind))
 
-    def _create(self) -> Any:
+        return SimpleNamespace(options=options)
+
+    def _create(self, kind: type) -> Any:
         self.created += 1
-        actor = self.kind()
+        actor = kind()
         methods = {name: Method(self, self.created, getattr(actor, name)) for name in ("start", "call", "tell")}
         return type("Actor", (), {"number": self.created, **methods})()
 
@@ -91,12 +93,14 @@ class StandIn:
 
 
 class StandInEngine:
-    """An engine of two nodes of one CPU each. ray: the stand-in that it uses."""
+    """An engine of two nodes of one CPU each. ray: the stand-in that it uses; checked: the files that the last one was asked for."""
 
     ray: StandIn
 
+    checked: ClassVar[list[str]] = []
+
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
-        self.checked: list[str] = []
+        self.checked.clear()
 
     def __enter__(self) -> "StandInEngine":
         return self

@@ -1,6 +1,7 @@
 """PAIRS to rendered prompts."""
 
 from mmpo.train.data.chat_template import (
+    NAMED_TEMPLATES,
     PLAIN_TEMPLATE,
     REFUSALS,
     ChatTemplate,

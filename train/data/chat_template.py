@@ -22,6 +22,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 """`User: ...`, `Assistant: ...`, a line each, every reply closed by the end-of-text token (an encoder's: [SEP])."""
+NAMED_TEMPLATES = ("tokenizer", "plain")
+"""Choices that are no file."""
 PINNED_DATE = datetime(2024, 7, 26)
 """Today, for templates that write it: the day that Llama 3's template falls back on where there is no clock."""
 
@@ -35,7 +37,7 @@ def choose_template(tokenizer: Any, choice: str = "tokenizer") -> None:
         tokenizer.chat_template = plain_template(tokenizer)
     elif choice != "tokenizer":
         tokenizer.chat_template = _from_file(Path(choice))
-    check_template(tokenizer, "the chat template" if choice in ("plain", "tokenizer") else f"{choice}: the chat template")
+    check_template(tokenizer, "the chat template" if choice in NAMED_TEMPLATES else f"{choice}: the chat template")
 
 
 def ask_behind(tokenizer: Any, question: str) -> None:

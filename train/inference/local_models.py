@@ -14,6 +14,7 @@ from typing import Any
 
 from mmpo.pipeline.engines import ENGINES, ActorPool, check_engine
 from mmpo.pipeline.options import options_from
+from mmpo.train.data import NAMED_TEMPLATES
 from mmpo.train.inference.local_model import LocalModel
 from mmpo.train.options import LocalOptions
 
@@ -119,11 +120,13 @@ def local_models(
         if actors is None:
             yield [LocalModel(**asdict(one)) for one in asked]
             return
-        files = [path for one in asked for path in (one.model, one.chat_template) if Path(path).exists()]
+        templates = [one.chat_template for one in asked if one.chat_template not in NAMED_TEMPLATES]
+        files = [path for path in (*(one.model for one in asked), *templates) if Path(path).exists()]
         actors.check(list(dict.fromkeys(files)))
         pools = []
         for one in asked:
             threads = one.batch * (1 + WAITING)
             held = partial(AnsweringModel, one)
             pools.append(stack.enter_context(actors.holding(held, calls=threads, threads=threads, share=len(asked))))
+            pools[-1].start()
         yield [ModelOnActors(pool, one) for pool, one in zip(pools, asked, strict=True)]

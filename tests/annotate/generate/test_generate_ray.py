@@ -13,6 +13,7 @@ from ray_stand_in import StandIn, StandInEngine
 
 from mmpo.annotate import GenerateOptions, generate
 from mmpo.annotate.client import Journal
+from mmpo.cli.main import run
 from mmpo.pipeline import load_feedback
 from mmpo.pipeline.engines import ENGINES
 from mmpo.pipeline.errors import UserError
@@ -87,6 +88,16 @@ def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_pa
     assert left == {name: value for name, value in read_manifest(tmp_path / "local")["recipe"].items() if name != "feedback"}
 
 
+def test_a_dry_run_starts_nothing(
+    folder: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ENGINES, "ray", None)
+    words = ["generate", prompts, "--out", str(tmp_path / "out"), "--dry-run", "--json", "--engine", "ray", "--workers", "3"]
+    assert run([*words, "--ray-address", "127.0.0.1:1", "--local", f"{folder},called=tiny", "--max-tokens", "40"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 4 * PROMPTS
+    refused([*words, "--model", "m"], tmp_path, capsys, "--engine ray is for models that this command runs itself")
+
+
 @pytest.mark.slow
 def test_two_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_path: Path) -> None:
     runs = {name: {**OPTIONS, **more} for name, more in RUNS.items()}
@@ -124,3 +135,22 @@ def test_an_engine_that_no_model_is_on_is_refused(
         pytest.raises(UserError, match=r"local_models\(\[\.\.\.\], engine='ray'\)"),
     ):
         generate(prompts, tmp_path / "out", options=GenerateOptions(engine="ray"), local=here)
+    for given, words in (({"engine": "rya"}, "did you mean 'ray'"), ({"engine": "ray", "workers": 0}, "workers 0: at least 1")):
+        with pytest.raises(UserError, match=words), local_models([{"model": str(folder)}], **given):
+            pass
+
+
+def test_the_names_of_templates_are_no_files_that_nodes_must_see(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ENGINES, "ray", StandInEngine)
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    for name in ("tokenizer", "plain"):
+        (tmp_path / name).mkdir()
+    StandInEngine.ray = StandIn()
+    models = [{"model": str(folder), "called": name, "chat_template": name} for name in ("tokenizer", "plain", str(template))]
+    with local_models(models, engine="ray"):
+        pass
+    assert StandInEngine.checked == [str(folder), str(template)]
