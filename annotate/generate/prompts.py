@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmpo.annotate.generate.options import GenerateOptions
 from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.build import BuildOptions, build, check_format
+from mmpo.pipeline.engines import held_folder
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import batches, dataset_at
 from mmpo.pipeline.tables import FEEDBACK
@@ -35,8 +35,8 @@ def opened(sources: Sequence[str | Path], options: GenerateOptions) -> Iterator[
     format = options.format or _by_name(sources, options)
     given: dict[str, Any] = {name: getattr(options, name) for name in READING}
     reading = BuildOptions(format=format, feedback_only=True, bare_prompts=True, **given)
-    with TemporaryDirectory(prefix="mmpo-prompts-") as scratch:
-        build(sources, folder := Path(scratch) / "prompts", options=reading)
+    with held_folder("mmpo-prompts-") as scratch:
+        build(sources, folder := scratch / "prompts", options=reading)
         yield Feedback.open(folder, options.limit, options.seed)
 
 

@@ -20,11 +20,21 @@ def held_folder(stem: str, parent: str | Path | None = None) -> Iterator[Path]:
     for other in parent.glob(f"{stem}*"):
         if (other / LOCK).exists():
             with suppress(UserError, OSError), file_lock(other / LOCK, "it is held"):
-                shutil.rmtree(other, ignore_errors=True)
+                _remove(other)
     folder = Path(tempfile.mkdtemp(prefix=".mmpo-", dir=parent))
     try:
         with file_lock(folder / LOCK, "it is held", optional=True):
             folder = folder.rename(folder.with_name(f"{stem}{folder.name.removeprefix('.mmpo-')}"))  # held before it has the name
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, the lock last: by that the next one finds what could not go, as where processes of Ray still write into it."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
+        shutil.rmtree(folder)

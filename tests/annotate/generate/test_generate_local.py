@@ -104,7 +104,11 @@ def test_the_command_names_its_keys(folder: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(KILLS, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_nothing_is_written_twice(kills: int, model: LocalModel, tmp_path: Path) -> None:
+def test_killed_at_random_moments_nothing_is_written_twice(
+    kills: int, model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * kills)])
     options, moments = GenerateOptions(n=4, max_tokens=60, keep=("cut",)), random.Random(3)
     journal = tmp_path / "out.generate.sqlite"
@@ -126,6 +130,7 @@ def test_killed_at_random_moments_nothing_is_written_twice(kills: int, model: Lo
     assert summary["finished"] and summary["models"][0]["requests"] == 48 * kills == answered(journal)
     with Journal(journal, read_only=True) as opened:  # every reply that came to an end was written once
         assert opened.spent()["tiny"]["requests"] == 48 * kills
+    assert not list(temporary.iterdir()), "what killed runs read the prompts into goes with the next one"
 
 
 @pytest.mark.slow

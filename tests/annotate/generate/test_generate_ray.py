@@ -135,8 +135,12 @@ def test_an_engine_that_no_model_is_on_is_refused(
         pytest.raises(UserError, match=r"local_models\(\[\.\.\.\], engine='ray'\)"),
     ):
         generate(prompts, tmp_path / "out", options=GenerateOptions(engine="ray"), local=here)
-    for given, words in (({"engine": "rya"}, "did you mean 'ray'"), ({"engine": "ray", "workers": 0}, "workers 0: at least 1")):
-        with pytest.raises(UserError, match=words), local_models([{"model": str(folder)}], **given):
+    wrong: dict[str, dict[str, Any]] = {
+        "did you mean 'ray'": {"engine": "rya"},
+        "workers 0: at least": {"engine": "ray", "workers": 0},
+    }
+    for told, given in wrong.items():
+        with pytest.raises(UserError, match=told), local_models([{"model": str(folder)}], **given):
             pass
 
 

@@ -98,6 +98,17 @@ def test_folders_of_killed_processes_go_and_others_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_could_not_go_is_found_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a process of Ray still writes: for once nothing below the folder can be removed."""
+    with held_folder("held-", tmp_path) as left:
+        (left / "ray").mkdir()
+        monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.undo()
+    assert (left / "ray").is_dir()
+    with held_folder("held-", tmp_path) as own:
+        assert list(tmp_path.iterdir()) == [own]
+
+
 @contextmanager
 def answering(reply: bytes | None) -> Iterator[str]:
     """The address of a server that says this to whoever connects; None: nothing."""
