@@ -26,8 +26,8 @@ OUT ?= out/quickstart
 BIN = .venv/bin
 STAMP = .venv/.installed
 FOLDERS = pipeline annotate train cli
-# Tests run in two processes, a file in one of them; PYTEST_ARGS="-n 0" runs all in one.
-SIDE_BY_SIDE = -n 2 --dist loadfile
+# Tests run in three processes, for many wait, each file in one of them and in the order of tests/conftest.py; PYTEST_ARGS="-n 0" runs all in one.
+SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
 BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
 .PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench engines scale claims gpu fuzz kills consumers test-lowest audit image clean
