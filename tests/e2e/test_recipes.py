@@ -26,7 +26,7 @@ SMALL = [
 
 def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
     overrides = [part for value in (*SMALL, f"out={out}", *more) for part in ("--set", value)]
-    done = mmpo("run", "recipes/quickstart.yaml", "--json", *overrides, cwd=ROOT, timeout=300)
+    done = mmpo("run", "recipes/quickstart.yaml", "--json", *overrides, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -34,7 +34,9 @@ def run_small(out: Path, *more: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
     out = tmp_path / "quickstart"
+    start = time.monotonic()
     summary, messages = run_small(out)
+    first = time.monotonic() - start
     assert set(summary["runs"]) == {"mmpo", "bradley-terry", "matched-smoothing", "shuffled-margins"}
     for measures in summary["runs"].values():
         assert 0 <= measures["accuracy"] <= 1
@@ -67,7 +69,7 @@ def test_quickstart_from_ratings_to_a_page(tmp_path: Path) -> None:
     assert again["runs"] == summary["runs"]
     assert messages.count("unchanged since it was made") == 9
     assert {path: path.stat().st_mtime_ns for path in models} == models
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < max(first / 2, 30)
 
     _, messages = run_small(out, "runs.mmpo.seed=5")
     assert "[train-bradley-terry] unchanged" in messages

@@ -60,7 +60,7 @@ def stopped(
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
-def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> bool:
+def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = 240) -> bool:
     """Wait until it holds; False where it does not in so many seconds, or when the process ends before."""
     until = time.monotonic() + seconds
     while not holds():
