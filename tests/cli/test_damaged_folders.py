@@ -123,6 +123,8 @@ def test_a_damaged_part_is_named_with_its_fault(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if line.split()[0] in ("train", "evaluate"):
+        pytest.importorskip("torch", reason="models train on this machine")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     data = Path(shutil.copytree(good / kind, tmp_path / "data"))
     part = data / ("train" if kind == "pairs" else "feedback") / "part-00000.parquet"

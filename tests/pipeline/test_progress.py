@@ -9,11 +9,13 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from importlib.metadata import version
 
 import pytest
 
 from mmpo.pipeline.progress import BYTES, ProgressReporter
 
+RICH = tuple(map(int, version("rich").split(".")[:2]))
 STEPS = """
 import time
 from mmpo.pipeline.progress import ProgressReporter
@@ -90,6 +92,7 @@ def test_a_narrow_terminal_shows_how_far_it_is_and_of_the_rest_what_fits() -> No
     assert lines and all(line.startswith("reward") and "loss 0.69" in line and len(line) <= 80 for line in lines)
 
 
+@pytest.mark.skipif(RICH < (14, 3), reason="rich before 14.3 may make a column narrower than its word")
 def test_tables_cut_no_word_on_a_narrow_terminal() -> None:
     code = (
         "from mmpo.cli.output import print_rows\n"
