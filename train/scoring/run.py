@@ -49,8 +49,8 @@ def score(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("mmpo score runs in one process, and a launcher has started several: call `mmpo score` by itself")
     check_out(Path(out), [feedback])
+    candidates = StoredCompletions.open(feedback)
     with ENGINES[chosen.engine](None, chosen.ray_address) as engine:
-        candidates = StoredCompletions.open(feedback)
         with engine.actors(chosen.workers) as actors, ScoringActors(actors) if actors else nullcontext() as elsewhere:
             found = [scores_of(candidates, one, chosen, elsewhere) for one in scorers]
         _write(candidates, found, chosen, Path(out), engine.about() | (actors.about() if actors else {}))

@@ -185,3 +185,7 @@ def test_an_address_without_a_ray_and_options_of_ray_alone_are_refused(trained, 
     refused([*words, "--workers", "2"], tmp_path, capsys, "--workers 2 goes with --engine ray")
     message = refused([*words, "--engine", "spark"], tmp_path, capsys)
     assert "'spark' is not 'local' or 'ray'" in message
+    nothing = [word if word != str(feedback) else str(tmp_path / "none") for word in words]
+    refused(
+        [*nothing, "--engine", "ray", "--ray-address", "127.0.0.1:1"], tmp_path, capsys, "no such dataset folder"
+    )  # before any Ray
