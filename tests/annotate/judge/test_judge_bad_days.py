@@ -341,7 +341,7 @@ def test_the_status_tells_what_is_done_and_what_failed(judging: Any) -> None:
 
 
 def test_two_runs_at_once_are_refused_and_so_is_what_is_no_journal(judging: Any, tmp_path: Path) -> None:
-    job = judging({"latency": 0.2}, 30)
+    job = judging({"latency": 0.2}, 400)  # longer than the second command takes to start
     process = started(*job.words("--concurrency", "4"))
     wait_for(job.came(4), process)
     second = job.mmpo()
