@@ -15,16 +15,22 @@ LOCK = "lock"
 @contextmanager
 def held_folder(stem: str, parent: str | Path | None = None) -> Iterator[Path]:
     """A new folder that vanishes when the block ends. parent: None: the system's place for temporary files. Those whose names begin with
-    the stem and that no living process holds are removed: the system lets go of a killed one's lock."""
+    the stem, that are this user's and that no living process holds are removed: the system lets go of a killed one's lock. Anybody may
+    put a folder or a link beside ours."""
     parent = Path(parent or tempfile.gettempdir())
-    for other in parent.glob(f"{stem}*"):
-        if (other / LOCK).exists():
-            with suppress(UserError, OSError), file_lock(other / LOCK, "it is held"):
-                _remove(other)
     folder = Path(tempfile.mkdtemp(prefix=".mmpo-", dir=parent))
+    for other in parent.glob(f"{stem}*"):
+        with suppress(UserError, OSError):
+            own = other.lstat().st_uid == folder.lstat().st_uid and not other.is_symlink()
+            if own and (other / LOCK).exists():
+                with file_lock(other / LOCK, "it is held"):
+                    _remove(other)
     try:
         with file_lock(folder / LOCK, "it is held", optional=True):
-            folder = folder.rename(folder.with_name(f"{stem}{folder.name.removeprefix('.mmpo-')}"))  # held before it has the name
+            with suppress(PermissionError):  # where a folder with an open file keeps its name, as on Windows
+                folder = folder.rename(
+                    folder.with_name(f"{stem}{folder.name.removeprefix('.mmpo-')}")
+                )  # held before it has the name
             yield folder
     finally:
         _remove(folder)

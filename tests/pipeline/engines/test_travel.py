@@ -98,6 +98,18 @@ def test_folders_of_killed_processes_go_and_others_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_of_such_a_name_is_not_followed(tmp_path: Path) -> None:
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "temporary"
+    for folder in (elsewhere, place):
+        folder.mkdir()
+    (elsewhere / "lock").touch()
+    (elsewhere / "kept").touch()
+    (place / "held-link").symlink_to(elsewhere)
+    with held_folder("held-", place):
+        pass
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["kept", "lock"] and (place / "held-link").is_symlink()
+
+
 def test_what_could_not_go_is_found_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a process of Ray still writes: for once nothing below the folder can be removed."""
     with held_folder("held-", tmp_path) as left:
