@@ -278,6 +278,8 @@ class _Cells:
         column = self.batch.column(name)
         try:
             found = _shortest(column).to_pylist()
+            if pa.types.is_nested(column.type) and "halffloat" in str(column.type):
+                found = [_halves_in(column.type, value) for value in found]
         except (ValueError, OverflowError, pa.ArrowException):
             found = [_cell(name, value) for value in column]
         self.lists[name] = found
@@ -296,6 +298,19 @@ def _shortest(column: pa.Array) -> pa.Array:
         return pa.array(decimals, mask=~known)
     text, number, same = (_with_singles_as(column.type, made) for made in (pa.string(), pa.float64(), pa.float32()))
     return column if number == same else column.cast(text).cast(number)
+
+
+def _halves_in(kind: pa.DataType, value: Any) -> Any:
+    """A list or an object with its numbers of half precision as `_shortest` has them."""
+    if value is None:
+        return None
+    if pa.types.is_float16(kind):
+        return float(str(np.float16(value)))
+    if pa.types.is_struct(kind):
+        return {field.name: _halves_in(field.type, value[field.name]) for field in kind.fields}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [_halves_in(kind.value_type, one) for one in value]
+    return value
 
 
 def _with_singles_as(kind: pa.DataType, made: pa.DataType) -> pa.DataType:

@@ -385,14 +385,20 @@ def test_single_precision_is_read_as_the_decimals_it_was_written_from(tmp_path: 
 
 
 def test_single_precision_inside_others_and_half_precision_are_decimals_too(tmp_path: Path) -> None:
-    single, texts = pa.float32(), {"prompt": ["Q"], "completions": [["a", "b"]]}
+    single, half, texts = pa.float32(), pa.float16(), {"prompt": ["Q"], "completions": [["a", "b"]]}
     inside = {
         "fixed": texts | {"scores": pa.array([[1.1, None]], pa.list_(single, 2))},
         "object": texts | {"scores": pa.array([{"at": [1.1, None]}], pa.struct({"at": pa.list_(single)}))},
         "objects": {"prompt": ["Q"], "all": pa.array([[{"t": "a", "s": 1.1}, {"t": "b"}]], pa.list_(pa.struct({"t": "str", "s": single})))},
-        "half": {"prompt": ["Q"] * 3, "completion": ["a", "b", "c"], "score": pa.array([1.1, None, float("nan")], pa.float16())},
+        "half": {"prompt": ["Q"] * 3, "completion": ["a", "b", "c"], "score": pa.array([1.1, None, float("nan")], half)},
+        "halves": texts | {"scores": pa.array([[1.1, None]], pa.list_(half))},
+        "object of halves": texts | {"scores": pa.array([{"at": [1.1, None], "n": 1}], pa.struct({"at": pa.list_(half), "n": "i8"}))},
     }  # fmt: skip
-    named = {"object": {"scores": "scores.at"}, "objects": {"completions": "all[].t", "scores": "all[].s"}}
+    named = {
+        "object": {"scores": "scores.at"},
+        "object of halves": {"scores": "scores.at"},
+        "objects": {"completions": "all[].t", "scores": "all[].s"},
+    }
     for name, table in inside.items():
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
         found = grades(tmp_path / f"{name}.parquet", "parquet", columns=named.get(name, {}))
