@@ -171,7 +171,8 @@ def length_measures(
     """
     a, b = _signed_ranks(z), _signed_ranks(difference)
     ones = np.ones_like(a)
-    parts = {"ab": Parts(a * b, ones), "aa": Parts(a * a, ones), "bb": Parts(b * b, ones)}
+    parts = {"ab": Parts(a * b, ones)}
+    parts |= {"aa": Parts(np.square(a, out=a), ones), "bb": Parts(np.square(b, out=b), ones)}
 
     def correlation(ab: Any, aa: Any, bb: Any) -> Any:
         with np.errstate(divide="ignore", invalid="ignore"):

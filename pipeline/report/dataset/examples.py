@@ -38,32 +38,36 @@ def choose(figures: PairFigures, most: int = EXAMPLES) -> dict[int, list[str]]:
     margin, digest = figures.margin, scattered(figures.pair)
     untied, n = margin > 0, len(margin)
     ratio = np.log((figures.chosen_length + 1.0) / (figures.rejected_length + 1.0))
-    with np.errstate(invalid="ignore"):
-        doubt = np.where(untied & (figures.margin_se > margin), figures.margin_se / np.maximum(margin, 1e-300), np.nan)
+
+    def doubt() -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.where(untied & (figures.margin_se > margin), -figures.margin_se / np.maximum(margin, 1e-300), np.inf)
+
     several = untied & (figures.raters > 1) & (2 * figures.preferring <= figures.raters)
-    kinds: list[tuple[str, np.ndarray, np.ndarray]] = [
-        ("largest margins", np.flatnonzero(untied), -margin),
-        ("smallest margins above 0", np.flatnonzero(untied), margin),
-        ("ties", np.flatnonzero(margin == 0), digest),
-        ("most raters don't prefer the chosen one", np.flatnonzero(several), -margin),
-        ("error larger than the margin", np.flatnonzero(np.isfinite(doubt)), -np.nan_to_num(doubt)),
-        ("chosen though far shorter", np.flatnonzero(untied & (ratio < 0)), ratio),
-        ("chosen and far longer", np.flatnonzero(untied & (ratio > 0)), -ratio),
+    kinds: list[tuple[str, np.ndarray, Callable[[], np.ndarray]]] = [  # keys one after the other: of very many pairs each is large
+        ("largest margins", untied, lambda: -margin),
+        ("smallest margins above 0", untied, lambda: margin),
+        ("ties", margin == 0, lambda: digest),
+        ("most raters don't prefer the chosen one", several, lambda: -margin),
+        ("error larger than the margin", untied, doubt),
+        ("chosen though far shorter", untied & (ratio < 0), lambda: ratio),
+        ("chosen and far longer", untied & (ratio > 0), lambda: -ratio),
     ]
     chosen: dict[int, list[str]] = {}
-    for words, rows, key in kinds:
-        for row in first_rows(figures, rows, key, digest, OF_EACH):
+    for words, among, key_of in kinds:
+        key = key_of()
+        for row in first_rows(figures, np.flatnonzero(among & (key < np.inf)), key, digest, OF_EACH):
             chosen.setdefault(row, []).append(words)
     edges = np.unique(np.quantile(margin[untied], np.linspace(0, 1, STRATA + 1)))[1:-1] if untied.any() else np.zeros(0)
-    stratum = figures.source.astype(np.int64) * (STRATA + 1) + np.where(
-        untied, np.searchsorted(edges, margin, side="right"), STRATA
-    )
     # every stratum in turn gives its next pair by digest
     order = _thinned(figures.source, digest)
-    order = order[np.lexsort((digest[order], stratum[order]))]
-    starts = np.flatnonzero(np.append(True, np.diff(stratum[order]) != 0)) if n else np.zeros(0, np.int64)
+    sizes = np.where(untied[order], np.searchsorted(edges, margin[order], side="right"), STRATA)
+    stratum, drawn = figures.source[order].astype(np.int64) * (STRATA + 1) + sizes, digest[order]
+    sorted_by = np.lexsort((drawn, stratum))
+    order, stratum, drawn = order[sorted_by], stratum[sorted_by], drawn[sorted_by]
+    starts = np.flatnonzero(np.append(True, np.diff(stratum) != 0)) if n else np.zeros(0, np.int64)
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    for row in order[np.lexsort((digest[order], turn))][: 2 * most].tolist():
+    for row in order[np.lexsort((drawn, turn))][: 2 * most].tolist():
         if len(chosen) >= most:
             break
         chosen.setdefault(row, [SAMPLE])
