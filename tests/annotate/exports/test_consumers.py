@@ -23,7 +23,10 @@ from mmpo.pipeline import BuildOptions, build
 from mmpo.train.model import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("MMPO_CONSUMERS" not in os.environ, reason="minutes, and environments of their own: make consumers"),
+]
 REWARDBENCH = ("rewardbench==0.1.4", "fschat==0.2.36", "shortuuid", "markdown2", "trl==0.17.0", "sentencepiece")
 """Without their dependencies: torch and the like are borrowed from the environment of the tests."""
 

@@ -25,7 +25,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.train import LocalModel
 
 torch.set_num_threads(1)
-KILLS = int(os.environ.get("MMPO_KILLS", "20"))
+KILLS = int(os.environ.get("MMPO_KILLS", "5"))
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +103,16 @@ def test_the_command_names_its_keys(folder: Path, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["models"][0]["name"] == "tiny"
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(KILLS, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_written_twice(
-    kills: int, model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * kills)])
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {i}?"} for i in range(12 * KILLS)])
     options, moments = GenerateOptions(n=4, max_tokens=60, keep=("cut",)), random.Random(3)
     journal = tmp_path / "out.generate.sqlite"
     killed = 0
-    for _ in range(kills):
+    for _ in range(KILLS):
         before = answered(journal)
         process = multiprocessing.get_context("fork").Process(
             target=generate, args=(prompts, tmp_path / "out"), kwargs={"options": options, "local": [model]}
@@ -125,11 +124,11 @@ def test_killed_at_random_moments_nothing_is_written_twice(
         process.kill()
         process.join()
         assert answered(journal) > before
-    assert killed == kills
+    assert killed == KILLS
     summary = generate(prompts, tmp_path / "out", options=options, local=[model])
-    assert summary["finished"] and summary["models"][0]["requests"] == 48 * kills == answered(journal)
+    assert summary["finished"] and summary["models"][0]["requests"] == 48 * KILLS == answered(journal)
     with Journal(journal, read_only=True) as opened:  # every reply that came to an end was written once
-        assert opened.spent()["tiny"]["requests"] == 48 * kills
+        assert opened.spent()["tiny"]["requests"] == 48 * KILLS
     assert not list(temporary.iterdir()), "what killed runs read the prompts into goes with the next one"
 
 

@@ -1,6 +1,7 @@
 """Bad days of judging: planned faults, what is asked again or given up and never taken for an answer; kills, Ctrl-C, a budget, looking."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -17,6 +18,7 @@ from mmpo.annotate.client import Budget, load_prices, retry_after, scrub
 from mmpo.pipeline.errors import PartialResult, UserError
 
 REQUESTS = 6 * 3 * 2
+KILLS = int(os.environ.get("MMPO_KILLS", "5"))
 PASSING = {
     "500": {"kind": "server_error"},
     "502": {"kind": "bad_gateway"},
@@ -215,12 +217,12 @@ def test_a_full_disk_loses_no_answer(judging: Any) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_every_request_is_answered_once(judging: Any) -> None:
-    in_flight, moments = 8, random.Random(4)
-    job = judging({"latency": {"median": 0.05, "p99": 0.4}}, 130)
+def test_killed_at_random_moments_every_request_is_answered_once(judging: Any) -> None:
+    in_flight, moments, prompts = 8, random.Random(4), 40 + 5 * KILLS
+    job = judging({"latency": {"median": 0.05, "p99": 0.4}}, prompts)
     command = job.words("--concurrency", in_flight)
     kills = 0
-    for _ in range(20):
+    for _ in range(KILLS):
         process = started(*command)
         wait_for(job.came(job.count("requests") + 1), process)
         time.sleep(moments.uniform(0.0, 0.6))
@@ -229,9 +231,9 @@ def test_killed_at_twenty_random_moments_every_request_is_answered_once(judging:
         ended(process)
     done = job.mmpo("--concurrency", in_flight)
     assert done.returncode == 0, done.stderr
-    assert kills >= 15
+    assert kills >= 3 * KILLS // 4
     found = job.comparisons()
-    assert len(found) == 780 == len({(one["first_id"], one["second_id"]) for one in found})
+    assert len(found) == 6 * prompts == len({(one["first_id"], one["second_id"]) for one in found})
     # Answers that arrived are never paid again; those in flight at a kill may be, and the probe repeats until it is journaled.
     again = Counter(record["digest"] for record in job.server.log() if record["status"] == 200 and record["sent"])
     assert sum(count - 1 for count in again.values()) - again.most_common(1)[0][1] + 1 <= kills * in_flight

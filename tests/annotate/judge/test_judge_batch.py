@@ -4,6 +4,7 @@ Bad days come after: kills, Ctrl-C, lost replies, an endpoint that is away, a bu
 """
 
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from mmpo.annotate.batch import Queue
 from mmpo.pipeline.errors import PartialResult, UserError
 
 REQUESTS = 6 * 3 * 2
+KILLS = int(os.environ.get("MMPO_KILLS", "6"))
 FAST: dict[str, Any] = {"batch": True, "batch_poll": 0.1}
 BATCH = ("--batch", "--batch-poll", "0.1")
 """The same for the command."""
@@ -226,7 +228,7 @@ def test_killed_at_any_moment_it_is_resumed_and_nothing_is_paid_twice(judging: A
     job = judging({"batch_seconds": 0.4, "faults": slow}, 90)
     command = job.words(*BATCH, "--batch-requests", "6")
     moments = Random(11)
-    for _ in range(12):
+    for _ in range(KILLS):
         # Before, within and after the answer to a call.
         stopped(*command, when=reached(job.server, *CALLS, more=moments.randint(1, 24)), after=moments.uniform(0, 0.05))
     before = job.rows("SELECT status, count(*) FROM batches GROUP BY status ORDER BY status")

@@ -14,7 +14,7 @@ from folders import contents, feedback_folder
 from mmpo.train import score
 from mmpo.train.inference import reference
 
-KILLS = int(os.environ.get("MMPO_KILLS", "5"))
+KILLS = int(os.environ.get("MMPO_KILLS", "3"))
 LOGGED = """
 import sys
 import torch
