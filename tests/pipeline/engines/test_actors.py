@@ -155,7 +155,7 @@ class Held:
     def __call__(self, number):
         if number < 0:
             raise UserError(f"{number} is below 0")
-        if number == 100:  # until it is told otherwise, beside another call
+        if number == 1000:  # until it is told otherwise, beside another call
             while not self.halted:
                 time.sleep(0.05)
         time.sleep(0.1)
@@ -190,7 +190,7 @@ with RayCluster(None, ray.address) as engine:
                 said["refused"] = str(error)
         with actors.holding(Held, calls=4, threads=4, share=2) as pool:
             said["threads"] = [dict(pool.about()), pool.count]
-            for number in (100, 1, 2):
+            for number in (1000, 1, 2):
                 pool.put(number, number)
             came = []
             while not pool.idle:
@@ -215,5 +215,5 @@ def test_actors_of_a_ray_of_which_one_is_killed() -> None:
     assert said["killed"] in processes and len(processes) == 3, "two actors, and one in the place of the killed one"
     assert said["refused"] == "-1 is below 0"
     assert said["threads"] == [{"weights": "a"}, 1]
-    assert sorted(said["came"]) == [1, 2, 100] and said["came"][2] == 100, "it was told while it worked"
+    assert sorted(said["came"]) == [1, 2, 1000] and said["came"][2] == 1000, "it was told while it worked"
     assert said["left"] == 0
