@@ -1,7 +1,7 @@
 """The Python surface: what `mmpo build` does, in steps, on tables that fit in memory. Large inputs go through `build`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -23,10 +23,11 @@ from mmpo.pipeline.build import (
     with_learned,
     without_dropped,
 )  # fmt: skip
-from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.filters import CONFIDENCE, NGRAM, SHARE, SHINGLE, SIMILARITY
 from mmpo.pipeline.grades import drop_thinking, grade_statistics, merge_prompts
-from mmpo.pipeline.interactive import InShort, Summary, arrow_table, as_file, is_table, refuse_other, shown_table
+from mmpo.pipeline.interactive import InShort, Summary, arrow_table, as_file, check_table, is_table, refuse_other, shown_table
+from mmpo.pipeline.options import shared
 from mmpo.pipeline.pairs import check_shares, choose_pairs, pairs_table, split_of_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
@@ -74,12 +75,11 @@ def read_feedback(path: Input, format: str = "", *, max_rejects: float = 0.01, *
 
 def _read_feedback(given: Sequence[Any], format: str, max_rejects: float, options: dict[str, Any]) -> pa.Table:
     """given: paths, or files of ours."""
+    for name in options:
+        if name not in SourceOptions.__dataclass_fields__:
+            raise unknown_name("option of read_feedback", name, SourceOptions.__dataclass_fields__)
     source = get_source(format)
-    try:
-        source_options = SourceOptions(**options)
-    except TypeError as error:
-        known = ", ".join(SourceOptions.__dataclass_fields__)
-        raise UserError(f"read_feedback: {error}. Options: {known}") from error
+    source_options = _source_options(format, options)
     ours = [one for one in given if isinstance(one, InputFile)]
     files = ours or resolve_inputs(
         given, format, encoding=source_options.encoding, separator=source_options.sep, sheet=source_options.sheet
@@ -93,6 +93,16 @@ def _read_feedback(given: Sequence[Any], format: str, max_rejects: float, option
         raise none_left("no row of the input is left", dropped, lines, lines, rejects)
     merged, _ = merge_prompts(pa.concat_tables([part.feedback for part in parts]).combine_chunks())
     return narrow(merged)
+
+
+def _source_options(format: str, given: Mapping[str, Any]) -> SourceOptions:
+    """Options of a source, those of `mmpo build` also as its text ("1:5"); columns may be numbers, as those of pandas without names."""
+    own = {name: given[name] for name in ("need_scores", "keep") if name in given}
+    named = {name: value for name, value in given.items() if name not in own}
+    if isinstance(columns := named.get("columns"), Mapping):
+        named["columns"] = {field: str(column) for field, column in columns.items()}
+    checked = BuildOptions(format=format, feedback_only=True, **named)
+    return SourceOptions(**shared(checked, SourceOptions), **own)
 
 
 def build_pairs(
@@ -150,7 +160,7 @@ def build_pairs(
             "duplicates 'splits': build_pairs makes no splits; `mmpo build --duplicates splits` does, or take 'prompts'"
         )
     rules = prompt_rules(options)
-    merged, resolved = grades_of(feedback, options)
+    merged, resolved = grades_of(check_table(feedback, FEEDBACK, "build_pairs"), options)
     if rules.any:
         dropped, held = look_at([merged], [resolved], rules)
         tables = [dropped]
@@ -176,7 +186,7 @@ def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.
     Returns {"out", "prompts", "pairs": {split: rows}, "rejected": {}}. Raises UserError.
     """
     shares = check_shares(split)
-    pairs = arrow_table(pairs)
+    pairs = check_table(arrow_table(pairs), PAIRS, "write_dataset")
     if not pairs.num_rows:
         raise UserError("write_dataset: the table holds no pair")
     kept = {key: value for key, value in metadata(pairs.schema).items() if key != "schema_version"}
@@ -220,6 +230,11 @@ def load_feedback(dir: str | Path) -> pa.Table:
     folder = on_disk(dir)
     manifest_of(folder, "feedback")
     return read_parts(split_files(folder, "feedback"), FEEDBACK)
+
+
+def feedback_of(given: str | Path | pa.Table, caller: str) -> pa.Table:
+    """FEEDBACK as a function takes it, a folder of it or a table. Raises UserError naming the `caller` where a table is none."""
+    return check_table(given, FEEDBACK, caller) if is_table(given) else load_feedback(given)
 
 
 class DatasetFolder:

@@ -29,9 +29,8 @@ from mmpo.annotate.agreement.statistics import (
     rank_correlation,
     signed_ranks,
 )
-from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.api import feedback_of
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.tables import FEEDBACK
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,7 +60,7 @@ def agree(
     if bootstrap < 0 or seed < 0:
         name, value = ("--bootstrap", bootstrap) if bootstrap < 0 else ("--seed", seed)
         raise UserError(f"{name} {value}: must be a whole number from 0 up")
-    table = _table(feedback)
+    table = feedback_of(feedback, "agree")
     chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
     margins = read_margins(table, chosen)
     shown = chosen.shown
@@ -93,15 +92,6 @@ def agree(
     if len(chosen.columns) > 1 and not result["pairs"] and not result["against"]:
         raise _nothing_shared(margins)
     return result
-
-
-def _table(feedback: str | Path | pa.Table) -> pa.Table:
-    if isinstance(feedback, pa.Table):
-        missing = [name for name in FEEDBACK.names if name not in feedback.column_names]
-        if missing:
-            raise UserError(f"agree: the table lacks {', '.join(missing)}; it must be FEEDBACK, as load_feedback returns it")
-        return feedback
-    return load_feedback(feedback)
 
 
 def _ticker(progress: Progress | None, shown: Sequence[int], reference: Sequence[int]) -> Callable[..., dict[str, Any] | None]:

@@ -17,13 +17,12 @@ from mmpo.annotate.calibrate.output import write_calibrated
 from mmpo.annotate.calibrate.overlap import PEOPLE, Grader, People, grader_of, in_words, people_of
 from mmpo.annotate.calibrate.position import identified
 from mmpo.annotate.calibrate.prediction_powered import estimates
-from mmpo.pipeline.api import load_feedback
+from mmpo.pipeline.api import feedback_of
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import merge_prompts
 from mmpo.pipeline.metrics import FEWEST_CLUSTERS
 from mmpo.pipeline.storage import check_out
-from mmpo.pipeline.tables import FEEDBACK
 
 LEAST_PAIRS = 10
 """Pairs that a grader and people must share."""
@@ -46,7 +45,7 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     options = CalibrateOptions(**given)
     if options.out:
         check_out(Path(options.out), [] if isinstance(feedback, pa.Table) else [feedback])
-    table = _table(feedback)
+    table = feedback_of(feedback, "calibrate")
     merged, _ = merge_prompts(large(table).combine_chunks())
     margins = read_margins(merged, choose_columns(merged, aspects=options.aspects))
     graders, people = _sides(margins, options)
@@ -69,15 +68,6 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
         source = feedback if isinstance(feedback, (str, Path)) else None
         summary |= write_calibrated(merged, margins, kept, summary, asdict(options), Path(options.out), source, _suffix(who))
     return summary
-
-
-def _table(feedback: str | Path | pa.Table) -> pa.Table:
-    if not isinstance(feedback, pa.Table):
-        return load_feedback(feedback)
-    missing = [name for name in FEEDBACK.names if name not in feedback.column_names]
-    if missing:
-        raise UserError(f"calibrate: the table lacks {', '.join(missing)}; it must be FEEDBACK, as load_feedback returns it")
-    return feedback
 
 
 def _sides(margins: RaterMargins, options: CalibrateOptions) -> tuple[list[int], list[int]]:

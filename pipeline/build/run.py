@@ -51,7 +51,7 @@ from mmpo.pipeline.build.workers import (
 from mmpo.pipeline.engines import ENGINES, Runner
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
-from mmpo.pipeline.interactive import Summary
+from mmpo.pipeline.interactive import Summary, is_table, refuse_other
 from mmpo.pipeline.options import ENGINE_OPTIONS
 from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
@@ -104,6 +104,11 @@ def build(
     (`rules.PairRules.learned`); of several sources "by_source" and "gamma_auto" (`mixture.figures_of`).
     Raises UserError for everything that the user can mend.
     """
+    if is_table(sources):
+        raise UserError(
+            "build reads files: read_feedback takes tables, build_pairs makes pairs of them and write_dataset the folder"
+        )
+    refuse_other(sources)
     out = Path(out)
     check_out(out)
     rules = prompt_rules(options)

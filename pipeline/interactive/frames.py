@@ -1,10 +1,10 @@
 """Tables of other libraries in and out: pandas DataFrames, datasets.Dataset, pyarrow Tables; each is read as a file of the same rows."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,16 @@ def refuse_other(given: Any) -> None:
     if name == "DatasetDict":
         raise UserError(f"a DatasetDict holds several tables; name one of its splits: {', '.join(map(repr, given))}")
     if name in ("IterableDataset", "IterableDatasetDict", "LazyFrame"):
-        raise UserError(f"a {name} gives its rows one by one: write it to Parquet and name the file, or load it without streaming")
+        raise UserError(
+            f"{name}: it gives its rows one by one: write it to Parquet and name the file, or load it without streaming"
+        )
     if hasattr(given, "__arrow_c_stream__"):
         raise UserError(f"a {type(given).__module__}.{name} is none of {', '.join(TABLES)}: pyarrow.table(...) makes a Table of it")
+    rows = given if isinstance(given, list | tuple) else ()
+    if isinstance(given, Mapping) or any(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"rows in a {name}: pandas.DataFrame(...) makes a table of them, or write them to a file and name that")
+    if not isinstance(given, str | PurePath) and not (isinstance(given, Iterable) and not isinstance(given, bytes)):
+        raise UserError(f"{name} is neither a path nor a table ({', '.join(TABLES)})")
 
 
 @contextmanager
@@ -106,6 +113,21 @@ def arrow_table(given: Any) -> pa.Table:
     return given
 
 
+def check_table(given: Any, schema: pa.Schema, caller: str) -> pa.Table:
+    """The table, where it is one of pyarrow with the columns of FEEDBACK or PAIRS (`schema`). Raises UserError naming the `caller`."""
+    what, made = ("PAIRS", "build_pairs") if "quality_margin" in schema.names else ("FEEDBACK", "read_feedback")
+    if not isinstance(given, pa.Table):
+        raise UserError(f"{caller}: {type(given).__name__} is no table of {what}; {made}(...) makes one")
+    if missing := [name for name in schema.names if name not in given.column_names]:
+        raise UserError(f"{caller}: the table lacks {', '.join(missing)}; it must be {what}, as {made} returns it")
+    return given
+
+
+def _check_arrow(given: Any) -> None:
+    if not isinstance(given, pa.Table):
+        raise UserError(f"{type(given).__name__} is no Table of pyarrow, such as read_feedback, build_pairs and load_pairs return")
+
+
 def to_pandas(table: pa.Table) -> "DataFrame":
     """FEEDBACK or PAIRS as a DataFrame, a row a prompt or pair; messages are lists of dicts, null is None or NaN.
 
@@ -118,6 +140,7 @@ def to_pandas(table: pa.Table) -> "DataFrame":
     """
     import pandas
 
+    _check_arrow(table)
     columns = {name: table[name] for name in table.column_names}
     nested = {
         name: column.to_pylist() if pa.types.is_nested(column.type) else column.to_pandas() for name, column in columns.items()
@@ -136,4 +159,5 @@ def to_dataset(table: pa.Table) -> "Dataset":
     """
     from datasets import Dataset
 
+    _check_arrow(table)
     return Dataset(table)

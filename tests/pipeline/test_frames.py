@@ -12,7 +12,20 @@ import pytest
 from command import graded
 from folders import write_rows
 
-from mmpo.pipeline import UserError, build_pairs, load_pairs, read_feedback, to_dataset, to_pandas, write_dataset
+from mmpo.annotate import JudgeOptions, agree, calibrate, judge, select
+from mmpo.pipeline import (
+    BuildOptions,
+    UserError,
+    build,
+    build_pairs,
+    load_pairs,
+    read_feedback,
+    show,
+    to_dataset,
+    to_pandas,
+    validate,
+    write_dataset,
+)
 
 SAMPLE = "data/human_graded_pairs.jsonl"
 MESSY = [
@@ -95,11 +108,58 @@ def test_nested_cells_are_lists_and_dicts() -> None:
         (pd.DataFrame({"prompt": ["Q"], "completion": [object()], "score": [1]}), "row 0 of the DataFrame"),
         (pd.DataFrame({"prompt": ["Q"], "text": ["A"]}), "DataFrame"),
         (pa.table({"prompt": ["Q"]}).to_batches()[0], "pyarrow.table(...)"),
+        (MESSY, "rows in a list: pandas.DataFrame(...) makes a table of them"),
+        (MESSY[0], "rows in a dict"),
+        (None, "NoneType is neither a path nor a table (DataFrame, Dataset, Table)"),
+        (3, "int is neither a path nor a table"),
     ],
 )
 def test_what_is_no_table_of_grades_is_refused(given: Any, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         read_feedback(given)
+
+
+def test_options_of_a_table_may_be_those_of_the_command() -> None:
+    """A scale as text, and columns that have numbers for names, as a table without a header has."""
+    frame = pd.DataFrame(MESSY).set_axis([0, 1, 2, 3, 4], axis=1)
+    given = {"columns": {"prompt": 0, "completion": 1, "score": "2+3"}, "decimal": ",", "na": "N/A", "scale": "1:5"}
+    [row] = read_feedback(frame, **given).to_pylist()
+    assert [(one["score"], one["low"], one["high"]) for one in row["ratings"]] == [
+        (4.5, 1, 5),
+        (2.0, 1, 5),
+        (1.5, 1, 5),
+    ]
+    with pytest.raises(UserError, match="unknown option of read_feedback 'colums'; did you mean 'columns'"):
+        read_feedback(frame, colums={})
+    with pytest.raises(UserError, match="scale: "):
+        read_feedback(frame, **{**given, "scale": "5"})
+
+
+FRAME, PAIRS_OF_IT = pd.DataFrame(MESSY), build_pairs(read_feedback(SAMPLE, "jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: build_pairs(FRAME), "build_pairs: DataFrame is no table of FEEDBACK; read_feedback(...) makes one"),
+        (lambda: build_pairs(PAIRS_OF_IT), "build_pairs: the table lacks completions, ratings"),
+        (lambda: agree(FRAME), "agree: DataFrame is no table of FEEDBACK"),
+        (lambda: calibrate(FRAME, to="Anna"), "calibrate: DataFrame is no table of FEEDBACK"),
+        (lambda: select(FRAME), "select: DataFrame is no table of FEEDBACK"),
+        (lambda: select(PAIRS_OF_IT), "select: the table lacks completions"),
+        (lambda: write_dataset(FRAME[["Frage"]], "out"), "write_dataset: the table lacks prompt_id"),
+        (lambda: build(FRAME, "out", options=BuildOptions(format="csv")), "read_feedback takes tables"),
+        (lambda: judge(PAIRS_OF_IT, "out", options=JudgeOptions(model="m")), "pyarrow.lib.Table is no path"),
+        (lambda: validate(PAIRS_OF_IT), "pyarrow.lib.Table is no path"),
+        (lambda: load_pairs(FRAME), "pandas.DataFrame is no path"),
+        (lambda: show(FRAME), "pandas.DataFrame is no path"),
+        (lambda: to_pandas(FRAME), "DataFrame is no Table of pyarrow"),
+        (lambda: to_dataset(FRAME), "DataFrame is no Table of pyarrow"),
+    ],
+)
+def test_a_table_where_another_is_needed_is_refused_in_words(call: Any, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        call()
 
 
 def test_other_formats_are_read_from_tables_as_well() -> None:

@@ -1,8 +1,9 @@
 """Addresses in object stores, s3://BUCKET/KEY, whether they come as text or as a Path, which takes one of the two slashes away."""
 
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mmpo.pipeline.errors import UserError, unknown_name
 
@@ -46,11 +47,21 @@ def url_of(given: str | Path) -> str | None:
     >>> url_of("s3://bucket/rows"), url_of(Path("s3://bucket/rows")), url_of("rows.jsonl"), url_of("hub:owner/name")
     ('s3://bucket/rows', 's3://bucket/rows', None, None)
     """
-    found = URL.fullmatch(given if isinstance(given, str) else given.as_posix())
+    found = URL.fullmatch(given if isinstance(given, str) else given.as_posix() if isinstance(given, PurePath) else _path(given))
     if found is None:
         return None
     scheme = found["scheme"].lower()
     return f"{SAME.get(scheme, scheme)}://{found['rest']}"
+
+
+def _path(given: object) -> str:
+    """The path that something else stands for. Raises UserError where it is none, such as a table or a number."""
+    if isinstance(given, os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise UserError(
+        f"{type(given).__module__}.{type(given).__name__} is no path: give a text or a Path. Tables are read by "
+        "mmpo.pipeline.read_feedback and written by write_dataset"
+    )
 
 
 def name_of(given: str | Path) -> str:
