@@ -96,6 +96,7 @@ CALLED_ELSEWHERE = {
     **dict.fromkeys(("--eval-strategy", "--evaluation-strategy"), "--eval-steps"),
     **dict.fromkeys(("--max-new-tokens", "--max-completion-length"), "--max-tokens"),
     **dict.fromkeys(("--num-proc", "--num-workers"), "--workers"),
+    **dict.fromkeys(("--separator", "--delimiter", "--delim", "--seperator"), "--sep"),
 }
 """What TRL, transformers and others call an option → what it is called here, offered by the commands that have it."""
 

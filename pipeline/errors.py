@@ -11,7 +11,7 @@ which is counted by its reason.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -84,5 +84,15 @@ def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
 
 def closest(given: object, allowed: Sequence[str], cutoff: float = 0.5) -> str:
     """The part of a message that names the closest allowed name, or nothing where none is close."""
-    close = get_close_matches(str(given), allowed, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = nearest(str(given), allowed, cutoff)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def nearest(given: str, allowed: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The allowed name that differs in capitals alone, else the most similar one, None where none is (0 to 1, difflib's ratio).
+
+    >>> nearest("Q", ["a", "q"]), nearest("qality", ["gap", "quality"]), nearest("Q", ["gap"])
+    ('q', 'quality', None)
+    """
+    close = [one for one in allowed if one.casefold() == given.casefold()] or get_close_matches(given, allowed, 1, cutoff)
+    return close[0] if close else None

@@ -94,9 +94,10 @@ def _tried(inputs: Sequence[str]) -> tuple[Guess, dict[str, Any], dict[str, Any]
                 return made, found, {}
             return made, found, _built(inputs, made)
         except UserError as error:
-            message = str(error).rstrip(".") + "."
+            message = str(error)
+            message += "" if message.endswith(".") else "."
             if NOT_HERE.search(message):
-                message += f" These are options of `mmpo build`; what it reads with them is shown by: {_peeking(inputs, made)}"
+                message += f" These are options of `mmpo build`; what it reads with them is shown by `{_peeking(inputs, made)}`."
             errors.append(message)
     raise UserError(errors[0] if graded else f"{errors[0]} {UNGRADED}") if errors else UserError(f"{inputs[0]}: holds no rows")
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmpo.pipeline.errors import UserError, unknown_name
+from mmpo.pipeline.errors import UserError, nearest, unknown_name
 from mmpo.pipeline.metrics import SUITES, no_suite
 from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilder
 from mmpo.pipeline.storage.rows import Chunk, OnReject, rows, size_of, table
@@ -186,11 +185,12 @@ def missing_columns(file: str, needs: str, missing: Collection[str], present: Co
     others = [kind if name == "jsonl" else name for name in fitting(present) if repr(name) not in needs]
     told = ", ".join(repr(name) for name in sorted(present) if "[]." not in name) or "none"
     inside = ", ".join(repr(name) for name in sorted(present) if "[]." in name)
-    lacking = ", ".join(map(repr, missing))
-    close = {name: get_close_matches(name.split(" (for ")[0], present, n=1) for name in missing}
-    meant = "; ".join(f"{found[0]!r} for {name!r}" for name, found in close.items() if found)
+    parted = {name: name.partition(" (for ") for name in missing}
+    quoted = {name: f"{column!r}{meaning}{field}" for name, (column, meaning, field) in parted.items()}
+    close = {name: nearest(column, present) for name, (column, _, _) in parted.items()}
+    meant = "; ".join(f"{found!r} for {quoted[name]}" for name, found in close.items() if found)
     return UserError(
-        f"{file}: {needs} needs the column{'s' if len(missing) > 1 else ''} {lacking}. "
+        f"{file}: {needs} needs the column{'s' if len(missing) > 1 else ''} {', '.join(quoted.values())}. "
         f"Columns present: {told}{f' (inside: {inside})' if inside else ''}."
         + (f" Did you mean {meant}?" if meant else "")
         + (f" They fit --format {' or '.join(others)}." if others else "")

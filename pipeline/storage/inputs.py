@@ -216,7 +216,7 @@ def _checked(path: str, kinds: tuple[str, ...] | None, format: str, name: str | 
     other = next((what for begin, what in OTHERS if start.startswith(begin)), None)
     packed = named == "eval" or Path(path).suffix.lower() in WORKBOOKS
     if other is not None and not (packed and start.startswith(b"PK")):
-        raise UserError(f"{given}: is {other}")
+        raise UserError(f"{given} is {other}")
     spoken = "an Excel workbook" if Path(path).suffix.lower() in WORKBOOKS else _SPOKEN[held]
     if kinds and held not in kinds:
         better = {"json": "jsonl", "csv": "csv", "eval": "inspect"}.get(held, "parquet")
@@ -232,7 +232,7 @@ MARKS = (
 """Byte-order marks, the longer ones first, and the encodings that they stand for."""
 OTHERS = (
     (b"PK\x03\x04", "a ZIP archive: unpack it; an Excel workbook, which is one too, is read where its name ends in .xlsx"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook: save its sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls): save it as .xlsx, or its sheet as CSV"),
     (b"\x1f\x8b", "compressed by gzip: its name must end in .jsonl.gz, .json.gz or .csv.gz"),
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: its name must end in .jsonl.zst, .json.zst or .csv.zst"),
     (b"BZh", "compressed by bzip2: unpack it, or compress it by gzip"),

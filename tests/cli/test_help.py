@@ -89,6 +89,7 @@ def test_what_help_leaves_to_help_all(capsys: pytest.CaptureFixture[str]) -> Non
             }.items()
         ),
         ("build rows --output-dir x", "did you mean --out?"),
+        ("build rows --seperator x", "did you mean --sep?"),
         ("biuld", "Did you mean 'build'?"),
         ("evaluate polcy", "Did you mean 'policy'?"),
     ],

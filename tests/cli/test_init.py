@@ -195,6 +195,10 @@ def test_the_whole_recipe_trains_and_compares(tmp_path: Path) -> None:
         ("prompt,completion\nWhat is it?,That.\n", ["score"]),
         ("prompt,chosen,rejected\nWhat is it?,That.,This.\n", ["score_chosen"]),
         ("a,b,c\n1,2,3\n", ["prompt"]),
+        (
+            "q,r,grade\nWhat?,That.,3\n",
+            ["field=column,... These are options of `mmpo build`; what it reads with them is shown by `mmpo build "],
+        ),
         ('prompt,answers\nWhat is it?,"[""That."", ""This.""]"\n', ["--feedback-only", "mmpo judge"]),
         ("", ["is empty"]),
     ],
@@ -204,7 +208,7 @@ def test_what_holds_no_grades_is_refused(
 ) -> None:
     (tmp_path / "f.csv").write_text(content)
     told = refused(["init", str(tmp_path / "f.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
-    assert [word for word in words if word not in told] == []
+    assert [word for word in words if word not in told] == [] and ",. " not in told
 
 
 def test_a_recipe_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

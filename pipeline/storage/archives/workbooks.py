@@ -84,5 +84,5 @@ def _opened(file: InputFile) -> Iterator[Any]:
                 book.close()
     except (zipfile.BadZipFile, KeyError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(
-            f"{file.name}: is no readable workbook (truncated, damaged or encrypted: {error}); open it and {EXPORT}"
+            f"{file.name} is no readable workbook (truncated, damaged or encrypted: {error}); open it and {EXPORT}"
         ) from error

@@ -98,7 +98,7 @@ def task(*results: Any, **changed: Any) -> dict[str, Any]:
         (task(answer("ranker", "rank", ranker={"rank": ["a", "z"]})), "scores=rank", "no list in the task's data has items"),
         ({"id": 1, "data": {}, "completions": []}, "gap=pw", "Label Studio's before 1.0"),
         (task(answer("pairwise", "pw", selected="left")), "gap=pww", "Did you mean 'pw'"),
-        (task(answer("rating", "stars", rating=4)), "gap=pw*stars", "needs the column 'pw (for gap)'"),
+        (task(answer("rating", "stars", rating=4)), "gap=pw*stars", "needs the column 'pw' (for gap)"),
         ({"prompt": "q", "pw": "left"}, "gap=pw", "needs the columns 'annotation_id', 'annotator'"),
     ],
 )
@@ -165,14 +165,14 @@ FRAME = {
 @pytest.mark.parametrize(
     ("change", "columns", "told"),
     [
-        ({}, "completion=reply,score=qality", "Did you mean 'quality' for 'qality (for score)'"),
+        ({}, "completion=reply,score=qality", "Did you mean 'quality' for 'qality' (for score)"),
         (
             {"quality.responses.users": None},
             "completion=reply,score=quality",
             'missing_column {"missing":"quality.responses.users"}',
         ),
         ({"quality.responses.users": ["a", "b"]}, "completion=reply,score=quality", "lengths_differ"),
-        ({}, "completion=answer,score=quality", "needs the column 'answer (for completion)'"),
+        ({}, "completion=answer,score=quality", "needs the column 'answer' (for completion)"),
         ({"fields": {}, "responses": [1]}, "completion=reply,score=quality", "records hold `responses` as an object"),
     ],
 )

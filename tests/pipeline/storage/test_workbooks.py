@@ -106,7 +106,7 @@ def test_what_is_no_workbook_says_how_to_export_it(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="format 'jsonl' was named, but the file holds an Excel workbook; try --format csv"):
         resolve_inputs([whole], "jsonl")
     (tmp_path / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(100))
-    with pytest.raises(UserError, match="an old Excel workbook: save its sheet as CSV"):
+    with pytest.raises(UserError, match=r"old.xls is an old Excel workbook \(.xls\): save it as .xlsx, or its sheet as CSV"):
         resolve_inputs([tmp_path / "old.xls"], "csv")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(UserError, match=r"pip install 'mmpo\[excel\]'; or save the sheet as CSV UTF-8"):
