@@ -1,14 +1,21 @@
 """Other systems and older environments, as far as one machine can test them: what is imported, what is packed, what is asked for."""
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from mmpo.annotate.asking.run import interrupts
+from mmpo.annotate.client import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix_ipc", "syslog", "readline")
@@ -96,3 +103,28 @@ def test_a_source_distribution_builds_a_whole_wheel(tmp_path: Path) -> None:
     ours = {path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     names = {f"mmpo/{path.as_posix()}" for path in ours if path.suffix != ".pyc"}
     assert inside == names | {"mmpo/__init__.py", "mmpo/py.typed"}  # the last two stand in pipeline/package
+
+
+class LoopOfWindows(asyncio.SelectorEventLoop):
+    def add_signal_handler(self, *_: Any) -> None:
+        raise NotImplementedError
+
+
+def test_judges_stop_gently_where_event_loops_take_no_signals() -> None:
+    """The first interrupt is noted and told, the second one leaves; afterwards the handler is the one that was there."""
+    told: list[str] = []
+
+    async def ask(stop: Stop, interrupted: int) -> None:
+        with interrupts(stop, told.append):
+            for _ in range(interrupted):
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0.01)
+
+    before = signal.getsignal(signal.SIGINT)
+    for count in (1, 2):
+        stop = Stop()
+        leaves = pytest.raises(KeyboardInterrupt) if count == 2 else nullcontext()
+        with leaves, asyncio.Runner(loop_factory=LoopOfWindows) as runner:
+            runner.run(ask(stop, count))
+        assert stop.reason == "interrupted" and signal.getsignal(signal.SIGINT) is before
+    assert told == ["stopping"] * 2

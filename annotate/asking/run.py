@@ -111,7 +111,7 @@ async def ask_all(
                 progress({run.judge.name: run.counts for run in runs}, event)
 
         ticker = asyncio.create_task(_often(tell))
-        with _interrupts(stop, tell):
+        with interrupts(stop, tell):
             try:
                 await asyncio.gather(*(run.run() for run in runs))
             finally:
@@ -129,7 +129,7 @@ async def _often(tell: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _interrupts(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
+def interrupts(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C starts nothing more and waits for what is in flight; the second one leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -143,13 +143,20 @@ def _interrupts(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
         stop.override("interrupted", INTERRUPTED)
         tell("stopping")
 
-    loop.add_signal_handler(signal.SIGINT, interrupted)
+    before = None
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+    except RuntimeError:  # of loops that take no signals, as those of Windows
+        before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(interrupted))
     try:
         yield
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        if before is None:
+            loop.remove_signal_handler(signal.SIGINT)
+        else:
+            signal.signal(signal.SIGINT, before)
 
 
 class OutOfPatience(PartialResult):

@@ -184,8 +184,8 @@ def status(
 
     named = {one for one in (name, dataset) if one is not None}
     if len(named) != 1:
-        what = "is none" if not named else f"are two datasets ({name}, --dataset {dataset})"
-        raise UserError(f"there {what} to look at: give one name, mmpo argilla status NAME or mmpo argilla status --dataset NAME")
+        what = "no dataset is named" if not named else f"two datasets are named ({name}, --dataset {dataset})"
+        raise UserError(f"{what}: give one, as mmpo argilla status NAME or mmpo argilla status --dataset NAME")
     with ProgressReporter("status", "records") as progress:
         summary = look(named.pop(), workspace, api_url=api_url, real_names=real_names, progress=progress)
     _say_status(summary, real_names)
