@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,7 @@ def _nothing(feedback: Any, who: str, left_out: dict[str, str]) -> UserError:
         )
     return UserError(
         f"no grader can be calibrated to people: {reasons}. Have people grade some of the same pairs under the same "
-        f"aspect, drawn at random: mmpo argilla push {folder} --dataset NAME --limit 100 --raters 2, then mmpo argilla pull --dataset NAME "
-        f"--feedback {folder}"
+        f"aspect, drawn at random: mmpo argilla push {quote(str(folder))} "
+        f"--dataset NAME --limit 100 --raters 2, then mmpo argilla pull --dataset NAME "
+        f"--feedback {quote(str(folder))}"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -114,7 +115,7 @@ def _say_written(summary: dict[str, Any]) -> None:
         if not row["seeds"]:
             say(f"{row['name']}: its endpoint takes no seed: another run from the beginning would give other replies")
     _say_unanswerable(summary)
-    say_end(summary, f"feedback: {summary['out']}    (mmpo judge {summary['out']} --model ... --out ... grades it)")
+    say_end(summary, f"feedback: {summary['out']}    (mmpo judge {quote(summary['out'])} --model ... --out ... grades it)")
 
 
 def _say_unanswerable(summary: dict[str, Any]) -> None:

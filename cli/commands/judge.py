@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -156,4 +157,4 @@ def _say_judged(summary: dict[str, Any]) -> None:
         say(f"prompts without a question: {counted(summary['not_asked'])}")
     if summary["replaced"]:
         say(f"{summary['replaced']:,} earlier grades of these judges were replaced")
-    say_end(summary, f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
+    say_end(summary, f"feedback: {summary['out']}    (mmpo build {quote(summary['out'])} --format feedback --out ... makes pairs)")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -51,5 +52,5 @@ def run_score(feedback: Path, out: Path, options: ScoreOptions, models: Sequence
     for row in summary["raters"]:
         if row["left_out"]:
             say(f"{row['rater']}: without a grade: {counted(row['left_out'])}; which ones: {summary['out']}/rejects.parquet")
-    say(f"feedback: {summary['out']}    (mmpo build {summary['out']} --format feedback --out ... makes pairs)")
+    say(f"feedback: {summary['out']}    (mmpo build {quote(summary['out'])} --format feedback --out ... makes pairs)")
     return summary

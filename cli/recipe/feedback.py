@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pyarrow.compute as pc
@@ -165,8 +166,8 @@ def _ask_people(recipe: Recipe, own: Path, stages: Stages, out: str) -> str:
     """How people are asked about the candidates of a folder."""
     name = "-".join(f"{recipe.out.name} {stages.name}".replace("/", " ").split())
     return (
-        f"Have them grade some of the pairs, drawn at random: mmpo argilla push {own} --dataset {name} --limit 100 --raters 2; then mmpo "
-        f"argilla pull --dataset {name} --out {out}"
+        f"Have them grade some of the pairs, drawn at random: mmpo argilla push {quote(str(own))} --dataset {quote(name)} --limit 100 "
+        f"--raters 2; then mmpo argilla pull --dataset {quote(name)} --out {quote(out)}"
     )
 
 

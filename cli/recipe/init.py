@@ -66,7 +66,7 @@ def init(
     with atomic_file(target, stood=None) as temporary:
         temporary.write_text(text, encoding="utf-8")
     load_recipe(target)  # what can't be read is a bug, and is seen here
-    say(f"recipe: {target}    (mmpo run {target})")
+    say(f"recipe: {target}    (mmpo run {shlex.quote(str(target))})")
     print_json({"recipe": str(target), **summary}, as_json)
 
 
@@ -186,7 +186,7 @@ def _text(name: str, target: Path, data: list[str], pairs: dict[str, int] | None
         else "# Two models, which differ in their targets alone: σ(γ·margin), and 1 whatever the margin."
     )
     parts = [
-        f"# mmpo run {target}        does what is here, and the same command again only what has changed.",
+        f"# mmpo run {shlex.quote(str(target))}        does what is here, and the same command again only what has changed.",
         f"# Written after a look at {printable(seen, 300)}.",
         "# Every key is an option of `mmpo build`, `mmpo train` or `mmpo evaluate` (--help-all); `mmpo run --schema` is for editors.",
         f"title: {json.dumps(name, ensure_ascii=False)}",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
@@ -105,7 +106,7 @@ def _adapter(path: Path, record: Mapping[str, Any]) -> bytes:
     if not base:
         raise UserError(
             f"{path} is an adapter whose base has no name on the Hub that is known, so that nobody could load it there: push what "
-            f"`mmpo merge {path} --out DIR` makes of both"
+            f"`mmpo merge {quote(str(path))} --out DIR` makes of both"
         )
     return (json.dumps(config | {"base_model_name_or_path": base}, indent=2) + "\n").encode()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,7 +299,7 @@ def no_suite(path: str | Path, row: Mapping[str, Any], error: UserError) -> User
 
 
 def _measured_on(path: str | Path, suite: str) -> str:
-    return f"which a model scores: `mmpo evaluate reward --model MODEL --data {path} --suite {suite}`"
+    return f"which a model scores: `mmpo evaluate reward --model MODEL --data {quote(str(path))} --suite {suite}`"
 
 
 def _check_id(row: ScoredRow, ids: set[str]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,9 @@ def part_files(dataset: str | Path) -> dict[str, list[Path]]:
         raise UserError(f"{folder} is not a folder; give a dataset folder that `mmpo build` wrote")
     found = {split: split_files(folder, split) for split in SPLITS}
     if not any(found.values()) and (folder / "feedback").is_dir():
-        raise UserError(f"{folder} holds FEEDBACK, no pairs; `mmpo build {folder} --format feedback --out PAIRS` makes pairs of it")
+        raise UserError(
+            f"{folder} holds FEEDBACK, no pairs; `mmpo build {quote(str(folder))} --format feedback --out PAIRS` makes pairs of it"
+        )
     if not any(found.values()):
         raise UserError(f"{folder} holds no pairs ({', '.join(SPLITS)}); give a dataset folder that `mmpo build` wrote")
     return found

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 import zipfile
 from collections.abc import Callable
@@ -350,3 +351,13 @@ def test_a_column_without_any_grade_is_said_to_be_ungraded(tmp_path: Path, capsy
     (tmp_path / "r.csv").write_text(sheet(replies(lambda q, n: {"prompt": q, "completion": f"R {n}.", "score": ""})))
     told = refused(["init", str(tmp_path / "r.csv"), "--out", str(tmp_path / "r.yaml")], tmp_path, capsys)
     assert "be used. Where nobody has graded yet: `mmpo build" in told and "graded." in told
+
+
+def test_the_command_that_init_prints_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my grades.jsonl").write_text("\n".join(map(json.dumps, graded(9))))
+    recipe = tmp_path / "my recipe.yaml"
+    assert run(["init", str(tmp_path / "my grades.jsonl"), "--out", str(recipe)]) == 0
+    told = capsys.readouterr()
+    for text in (told.out + told.err, recipe.read_text()):
+        [command] = re.findall(r"mmpo run (.*?)(?:\)|  +does)", text)
+        assert shlex.split(command) == [str(recipe)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pyarrow as pa
@@ -225,7 +226,7 @@ def _table(path: Path) -> pa.Table:
         return load_pairs(path)
     if path.is_file() and (path.suffix != ".parquet" or not {"quality_margin", "completions"} & set(part_schema(path).names)):
         raise UserError(
-            f"{path} is neither PAIRS nor FEEDBACK: build it first, mmpo build {path} --format FORMAT --feedback-only --out DIR"
+            f"{path} is neither PAIRS nor FEEDBACK: build it first, mmpo build {quote(str(path))} --format FORMAT --feedback-only --out DIR"
         )
     return read_pairs(path, "")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def _unread(file: Path) -> set[str]:
 def _feedback(path: Path) -> str:
     return (
         "holds FEEDBACK (one row per prompt, with its grades), and training reads PAIRS: make them with "
-        f"`mmpo build {path} --format feedback --out PAIRS`"
+        f"`mmpo build {quote(str(path))} --format feedback --out PAIRS`"
     )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ def load_pretrained(
         if (Path(name) / _ADAPTER).is_file():
             if few_bits:
                 raise UserError(
-                    f"{name} is an adapter, whose sum with its base can't be loaded in few bits: `mmpo merge {name} --out DIR` first"
+                    f"{name} is an adapter, whose sum with its base can't be loaded in few bits: "
+                    f"`mmpo merge {quote(str(name))} --out DIR` first"
                 )
             return _with_adapter(kind, Path(name), trust_remote_code=trust_remote_code, new_head=new_head)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

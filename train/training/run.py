@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -465,7 +466,7 @@ def _reference(options: TrainOptions, ready: Preparation) -> Any:
     if options.lora and not ready.model.name_or_path:
         raise UserError(
             f"{options.model} is an adapter: one on top of it finds its base where the reference is kept. Leave out `reference` or "
-            f"`lora`, or merge first: `mmpo merge {options.model} --out DIR`, and name DIR"
+            f"`lora`, or merge first: `mmpo merge {quote(options.model)} --out DIR`, and name DIR"
         )
     reference = load_reference(options.reference, ready.tokenizer, options.max_length, trust_remote_code=options.trust_remote_code)
     check_ids(ready.prompts, reference, ready.tokenizer, options.reference, ready.largest)

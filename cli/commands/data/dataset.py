@@ -57,8 +57,9 @@ def rejects(
         print_rows(title, some, {name: name for name in ("reason", "unit", "stage", "count", "share")})
     for row in rows:
         for example in row["examples"]:
-            where = f"{example['file']}, row {example['row']}: " if example["file"] else ""
-            say(f"{row['reason']}: {where}{orjson.dumps(example['details']).decode() if example['details'] else ''}")
+            where = f"{example['file']}, row {example['row']}" if example["file"] else ""
+            details = orjson.dumps(example["details"]).decode() if example["details"] else ""
+            say(": ".join(filter(None, (row["reason"], where, details))))
     if not rows:
         say("nothing was left out")
     print_json(summary, as_json)
