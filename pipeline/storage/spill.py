@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
-from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of, without_texts
+from mmpo.pipeline.arrow import LARGE_FEEDBACK, flat, lists, offsets_of
 from mmpo.pipeline.tables import REPLY_KEYS, TOOLS
 
 ID_DIGITS = 32
@@ -96,39 +96,52 @@ def write_spill(table: pa.Table, folder: Path, shards: int, cells: int) -> dict[
     positions = positions_of(flat(table["prompt_id"]))
     order = np.argsort(positions, kind="stable")
     edges = np.append(np.searchsorted(positions[order], even_bounds(shards * cells)), len(order))
-    found = {}
+    run, found = _PackedRun.of(table), {}
     for shard in range(shards):
         own = edges[shard * cells : (shard + 1) * cells + 1]
         if own[-1] > own[0]:
-            rows = table.take(pa.array(order[own[0] : own[-1]]))
-            found[shard] = _append(rows, own - own[0], folder / f"{shard:05d}-{socket.gethostname()}-{os.getpid()}.spill")
+            path = folder / f"{shard:05d}-{socket.gethostname()}-{os.getpid()}.spill"
+            found[shard] = run.append(order[own[0] : own[-1]], own - own[0], path)
     return found
 
 
-def _append(table: pa.Table, edges: np.ndarray, path: Path) -> Extent:
-    """Write a segment of rows that are sorted by their cells. edges: where each cell begins, and the last one ends."""
-    held = np.flatnonzero(np.diff(edges))
-    entries = np.zeros(len(held), dtype=_ENTRY)
-    entries["cell"], entries["rows"] = held, np.diff(edges)[held]
-    parts, schemas, at = [], [], 0
-    for name, end, batch in zip(("grades", "texts"), ("grades_end", "texts_end"), _halves(table), strict=True):
-        sink = pa.BufferOutputStream()
-        schemas += [at, len(batch.schema.serialize())]
-        with ipc.new_stream(sink, batch.schema, options=ipc.IpcWriteOptions(compression="lz4", use_threads=False)) as writer:
-            for entry, low in zip(entries, edges[held].tolist(), strict=True):
-                piece = batch.slice(low, int(entry["rows"]))
-                entry[name] = at + (sink.tell() or schemas[-1])
-                writer.write_batch(piece)
-                entry[end] = at + sink.tell()
-        parts.append(sink.getvalue())
-        at += parts[-1].size
-    for name, read in (("light", without_texts(table)), ("bytes", table)):  # what is stored once, or as nothing, is many in memory
-        entries[name] = [read.slice(low, edges[cell + 1] - low).nbytes for cell, low in zip(held, edges[held])]
-    with open(path, "ab") as file:
-        start = file.tell()
-        for part in (_HEAD.pack(len(held), *schemas[1:], at), entries.tobytes(), *parts):
-            file.write(part)
-        return Extent(path, start, file.tell())
+class _PackedRun(NamedTuple):
+    """Both halves of rows as they are stored. expansion: bytes in memory without texts over those of the grades here: what is stored once,
+    or as nothing, is many in memory."""
+
+    grades: pa.RecordBatch
+    texts: pa.RecordBatch
+    expansion: float
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_PackedRun":
+        grades, texts = _halves(table)
+        return cls(grades, texts, (table.nbytes - texts.nbytes) / max(grades.nbytes, 1))
+
+    def append(self, rows: np.ndarray, edges: np.ndarray, path: Path) -> Extent:
+        """Write a segment of these rows, sorted by their cells. edges: where each cell begins among them, and the last one ends."""
+        held = np.flatnonzero(np.diff(edges))
+        entries = np.zeros(len(held), dtype=_ENTRY)
+        entries["cell"], entries["rows"] = held, np.diff(edges)[held]
+        parts, schemas, at = [], [], 0
+        for name, end, half in (("grades", "grades_end", self.grades), ("texts", "texts_end", self.texts)):
+            batch, sink = half.take(pa.array(rows)), pa.BufferOutputStream()
+            schemas += [at, len(batch.schema.serialize())]
+            with ipc.new_stream(sink, batch.schema, options=ipc.IpcWriteOptions(compression="lz4", use_threads=False)) as writer:
+                for entry, low in zip(entries, edges[held].tolist(), strict=True):
+                    piece = batch.slice(low, int(entry["rows"]))
+                    entry[name] = at + (sink.tell() or schemas[-1])
+                    writer.write_batch(piece)
+                    entry[end] = at + sink.tell()
+                    entry["bytes"] += piece.nbytes * (self.expansion if name == "grades" else 1)
+                    entry["light"] += piece.nbytes * self.expansion if name == "grades" else 0
+            parts.append(sink.getvalue())
+            at += parts[-1].size
+        with open(path, "ab") as file:
+            start = file.tell()
+            for part in (_HEAD.pack(len(held), *schemas[1:], at), entries.tobytes(), *parts):
+                file.write(part)
+            return Extent(path, start, file.tell())
 
 
 class _Segment:
@@ -259,7 +272,7 @@ def _spilled_again(held: Held, path: Path, bounds: np.ndarray, limit: int, texts
         positions = positions_of(flat(rows["prompt_id"]))
         order = np.argsort(positions, kind="stable")
         edges = np.append(np.searchsorted(positions[order], bounds), len(order))
-        yield _append(rows.take(pa.array(order)), edges, path)
+        yield _PackedRun.of(rows).append(order, edges, path)
 
 
 def _packed_ids(ids: pa.Array) -> pa.Array:
