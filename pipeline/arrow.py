@@ -202,6 +202,8 @@ def codes(column: pa.Array) -> tuple[np.ndarray, list[Any]]:
     """Integer codes in the sorted order of the distinct values (null first, as None), and those values."""
     encoded = column.dictionary_encode()
     none = int(column.null_count > 0)
+    if len(encoded.dictionary) == 1 and not none:  # as raters, kinds and sources often are
+        return np.zeros(len(column), dtype=np.int64), encoded.dictionary.to_pylist()
     order = pc.array_sort_indices(encoded.dictionary)
     rank = np.zeros(len(order) + 1, dtype=np.int64)  # the last one is that of null
     rank[np.asarray(order)] = np.arange(len(order)) + none

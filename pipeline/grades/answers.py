@@ -134,12 +134,25 @@ def _tags_and_edges(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         return tags, edges
     at = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     raw = np.frombuffer(data, np.uint8)[: at[-1]]
-    found = np.flatnonzero(raw[at[0] :] == ord("<")) + at[0]
+    found = _places_of(ord("<"), raw[at[0] :]) + at[0]
     found = found[_OPENS[raw[np.minimum(found + 1, len(raw) - 1)]]]  # code and HTML are full of other tags
     # ◁ is three bytes, of which the second is rare
-    rare = np.flatnonzero(raw[at[0] :] == 0x97) + at[0]
+    rare = _places_of(0x97, raw[at[0] :]) + at[0]
     found = np.concatenate([found, rare[(rare > 0) & (raw[np.maximum(rare, 1) - 1] == 0xE2)]])
     tags[np.unique(np.searchsorted(at, found, side="right") - 1)] = True
     filled = np.flatnonzero(np.diff(at))
     edges[filled] = _SPACES[raw[at[filled]]] | _SPACES[raw[at[filled + 1] - 1]]
     return tags, edges
+
+
+def _places_of(byte: int, raw: np.ndarray) -> np.ndarray:
+    """Where a byte that is seldom stands; eight are looked at together.
+
+    >>> _places_of(60, np.frombuffer(b"0123456<8 <0", np.uint8)).tolist()
+    [7, 10]
+    """
+    hits = raw == byte
+    whole = len(hits) // 8 * 8
+    near = (np.flatnonzero(hits[:whole].view(np.uint64))[:, None] * 8 + np.arange(8)).reshape(-1)
+    near = np.append(near, np.arange(whole, len(hits)))
+    return near[hits[near]]

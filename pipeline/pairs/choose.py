@@ -197,7 +197,8 @@ def _uncertainty(
     source, names = codes(flat(table["source"]))
     by_source = np.array([pooled.get(name, PooledVariance()) for name in names] or [PooledVariance()])
     gaps, size = found.gaps, len(found.prompt)
-    se = MARGIN_ERRORS[rules.merge_raters](gaps, *by_source[source][found.prompt].T)
+    variances = np.broadcast_to(by_source[0], (size, 3)) if len(names) == 1 else by_source[source][found.prompt]
+    se = MARGIN_ERRORS[rules.merge_raters](gaps, *variances.T)
     if gaps.one_each(size):
         return se, (gaps.gap > 0).astype(np.int32), np.ones(size, dtype=np.int32)
     votes = np.bincount(gaps.pair, weights=(gaps.gap > 0) + 0.5 * (gaps.gap == 0), minlength=size)

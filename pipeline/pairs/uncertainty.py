@@ -58,13 +58,18 @@ def own_gaps(grades: Grades, first: np.ndarray, second: np.ndarray) -> OwnGaps:
     key = grades.item * raters + grades.rater
     starts = np.searchsorted(grades.item, np.arange(max(first.max(initial=0), second.max(initial=0)) + 2))
     sizes = np.diff(starts)
-    pair = np.repeat(np.arange(len(first)), sizes[first])
-    left = ranges(starts[first], sizes[first])
-    wanted = second[pair] * raters + grades.rater[left]
-    found = np.searchsorted(key, wanted) if sizes.max() > 1 else starts[second[pair]]  # of one grade an item its place is known
-    right = np.minimum(found, max(len(key) - 1, 0))
-    both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
-    pair, left, right = pair[both], left[both], right[both]
+    if sizes.max() > 1:
+        pair = np.repeat(np.arange(len(first)), sizes[first])
+        left = ranges(starts[first], sizes[first])
+        wanted = second[pair] * raters + grades.rater[left]
+        right = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
+        both = key[right] == wanted if len(key) else np.zeros(0, dtype=bool)
+    else:  # of one grade an item its place is known
+        pair, left, right = np.arange(len(first)), starts[first], starts[second]
+        both = sizes[first] & sizes[second] > 0
+        both[both] = grades.rater[left[both]] == grades.rater[right[both]]
+    if not both.all():
+        pair, left, right = pair[both], left[both], right[both]
     value = grades.value
     step = np.maximum(grades.step[left], grades.step[right]) if isinstance(grades.step, np.ndarray) else grades.step
     gap = rounded(value[left] - value[right], step)
