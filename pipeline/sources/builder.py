@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,13 @@ class FeedbackBuilder:
         )  # fmt: skip
         own = (self.rejects, self._limited, self._completions)
         *self._places, self._texts_at = (next(at for at, one in enumerate(self._lists) if one is mine) for mine in own)
-        self._mark = ([0] * len(self._lists), 0)
+        self._mark = ((0,) * len(self._lists), 0)
 
     def at(self, file: str, row: int) -> None:
         """Say which row of which file the next calls belong to; `row` counts from 1."""
         self.file = file
         self.row = row
-        self._mark = ([*map(len, self._lists)], self.merged)
+        self._mark = (tuple(map(len, self._lists)), self.merged)
 
     def rollback(self) -> None:
         """Undo everything that the current row added, its own partial rejects included."""
@@ -188,7 +189,8 @@ class FeedbackBuilder:
         if not keys:
             self._texts.setdefault(len(text), (text, digest))
         index = self._seen[digest] = len(self._seen)
-        self._completions.append((digest, None if repeated else text, model, *keys))
+        said = None if repeated else text
+        self._completions.append((digest, said, model, *keys) if keys else (digest, said, model))
         return index
 
     def ids_of(self, *completions: int) -> tuple[str, ...]:
@@ -288,7 +290,7 @@ class FeedbackBuilder:
     def finish(self, *, repeated: bool = True) -> pa.Table:
         """The rows as a FEEDBACK table whose text columns have 64-bit offsets (`arrow.LARGE_FEEDBACK`). repeated: whether every row has
         its completions' texts; else null stands where an earlier row of the prompt has the same, until `merge_prompts`."""
-        starts = np.array(self._starts, dtype=np.int64).reshape(len(self._ids), 4)
+        starts = np.fromiter(chain.from_iterable(self._starts), np.int64).reshape(len(self._ids), 4)
         table = pa.Table.from_arrays(
             [
                 pa.array(self._ids, pa.string()),
