@@ -18,6 +18,9 @@ def main() -> None:
     """Run the command line of this process and leave with its exit status."""
     _handle_sigterm()
     try:
+        if "_MMPO_COMPLETE" in os.environ and (said := import_module("mmpo.cli.completion").answer()) is not None:
+            print(said)
+            return
         commands = import_module("mmpo.cli.main")  # here: Ctrl-C while it is imported is an interrupt as any other
         commands.leave_pandas_out(sys.argv[1:])
         status = commands.run(sys.argv[1:])

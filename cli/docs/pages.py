@@ -65,7 +65,8 @@ def completions() -> str:
     """cli/completions.json: what the shells complete."""
     known = known_of(commands(), {family: list(members(family)) for family in FAMILIES})
     lines = (f'"{name}": {{\n{_a_line_each(one)}\n}}' for name, one in known["commands"].items())
-    return f'{{"families": {{\n{_a_line_each(known["families"])}\n}}, "commands": {{\n' + ",\n".join(lines) + "\n}}\n"
+    parts = [f'"{part}": {{\n{_a_line_each(known[part])}\n}}' for part in ("families", "common")]
+    return f'{{{", ".join(parts)}, "commands": {{\n' + ",\n".join(lines) + "\n}}\n"
 
 
 def _a_line_each(values: dict[str, Any]) -> str:
