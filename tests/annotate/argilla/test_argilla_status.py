@@ -59,7 +59,7 @@ def test_before_anybody_answers_and_of_no_dataset(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [((), "there is none"), (("one", "--dataset", "two"), "two datasets (one, --dataset two)")]
+    ("words", "said"), [((), "no dataset is named"), (("one", "--dataset", "two"), "two datasets are named (one, --dataset two)")]
 )
 def test_the_one_dataset_is_named_once(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["argilla", "status", *words]) == 2
