@@ -278,8 +278,8 @@ class _Cells:
         column = self.batch.column(name)
         try:
             found = _shortest(column).to_pylist()
-            if pa.types.is_nested(column.type) and "halffloat" in str(column.type):
-                found = [_halves_in(column.type, value) for value in found]
+            if "halffloat" in str(column.type):  # Arrow has no shortest text of these
+                found = [_with_halves(column.type, value) for value in found]
         except (ValueError, OverflowError, pa.ArrowException):
             found = [_cell(name, value) for value in column]
         self.lists[name] = found
@@ -287,29 +287,24 @@ class _Cells:
 
 
 def _shortest(column: pa.Array) -> pa.Array:
-    """The column with single-precision numbers, also in lists and objects, as the decimals they were written from: 1.1, not 1.10000002384;
-    so too a column of half precision.
+    """The column with single-precision numbers, also in lists and objects, as the decimals they were written from: 1.1, not 1.10000002384.
 
     The error of such a precision is far above the step that grades are rounded to, and would break true ties.
     """
-    if pa.types.is_float16(column.type):
-        known = column.is_valid().to_numpy(zero_copy_only=False)
-        decimals = column.to_numpy(zero_copy_only=False).astype(str).astype(np.float64)  # Arrow has no shortest text of these
-        return pa.array(decimals, mask=~known)
     text, number, same = (_with_singles_as(column.type, made) for made in (pa.string(), pa.float64(), pa.float32()))
     return column if number == same else column.cast(text).cast(number)
 
 
-def _halves_in(kind: pa.DataType, value: Any) -> Any:
-    """A list or an object with its numbers of half precision as `_shortest` has them."""
+def _with_halves(kind: pa.DataType, value: Any) -> Any:
+    """A cell with its numbers of half precision as `_shortest` has those of single precision."""
     if value is None:
         return None
     if pa.types.is_float16(kind):
         return float(str(np.float16(value)))
     if pa.types.is_struct(kind):
-        return {field.name: _halves_in(field.type, value[field.name]) for field in kind.fields}
+        return {field.name: _with_halves(field.type, value[field.name]) for field in kind.fields}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return [_halves_in(kind.value_type, one) for one in value]
+        return [_with_halves(kind.value_type, one) for one in value]
     return value
 
 
