@@ -232,7 +232,7 @@ def load_feedback(dir: str | Path) -> pa.Table:
     return read_parts(split_files(folder, "feedback"), FEEDBACK)
 
 
-def feedback_of(given: str | Path | pa.Table, caller: str) -> pa.Table:
+def feedback_table(given: str | Path | pa.Table, caller: str) -> pa.Table:
     """FEEDBACK as a function takes it, a folder of it or a table. Raises UserError naming the `caller` where a table is none."""
     return check_table(given, FEEDBACK, caller) if is_table(given) else load_feedback(given)
 

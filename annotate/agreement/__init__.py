@@ -29,7 +29,7 @@ from mmpo.annotate.agreement.statistics import (
     rank_correlation,
     signed_ranks,
 )
-from mmpo.pipeline.api import feedback_of
+from mmpo.pipeline.api import feedback_table
 from mmpo.pipeline.errors import UserError
 
 Progress = Callable[[str, int, int], None]
@@ -60,7 +60,7 @@ def agree(
     if bootstrap < 0 or seed < 0:
         name, value = ("--bootstrap", bootstrap) if bootstrap < 0 else ("--seed", seed)
         raise UserError(f"{name} {value}: must be a whole number from 0 up")
-    table = feedback_of(feedback, "agree")
+    table = feedback_table(feedback, "agree")
     chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
     margins = read_margins(table, chosen)
     shown = chosen.shown

@@ -18,7 +18,7 @@ from mmpo.annotate.agreement.columns import choose_columns
 from mmpo.annotate.agreement.margins import DECIMALS, RaterMargins, read_margins
 from mmpo.annotate.agreement.raters import consistency_row, longer_preferred, position_row, severity_rows
 from mmpo.annotate.agreement.statistics import agreement_of_all, agreement_of_two
-from mmpo.pipeline.api import feedback_of
+from mmpo.pipeline.api import feedback_table
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import merge_prompts
@@ -95,7 +95,7 @@ def rater_overview(
 ) -> RaterOverview:
     """What a page says of raters; feedback: a FEEDBACK folder, or a table of that schema; kinds, raters narrow it. Raises UserError where
     there is no grade, and where one rater grades one aspect on several scales."""
-    table, _ = merge_prompts(large(feedback_of(feedback, "rater_overview")).combine_chunks())
+    table, _ = merge_prompts(large(feedback_table(feedback, "rater_overview")).combine_chunks())
     chosen = choose_columns(table, kinds=kinds, raters=raters)
     # people are measured by the other people, and so are judges where there are people; else all by all
     chosen = replace(chosen, reference=chosen.reference or chosen.shown)

@@ -18,7 +18,7 @@ from mmpo.annotate.calibrate.output import write_calibrated
 from mmpo.annotate.calibrate.overlap import PEOPLE, Grader, People, grader_of, in_words, people_of
 from mmpo.annotate.calibrate.position import identified
 from mmpo.annotate.calibrate.prediction_powered import estimates
-from mmpo.pipeline.api import feedback_of
+from mmpo.pipeline.api import feedback_table
 from mmpo.pipeline.arrow import flat, large
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import merge_prompts
@@ -46,7 +46,7 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     options = CalibrateOptions(**given)
     if options.out:
         check_out(Path(options.out), [] if isinstance(feedback, pa.Table) else [feedback])
-    table = feedback_of(feedback, "calibrate")
+    table = feedback_table(feedback, "calibrate")
     merged, _ = merge_prompts(large(table).combine_chunks())
     margins = read_margins(merged, choose_columns(merged, aspects=options.aspects))
     graders, people = _sides(margins, options)

@@ -14,7 +14,7 @@ from mmpo.annotate.select.options import SelectOptions
 from mmpo.annotate.select.output import check_list, list_rows, write_list
 from mmpo.annotate.select.pool import Featurize, Pool
 from mmpo.annotate.select.ways import SELECTIONS
-from mmpo.pipeline.api import feedback_of
+from mmpo.pipeline.api import feedback_table
 from mmpo.pipeline.arrow import large, without_texts
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import grade_statistics, merge_prompts
@@ -42,7 +42,7 @@ def select(
     if out is not None:
         check_list(Path(out))
     where = "the table" if isinstance(feedback, pa.Table) else str(feedback)
-    table, _ = merge_prompts(large(feedback_of(feedback, "select")).combine_chunks())
+    table, _ = merge_prompts(large(feedback_table(feedback, "select")).combine_chunks())
     names = without_texts(table)
     groups = grade_statistics(names).groups
     graded = graded_pairs(names, groups, options.to, options.raters, by_models=SELECTIONS[options.by].by_models)

@@ -56,7 +56,8 @@ class Recorder:
         self.seen: Counter[tuple[str, str]] = Counter()
         """Function, and that it was called or the size of something; how often."""
         self.held: set[tuple[str, str]] = set()
-        self.objects: set[tuple[str, int]] = set()
+        self.objects: dict[int, tuple[str, Any]] = {}
+        """By their ids, and kept, for the next object takes the id of one that is gone."""
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
@@ -81,11 +82,11 @@ class Recorder:
             self.seen[name, f"{key} ({held})"] += 1
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             self.held.add((kind, held))
-            self.objects.add((kind, id(value)))
+            self.objects[id(value)] = (kind, value)
 
     def of_ours(self) -> Counter[str]:
         """How many objects there were of each class."""
-        return Counter(kind for kind, _ in self.objects)
+        return Counter(kind for kind, _ in self.objects.values())
 
 
 def _recorded(work: Callable[[int], object], rows: int) -> Recorder:
