@@ -18,7 +18,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
-from mmpo.pipeline.sources.base import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows
+from mmpo.pipeline.sources.collect import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import Chunk, plan, rows
 

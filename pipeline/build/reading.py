@@ -15,7 +15,7 @@ from mmpo.pipeline.build.summary import left_out
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades.statistics import NO_GRADES, GradeStatistics, grade_statistics
 from mmpo.pipeline.sources import Collected, get_source
-from mmpo.pipeline.sources.base import collect_parts, uncollected
+from mmpo.pipeline.sources.collect import collect_parts, uncollected
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.rows import Chunk
 from mmpo.pipeline.storage.spill import Extent, SpillPlan, joined_extents, write_spill

@@ -7,20 +7,18 @@ from typing import Any
 
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.sources.base import (
-    Collected,
     FormatSample,
     RowParser,
     RowReader,
     Source,
     SourceOptions,
     check_options,
-    collect,
-    collect_parts,
     column_sets,
 )
 from mmpo.pipeline.sources.benchmarks.reward_models import REWARDBENCH2, RM_BENCH
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import OBJECTS
+from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import (
     FIELDS,

@@ -52,27 +52,26 @@ class FeedbackBuilder:
         self._prompt, self._texts = "", dict[int, tuple[str, str]]()
         self._noted: list[str] = []
         self._limited: list[str] = []
-        self._lists = (
-            self._messages, self._completions, self._ratings, self._comparisons, self._extra, self._ids, self._starts, self.rejects,
-            self._noted, self._limited, self._tools,
-        )  # fmt: skip
-        own = (self.rejects, self._limited, self._completions)
-        *self._places, self._texts_at = (next(at for at, one in enumerate(self._lists) if one is mine) for mine in own)
-        self._mark = ((0,) * len(self._lists), 0)
+        self._mark = (0, 0, 0, 0, 0)
 
     def at(self, file: str, row: int) -> None:
         """Say which row of which file the next calls belong to; `row` counts from 1."""
         self.file = file
         self.row = row
-        self._mark = (tuple(map(len, self._lists)), self.merged)
+        self._mark = (len(self._ids), len(self.rejects), len(self._limited), len(self._noted), self.merged)
 
     def rollback(self) -> None:
         """Undo everything that the current row added, its own partial rejects included."""
-        sizes, self.merged = self._mark
-        if len(self._completions) > sizes[self._texts_at]:  # a later row must not rely on a text that is gone
-            self._said.clear()
-        for added, size in zip(self._lists, sizes, strict=True):
-            del added[size:]
+        rows, rejects, limited, noted, self.merged = self._mark
+        if len(self._ids) > rows:
+            own = (self._messages, self._completions, self._ratings, self._comparisons)
+            if len(self._completions) > self._starts[rows][1]:  # a later row must not rely on a text that is gone
+                self._said.clear()
+            for added, size in zip(own, self._starts[rows], strict=True):
+                del added[size:]
+        for added in (self._ids, self._starts, self._extra, self._tools):
+            del added[rows:]
+        del self.rejects[rejects:], self._limited[limited:], self._noted[noted:]
         if self.row is not None:
             self.limited_rows.discard(self.row)
 
@@ -105,7 +104,7 @@ class FeedbackBuilder:
     def drop(self, error: BadRow) -> None:
         """Take back the current row and count it as dropped for the error's reason; where that is no fault, but something in the row was
         one, for the first of those."""
-        rejects, limited = (self._mark[0][place] for place in self._places)
+        _, rejects, limited, *_ = self._mark
         faults = set(self._limited[limited:])
         found = [] if error.limited else [one for one in self.rejects[rejects:] if one[2] in faults]
         self.rollback()
@@ -122,9 +121,9 @@ class FeedbackBuilder:
         Raises BadRow: empty_prompt, lone_surrogate, and those of `messages.read_message`.
         """
         if isinstance(messages, str):
-            if tools is None and messages in self._known:  # as most are: a prompt has several rows
-                return self._start(self._known[messages], [("user", messages)], None)
             pairs: list[ReadMessage] = [("user", messages)]
+            if tools is None and (known := self._known.get(messages)):  # as most are: a prompt has several rows
+                return self._start(known, pairs, None)
         elif isinstance(messages, Sequence):
             pairs = [read_message(message, self.count) for message in messages]
         else:
@@ -149,7 +148,10 @@ class FeedbackBuilder:
         self._tools.append(tools)
         self._messages += pairs
         self._seen = {}
-        self._prompt, self._texts = identity, self._said.setdefault(identity, {})
+        self._prompt = identity
+        if (texts := self._said.get(identity)) is None:
+            texts = self._said[identity] = {}
+        self._texts = texts
         return len(self._ids) - 1
 
     def completion(self, text: Any, model: str | None = None) -> int:
@@ -159,7 +161,7 @@ class FeedbackBuilder:
         Raises BadRow: empty_completion, not_text, lone_surrogate, and those of `messages.read_parts`.
         """
         keys: Sequence[str | None] = ()
-        if not isinstance(text, str):
+        if type(text) is not str:
             reply = read_content(text)
             text, *keys = reply if isinstance(reply, Reply) else (reply,)
             if not isinstance(text, str):
@@ -168,29 +170,32 @@ class FeedbackBuilder:
             keys = keys if any(keys) else ()
         if (not text or text.isspace()) and not keys:
             raise BadRow("empty_completion")
-        repeated = False
-        try:
-            if keys:
-                digest = completion_id(self._prompt, text, *keys)
-            else:  # the same without a call; and a text that many rows of a prompt have is looked up by its length, not by all of it
-                before, digest = self._texts.get(len(text), NOT_SAID)
-                if not (repeated := before == text):
-                    digest = blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
-        except (TypeError, UnicodeEncodeError) as error:
-            raise BadRow("lone_surrogate", {"where": "completion"}) from error
-        if digest in self._seen:  # also calls that say the same
+        # a text that many rows of a prompt have is looked up by its length, not by all of it
+        before, digest = NOT_SAID if keys else self._texts.get(len(text), NOT_SAID)
+        if not (repeated := before == text and not keys):
+            try:  # without keys as completion_id, without the call
+                digest = (
+                    completion_id(self._prompt, text, *keys)
+                    if keys
+                    else blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
+                )
+            except (TypeError, UnicodeEncodeError) as error:
+                raise BadRow("lone_surrogate", {"where": "completion"}) from error
+        seen = self._seen
+        if digest in seen:  # also calls that say the same
             self.merged += 1
-            return self._seen[digest]
-        model = model if model is None else str(model)
-        if model is not None and not model.isascii():
+            return seen[digest]
+        if model is not None and not (model := str(model)).isascii():
             _check_texts(model=model)
-        if any(keys[:1]):
-            self.count("thinking_apart")
         if not keys:
-            self._texts.setdefault(len(text), (text, digest))
-        index = self._seen[digest] = len(self._seen)
-        said = None if repeated else text
-        self._completions.append((digest, said, model, *keys) if keys else (digest, said, model))
+            if not before:
+                self._texts[len(text)] = text, digest
+            self._completions.append((digest, None if repeated else text, model))
+        else:
+            if keys[0]:
+                self.count("thinking_apart")
+            self._completions.append((digest, text, model, *keys))
+        index = seen[digest] = len(seen)
         return index
 
     def ids_of(self, *completions: int) -> tuple[str, ...]:
@@ -218,12 +223,12 @@ class FeedbackBuilder:
         value = as_number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
             raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
-        self._ratings.append((completion, self._grader((rater, kind, aspect, low, high), note), value, spread, note))
-
-    def _grader(self, given: tuple[str, str, str, float | None, float | None], note: str | None) -> int:
-        """A number for rater, kind, aspect and the ends of the scale. Raises BadRow lone_surrogate, also of the note."""
         if note is not None and not note.isascii():
             _check_texts(note=note)
+        self._ratings.append((completion, self._grader((rater, kind, aspect, low, high)), value, spread, note))
+
+    def _grader(self, given: tuple[str, str, str, float | None, float | None]) -> int:
+        """A number for rater, kind, aspect and the ends of the scale. Raises BadRow lone_surrogate."""
         number = self._graders.get(given)
         if number is None:
             _check_texts(**dict(zip(GRADER[:3], given)))
@@ -252,7 +257,9 @@ class FeedbackBuilder:
         value = as_number(gap, "gap")
         if limit is not None and abs(value) > limit:
             raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
-        self._comparisons.append((first, second, self._grader((rater, kind, aspect, None, limit), note), value, spread, note))
+        if note is not None and not note.isascii():
+            _check_texts(note=note)
+        self._comparisons.append((first, second, self._grader((rater, kind, aspect, None, limit)), value, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
         """Keep what is not None of a JSON object beside the current row, with what is there already."""
@@ -263,8 +270,8 @@ class FeedbackBuilder:
 
     def row_extra(self, values: Mapping[str, Any]) -> None:
         """As `extra`, of every FEEDBACK row that the current input row has made."""
-        made = self._extra[self._mark[0][4] :]
-        for place, before in enumerate(made, self._mark[0][4]):
+        first = self._mark[0]
+        for place, before in enumerate(self._extra[first:], first):
             self._extra[place] = _evidence_json({**orjson.loads(before or "{}"), **values})
 
     @property

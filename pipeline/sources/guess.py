@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.base import columns_of
+from mmpo.pipeline.sources.collect import columns_of
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import plan, rows
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmpo.annotate.replies import REPLIES, ParsedReply, Unparsable, parse_reply, plain
 from mmpo.annotate.scales import PREFERENCE, Scale, numbers
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.sources.base import uncollected
+from mmpo.pipeline.sources.collect import uncollected
 
 FIVE, TEN, HALVES = numbers(1, 5), numbers(1, 10), numbers(1, 10, decimals=True)
 SIGNED = numbers(-3, 3)
