@@ -3,9 +3,7 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from folders import split_folder
 from training_cases import make_pairs, prompts_of
+from warm import AT_IMPORT, Warm
 
 from mmpo.train.model import tiny_tokenizer
 
@@ -163,21 +162,17 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[su
     """
 
     def run(script: str, *arguments: str, world: int = 2, seconds: float = 240, **environment: str) -> list[Any]:
-        meeting = tmp_path_factory.mktemp("meeting") / "point"
-        own = {"MEETING": str(meeting), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        places = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        folder = tmp_path_factory.mktemp("meeting")
+        places = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MEETING": str(folder / "point")}
         started = []
         for rank in range(world):
             place = {**places, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-            command = [sys.executable, "-c", MEET + script, *arguments]
-            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(command, env={**os.environ, **own, **place, **environment}, **pipes))
-        with ThreadPoolExecutor(world) as pool:  # reading one after the other could fill the other's pipe
-            try:
-                outputs = list(pool.map(lambda one: one.communicate(timeout=seconds), started))
-            finally:
-                for one in started:
-                    one.kill()
+            started.append(Warm(MEET + script, arguments, {**os.environ, **AT_IMPORT, **place, **environment}, folder / str(rank)))
+        try:
+            outputs = [one.communicate(seconds) for one in started]
+        finally:
+            for one in started:
+                one.kill()
         return [subprocess.CompletedProcess(p.args, p.returncode, *out) for p, out in zip(started, outputs, strict=True)]
 
     return run
