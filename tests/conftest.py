@@ -1,6 +1,7 @@
 """What all tests share: one thread for torch, no Hub, a cache of their own, and the folder of larger real files."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,33 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
+SERVER = re.compile(r"\b(argilla: Argilla|asked: Asked)\b")
+"""How a test asks for the fixtures of a running Argilla."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that of several processes none has much to do when the others are done."""
+    """Files with slow tests come first, so that of several processes none has much to do when the others are done. What takes minutes is
+    skipped where MMPO_WHOLE does not ask for it."""
+    for item in items:
+        if item.get_closest_marker("whole") and "MMPO_WHOLE" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="minutes: make whole"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files as units (`--dist loadfile`), and those that use Argilla's server as one: to start it takes longer than most of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    asking = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py") if SERVER.search(path.read_text("utf-8"))}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "argilla" if file in asking else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -139,6 +139,7 @@ def test_stages_once_from_prompts_to_calibrated_pairs(models: Path, server: Serv
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_the_demo_gains_on_the_true_score_and_its_control_does_not(tmp_path: Path, capfd: Any) -> None:
     assert demo_loop.main(["--out", str(tmp_path / "demo"), "--rounds", "2"]) == 0
     said = capfd.readouterr().out

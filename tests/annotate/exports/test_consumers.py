@@ -1,4 +1,4 @@
-"""What reads exports reads them: rewardbench's own loader and a running Label Studio, each in an environment of its own (`make consumers`).
+"""What reads exports reads them: rewardbench's own loader and a running Label Studio, each in an environment of its own (`make whole`).
 
 The quick tests of these layouts are in test_layouts.py and test_round_trips.py; TRL's trainers and Argilla are tried in the default run.
 """
@@ -23,10 +23,7 @@ from mmpo.pipeline import BuildOptions, build
 from mmpo.train.model import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("MMPO_CONSUMERS" not in os.environ, reason="minutes, and environments of their own: make consumers"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 REWARDBENCH = ("rewardbench==0.1.4", "fschat==0.2.36", "shortuuid", "markdown2", "trl==0.17.0", "sentencepiece")
 """Without their dependencies: torch and the like are borrowed from the environment of the tests."""
 

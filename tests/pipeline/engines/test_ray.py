@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command import mmpo
 from folders import contents, write_rows
 from ray_cases import mmpo_inside, run_inside
@@ -78,6 +79,7 @@ print(json.dumps({"said": said, "left": sorted(path.name for path in out.iterdir
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_nodes_builds_what_this_machine_does(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "grades.jsonl", [{**row, "topic": "a"} for row in rows(400)] + [{**rows(1)[0], "topic": "b"}])
     out = tmp_path / "out"

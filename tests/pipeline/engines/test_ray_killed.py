@@ -97,6 +97,7 @@ print(json.dumps(lost))
 """
 
 
+@pytest.mark.whole
 def test_two_nodes_of_three_are_lost(tmp_path: Path, written: Written) -> None:
     words, whole = written
     assert run_inside(NODE, words[1], tmp_path / "ray") == ["read", "write"]
@@ -188,6 +189,7 @@ print(json.dumps([stopped, left, ray_is_there, ray.is_initialized(), sum(pairs.v
 """
 
 
+@pytest.mark.whole
 def test_a_ray_that_the_user_began_outlives_an_interrupted_build(tmp_path: Path, written: Written) -> None:
     words, whole = written
     stopped, left, answer, there, pairs = run_inside(THEIRS, words[1], tmp_path / "ray")

@@ -17,6 +17,6 @@ def normalisation(folder: Path, how: str, seed: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", list(RIGHT))
+@pytest.mark.parametrize("how", ["scales", *(pytest.param(how, marks=pytest.mark.whole) for how in ("same", "shifted"))])
 def test_the_normalisation_that_is_planted_is_named(tmp_path: Path, how: str) -> None:
     assert normalisation(tmp_path, how, 0) == RIGHT[how]
