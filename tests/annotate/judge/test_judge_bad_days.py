@@ -162,7 +162,7 @@ def test_a_run_that_gets_nothing_but_refusals_stops_itself(judging: Any) -> None
     assert job.count("requests") < 100
 
 
-@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.whole])])
 def test_an_endpoint_that_is_away_for_a_while_costs_nothing_but_time(seconds: int, judging: Any) -> None:
     job = probed(judging, 0.01, 40)
     job.server.plan({"faults": [{"kind": "down", "seconds": seconds, "contains": "Question 30?", "times": 1}]})

@@ -165,6 +165,7 @@ def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(trained, 
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_ray_of_its_own_goes_with_the_run(trained, feedback, tmp_path):
     words = ["score", feedback, "--model", trained["reward"], "--out", tmp_path / "ray", "--cache", tmp_path / "cache", "--json"]
     done = mmpo_inside(*words, "--engine", "ray", "--workers", "1", TMPDIR=str(tmp_path), HOME=str(tmp_path))

@@ -118,7 +118,7 @@ def can_be_alone():
 
 
 @pytest.mark.skipif(not can_be_alone(), reason="this system does not let a test have a network of its own")
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "fsdp"])
+@pytest.mark.parametrize("launcher", [pytest.param("accelerate", marks=pytest.mark.whole), "torchrun", "fsdp"])
 def test_a_real_launcher_starts_it(launcher, dataset, tmp_path, pytestconfig):
     """The lines of docs/training.md."""
     recipe = pytestconfig.rootpath / "recipes" / "accelerate" / "fsdp.yaml"
