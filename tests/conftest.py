@@ -40,6 +40,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Files as units (`--dist loadfile`), and those that use Argilla's server as one: to start it takes longer than most of them."""
     from xdist.scheduler import LoadFileScheduling
 
+    if config.getoption("dist") != "loadfile":
+        return None
     asking = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py") if SERVER.search(path.read_text("utf-8"))}
 
     class Scheduling(LoadFileScheduling):

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpo.annotate.agreement.against import against_reference, calibration_row, choosing_row, shared, votes
-from mmpo.annotate.agreement.columns import HUMAN, choose_columns
+from mmpo.annotate.agreement.columns import HUMAN, Chosen, choose_columns
 from mmpo.annotate.agreement.margins import RaterMargins, read_margins
 from mmpo.annotate.agreement.overview import RaterOverview, overview_or_reason, rater_overview
 from mmpo.annotate.agreement.raters import consistency_row, length_row, position_row, rater_row, severity_rows
@@ -62,8 +62,14 @@ def agree(
         raise UserError(f"{name} {value}: must be a whole number from 0 up")
     table = feedback_table(feedback, "agree")
     chosen = choose_columns(table, evidence=evidence, kinds=kinds, raters=raters, aspects=aspects, against=against)
-    margins = read_margins(table, chosen)
-    shown = chosen.shown
+    return compared(table, chosen, bootstrap, seed, progress)
+
+
+def compared(
+    table: pa.Table, chosen: Chosen, bootstrap: int = 0, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `agree` returns, of the columns that were chosen of a FEEDBACK table. Raises UserError where raters share no completions."""
+    margins, shown = read_margins(table, chosen), chosen.shown
     people = [i for i in shown if chosen.columns[i].kind == HUMAN]
     judges = [i for i in shown if chosen.columns[i].kind != HUMAN]
     tick = _ticker(progress, shown, chosen.reference)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.annotate.agreement import agree
+from mmpo.annotate.agreement import choose_columns, compared
 from mmpo.annotate.argilla.answers import ANSWERS, HumanGrade, Key, PulledAnswers, Raters, read_answers, reject_row
 from mmpo.annotate.argilla.client import (
     Client,
@@ -245,7 +245,7 @@ def _nothing(dataset: str, client: Client, answers: PulledAnswers, merged: Merge
 def _agreement(merged: Merged, kinds: list[str] | None) -> tuple[dict[str, Any] | None, str | None]:
     """How far raters agree, without intervals, which take longer than all the rest (`mmpo agree` has them); or why nothing is known."""
     try:
-        return agree(merged.table, kinds=kinds, bootstrap=0), None
+        return compared(merged.table, choose_columns(merged.table, kinds=kinds)), None
     except UserError as error:
         return None, str(error)
 

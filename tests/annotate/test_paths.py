@@ -29,7 +29,7 @@ def test_a_judges_request_becomes_a_margin_se(
     found = row_path(work)
     with capsys.disabled():
         print("\nrequest:", {kind: len(value) for kind, value in found.items()})
-    assert len(found["files"]) <= 68, found["files"]
+    assert len(found["files"]) <= 67, found["files"]
     assert len(found["classes"]) <= 35, found["classes"]
 
 
@@ -46,5 +46,5 @@ def test_a_persons_answer_becomes_feedback(argilla: Argilla, tmp_path: Path, cap
     found = row_path(lambda rows: datasets[rows].pull(f"out-{next(runs)}"))
     with capsys.disabled():
         print("\nanswer:", {kind: len(value) for kind, value in found.items()})
-    assert len(found["files"]) <= 19, found["files"]
+    assert len(found["files"]) <= 17, found["files"]
     assert len(found["classes"]) <= 8, found["classes"]

@@ -103,7 +103,7 @@ def runs(processes, data, pytestconfig):
     for name, world, environment in (("one", 1, {}), ("ddp", 2, {}), ("fsdp", 2, fsdp_environment(pytestconfig.rootpath))):
         chosen = [run for run in RUNS if (name, f"{run[0]}-{run[1]}") != REFUSED]
         arguments = (json.dumps(chosen), str(out / name), str(data))
-        done = processes(SCRIPT, *arguments, world=world, PYTHONWARNINGS="ignore::FutureWarning", **environment)
+        done = processes(SCRIPT, *arguments, world=world, **environment)
         assert [one.returncode for one in done] == [0] * world, done[0].stderr[-3000:] + done[-1].stderr[-3000:]
         assert all(one.stderr == "" or rank == 0 for rank, one in enumerate(done)), done[-1].stderr  # one voice
     return out
