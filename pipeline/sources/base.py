@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,14 +14,6 @@ from mmpo.pipeline.sources.builder import KINDS, LARGEST, BadRow, FeedbackBuilde
 
 CLIP = 16.0
 """Where log-odds end unless the user says otherwise: σ(16) differs from 1 by 1e-7."""
-
-
-class Parse(Protocol):
-    """What a format with fixed columns does with a row."""
-
-    def __call__(self, row: Mapping[str, Any], out: FeedbackBuilder, options: "SourceOptions") -> None: ...
-
-
 RowParser = Callable[[Mapping[str, Any], FeedbackBuilder], None]
 """Adds one input row to a builder; raises BadRow where the whole row can't be used."""
 NumberedRow = tuple[int, Mapping[str, Any]]
@@ -127,7 +119,7 @@ class Source:
 
     name: str
     summary: str
-    parse: Parse | None = None
+    parse: Callable[[Mapping[str, Any], FeedbackBuilder, SourceOptions], None] | None = None
     prepare: Callable[[Collection[str], SourceOptions, str], RowReader] | None = None
     requires: tuple[frozenset[str], ...] = ()
     fields: tuple[str, ...] = ()
@@ -162,7 +154,7 @@ class Source:
         self.check(columns, file)
         parse = self.parse
         assert parse is not None
-        return RowReader(partial(parse, options=options), self.name)
+        return RowReader(lambda row, out: parse(row, out, options), self.name)
 
     def check(self, columns: Collection[str], file: str) -> None:
         """Raise UserError where none of the required sets of columns is there."""

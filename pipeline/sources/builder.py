@@ -121,9 +121,9 @@ class FeedbackBuilder:
         Raises BadRow: empty_prompt, lone_surrogate, and those of `messages.read_message`.
         """
         if isinstance(messages, str):
+            if tools is None and messages in self._known:  # as most are: a prompt has several rows
+                return self._start(self._known[messages], [("user", messages)], None)
             pairs: list[ReadMessage] = [("user", messages)]
-            if tools is None and (known := self._known.get(messages)):  # as most are: a prompt has several rows
-                return self._start(known, pairs, None)
         elif isinstance(messages, Sequence):
             pairs = [read_message(message, self.count) for message in messages]
         else:
@@ -148,10 +148,7 @@ class FeedbackBuilder:
         self._tools.append(tools)
         self._messages += pairs
         self._seen = {}
-        self._prompt = identity
-        if (texts := self._said.get(identity)) is None:
-            texts = self._said[identity] = {}
-        self._texts = texts
+        self._prompt, self._texts = identity, self._said.setdefault(identity, {})
         return len(self._ids) - 1
 
     def completion(self, text: Any, model: str | None = None) -> int:
@@ -161,7 +158,7 @@ class FeedbackBuilder:
         Raises BadRow: empty_completion, not_text, lone_surrogate, and those of `messages.read_parts`.
         """
         keys: Sequence[str | None] = ()
-        if type(text) is not str:
+        if not isinstance(text, str):
             reply = read_content(text)
             text, *keys = reply if isinstance(reply, Reply) else (reply,)
             if not isinstance(text, str):
@@ -170,32 +167,29 @@ class FeedbackBuilder:
             keys = keys if any(keys) else ()
         if (not text or text.isspace()) and not keys:
             raise BadRow("empty_completion")
-        # a text that many rows of a prompt have is looked up by its length, not by all of it
-        before, digest = NOT_SAID if keys else self._texts.get(len(text), NOT_SAID)
-        if not (repeated := before == text and not keys):
-            try:  # without keys as completion_id, without the call
-                digest = (
-                    completion_id(self._prompt, text, *keys)
-                    if keys
-                    else blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
-                )
-            except (TypeError, UnicodeEncodeError) as error:
-                raise BadRow("lone_surrogate", {"where": "completion"}) from error
-        seen = self._seen
-        if digest in seen:  # also calls that say the same
+        repeated = False
+        try:
+            if keys:
+                digest = completion_id(self._prompt, text, *keys)
+            else:  # the same without a call; and a text that many rows of a prompt have is looked up by its length, not by all of it
+                before, digest = self._texts.get(len(text), NOT_SAID)
+                if not (repeated := before == text):
+                    digest = blake2b(f"{self._prompt}\0{text}".encode(), digest_size=16).hexdigest()
+        except (TypeError, UnicodeEncodeError) as error:
+            raise BadRow("lone_surrogate", {"where": "completion"}) from error
+        if digest in self._seen:  # also calls that say the same
             self.merged += 1
-            return seen[digest]
-        if model is not None and not (model := str(model)).isascii():
+            return self._seen[digest]
+        model = model if model is None else str(model)
+        if model is not None and not model.isascii():
             _check_texts(model=model)
+        if any(keys[:1]):
+            self.count("thinking_apart")
         if not keys:
-            if not before:
-                self._texts[len(text)] = text, digest
-            self._completions.append((digest, None if repeated else text, model))
-        else:
-            if keys[0]:
-                self.count("thinking_apart")
-            self._completions.append((digest, text, model, *keys))
-        index = seen[digest] = len(seen)
+            self._texts.setdefault(len(text), (text, digest))
+        index = self._seen[digest] = len(self._seen)
+        said = None if repeated else text
+        self._completions.append((digest, said, model, *keys) if keys else (digest, said, model))
         return index
 
     def ids_of(self, *completions: int) -> tuple[str, ...]:
@@ -223,12 +217,12 @@ class FeedbackBuilder:
         value = as_number(score, "score")
         if (low is not None and value < low) or (high is not None and value > high):
             raise BadRow("score_out_of_scale", {"score": value, "low": low, "high": high})
+        self._ratings.append((completion, self._grader((rater, kind, aspect, low, high), note), value, spread, note))
+
+    def _grader(self, given: tuple[str, str, str, float | None, float | None], note: str | None) -> int:
+        """A number for rater, kind, aspect and the ends of the scale. Raises BadRow lone_surrogate, also of the note."""
         if note is not None and not note.isascii():
             _check_texts(note=note)
-        self._ratings.append((completion, self._grader((rater, kind, aspect, low, high)), value, spread, note))
-
-    def _grader(self, given: tuple[str, str, str, float | None, float | None]) -> int:
-        """A number for rater, kind, aspect and the ends of the scale. Raises BadRow lone_surrogate."""
         number = self._graders.get(given)
         if number is None:
             _check_texts(**dict(zip(GRADER[:3], given)))
@@ -257,9 +251,7 @@ class FeedbackBuilder:
         value = as_number(gap, "gap")
         if limit is not None and abs(value) > limit:
             raise BadRow("score_out_of_scale", {"gap": value, "limit": limit})
-        if note is not None and not note.isascii():
-            _check_texts(note=note)
-        self._comparisons.append((first, second, self._grader((rater, kind, aspect, None, limit)), value, spread, note))
+        self._comparisons.append((first, second, self._grader((rater, kind, aspect, None, limit), note), value, spread, note))
 
     def extra(self, values: Mapping[str, Any]) -> None:
         """Keep what is not None of a JSON object beside the current row, with what is there already."""

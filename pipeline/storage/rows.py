@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,24 +33,20 @@ def line_rows(raw: Iterable[bytes], first_row: int, on_reject: OnReject, name: s
 
     Reasons: malformed_json, invalid_utf8, not_an_object. Raises UserError where one of the first has a key twice.
     """
-    looked_at, loads = 0, orjson.loads
+    looked_at = 0
     for number, line in enumerate(raw, first_row):
-        if looked_at < FIRST_ROWS and line and not line.isspace():
+        if not line or line.isspace():
+            continue
+        if looked_at < FIRST_ROWS:
             looked_at += 1
             _check_keys(line, f"{name}, line {number}")
-        try:
-            row = loads(line)
-        except orjson.JSONDecodeError:
-            if not line or line.isspace():
-                continue
-            row, reason, evidence = parse_line(line)
-            if reason:
-                on_reject(number, reason, evidence)
-                continue
-        if type(row) is dict:
-            yield number, row
-        else:
+        row, reason, evidence = parse_line(line)
+        if reason:
+            on_reject(number, reason, evidence)
+        elif type(row) is not dict:
             on_reject(number, "not_an_object", {"type": type(row).__name__, "line": _shown(line)})
+        else:
+            yield number, row
 
 
 FIRST_ROWS, FIRST_BYTES = 20, 1 << 20
@@ -231,7 +226,7 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
     Raises UserError naming the file where it is truncated or damaged.
     """
     if chunk.kind == "lines":
-        return line_rows(chain.from_iterable(_range(chunk)), chunk.first_row, on_reject, chunk.name)
+        return line_rows(_range(chunk), chunk.first_row, on_reject, chunk.name)
     if chunk.kind == "stream":
         return line_rows(lines(chunk.file), 1, on_reject, chunk.name)
     if chunk.kind == "array":
@@ -245,17 +240,16 @@ def rows(chunk: Chunk, on_reject: OnReject) -> Iterator[tuple[int, Mapping[str, 
     return _table_rows(chunk)
 
 
-def _range(chunk: Chunk) -> Iterator[list[bytes]]:
+def _range(chunk: Chunk) -> Iterator[bytes]:
     """The lines of a byte range with their ends, a block at a time, so that each is parsed while the processor's caches hold it."""
-    start, left = BOM if chunk.offset == 0 else b"", chunk.length
+    start, end = BOM if chunk.offset == 0 else b"", chunk.offset + chunk.length
     try:
         with open(chunk.file.path, "rb", BLOCK_BYTES) as raw:
-            raw.seek(chunk.offset)
-            # lines are read until there are more bytes than asked for, of which 0 are all
-            while left > 0 and (found := raw.readlines(min(BLOCK_BYTES, left) - 1) if left > 1 else raw.readlines(1)[:1]):
-                left -= sum(map(len, found))
-                found[0], start = found[0].removeprefix(start), b""
-                yield found
+            at = raw.seek(chunk.offset)
+            while at < end and (line := raw.readline()):
+                at += len(line)
+                yield line.removeprefix(start)
+                start = b""
     except OSError as error:
         raise UserError(f"{chunk.name}: can't be read: {error.strerror or error}") from error
 

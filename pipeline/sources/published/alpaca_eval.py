@@ -26,7 +26,7 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     preference = as_number(preference, "preference")
     if not 1 <= preference <= 2:
         raise BadRow("score_out_of_scale", {"preference": preference, "low": 1, "high": 2})
-    raw = NOTHING if row.get("raw_completion") is None else _read_raw(row)
+    raw = _read_raw(row) if row.get("raw_completion") is not None else NOTHING
     if raw.first is not None and preference != 1.5 and raw.first != ("output_2" if preference > 1.5 else "output_1"):
         raise BadRow("raw_disagrees", {"preference": preference, "ranked_first": raw.first}, limited=False)
     out.prompt(row.get("instruction"))  # type: ignore[arg-type]  # what is no text, the builder refuses
@@ -35,14 +35,12 @@ def parse_alpaca_eval(row: Mapping[str, Any], out: FeedbackBuilder, options: Sou
     if reference == output:
         raise BadRow("identical_texts", {"generator_2": row.get("generator_2")}, limited=False)
     judge = str(options.rater or row.get("annotator") or stem(out.file))
-    kind, odds, low, high = options.kind or "ai", log_odds(preference), None, options.clip
+    kind, odds, high = options.kind or "ai", log_odds(preference), options.clip
     if math.isinf(odds) and raw.gap is not None:
         odds = math.copysign(raw.gap, odds)
-    if high is not None:
-        low = -high
-        odds = low if odds < low else high if odds > high else odds
-    elif math.isinf(odds):
+    if high is None and math.isinf(odds):
         raise BadRow("infinite_log_odds", {"preference": preference, "hint": "--clip X keeps it as X or -X"}, limited=False)
+    low, odds = (None, odds) if high is None else (-high, max(-high, min(high, odds)))
     out.rating(reference, 0.0, rater=judge, kind=kind, low=low, high=high)
     out.rating(output, odds, rater=judge, kind=kind, low=low, high=high, note=raw.explanation)
     out.extra({name: row.get(name) for name in ("dataset", "generator_1")})
