@@ -31,11 +31,13 @@ from mmpo.pipeline.engines.travel import (
     Returned,
     at_work,
     go_to,
+    make_folder,
     packed,
     unpacked,
 )
 from mmpo.pipeline.errors import UserError, printable
 from mmpo.pipeline.progress import say
+from mmpo.pipeline.storage.files import remove
 
 INSTALL = 'pip install "mmpo[ray]"'
 ADDRESS = "RAY_ADDRESS"
@@ -151,11 +153,12 @@ class RayCluster:
         with self._started(workers, homes[SCRATCH]) if self.here else nullcontext():
             most = min(int(node["Resources"].get("memory", 0)) for node in self.nodes)  # any may be the last that is left
             token = uuid.uuid4().hex
+            (folder / ATTEMPTS).mkdir()  # before the token: who sees that finds this
             (folder / TOKEN).write_text(token)
             runner = _RayRunner(self._ray, homes, token, workers, min(memory, most), str(homes[SCRATCH]) if self.here else None)
             over = threading.Event()
             if not self.here:
-                self._watch(lambda: shutil.rmtree(homes[OUTPUT], ignore_errors=True), LOST_BUILD, over)
+                self._watch(lambda: remove(homes[OUTPUT]), LOST_BUILD, over)
             try:
                 yield runner
             except BaseException:
@@ -168,7 +171,7 @@ class RayCluster:
             finally:
                 over.set()
                 (folder / TOKEN).unlink(missing_ok=True)
-                shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
+                remove(folder / ATTEMPTS)
 
     @contextmanager
     def actors(self, count: int | None = None) -> Iterator[Actors]:
@@ -386,9 +389,8 @@ class _RayRunner:
     def _taken(self, returned: Returned, number: int, left: Sequence[Any]) -> Any:
         """The result of a task, whose files come to where they belong."""
         for place, content in returned.files.items():
-            path = self.homes[place[0]] / place[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            make_folder(self.homes, (place[0], os.path.dirname(place[1])))
+            (self.homes[place[0]] / place[1]).write_bytes(content)
         if returned.attempt:
             _move(self.homes[OUTPUT] / ATTEMPTS / returned.attempt, self.homes[OUTPUT])
 

@@ -89,6 +89,14 @@ class Returned(NamedTuple):
     attempt: str | None
 
 
+def make_folder(homes: Homes, place: Place) -> None:
+    """Make a folder in one that is there: in one that was removed meanwhile it does not come about."""
+    path = homes[place[0]]
+    for name in Path(place[1]).parts:
+        path = path / name
+        path.mkdir(exist_ok=True)
+
+
 def go_to(directory: str) -> None:
     """Make relative paths mean what they mean where a task comes from, if the directory is here."""
     with suppress(OSError):
@@ -116,9 +124,9 @@ def at_work(parcel: Parcel, out: str, token: str, temporary: str | None, shards:
             return homes[place[0]] / place[1]
 
         for place in parcel.folders:
-            path_of(place).mkdir(parents=True, exist_ok=True)
+            make_folder(homes, place)
         for place, content in (*parcel.files.items(), *zip(parcel.spilled, spilled, strict=True)):
-            path_of(place).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(homes, (place[0], os.path.dirname(place[1])))
             path_of(place).write_bytes(content)
         work, arguments = unpacked(parcel.data, path_of)
         data, _ = packed(work(*arguments), homes)
@@ -146,5 +154,5 @@ def _homes(out: Path, token: str, temporary: str | None) -> Iterator[Homes]:
         direct = sees(out, token)
         homes = (out / ATTEMPTS / uuid.uuid4().hex if direct else own / "out", own / "scratch")
         for home in homes:
-            home.mkdir(parents=True)
+            home.mkdir()  # not where the output is gone: it would stand there for good
         yield homes

@@ -25,6 +25,7 @@ from mmpo.pipeline.storage.files import (
     file_lock,
     identity,
     is_leftover,
+    remove,
     text_digest,
 )
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs

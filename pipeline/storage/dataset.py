@@ -155,7 +155,7 @@ class PartWriter:
         if self.repeating is None:
             self.repeating = repeating(pc.count_distinct(table["prompt_id"]).as_py(), table.num_rows)
         if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # in a folder that is there, or no longer: then it does not come back
             path = self.folder / f"{self.prefix}-{len(self.paths):05d}.parquet"
             self.paths.append(path)
             self._file = HashedFile(path)

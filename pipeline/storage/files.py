@@ -138,7 +138,7 @@ def temporary_folder(stem: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     finally:
-        _remove(folder)
+        remove(folder)
         _in_use.discard(folder)
 
 
@@ -162,7 +162,7 @@ def own_errors(path: Path, target: Path, temporary: Path) -> Iterator[None]:
             raise
         raise UserError(f"cannot write {path}: {what}") from error
     finally:
-        _remove(temporary)
+        remove(temporary)
         _in_use.discard(temporary)
 
 
@@ -190,11 +190,11 @@ def _remove_leftovers(path: Path) -> None:
     start = f".{path.name.translate(_LITERALLY)}."
     for other in path.parent.glob(f"{start}part-*"):
         if is_leftover(other, path):
-            _remove(other)
+            remove(other)
     for other in path.parent.glob(f"{start}building-{socket.gethostname().translate(_LITERALLY)}-*"):  # of version 0.1.0
         process = other.name.rpartition("-")[2]
         if process.isdecimal() and not _alive(int(process)):
-            _remove(other)
+            remove(other)
 
 
 _LITERALLY = str.maketrans({letter: f"[{letter}]" for letter in "*?["})
@@ -212,8 +212,12 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that goes. A folder is given another name first: whoever may still write into it, as tasks on
+    other machines do, no longer finds it, and can't make a file where all others are gone."""
     if path.is_dir():
+        with suppress(OSError):  # where a folder with an open file keeps its name, as on Windows
+            path = path.rename(path.with_name(f"{path.name}.gone"))
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from command import mmpo, refused
 from folders import contents
@@ -21,6 +22,7 @@ from mmpo.pipeline.engines import ENGINES
 from mmpo.pipeline.engines.held import held_folder
 from mmpo.pipeline.engines.ray import check_answers
 from mmpo.pipeline.engines.travel import ATTEMPTS, OUTPUT, SCRATCH, TOKEN, Parcel, at_work, packed, unpacked
+from mmpo.pipeline.storage import PartWriter, remove
 
 
 def paired(folder: Path, scratch: Path, given: Path, number: int) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def test_what_a_task_writes_comes_back(tmp_path: Path, sees: bool) -> None:
     homes = tmp_path / "out", tmp_path / "out" / "scratch"
     homes[SCRATCH].mkdir(parents=True)
     (homes[SCRATCH] / "given").write_text("a text")
+    (homes[OUTPUT] / ATTEMPTS).mkdir()
     (homes[OUTPUT] / TOKEN).write_text("token" if sees else "of another run")
     data, places = packed((paired, (*homes, homes[SCRATCH] / "given", 7)), homes)
     assert set(places) == {(OUTPUT, "."), (SCRATCH, "."), (SCRATCH, "given")}
@@ -61,6 +64,30 @@ def test_what_a_task_writes_comes_back(tmp_path: Path, sees: bool) -> None:
         "files": [homes[OUTPUT] / "train" / "7.parquet"],
         "elsewhere": Path("/etc"),
     }
+
+
+def written_late(folder: Path, out: str, before: bool) -> None:
+    """A stage whose output's folder goes, as with a head that is lost, before it writes or between two of its files."""
+    writer = PartWriter(folder / "train", "part", {})
+    if not before:
+        writer.write(pa.table({"prompt_id": ["a"]}))
+        writer.close()
+    remove(Path(out))
+    writer.write(pa.table({"prompt_id": ["b"]}))
+
+
+@pytest.mark.parametrize("when", ["before it begins", "before it writes", "between two files"])
+def test_a_task_does_not_bring_back_a_folder_that_is_gone(tmp_path: Path, when: str) -> None:
+    homes = tmp_path / "own" / "out", tmp_path / "own" / "out" / "scratch"
+    homes[SCRATCH].mkdir(parents=True)
+    (homes[OUTPUT] / TOKEN).write_text("token")
+    if when != "before it begins":  # as where it has read the token, and the folder goes right then
+        (homes[OUTPUT] / ATTEMPTS).mkdir()
+    data, _ = packed((written_late, (homes[OUTPUT], str(homes[OUTPUT]), when == "before it writes")), homes)
+    with pytest.raises(FileNotFoundError):
+        at_work(Parcel(data, os.getcwd(), [(OUTPUT, ".")], {}, []), str(homes[OUTPUT]), "token", str(tmp_path), 0)
+    remove(homes[OUTPUT])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "own"]
 
 
 def test_spilled_files_are_laid_down_where_a_task_looks_for_them(tmp_path: Path) -> None:
