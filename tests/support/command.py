@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from folders import contents
+from warm import COMMANDS, TRAINING, Forked
 
 from mmpo.cli.main import run
 
@@ -24,23 +25,36 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-test-of-the-run", **more}
 
 
-def _line(words: tuple[object, ...], disk: int | None) -> list[str]:
-    return [sys.executable, "-c", (LIMITED.format(disk) if disk else "") + MAIN, *map(str, words)]
+Process = subprocess.Popen[str] | Forked
+WITH_MODELS = ("train", "score", "evaluate", "run", "loop", "merge")
+"""Commands that import torch."""
+AT_CALL = {"OPENAI_API_KEY", "ARGILLA_API_KEY", "ARGILLA_API_URL", "MMPO_CACHE", "PYTHONUNBUFFERED", "PYTEST_CURRENT_TEST"}
+"""What of the environment nothing reads while it is imported."""
 
 
 def mmpo(*words: object, disk: int | None = None, timeout: float = 240, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run `mmpo WORDS` to its end. disk: the most bytes that a file may have. options: of subprocess.run."""
-    options.setdefault("env", environment())
-    return subprocess.run(_line(words, disk), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    """Run `mmpo WORDS` to its end. disk: the most bytes that a file may have. options: of `started`, or of subprocess.Popen."""
+    with started(*words, code=(LIMITED.format(disk) if disk else "") + MAIN, **options) as process:
+        try:
+            said = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.wait(), *said)
 
 
-def started(*words: object, **options: Any) -> "subprocess.Popen[str]":
-    """Start `mmpo WORDS`; whoever starts it ends it. options: of subprocess.Popen."""
-    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), **options}
-    return subprocess.Popen(_line(words, None), text=True, **settings)
+def started(*words: object, fresh: bool = False, code: str = MAIN, **options: Any) -> Process:
+    """Start `mmpo WORDS`; whoever starts it ends it. It is forked from a process that has imported what such commands do, but from nothing
+    with `fresh`, with options of subprocess.Popen but `env` and `cwd`, or where its environment says what imports are like.
+    """
+    arguments, env, cwd = list(map(str, words)), options.get("env", environment()), options.get("cwd")
+    warm = TRAINING if arguments[:1] and arguments[0] in WITH_MODELS else COMMANDS
+    if fresh or options.keys() - {"env", "cwd"} or warm.differs(env) - AT_CALL:
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": env, **options}
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **settings)
+    return warm.begin(code, arguments, env, cwd)
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
+def ended(process: Process) -> str:
     """What it said on standard error, once it has ended."""
     return process.communicate(timeout=60)[1]
 
@@ -57,10 +71,10 @@ def stopped(
             said = process.communicate(timeout=60)
         finally:
             process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+    return subprocess.CompletedProcess(process.args, process.wait(), *said)
 
 
-def wait_for(holds: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = 240) -> bool:
+def wait_for(holds: Callable[[], object], process: Process | None = None, seconds: float = 240) -> bool:
     """Wait until it holds; False where it does not in so many seconds, or when the process ends before."""
     until = time.monotonic() + seconds
     while not holds():

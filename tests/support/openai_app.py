@@ -388,7 +388,8 @@ def _counts(total: int, completed: int, failed: int) -> Json:
     return {"total": total, "completed": completed, "failed": failed}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve until standard input ends. Of the command line: a plan as JSON, and a file of grades or nothing."""
     given, grades = sys.argv[1:]
     plan = Plan(**orjson.loads(given))
     sys.exit(asyncio.run(App(plan, Qualities(Path(grades) if grades else None, plan.worth)).run()))

@@ -4,23 +4,23 @@ What a plan may hold stands in openai_plan.py; simulated_judge.py says how the j
 """
 
 import json
+import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from warm import JUDGES, Forked
+
 
 class Server:
     """A running server, as a test holds it; it ends when its standard input does. base_url: for a client, ends in /v1."""
 
-    def __init__(self, process: "subprocess.Popen[str]", port: str) -> None:
+    def __init__(self, process: Forked, port: str) -> None:
         self.process, self.port, self.base_url = process, int(port or 0), f"http://127.0.0.1:{port}/v1"
 
     def _control(self, name: str, change: Mapping[str, Any] | None = None) -> Any:
-        assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps([name, change]) + "\n")
         self.process.stdin.flush()
         reply = json.loads(self.process.stdout.readline())
@@ -42,7 +42,6 @@ class Server:
 
     def stop(self) -> int:
         """Ends it (by SIGKILL if it hangs) and returns its exit status: 0, or 1 if it met a bug of its own."""
-        assert self.process.stdin
         self.process.stdin.close()
         try:
             return self.process.wait(5.0)
@@ -54,9 +53,8 @@ class Server:
 @contextmanager
 def serving(plan: Mapping[str, Any] | None = None, *, grades: Path | None = None) -> Iterator[Server]:
     """Runs the server while the block runs. grades: see simulated_judge.Qualities. RuntimeError where it does not start or met a bug."""
-    command = [sys.executable, str(Path(__file__).with_name("openai_app.py")), json.dumps(plan or {}), str(grades or "")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
+    words = [json.dumps(plan or {}), str(grades or "")]
+    with JUDGES.begin("from openai_app import main; main()", words, os.environ) as process:
         server = Server(process, process.stdout.readline().strip())
         try:
             if server.port:
@@ -64,5 +62,4 @@ def serving(plan: Mapping[str, Any] | None = None, *, grades: Path | None = None
         finally:
             status = server.stop()
         if status:
-            errors.seek(0)
-            raise RuntimeError(f"the test server ended with {status}: {errors.read()}")
+            raise RuntimeError(f"the test server ended with {status}: {process.stderr.read()}")

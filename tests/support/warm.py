@@ -1,77 +1,183 @@
-"""Scripts that train, each in a process of its own that is forked from one which has imported torch and transformers already.
-
-A process that begins from nothing imports for longer than what most tests do in it takes.
+"""Processes that are forked from one which has imported already what they need. One that begins from nothing imports for longer than most
+tests do anything in it.
 """
 
 import atexit
-import multiprocessing
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from pathlib import Path
+import threading
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
-import pytest
-
-IMPORTED = [
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "mmpo.cli.main",
-    "mmpo.train.training.run",
-    "mmpo.train.training.trainer",
-]
-AT_IMPORT = {
-    "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-}
-"""What is read when these are imported."""
+BEGIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from warm import serve
+code = serve(int(sys.argv[2]), sys.argv[3:])
+del sys.path[0]
+exec(compile(code, "<string>", "exec"))
+"""
+AROUND = dict(os.environ)
+"""The environment, before any test has changed it."""
+MOST = 1 << 17
+"""Bytes of a request: code, arguments, environment."""
 
 
-def _script(code: str, arguments: tuple[str, ...], own: dict[str, str], out: Path) -> None:
-    """In the new process: as `python -c CODE ARGUMENTS` with this environment."""
-    for number, name in ((1, "out"), (2, "err")):
-        with open(f"{out}.{name}", "wb") as file:
-            os.dup2(file.fileno(), number)
+def serve(own: int, imported: Sequence[str]) -> str:
+    """In the process that imports: fork one for each request. Returns in these alone, with the code that it shall run; its arguments,
+    environment, folder and standard streams are in place then. Ends when nobody can ask any more.
+    """
+    asked = socket.socket(fileno=own)
+    for name in imported:
+        import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
+    while True:
+        message, handed, *_ = socket.recv_fds(asked, MOST, 4)
+        if not message:
+            os._exit(0)
+        if os.fork():
+            for one in handed:
+                os.close(one)
+            continue
+        asked.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        *streams, told = handed
+        if not (child := os.fork()):
+            os.close(told)
+            return _settle(json.loads(message), streams)
+        for one in streams:
+            os.close(one)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with socket.socket(fileno=told) as answer:
+            answer.send(str(child).encode())
+            answer.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        os._exit(0)
+
+
+def _settle(request: Mapping[str, Any], streams: Sequence[int]) -> str:
+    for at, one in enumerate(streams):
+        os.dup2(one, at)
+        os.close(one)
     os.environ.clear()
-    os.environ.update(own)
-    sys.argv = ["-c", *arguments]
-    try:
-        exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
-    finally:
-        atexit._run_exitfuncs()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["-c", *request["words"]]
+    return request["code"]
+
+
+class Forked:
+    """A process as subprocess.Popen with text and pipes has it: what the tests use of that."""
+
+    def __init__(self, args: Sequence[str], answer: socket.socket, stdin: Any, stdout: Any, stderr: Any) -> None:
+        self.args, self.stdin, self.stdout, self.stderr = args, stdin, stdout, stderr
+        self._answer = answer
+        self.pid, self.returncode = int(answer.recv(32)), None
+
+    def poll(self) -> int | None:
+        """The exit status, below 0 the signal that ended it; None while it runs."""
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same, once it has ended. Raises subprocess.TimeoutExpired."""
+        if (status := self._ended(timeout)) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits for its end; what it said. Raises subprocess.TimeoutExpired."""
+        self.stdin.close()
+        said: list[str] = ["", ""]
+
+        def read(at: int, stream: Any) -> None:
+            said[at] = stream.read()
+
+        threads = [threading.Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout)
+            if thread.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        self.wait(timeout)
+        return said[0], said[1]
+
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """By SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            stream.close()
+        self.wait()
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            self._answer.settimeout(timeout)
+            try:
+                self.returncode = int(self._answer.recv(32))
+            except (TimeoutError, BlockingIOError):
+                return None
+            self._answer.close()
+        return self.returncode
 
 
 class Warm:
-    """A script that runs, as subprocess.Popen has it."""
+    """A process that has imported these modules, with this in its environment from the beginning; started when it is first asked."""
 
-    def __init__(self, code: str, arguments: tuple[str, ...], own: dict[str, str], out: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
-        self.out, self.args = out, ["-c", code, *arguments]
-        self.process = context.Process(target=_script, args=(code, arguments, own, out))
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in AT_IMPORT.items():
-                patch.setenv(name, value)
-            self.process.start()
+    def __init__(self, *imported: str, **environment: str) -> None:
+        self.imported, self.environment = imported, environment
+        self._asked: socket.socket | None = None
 
-    def communicate(self, timeout: float) -> tuple[str, str]:
-        """Waits for its end; what it said. Raises subprocess.TimeoutExpired."""
-        self.process.join(timeout)
-        if self.process.is_alive():
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        out, err = (Path(f"{self.out}.{name}").read_text(encoding="utf-8") for name in ("out", "err"))
-        return out, err
+    def differs(self, env: Mapping[str, str]) -> set[str]:
+        """The names in which an environment differs from the one that was there at the import."""
+        return {name for name in AROUND.keys() | env.keys() if AROUND.get(name) != env.get(name)} - self.environment.keys()
 
-    @property
-    def returncode(self) -> Any:
-        """The exit status; below 0 the signal that ended it."""
-        return self.process.exitcode
+    def begin(self, code: str, words: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> Forked:
+        """As `python -c CODE WORDS`."""
+        self._asked = self._asked or self._started()
+        answer, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        (its_in, stdin), (stdout, its_out), (stderr, its_err) = os.pipe(), os.pipe(), os.pipe()
+        request = {"code": code, "words": words, "env": dict(env), "cwd": str(cwd or os.getcwd())}
+        handed = [its_in, its_out, its_err, told.detach()]
+        socket.send_fds(self._asked, [json.dumps(request).encode()], handed)
+        for one in handed:
+            os.close(one)
+        streams = (os.fdopen(one, mode, encoding="utf-8") for one, mode in ((stdin, "w"), (stdout, "r"), (stderr, "r")))
+        return Forked(["-c", code, *words], answer, *streams)
 
-    def kill(self) -> None:
-        """Ends it."""
-        self.process.kill()
-        self.process.join()
+    def _started(self) -> socket.socket:
+        asked, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = [sys.executable, "-c", BEGIN, os.path.dirname(__file__), str(own.fileno()), *self.imported]
+        settings: dict[str, Any] = {"env": {**AROUND, **self.environment}, "pass_fds": [own.fileno()], "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(words, **settings)
+        own.close()
+        atexit.register(process.wait)
+        atexit.register(asked.close)  # before it waits
+        return asked
+
+
+COMMANDS = Warm(
+    "mmpo.cli.main", "mmpo.annotate.judge", "mmpo.annotate.mt_bench", "mmpo.annotate.generate", "mmpo.annotate.agreement"
+)
+JUDGES = Warm("openai_app")
+"""The server of tests, which is no command."""
+TRAINING = Warm(
+    *("torch", "transformers", "peft", "accelerate", "mmpo.cli.main", "mmpo.train.training.run", "mmpo.train.training.trainer"),
+    OMP_NUM_THREADS="1",
+    GLOO_SOCKET_IFNAME="lo",
+    TORCH_CPP_LOG_LEVEL="ERROR",
+    PYTHONWARNINGS="ignore::FutureWarning",
+)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from folders import split_folder
 from training_cases import make_pairs, prompts_of
-from warm import AT_IMPORT, Warm
+from warm import TRAINING
 
 from mmpo.train.model import tiny_tokenizer
 
@@ -164,15 +165,17 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[su
     def run(script: str, *arguments: str, world: int = 2, seconds: float = 240, **environment: str) -> list[Any]:
         folder = tmp_path_factory.mktemp("meeting")
         places = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MEETING": str(folder / "point")}
-        started = []
+        begun = []
         for rank in range(world):
             place = {**places, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-            started.append(Warm(MEET + script, arguments, {**os.environ, **AT_IMPORT, **place, **environment}, folder / str(rank)))
-        try:
-            outputs = [one.communicate(seconds) for one in started]
-        finally:
-            for one in started:
-                one.kill()
-        return [subprocess.CompletedProcess(p.args, p.returncode, *out) for p, out in zip(started, outputs, strict=True)]
+            env = {**os.environ, **TRAINING.environment, **place, **environment}
+            begun.append(TRAINING.begin(MEET + script, arguments, env))
+        with ThreadPoolExecutor(world) as pool:  # each reads one, so that none waits for another one's reader
+            try:
+                said = list(pool.map(lambda one: one.communicate(seconds), begun))
+            finally:
+                for one in begun:
+                    one.kill()
+        return [subprocess.CompletedProcess(one.args, one.wait(), *out) for one, out in zip(begun, said, strict=True)]
 
     return run

@@ -2,14 +2,13 @@
 
 import os
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from contextlib import closing
 
 import pytest
 from command import environment, wait_for
 from folders import contents, feedback_folder
+from warm import TRAINING
 
 from mmpo.train import score
 from mmpo.train.inference import reference
@@ -76,11 +75,11 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(trained, tmp_path, monk
 def test_a_run_killed_again_and_again_computes_nothing_twice_but_what_was_under_way(trained, tmp_path):
     feedback, cache, log = feedback_folder(tmp_path / "feedback", rows(40 * KILLS)), tmp_path / "cache", tmp_path / "log"
     words = ["score", feedback, "--model", trained["reward"], "--tokens-per-batch", SMALL_CHUNKS, "--out", tmp_path / "out"]
-    line = [sys.executable, "-c", LOGGED, str(log), *map(str, words), "--cache", str(cache)]
+    line = [str(log), *map(str, words), "--cache", str(cache)]
     kills, before, under_way = 0, 0, []
     for number in range(KILLS):
         aim = 120 * (number + 1) * KILLS // (KILLS + KILLS // 2 + 1)  # far enough from the end for a kill that comes late
-        process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+        process = TRAINING.begin(LOGGED, line, environment())
         try:
             if not wait_for(lambda aim=aim: cache.exists() and kept(cache) >= aim, process):
                 break
@@ -93,8 +92,9 @@ def test_a_run_killed_again_and_again_computes_nothing_twice_but_what_was_under_
         under_way.append(log.read_text().splitlines()[-1].split())
         assert not (tmp_path / "out").exists()
     assert kills == KILLS
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    with TRAINING.begin(LOGGED, line, environment()) as process:
+        said = process.communicate(240)
+    assert process.returncode == 0, said
     computed = Counter(log.read_text().split())
     assert len(computed) == kept(cache) == 120 * KILLS
     twice = {key for key, count in computed.items() if count > 1}
