@@ -37,7 +37,7 @@ import sys, time
 from ray_cases import cluster
 from mmpo.pipeline import BuildOptions, build
 
-ray = cluster(int(sys.argv[3]))
+ray = cluster(int(sys.argv[3]), store=700 << 20)  # what Ray gives a node of 2.3 GB
 options = BuildOptions(format="jsonl", scale=(1, 10), engine="ray", ray_address=ray.address)
 start = time.monotonic()
 build(sys.argv[1], sys.argv[2], options=options)

@@ -57,7 +57,7 @@ from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.dataset import card, check_out, replacing, write_manifest
-from mmpo.pipeline.storage.files import digest, temporary_folder
+from mmpo.pipeline.storage.files import Digests, digest, temporary_folder
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
 from mmpo.pipeline.storage.objects import name_of
 from mmpo.pipeline.storage.rows import Chunk, plan
@@ -140,6 +140,7 @@ def build(
         with (
             _scratch(options.scratch, folder) as scratch,
             engine.running(how.workers, folder, scratch, how.each) as run,
+            Digests(file.path for file in every) as digests,
             _bad_days(scratch, folder),
         ):
             check_disk = check_space if engine.here else _elsewhere
@@ -160,6 +161,8 @@ def build(
             sizes = [sum(chunk.size for chunk in some) for _, _, some in pieces]
             found, spilled = [Read() for _ in named], 0
             for (reads, end), (place, _, _) in zip(done("read", read_chunks, tasks, sizes), pieces, strict=True):
+                if len(tasks) > 1:
+                    digests.begin()
                 for read in reads:
                     found[place].add(read)
                     spilled += read.spilled
@@ -171,7 +174,8 @@ def build(
                 with _of_source(source):
                     builds.append(_resolve(source, own, some, read, keys, run, mine))
                 of_sources.append(mine)
-            metadata = _provenance(options, dict(zip((source.name if source else "" for source, _ in named), files, strict=True)))
+            by_source = dict(zip((source.name if source else "" for source, _ in named), files, strict=True))
+            metadata = _provenance(options, by_source, digests)
             metadata |= mixture_metadata(builds) | rules.metadata() | tokenizers
             shards = list(zip(*of_sources, strict=True))
             sizes = [sum(shard.size for shard in several) for several in shards]
@@ -283,13 +287,13 @@ def _rejects(read: Read) -> Iterator[pa.Table]:
     return (pq.read_table(path) for path in read.rejects)
 
 
-def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]]) -> dict[str, Any]:
+def _provenance(options: BuildOptions, files: Mapping[str, Sequence[InputFile]], digests: Digests) -> dict[str, Any]:
     unused = {*ENGINE_OPTIONS, "memory", "scratch"}
     unused |= set() if options.sources or get_source(options.format).clipped else {"clip"}
     unused |= set() if options.sources else {"sources"}
     recipe = {key: value for key, value in dataclasses.asdict(options).items() if key not in unused}
     inputs = [
-        {"name": file.name, "digest": digest(file.path)}
+        {"name": file.name, "digest": digests.of(file.path)}
         | ({"revision": file.revision} if file.revision else {})
         | ({"etag": file.etag, "bytes": input_bytes([file])} if file.etag else {})
         | ({"source": source} if source else {})

@@ -339,7 +339,8 @@ class _RayRunner:
         self.runs, running = self.runs + 1, {}
         self.running = running
         needs = {"num_cpus": 1, "memory": self.memory, "num_returns": 1 + shards}
-        remote = self.ray.remote(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")(at_work)
+        where = "SPREAD" if shards else "DEFAULT"  # readers on all nodes, and then where most of what was read lies
+        remote = self.ray.remote(**needs, max_retries=RETRIES, scheduling_strategy=where)(at_work)
         waiting, done, at = iter(enumerate(tasks)), {}, 0
         while at < len(tasks):
             while len(running) < 2 * self.workers and (following := next(waiting, None)) is not None:

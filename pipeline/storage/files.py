@@ -9,8 +9,9 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
@@ -326,6 +327,46 @@ def digest(path: str | Path) -> str:
     """blake2b-256 of a file as it lies on disk, in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+class Digests:
+    """Of files by `digest`, taken in a thread beside other work from `begin` on; those that are not there yet when they are asked for are
+    waited for, or taken then. The thread ends with the block, wherever it is."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths, self._found = list(paths), dict[str, str]()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Not before processes are forked."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._take, daemon=True)
+            self._thread.start()
+
+    def of(self, path: str) -> str:
+        """Raises OSError where it can't be read."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._found.get(path) or digest(path)
+
+    def __enter__(self) -> "Digests":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _take(self) -> None:
+        for path in self._paths:
+            with suppress(OSError), open(path, "rb") as file:  # it is said to whoever asks for it
+                taken = hashlib.blake2b(digest_size=32)
+                while (piece := file.read(1 << 22)) and not self._over.is_set():
+                    taken.update(piece)
+                if self._over.is_set():
+                    return
+                self._found[path] = taken.hexdigest()
 
 
 def text_digest(text: str, size: int = 16) -> str:

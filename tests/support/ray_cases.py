@@ -50,16 +50,16 @@ def run_inside(script: str, *words: object, timeout: float = 600) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def cluster(nodes: int, **head: Any) -> Any:
-    """A Ray of so many nodes of one CPU each, in this process's namespace: `address`, `add_node`, `remove_node`, `shutdown`. head: more of
-    the first one's settings."""
+def cluster(nodes: int, store: int = 200 << 20, **head: Any) -> Any:
+    """A Ray of so many nodes of one CPU each, in this process's namespace: `address`, `add_node`, `remove_node`, `shutdown`. store: bytes
+    of each one's object store; head: more of the first one's settings."""
     from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
     os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # where it notes its address; it makes the folder of its logs alone
     logs = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets lie there, whose names must not be long
     atexit.register(shutil.rmtree, logs, ignore_errors=True)
-    node = {"num_cpus": 1, "object_store_memory": 200 << 20}
+    node = {"num_cpus": 1, "object_store_memory": store}
     found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": logs, **head})
     for _ in range(nodes - 1):
         found.add_node(**node)

@@ -1,7 +1,10 @@
 """Files into rows: chunks, line numbers, and what a damaged file costs."""
 
 import gzip
+import os
 import tempfile
+import threading
+import time
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from command import graded
 from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmpo.pipeline import BuildOptions, build
+from mmpo.pipeline.build import run, workers
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import digest, input_bytes, plan, resolve_inputs, rows, split_lines, table
+from mmpo.pipeline.storage import digest, input_bytes, plan, read_manifest, resolve_inputs, rows, split_lines, table
+from mmpo.pipeline.storage.files import Digests
 
 ROWS = [{"a": 1}, {"a": "U+2028 \u2028 stays inside"}, {"a": None}]
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -250,3 +257,41 @@ def test_digest_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
     files = resolve_inputs([tmp_path / "rows.jsonl"], "jsonl")
     assert input_bytes(files) == len(LINES)
     assert digest(files[0].path) == blake2b(LINES, digest_size=32).hexdigest()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_digests_beside_other_work_are_those_of_the_files(tmp_path: Path, begun: bool) -> None:
+    contents = {str(tmp_path / str(number)): bytes([number]) * size for number, size in enumerate((0, 5, (4 << 20) + 1, 9 << 20))}
+    for path, content in contents.items():
+        Path(path).write_bytes(content)
+    gone = str(tmp_path / "gone")
+    with Digests([gone, *contents]) as digests:
+        if begun:
+            digests.begin()
+        assert {path: digests.of(path) for path in contents} == {
+            path: blake2b(c, digest_size=32).hexdigest() for path, c in contents.items()
+        }
+        with pytest.raises(FileNotFoundError):
+            digests.of(gone)
+
+
+def test_a_build_that_ends_early_waits_for_no_digest(tmp_path: Path) -> None:
+    os.truncate(os.open(path := tmp_path / "large", os.O_RDWR | os.O_CREAT), 64 << 30)  # a minute and more
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Digests([str(path)]) as digests:
+        digests.begin()
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 5
+    assert not [one for one in threading.enumerate() if "_take" in one.name]
+
+
+def test_a_build_of_several_parts_names_the_digests_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (run, workers):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
+    begun, plain = [], Digests.begin
+    monkeypatch.setattr(Digests, "begin", lambda self: (begun.append(True), plain(self))[1])
+    given = [write_rows(tmp_path / f"{number}.jsonl", graded(40 + number)) for number in range(2)]
+    build(given, tmp_path / "out", options=BuildOptions(format="jsonl"))
+    assert begun
+    inputs = {Path(one["name"]).name: one["digest"] for one in read_manifest(tmp_path / "out")["inputs"]}
+    assert inputs == {path.name: blake2b(path.read_bytes(), digest_size=32).hexdigest() for path in given}
