@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from folders import contents
-from warm import COMMANDS, TRAINING, Forked
+from warm import ARGILLA, COMMANDS, TRAINING, Forked
 
 from mmpo.cli.main import run
 
@@ -26,8 +26,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 Process = subprocess.Popen[str] | Forked
-WITH_MODELS = ("train", "score", "evaluate", "run", "loop", "merge")
-"""Commands that import torch."""
+WARM = {"argilla": ARGILLA, **dict.fromkeys(("train", "score", "evaluate", "run", "merge", "advise"), TRAINING)}
+"""By a command's first word, where it imports more than others."""
 AT_CALL = {"OPENAI_API_KEY", "ARGILLA_API_KEY", "ARGILLA_API_URL", "MMPO_CACHE", "PYTHONUNBUFFERED", "PYTEST_CURRENT_TEST"}
 """What of the environment nothing reads while it is imported."""
 
@@ -47,7 +47,7 @@ def started(*words: object, fresh: bool = False, code: str = MAIN, **options: An
     with `fresh`, with options of subprocess.Popen but `env` and `cwd`, or where its environment says what imports are like.
     """
     arguments, env, cwd = list(map(str, words)), options.get("env", environment()), options.get("cwd")
-    warm = TRAINING if arguments[:1] and arguments[0] in WITH_MODELS else COMMANDS
+    warm = TRAINING if "--local" in arguments else WARM.get(arguments[0] if arguments else "", COMMANDS)
     if fresh or options.keys() - {"env", "cwd"} or warm.differs(env) - AT_CALL:
         settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": env, **options}
         return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **settings)

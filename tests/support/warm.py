@@ -169,9 +169,9 @@ class Warm:
         return asked
 
 
-COMMANDS = Warm(
-    "mmpo.cli.main", "mmpo.annotate.judge", "mmpo.annotate.mt_bench", "mmpo.annotate.generate", "mmpo.annotate.agreement"
-)
+_DATA = ("mmpo.cli.main", "mmpo.annotate.judge", "mmpo.annotate.mt_bench", "mmpo.annotate.generate", "mmpo.annotate.agreement")
+COMMANDS = Warm(*_DATA, "mmpo.annotate.argilla", "openai.resources.chat", "httpx", "jinja2.sandbox")
+ARGILLA = Warm("mmpo.cli.main", "mmpo.annotate.argilla", "argilla")
 JUDGES = Warm("openai_app")
 """The server of tests, which is no command."""
 TRAINING = Warm(

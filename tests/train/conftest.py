@@ -176,6 +176,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[su
             finally:
                 for one in begun:
                     one.kill()
+                    one.__exit__()
         return [subprocess.CompletedProcess(one.args, one.wait(), *out) for one, out in zip(begun, said, strict=True)]
 
     return run
