@@ -103,6 +103,8 @@ class Forked:
             thread.join(timeout)
             if thread.is_alive():
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        for stream in (self.stdout, self.stderr):
+            stream.close()
         self.wait(timeout)
         return said[0], said[1]
 
