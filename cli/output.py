@@ -28,18 +28,11 @@ def print_json(value: Mapping[str, Any], wanted: bool = True) -> None:
     """One JSON object on standard output, if it is wanted; numbers that JSON has no word for become null or the string "inf"."""
     if not wanted:
         return
+    from mmpo.pipeline.storage import plain  # imported here: tables of options need no pyarrow
+
     text = orjson.dumps(plain(value), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=str)
     sys.stdout.write(text.decode() + "\n")
     sys.stdout.flush()
-
-
-def plain(value: Any) -> Any:
-    """The value with infinite numbers as the string "inf"; orjson writes NaN as null."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return "inf" if isinstance(value, float) and value == math.inf else value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -203,15 +203,17 @@ def above_zero(value: float, error: float) -> float:
 
     Noise that is taken off leaves less than nothing at times; 0 would say that people agree with the map exactly.
 
-    >>> round(above_zero(0.0, 1.0), 4), round(above_zero(9.0, 1.0), 4)
-    (0.7979, 9.0)
+    >>> round(above_zero(0.0, 1.0), 4), round(above_zero(9.0, 1.0), 4), above_zero(-0.5, 1e-12)
+    (0.7979, 9.0, 2e-24)
     """
-    from scipy.special import log_ndtr
+    from scipy.special import erfcx
 
     if error <= 0:
         return max(value, 0.0)
     z = value / error
-    return float(value + error * np.exp(-(z**2) / 2 - log_ndtr(z)) / np.sqrt(2 * np.pi))
+    if z < -1e4:  # where the sum below cancels; off by 2/z² of it
+        return -error / z
+    return float(value + error * np.sqrt(2 / np.pi) / erfcx(-z / np.sqrt(2)))
 
 
 def learning_curve(sample: Labelled, setting: MapSetting, seed: int) -> list[tuple[float, float, float]]:

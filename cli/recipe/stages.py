@@ -14,10 +14,10 @@ from typing import Any
 
 import orjson
 
-from mmpo.cli.output import plain, say
+from mmpo.cli.output import say
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import ENGINE_OPTIONS
-from mmpo.pipeline.storage import atomic_file, digest, text_digest
+from mmpo.pipeline.storage import atomic_file, digest, plain, text_digest
 
 MARKER = "recipe.json"
 WEIGHTS = (".safetensors", ".bin", ".json", ".jinja")

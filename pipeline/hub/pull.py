@@ -1,6 +1,5 @@
 """`mmpo pull`: a dataset that `mmpo push` left on the Hub, as the folder that it was; digests compared, the commit written down."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.hub.client import FEEDBACK_FOLDER, LOGIN, hub_api, hub_errors, info_of, named, on_hub_name
 from mmpo.pipeline.hub.push import PULLED
-from mmpo.pipeline.storage import MANIFEST, name_of, read_manifest, replacing, safe_name
+from mmpo.pipeline.storage import MANIFEST, manifest_text, name_of, read_manifest, replacing, safe_name
 from mmpo.pipeline.storage.dataset import NEXT, manifest_files
 from mmpo.pipeline.storage.files import HashedFile
 
@@ -53,7 +52,7 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
         for file, on_hub in there.items():
             _copy(cached / on_hub, folder / file, digests[file], f"{name}@{revision}: {file}")
         pulled = {**manifest, PULLED: {"dataset": name, "revision": revision}}
-        (folder / MANIFEST).write_text(json.dumps(pulled, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest_text(pulled), encoding="utf-8")
     sizes = [int((digest or {}).get("bytes", 0)) for digest in digests.values()]
     return {
         "dataset": name,

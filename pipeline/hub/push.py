@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmpo.pipeline.errors import PartialResult, UserError
 from mmpo.pipeline.hub.card import configs, page
 from mmpo.pipeline.hub.client import CARD, FEEDBACK_FOLDER, Kind, git_oid, hub_api, hub_errors, info_of, named, on_hub_name, page_of
-from mmpo.pipeline.storage import MANIFEST, FileDigest, apart, manifest_of, on_disk, read_manifest
+from mmpo.pipeline.storage import MANIFEST, FileDigest, apart, manifest_of, manifest_text, on_disk, read_manifest
 from mmpo.pipeline.storage.dataset import manifest_files
 from mmpo.pipeline.storage.files import file_digest
 from mmpo.pipeline.tables import is_readable
@@ -152,7 +152,7 @@ def _splits(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 def _contents(folder: Path, manifest: Mapping[str, Any], prefix: str) -> Contents:
     """The folder's files by their names on the Hub. Its own README stands under another name where the dataset's page is."""
     own = {key: value for key, value in manifest.items() if key != PULLED}
-    text = json.dumps(own, ensure_ascii=False, indent=2) + "\n"
+    text = manifest_text(own)
     files = {on_hub_name(file, prefix): folder / file for file in manifest_files(manifest)}
     return {**files, on_hub_name(MANIFEST, prefix): text.encode()}
 

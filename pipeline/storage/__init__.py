@@ -29,7 +29,7 @@ from mmpo.pipeline.storage.files import (
     text_digest,
 )
 from mmpo.pipeline.storage.inputs import input_bytes, resolve_inputs
-from mmpo.pipeline.storage.manifest import safe_name
+from mmpo.pipeline.storage.manifest import manifest_text, plain, safe_name
 from mmpo.pipeline.storage.objects import apart, cache_folder, dataset_at, name_of, on_disk, refuse_url, url_of
 from mmpo.pipeline.storage.parts import about_part, batches, part_files, part_schema, read_parquet, read_parts, split_files
 from mmpo.pipeline.storage.rows import plan, rows, table

@@ -15,7 +15,7 @@ from mmpo.pipeline.arrow import leaves
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.accounting import RowAccounting
 from mmpo.pipeline.storage.files import FileDigest, HashedFile, atomic_folder, digest, file_digest, identity
-from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest
+from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, manifest_text, parsed_manifest
 from mmpo.pipeline.storage.objects import check_target, name_of, on_disk, publishing, url_of
 from mmpo.pipeline.tables import METADATA_KEY, REJECTS, SCHEMA_VERSION, SPLITS
 
@@ -205,8 +205,8 @@ def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: digests.get(name) or file_digest(folder / name) for name in names}
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **values, "files": files}, ensure_ascii=False, indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    text = manifest_text({"schema_version": SCHEMA_VERSION, **values, "files": files})
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 CARD = """---

@@ -1,6 +1,7 @@
 """What a dataset's manifest must hold, and the files that it names."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -32,6 +33,26 @@ def parsed_manifest(text: str, folder: str) -> dict[str, Any]:
             f"{folder}/{MANIFEST}: {place} is damaged ({first['msg']}). Put the file back as it was, or build the dataset again"
         ) from error
     return dict(manifest)
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as it is written, in JSON that any reader takes."""
+    return json.dumps(plain(manifest), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: of the numbers that it has no word for infinity is the string "inf", all others null.
+
+    >>> plain({"gamma": float("inf"), "bias": [1.5, float("nan")]})
+    {'gamma': 'inf', 'bias': [1.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf" if value > 0 else None
+    return value
 
 
 class _Part(BaseModel):

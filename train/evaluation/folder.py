@@ -1,13 +1,12 @@
 """The folder of an evaluation, `mmpo evaluate --out DIR`: what was measured, every pair's values, and a page; whole or not at all."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
-from mmpo.pipeline.storage import atomic_folder
+from mmpo.pipeline.storage import atomic_folder, plain
 
 SUMMARY, PAIR_VALUES, PAGE = "evaluation.json", "pairs.parquet", "page.html"
 
@@ -30,19 +29,8 @@ def write_evaluation(out: str | Path, found: Mapping[str, Any], title: str, pair
 
     check_evaluation(out)
     with atomic_folder(out) as folder:
-        text = json.dumps(_plain(found), ensure_ascii=False, indent=1)
+        text = json.dumps(plain(found), ensure_ascii=False, indent=1)
         (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
         pairs(folder / PAIR_VALUES)
         write_evaluation_page(found, folder / PAGE, title)
         check_evaluation(out)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no word for are null, or the string "inf"."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "inf" if value > 0 else None
-    return value

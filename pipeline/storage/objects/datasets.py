@@ -1,13 +1,12 @@
 """A dataset folder in an object store, read: the copy of it on this machine, checked by its manifest's digests."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage.files import atomic_folder, file_digest, text_digest
-from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest, safe_name
+from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, manifest_text, parsed_manifest, safe_name
 from mmpo.pipeline.storage.objects.addresses import Address, address_of, url_of
 from mmpo.pipeline.storage.objects.cache import cache_folder, fetch_files, prepare, used
 from mmpo.pipeline.storage.objects.client import NotThere, StoreBucket, Stored
@@ -89,4 +88,4 @@ def _fetch(bucket: StoreBucket, address: Address, manifest: dict[str, Any], fold
                     f"{found[name].address.url} is not what its manifest says (sha256 {held['sha256']}): it was changed in the store or "
                     "damaged on the way. Try again, or write the dataset there again"
                 )
-        (part / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (part / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.progress import ProgressReporter, say
 from mmpo.pipeline.storage.files import own_errors, temporary_folder, text_digest
-from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, parsed_manifest
+from mmpo.pipeline.storage.manifest import MANIFEST, manifest_files, manifest_text, parsed_manifest
 from mmpo.pipeline.storage.objects.addresses import Address, address_of
 from mmpo.pipeline.storage.objects.cache import cache_folder
 from mmpo.pipeline.storage.objects.client import THREADS, NotThere, StoreBucket
@@ -125,7 +125,7 @@ def _publish(bucket: StoreBucket, address: Address, folder: Path) -> None:
             return send
 
         side_by_side([work(name) for name in missing], THREADS)
-    text = json.dumps({**manifest, STORED: names}, ensure_ascii=False, indent=2) + "\n"
+    text = manifest_text({**manifest, STORED: names})
     _compare(bucket, address, sizes)
     bucket.upload(text.encode(), address.inside(MANIFEST).key)
     old = [name for name in bucket.listing(address.key) if name not in sizes and name != MANIFEST]

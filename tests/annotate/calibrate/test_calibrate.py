@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from calibration_cases import rows_of, world
 from command import refused
+from folders import write_rows
 
 from mmpo.annotate import calibrate
 from mmpo.annotate.calibrate import sentences
@@ -60,6 +62,31 @@ def test_a_judges_margins_come_out_in_peoples_units(judged: Path, tmp_path: Path
     rest = np.arange(600) >= 120
     assert np.corrcoef(found[0][rest], made.expected[rest])[0, 1] > 0.9
     assert 0.9 <= np.mean(np.abs(found[0] - made.expected)[rest] <= 1.96 * found[1][rest]) <= 0.99
+
+
+def test_a_grader_who_is_right_each_time_has_errors_that_are_numbers(tmp_path: Path) -> None:
+    """The held-out error is a rounding error then, and its own error as well."""
+    given = [
+        {"prompt": f"{n} + 1?", "completion": text, "score": score + shift * (n % 2), "rater": rater}
+        for n in range(12)
+        for text, score in ((f"{n + 1}.", 4), ("I know.", 2), ("No.", 1))
+        for rater, shift in (("ann", 0), ("bob", 1))
+    ]
+    reading = BuildOptions(format="jsonl", scale=(1, 5), feedback_only=True)
+    build(write_rows(tmp_path / "grades.jsonl", given), tmp_path / "people", options=reading)
+    with np.errstate(over="raise"):
+        found = calibrate(tmp_path / "people", out=tmp_path / "out", raters="bob", to="ann")["graders"]["bob"]
+    assert all(0 <= found["margin_se"][name] < 0.1 for name in ("mean", "fit", "beyond"))
+    assert all(0 <= row["margin_se"] < 0.1 for row in found["more"]["foretold"])
+    assert found["gamma"] == np.inf, "votes that no margin contradicts"
+    manifest = orjson.loads((tmp_path / "out" / "manifest.json").read_bytes())  # which takes no Infinity, as JSON has none
+    assert manifest["calibration"]["bob"]["gamma"] == "inf"
+    build(tmp_path / "out", tmp_path / "pairs", options=BuildOptions(format="feedback", raters=("bob@human",)))
+    pairs = load_pairs(tmp_path / "pairs")
+    assert pairs.num_rows == 36 and max(pairs["margin_se"].to_pylist()) < 0.1
+    assert pairs["quality_margin"].to_pylist() == pytest.approx(
+        [round(one) for one in pairs["quality_margin"].to_pylist()], abs=0.1
+    )
 
 
 def test_a_second_run_replaces_the_first(judged: Path, tmp_path: Path) -> None:
