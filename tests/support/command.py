@@ -28,8 +28,6 @@ def environment(**more: str) -> dict[str, str]:
 Process = subprocess.Popen[str] | Forked
 WARM = {"argilla": ARGILLA, **dict.fromkeys(("train", "score", "evaluate", "run", "merge", "advise"), TRAINING)}
 """By a command's first word, where it imports more than others."""
-AT_CALL = {"OPENAI_API_KEY", "ARGILLA_API_KEY", "ARGILLA_API_URL", "MMPO_CACHE", "PYTHONUNBUFFERED", "PYTEST_CURRENT_TEST"}
-"""What of the environment nothing reads while it is imported."""
 
 
 def mmpo(*words: object, disk: int | None = None, timeout: float = 240, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -48,7 +46,7 @@ def started(*words: object, fresh: bool = False, code: str = MAIN, **options: An
     """
     arguments, env, cwd = list(map(str, words)), options.get("env", environment()), options.get("cwd")
     warm = TRAINING if "--local" in arguments else WARM.get(arguments[0] if arguments else "", COMMANDS)
-    if fresh or options.keys() - {"env", "cwd"} or warm.differs(env) - AT_CALL:
+    if fresh or options.keys() - {"env", "cwd"} or warm.differs(env):
         settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": env, **options}
         return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **settings)
     return warm.begin(code, arguments, env, cwd)

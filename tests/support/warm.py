@@ -5,6 +5,7 @@ tests do anything in it.
 import atexit
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,10 @@ exec(compile(code, "<string>", "exec"))
 """
 AROUND = dict(os.environ)
 """The environment, before any test has changed it."""
+AT_IMPORT = re.compile(
+    "(PYTHON(?!UNBUFFERED)|HF_|HUGGINGFACE|TRANSFORMERS|OMP_|MKL_|ARROW_|XDG_|LC_|LANG|HOME|TMPDIR|COLUMNS|LINES|TERM|NO_COLOR|FORCE_)"
+)
+"""How names begin that are read while modules are imported; all others are read when they are needed."""
 MOST = 1 << 17
 """Bytes of a request: code, arguments, environment."""
 
@@ -144,8 +149,8 @@ class Warm:
         self._asked: socket.socket | None = None
 
     def differs(self, env: Mapping[str, str]) -> set[str]:
-        """The names in which an environment differs from the one that was there at the import."""
-        return {name for name in AROUND.keys() | env.keys() if AROUND.get(name) != env.get(name)} - self.environment.keys()
+        """The names that are read at imports in which an environment differs from the one that was there."""
+        return {name for name in AROUND.keys() | env.keys() if AT_IMPORT.match(name) and AROUND.get(name) != env.get(name)}
 
     def begin(self, code: str, words: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> Forked:
         """As `python -c CODE WORDS`."""
@@ -163,7 +168,8 @@ class Warm:
     def _started(self) -> socket.socket:
         asked, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = [sys.executable, "-c", BEGIN, os.path.dirname(__file__), str(own.fileno()), *self.imported]
-        settings: dict[str, Any] = {"env": {**AROUND, **self.environment}, "pass_fds": [own.fileno()], "stdin": subprocess.DEVNULL}
+        settings: dict[str, Any] = {"pass_fds": [own.fileno()], "stdin": subprocess.DEVNULL}
+        settings["env"] = {**AROUND, **self.environment, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(words, **settings)
         own.close()
         atexit.register(process.wait)
