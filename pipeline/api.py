@@ -144,6 +144,13 @@ def build_pairs(
     """PAIRS from FEEDBACK: the same pairs and margins as `mmpo build` with the same options makes.
 
     Raises UserError: unknown options, mixed scales that nothing normalises, evidence that is not there.
+
+    >>> import pyarrow as pa
+    >>> from mmpo.pipeline import read_feedback
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> feedback = read_feedback(pa.Table.from_pylist(rows), scale=(1, 5))
+    >>> build_pairs(feedback)["quality_margin"].to_pylist()
+    [3.0]
     """
     options = BuildOptions(
         format="feedback", evidence=evidence, kinds=tuple(kinds) if kinds else None, raters=tuple(raters) if raters else None,
@@ -184,6 +191,13 @@ def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.
     """Write PAIRS as a dataset folder, split by the first user message, whole or not at all. pairs: also as a DataFrame or a Dataset.
 
     Returns {"out", "prompts", "pairs": {split: rows}, "rejected": {}}. Raises UserError.
+
+    >>> import tempfile
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> pairs = build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_dataset(pairs, f"{folder}/pairs")["pairs"]
+    {'train': 1, 'validation': 0, 'test': 0}
     """
     shares = check_shares(split)
     pairs = check_table(arrow_table(pairs), PAIRS, "write_dataset")
@@ -216,7 +230,15 @@ def write_dataset(pairs: Table, out: str | Path, *, split: Sequence[float] = (0.
 
 
 def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
-    """The PAIRS of a dataset folder, of one split or of all. Raises UserError where there are none, naming the splits present."""
+    """The PAIRS of a dataset folder, of one split or of all. Raises UserError where there are none, naming the splits present.
+
+    >>> import tempfile
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_dataset(build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5))), f"{folder}/pairs")
+    ...     load_pairs(f"{folder}/pairs", "train")["score_chosen"].to_pylist()
+    [5.0]
+    """
     folder = on_disk(dir)
     manifest_of(folder, "pairs")
     present = [name for name in SPLITS if split_files(folder, name)]
@@ -226,7 +248,16 @@ def load_pairs(dir: str | Path, split: str | None = None) -> pa.Table:
 
 
 def load_feedback(dir: str | Path) -> pa.Table:
-    """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError."""
+    """The FEEDBACK of a folder that `build --feedback-only` wrote. Raises UserError.
+
+    >>> import json, tempfile
+    >>> from mmpo.pipeline import BuildOptions, build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "grades.jsonl").write_text(json.dumps({"prompt": "Why?", "completion": "So.", "score": 2}))
+    ...     _ = build(f"{folder}/grades.jsonl", f"{folder}/out", options=BuildOptions(format="jsonl", feedback_only=True))
+    ...     load_feedback(f"{folder}/out").num_rows
+    1
+    """
     folder = on_disk(dir)
     manifest_of(folder, "feedback")
     return read_parts(split_files(folder, "feedback"), FEEDBACK)

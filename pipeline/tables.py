@@ -215,6 +215,9 @@ def completion_id(prompt: str, text: str, reasoning_content: str | None = None, 
 
     Of one that thinks apart or calls tools it is that of the prompt's id, a byte 1 and the `prompt_bytes` of its message: calls that differ
     in their random ids or in the order of keys are the same completion.
+
+    >>> completion_id(prompt_id([{"role": "user", "content": "Hi"}]), "Hello!")
+    'd5a840294b0ac912629868f6aadb244c'
     """
     if reasoning_content is None and tool_calls is None:
         return blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()

@@ -287,6 +287,16 @@ def validate(
     with rows of pairs as they are read (`Findings.watch`), for whoever wants more of the same pass.
     Returns {"ok", "checks": [{"name", "status": "pass" | "warn" | "fail" | "unknown", "count", "message"}]}.
     Raises UserError where the folder is no dataset of mmpo.
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_dataset(build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5))), f"{folder}/pairs")
+    ...     checked = validate(f"{folder}/pairs")
+    >>> checked["ok"], checked["checks"][0]["status"]
+    (True, 'pass')
     """
     folder = on_disk(dir)
     manifest = read_manifest(folder)

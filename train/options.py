@@ -32,7 +32,22 @@ def _joined(value: Any) -> Any:
 
 @options
 class TrainOptions:
-    """The options of one training run; the line below each field is its help. Creating one checks it."""
+    """The options of one training run; the line below each field is its help. Creating one checks it.
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+    >>> both = (("It is.", 5), ("No.", 2))
+    >>> rows = [{"prompt": f"Is {n} even?", "completion": text, "score": score} for n in range(6) for text, score in both]
+    >>> pairs = build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5)))
+    >>> from mmpo.train import train_reward
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_dataset(pairs, f"{folder}/pairs", split=(1, 0, 0))
+    ...     small = {"tiny_size": 16, "tiny_layers": 1, "eval_split": None, "max_steps": 1}
+    ...     options = TrainOptions("reward", data=f"{folder}/pairs", model="tiny", out=f"{folder}/model", **small)
+    ...     train_reward(options)["steps"]  # or train_policy, of the kind policy
+    1
+    """
 
     kind: Literal["policy", "reward"]
     """what is trained: policy (a causal language model) or reward (a scorer)"""

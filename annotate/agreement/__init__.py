@@ -56,6 +56,17 @@ def agree(
 
     Raises UserError: a folder of pairs, unknown names, no grades, several scales of one rater, or raters that share no pair of
     completions.
+
+    >>> from mmpo.pipeline import read_feedback
+    >>> rows = [
+    ...     {"prompt": f"{n} + 1?", "completion": text, "score": score + shift * (n % 2), "rater": rater}
+    ...     for n in range(12)
+    ...     for text, score in ((f"{n + 1}.", 4), ("I know.", 2), ("No.", 1))
+    ...     for rater, shift in (("ann", 0), ("bob", 1))
+    ... ]
+    >>> feedback = read_feedback(pa.Table.from_pylist(rows), scale=(1, 5))
+    >>> [(row["first"], row["second"], row["accuracy"]) for row in agree(feedback, bootstrap=0)["pairs"]]
+    [('ann', 'bob', 1.0)]
     """
     if bootstrap < 0 or seed < 0:
         name, value = ("--bootstrap", bootstrap) if bootstrap < 0 else ("--seed", seed)

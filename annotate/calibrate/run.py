@@ -42,6 +42,18 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     there as NAME@human, or of other raters NAME@RATER: comparisons in their units, `spread` their standard error.
 
     Raises UserError: no people, no grader, no pair that both graded or fewer than ten, all ties, unknown names, people on several scales.
+
+    >>> from mmpo.pipeline import read_feedback
+    >>> rows = [
+    ...     {"prompt": f"{n} + 1?", "completion": text, "score": score + shift * (n % 2), "rater": rater}
+    ...     for n in range(12)
+    ...     for text, score in ((f"{n + 1}.", 4), ("I know.", 2), ("No.", 1))
+    ...     for rater, shift in (("ann", 0), ("bob", 1))
+    ... ]
+    >>> feedback = read_feedback(pa.Table.from_pylist(rows), scale=(1, 5))
+    >>> found = calibrate(feedback, raters="bob", to="ann")
+    >>> list(found["graders"]), found["graders"]["bob"]["pairs"]
+    (['bob'], 36)
     """
     options = CalibrateOptions(**given)
     if options.out:

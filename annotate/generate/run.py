@@ -78,6 +78,10 @@ def generate(
     for good or were not sent: what succeeded is written, and the same call again goes on. More models, or a larger
     `n`, add what is missing.
     Raises UserError with nothing written, PartialResult where nothing could be written yet.
+
+    >>> options = GenerateOptions(format="jsonl", n=2, base_url="http://127.0.0.1:8000/v1")
+    >>> generate("prompts.jsonl", "candidates", options=options, models=["my-model"])["candidates"]  # doctest: +SKIP
+    366
     """
     chosen = options or GenerateOptions()
     with prepared(prompts, out, chosen, models, local) as plan:

@@ -58,6 +58,10 @@ def judge(
     Returns {"out", "prompts", "finished", "stopped", "cost", "judges": [...]}; `finished` is False where some requests failed for
     good or were not sent: what succeeded is written, and the same call again goes on.
     Raises UserError (options, key, model, endpoint) with nothing written, PartialResult where nothing could be written yet.
+
+    >>> options = JudgeOptions(model="my-judge", base_url="http://127.0.0.1:8000/v1")
+    >>> judge("candidates", "judged", options=options)["finished"]  # doctest: +SKIP
+    True
     """
     plan = prepared(feedback, out, options, judges)
     for one in plan.judges:

@@ -268,6 +268,14 @@ def mt_bench_judgments(
 
     options: `questions` gives the categories; `bootstrap` and `seed` are used. out: an HTML page to write. Returns {"judgments" (rows),
     "counts", "models" (as `figures`), "warnings", "page"?}. Raises UserError for another layout.
+
+    >>> import tempfile
+    >>> row = {"question_id": 81, "model": "mine", "judge": ["gpt-4", "single-v1"], "turn": 1, "score": 7, "judgment": "Rating: [[7]]"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "gpt-4_single.jsonl")
+    ...     _ = path.write_bytes(orjson.dumps(row))
+    ...     mt_bench_judgments([path])["models"][0]["model"]
+    'mine'
     """
     chosen = options or MtBenchOptions()
     if not judgments:

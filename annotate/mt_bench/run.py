@@ -117,6 +117,9 @@ def mt_bench(
     and model, as `figures` has it, with "answers" (those by reason that say nothing, were cut or refused), "failed" and "left". `finished`
     is False where requests failed for good or were not sent: the same call again goes on.
     Raises UserError with nothing written, PartialResult where nothing could be written yet.
+
+    >>> options, at = MtBenchOptions(questions="question.jsonl"), {"base_url": "http://127.0.0.1:8000/v1"}
+    >>> done = mt_bench("bench", options=options, models=[{"model": "mine", **at}], judges=[{"model": "judge", **at}])  # doctest: +SKIP
     """
     plan = prepared(out, options, models, local, judges, answers)
     remote = [one for one in plan.models if one.name not in plan.local]

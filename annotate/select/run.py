@@ -37,6 +37,18 @@ def select(
 
     Raises UserError: no pair left, nothing that the way goes by (no graders, one grader, ties alone, features that do not vary), unknown
     names.
+
+    >>> from mmpo.pipeline import read_feedback
+    >>> rows = [
+    ...     {"prompt": f"{n} + 1?", "completion": text, "score": score + shift * (n % 2), "rater": rater}
+    ...     for n in range(12)
+    ...     for text, score in ((f"{n + 1}.", 4), ("I know.", 2), ("No.", 1))
+    ...     for rater, shift in (("ann", 0), ("bob", 1))
+    ... ]
+    >>> feedback = read_feedback(pa.Table.from_pylist(rows), scale=(1, 5), kind="ai")
+    >>> found = select(feedback, by="random", limit=2)
+    >>> found["candidates"], len(found["pairs"])
+    (36, 2)
     """
     options, started = SelectOptions(**given), time.monotonic()
     if out is not None:

@@ -103,6 +103,13 @@ def build(
     (`resolve.saturated`); and where there are any "position_bias" and "rater_effects" as the manifest holds them
     (`rules.PairRules.learned`); of several sources "by_source" and "gamma_auto" (`mixture.figures_of`).
     Raises UserError for everything that the user can mend.
+
+    >>> import json, tempfile
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "grades.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+    ...     build(f"{folder}/grades.jsonl", f"{folder}/pairs", options=BuildOptions(format="jsonl", scale="1:5"))["pairs"]
+    {'train': 1, 'validation': 0, 'test': 0}
     """
     if is_table(sources):
         raise UserError(

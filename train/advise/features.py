@@ -204,6 +204,15 @@ def completion_features(name: str, found: Completions) -> np.ndarray:
 
     Nothing is standardised but style figures: components that vary more between completions of a prompt weigh more, as they should where
     few pairs say which matter. n-grams and style figures vary as much as one another. Raises UserError.
+
+    >>> import pyarrow as pa
+    >>> from mmpo.annotate import select
+    >>> from mmpo.pipeline import read_feedback
+    >>> both = (("It is.", 5), ("No.", 2))
+    >>> rows = [{"prompt": f"Is {n} even?", "completion": text, "score": score} for n in range(9) for text, score in both]
+    >>> feedback = read_feedback(pa.Table.from_pylist(rows), scale=(1, 5), kind="ai")
+    >>> len(select(feedback, by="gap", featurize=completion_features, features="bag", limit=2)["pairs"])
+    2
     """
     everything = np.arange(len(found.texts))
     if name == "bag":

@@ -85,6 +85,20 @@ def evaluate(
     cross-fitted), None where undefined, and "mean_logratio_chosen" and "mean_logratio_rejected" (policies; no KL), "gamma", "target",
     "split", "counts", "trained_on" (what the model was trained on, its control named, as its mmpo.json says), and of a benchmark what its
     suite returns. Raises UserError.
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+    >>> both = (("It is.", 5), ("No.", 2))
+    >>> rows = [{"prompt": f"Is {n} even?", "completion": text, "score": score} for n in range(6) for text, score in both]
+    >>> pairs = build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5)))
+    >>> from mmpo.train import TrainOptions, train_reward
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_dataset(pairs, f"{folder}/pairs", split=(1, 0, 0))
+    ...     small = {"tiny_size": 16, "tiny_layers": 1, "eval_split": None, "max_steps": 1}
+    ...     _ = train_reward(TrainOptions("reward", data=f"{folder}/pairs", out=f"{folder}/model", **small))
+    ...     evaluate("reward", f"{folder}/model", f"{folder}/pairs", split="train", bootstrap=0)["pairs"]
+    6
     """
     if bootstrap < 0 or seed < 0:
         raise UserError(f"--{'bootstrap' if bootstrap < 0 else 'seed'} {min(bootstrap, seed)}: must be a whole number from 0 up")

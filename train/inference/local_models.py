@@ -111,6 +111,10 @@ def local_models(
 
     engine: "local", in this process, or "ray": on actors of the Ray at that address, or of one of its own on this machine; one for each
     GPU, without GPUs for each CPU, or so many `workers`, shared out evenly among the models. Raises UserError.
+
+    >>> from mmpo.annotate import GenerateOptions, generate
+    >>> with local_models([{"model": "my-model"}]) as local:  # doctest: +SKIP
+    ...     generate("prompts.jsonl", "candidates", options=GenerateOptions(format="jsonl", n=4), local=local)
     """
     check_engine(engine, ray_address, workers)
     asked = [options_from(LocalOptions, dict(one), where="a local model's ") for one in models]

@@ -28,6 +28,20 @@ def merge(model: str | Path, out: str | Path, *, dtype: str = "float32", trust_r
 
     dtype: of MERGE_TYPES; sums are made in float32, and rounding them to 16 bits loses a part of a small adapter. An earlier merge is
     replaced, any other folder that holds something is left alone. Returns {"out", "kind", "base", "dtype", "parameters"}. Raises UserError.
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> from mmpo.pipeline import build_pairs, read_feedback, write_dataset
+    >>> both = (("It is.", 5), ("No.", 2))
+    >>> rows = [{"prompt": f"Is {n} even?", "completion": text, "score": score} for n in range(6) for text, score in both]
+    >>> pairs = build_pairs(read_feedback(pa.Table.from_pylist(rows), scale=(1, 5)))
+    >>> from mmpo.train import TrainOptions, train_policy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_dataset(pairs, f"{folder}/pairs", split=(1, 0, 0))
+    ...     small = {"tiny_size": 16, "tiny_layers": 1, "eval_split": None, "max_steps": 1}
+    ...     _ = train_policy(TrainOptions("policy", data=f"{folder}/pairs", out=f"{folder}/adapter", lora=2, **small))
+    ...     merge(f"{folder}/adapter", f"{folder}/whole")["kind"]
+    'policy'
     """
     path, target = Path(model), Path(out)
     if dtype not in MERGE_TYPES:

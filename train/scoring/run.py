@@ -43,6 +43,19 @@ def score(
 
     Returns {"out", "prompts", "completions", "counts" (grades that are missing, by reason, of all raters), "seconds", "raters": [{"rater",
     "model", "kind", "grades", "already", "left_out" (by reason), "truncated", "seconds"}]}. Raises UserError with nothing written.
+
+    >>> import json, tempfile
+    >>> from mmpo.pipeline import BuildOptions, build, build_pairs, load_feedback, write_dataset
+    >>> from mmpo.train import TrainOptions, train_reward
+    >>> rows = [{"prompt": "Why?", "completion": text, "score": score} for text, score in (("So.", 2), ("Because.", 5))]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "grades.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+    ...     _ = build(f"{folder}/grades.jsonl", f"{folder}/graded", options=BuildOptions(format="jsonl", scale="1:5", feedback_only=True))
+    ...     _ = write_dataset(build_pairs(load_feedback(f"{folder}/graded")), f"{folder}/pairs", split=(1, 0, 0))
+    ...     small = {"tiny_size": 16, "tiny_layers": 1, "eval_split": None, "max_steps": 1}
+    ...     _ = train_reward(TrainOptions("reward", data=f"{folder}/pairs", out=f"{folder}/model", **small))
+    ...     score(f"{folder}/graded", f"{folder}/model", f"{folder}/scored")["completions"]
+    2
     """
     began = time.monotonic()
     chosen, scorers = options_from(ScoreOptions, options), scorers_of(model)
