@@ -138,9 +138,8 @@ def check_rejects(parts: Sequence[Read | Collected], limit: float, files: Sequen
         raise UserError(f"{files[0].name}{' and the other inputs hold' if len(files) > 1 else ' holds'} no rows")
     if limited <= limit * lines and limited < lines:
         return
-    too_many, raised = (
-        (f", more than --max-rejects {limit:g} allows", ", or raise --max-rejects") if limited > limit * lines else ("", "")
-    )
+    too_many = f", more than --max-rejects {limit:g} allows" if limited > limit * lines else ""
+    raised = ", or raise --max-rejects" if limited < lines else ": nothing of it is left, whatever --max-rejects allows"
     reasons = sum((part.limited_reasons for part in parts), Counter()).most_common(4)
     shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
     raise UserError(

@@ -218,6 +218,10 @@ def test_bad_values_are_rejected_rows_and_many_of_them_stop_the_build(
     refused(build(many, out, "--scale", "1:10"), tmp_path, capsys, "90 of 180 lines", reason, "line 2")
     assert run([*build(many, out, "--scale", "1:10", "--max-rejects", "0.6"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rejected"][reason] == 90
+    every = write_rows(tmp_path / "every.jsonl", [{**row, **change} for row in graded(6)])
+    for most in ("0.5", "1"):
+        told = refused([*build(every, out, "--scale", "1:10"), "--max-rejects", most], tmp_path, capsys, "18 of 18 lines", reason)
+        assert told.strip().endswith("Mend the input: nothing of it is left, whatever --max-rejects allows")
 
 
 @pytest.mark.parametrize("kind", [BuildOptions, GenerateOptions, JudgeOptions, TrainOptions, PushOptions])
