@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from mmpo.pipeline.errors import InvalidValue, UserError, closest, unknown_name
+from mmpo.pipeline.errors import InvalidValue, UserError, closest, printable, unknown_name
 from mmpo.pipeline.margins import mean_target_of
 
 Kind = TypeVar("Kind")
@@ -261,6 +261,16 @@ def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = 
         raise UserError(explain(error, options, where=where, flags=flags)) from None
     except UserError as error:
         raise UserError(f"{where}{error}") from None
+
+
+def check_class(given: object, kind: type) -> None:
+    """Raises UserError where options that Python gave are something else.
+
+    >>> check_class({"n": 4}, dict)
+    """
+    if not isinstance(given, kind):
+        made = f"{kind.__name__}(**options)" if isinstance(given, Mapping) else f"{kind.__name__}(...)"
+        raise UserError(f"options are a {type(given).__name__}, {printable(repr(given), 80)}: give {made}")
 
 
 def keys_of_model(kind: type, given: str | Path | Mapping[str, Any], word: str, flag: str) -> dict[str, Any]:

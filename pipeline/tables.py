@@ -198,6 +198,8 @@ def prompt_id(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -
     >>> prompt_id([{"role": "user", "content": "Hi"}])
     '01bceaff1b7c8da61619ff786d31c8b4'
     """
+    if isinstance(messages, str):
+        raise TypeError('prompt_id takes messages, [{"role": "user", "content": ...}], and a text was given')
     return blake2b(prompt_bytes(messages, tools), digest_size=16).hexdigest()
 
 

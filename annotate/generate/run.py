@@ -20,6 +20,7 @@ from mmpo.annotate.generate.prompts import opened
 from mmpo.annotate.generate.requests import Sampling, Takes, kept, probe, written_of
 from mmpo.annotate.rows import Feedback
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import check_class
 from mmpo.pipeline.storage import check_out
 
 ROWS_AT_ONCE = 32
@@ -46,6 +47,7 @@ def prepared(
     local: Sequence[LocalEngine] = (),
 ) -> Iterator[GeneratePlan]:
     """Check options, models, prices, input and output; the prompts are there as long as the block is. Raises UserError."""
+    check_class(options, GenerateOptions)
     asked = sampled_models(options, models) if models else []
     asked += [settings_of(one) for one in local]
     check_names([one.name for one in asked])

@@ -18,6 +18,7 @@ from mmpo.annotate.judge.output import finish, nothing_to_ask
 from mmpo.annotate.judge.questions import SAMPLES, Questions, usable
 from mmpo.annotate.rows import Feedback, FeedbackRow
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import check_class
 from mmpo.pipeline.storage import check_out
 
 
@@ -34,6 +35,7 @@ class JudgePlan:
 
 def prepared(feedback: str | Path, out: str | Path, options: JudgeOptions, judges: Sequence[Any] = ()) -> JudgePlan:
     """Check options, judges, prices, input and output. Raises UserError."""
+    check_class(options, JudgeOptions)
     chosen = judges_of(options, list(judges))
     prices = load_prices(options.prices)
     check_prices(options, chosen, prices)

@@ -35,6 +35,7 @@ from mmpo.annotate.mt_bench.prompts import load_prompts
 from mmpo.annotate.mt_bench.requests import Answering, Grading, ModelAnswers, Stage, answers_of, open_requests
 from mmpo.annotate.pairings import digest_of
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.options import check_class
 from mmpo.pipeline.storage import check_out
 
 TRIED = BenchQuestion("probe", "", ("What is 2 + 2?", "And 3 + 3?"))
@@ -50,6 +51,7 @@ def prepared(
     answers: Sequence[str | Path] = (),
 ) -> BenchPlan:
     """Check options, questions, references, prompts, models, judges, prices and output. Raises UserError."""
+    check_class(options, MtBenchOptions)
     if options.questions is None:
         raise UserError("name the file of questions: --questions question.jsonl, in FastChat's layout")
     asked = [*(sampled_models(options.sampling(0.0), models) if models else []), *map(settings_of, local)]

@@ -52,7 +52,7 @@ from mmpo.pipeline.engines import ENGINES, Runner
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters import check_tokenizer, tokenizer_file
 from mmpo.pipeline.interactive import Summary, is_table, refuse_other
-from mmpo.pipeline.options import ENGINE_OPTIONS
+from mmpo.pipeline.options import ENGINE_OPTIONS, check_class
 from mmpo.pipeline.progress import Progress, in_bytes
 from mmpo.pipeline.sources import get_source
 from mmpo.pipeline.storage.accounting import RowAccounting
@@ -116,6 +116,7 @@ def build(
             "build reads files: read_feedback takes tables, build_pairs makes pairs of them and write_dataset the folder"
         )
     refuse_other(sources)
+    check_class(options, BuildOptions)
     out = Path(out)
     check_out(out)
     rules = prompt_rules(options)

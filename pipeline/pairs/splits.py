@@ -23,10 +23,9 @@ def split_position(text: str) -> float:
 
 def check_shares(shares: Sequence[float]) -> tuple[float, float, float]:
     """Three shares that sum to 1. Raises UserError."""
-    if len(shares) != 3 or any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-        raise UserError(
-            f"--split {','.join(map(str, shares))}: give three shares (train, validation, test) from 0 to 1 that sum to 1"
-        )
+    if isinstance(shares, str) or len(shares) != 3 or any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-9:
+        given = shares if isinstance(shares, str) else ",".join(map(str, shares))
+        raise UserError(f"--split {given}: give three shares (train, validation, test) from 0 to 1 that sum to 1")
     return (shares[0], shares[1], shares[2])
 
 

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
+from mmpo.pipeline.options import check_class
 from mmpo.pipeline.progress import say
 from mmpo.pipeline.storage import on_disk, refuse_url
 from mmpo.train.batches import plan_steps
@@ -110,6 +111,7 @@ def train_reward(options: TrainOptions, callbacks: Sequence[Any] = ()) -> dict[s
 
 def _train(kind: str, options: TrainOptions, callbacks: Sequence[Any]) -> dict[str, Any]:
     """A run, with the errors named that may come from anywhere in it."""
+    check_class(options, TrainOptions)
     if options.kind != kind:
         raise UserError(f"train_{kind} was given options of kind {options.kind!r}")
     try:
