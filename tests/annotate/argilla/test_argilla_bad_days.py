@@ -140,6 +140,7 @@ def each_once(asked: Asked, size: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_network_cut_in_the_middle_of_two_thousand_records(asked: Asked) -> None:
     """The cut leaves whole batches; the same command sends the rest, and nothing is there twice."""
     with proxy_to(asked.argilla.api_url) as proxy:

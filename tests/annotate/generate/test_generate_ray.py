@@ -99,6 +99,7 @@ def test_a_dry_run_starts_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_two_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_path: Path) -> None:
     runs = {name: {**OPTIONS, **more} for name, more in RUNS.items()}
     (tmp_path / "ray").mkdir()

@@ -120,6 +120,7 @@ def test_a_real_server_is_judged_with_by_several_replies(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_real_server_that_gives_thinking_apart_and_never_samples(tmp_path: Path) -> None:
     with serving(taught(tmp_path / "judge", [THOUGHT + "B"], samples=False, steps=40), tmp_path / "hub") as served:
         job = Judging(served, tmp_path, 10, 2)
