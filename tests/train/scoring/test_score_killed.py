@@ -79,13 +79,12 @@ def test_a_run_killed_again_and_again_computes_nothing_twice_but_what_was_under_
     kills, before, under_way = 0, 0, []
     for number in range(KILLS):
         aim = 120 * (number + 1) * KILLS // (KILLS + KILLS // 2 + 1)  # far enough from the end for a kill that comes late
-        process = TRAINING.begin(LOGGED, line, environment())
-        try:
-            if not wait_for(lambda aim=aim: cache.exists() and kept(cache) >= aim, process):
-                break
-        finally:
-            process.kill()
-            process.wait()
+        with TRAINING.begin(LOGGED, line, environment()) as process:
+            try:
+                if not wait_for(lambda aim=aim: cache.exists() and kept(cache) >= aim, process):
+                    break
+            finally:
+                process.kill()
         kills += 1
         assert kept(cache) >= max(aim, before)  # nothing that was there is lost
         before = kept(cache)
