@@ -99,13 +99,13 @@ _SCORES = ("score_chosen", "score_rejected")
 def train_policy(options: TrainOptions, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains a policy; returns {"out", "steps", "train_loss", "gamma", "metrics", "displacement"}, where pairs are measured also
     "metrics_95", their 95% intervals, with early stopping also "best_step". callbacks: of `RunCallback`'s kind, or of transformers. Raises
-    UserError, KeyboardInterrupt, and what a callback raises.
+    UserError, KeyboardInterrupt, and what a callback raises. `TrainOptions` shows a run.
     """
     return _train("policy", options, callbacks)
 
 
 def train_reward(options: TrainOptions, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Trains a reward model; returns what `train_policy` does, without "displacement"."""
+    """Trains a reward model; returns what `train_policy` does, without "displacement". `TrainOptions` shows a run."""
     return _train("reward", options, callbacks)
 
 
