@@ -266,7 +266,9 @@ def options_from(options: type[Kind], given: Mapping[str, Any], *, where: str = 
 def check_class(given: object, kind: type) -> None:
     """Raises UserError where options that Python gave are something else.
 
-    >>> check_class({"n": 4}, dict)
+    >>> check_class({"n": 4}, list)
+    Traceback (most recent call last):
+    mmpo.pipeline.errors.UserError: options are a dict, {'n': 4}: give list(**options)
     """
     if not isinstance(given, kind):
         made = f"{kind.__name__}(**options)" if isinstance(given, Mapping) else f"{kind.__name__}(...)"

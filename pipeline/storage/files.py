@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -326,7 +327,10 @@ def file_digest(path: Path) -> FileDigest:
 def digest(path: str | Path) -> str:
     """blake2b-256 of a file as it lies on disk, in hex digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+        return hashlib.file_digest(file, _blake2b).hexdigest()
+
+
+_blake2b = partial(hashlib.blake2b, digest_size=32)
 
 
 class Digests:
@@ -361,7 +365,7 @@ class Digests:
     def _take(self) -> None:
         for path in self._paths:
             with suppress(OSError), open(path, "rb") as file:  # it is said to whoever asks for it
-                taken = hashlib.blake2b(digest_size=32)
+                taken = _blake2b()
                 while (piece := file.read(1 << 22)) and not self._over.is_set():
                     taken.update(piece)
                 if self._over.is_set():

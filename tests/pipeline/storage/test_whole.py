@@ -197,11 +197,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
         ".a[1].txt.part-else-where-17-0",  # an hour old
         f".a1.txt.part-{host}-{DEAD}-0",  # of another file
         ".a[1].txt.part-mine",
+        f".a[1].txt.part-{host}-{DEAD}-3.gone",  # dead while it removed it
     ]
     for name in names:
         (tmp_path / name).touch()
     os.utime(tmp_path / names[4], (time.time() - 4000,) * 2)
-    assert [is_leftover(tmp_path / name, path) for name in names] == [True, True, False, False, True, False, False]
+    assert [is_leftover(tmp_path / name, path) for name in names] == [True, True, False, False, True, False, False, True]
     with pytest.raises(UserError, match="meanwhile"), atomic_file(path) as first, atomic_file(path) as second:
         second.write_text("second")
         first.write_text("first")
