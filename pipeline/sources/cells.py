@@ -254,7 +254,9 @@ class RowFields:
         # What is listed of the inside of a column is no column.
         self.inside = {name for name in columns if "[]." in name and name.partition("[].")[0] in columns}
         self.present = set(columns) - self.inside
-        named = {PLURAL.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
+        reply = options.columns.get("completion", "" if "completions" in options.columns else "completion")
+        plural = PLURAL if "[]" in reply or top_column(reply, self.present) not in self.present else {}  # else a row has one reply
+        named = {plural.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
         inside = {name: column for name, column in OURS.items() if column in columns and name not in self.present}
         inside |= {
             name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
@@ -308,11 +310,11 @@ class RowFields:
             raise BadRow("spread_below_zero", {"spread": found})
         return found
 
-    def grade(self, row: Row, column: str | None = None, rater: str | None = None) -> dict[str, str]:
+    def grade(self, row: Row, column: str | None = None, listed: tuple[Any, ...] = ()) -> dict[str, str]:
         """Rater, kind and aspect of the row's grade; of several columns with grades, `column` names the rater, or the aspect where raters
-        have a column of their own; rater: the one given in place of the row's. Raises BadRow: unknown_kind."""
-        cells = tuple([read(row) for _, read in self.grade_columns])
-        texts = rater is None and _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
+        have a column of their own; listed: of a list of raters the one, in place of the row's. Raises BadRow: unknown_kind."""
+        cells = tuple([listed[0] if listed and name == "rater" else read(row) for name, read in self.grade_columns])
+        texts = _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
         if texts and (cells, column) in self.grades_seen:  # as nearly all are: a file has few raters
             return self.grades_seen[cells, column]
         found = dict(self.usual_grade)
@@ -320,8 +322,6 @@ class RowFields:
             given = self.cells.name(cell)
             if given is not None:
                 found[name] = given
-        if rater is not None:
-            found["rater"] = rater
         if column is not None:
             found["aspect" if "rater" in self.column else "rater"] = column
         if found["kind"] == MIXED:
@@ -339,14 +339,13 @@ class RowFields:
         """
         if "rater" not in self.column:
             raise BadRow("score_not_a_number", {"grades": repr(values)[:80], "hint": ONE_GRADE})
-        raters = self.cells.listed(self.get(row, "rater"))
-        if not isinstance(raters, list):
-            raters = [None] * len(values)
+        given = self.cells.listed(self.get(row, "rater"))
+        raters: list[tuple[Any, ...]] = [(one,) for one in given] if isinstance(given, list) else [()] * len(values)
         if len(raters) != len(values):
             raise BadRow("lengths_differ", {"grades": len(values), "raters": len(raters)})
         for value, rater in zip(values, raters, strict=True):
             if value is not None:
-                yield value, self.grade(row, column, self.cells.name(rater))
+                yield value, self.grade(row, column, rater)
             elif self.need_scores:
                 out.reject("no_grade", unit="grade", limited=False)
 

@@ -1,13 +1,14 @@
 """A column that `--columns` gives to one field is read as no other, whatever its own name; columns that only later rows have are read."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from folders import write_rows
-from source_cases import add, collected
+from source_cases import add, collected, graded_texts, reasons
 
 from mmpo.pipeline import read_feedback
 from mmpo.pipeline.arrow import narrow
@@ -110,3 +111,24 @@ def test_columns_that_only_later_rows_have_are_read_however_a_file_is_cut(name: 
     assert {cut: one == found["lines"] for cut, one in found.items()} == dict.fromkeys(found, True)
     raters = {grade["rater"] for row in found["lines"] for grade in row["ratings"]}
     assert raters == ({"x", "anna"} if "notes" not in more else {"x"})
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize(
+    ("cells", "columns"),
+    [
+        ({"grades": [5, 3, 4], "who": ["ann", "ben", None]}, {"score": "grades", "rater": "who"}),
+        ({"q": {"grades": [5, 3, 4], "users": ["ann", "ben", None]}}, {"score": "q.grades", "rater": "q.users"}),
+        ({"q": [{"by": "ann", "n": 5}, {"by": "ben", "n": 3}, {"by": None, "n": 4}]}, {"score": "q[].n", "rater": "q[].by"}),
+    ],
+)
+def test_a_list_of_grades_is_one_for_each_rater_in_the_list_beside_it(
+    tmp_path: Path, format: str, cells: dict[str, Any], columns: dict[str, str]
+) -> None:
+    row = {name: json.dumps(cell) if format == "csv" else cell for name, cell in cells.items()}
+    layouts = [{"completion": "A"}, {"first": "A", "second": "B"}, {"chosen": "A", "rejected": "B"}]
+    for texts, field in zip(layouts, ("score", "gap", "margin")):
+        path = write_rows(tmp_path / f"rows.{format}", [{"prompt": "Q", **texts, **row}])
+        result = collected(path, format, columns={field: columns["score"], "rater": columns["rater"]})
+        assert [grade[-3:-1] for grade in graded_texts(result)] == [(5.0, "ann"), (3.0, "ben"), (4.0, "rows")]
+        assert (result.limited, reasons(result)) == (0, {})
