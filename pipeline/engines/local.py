@@ -1,6 +1,7 @@
 """This machine: the same function over many parts, in one process or in many, stopping at once when interrupted."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -29,7 +30,7 @@ def prepare_worker() -> None:
 
 
 def _start_worker(parent: int) -> None:
-    """A worker leaves Ctrl-C to its parent and dies with it."""
+    """A worker leaves Ctrl-C to its parent and dies with it. What was imported before is not searched again for cycles of objects."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         set_death_signal = 1
@@ -37,6 +38,7 @@ def _start_worker(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
         _keep_memory()
+    gc.freeze()
     prepare_worker()
 
 

@@ -23,6 +23,8 @@ ROW_GROUPS_PER_FILE = 8
 MAX_PART_BYTES = 64 << 20
 MOST_DISTINCT = 0.7
 """Share of the rows that may have a prompt of their own before texts are taken to repeat no more."""
+FIRST_ROWS = 4096
+"""Of a table, which say whether the numbers of a column repeat."""
 DISTINCT = frozenset(("prompt_id", "chosen_id", "rejected_id", "id", "content", "text", "note", "extra"))
 """Fields whose values repeat with the prompt only."""
 STATISTICS = ["prompt_id", "quality_margin", "margin_se", "score_chosen", "score_rejected", "preferring", "raters"]
@@ -194,8 +196,11 @@ def repeating(prompts: int, rows: int) -> bool:
 
 
 def _mostly_distinct(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds numbers of which most stand there once."""
-    return pa.types.is_float64(column.type) and pc.count_distinct(column).as_py() > len(column) / 2
+    """Whether a column holds numbers of which most stand there once, by its first rows."""
+    if not pa.types.is_float64(column.type):
+        return False
+    first = column.slice(0, FIRST_ROWS)
+    return pc.count_distinct(first).as_py() > len(first) / 2
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], digests: Mapping[str, FileDigest]) -> None:
