@@ -69,7 +69,7 @@ WITHOUT_PANDAS = {"build", "validate", "report", "rejects", "gamma", "export", "
 
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "peft", "tokenizers", "sklearn"), "train"),
-    **dict.fromkeys(("openai", "httpx2", "scipy"), "judge"),
+    **dict.fromkeys(("openai", "httpx2", "scipy", "threadpoolctl"), "judge"),
     **dict.fromkeys(("argilla", "requests", "httpx"), "argilla"),
 }
 """Which extra installs a module that the core installation lacks."""

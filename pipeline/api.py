@@ -13,6 +13,7 @@ from mmpo.pipeline.arrow import flat, large, narrow
 from mmpo.pipeline.build import (
     BuildOptions,
     ResolvedBuild,
+    check_format,
     check_rejects,
     look_at,
     merged_grades,
@@ -53,8 +54,9 @@ Input: TypeAlias = str | Path | Sequence[str | Path] | Table
 def read_feedback(path: Input, format: str = "", *, max_rejects: float = 0.01, **options: Any) -> pa.Table:
     """FEEDBACK from files, folders, globs or Hub datasets, one row per prompt, in the order of the prompts' ids.
 
-    path: also a DataFrame of pandas, a Dataset of `datasets` or a Table of pyarrow, read as a file of the same rows; their format may be
-    left out where their columns have names of their own (`columns`). options: the fields of `sources.SourceOptions` (columns, scale,
+    path: also a DataFrame of pandas, a Dataset of `datasets` or a Table of pyarrow, read as a file of the same rows. format: may be left
+    out where the columns of the first file fit one alone, where `columns` names them, and of tables, whose columns then have the names of
+    `parquet`. options: the fields of `sources.SourceOptions` (columns, scale,
     decimal, na, ...). `to_pandas` and `to_dataset` go back.
     Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid, or no row is left.
 
@@ -78,9 +80,12 @@ def _read_feedback(given: Sequence[Any], format: str, max_rejects: float, option
     for name in options:
         if name not in SourceOptions.__dataclass_fields__:
             raise unknown_name("option of read_feedback", name, SourceOptions.__dataclass_fields__)
+    ours = [one for one in given if isinstance(one, InputFile)]
+    if not format and not ours:
+        reading = {name: options.get(name) for name in ("encoding", "sep", "sheet")}
+        format = check_format(given, None, columns="columns" in options, **reading)
     source = get_source(format)
     source_options = _source_options(format, options)
-    ours = [one for one in given if isinstance(one, InputFile)]
     files = ours or resolve_inputs(
         given, format, encoding=source_options.encoding, separator=source_options.sep, sheet=source_options.sheet
     )

@@ -1,6 +1,7 @@
 """`calibrate`: graders' margins onto people's, from FEEDBACK to figures and to FEEDBACK with calibrated graders in it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -56,6 +57,22 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
     (['bob'], 36)
     """
     options = CalibrateOptions(**given)
+    with one_thread():
+        return _calibrated(feedback, options, progress)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """numpy and scipy with one thread: a fit is of some hundred numbers at a time, and more threads only spin (12 CPU seconds were 2.5)."""
+    import scipy.optimize  # noqa: F401 - what is loaded later is not limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+def _calibrated(feedback: str | Path | pa.Table, options: CalibrateOptions, progress: Progress | None) -> dict[str, Any]:
+    """What `calibrate` returns."""
     if options.out:
         check_out(Path(options.out), [] if isinstance(feedback, pa.Table) else [feedback])
     table = feedback_table(feedback, "calibrate")

@@ -53,6 +53,17 @@ def test_a_table_is_read_as_a_file_of_the_same_rows(make: Any, tmp_path: Path) -
     assert build_pairs(read_feedback(make(rows), rater="ann"))["quality_margin"].equals(build_pairs(expected)["quality_margin"])
 
 
+def test_a_format_that_is_plain_to_see_may_be_left_out(tmp_path: Path) -> None:
+    """As with `mmpo build`: by the columns of the file, or by its kind where they are named."""
+    path = write_rows(tmp_path / "grades.jsonl", graded(20))
+    assert read_feedback(path).equals(read_feedback(path, "jsonl"))
+    pd.DataFrame(MESSY).to_csv(tmp_path / "grades.csv", index=False)
+    assert read_feedback(tmp_path / "grades.csv", **READ).equals(read_feedback(tmp_path / "grades.csv", "csv", **READ))
+    write_rows(tmp_path / "other.jsonl", [{"a": 1, "b": 2}])
+    with pytest.raises(UserError, match=r"--format is missing. The columns of .*other.jsonl \('a', 'b'\) fit none of"):
+        read_feedback(tmp_path / "other.jsonl")
+
+
 def test_cells_of_a_frame_are_read_as_those_of_a_file() -> None:
     [row] = read_feedback(pd.DataFrame(MESSY), **READ).to_pylist()
     assert [(one["completion"], one["rater"], one["score"]) for one in row["ratings"]] == [

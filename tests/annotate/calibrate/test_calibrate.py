@@ -14,6 +14,7 @@ import pytest
 from calibration_cases import rows_of, world
 from command import refused
 from folders import write_rows
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from mmpo.annotate import calibrate
 from mmpo.annotate.calibrate import sentences
@@ -62,6 +63,20 @@ def test_a_judges_margins_come_out_in_peoples_units(judged: Path, tmp_path: Path
     rest = np.arange(600) >= 120
     assert np.corrcoef(found[0][rest], made.expected[rest])[0, 1] > 0.9
     assert 0.9 <= np.mean(np.abs(found[0] - made.expected)[rest] <= 1.96 * found[1][rest]) <= 0.99
+
+
+def test_fits_of_a_few_numbers_take_one_thread(judged: Path) -> None:
+    """More would only spin; afterwards there are as many as before."""
+
+    def threads() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    seen: list[int] = []
+    with threadpool_limits(2, "blas"):
+        before = len(threads())
+        calibrate(judged, progress=lambda *_: seen.extend(threads()), **QUICK)
+        assert before and seen and set(seen) == {1}
+        assert set(threads()) == {2}
 
 
 def test_a_grader_who_is_right_each_time_has_errors_that_are_numbers(tmp_path: Path) -> None:
