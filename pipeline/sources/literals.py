@@ -88,6 +88,16 @@ def is_numpys_print(text: str) -> bool:
 _BRACKETS = frozenset('[{"')
 
 
+def spelled(value: Any) -> Any:
+    """The list or object that a table keeps as its text; all else as it is.
+
+    >>> spelled('[1, 2]'), spelled("[sic] a reply"), spelled("4")
+    ([1, 2], '[sic] a reply', '4')
+    """
+    found = structure(value) if isinstance(value, str) and value.lstrip()[:1] in _BRACKETS else value
+    return found if isinstance(found, list | dict) else value
+
+
 def structure(text: str) -> Any:
     """What a text spells as JSON, or as Python writes lists and dicts; None where it spells neither, or numpy printed it. Of a structure
     that was written as JSON twice or more often, the structure.

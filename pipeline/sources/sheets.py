@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import NumberedRow, Source
 from mmpo.pipeline.sources.literals import NUMPYS_PRINT, comma_hint, is_numpys_print, plain_number, structure
 from mmpo.pipeline.storage.text_files import NumberCell
@@ -25,8 +26,11 @@ def typed(found: Iterable[NumberedRow], source: Source, decimal: str = ".") -> I
         yield number, {name: value_of(cell, kinds[name], decimal) if name in kinds and cell else cell for name, cell in row.items()}
 
 
-def mended(row: Mapping[str, Any], decimal: str) -> str:
-    """What would read a cell of a row that its format refused, where such a cell may be the reason; else ""."""
+def mended(row: Mapping[str, Any] | BadRow, decimal: str) -> str:
+    """What would read a cell of a row that its format refused, where such a cell may be the reason; else "", as of a row that was refused
+    before it was taken apart or joined with others."""
+    if isinstance(row, BadRow):
+        return ""
     texts = [(name, cell.strip()) for name, cell in row.items() if isinstance(cell, str)]
     lists = [f"{name}: {NUMPYS_PRINT}" for name, cell in texts if is_numpys_print(cell)]
     return "; ".join(lists + [f"{name}: {hint}" for name, cell in texts if (hint := comma_hint(cell, decimal))])

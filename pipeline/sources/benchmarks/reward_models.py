@@ -7,13 +7,14 @@ from typing import Any
 from mmpo.pipeline.metrics import listed_texts
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.literals import spelled
 from mmpo.pipeline.sources.messages import read_conversation
 from mmpo.pipeline.sources.published.ungraded import constant_margins
 
 
 def parse_lists(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions, name: str, group: str) -> None:
     """Add a prompt with its correct and incorrect replies, every correct one before every incorrect one."""
-    sides = [row.get("chosen"), row.get("rejected")]
+    sides = [spelled(row.get(name)) for name in ("chosen", "rejected")]
     for side, texts in zip(("chosen", "rejected"), sides):
         if not listed_texts(texts):
             raise BadRow("not_a_list", {side: repr(texts)[:80], "hint": f"{name} has lists of replies"})

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
-from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.literals import plain_number, structure
 from mmpo.pipeline.sources.messages import split_pair
 
 VOTES = "votes"
@@ -21,6 +21,7 @@ def parse_arena(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOpt
     chat, images, chats whose models had said different things before the last turn."""
     winner = _winner(row)
     order = row.get("evaluation_order")
+    order = plain_number(order, ".") if isinstance(order, str) else order
     if isinstance(order, (int, float)) and order > 1:
         raise BadRow("earlier_turns_missing", {"evaluation_order": order}, limited=False)
     sides = _conversation(row, "a"), _conversation(row, "b")
@@ -59,7 +60,9 @@ def _conversation(row: Mapping[str, Any], side: str) -> Any:
     given = row.get(f"conversation_{side}")
     if given is None and row.get("prompt") is not None:
         asked, said = (_listed(row.get(name)) for name in ("prompt", f"response_{side}"))
-        if len(asked) != len(said) or not all(isinstance(text, str) for text in (*asked, *said)):
+        if not all(isinstance(text, str) for text in (*asked, *said)):
+            raise BadRow("not_text", {"prompt": repr(asked)[:80], f"response_{side}": repr(said)[:80]}, limited=False)
+        if len(asked) != len(said):
             raise BadRow("lengths_differ", {"prompt": len(asked), f"response_{side}": len(said)}, limited=False)
         turns = (({"role": "user", "content": one}, {"role": "assistant", "content": other}) for one, other in zip(asked, said))
         return [message for turn in turns for message in turn]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import PLACE, FormatSample, NumberedRow, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.literals import spelled
 
 TURNS, LETTERS = ("first", "second", "third", "fourth"), "abcd"
 END_MARK = "<|end_of_text|>"
@@ -26,7 +27,7 @@ _UTTERANCE = (
 
 def parse_prism(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add every turn of a conversation with its replies, each graded 1-100 by the one person who had it."""
-    history = row.get("conversation_history")
+    history = spelled(row.get("conversation_history"))
     if not isinstance(history, list) or not all(isinstance(one, Mapping) for one in history):
         raise BadRow("not_a_list", {"conversation_history": repr(history)[:80]})
     if row.get("user_id") is None:
@@ -89,7 +90,7 @@ def join_utterances(found: Iterable[NumberedRow]) -> Iterator[tuple[int, Mapping
     """Rows of one reply each as rows of one conversation each, under the number of its first reply; conversations as they are."""
     conversations: dict[Any, tuple[int, list[dict[str, Any]]]] = {}
     for number, row in found:
-        if "conversation_history" in row:
+        if row.get("conversation_history") is not None or "user_prompt" not in row:
             yield number, row
         else:
             told = {name: row.get(name) for name in _UTTERANCE} | {PLACE: number}

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
-from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.literals import spelled, structure
 from mmpo.pipeline.sources.messages import read_conversation, read_reply
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -26,7 +26,7 @@ def parse_helpsteer(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
     out.prompt(read_marked_turns(row.get("prompt")))
     reply = out.completion(row.get("response"))
     for aspect in ASPECTS:
-        value = row.get(aspect)
+        value = spelled(row.get(aspect))
         graded = numbered(value) if isinstance(value, list) else [(PEOPLE, value)]
         for rater, score in graded:
             if score is None:

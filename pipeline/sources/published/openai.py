@@ -5,6 +5,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
+from mmpo.pipeline.sources.literals import spelled
 
 PEOPLE = "annotators"
 CENTRED = 1e-6
@@ -13,11 +14,11 @@ AXES = ("overall", "accuracy", "coverage", "coherence")
 
 def parse_webgpt(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a question with two answers and how much better the first one is: its score, of which the second's is the opposite."""
-    question = row.get("question")
+    question = spelled(row.get("question"))
     scores = [as_number(row.get(f"score_{side}"), f"score_{side}") for side in (0, 1)]
     if abs(sum(scores)) > CENTRED:
         raise BadRow("scores_not_opposite", {"score_0": scores[0], "score_1": scores[1]}, limited=False)
-    out.prompt(question.get("full_text") if isinstance(question, Mapping) else question)  # type: ignore[arg-type]
+    out.prompt(question["full_text"] if isinstance(question, Mapping) and "full_text" in question else row.get("question"))  # type: ignore[arg-type]
     first, second = (out.completion(row.get(f"answer_{side}")) for side in (0, 1))
     out.comparison(first, second, scores[0], rater=options.rater or PEOPLE, kind=options.kind or "human", limit=1.0)
     out.extra({"dataset": question.get("dataset") if isinstance(question, Mapping) else None})
@@ -25,9 +26,9 @@ def parse_webgpt(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOp
 
 def parse_summarize(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a text with two summaries and a worker's choice, or with one summary and a worker's grades 1-7 (the axis evaluations)."""
-    info, worker = row.get("info"), str(row.get("worker") or options.rater or PEOPLE)
+    info, worker = spelled(row.get("info")), str(row.get("worker") or options.rater or PEOPLE)
     out.prompt(summary_prompt(info if isinstance(info, Mapping) else {}))
-    summary = row.get("summary")
+    summary = spelled(row.get("summary"))
     if isinstance(summary, Mapping):
         reply = out.completion(summary.get("text"), summary.get("policy"))
         axes = summary.get("axes")
@@ -42,7 +43,7 @@ def parse_summarize(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
             else:
                 out.rating(reply, value, rater=worker, kind="human", aspect=aspect, low=1.0, high=7.0)
         return
-    summaries, choice = row.get("summaries"), row.get("choice")
+    summaries, choice = spelled(row.get("summaries")), row.get("choice")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(one, Mapping) for one in summaries):
         raise BadRow("not_a_list", {"summaries": repr(summaries)[:80], "hint": "two objects with text and policy"})
     if isinstance(choice, bool) or choice not in (0, 1):

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import PLACE, FormatSample, NumberedRow, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder, as_number
+from mmpo.pipeline.sources.literals import spelled
 from mmpo.pipeline.sources.messages import read_conversation
 
 WORST = 7
@@ -19,7 +20,7 @@ _NEXT_TURN = re.compile(r"\n\n(?:Human|Assistant):")
 def parse_nectar(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a prompt with its answers, each graded 8 - rank. Known defect: answers that go on with a turn of the user (cut off there under
     fix_known_defects)."""
-    answers = row.get("answers")
+    answers = spelled(row.get("answers"))
     if not isinstance(answers, list):
         raise BadRow("not_a_list", {"answers": repr(answers)[:80]})
     out.prompt(read_conversation(row.get("prompt")))
@@ -49,7 +50,7 @@ def _add_answer(one: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
 
 def parse_oasst(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add, of a tree of messages, every message that has ranked replies by an assistant, with all that was said before it."""
-    root = row.get("prompt")
+    root = spelled(row.get("prompt"))
     if not isinstance(root, Mapping):
         raise BadRow("not_an_object", {"prompt": type(root).__name__})
     if root.get("parent_id") is not None:

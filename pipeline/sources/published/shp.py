@@ -35,6 +35,8 @@ def parse_shp(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptio
 def _check_label(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """labels = 1 says that comment A is preferred; equal votes fit both."""
     label, a, b = row.get("labels"), row.get("score_A"), row.get("score_B")
+    if label is not None and label not in (0, 1):
+        raise BadRow("unknown_winner", {"labels": repr(label)[:80], "known": [0, 1]})
     numbers = all(isinstance(score, (int, float, Decimal)) for score in (a, b))
     if label is None or not numbers or a == b or (a > b) == (label == 1):  # type: ignore[operator]
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import BadRow, FeedbackBuilder
+from mmpo.pipeline.sources.literals import spelled
 from mmpo.pipeline.sources.messages import split_pair
 
 RATER = "gpt-4"
@@ -21,7 +22,7 @@ NOT_APPLICABLE = {"n/a", "na", "none", "not applicable", ""}
 
 def parse_ultrafeedback(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a prompt with its completions: `overall` on 1-10, and each annotated aspect on 1-5."""
-    completions = row.get("completions")
+    completions = spelled(row.get("completions"))
     if not isinstance(completions, list):
         raise BadRow("malformed_row", {"completions": type(completions).__name__})
     out.prompt(row.get("instruction"))  # type: ignore[arg-type]  # what is no text, the builder refuses
@@ -41,9 +42,10 @@ def _add(completion: Any, out: FeedbackBuilder, options: SourceOptions) -> None:
     if not isinstance(completion, Mapping):
         raise BadRow("not_an_object", {"completion": type(completion).__name__})
     index = out.completion(completion.get("response"), completion.get("model"))
-    annotations = completion.get("annotations")
+    annotations = spelled(completion.get("annotations"))
     fine: list[float] = []
     for aspect, annotated in (annotations if isinstance(annotations, Mapping) else {}).items():
+        annotated = spelled(annotated)
         for one in annotated if isinstance(annotated, list) else [annotated]:
             if not isinstance(one, Mapping):
                 continue
@@ -145,7 +147,7 @@ LAYOUTS = (
 def parse_ultrafeedback_binarized(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add a pair as two ratings. Known defects: chosen scored lower (kept as the scores say under fix_known_defects),
     identical texts, different prompts inside chosen and rejected."""
-    layout = next((layout for layout in LAYOUTS if layout[0] in row), None)
+    layout = next((one for one in LAYOUTS if row.get(one[0]) is not None), next((one for one in LAYOUTS if one[0] in row), None))
     if layout is None:
         raise BadRow("missing_column", {"missing": LAYOUTS[0][0]})
     chosen_column, rejected_column, low, high = layout

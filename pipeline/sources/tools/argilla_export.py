@@ -5,6 +5,7 @@ which answers were submitted; `to_datasets` does. A ranking's ranks are in neith
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,21 +38,27 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
         suggested = bool(row.get("suggestions"))
     else:
         older = _questions(row)
+        if any(name.endswith(RESPONSES) and value is not None for name, value in row.items()):
+            older = [name for name in older if row[name] is not None]  # in a table of both versions the other's columns are null
         texts = {name: value for name, value in row.items() if not BESIDE.search(name) and name not in older}
         given = _of_version_1(row, older) if older else _of_frames(row)
         suggested = any(value is not None for name, value in row.items() if name.endswith(SUGGESTED))
     if suggested:
         count("suggestions_left_out")
-    people: dict[str, dict[str, Any]] = {}
-    status: dict[str, str | None] = {}
+    people: dict[tuple[str | None, int], dict[str, Any]] = {}
+    status: dict[tuple[str | None, int], str | None] = {}
+    answered: Counter[tuple[str, str | None]] = Counter()
     for question, value, user, state in given:
-        people.setdefault(user, {})[question] = value
-        status[user] = state
+        person = user, answered[question, user]  # of people whose accounts are gone there may be several, all without an id
+        answered[question, user] += 1
+        people.setdefault(person, {})[question] = value
+        status[person] = state
     if not people:
         yield 0, BadRow("not_annotated", {"id": row.get("id")}, limited=False)
     asked = asked_columns(options)
-    for user, answers in people.items():
-        state, about = status[user], {"id": row.get("id"), "user_id": user}
+    for person, answers in people.items():
+        user, state = person[0], status[person]
+        about = {"id": row.get("id"), "user_id": user}
         lists = [question for question, value in answers.items() if question in asked and isinstance(value, list)]
         if state is None and row.get("status") != "completed":
             yield 0, BadRow("status_unknown", {**about, "hint": STATUS_HINT}, limited=False)
@@ -69,8 +76,12 @@ def unfold_argilla(row: Mapping[str, Any], options: SourceOptions, count: Callab
             yield 0, {**texts, **answers, "user_id": user}
 
 
-_Given = list[tuple[str, Any, str, str | None]]
+_Given = list[tuple[str, Any, str | None, str | None]]
 """Question, value, user and status (None: not known) of each answer."""
+
+
+def _user(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _of_records(row: Mapping[str, Any]) -> _Given:
@@ -82,7 +93,7 @@ def _of_records(row: Mapping[str, Any]) -> _Given:
         }
         raise BadRow("not_an_object", told)
     return [
-        (name, one.get("value"), str(one.get("user_id")), one.get("status"))
+        (name, one.get("value"), _user(one.get("user_id")), one.get("status"))
         for name, many in responses.items()
         for one in map(as_object, as_list(many))
     ]
@@ -105,7 +116,9 @@ def _of_version_1(row: Mapping[str, Any], questions: Sequence[str]) -> _Given:
         if isinstance(cell, Mapping):  # older releases of datasets turn a list of objects into an object of lists
             keys, columns = list(cell), [as_list(one) for one in cell.values()]
             cell = [dict(zip(keys, values)) for values in zip(*columns)]
-        given += [(question, one.get("value"), str(one.get("user_id")), one.get("status")) for one in map(as_object, as_list(cell))]
+        given += [
+            (question, one.get("value"), _user(one.get("user_id")), one.get("status")) for one in map(as_object, as_list(cell))
+        ]
     return given
 
 
@@ -127,12 +140,12 @@ def _of_frames(row: Mapping[str, Any]) -> _Given:
         if not len(as_list(values)) == len(as_list(users)) == len(as_list(states)):
             told = {"values": repr(values)[:80], "users": repr(users)[:80], "status": repr(states)[:80]}
             raise BadRow("lengths_differ", {**told, "hint": "CSV spoils lists of lists: export as JSON or Parquet"})
-        given += zip([question] * len(values), values, map(str, users), states)
+        given += zip([question] * len(values), values, map(_user, users), states)
     return given
 
 
 def _cell(value: Any) -> Any:
-    """A list as it is, as JSON, or as NumPy prints it in CSV: [5 2], ['a' 'b']; of lists inside it as many texts."""
+    """A list as it is, as JSON, or as Python and NumPy print it in CSV: [{...}], [5 2], ['a' 'b']; of lists inside it as many texts."""
     if not isinstance(value, str):
         return value
     try:
@@ -140,6 +153,8 @@ def _cell(value: Any) -> Any:
     except orjson.JSONDecodeError:  # Python would join what NumPy prints side by side
         pass
     inner = value.strip().removeprefix("[").removesuffix("]")
+    if inner[:1] == "{":
+        return structure(value) or structure(re.sub(r"\}\s+\{", "}, {", value))
     if "array(" in inner:
         return [[part] for part in inner.split("array(")[1:]]
     if _QUOTED.search(inner):

@@ -14,7 +14,7 @@ from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.cells import below_other
-from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.literals import spelled, structure
 from mmpo.pipeline.sources.messages import read_conversation, read_reply, split_pair, with_system
 from mmpo.pipeline.sources.tools.answers import as_note
 
@@ -32,7 +32,7 @@ def parse_distilabel(row: Mapping[str, Any], out: FeedbackBuilder, options: Sour
     """Add a prompt with its replies and their grades, or a pair with both."""
     prompt = next((row[name] for name in ("instruction", "prompt", "messages", "input") if row.get(name) is not None), None)
     by = {"rater": options.rater or str(row.get("model_name") or "distilabel"), "kind": options.kind or "ai"}
-    replies = row.get("generations") if row.get("generations") is not None else row.get("responses")
+    replies = spelled(row.get("generations") if row.get("generations") is not None else row.get("responses"))
     if replies is None:
         _pair(row, prompt, out, options, by)
         return
@@ -73,6 +73,9 @@ def _rate(out: FeedbackBuilder, index: int, grade: Any, note: str | None, by: di
     if grade is None:
         out.reject("no_grade", unit="grade", limited=False)
         return
+    if isinstance(grade, str):
+        spelled = _NUMBER.fullmatch(grade)
+        grade = float(spelled[1]) if spelled else grade
     if isinstance(grade, str):
         out.reject("not_applicable", unit="grade", limited=False, evidence={"rating": grade[:80]})
         return
@@ -128,7 +131,7 @@ def _rated(piece: str) -> tuple[str | None, str | None]:
 
 def _listed_grades(row: Mapping[str, Any], count: int, out: FeedbackBuilder) -> list[Grade]:
     """The grades as distilabel has them. Raises BadRow lengths_differ; place_unknown, where a null stands before a grade."""
-    given = row.get("ratings") if row.get("ratings") is not None else row.get("scores")
+    given = spelled(row.get("ratings") if row.get("ratings") is not None else row.get("scores"))
     if given is None:
         return [(None, None)] * count
     if not isinstance(given, list):

@@ -11,6 +11,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.literals import spelled
 from mmpo.pipeline.sources.tools.answers import as_note
 
 LOW, HIGH = 1.0, 10.0
@@ -33,17 +34,17 @@ def parse_fastchat(row: Mapping[str, Any], out: FeedbackBuilder, options: Source
 
     Raises BadRow: no_texts, second_turn, texts_not_found, marks_in_texts, unread_judgment.
     """
-    judge = row.get("judge")
+    judge = spelled(row.get("judge"))
     by = {
         "rater": options.rater or str(judge[0] if isinstance(judge, list) and judge else judge or "judge"),
         "kind": options.kind or "ai",
     }
-    if "answer1_id" in row:
+    if row.get("answer1_id") is not None:
         hint = (
             "reviews hold no texts: join them with question.jsonl and the answers, and read the table with --format jsonl --columns"
         )
         raise BadRow("no_texts", {"question_id": row.get("question_id"), "hint": hint})
-    if "g1_winner" in row:
+    if row.get("g1_winner") is not None or row.get("model_1") is not None:
         _pair(row, out, by)
     else:
         _single(row, out, by)

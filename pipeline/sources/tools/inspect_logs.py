@@ -10,12 +10,14 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.literals import plain_number
 from mmpo.pipeline.sources.messages import read_reply
 from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 from mmpo.pipeline.storage.archives.eval_logs import STILL_WRITTEN
 
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-"""What inspect_ai itself makes of them in its means."""
+WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+"""What inspect_ai itself makes of letters and (in any case) of words in its means."""
 ATTACHED = "attachment://"
 
 
@@ -29,6 +31,10 @@ def unfold_inspect(row: Mapping[str, Any], options: SourceOptions, count: Callab
         raise UserError(STILL_WRITTEN)
     if not isinstance(samples, list):
         raise UserError("the log has no samples, only its header: `inspect log dump LOG` without --header-only writes all")
+    names = {str(name) for sample in samples for name in as_object(as_object(sample).get("scores"))}
+    about = (
+        about if as_list(about.get("scorers")) else {**about, "scorers": [{"name": name} for name in sorted(names)]}
+    )  # older logs
     for place, sample in enumerate(samples):
         if row.get("status") not in (None, "success"):
             count("evaluation_not_completed")
@@ -70,7 +76,7 @@ def parse_inspect(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceO
         by = {"rater": options.rater or graded_by or name, "kind": options.kind or machine}
         if score.get("history"):
             out.count("corrected_scores")
-        aspect = name if len(scores) > 1 else "overall"
+        aspect = name if max(len(scores), len(scorers)) > 1 else "overall"
         note = as_note(score.get("explanation"))
         for inner, one in value.items() if isinstance(value, Mapping) else [(None, value)]:
             _rate(out, index, one, {**by, "aspect": aspect if inner is None else inner}, note, {**where, "scorer": name}, options)
@@ -90,8 +96,11 @@ def _rate(
     if value is None or value != value:
         out.reject("no_verdict", unit="grade", limited=False, evidence={**where, "explanation": (note or "")[:200]})
         return
-    if isinstance(value, bool) or (isinstance(value, str) and value in LETTERS):
-        value, low, high = LETTERS[value] if isinstance(value, str) else float(value), 0.0, 1.0
+    if isinstance(value, bool):
+        value, low, high = float(value), 0.0, 1.0
+    elif isinstance(value, str):
+        check, number = LETTERS.get(value, WORDS.get(value.lower())), plain_number(value, ".")
+        value, low, high = (check, 0.0, 1.0) if check is not None else (value if number is None else number, low, high)
     try:
         out.rating(index, value, **by, low=low, high=high, note=note)
     except BadRow as error:
@@ -173,7 +182,7 @@ INSPECT = Source(
         ),
     ),
     unfold=unfold_inspect,
-    range="0 to 1 for letters (I and N 0, P 0.5, C 1) and checks; numbers as the scorer gives them",
+    range="0 to 1 for letters (I and N 0, P 0.5, C 1) and checks (true, yes); numbers as the scorer gives them",
     direction="C is better than P, P than I; of numbers the higher",
     traps={
         "no verdict": "a judge without a verdict leaves the literal NaN, which is left out of the mean",

@@ -28,7 +28,8 @@ UNRANKED = "_"
 def unfold_label_studio(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
     """A row per annotation: the task's data, each tag's answer under the tag's name, `annotator` and `annotation_id`.
 
-    BadRow: skipped, draft, empty_annotation, not_annotated; of a whole task not_an_object, unknown_result_type.
+    BadRow: skipped, draft, empty_annotation, not_annotated, answered_twice, ranked_twice; of a whole task not_an_object,
+    unknown_result_type.
     """
     if "annotations" not in row and "completions" in row and "data" in row:
         raise UserError("the key `completions` is Label Studio's before 1.0: export the project anew from a current version")
@@ -79,6 +80,9 @@ def _answers(
             raise BadRow(
                 "name_taken", {"from_name": name, "hint": "a tag and a key of the task's data have one name; rename the tag"}
             )
+        if name in answers:
+            hint = "a tag that is asked of every region has an answer for each, and nothing says for which reply: one tag a reply"
+            raise BadRow("answered_twice", {"from_name": name, "annotation": annotation.get("id"), "hint": hint})
         if kind == "textarea":
             count("remarks_left_out")
         else:
@@ -140,8 +144,11 @@ def _read_value(name: str, value: Any, data: Mapping[str, Any], options: SourceO
     if name != options.columns.get("scores", DEFAULTS["scores"]):
         return None
     given = value.value if isinstance(value.value, Mapping) else {"rank": value.value}
-    lists = {name: as_list(ids) for name, ids in given.items()}
+    lists = {name: list(map(str, as_list(ids))) for name, ids in given.items()}
     placed = [one for ids in lists.values() for one in ids]
+    if len(set(placed)) < len(placed):
+        hint = "an item has one place in a ranking, and stands in one bucket"
+        raise BadRow("ranked_twice", {"ranker": repr(value.value)[:200], "hint": hint})
     items = next(_items(placed, data), None)
     if items is None:
         hint = "no list in the task's data has items with these `id`s: export tasks and answers together"
@@ -150,20 +157,20 @@ def _read_value(name: str, value: Any, data: Mapping[str, Any], options: SourceO
         ranked = lists.get("rank", [])
         if ranked == items:
             count("ranking_in_display_order")
-        worth = {str(one): float(len(items) - place) for place, one in enumerate(ranked)}
+        worth = {one: float(len(items) - place) for place, one in enumerate(ranked)}
     else:
         unknown = [name for name in lists if name not in options.gap_of and name != UNRANKED]
         if unknown:
             hint = "--gap-of BUCKET=SCORE,... says what each bucket is worth"
             raise BadRow("unknown_bucket", {"buckets": unknown, "known": list(options.gap_of), "hint": hint})
-        worth = {str(one): options.gap_of[name] for name, ids in lists.items() if name != UNRANKED for one in ids}
-    return [worth.get(str(one)) for one in items]
+        worth = {one: options.gap_of[name] for name, ids in lists.items() if name != UNRANKED for one in ids}
+    return [worth.get(one) for one in items]
 
 
-def _items(placed: list[Any], data: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The ids of the lists in a task's data that hold all the ids."""
+def _items(placed: list[str], data: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The ids, as texts, of the lists in a task's data that hold all the ids."""
     for value in data.values():
-        ids = [as_object(one).get("id") for one in as_list(value)]
+        ids = [str(as_object(one).get("id")) for one in as_list(value)]
         if ids and all(one in ids for one in placed):
             yield ids
 

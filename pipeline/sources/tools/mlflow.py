@@ -16,8 +16,12 @@ from mmpo.pipeline.sources.tools.answers import answers_reader, as_object
 
 KINDS = {"HUMAN": "human", "LLM_JUDGE": "ai", "AI_JUDGE": "ai", "CODE": "reward_model"}
 """Who assesses, as MLflow and as we call it; code that gives a score is a model of rewards."""
+WORDS = {"yes": 1.0, "no": 0.0}
+"""What MLflow's own judges say, as MLflow itself takes it in its means."""
 TEXTS = {"prompt": "request", "completion": "response"}
 INSIDE = tuple(f"{column}{mark}" for column in TEXTS.values() for mark in ".[")
+OWN = ("rater", "kind")
+"""What the rows have beside a trace's columns and the feedback."""
 NAMES = ("assessment_name", "name")
 """Under what an assessment's name stands: in search_traces(), and in a trace's own JSON."""
 
@@ -25,7 +29,7 @@ NAMES = ("assessment_name", "name")
 def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
     """A row per assessor of a trace: the trace's columns, each feedback under its name, `rater` and `kind`.
 
-    BadRow: superseded, expectation, judge_failed, no_value, no_name, not_assessed; of a whole trace trace_STATE, not_text.
+    BadRow: superseded, expectation, judge_failed, no_value, no_name, name_taken, not_assessed; of a whole trace trace_STATE, not_text.
     """
     given = row.get("assessments")
     given = structure(given) if isinstance(given, str) else given
@@ -46,14 +50,22 @@ def unfold_mlflow(row: Mapping[str, Any], options: SourceOptions, count: Callabl
             keys = list(texts[column])
             raise BadRow("not_text", {column: keys[:8], "hint": f"--columns {name}={column}.KEY names the text inside"})
     people: dict[tuple[str, str], dict[str, list[Any]]] = {}
+    overridden = {str(one["overrides"]) for one in given if one.get("overrides")}
+    words = {word.strip().casefold() for word in options.gap_of}
     for one in given:
-        value, error = _value(one)
+        value, error = _value(one) if str(one.get("assessment_id")) not in overridden else (None, "superseded")
+        word = value.strip().casefold() if isinstance(value, str) else ""
+        value = WORDS.get(word, value) if word not in words else value
         if error:
             yield 0, BadRow(error, {name: one[name] for name in (*NAMES, "assessment_id") if name in one}, limited=False)
             continue
         name = next((str(one[name]) for name in NAMES if one.get(name) is not None), None)
         if name is None:
             yield 0, BadRow("no_name", {"assessment": list(one)[:8], "hint": f"an assessment is named by {' or '.join(NAMES)}"})
+            continue
+        if name in texts or name in OWN:
+            hint = "an assessment and a column of the trace have one name: rename one of them in the file"
+            yield 0, BadRow("name_taken", {"assessment": name, "hint": hint}, limited=False)
             continue
         source = as_object(one.get("source"))
         by = str(source.get("source_id") or ""), str(source.get("source_type") or "")
@@ -117,7 +129,7 @@ MLFLOW = Source(
         ),
     ),
     unfold=unfold_mlflow,
-    range="as the feedback has it; a passed check is 1, a failed one 0",
+    range="as the feedback has it; a passed check (true, yes) is 1, a failed one (false, no) 0",
     direction="higher is better",
     traps={
         "corrections": "a corrected rating stays beside its correction, with `valid: false`",

@@ -14,6 +14,7 @@ from typing import Any
 from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.builder import FeedbackBuilder
+from mmpo.pipeline.sources.literals import spelled
 from mmpo.pipeline.sources.messages import read_conversation
 from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
 
@@ -24,7 +25,12 @@ MODEL_GRADED = re.compile(
 UNREAD = ("Could not extract JSON", "No output", "API error", "API call error", "Invalid response")
 """How the reason begins where the judge's reply could not be read."""
 PASSED = ("All assertions passed", "Assertion passed")
-_OUTPUT = re.compile(r"\[(?P<provider>.+?)\] (?P<template>.+)", re.DOTALL)
+_OUTPUT = re.compile(r"\[(?P<provider>.+?)\] (?:\[eval-[^\]]*\] )?(?P<template>.+)", re.DOTALL)
+_OF_FILE = re.compile(r"(?:[^:\n]+: )?[^\s:]+\.(?:txt|md|jsonl?|ya?ml|csv|j2|py|[cm]?[jt]s)\b: ")
+_FORMULA = re.compile(r"'(?=[\s\u200b-\u200d]*[=@+-])")
+"""What stands before a cell that a spreadsheet would take for a formula."""
+_AGAIN = re.compile(r" \d+$")
+"""By what a heading that stands there again is told from the first."""
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
@@ -45,34 +51,51 @@ def unfold_promptfoo(row: Mapping[str, Any], options: SourceOptions, count: Call
 
 
 def _of_sheet(row: Mapping[str, Any], count: Callable[[str], None]) -> list[Mapping[str, Any] | BadRow]:
-    """The outputs of a test in CSV: each column `[provider] template` and the five behind it."""
+    """The outputs of a test in CSV: each column `[provider] template` and those behind it, up to the next one."""
     names, found = list(row), []
-    variables = {
-        name: row[name] or "" for name in names[: next((at for at, name in enumerate(names) if _OUTPUT.fullmatch(name)), 0)]
-    }
-    for at, name in enumerate(names):
-        output = _OUTPUT.fullmatch(name)
-        if output is None or at + 4 >= len(names) or not names[at + 1].startswith("Status"):
+    outputs = [at for at, name in enumerate(names[:-2]) if _OUTPUT.fullmatch(name) and names[at + 1].startswith("Status")]
+    if not outputs:
+        hint = "each output has a column `[provider] template` with a column Status behind it: export anew, as CSV or as JSON"
+        raise BadRow("no_output", {"columns": names[:8], "hint": hint})
+    variables = {name: _unmarked(row[name]) for name in names[: outputs[0]]}
+    for at, end in zip(outputs, [*outputs[1:], len(names)]):
+        name, beside = names[at], {_AGAIN.sub("", heading): heading for heading in names[at + 1 : end]}
+        once = _AGAIN.sub("", name)
+        output = _OUTPUT.fullmatch(once if once in names[:at] else name)
+        assert output is not None
+        template = output["template"]
+        prompt = _VARIABLE.sub(lambda one: variables.get(one[1], one[0]), template)
+        if (
+            "{{" in prompt
+            or "{%" in prompt
+            or _OF_FILE.match(template)
+            or ("{{" not in template and variables.keys() - {"Description"})
+        ):
+            hint = "CSV has only the prompts' labels, and this one is no template that names the variables alone: export as JSON"
+            found.append(BadRow("template", {"prompt": template[:200], "hint": hint}))
             continue
-        prompt = _VARIABLE.sub(lambda one: variables.get(one[1], one[0]), output["template"])
-        if "{{" in prompt or "{%" in prompt:
-            hint = "CSV has only the templates, and this one does more than name variables: export as JSON"
-            found.append(BadRow("template", {"prompt": output["template"][:200], "hint": hint}))
+        score, reason = (row.get(beside.get(heading, "")) for heading in ("Score", "Grader Reason"))
+        if row[names[at + 1]] == "ERROR":
+            error = {"prompt": prompt[:80], "provider": output["provider"], "error": str(row[name] or reason)[:200]}
+            found.append(BadRow("provider_error", error, limited=False))
             continue
-        score = row[names[at + 2]]
         count("rounded_scores")
-        reason = row[names[at + 4]]
         graded = {"score": float(score) if score and re.fullmatch(r"-?[\d.]+", score) else score, "reason": reason}
-        response = {"output": row[name]}
+        response = {"output": _unmarked(row[name]) or None}
         found.append({"prompt": {"raw": prompt}, "provider": output["provider"], "response": response, "gradingResult": graded})
     return found
+
+
+def _unmarked(cell: str | None) -> str:
+    """A cell's text without the mark that keeps spreadsheets from taking it for a formula."""
+    return _FORMULA.sub("", cell or "", count=1) if (cell or "")[:1] == "'" else cell or ""
 
 
 def parse_promptfoo(row: Mapping[str, Any], out: FeedbackBuilder, options: SourceOptions) -> None:
     """Add an output and its scores."""
     where = {name: row.get(name) for name in ("id", "testIdx", "promptIdx")}
-    prompt, provider = row.get("prompt"), row.get("provider")
-    response, graded = as_object(row.get("response")), as_object(row.get("gradingResult"))
+    prompt, provider = (spelled(row.get(name)) for name in ("prompt", "provider"))
+    response, graded = (as_object(spelled(row.get(name))) for name in ("response", "gradingResult"))
     if response.get("output") is None:
         error = response.get("error") or row.get("error")
         raise BadRow("provider_error" if error else "no_output", {**where, "error": str(error)[:200]}, limited=False)
@@ -82,7 +105,7 @@ def parse_promptfoo(row: Mapping[str, Any], out: FeedbackBuilder, options: Sourc
     if not isinstance(text, str):
         text = json.dumps(text, ensure_ascii=False)
         out.count("output_as_json")
-    raw = prompt.get("raw") if isinstance(prompt, Mapping) else prompt
+    raw = prompt["raw"] if isinstance(prompt, Mapping) and "raw" in prompt else row.get("prompt")
     out.prompt(read_conversation(raw))
     name = provider.get("label") or provider.get("id") if isinstance(provider, Mapping) else provider
     index = out.completion(text, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from folders import write_rows
-from source_cases import collected, graded_texts, reasons
+from source_cases import collected, graded_texts, reasons, ultrafeedback
 
 from mmpo.pipeline.sources import SOURCES, fitting
 
@@ -48,6 +48,71 @@ def test_layouts_mixed_in_one_file_are_all_read_and_foreign_rows_counted_with_th
     assert sorted(graded_texts(result), key=str) == sorted(alone, key=str)
     [told] = [one for one in result.rejects.to_pylist() if one["row"] == len(rows) + 1]
     assert (told["file"].endswith("mixed.jsonl"), told["unit"], result.dropped) == (True, "line", 1)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("format", sorted({name for name, place in SAMPLES if place}))
+def test_layouts_mixed_in_a_table_leave_each_other_s_columns_empty(tmp_path: Path, format: str, suffix: str) -> None:
+    layouts = [rows_of(format, place) for place in range(len(SOURCES[format].samples))]
+    alone = [grade for rows in layouts for grade in graded_texts(collected(write_rows(tmp_path / "rows.jsonl", rows), format))]
+    rows = [row for rows in layouts for row in rows]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    path = write_rows(tmp_path / f"rows.{suffix}", [{name: row.get(name) for name in columns} for row in rows])
+    assert sorted(graded_texts(collected(path, format)), key=str) == sorted(alone, key=str)
+
+
+@pytest.mark.parametrize(("format", "place"), SAMPLES)
+def test_a_list_or_an_object_that_a_table_keeps_as_text_is_read(tmp_path: Path, format: str, place: int) -> None:
+    rows = rows_of(format, place)
+    found = graded_texts(collected(write_rows(tmp_path / "rows.jsonl", rows), format))
+    for name in dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, list | dict)):
+        kept = [{**row, name: json.dumps(row[name])} for row in rows]
+        assert graded_texts(collected(write_rows(tmp_path / "rows.jsonl", kept), format)) == found, name
+
+
+def test_ratings_that_stand_as_text_inside_a_completion_are_read(tmp_path: Path) -> None:
+    """Else a 10 that was a 1 is taken for a 10."""
+    rated = {"honesty": {"Rating": "1"}}
+    rows = [
+        ultrafeedback(overall_score=10, annotations=kept) for kept in (json.dumps(rated), {"honesty": json.dumps({"Rating": "1"})})
+    ]
+    result = collected(write_rows(tmp_path / "rows.jsonl", rows), "ultrafeedback")
+    assert graded_texts(result) == [("Ask", "reply", 1.0, "gpt-4", "honesty")] * 2
+    assert reasons(result) == {"ten_for_one": 2}
+
+
+VOTE = {"model_a": "m", "model_b": "n", "winner": "model_a", "conversation_a": [], "conversation_b": []}
+LISTED = {
+    "model_a": "m",
+    "model_b": "n",
+    "winner_model_a": 1,
+    "winner_model_b": 0,
+    "winner_tie": 0,
+    "prompt": '["Ask"]',
+    "response_b": '["b"]',
+}
+SHP = {"history": "Ask", "human_ref_A": "a", "human_ref_B": "b", "score_A": 5, "score_B": 2}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "reason"),
+    [
+        ("arena", {**VOTE, "evaluation_order": "2"}, "earlier_turns_missing"),
+        ("arena", {**LISTED, "response_a": "[null]"}, "not_text"),
+        ("shp", {**SHP, "labels": "1"}, "unknown_winner"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said_by_its_name(tmp_path: Path, format: str, row: dict[str, Any], reason: str) -> None:
+    assert reasons(collected(write_rows(tmp_path / "rows.jsonl", [row]), format)) == {reason: 1}
+
+
+@pytest.mark.parametrize(("format", "place"), [("oasst", 1), ("prism", 1)])
+def test_a_row_of_a_table_that_can_not_be_joined_is_counted(tmp_path: Path, format: str, place: int) -> None:
+    rows = rows_of(format, place)
+    found = graded_texts(collected(write_rows(tmp_path / "rows.jsonl", rows), format))
+    bad = {**rows[-1], "turn": None}
+    result = collected(write_rows(tmp_path / "rows.csv", [*rows, bad]), format)
+    assert graded_texts(result) == found and reasons(result) == {"message_twice" if format == "oasst" else "malformed_turn": 1}
 
 
 def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -300,6 +300,89 @@ def test_layouts_of_several_versions_stand_in_one_file(tmp_path: Path, format: s
     assert (result.counts["grade"], result.limited) == (grades, 0)
 
 
+GRADED, GAME = (SOURCES["fastchat"].samples[1].content[0], GAMES)
+V2 = frame(score=[5], users=["u"], status=["submitted"])
+TABLES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "argilla-export": ([older([("u", 4, "submitted")]), {**V2, "s-suggestion": None}, {"prompt": ASKED, "reply": GOOD}], QUALITY),
+    "fastchat": ([GRADED, GAME], {}),  # type: ignore[list-item]
+}
+
+
+@pytest.mark.parametrize("format", TABLES)
+def test_versions_in_one_table_leave_each_other_s_columns_empty(tmp_path: Path, format: str) -> None:
+    rows, columns = TABLES[format]
+    names = dict.fromkeys(name for row in rows for name in row)
+    alone = [grade for row in rows[:2] for grade in graded_texts(collected(written(tmp_path, row), format, columns=columns))]
+    result = collected(written(tmp_path, [{name: row.get(name) for name in names} for row in rows]), format, columns=columns)
+    assert graded_texts(result) == alone and alone
+
+
+V1 = [{"user_id": "u", "value": 5, "status": "submitted"}, {"user_id": "v", "value": 2, "status": "submitted"}]
+NOBODY = [{**one, "user_id": None} for one in V1]
+CELL = 'prompt,reply,s,s-suggestion\n{},{},"{}",\n'
+BOTH = [(ASKED, BAD, 5.0, "u", "overall"), (ASKED, BAD, 2.0, "v", "overall")]
+UNKNOWN = [(ASKED, BAD, 5.0, "export", "overall"), (ASKED, BAD, 2.0, "export", "overall")]
+STARS = {"completion": "answer1", "score": "stars"}
+INT_ITEMS = [{"id": 1, "body": BAD}, {"id": 2, "body": GOOD}]
+RANKED = [(ASKED, BAD, 1.0, "7", "overall"), (ASKED, GOOD, 2.0, "7", "overall")]
+TWO = {"a": {"value": "C"}, "b": {"value": "I"}}
+ONE_OF_TWO = log(sample(BAD, 0, scores=TWO), sample(GOOD, 0, epoch=2, scores={"a": {"value": "P"}}))
+OF_TWO = [(ASKED, BAD, 1.0, "a", "a"), (ASKED, BAD, 0.0, "b", "b"), (ASKED, GOOD, 0.5, "a", "a")]
+WORDS = [sample(f"r{place}", value) for place, value in enumerate(("yes", "False", "0", "0.25"))]
+HEAD = "{},Status,Score,Named Scores,Grader Reason,Comment"
+SAY = "q," + HEAD.format("[m] Say {{q}}") + "\n"
+METRIC = HEAD.format("[m] {{q}}").replace("Grader", "Metric: n,Grader")
+# What is easily read as something else, as TRAPS: format, content, columns, what is read, and what is left out.
+MORE: dict[str, tuple[str, Any, dict[str, Any], list[tuple[Any, ...]], dict[str, int]]] = {
+    "a tag answered twice": (LS, task(("rating", "stars", 2), ("rating", "stars", 5)), STARS, [], {"answered_twice": 1}),
+    "an item ranked twice": (LS, task(("ranker", "rank", ["b", "b", "a"]), items=ITEMS), RANK, [], {"ranked_twice": 1}),
+    "an item in two buckets": (LS, task(("ranker", "rank", {"x": ["b"], "y": ["b", "a"]}), items=ITEMS), RANK, [], {"ranked_twice": 1}),
+    "items with numbers": (LS, task(("ranker", "rank", ["2", "1"]), items=INT_ITEMS), RANK, RANKED, {}),
+    "people without ids": ("argilla-export", {"prompt": ASKED, "reply": BAD, "s": NOBODY, "s-suggestion": None}, QUALITY, UNKNOWN, {}),
+    "people without ids, in a frame": (
+        "argilla-export", frame(score=[5, 2], users=[None, None], status=["submitted"] * 2), QUALITY, UNKNOWN, {}),
+    "objects as Python prints them": ("argilla-export", CELL.format(ASKED, BAD, V1), QUALITY, BOTH, {}),
+    "objects as NumPy prints them": ("argilla-export", CELL.format(ASKED, BAD, str(V1).replace("}, {", "}\n {")), QUALITY, BOTH, {}),
+    "checks in words": (
+        "mlflow", [trace(feedback("yes")), trace(feedback("No"))], {"score": "s"},
+        [(ASKED, BAD, 1.0, "u", "overall"), (ASKED, BAD, 0.0, "u", "overall")], {}),
+    "an override": (
+        "mlflow", trace(feedback(1, assessment_id="x", valid=None), feedback(3, overrides="x")), {"score": "s"},
+        [(ASKED, BAD, 3.0, "u", "overall")], {"superseded": 1}),
+    "an assessment named as a column": (
+        "mlflow", trace(feedback("good", assessment_name="response"), feedback(3)), {"score": "s"},
+        [(ASKED, BAD, 3.0, "u", "overall")], {"name_taken": 1}),
+    "a scorer that is missing once": ("inspect", ONE_OF_TWO, {}, OF_TWO, {}),
+    "one that the header names": (
+        "inspect", {**ONE_OF_TWO, "eval": {"scorers": [{"name": "a"}, {"name": "b"}]}, "samples": ONE_OF_TWO["samples"][1:]}, {},
+        OF_TWO[2:], {}),
+    "values in words": (
+        "inspect", log(*WORDS), {}, [(ASKED, f"r{at}", score, "s", "overall") for at, score in enumerate((1.0, 0.0, 0.0, 0.25))], {}),
+    "an output of the same name": (
+        "promptfoo", f"q,{METRIC},{METRIC},{METRIC}\nx,a,PASS,0.50,,0.9,,,b,PASS,0.25,,,,,c,FAIL,0.00,,,,\n", {},
+        [("x", text, score, "promptfoo", "overall") for text, score in (("a", 0.5), ("b", 0.25), ("c", 0.0))], {}),
+    "texts marked as no formulas": (
+        "promptfoo", SAY + "'- x,'=1,PASS,0.50,,,\n'y',' z,PASS,0.25,,,\n", {},
+        [("Say - x", "=1", 0.5, "promptfoo", "overall"), ("Say 'y'", "' z", 0.25, "promptfoo", "overall")], {}),
+    "labels that are no templates": (
+        "promptfoo", f"q,{HEAD.format('[m] short')},{HEAD.format('[m] a/b.txt: Say {{q}}')}\nx,a,PASS,0.50,,,,b,PASS,0.50,,,\n", {}, [],
+        {"template": 2}),
+    "labels of a comparison": (
+        "promptfoo", SAY.replace("[m]", "[m] [eval-a]") + "x,a,PASS,0.50,,,\n", {}, [("Say x", "a", 0.5, "promptfoo", "overall")], {}),
+    "an error as output": ("promptfoo", SAY + "x,timed out,ERROR,0.00,,,\n", {}, [], {"provider_error": 1}),
+    "numbers as text": (
+        "distilabel", {**LISTED, "ratings": ["2", "5"]}, {}, [(ASKED, BAD, 2.0, "j", "overall"), (ASKED, GOOD, 5.0, "j", "overall")], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_what_is_easily_read_as_something_else(tmp_path: Path, case: str) -> None:
+    format, content, columns, expected, left_out = MORE[case]
+    result = collected(written(tmp_path, content), format, columns=columns, gap_of={"x": 1, "y": 0} if "buckets" in case else {})
+    assert graded_texts(result) == expected
+    assert reasons(result) == left_out
+
+
 def test_a_question_that_is_answered_seldom_is_found(tmp_path: Path) -> None:
     rows = [*[task(("choices", "other", ["x"]))] * 30, task(("pairwise", "pw", "right"))]
     result = collected(written(tmp_path, rows), "label-studio", columns=PW)
