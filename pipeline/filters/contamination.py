@@ -19,6 +19,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.filters.words import beginnings, keys_of, runs_of_words, words_of
 from mmpo.pipeline.sources.builder import BadRow
 from mmpo.pipeline.sources.cells import reader, top_column
+from mmpo.pipeline.sources.literals import NUMPYS_PRINT, is_numpys_print, spelled
 from mmpo.pipeline.sources.messages import ROLES, TOOL_ROLES, read_conversation, read_text
 from mmpo.pipeline.storage.files import digest
 from mmpo.pipeline.storage.inputs import resolve_inputs
@@ -167,8 +168,13 @@ def _is_empty(value: Any) -> bool:
 
 def _said(value: Any) -> list[str]:
     """The texts of a cell: a text, texts, or the user's messages of a conversation. Raises BadRow where there is none, or where one of
-    them is no text."""
+    them is no text, or numpy printed them."""
     value = read_conversation(value)
+    if isinstance(value, str) and is_numpys_print(value):
+        raise BadRow("numpys_print", {"hint": NUMPYS_PRINT})
+    inside = spelled(value)  # turns that a table keeps as one text
+    if isinstance(inside, list) and inside and all(isinstance(one, str | Mapping) for one in inside):
+        value = inside
     found = []
     for one in value if isinstance(value, list | tuple) else [value]:
         if isinstance(one, Mapping):
