@@ -86,12 +86,16 @@ def rater_warnings(build: ResolvedBuild) -> list[str]:
     """What the user should know of the raters and their scales, one sentence each."""
     found = _of_scales(build)
     what = "grade" if build.rules.evidence == "ratings" else "gap"
-    flat_raters = [group.rater for group in build.groups if _same_grades(build, group)]
-    if flat_raters and what == "gap" and len(flat_raters) == len(build.groups):
+    alike = [group for group in build.groups if _same_grades(build, group)]
+    varied = {group.rater for group in build.groups if group not in alike}
+    if alike and what == "gap" and len(alike) == len(build.groups):
         if not get_source(build.options.format).range.startswith("none"):  # which is said of such formats
             found.append("every gap is the same, by whoever gave it: margins say which reply is better, and not by how much")
-    elif flat_raters:
-        found.append(f"{_names(flat_raters)}: gave everything the same {what}")
+    elif alike:
+        for names in (sorted({one.rater for one in alike} - varied), sorted({one.rater for one in alike} & varied)):
+            aspects = sorted({one.aspect for one in alike if one.rater in names and one.rater in varied})
+            inside = f" in {', '.join(aspects)}" if aspects else ""
+            found += [f"{_names(names)}: gave everything the same {what}{inside}"] if names else []
     doubtful = doubtful_raters(build)
     for name, one in list(doubtful.items())[:MOST_NAMES]:
         how = "goes against the others" if one.high < 0 else "can't be told from chance by the others' grades"

@@ -71,6 +71,10 @@ def test_two_pairs_in_words_show_which_way_the_scale_goes(tmp_path: Path) -> Non
         (panel(1, 25), {}, "do not look like one: rater 'r0' grades"),
         (panel(1, 1, -1), {}, "rater 'r2' goes against the others"),
         (panel(1, 1) + [row | {"rater": "flat", "score": 3} for row in panel(1)], {}, "rater 'flat': gave everything the same grade"),
+        (
+            panel(1) + [row | {"aspect": "style", "score": 3} for row in panel(1)], {"score": "overall=1,style=1"},
+            "rater 'r0': gave everything the same grade in style",
+        ),
         ([rated(f"q{p}", text, 3) for p in range(5) for text in "ab"], {}, "all 5 pairs are ties"),
         ([{"prompt": f"q{p}", "chosen": "a", "rejected": "b", "margin": 2} for p in range(12)], {}, "every gap is the same"),
         ([rated("Hi", f"a{i}", i) for i in range(5)], {}, "validation and test hold no pair: splits follow 1 distinct first user message"),

@@ -102,7 +102,12 @@ CHAT = [{"role": "system", "content": "be good"}, {"role": "user", "content": "t
         ("a.parquet", [{"prompt": CHAT}], None, ["tell me"]),
         ("a.jsonl", [{"turns": ["first", "second"]}], None, ["first", "second"]),
         ("a.jsonl", [{"turns": [{"content": "first"}]}], None, ["first"]),
-        ("a.csv", [{"turns": '["first", "second"]'}, {"turns": "['third', 'fourth']"}], None, ["first", "second", "third", "fourth"]),
+        (
+            "a.csv",
+            [{"turns": '["first", "second"]'}, {"turns": "['third', 'fourth']"}],
+            None,
+            ["first", "second", "third", "fourth"],
+        ),
         ("a.csv", [{"question": "[1, 2] plus [3]"}, {"question": "[1, 2]"}], None, ["[1, 2] plus [3]", "[1, 2]"]),
         ("a.jsonl", [{"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]}], None, ["h"]),
         ("a.jsonl", [{"doc": {"q": "inside"}}], "doc.q", ["inside"]),
