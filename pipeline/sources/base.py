@@ -178,6 +178,8 @@ def missing_columns(file: str, needs: str, missing: Collection[str], present: Co
     told = ", ".join(repr(name) for name in sorted(present) if "[]." not in name) or "none"
     inside = ", ".join(repr(name) for name in sorted(present) if "[]." in name)
     parted = {name: name.partition(" (for ") for name in missing}
+    if kind == "csv" and len(present) == 1 and (marks := set("|;,\t:") & set(*present)):
+        hint = f"The cells are parted by {' or '.join(map(repr, sorted(marks)))}, it seems: --sep names the separator."
     quoted = {name: f"{column!r}{meaning}{field}" for name, (column, meaning, field) in parted.items()}
     close = {name: nearest(column, present) for name, (column, _, _) in parted.items()}
     meant = "; ".join(f"{found!r} for {quoted[name]}" for name, found in close.items() if found)

@@ -28,6 +28,8 @@ OBJECTS = {"completions": "completions[].text", "scores": "completions[].score",
 OURS = {"margin": "quality_margin", "spread": "margin_se"}
 """What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
+SUMMED = ("score", "scores", "gap", "margin")
+"""Fields that may be read from several columns, beside score_chosen and the like."""
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
@@ -58,6 +60,9 @@ class Cells:
         """
         if isinstance(value, list):
             raise BadRow("score_not_a_number", {field: repr(value)[:80], "hint": ONE_GRADE})
+        if isinstance(value, bool):
+            hint = "true and false are no grades: write 1 and 0 into the file in their place"
+            raise BadRow("score_not_a_number", {field: str(value), "hint": hint})
         if not isinstance(value, str):
             return value
         if isinstance(value, NumberCell):
@@ -264,8 +269,8 @@ class RowFields:
         self.given = given_columns(named, self.present)
         usual = {name: inside.get(name, name) for name in names if inside.get(name, name) not in self.given}
         found = usual | named
-        self.column = {name: found[name] for name in names if name in found and not self.absent(found[name])}
-        self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given)]
+        self.column = {name: found[name] for name in names if name in found and not self.absent(found[name], name)}
+        self.lacking = [f"{column} (for {name})" for name, given in named.items() for column in self.absent(given, name)]
         self.named, self.file, self.need_scores = named, file, options.need_scores
         self.bare_prompts = options.bare_prompts
         self.low, self.high = options.scale or (None, None)
@@ -280,9 +285,10 @@ class RowFields:
         self.plain: str | None = None
         self.tool = tool
 
-    def absent(self, column: str) -> list[str]:
-        """The columns that a name stands for and that are not there."""
-        parts = [part for one, _ in terms(column, self.present) for part in factors(one, self.present)]
+    def absent(self, column: str, field: str) -> list[str]:
+        """The columns that a name stands for and that are not there; only a field of grades is read from several."""
+        joined = field in SUMMED or ("_" in field and field.startswith("score"))
+        parts = [part for one, _ in terms(column, self.present) for part in factors(one, self.present)] if joined else [column]
         return [part for part in parts if not self._there(part)]
 
     def _there(self, column: str) -> bool:

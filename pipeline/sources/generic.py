@@ -335,7 +335,8 @@ def prepare_generic(
     """
     fields = RowFields(FIELDS, columns, options, file, text, tool)
     if fields.lacking:
-        raise missing_columns(file, _by(tool, "what --columns names"), fields.lacking, columns)
+        hint = "Only grades are read from several columns joined by +." if any("+" in one for one in fields.lacking) else ""
+        raise missing_columns(file, _by(tool, "what --columns names"), fields.lacking, columns, hint)
     layout = _layout(fields, columns)
     if not all(name in fields.column for name in layout.grades):
         fields.column = {name: column for name, column in fields.column.items() if name not in layout.grades}

@@ -132,3 +132,23 @@ def test_a_list_of_grades_is_one_for_each_rater_in_the_list_beside_it(
         result = collected(path, format, columns={field: columns["score"], "rater": columns["rater"]})
         assert [grade[-3:-1] for grade in graded_texts(result)] == [(5.0, "ann"), (3.0, "ben"), (4.0, "rows")]
         assert (result.limited, reasons(result)) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "told"),
+    [
+        (
+            "prompt,a1,a2,s1,s2\nQ,x,y,1,2\n",
+            {"completion": "a1+a2", "score": "s1+s2"},
+            "needs the column 'a1.a2'.*Only grades are read",
+        ),
+        ("who,what,completion,score\nQ,x,y,1\n", {"prompt": "who+what"}, "needs the column 'who.what'.*Only grades are read"),
+        ("prompt|completion|score\nQ|x|1\n", {}, "needs the columns 'prompt'.*parted by '.'.*--sep"),
+    ],
+)
+def test_a_file_that_is_laid_out_otherwise_is_told_what_to_do(
+    tmp_path: Path, text: str, columns: dict[str, str], told: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        collected(tmp_path / "rows.csv", "csv", columns=columns)

@@ -166,3 +166,15 @@ def test_a_name_is_one_text(field: str, names: Any) -> None:
         add("jsonl", {"prompt": "Rain?", "completion": "No.", "score": 1, field: names})
     assert refused.value.reason == "name_not_text"
     add("jsonl", {"prompt": "Rain?", "completion": "No.", "score": 1, "rater": "[ann]", "model": []})
+
+
+def test_a_side_of_a_pair_is_a_reply_a_message_or_a_list_of_one() -> None:
+    sides = {"chosen": {"role": "assistant", "content": "No."}, "rejected": {"from": "gpt", "value": "Yes."}}
+    for given in (sides, {name: [one] for name, one in sides.items()}, {"chosen": "No.", "rejected": "Yes."}):
+        assert add("trl", {"prompt": "Rain?", **given, "margin": 2}).row["completions"][0]["text"] == "No."
+
+
+def test_true_and_false_are_told_to_be_written_as_numbers() -> None:
+    with pytest.raises(BadRow) as refused:
+        add("jsonl", {"prompt": "Rain?", "completion": "No.", "score": True})
+    assert "write 1 and 0" in str(refused.value.evidence)
