@@ -349,8 +349,9 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, count: Count = uncounted
     """The prompt and the two replies of a pair.
 
     prompt: text, messages or None (inside chosen and rejected). chosen, rejected: both texts, or both messages that end with one reply:
-    the reply alone (also without a list around it), or the whole conversation, whose beginning is then the prompt. Texts with the prompt inside must have turns
-    ("\\n\\nHuman: … \\n\\nAssistant: …"). Messages may stand in a text as JSON. count: told what was left out of a message.
+    the reply alone (also without a list around it), or the whole conversation, whose beginning is then the prompt. Texts with the prompt
+    inside must have turns ("\\n\\nHuman: … \\n\\nAssistant: …"). Messages may stand in a text as JSON. count: told what was left out of a
+    message.
     Raises BadRow: not_text, identical_texts, different_prompts, several_messages, no_prompt, empty_completion, last_message_not_assistant,
     and those of read_message.
     """
