@@ -89,14 +89,15 @@ def part_draws(parts: Mapping[str, Parts], clusters: np.ndarray, draws: int, see
 
 
 def interval(
-    drawn: Floats, value: float | None, clusters: float, centred: bool = False, least: float = -np.inf
+    drawn: Floats, value: float | None, clusters: float, centred: bool = False, least: float = -np.inf, most: float = np.inf
 ) -> list[float] | None:
     """The middle 95% of the draws that there are, widened as Student's t is for so many clusters; None without any, without a value,
     or of fewer clusters than FEWEST_CLUSTERS.
 
     Samples of C clusters vary by √((C − 1)/C) too little, and few clusters more than a normal distribution says (Hesterberg 2015).
     centred: the draws are moved so that their mean is the value. A calibration error of a sample is above that of what it is drawn from, by
-    what few pairs a bin make of noise; the interval is then of the error as measured on so many pairs. least: no bound lies below.
+    what few pairs a bin make of noise; the interval is then of the error as measured on so many pairs. least, most: no bound lies
+    below, none above.
     """
     drawn = drawn[np.isfinite(drawn)]
     if value is None or not len(drawn) or clusters < FEWEST_CLUSTERS:
@@ -104,7 +105,7 @@ def interval(
     middle = float(drawn.mean())
     wider = np.sqrt(clusters / (clusters - 1)) * student(clusters - 1) / NORMAL
     low, high = np.quantile((drawn - middle) * wider, LEVELS) + (value if centred else middle)
-    return [max(float(low), least), max(float(high), least)]
+    return [float(np.clip(bound, least, most)) for bound in (low, high)]
 
 
 def share_interval(drawn: Floats, value: float | None, clusters: float) -> list[float] | None:

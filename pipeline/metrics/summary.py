@@ -122,7 +122,7 @@ def _means_95(value: Floats, weights: Sequence[Floats], clusters: np.ndarray, dr
     """The 95% interval, by resampling clusters, of the value's mean under each of the weights; all of shape (pairs,)."""
     parts = {str(number): Parts(value * weight, weight) for number, weight in enumerate(weights)}
     drawn = part_draws(parts, clusters, draws, seed)
-    return [interval(drawn[name], one.total(), _with_weight(one, clusters), least=0.0) for name, one in parts.items()]
+    return [interval(drawn[name], one.total(), _with_weight(one, clusters), least=0.0, most=1.0) for name, one in parts.items()]
 
 
 def by_source_95(
@@ -182,7 +182,11 @@ def length_measures(
     drawn = correlation(*part_draws(parts, clusters, draws, seed).values())
     known = None if np.isnan(value) else value
     longest = longest_wins(margin, difference).total()
-    return {"spearman": known, "spearman_95": interval(drawn, known, _count(clusters)), "longest_wins": longest}
+    return {
+        "spearman": known,
+        "spearman_95": interval(drawn, known, _count(clusters), least=-1.0, most=1.0),
+        "longest_wins": longest,
+    }
 
 
 def _signed_ranks(value: Floats) -> Floats:

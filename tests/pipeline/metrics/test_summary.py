@@ -138,6 +138,8 @@ def test_rank_correlation_with_length_is_scipys_over_both_orientations():
     assert found["spearman"] == pytest.approx(both)
     assert found["spearman_95"][0] < both < found["spearman_95"][1]
     assert length_measures(z, np.ones(50), np.zeros(50), np.arange(50))["spearman"] is None
+    near = length_measures(z[:6], np.ones(6), z[:6] + 0.3 * difference[:6], np.arange(6))
+    assert near["spearman"] < near["spearman_95"][1] == 1.0  # of few prompts the interval is widened, and no correlation is above 1
 
 
 def test_a_model_against_itself_differs_by_nothing_and_against_a_worse_one_by_something():
