@@ -24,9 +24,10 @@ def answers_reader(format: str, defaults: Mapping[str, str]) -> Callable[[Collec
     return prepare
 
 
-def asked_columns(options: SourceOptions) -> set[str]:
-    """The columns that --columns names, sums and products taken apart."""
-    return {part.strip().removeprefix("-") for column in options.columns.values() for part in re.split(r"[+*]", column)}
+def asked_columns(options: SourceOptions, fields: Collection[str] | None = None) -> set[str]:
+    """The columns that --columns names (for these fields), sums and products taken apart."""
+    given = [column for name, column in options.columns.items() if fields is None or name in fields]
+    return {part.strip().removeprefix("-") for column in given for part in re.split(r"[+*]", column)}
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

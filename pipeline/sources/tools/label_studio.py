@@ -12,7 +12,7 @@ from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.sources.base import FormatSample, RowReader, Source, SourceOptions, Unfolded, column_sets
 from mmpo.pipeline.sources.generic import FIELDS
 from mmpo.pipeline.sources.literals import structure
-from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object
+from mmpo.pipeline.sources.tools.answers import answers_reader, as_list, as_object, asked_columns
 
 READ_TYPES = ("pairwise", "rating", "number", "ranker", "choices", "taxonomy")
 """Types of results that can grade. Of others a text area's remarks are left out, and all else is no grading of texts."""
@@ -23,12 +23,14 @@ DEFAULTS = {"rater": "annotator", "completions": "items[].body", "scores": "rank
 SIDES = {"left": 1.0, "right": -1.0}
 """What a Pairwise's sides are worth as a gap: the left one is the first reply."""
 UNRANKED = "_"
+GRADES = ("gap", "margin", "score", "score_first", "score_second", "score_chosen", "score_rejected")
+"""The fields that hold one grade; a Ranker's `scores` are a list."""
 
 
 def unfold_label_studio(row: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Unfolded:
     """A row per annotation: the task's data, each tag's answer under the tag's name, `annotator` and `annotation_id`.
 
-    BadRow: skipped, draft, empty_annotation, not_annotated, answered_twice, ranked_twice; of a whole task not_an_object,
+    BadRow: skipped, draft, empty_annotation, not_annotated, answered_twice, several_answers, ranked_twice; of a whole task not_an_object,
     unknown_result_type.
     """
     if "annotations" not in row and "completions" in row and "data" in row:
@@ -137,6 +139,9 @@ def _simple(value: Any) -> Any:
 def _read_value(name: str, value: Any, data: Mapping[str, Any], options: SourceOptions, count: Callable[[str], None]) -> Any:
     """A side as ±1. Of a Ranker's answer a score for each item in the order of the data: the best has as many as there are items, or a
     bucket's worth (--gap-of good=1,bad=0); what was not ranked has none. All else as it is."""
+    if isinstance(value, list) and name in asked_columns(options, GRADES):
+        hint = "several ticks, or stars for several regions, are no grade: ask for one answer"
+        raise BadRow("several_answers", {name: repr(value)[:200], "hint": hint})
     if isinstance(value, _Side):
         return SIDES.get(str(value.value), value.value)
     if not isinstance(value, _Ranked):

@@ -335,6 +335,8 @@ METRIC = HEAD.format("[m] {{q}}").replace("Grader", "Metric: n,Grader")
 # What is easily read as something else, as TRAPS: format, content, columns, what is read, and what is left out.
 MORE: dict[str, tuple[str, Any, dict[str, Any], list[tuple[Any, ...]], dict[str, int]]] = {
     "a tag answered twice": (LS, task(("rating", "stars", 2), ("rating", "stars", 5)), STARS, [], {"answered_twice": 1}),
+    "several ticks": (LS, task(("choices", "c", ["x", "y"])), {"gap": "c"}, [], {"several_answers": 1}),
+    "several ticks, JSON_MIN": (LS, {**FLAT, "c": {"choices": ["x", "y"]}}, {"gap": "c"}, [], {"several_answers": 1}),
     "an item ranked twice": (LS, task(("ranker", "rank", ["b", "b", "a"]), items=ITEMS), RANK, [], {"ranked_twice": 1}),
     "an item in two buckets": (LS, task(("ranker", "rank", {"x": ["b"], "y": ["b", "a"]}), items=ITEMS), RANK, [], {"ranked_twice": 1}),
     "items with numbers": (LS, task(("ranker", "rank", ["2", "1"]), items=INT_ITEMS), RANK, RANKED, {}),
@@ -378,7 +380,9 @@ MORE: dict[str, tuple[str, Any, dict[str, Any], list[tuple[Any, ...]], dict[str,
 @pytest.mark.parametrize("case", MORE)
 def test_what_is_easily_read_as_something_else(tmp_path: Path, case: str) -> None:
     format, content, columns, expected, left_out = MORE[case]
-    result = collected(written(tmp_path, content), format, columns=columns, gap_of={"x": 1, "y": 0} if "buckets" in case else {})
+    result = collected(
+        written(tmp_path, content), format, columns=columns, gap_of={"x": 1, "y": 0} if "buckets" in case or "ticks" in case else {}
+    )
     assert graded_texts(result) == expected
     assert reasons(result) == left_out
 
