@@ -21,6 +21,8 @@ Fit = Callable[[np.ndarray], np.ndarray]
 """From the places of the training prompts' completions to the features of all completions, float32, (completions, features)."""
 
 COMPONENTS, MOST_FEATURES = 192, 256
+_LEAST_PART = 1e-3
+"""Of the largest component: below, it is rounding in the texts that it was found in, and what others have there is no multiple of that."""
 STYLE = ("characters", "lines", "list_lines", "code", "digits", "word_length", "distinct_words", "words_of_the_prompt")
 _WORD = re.compile(r"(?u)\b\w+\b")
 _LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
@@ -77,7 +79,8 @@ def _components(counts: Any, training: np.ndarray) -> np.ndarray:
     weigh = TfidfTransformer(sublinear_tf=True).fit(train[:, seen])
     with np.errstate(divide="ignore", invalid="ignore"):  # the shares that it explains, where all texts have the same n-grams
         svd = TruncatedSVD(kept, n_iter=2, random_state=0).fit(weigh.transform(train[:, seen]))
-    return svd.transform(weigh.transform(counts[:, seen]))
+    real = svd.singular_values_ > _LEAST_PART * svd.singular_values_.max()
+    return svd.transform(weigh.transform(counts[:, seen]))[:, real]
 
 
 def style_figures(found: Completions) -> np.ndarray:

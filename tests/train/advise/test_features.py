@@ -1,9 +1,11 @@
 """Features that are known: standardised, and of many the principal components in their own proportions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from mmpo.train.advise import fixed
+from mmpo.train.advise import bag, fixed
 
 
 def distances(rows):
@@ -30,3 +32,16 @@ def test_few_features_are_standardised():
     values = np.random.default_rng(0).normal(3, [1, 20, 300], size=(50, 3))
     found = fixed(values, 64)(np.arange(30))
     assert found[:30].std(axis=0) == pytest.approx(np.ones(3), abs=1e-4)
+
+
+def test_what_texts_of_few_words_leave_to_rounding_is_no_feature():
+    """Four n-grams that always come together are one component; a text that has two of them must not be a thousand times as far off."""
+    texts = [f"{'red sky' if n % 2 else 'blue sea'} {'very ' * (n % 5)}calm" for n in range(40)] + [
+        "red sea very",
+        "blue calm calm sky",
+    ] * 2
+    found = SimpleNamespace(
+        prompts=[[{"role": "user", "content": "How is it?"}]], texts=texts, prompt_of=np.zeros(len(texts), dtype=int)
+    )
+    values = bag(found)(np.arange(40))
+    assert np.abs(values[:40]).max() < 10 and np.abs(values).max() < 100
