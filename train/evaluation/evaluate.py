@@ -198,9 +198,18 @@ def _rival(
             "that --out wrote, or a file that --per-pair wrote"
         )
     check_hub(against)
-    record = read_record(against) or {}
-    same = {name: value for name, value in given.items() if name not in ("beta", "reference", "chat_template", "gamma", "target")}
-    same |= {"gamma": options.gamma, "target": options.target}
+    record = read_record(against)
+    own = ("beta", "reference", "chat_template", "gamma", "target")
+    same = {name: value for name, value in given.items() if name not in own} | {"gamma": options.gamma, "target": options.target}
+    if record is None:  # that says nothing of itself is run as the measured one is
+        alike = (
+            "max_length",
+            "max_prompt_length",
+            "thinking",
+            *(("beta", "reference", "length_normalised") if kind == "policy" else ()),
+        )
+        same |= {name: getattr(options, name) for name in alike}
+    record = record or {}
     theirs = options_as_trained(record.get("kind", kind), against, record, same)
     theirs = with_graded_part(theirs, data, None if "graded_part" in given else trained_part_of(record))
     return theirs, trained_reference_weights(record, None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import orjson
 import pyarrow as pa
@@ -72,6 +73,16 @@ def test_pairs_that_one_model_alone_has_are_counted(trained, dataset, tmp_path):
     user_error("none of its 1 pairs is among the 48 measured", *ours, against=tmp_path / "none.parquet")
     pq.write_table(table.drop_columns(["z"]), tmp_path / "lacks.parquet")
     user_error("unknown column in .* 'z'", *ours, against=tmp_path / "lacks.parquet")
+
+
+def test_a_policy_that_says_nothing_of_itself_is_run_as_the_measured_one(train_tiny, dataset, tmp_path):
+    policy, other = tmp_path / "ours", tmp_path / "theirs"
+    how = {"beta": 0.7, "length_normalised": True, "max_length": 26, "max_prompt_length": 25}
+    train_tiny("policy", dataset, policy, max_steps=2, learning_rate=3e-3, **how)
+    shutil.copytree(policy, other, ignore=shutil.ignore_patterns("mmpo.json", "reference", "checkpoint-*"))
+    found = evaluate("policy", policy, dataset, against=other, bootstrap=0)
+    assert found["counts"]["completion_truncated"] > 0
+    assert {row["difference"] for row in found["against"]["raw"]} == {0}
 
 
 @pytest.mark.parametrize("name", ["typo", "some/where/typo", "./typo"])
