@@ -8,7 +8,16 @@ from pydantic import BeforeValidator, Field
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import MAPPED, NUMBER, AtLeastZero, Count, Gamma, OneOf, Positive, TextOrPath, options
-from mmpo.train.objective import CONTROLS, TARGETS, check_control, check_policy_terms, check_reward_terms, parse_terms, write_terms
+from mmpo.train.objective import (
+    CONTROLS,
+    TARGETS,
+    check_control,
+    check_policy_terms,
+    check_reward_terms,
+    parse_terms,
+    write_options,
+    write_terms,
+)
 
 MAX_SEED = 2**32 - 1
 """numpy takes no larger one."""
@@ -182,6 +191,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         terms = parse_terms(self.loss)
         object.__setattr__(self, "loss", write_terms(terms))  # one way to write it, wherever it came from
+        object.__setattr__(self, "loss_options", write_options(terms, self.loss_options))
         if self.max_prompt_length >= self.max_length:
             raise UserError(
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "

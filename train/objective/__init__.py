@@ -6,7 +6,15 @@ from mmpo.train.objective.controls import CONTROLS, check_control, controlled
 from mmpo.train.objective.lists import Lists
 from mmpo.train.objective.losses import LOSSES, TERMS, Loss
 from mmpo.train.objective.targets import TARGETS, LevelTarget, fit_target, targets
-from mmpo.train.objective.terms import check_policy_terms, check_reward_terms, parse_terms, reads_gamma, reads_targets, write_terms
+from mmpo.train.objective.terms import (
+    check_policy_terms,
+    check_reward_terms,
+    parse_terms,
+    reads_gamma,
+    reads_targets,
+    write_options,
+    write_terms,
+)
 
 if TYPE_CHECKING:
     from mmpo.train.objective.objective import Logits, Objective, Totals, pair_totals

@@ -104,6 +104,16 @@ def options_by_term(terms: Mapping[str, float], given: Mapping[str, Any]) -> dic
     return found
 
 
+def write_options(terms: Mapping[str, float], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options in one way, wherever they came from: "epsilon" of a single term, "cdpo.epsilon" where there are several.
+
+    >>> write_options({"mmpo": 1.0, "cdpo": 0.5}, {"epsilon": "0.2"}), write_options({"cdpo": 1.0}, {"cdpo": {"epsilon": 0.2}})
+    ({'cdpo.epsilon': 0.2}, {'epsilon': 0.2})
+    """
+    owned = options_by_term(terms, given).items()
+    return {name if len(terms) == 1 else f"{term}.{name}": value for term, own in owned for name, value in own.items()}
+
+
 def _owner(option: str, terms: Mapping[str, float]) -> str:
     """The one term that takes the option."""
     if len(terms) == 1:

@@ -14,6 +14,7 @@ from transformers import TrainerState
 
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.storage import atomic_file, file_lock
+from mmpo.train.objective import parse_terms, write_options
 from mmpo.train.options import TrainOptions
 from mmpo.train.record import RECORD, read_record
 from mmpo.train.training.callbacks import Log, displacement_of, ended_early
@@ -81,6 +82,7 @@ class RunFolder:
         # what a run had that is older than an option
         older = TrainOptions(self.options.kind, thinking="keep", graded_part="all").as_dict()
         then = {**older, **record.get("options", {}), "data_digest": record.get("data_digest")}
+        then["loss_options"] = write_options(parse_terms(then["loss"]), then["loss_options"])
         changed = {k: f"{k} {then.get(k)!r} -> {now[k]!r}" for k in now if k not in _MAY_CHANGE and then.get(k) != now[k]}
         had = record.get("summary", {}).get("steps", 0) - self.had_more
         ended = record.get("finished") and then.get("max_steps") in (None, had)

@@ -67,6 +67,14 @@ def test_an_objective_is_kept_in_one_way_however_it_was_written():
     assert TrainOptions("policy", loss="dpo=2").loss == "dpo=2"
 
 
+def test_options_of_a_loss_are_kept_in_one_way_however_they_were_written():
+    several = [{"epsilon": ".2"}, {"cdpo.epsilon": 0.2}, {"cdpo": {"epsilon": "0.20"}}]
+    found = [TrainOptions("policy", loss="mmpo=1,cdpo=.5", loss_options=given).loss_options for given in several]
+    assert found == [{"cdpo.epsilon": 0.2}] * 3
+    alone = [TrainOptions("policy", loss="cdpo", loss_options=given).loss_options for given in several]
+    assert alone == [{"epsilon": 0.2}] * 3
+
+
 def test_the_command_line_and_recipes_say_the_same():
     """Text from flags, mappings from YAML."""
     flags = {"loss": "mmpo=1,cdpo=0.5", "source_weights": "a=2,a + b=0.5", "loss_options": "cdpo.epsilon=0.2"}
@@ -74,6 +82,7 @@ def test_the_command_line_and_recipes_say_the_same():
     found = [options_from(TrainOptions, {"kind": "reward", **given}) for given in (flags, yaml)]
     assert found[0].loss == found[1].loss == "mmpo=1,cdpo=0.5"
     assert found[0].source_weights == found[1].source_weights == {"a": 2.0, "a + b": 0.5}
+    assert found[0].loss_options == found[1].loss_options == {"cdpo.epsilon": 0.2}
     assert Objective.parse(found[0].loss, found[0].loss_options) == Objective.parse(found[1].loss, found[1].loss_options)
 
 

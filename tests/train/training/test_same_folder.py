@@ -72,6 +72,13 @@ def test_folders_that_are_not_this_run_are_refused(train_tiny, dataset, tmp_path
     assert (tmp_path / "taken" / "thesis.tex").read_text() == "years of work"
     train_tiny("reward", dataset, tmp_path / "out", max_steps=2)
     user_error(r"loss 'mmpo' -> 'dpo'", train_tiny, "reward", dataset, tmp_path / "out", max_steps=2, loss="dpo")
+    cdpo = {"max_steps": 2, "loss": "cdpo"}
+    train_tiny("reward", dataset, tmp_path / "cdpo", loss_options={"epsilon": 0.2}, **cdpo)
+    record = json.loads((tmp_path / "cdpo" / "mmpo.json").read_text())
+    record["options"]["loss_options"] = {"cdpo.epsilon": ".2"}  # as 0.1.0 kept what a command line gave
+    (tmp_path / "cdpo" / "mmpo.json").write_text(json.dumps(record))
+    assert train_tiny("reward", dataset, tmp_path / "cdpo", loss_options={"epsilon": "0.20"}, **cdpo)["steps"] == 2
+    user_error("'epsilon': 0.2} -> ", train_tiny, "reward", dataset, tmp_path / "cdpo", loss_options={"epsilon": 0.1}, **cdpo)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert train_tiny("reward", dataset, tmp_path / "out", max_steps=3, loss="dpo", resume=False)["steps"] == 3
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
