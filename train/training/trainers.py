@@ -169,12 +169,13 @@ def merged_in_full(trainer: MarginTrainer, options: TrainOptions) -> Any:
 
 
 def own_pad_token(model: Any, tokenizer: Any) -> None:
-    """Sees to a pad token that is not the end of text, in tokenizer and model; embeddings grow by a row only if they
-    must.
+    """Sees to a pad token that is not the end of text, in tokenizer and model, and to its place behind the texts; embeddings grow by a row
+    only if they must.
 
     transformers pools at the last token that is not pad; with pad = eos that is a token early, or before the reply
-    where the template ends turns with eos.
+    where the template ends turns with eos. Padding before a text would move the positions of a model that counts them itself (GPT-2).
     """
+    tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
         tokenizer.pad_token = next((name for name in _KNOWN_PADS if name in vocabulary), "<|pad|>")

@@ -1,9 +1,12 @@
 """A saved reward model gives its grades elsewhere too: in plain transformers, by its pipeline, and in TRL's trainers."""
 
+import copy
+
 import datasets
 import pytest
 import torch
 from folders import feedback_folder, read_table
+from training_cases import save_model, small_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from mmpo.train import score
@@ -14,14 +17,21 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["as it is", "asked behind"])
-def graded(request, trained, dataset, train_tiny, tmp_path_factory):
-    """The model's folder, conversations, and their grades, float32, (completions,); of a model of whole replies, and of a question behind
-    them."""
+@pytest.fixture(scope="module", params=["as it is", "asked behind", "positions counted, base padded before texts"])
+def graded(request, trained, dataset, train_tiny, tokenizer, tmp_path_factory):
+    """The model's folder, conversations, and their grades, float32, (completions,); of a model of whole replies, of a question behind
+    them, and of one made of a policy whose tokenizer pads as writing wants it."""
     folder, model = tmp_path_factory.mktemp("graded"), trained["reward"]
     if request.param == "asked behind":
         model = folder / "asked"
         train_tiny("reward", dataset, model, ask="Is this a good answer?", trainable="head", learning_rate=0.1)
+    if request.param.startswith("positions"):
+        model, writes = folder / "counted", copy.deepcopy(tokenizer)
+        writes.padding_side = writes.init_kwargs["padding_side"] = "left"  # as it is where a folder says so
+        base = save_model(folder / "base", small_model("GPT2", vocab_size=len(writes)), writes)
+        train_tiny(
+            "reward", dataset, model, model=str(base), learning_rate=0.01, max_steps=2, max_length=256, max_prompt_length=128
+        )
     score(feedback_folder(folder / "feedback", ROWS), model, folder / "scored")
     conversations, grades = [], []
     for row in read_table(folder / "scored" / "feedback").to_pylist():
