@@ -1,5 +1,6 @@
 """What all tests share: one thread for torch, no Hub, a cache of their own, and the folder of larger real files."""
 
+import gc
 import os
 import re
 import signal
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="minutes: make whole"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected is searched for cycles no more: each training asks for a search, a third of a small one."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

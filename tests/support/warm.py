@@ -3,6 +3,7 @@ tests do anything in it.
 """
 
 import atexit
+import gc
 import json
 import os
 import re
@@ -40,6 +41,7 @@ def serve(own: int, imported: Sequence[str]) -> str:
     asked = socket.socket(fileno=own)
     for name in imported:
         import_module(name)
+    gc.freeze()  # a search for cycles among a million imported objects takes longer than most commands, and each has one at its end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
     while True:
         message, handed, *_ = socket.recv_fds(asked, MOST, 4)
