@@ -5,6 +5,7 @@ Exit status: 0 done, 2 wrong input or options, 3 finished in part, 130 interrupt
 Only the command that is asked for is imported, so `mmpo --help` costs milliseconds and needs neither torch nor pandas.
 """
 
+import gc
 import os
 import re
 import sys
@@ -159,6 +160,7 @@ def _run(arguments: Sequence[str]) -> int:
         # Inside: importing a command takes long enough to be interrupted, and may need an extra that is missing.
         words, load = (_line_of_shell(), stub) if "_MMPO_COMPLETE" in os.environ else (arguments, _load)
         command = typer.main.get_command(make_app(_asked_for(words), load))
+        gc.enable()
         status = command.main(list(arguments), prog_name="mmpo", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
         status = INTERRUPTED

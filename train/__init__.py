@@ -43,9 +43,12 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
+    from mmpo.pipeline.sources.collect import uncollected
+
     if name not in __all__:
         raise AttributeError(f"module 'mmpo.train' has no attribute {name!r}")
-    return getattr(import_module(f"mmpo.train.{_ROOMS.get(name, 'training')}"), name)
+    with uncollected():  # a sixth of importing transformers was to look for garbage in it
+        return getattr(import_module(f"mmpo.train.{_ROOMS.get(name, 'training')}"), name)
 
 
 def __dir__() -> list[str]:
