@@ -129,7 +129,8 @@ def check_margins(margin: np.ndarray, terms: Sequence[str], target: str) -> None
         means = "and this objective leaves ties out"
     raise UserError(
         f"all {len(margin)} pairs are ties: their quality_margin is 0, {means}, and there is nothing to learn. See `mmpo validate`; "
-        "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured"
+        "build with other scores (--score, --normalise), or train on votes with --loss mmpo --target measured --gamma 1 "
+        "(a number, which is then of no use)"
     )
 
 

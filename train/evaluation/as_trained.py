@@ -32,7 +32,7 @@ def options_as_trained(
         known["reference"] = _reference(Path(model), trained)
     options = TrainOptions(kind, model=model, gamma=given.pop("gamma", record.get("gamma")), **{**known, **given})
     if kind == "policy" and options.reference is None:
-        raise UserError("a policy is measured by its log-ratio to a reference: give --reference")
+        raise UserError(f"{model} says nothing of a reference, and a policy is measured by its log-ratio to one: give --reference")
     return options
 
 

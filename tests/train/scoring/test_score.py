@@ -231,7 +231,7 @@ def test_models_that_can_not_grade_are_refused_with_what_to_do(tokenizer, traine
     several = save_model(tmp_path / "several", small_model("Llama", "reward", **size, **labels), tokenizer)
     refused(several, r"classifier with 3 labels \(harmless, rude, cruel\), and a reward model has one score")
     policy = save_model(tmp_path / "policy", tiny_model("policy", tokenizer, size=16, layers=1), tokenizer)
-    refused(policy, "a policy is measured by its log-ratio to a reference: give --reference")
+    refused(policy, f"{policy} says nothing of a reference, and a policy is measured by its log-ratio to one: give --reference")
     few = save_model(tmp_path / "few", small_model("Llama", "reward"), tokenizer)
     refused(few, "completions have tokens that .*few does not know")
     other = save_model(tmp_path / "other", small_model("Llama"), tokenizer)

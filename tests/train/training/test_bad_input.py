@@ -152,11 +152,15 @@ def test_models_that_do_not_fit(kind, flag, model, options, said, gpt2, refuses,
 
 
 @pytest.mark.parametrize("gamma", ["auto", "1"])
-def test_margins_that_are_all_zero(gamma, refuses, command, tmp_path):
+def test_margins_that_are_all_zero(gamma, refuses, command, train, tmp_path):
     table = make_pairs(4, [3])
     folder = split_folder(tmp_path / "data", train=changed(table, "quality_margin", dict.fromkeys(range(len(table)), 0.0)))
     said = "all 12 pairs are ties: their quality_margin is 0, so that every target is .5 at any gamma"
-    assert said in refuses(command("reward", "--gamma", gamma, data=folder))
+    message = refuses(command("reward", "--gamma", gamma, data=folder))
+    assert said in message
+    advice = message.partition("train on votes with ")[2].partition(" (")[0].split()
+    train("reward", *advice, data=folder)
+    assert "--target" in advice and (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_gamma_that_saturates_everything_trains_with_a_warning(train):
