@@ -43,7 +43,7 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    from mmpo.pipeline.sources.collect import uncollected
+    from mmpo.pipeline.sources import uncollected
 
     if name not in __all__:
         raise AttributeError(f"module 'mmpo.train' has no attribute {name!r}")

@@ -18,7 +18,7 @@ from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.metrics import no_suite
 from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
-from mmpo.pipeline.sources.collect import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows
+from mmpo.pipeline.sources.collect import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows, table_inside
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import Chunk, plan, rows
 
@@ -148,4 +148,6 @@ def check_format(
         f"columns of any names are read by --format {kind} --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"
     )
     advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
+    if not fits and kind == "jsonl" and (inside := max(table_inside(head))):
+        advice = f"fit no format. {inside[0].upper()}{inside[1:]}"
     raise no_suite(chunk.name, next(iter(head), {}), UserError(f"{first} The columns of {chunk.name} ({told}) {advice}"))

@@ -18,7 +18,7 @@ from mmpo.pipeline.sources.base import (
 from mmpo.pipeline.sources.benchmarks.reward_models import REWARDBENCH2, RM_BENCH
 from mmpo.pipeline.sources.builder import KINDS, BadRow, FeedbackBuilder
 from mmpo.pipeline.sources.cells import OBJECTS
-from mmpo.pipeline.sources.collect import Collected, collect, collect_parts
+from mmpo.pipeline.sources.collect import Collected, collect, collect_parts, uncollected
 from mmpo.pipeline.sources.feedback import feedback_table
 from mmpo.pipeline.sources.generic import (
     FIELDS,

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,19 @@ def utf8_blocks(file: InputFile) -> Iterator[bytes]:
         raise UserError(f"{file.name}: is not written in {file.encoding} ({error}); --encoding names another one") from error
 
 
-def lines(file: InputFile) -> Iterator[bytes]:
-    """The lines of a file, decompressed, as UTF-8, without a leading byte order mark."""
-    for number, line in enumerate(split_lines(utf8_blocks(file))):
+def lines(file: InputFile, ends: Callable[[Iterator[bytes]], Iterator[bytes]] = iter) -> Iterator[bytes]:
+    """The lines of a file, decompressed, as UTF-8, without a leading byte order mark. ends: makes the ends of lines newlines."""
+    for number, line in enumerate(split_lines(ends(utf8_blocks(file)))):
         yield line.removeprefix(BOM) if number == 0 else line
+
+
+def _newlines(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Text whose first line is followed by another behind a carriage return alone, as Excel's "CSV (Macintosh)" has them, with newlines."""
+    first = next(parts, b"")
+    head = re.sub(rb'"[^"]*("|$)', b"", first.partition(b"\n")[0].rstrip(b"\r"))
+    alone = b"\r" in head
+    for part in chain([first], parts):
+        yield part.replace(b"\r", b"\n") if alone else part
 
 
 # The module's own limit of 128 KiB is less than a long completion.
@@ -151,7 +161,7 @@ def csv_rows(file: InputFile, on_reject: Callable[[int, str, Mapping[str, Any]],
     """
     csv.field_size_limit(FIELD_BYTES)
     # csv wants the newlines that a quoted cell may hold; bytes that are no UTF-8 become surrogates, found below.
-    text = (line.decode(errors="surrogateescape") + "\n" for line in lines(file))
+    text = (line.decode(errors="surrogateescape") + "\n" for line in lines(file, _newlines))
     first, begin = next(text, ""), 2
     if named := SEPARATOR_LINE.fullmatch(first):  # which Excel reads, and some programs write for it
         file, first, begin = replace(file, separator=file.separator or named[1]), next(text, ""), 3

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import merge_prompts
 from mmpo.pipeline.sources import SourceOptions, collect, get_source
+from mmpo.pipeline.sources.collect import table_inside
 from mmpo.pipeline.storage import plan, resolve_inputs
 
 
@@ -152,3 +154,37 @@ def test_a_file_that_is_laid_out_otherwise_is_told_what_to_do(
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=told):
         collected(tmp_path / "rows.csv", "csv", columns=columns)
+
+
+GRADED = [{"prompt": "Q", "completion": text, "score": score} for text, score in (("a", 3), ("b", 4))]
+COLUMNS = {name: [row[name] for row in GRADED] for name in GRADED[0]}
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"data": GRADED}, "its rows lie under 'data', it seems: `jq -c '.[\"data\"][]'` writes them as lines"),
+        ({"version": 1, "the rows": GRADED}, "`jq -c '.[\"the rows\"][]'`"),
+        ({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}, "frame.to_json(FILE, orient='records', lines=True)"),
+        (COLUMNS, "frame.to_json(FILE, orient='records', lines=True)"),
+        ({"columns": [*COLUMNS], "index": [0, 1], "data": [[*row.values()] for row in GRADED]}, "orient='records'"),
+    ],
+)
+@pytest.mark.parametrize("format", ["", "jsonl"])
+def test_a_table_in_one_object_is_told_how_it_becomes_rows(held: Any, words: str, format: str, tmp_path: Path) -> None:
+    (tmp_path / "grades.json").write_text(json.dumps(held, indent=1))
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_feedback(tmp_path / "grades.json", format)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q", "completions": ["a", "b"], "scores": [3, 4]},
+        {"chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}],
+         "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "b"}]},
+        {"prompt": "Q", "completions": [{"text": "a", "score": 3}, {"text": "b", "score": 4}]},
+    ],
+)  # fmt: skip
+def test_one_row_with_lists_is_a_row(row: Any) -> None:
+    assert not table_inside([row])[1]

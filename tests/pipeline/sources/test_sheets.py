@@ -10,7 +10,7 @@ import pytest
 from folders import write_rows
 from source_cases import collected, graded_texts, reasons, sample_options
 
-from mmpo.pipeline import UserError, build, load_pairs
+from mmpo.pipeline import UserError, build, load_pairs, read_feedback
 from mmpo.pipeline.sources import SOURCES
 from mmpo.pipeline.sources.literals import is_numpys_print, structure
 
@@ -168,3 +168,20 @@ def test_a_list_that_datasets_wrote_into_csv_is_refused_in_formats_with_columns_
     assert reject["reason"] == "not_a_list" and json.loads(reject["evidence"])["hint"].startswith(
         "answers: the cell is what numpy prints"
     )
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_lines_may_end_as_on_any_machine(end: str, tmp_path: Path) -> None:
+    """Excel's "CSV (Macintosh)" ends them by a carriage return alone; newlines inside cells stay what they are."""
+    lines = ["prompt,completion,score", '"What is\nit?",a,3', '"What is\nit?","b, or c",4', ""]
+    (tmp_path / "rows.csv").write_bytes(end.join(lines).encode())
+    [row] = read_feedback(tmp_path / "rows.csv").to_pylist()
+    assert row["prompt"][0]["content"] == "What is\nit?"
+    texts = [one["text"] for one in row["completions"]]
+    assert {texts[one["completion"]]: one["score"] for one in row["ratings"]} == {"a": 3.0, "b, or c": 4.0}
+
+
+def test_a_carriage_return_inside_a_cell_ends_no_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b'prompt,completion,"the\rscore"\nQ,"a\rb",3\nQ,c,4\n')
+    [row] = read_feedback(tmp_path / "rows.csv", columns={"score": "the\rscore"}).to_pylist()
+    assert sorted(one["text"] for one in row["completions"]) == ["a\rb", "c"]
