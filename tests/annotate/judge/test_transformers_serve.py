@@ -93,7 +93,7 @@ def serving(model: Path, cache: Path) -> Iterator[SimpleNamespace]:
         subprocess.Popen([sys.executable, "-c", SERVE, *words], env=environment, stdout=log, stderr=log) as process,
     ):
         try:
-            if not wait_for(answers, process, 90):
+            if not wait_for(answers, process, 240):
                 log.seek(0)
                 pytest.fail(f"transformers serve did not start: {log.read()[-1500:]}")
             yield SimpleNamespace(base_url=f"http://127.0.0.1:{port}/v1", model=str(model))
