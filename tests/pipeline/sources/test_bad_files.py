@@ -270,6 +270,7 @@ OTHERWISE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 """How one set's releases differ in the types of their columns."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_values_of_other_types_make_no_other_margins(tmp_path: Path, name: str) -> None:
     tried = Tried(tmp_path, *ROWS[name])
