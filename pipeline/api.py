@@ -56,8 +56,7 @@ def read_feedback(path: Input, format: str = "", *, max_rejects: float = 0.01, *
 
     path: also a DataFrame of pandas, a Dataset of `datasets` or a Table of pyarrow, read as a file of the same rows. format: may be left
     out where the columns of the first file fit one alone, where `columns` names them, and of tables, whose columns then have the names of
-    `parquet`. options: the fields of `sources.SourceOptions` (columns, scale,
-    decimal, na, ...). `to_pandas` and `to_dataset` go back.
+    `parquet`. options: the fields of `sources.SourceOptions` (columns, scale, decimal, na, ...). `to_pandas` and `to_dataset` go back.
     Raises UserError as `mmpo build` does, also where more than `max_rejects` of the rows are unreadable or invalid, or no row is left.
 
     >>> read_feedback("data/ultrafeedback_pairs.jsonl", format="ultrafeedback-binarized").num_rows

@@ -43,10 +43,10 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    from mmpo.pipeline.sources import uncollected
-
     if name not in __all__:
         raise AttributeError(f"module 'mmpo.train' has no attribute {name!r}")
+    from mmpo.pipeline.sources import uncollected  # imported here: the package loads pyarrow
+
     with uncollected():  # a sixth of importing transformers was to look for garbage in it
         return getattr(import_module(f"mmpo.train.{_ROOMS.get(name, 'training')}"), name)
 

@@ -63,7 +63,7 @@ def calibrate(feedback: str | Path | pa.Table, *, progress: Progress | None = No
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """numpy and scipy with one thread: a fit is of some hundred numbers at a time, and more threads only spin (12 CPU seconds were 2.5)."""
+    """numpy and scipy with one thread: a fit is of some hundred numbers at a time, and more would only spin, for four times as long."""
     import scipy.optimize  # noqa: F401 - what is loaded later is not limited
     from threadpoolctl import threadpool_limits
 

@@ -148,6 +148,6 @@ def check_format(
         f"columns of any names are read by --format {kind} --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"
     )
     advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
-    if not fits and kind == "jsonl" and (inside := max(table_inside(head))):
-        advice = f"fit no format. {inside[0].upper()}{inside[1:]}"
+    if not fits and kind == "jsonl" and (inside := table_inside(head)[0]):
+        advice = f"fit no format. {inside}"
     raise no_suite(chunk.name, next(iter(head), {}), UserError(f"{first} The columns of {chunk.name} ({told}) {advice}"))

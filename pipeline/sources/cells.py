@@ -28,8 +28,8 @@ OBJECTS = {"completions": "completions[].text", "scores": "completions[].score",
 OURS = {"margin": "quality_margin", "spread": "margin_se"}
 """What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
-SUMMED = ("score", "scores", "gap", "margin")
-"""Fields that may be read from several columns, beside score_chosen and the like."""
+SUMMED = ("score", "gap", "margin")
+"""How fields begin that may be read from several columns."""
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
@@ -287,8 +287,8 @@ class RowFields:
 
     def absent(self, column: str, field: str) -> list[str]:
         """The columns that a name stands for and that are not there; only a field of grades is read from several."""
-        joined = field in SUMMED or ("_" in field and field.startswith("score"))
-        parts = [part for one, _ in terms(column, self.present) for part in factors(one, self.present)] if joined else [column]
+        summed = terms(column, self.present) if field.startswith(SUMMED) else ()
+        parts = [part for one, _ in summed for part in factors(one, self.present)] or [column]
         return [part for part in parts if not self._there(part)]
 
     def _there(self, column: str) -> bool:

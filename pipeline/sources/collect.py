@@ -92,13 +92,13 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
         absent = [name for name in options.keep if name not in columns]
         if absent and looked_at:
             raise missing_columns(chunk.name, f"--split-by column:{absent[0]}", absent, columns)
-        rows_of, columns_in = table_inside(looked_at) if chunk.kind in ("lines", "stream", "array") else ("", "")
-        if columns_in and source.fields:
-            raise UserError(f"{chunk.name}: {columns_in}")
+        inside, by_columns = table_inside(looked_at) if chunk.kind in ("lines", "stream", "array") else ("", False)
+        if by_columns and source.fields:
+            raise UserError(f"{chunk.name}: {inside}")
         try:
             part.prepared = source.parser(columns, options, chunk.name) if looked_at else RowReader(_refusing(), source.name)
         except UserError as error:
-            error = UserError(f"{error} {rows_of}") if rows_of else error
+            error = UserError(f"{error} {inside}") if inside else error
             raise (error if source.name in SUITES else no_suite(chunk.name, looked_at[0], error)) from None
         parse = _refusing(part.prepared.parse) if source.unfold or source.joined else part.prepared.parse
         late = _LateColumns(part.prepared, columns, source, options, chunk)
@@ -114,24 +114,25 @@ def collect_parts(chunk: Chunk, source: Source, options: SourceOptions, part_cha
     yield part.collected()
 
 
-def table_inside(found: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Of a file's one object that holds a table what to do with it, in words: where one of its values is the rows, and where its values
-    are the columns; "" for what it does not hold."""
+def table_inside(found: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """What to do with a file's one object that holds a table, in words ("" where it holds none), and whether its values are the columns,
+    so that it is no row of any kind; else one of them may be the rows."""
     row = found[0] if len(found) == 1 else {}
     lists = {name: value for name, value in row.items() if isinstance(value, list) and value}
-    inside = [name for name, value in lists.items() if all(isinstance(one, Mapping) for one in value)]
     plain = {len(value) for value in lists.values() if not any(isinstance(one, Mapping | list) for one in value)}
     by_place = [value for value in row.values() if isinstance(value, Mapping) and value and all(map(str.isdecimal, value))]
     split = isinstance(row.get("columns"), list) and isinstance(row.get("data"), list)
     if split or (len(row) > 1 and (len(by_place) == len(row) or (len(lists) == len(row) and len(plain) == 1 and plain != {1}))):
-        return "", (
-            "it is one object that holds a table by its columns, as pandas' to_json() writes it; rows are needed: "
-            "frame.to_json(FILE, orient='records', lines=True)"
+        rows_of = "frame.to_json(FILE, orient='records', lines=True)"
+        return (
+            f"It is one object that holds a table by its columns, as pandas' to_json() writes it; rows are needed: {rows_of}",
+            True,
         )
-    if len(inside) == 1:
-        taken = f"jq -c '.[{json.dumps(inside[0])}][]'"
-        return f"It is one object, and its rows lie under {inside[0]!r}, it seems: `{taken}` writes them as lines.", ""
-    return "", ""
+    inside = [name for name, value in lists.items() if all(isinstance(one, Mapping) for one in value)]
+    if len(inside) != 1:
+        return "", False
+    taken = f"jq -c '.[{json.dumps(inside[0])}][]'"
+    return f"It is one object, and its rows lie under {inside[0]!r}, it seems: `{taken}` writes them as lines.", False
 
 
 def _first_rows(chunk: Chunk, source: Source) -> list[Mapping[str, Any]]:

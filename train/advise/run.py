@@ -53,6 +53,7 @@ def advise(data: str | Path | pa.Table, *, values: np.ndarray | None = None, **o
 @contextmanager
 def one_thread() -> Iterator[None]:
     """torch and numpy with one thread: these products are too small for more, which would only spin."""
+    import scipy.linalg  # noqa: F401 - a BLAS of its own; what is loaded later is not limited
     import torch
     from threadpoolctl import threadpool_limits
 
