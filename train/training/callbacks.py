@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -197,28 +197,36 @@ class StopSafely(TrainerCallback):
     """Within `with`, the first SIGINT or SIGTERM ends the run after the step in progress, with a checkpoint.
 
     Of several processes any may get the signal; all stop behind the same step. A second one, some time later, interrupts
-    at once. `stopped` says whether the run was ended. Outside the main thread signals are left alone.
+    at once. `stopped` says whether the run was ended. Outside the main thread signals are left alone, and so is one that is ignored.
     """
 
     def __init__(self) -> None:
         self.stopped = False
         self.asked_at: float | None = None
+        self.asked_by: int | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSafely":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._stop) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def interrupt(self) -> NoReturn:
+        """After `with`, when the run is saved: the end that the signal asked for. Whoever handles SIGTERM gets it now."""
+        if self.asked_by == signal.SIGTERM and callable(self.before[signal.SIGTERM]):
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         rank, world = rank_and_world()
         now = time.monotonic()
         if self.asked_at is None:
-            self.asked_at = now
+            self.asked_at, self.asked_by = now, number
             if rank == 0:
                 say("stopping after this step; the same command goes on from there")
         elif world == 1 or now - self.asked_at > _SAME_PRESS_SECONDS:

@@ -216,7 +216,7 @@ def _train_claimed(
         )
     if stop.stopped and state.global_step < state.max_steps and not ended_early(state.log_history, options.early_stopping):
         from_first(lambda: folder.write({"finished": False, **record, **history_of(state.log_history)}))
-        raise KeyboardInterrupt
+        stop.interrupt()
     _save(trainer, options)
     summary = summary_of(options, state, result.training_loss, record["gamma"])
     if learned := trainer.objective.learned:

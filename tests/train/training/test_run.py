@@ -43,6 +43,18 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(train_tiny, rec
     assert same_weights("reward", tmp_path / "whole", tmp_path / "out")
 
 
+def test_a_signal_that_is_ignored_stays_so(train_tiny, dataset, tmp_path):
+    """As Ctrl-C is in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        whole = train_tiny(
+            "reward", dataset, tmp_path / "out", [AtStep(2, lambda: os.kill(os.getpid(), signal.SIGINT))], max_steps=4
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert whole["steps"] == 4
+
+
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 def test_what_a_run_returns_and_writes(kind, train_tiny, record_of, dataset, tmp_path, capsys):
     result = train_tiny(kind, dataset, tmp_path / "out", epochs=8, learning_rate=3e-3)

@@ -211,12 +211,13 @@ def test_an_adapter_on_an_adapters_model_is_read_again_as_it_was(train_tiny, rec
 
 @pytest.mark.slow
 def test_a_second_training_into_the_same_folder_names_the_first(dataset, tmp_path):
-    """The first one goes on undisturbed; its lock ends with it."""
+    """The first one goes on undisturbed, until SIGTERM ends it behind a step; its lock ends with it."""
     out = tmp_path / "out"
     command = ["train", "reward", "--data", dataset, "--out", out, *FEW_STEPS, "--epochs", "2000", "--eval-split", "null"]
+    command += ["--save-steps", "2"]
     with started(*command) as first:
         try:
-            assert wait_for(lambda: (out / LOCK).exists() and (out / LOCK).read_text(), first)
+            assert wait_for(lambda: list(out.glob("checkpoint-*")), first)
             second = mmpo(*command)
             first.send_signal(signal.SIGTERM)
             said = ended(first)
@@ -225,9 +226,10 @@ def test_a_second_training_into_the_same_folder_names_the_first(dataset, tmp_pat
     assert second.returncode == 2
     assert f"{out}: another training run (process {first.pid} on " in second.stderr
     assert "wait for it, or give another --out" in second.stderr
-    assert first.returncode == 130, said
+    assert first.returncode == 143, said
+    assert "stopping after this step; the same command goes on from there" in said and said.endswith("\nterminated\n")
     with file_lock(out / LOCK, "taken"):
-        assert list(out.glob("checkpoint-*"))
+        assert read_record(out)["finished"] is False and list(out.glob("checkpoint-*"))
 
 
 def test_a_run_that_came_meanwhile_is_not_overwritten(tiny_options, tmp_path):
