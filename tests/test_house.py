@@ -201,6 +201,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert not loaded_by([*command.split(), "--help"]) & heavy
 
 
+@pytest.mark.slow
 def test_data_commands_never_import_torch(tmp_path: Path) -> None:
     source, out = str(write_rows(tmp_path / "grades.jsonl", graded(40))), str(tmp_path / "pairs")
     scores = str(write_rows(tmp_path / "scores.jsonl", [{"subset": "hep-go", "score_chosen": 2, "score_rejected": 1}]))

@@ -42,6 +42,7 @@ LIGHT = ("pipeline", "annotate", "cli")
 """train's modules import torch and transformers, which import what they like."""
 
 
+@pytest.mark.slow
 def test_no_module_of_ours_needs_posix_when_it_is_imported() -> None:
     """Those of the libraries below us are imported before: Windows has its own of them."""
     import json

@@ -63,6 +63,7 @@ def test_the_margins_of_the_trial_are_those_by_hand() -> None:
     assert sorted(gaps) == MARGINS
 
 
+@pytest.mark.slow
 def test_a_whole_installation_builds_and_trains() -> None:
     pytest.importorskip("torch", reason="the extra train is not installed")
     done = mmpo("doctor", "--json")

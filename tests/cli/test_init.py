@@ -127,6 +127,7 @@ def test_a_recipe_for_a_messy_file_runs_at_once(name: str, tmp_path: Path) -> No
     assert pairs.num_rows >= len(QUESTIONS) and max(pairs["quality_margin"].to_pylist()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", sorted((ROOT / "data").glob("*.jsonl*")), ids=lambda path: path.name)
 def test_a_recipe_for_a_sample_runs_at_once(sample: Path, tmp_path: Path) -> None:
     initialised(sample, folder=tmp_path)

@@ -80,6 +80,7 @@ def different(one: Path, other: Path) -> list[str]:
 SOME = ["round-1 train-mmpo", "round-2 generate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 1 + KILLS // 10))])
 def test_killed_in_any_stage_of_any_round_it_makes_the_same_files(seed: int, calm: tuple[Loop, Path]) -> None:
     loop, whole = calm

@@ -18,6 +18,7 @@ BASE = Path(__file__).resolve().parents[1] / "golden" / "v1" / "base"
 STORE = "memory://bucket"
 
 
+@pytest.mark.slow
 def test_all_stages_read_and_write_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_what_people_wrote_on_the_page_stays(served: Hub, pairs: Path) -> None:
     assert repository.files["picture.png"] == b"png"
 
 
+@pytest.mark.slow
 def test_a_killed_push_leaves_the_dataset_as_it_was_and_goes_on(served: Hub, pairs: Path, tmp_path: Path) -> None:
     """Killed while the second of four files is on its way: no commit; the same command uploads the others, none twice."""
     go_on = threading.Event()
@@ -334,6 +335,7 @@ def test_a_pull_takes_nothing_that_is_not_what_the_manifest_says(served: Hub, pa
             pull_dataset(name, out)
 
 
+@pytest.mark.slow
 def test_the_token_is_in_nothing_that_is_said_or_written(served: Hub, pairs: Path, tmp_path: Path) -> None:
     env = environment(**served.environment, HF_HOME=str(tmp_path / "home"), HF_DEBUG="1")
     done, refused = (mmpo("push", pairs, name, env=env) for name in (NAME, "others/pairs"))

@@ -115,6 +115,7 @@ def test_a_missing_dataset_names_those_that_are_there(asked: Asked) -> None:
     assert not asked.out.exists()
 
 
+@pytest.mark.slow
 def test_a_dataset_deleted_between_push_and_pull(asked: Asked) -> None:
     """What was pulled stays; pushed anew, the same answers are not lost and new ones are added."""
     asked.push(3)
@@ -195,6 +196,7 @@ def test_a_push_killed_in_the_middle_is_finished_by_the_same_command(asked: Aske
     assert each_once(asked, 1_500)
 
 
+@pytest.mark.slow
 def test_a_record_that_argilla_refuses_does_not_hold_up_the_others(asked: Asked) -> None:
     """Argilla refuses a whole batch for one record: the others go all the same, and its reason stands beside those that do not."""
     asked.push(40)
@@ -209,6 +211,7 @@ def test_a_record_that_argilla_refuses_does_not_hold_up_the_others(asked: Asked)
     assert [one["metadata"]["length"] for one in asked.records() if "length" in one["metadata"]] == [1] * 38
 
 
+@pytest.mark.slow
 def test_folders_that_hold_something_else(asked: Asked, tmp_path: Path) -> None:
     other = Asked(asked.argilla, tmp_path)
     for one in (asked, other):
@@ -254,6 +257,7 @@ def shown(record: dict[str, Any]) -> list[str]:
     return [one["content"] for one in fields["prompt"]] + [text for own, text in fields.items() if own.startswith("reply_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("display", ["plain", "markdown"])
 def test_the_data_of_the_page_is_inert_and_comes_back_to_the_letter(asked: Asked, display: str) -> None:
     data = marked(asked.folder / "f")

@@ -166,6 +166,7 @@ def test_a_suggestion_is_marked_and_stands_until_somebody_chooses(asked: Asked, 
     assert anna.send("Enter")["values"]["grade"]["value"] == str(KEYS[other][1])
 
 
+@pytest.mark.slow
 def test_four_replies_are_rated_by_keys(asked: Asked, annotator: Callable[[str], Annotator]) -> None:
     """A digit rates the reply whose turn it is, and the next reply's turn comes by itself."""
     rows = [{"prompt": "Which is best?", "completions": [f"Answer number {i}." for i in range(4)]}]

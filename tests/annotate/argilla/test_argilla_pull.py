@@ -179,6 +179,7 @@ def test_a_reworded_question_is_not_guessed_at(asked: Asked) -> None:
     assert (summary["grades"], summary["reworded"]) == (2, ["grade"])
 
 
+@pytest.mark.slow
 def test_deleted_users_and_records_keep_what_was_pulled(asked: Asked) -> None:
     """Argilla deletes a user's answers with the user: those that were pulled before stay, and it is told why they are gone."""
     asked.push(3)
@@ -226,6 +227,7 @@ def test_the_command(asked: Asked) -> None:
     assert "kept from an earlier pull, gone from Argilla: record_edited 2" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real_names", [False, True])
 def test_a_folder_that_has_the_same_answers_counts_them_once(asked: Asked, tmp_path: Path, real_names: bool) -> None:
     """Two of four as before, one changed, one taken back: three stay, whichever names the first pull wrote."""

@@ -124,6 +124,7 @@ def state(grades: dict[tuple[str, str], int], raters: Raters, gone: frozenset[tu
     return now
 
 
+@pytest.mark.slow
 @given(STATES.filter(bool), STATES)
 def test_what_a_second_pull_writes_depends_on_what_argilla_has_now(
     one: dict[tuple[str, str], int], two: dict[tuple[str, str], int]

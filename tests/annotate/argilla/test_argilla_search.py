@@ -200,6 +200,7 @@ def test_a_filter_and_a_text_query_find_what_they_say(held: SimpleNamespace, bod
     assert search(held, body) == (expected, len(expected))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(sorted(FILTERS)), max_size=3),

@@ -198,6 +198,7 @@ def test_a_second_server_and_a_busy_port_are_refused(home: Path, tmp_path: Path)
         assert log_in(serving.ready["url"], "owner", PASSWORDS["owner"]).status_code == 201
 
 
+@pytest.mark.slow
 def test_other_hosts_want_chosen_passwords(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", ("--annotator", "anna-lena", "--host", "0.0.0.0", "--port", "0", "--yes")
     said = refused(home, *elsewhere, MMPO_ARGILLA_PASSWORD_OWNER="long enough")
@@ -223,6 +224,7 @@ def test_on_a_terminal_it_asks_and_no_means_no(tmp_path: Path) -> None:
     assert done.returncode == 2 and "600 MB" in done.stderr and "was not installed" in done.stderr and not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     assert "holds other files" in refused(tmp_path, "--yes")
@@ -286,6 +288,7 @@ def test_an_environment_of_other_pins_or_half_made_is_not_complete(tmp_path: Pat
     assert not is_complete(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_installation_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "environment"
     # Left by one that was killed: ours to remove.
@@ -306,6 +309,7 @@ def test_an_installation_that_fails_says_why_and_leaves_nothing(tmp_path: Path, 
     assert (folder / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_one_holds_a_folder_and_the_next_hears_who(tmp_path: Path) -> None:
     home = prepare(tmp_path / "home")
     code = "import sys; from pathlib import Path\nfrom mmpo.annotate.argilla_server.home import holding"

@@ -79,6 +79,7 @@ def test_fits_of_a_few_numbers_take_one_thread(judged: Path) -> None:
         assert set(threads()) == {2}
 
 
+@pytest.mark.slow
 def test_a_grader_who_is_right_each_time_has_errors_that_are_numbers(tmp_path: Path) -> None:
     """The held-out error is a rounding error then, and its own error as well."""
     given = [
@@ -139,6 +140,7 @@ def test_scores_become_comparisons_and_margins_beyond_peoples_range_are_told(joi
     assert max(abs(row["expected"]) for row in one["map"]) <= 1
 
 
+@pytest.mark.slow
 def test_a_grader_that_knows_nothing_is_told_and_not_written(joined: Callable[..., Path], tmp_path: Path) -> None:
     judge, people = rows_of(world(7), 300)
     random = np.random.default_rng(1)
@@ -152,6 +154,7 @@ def test_a_grader_that_knows_nothing_is_told_and_not_written(joined: Callable[..
     assert calibrate(folder, out=tmp_path / "kept", unproven="keep", **QUICK)["rows"] == {"judge@human": 600}
 
 
+@pytest.mark.slow
 def test_a_jury_is_stacked_and_set_beside_its_members(joined: Callable[..., Path]) -> None:
     """Two judges with noise of their own know more together than either; people are judged against, never among them."""
     judge, people = rows_of(world(8), 300)
@@ -281,6 +284,7 @@ def test_the_input_is_never_written_over(joined: Callable[..., Path]) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_without_people_or_graders_it_says_who_is_missing(
     joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +296,7 @@ def test_without_people_or_graders_it_says_who_is_missing(
     assert "nobody to calibrate onto two: --rater names none of the others (judge); --rater NAME calibrates one" in message
 
 
+@pytest.mark.slow
 def test_a_rater_who_is_no_person_is_called_by_its_name(
     joined: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

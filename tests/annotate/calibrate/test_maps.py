@@ -80,6 +80,7 @@ def labelled(seed: int, prompts: int = 60) -> tuple[Labelled, np.ndarray, np.nda
     return sample, features, made.expected, float(made.answers[known].var(axis=1, ddof=1).mean())
 
 
+@pytest.mark.slow
 def test_intervals_of_calibrated_margins_hold_what_people_would_say() -> None:
     shares = []
     for seed in range(900, 925):

@@ -23,6 +23,7 @@ def calibrated(folder: Path, judge: Rows, people: Rows) -> dict[str, Any]:
     return calibrate(folder / "all", bootstrap=20, method="scale", length="off")["graders"]["judge"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, 0.8])
 @pytest.mark.parametrize("twice", [0, 1, 3, 20, 200])
 def test_the_bias_is_found_from_however_few_pairs_in_both_orders(tmp_path: Path, bias: float, twice: int) -> None:

@@ -144,6 +144,7 @@ def test_a_tuned_judge_is_asked_in_the_words_that_it_was_tuned_on(tmp_path: Path
     assert questions.rubrics[0].grades.labels == {"A": 1.0, "B": -1.0}
 
 
+@pytest.mark.slow
 def test_argillas_own_client_logs_the_records_and_what_people_answer_is_pulled(asked: Asked, pairs: Path, tmp_path: Path) -> None:
     """Every text comes back to the letter: else the records' ids would not prove the pairs that are pulled."""
     import argilla

@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
 from command import ended, mmpo, started, stopped, wait_for
 
 IN_FLIGHT = 8
 KILLS = int(os.environ.get("MMPO_KILLS", "5"))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_asked_twice_but_what_was_in_flight(generating: Any) -> None:
     prompts = 12 * KILLS
     job, moments = generating({"latency": {"median": 0.05, "p99": 0.4}}, prompts), random.Random(4)

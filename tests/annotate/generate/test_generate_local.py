@@ -103,6 +103,7 @@ def test_the_command_names_its_keys(folder: Path, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["models"][0]["name"] == "tiny"
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_written_twice(
     model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

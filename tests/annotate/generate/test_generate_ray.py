@@ -60,6 +60,7 @@ def texts(folder: Path) -> list[tuple[str, str]]:
     return [(row["prompt_id"], one["text"]) for row in load_feedback(folder).to_pylist() for one in row["completions"]]
 
 
+@pytest.mark.slow
 def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for Ray, whose actors write one reply at a time, loses the second one at its third call."""
     calls = Counter[tuple[int, str]]()

@@ -179,6 +179,7 @@ def gaps(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 SCALE, NOISE = 0.5, 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, 0.5, 1.0])
 def test_margins_in_both_orders_are_free_of_the_judges_liking(bias: float, judging: Any, tmp_path: Path) -> None:
     job, quality = judging({"defaults": {"bias": bias, "noise": NOISE, "scale": SCALE, "tau": 0.4}}, 150), Qualities().of

@@ -142,6 +142,7 @@ def probed(judging: Any, latency: float, *rows: Any) -> Any:
     return job
 
 
+@pytest.mark.slow
 def test_credit_that_runs_out_keeps_what_there_is(judging: Any) -> None:
     job = probed(judging, 0.02, 40)
     job.server.plan({"faults": [{"kind": "quota", "contains": "Question 39?"}]})
@@ -162,6 +163,7 @@ def test_a_run_that_gets_nothing_but_refusals_stops_itself(judging: Any) -> None
     assert job.count("requests") < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.whole])])
 def test_an_endpoint_that_is_away_for_a_while_costs_nothing_but_time(seconds: int, judging: Any) -> None:
     job = probed(judging, 0.01, 40)
@@ -204,6 +206,7 @@ def test_the_key_stands_in_no_file_and_in_no_message(judging: Any, tmp_path: Pat
     assert scrub("as sk-abcdefgh12 says", "other") == "as [key] says"
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_answer(judging: Any) -> None:
     job = judging({"latency": 0.01}, 60, 4)
     done = job.mmpo(disk=150_000)
@@ -273,6 +276,7 @@ def test_the_second_interrupt_leaves_at_once_and_loses_only_what_was_in_flight(j
     assert len(job.comparisons()) == 360 and job.count("answered_again") == 0
 
 
+@pytest.mark.slow
 def test_interrupted_before_the_first_answer(judging: Any) -> None:
     job = judging({}, 5)
     job.judge("first", limit=1, journal=str(job.journal), rubrics=("honesty",))
@@ -281,6 +285,7 @@ def test_interrupted_before_the_first_answer(judging: Any) -> None:
     assert done.returncode == 3 and "before the first answer" in done.stderr and not job.out.exists()
 
 
+@pytest.mark.slow
 def test_a_budget_is_never_passed_and_counts_what_was_paid_before(judging: Any, prices: str) -> None:
     job = judging({"latency": 0.01}, 40)
     summary = job.judge(prices=prices, max_cost=20.0)
@@ -319,6 +324,7 @@ def test_what_was_set_aside_comes_back_to_the_last_bit() -> None:
     assert budget.held == 0.0
 
 
+@pytest.mark.slow
 def test_a_dry_run_asks_nothing_and_is_about_right(judging: Any, prices: str, tmp_path: Path) -> None:
     job = judging({}, 30)
 
@@ -342,6 +348,7 @@ def test_the_status_tells_what_is_done_and_what_failed(judging: Any) -> None:
     assert "content_filter 6" in done.stderr and told["judges"][0]["spent_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_are_refused_and_so_is_what_is_no_journal(judging: Any, tmp_path: Path) -> None:
     job = judging({"latency": 0.2}, 400)  # longer than the second command takes to start
     process = started(*job.words("--concurrency", "4"))

@@ -292,6 +292,7 @@ def test_ctrl_c_and_then_all_is_there(judging: Any) -> None:
     assert job.mmpo(*BATCH).returncode == 0 and job.count("batches") == 1 and paid_once(job.server)
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_at_half_the_price(judging: Any, prices: str) -> None:
     job = judging({"batch_seconds": 0.2})
     alone = job.judge("alone", prices=prices)["cost"]
@@ -328,6 +329,7 @@ def test_a_wrong_key_stops_with_one_message(judging: Any) -> None:
     assert job.count("batches") == 0 and "sk-test-of-the-run" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", CALLS)
 @pytest.mark.parametrize("kind", ["down", "unavailable", "rate_limit", "reset", "close", "bad_json", "cut_json"])
 def test_an_endpoint_that_is_away_or_stumbles_costs_nothing_but_time(kind: str, route: str, judging: Any) -> None:
@@ -337,6 +339,7 @@ def test_an_endpoint_that_is_away_or_stumbles_costs_nothing_but_time(kind: str, 
     assert job.rows("SELECT requests FROM spent") == [(REQUESTS,)]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_stays_away_leaves_the_batches(judging: Any) -> None:
     job = judging({"batch_seconds": 1, "faults": [{"kind": "down", "route": "batches.get", "seconds": 3, "times": 1}]})
     with pytest.raises(PartialResult, match="1 batch goes on at the provider"):
@@ -344,6 +347,7 @@ def test_an_endpoint_that_stays_away_leaves_the_batches(judging: Any) -> None:
     assert job.judge(**FAST)["finished"] and paid_once(job.server)
 
 
+@pytest.mark.slow
 def test_batches_that_the_provider_has_forgotten_are_asked_again(judging: Any, openai_server: Any) -> None:
     job = judging({"batch_seconds": 60})
     stopped(*job.words(*BATCH), when=reached(job.server, "batches.get"))
@@ -353,6 +357,7 @@ def test_batches_that_the_provider_has_forgotten_are_asked_again(judging: Any, o
     assert job.mmpo(*BATCH).returncode == 0 and paid_once(job.server)
 
 
+@pytest.mark.slow
 def test_answers_that_a_smaller_run_has_no_use_for_are_kept(judging: Any) -> None:
     job = judging({"batch_seconds": 2})
     stopped(*job.words(*BATCH), when=reached(job.server, "batches.get"))
@@ -362,6 +367,7 @@ def test_answers_that_a_smaller_run_has_no_use_for_are_kept(judging: Any) -> Non
     assert whole["finished"] and job.count("batches") == 1 and paid_once(job.server) and len(job.comparisons()) == REQUESTS
 
 
+@pytest.mark.slow
 def test_the_key_stands_in_no_file_and_in_no_message(judging: Any) -> None:
     key = "sk-proj-Very0Secret9Key4711abcdef.tail"
     faults = [

@@ -67,6 +67,7 @@ def test_a_wrong_key_of_one_judge_ends_the_run_while_another_is_told_to_wait(beg
         assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_a_probe_waits_as_it_is_told_says_so_and_takes_no_passing_fault_for_what_the_endpoint_can_not_do(judging: Any) -> None:
     """Without log-probabilities the second question of the probe asks for two replies at once; this one meets a 429."""
     job = judging(

@@ -16,6 +16,7 @@ IN_FLIGHT = 8
 KILLS = int(os.environ.get("MMPO_KILLS", "5"))
 
 
+@pytest.mark.slow
 def test_killed_in_any_stage_nothing_is_asked_twice_but_what_was_in_flight(bench: Any) -> None:
     questions = 8 * KILLS
     job, moments = bench({"latency": {"median": 0.03, "p99": 0.2}}, questions), random.Random(3)

@@ -106,6 +106,7 @@ def test_a_cluster_of_two_nodes_builds_what_this_machine_does(tmp_path: Path) ->
         assert all(one in said[name] for one in found["ours"])
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_goes_with_the_run(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "grades.jsonl", rows(50))
     words = ["build", data, "--format", "jsonl", "--scale", "1:10"]

@@ -158,6 +158,7 @@ def transformed(grades: Sequence[Grade], normalise: str, low: Fraction, high: Fr
         return [(text, rater, change(rater, value)) for text, rater, value in grades]
 
 
+@pytest.mark.slow
 @given(
     panels(),
     st.sampled_from([20, 10**3, 10**6, 10**9, 10**12]),
@@ -185,6 +186,7 @@ def test_no_scale_is_too_far_from_0(grades: list[Grade], offset: int, merge: str
         assert margin == pytest.approx(float(exactly), abs=float(unit) * max(1e-6, step))
 
 
+@pytest.mark.slow
 @given(panels(), st.permutations("abcde"), st.randoms(use_true_random=False), st.sampled_from(["none", "minmax", "rank"]))
 @settings(max_examples=100, deadline=None)
 def test_names_order_repeats_shifts_and_units_change_nothing(grades: list[Grade], names, shuffler, normalise: str) -> None:

@@ -248,6 +248,7 @@ def test_colours_and_widths(width: int, scheme: str, built: Path, hostile: Path,
         assert opened.page.evaluate(CONTRAST) == [] and opened.wrong == []
 
 
+@pytest.mark.slow
 def test_on_paper_and_without_scripts(built: Path, browser: Any) -> None:
     opened = OpenedPage(browser, built, scheme="dark")
     opened.page.emulate_media(media="print")

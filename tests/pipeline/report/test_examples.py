@@ -69,6 +69,7 @@ def test_texts_that_begin_alike_are_cut_where_they_part() -> None:
     assert cut_alike("a", "b", 400) == ("a", "b")
 
 
+@pytest.mark.slow
 def test_what_is_written_ends_no_element_and_has_room() -> None:
     text = "</script><!-- &amp; \u2028 \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")
     pairs = [{"prompt": text, "chosen": f"{text}{i}" * 40_000, "rejected": "no", "note": text} for i in range(400)]

@@ -339,6 +339,7 @@ def test_a_disk_that_is_too_small_is_known_before(here: str, store: Store, tmp_p
         build(f"s3://{here}/r.jsonl", tmp_path / "o", options=JSONL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "when"),
     [

@@ -41,6 +41,7 @@ def planted_table(folder: Path, share: float) -> tuple[pa.Table, np.ndarray]:
     return table, np.stack([features[text[one][0]["content"]] for one in ids])
 
 
+@pytest.mark.slow
 def test_margins_that_the_features_explain_add_accuracy(planted: tuple[pa.Table, np.ndarray]) -> None:
     table, values = planted
     found = advise(table, values=values, seeds=3)
@@ -149,6 +150,7 @@ def voted(folder: Path, *names: str, prompts: int = 30) -> Path:
     return feedback_folder(folder, [{**row, "score": row["score"] * RATERS[name], "rater": name} for row in rows for name in names])
 
 
+@pytest.mark.slow
 def test_held_out_raters_judge_by_votes_and_make_no_margin(tmp_path: Path) -> None:
     alike, split = (
         advise(voted(tmp_path / names[-1], "maker", *names), seeds=1, votes=names) for names in (("same",), ("same", "opposite"))
@@ -256,6 +258,7 @@ def test_a_recommendation_is_a_recipe(row: Setting, said: str) -> None:
     assert said in recipe(recommend(row, found, "none", None))
 
 
+@pytest.mark.slow
 def test_where_all_is_right_nothing_is_left_to_add(tmp_path: Path) -> None:
     """One word decides: likelihoods stay those of probabilities, and no recommendation says what to do with ties that it leaves out."""
     rng = np.random.default_rng(0)
@@ -267,6 +270,7 @@ def test_where_all_is_right_nothing_is_left_to_add(tmp_path: Path) -> None:
     assert found["recommended"]["ties"] == ("drop" if found["recommended"]["loss"] in ("dpo", "cdpo") else "keep")
 
 
+@pytest.mark.slow
 def test_pairs_and_the_feedback_that_they_were_built_of_say_the_same(tmp_path: Path) -> None:
     """In whatever order rows stand; normalisations and votes, which PAIRS can't have, apart."""
     rows, _ = planted_rows(0.6, seed=2, prompts=15)
@@ -320,6 +324,7 @@ def test_where_margins_add_nothing_none_are_advised(explained: float, adds: dict
     assert pick(Level(), settings_for(planted_evidence(0.5, 0, prompts=5)[0]), adds, explained).loss == chosen
 
 
+@pytest.mark.slow
 def test_on_shuffled_margins_nothing_is_to_be_gained(planted: tuple[pa.Table, np.ndarray]) -> None:
     table, values = planted
     texts = np.random.default_rng(1).permutation(len(values))
@@ -338,6 +343,7 @@ def test_a_handful_of_prompts_decides_nothing(few: dict[str, Any]) -> None:
     assert any(one.startswith("All of this is judged by 3 prompts, too few to tell anything by") for one in few["sentences"])
 
 
+@pytest.mark.slow
 def test_equal_margins_say_no_more_than_their_signs(tmp_path: Path) -> None:
     """Every pair is 3 apart: the controls are the objective itself, and ordinal has no threshold to learn."""
     found = advise(table_of(tmp_path, graded(30, lambda i, j: 1 + 3 * j)), seeds=1)

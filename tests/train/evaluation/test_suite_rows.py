@@ -177,6 +177,7 @@ def test_the_command_prints_the_sections(trained, tmp_path, capsys):
     assert list(orjson.loads(shown.out)["sections"]) == ["Reasoning", "Prior Sets"]
 
 
+@pytest.mark.slow
 def test_real_rows_balance(trained, real_data):
     """LLMBar's rows; those under RewardBench's own names are all of its section Chat Hard that is there."""
     data = real_data / "llmbar_pairs_rewardbench_format.parquet"

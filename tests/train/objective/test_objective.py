@@ -203,6 +203,7 @@ def test_sources_that_are_not_there_are_named(pairs, trainer_of):
     user_error("-1 is not 0 or more", trainer_of, source_weights={"source-0": -1})
 
 
+@pytest.mark.slow
 def test_the_record_counts_what_each_term_leaves_out(train_tiny, record_of, tmp_path):
     folder = split_folder(tmp_path / "data", train=make_pairs(6, [7]), validation=make_pairs(2, [3], seed=4))  # two ties a prompt
     counts = {}

@@ -102,6 +102,7 @@ def test_what_others_put_there_stays(served, trained, adapter):
     user_error("holds weights.gguf, which mmpo did not push", push_model, adapter, "me/other")
 
 
+@pytest.mark.slow
 def test_the_command_knows_a_model_from_a_dataset(served, trained, tmp_path):
     done = mmpo("push", trained["reward"], NAME, "--json")
     told = json.loads(done.stdout)

@@ -20,6 +20,7 @@ def model(tokenizer, tmp_path_factory):
     return lambda kind: str(save_model(folder / kind, tiny_model(kind, tokenizer, size=64, layers=2), tokenizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "loss", "falls"), [("policy", "mmpo=1,sft=0.1", 0.01), ("policy", "mmpo", 0.002), ("reward", "mmpo", 0.005)]
 )

@@ -131,6 +131,7 @@ def other_policy(tokenizer):
     return tiny_model("policy", tokenizer, size=32, layers=1, seed=7)
 
 
+@pytest.mark.slow
 def test_centering_pulls_the_rewards_to_zero(trainer_of):
     found = {}
     for loss in ("mmpo", "mmpo=1,centering=1"):
@@ -227,6 +228,7 @@ def gamma_learned_with_the_model(loss, steps=1500):
     return seen, margin
 
 
+@pytest.mark.slow
 def test_a_gamma_learned_with_the_model_is_not_identified():
     """By cross-entropy γ grows until the targets are hard labels, and what is trained is Bradley–Terry. By divergence it shrinks until
     targets and logits are nothing: both 0 fit one another perfectly. Neither stops at a γ that the data would have.

@@ -35,6 +35,7 @@ def test_the_same_prompts_are_replied_to_and_training_is_the_same(changes, train
     assert same_weights("policy", tmp_path / "plain", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_another_seed_has_other_prompts_and_a_stopped_run_goes_on_with_its_own(train_tiny, dataset, tmp_path):
     def interrupt() -> None:
         raise KeyboardInterrupt
