@@ -10,7 +10,7 @@ from mmpo.train.data.chat_template import (
     common_prefix,
     pad_token,
 )
-from mmpo.train.data.pairs import Prepared, PromptPairs, check_prompt_scores, prepare, prepare_pairs, usable_pairs
+from mmpo.train.data.pairs import Prepared, PromptPairs, check_prompt_scores, prepare, prepare_pairs, usable_pairs, weighted_pairs
 from mmpo.train.data.read import (
     check_margins,
     check_rows,

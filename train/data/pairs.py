@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmpo.pipeline.arrow import to_numpy
 from mmpo.pipeline.errors import UserError
-from mmpo.train.data.read import SCORES
+from mmpo.train.data.read import SCORES, check_sources
 from mmpo.train.data.render import Rendered, Renderer
 from mmpo.train.data.rendering import Names
 from mmpo.train.data.token_store import TokenStore, completions_of
@@ -34,6 +34,13 @@ def usable_pairs(table: pa.Table, *, ties: bool, source_weights: Mapping[str, fl
     if not ties:
         table, counts["dropped_ties"] = _kept(table, to_numpy(table["quality_margin"]) > 0)
     return table, counts
+
+
+def weighted_pairs(table: pa.Table, source_weights: Mapping[str, float], *, checked: bool = True) -> pa.Table:
+    """The pairs of sources whose weight is above 0. Raises UserError as `check_sources` does, unless it is not `checked`."""
+    if checked:
+        check_sources(table, source_weights)
+    return usable_pairs(table, ties=True, source_weights=source_weights)[0]
 
 
 def _kept(table: pa.Table, mask: np.ndarray) -> tuple[pa.Table, int]:

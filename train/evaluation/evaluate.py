@@ -25,7 +25,7 @@ from mmpo.pipeline.storage import (
     refuse_url,
     split_files,
 )
-from mmpo.train.data import read_pairs, with_graded_part
+from mmpo.train.data import read_pairs, weighted_pairs, with_graded_part
 from mmpo.train.evaluation.as_trained import options_as_trained, trained_part_of, trained_reference_weights
 from mmpo.train.evaluation.folder import PAIR_VALUES, SUMMARY, check_evaluation, write_evaluation
 from mmpo.train.evaluation.pair_values import pair_values
@@ -119,7 +119,7 @@ def evaluate(
     options = with_graded_part(options, data, trained_part_of(record) if graded_part is None else None)
     pairs = read_pairs(data, split) if bench is None else bench.pairs
     if isinstance(options.gamma, str):
-        options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs)))
+        options = replace(options, gamma=resolve_gamma(options.gamma, _training_margins(data, pairs, record)))
     cast = None if votes is None else Votes(votes)
     if cast is not None:
         cast.of(pairs)  # said before anything is computed, if there are none
@@ -282,11 +282,14 @@ def _on_suite(bench: SuitePairs, values: Mapping[str, np.ndarray], counts: dict[
     }
 
 
-def _training_margins(data: str | Path, measured: pa.Table) -> np.ndarray:
-    """The margins that a γ is chosen by: those of the folder's train split, else of the measured pairs."""
+def _training_margins(data: str | Path, measured: pa.Table, record: Mapping[str, Any]) -> np.ndarray:
+    """The margins that a γ is chosen by: those of the folder's train split, else of the measured pairs; of the sources that the model was
+    trained on (weight above 0), where there are any.
+    """
     files = [] if Path(data).is_file() else split_files(Path(data), "train")
-    table = read_parts(files, columns=["quality_margin"]) if files else measured
-    return table["quality_margin"].to_numpy()
+    table = read_parts(files, columns=["quality_margin", "source"]) if files else measured
+    used = weighted_pairs(table, record.get("options", {}).get("source_weights", {}), checked=False)
+    return (used if used.num_rows else table)["quality_margin"].to_numpy()
 
 
 def _other_split(options: TrainOptions, data: str | Path, split: str, target: str | LevelTarget) -> pa.Table | None:

@@ -32,12 +32,11 @@ from mmpo.train.data import (
     TokenStore,
     check_margins,
     check_scores,
-    check_sources,
     pair_files,
     prepare_pairs,
     read_pairs,
     text_batches,
-    usable_pairs,
+    weighted_pairs,
     with_graded_part,
     with_source_weights,
 )
@@ -277,10 +276,10 @@ def prepare_run(options: TrainOptions) -> Preparation:
             more = f" (with {folder.had_more} more steps)" if folder.had_more else ""
             say(f"{folder.path} already holds this run{more}, finished; nothing to do")
         return Preparation(folder)
-    check_sources(pairs, options.source_weights)
-    used, _ = usable_pairs(pairs, ties=True, source_weights=options.source_weights)
+    used = weighted_pairs(pairs, options.source_weights)
     check_margins(used["quality_margin"].to_numpy(), parse_terms(options.loss), options.target)
-    for table, split in ((used, "train"), (measured, options.eval_split)):
+    held = None if measured is None else weighted_pairs(measured, options.source_weights, checked=False)
+    for table, split in ((used, "train"), (held, options.eval_split)):
         if table is not None:
             check_scores(table, parse_terms(options.loss), f"{options.data} ({split})")
     gamma, target = resolve_gamma(options.gamma, used["quality_margin"].to_numpy()), fit_target(options.target, used)

@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.metrics import training_metrics
 from mmpo.train.batches import Batch, MicroBatch, Step, make_step, plan_steps
-from mmpo.train.data import PromptPairs, Renderer, check_prompt_scores, check_scores, check_sources, pad_token, prepare_pairs
+from mmpo.train.data import PromptPairs, Renderer, check_prompt_scores, check_scores, pad_token, prepare_pairs, weighted_pairs
 from mmpo.train.distributed import agreed, check_launch, rank_and_world, summed
 from mmpo.train.messages import nothing_left, rendering_warnings, warn
 from mmpo.train.model import ExecutionPlan, attach, bfloat16_on_cpu, choose_plan, completion_values, disable_dropout, recomputes
@@ -121,8 +121,8 @@ class MarginTrainer(GuardedTrainer):
             check_prompt_scores(data, terms, where)
             return data
         table = data if isinstance(data, pa.Table) else data.with_format("arrow")[:]
+        table = weighted_pairs(table, self.source_weights, checked=training)
         if training:
-            check_sources(table, self.source_weights)
             self.target = fit_target(str(self.target), table)
         check_scores(table, terms, where)
         ties, weights = not self.objective.needs_winner, (self.weight, self.source_weights)

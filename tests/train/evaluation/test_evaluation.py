@@ -1,5 +1,6 @@
 """Evaluation: the documented keys, values recomputed by hand from the per-pair file, and measures that are undefined."""
 
+import json
 import re
 import shutil
 import sqlite3
@@ -211,3 +212,15 @@ def test_gamma_auto_is_that_of_the_training_pairs(trained, dataset):
     margins = read_table(dataset / "train")["quality_margin"].to_numpy()
     found = evaluate("reward", trained["reward"], dataset, gamma="auto:.9")
     assert target_probability(margins[margins > 0], found["gamma"]).mean() == pytest.approx(0.9)
+
+
+def test_gamma_auto_leaves_out_the_sources_that_training_left_out(trained, dataset, tmp_path):
+    train = read_table(dataset / "train")
+    margins, sources = train["quality_margin"].to_numpy(), np.array(train["source"].to_pylist())
+    shutil.copytree(trained["reward"], tmp_path / "model")
+    record = json.loads((tmp_path / "model/mmpo.json").read_text())
+    for weights, of in (({"source-0": 0.0}, sources == "source-1"), ({"source-0": 0.0, "source-1": 0.0}, sources != "")):
+        record["options"]["source_weights"] = weights  # where none is left, all of them are the data's own
+        (tmp_path / "model/mmpo.json").write_text(json.dumps(record))
+        gamma = evaluate("reward", tmp_path / "model", dataset, gamma="auto:.9", bootstrap=0)["gamma"]
+        assert target_probability(margins[of & (margins > 0)], gamma).mean() == pytest.approx(0.9)

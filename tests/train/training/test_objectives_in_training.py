@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from folders import split_folder
+from folders import changed, split_folder
 from panels import graded_pairs
 from training_cases import make_pairs, user_error
 
@@ -205,6 +205,22 @@ def test_levels_of_a_run_are_learned_in_training_and_measured_with(train_tiny, r
         tmp_path / "no",
         target="levels",
     )
+
+
+def test_what_is_learned_and_asked_of_pairs_leaves_out_sources_of_weight_0(trainer_of, train_tiny, tmp_path):
+    """The levels of a trainer; the scores that a loss of whole lists needs."""
+    table = voted(make_pairs(12, [6]), 0)
+    mine = [row for row, source in enumerate(table["source"].to_pylist()) if source == "source-1"]
+    fitted = [
+        trainer_of("reward", data=data, target="levels", source_weights=weights).target.p.tolist()
+        for data, weights in ((table, {"source-0": 0.0}), (table.take(mine), None), (table, None))
+    ]
+    assert fitted[0] == fitted[1] != fitted[2]
+    bare = changed(table, "score_chosen", dict.fromkeys(set(range(len(table))) - set(mine)))
+    user_error("needs one score", trainer_of, "reward", data=bare, loss="listwise")
+    trainer_of("reward", data=bare, loss="listwise", source_weights={"source-0": 0.0})
+    folder = split_folder(tmp_path / "data", train=bare, validation=bare)
+    train_tiny("reward", folder, tmp_path / "run", loss="listwise", source_weights={"source-0": 0.0}, max_steps=1)
 
 
 def gamma_learned_with_the_model(loss, steps=1500):
