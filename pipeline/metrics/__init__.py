@@ -48,6 +48,6 @@ from mmpo.pipeline.metrics.suites import (
     suite_scores,
     suite_warnings,
 )
-from mmpo.pipeline.metrics.summary import against_other, evaluation_measures, measures_95
+from mmpo.pipeline.metrics.summary import MOST_TEMPERATURE, against_other, evaluation_measures, measures_95
 from mmpo.pipeline.metrics.table import METRICS, Metric, Values, by_source, pair_measures, training_metrics
 from mmpo.pipeline.metrics.votes import Votes

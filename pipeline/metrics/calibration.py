@@ -201,7 +201,8 @@ def _row(kept: np.ndarray, q: Floats, z: Floats, m: Floats, p: Floats) -> dict[s
 
 
 def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float = 1e3, doubt: float = 1.0) -> float | None:
-    """The temperature T in [low, high] at which σ(z/T) has the least cross-entropy to p. None without pairs.
+    """The temperature T in [low, high] at which σ(z/T) has the least cross-entropy to p. None where no pair tells it: of ties all p are ½,
+    which a larger T always suits better; z = 0 is the same at any. low: times the root mean square of z, where that is below 1.
 
     doubt: of n pairs so many over n + 2 count the other way round (Platt 1999). Without it labels that are all foretold have their best
     temperature at `low`, and the first one elsewhere that is not costs thousands of nats.
@@ -210,11 +211,11 @@ def temperature_fit(z: ArrayLike, p: ArrayLike, low: float = 1e-3, high: float =
     derivative, mean (σ(z/T) − p)·z, finds it; at a bound the bound is returned (Guo et al. 2017).
     """
     z_, p_ = as_floats(z, "z"), _probabilities(p, "p")
-    if not z_.size:
+    if not ((z_ != 0) & (p_ != 0.5)).any():
         return None
     flipped = doubt / (len(z_) + 2)
     p_ = p_ + flipped * (1 - 2 * p_)
-    cold, hot = np.log(low), np.log(high)
+    cold, hot = np.log(low * min(1.0, float(np.sqrt((z_**2).mean())))), np.log(high)
     for _ in range(60):
         middle = (cold + hot) / 2
         slope = float(((sigmoid(z_ * np.exp(-middle)) - p_) * z_).mean())

@@ -11,6 +11,9 @@ from mmpo.pipeline.metrics.intervals import DRAWS, interval, part_draws, share_i
 from mmpo.pipeline.metrics.table import METRICS, Values, known_values, pair_measures
 
 CROSS_FITTED = "cross-fitted: on one half of the measured prompts for the other"
+NO_TEMPERATURE = "none: it can't be estimated where half of the measured prompts hold ties alone (targets of ½), or logits of 0"
+MOST_TEMPERATURE = 999.0
+"""Just below the largest one that is fitted."""
 
 
 def measures_95(values: Values, clusters: np.ndarray, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
@@ -55,17 +58,21 @@ def codes_of(names: Sequence[Any]) -> np.ndarray:
 def scaled(z: Floats, p: Floats, clusters: np.ndarray, fitted_on: Values | None = None) -> tuple[Floats, float | None, str]:
     """z/T, the temperature T and what it was fitted on: other pairs' z and p, or for each half of the clusters the other half.
 
-    z, p, clusters: shape (pairs,). Of the two halves' T the geometric mean is given. Where one half alone has pairs z stays as it is, and
-    T is None: a temperature is never fitted to the pairs that it scales.
+    z, p, clusters: shape (pairs,). Of the two halves' T the geometric mean is given, or its bound where one of them stands at it. Where the
+    pairs of one half tell none z stays as it is, and T is None: a temperature is never fitted to the pairs that it scales.
     """
-    if fitted_on is not None and len(fitted_on["z"]):
-        temperature = temperature_fit(fitted_on["z"], fitted_on["p"])
-        return z / (temperature or 1.0), temperature, "validation"
+    temperature = None if fitted_on is None else temperature_fit(fitted_on["z"], fitted_on["p"])
+    if temperature is not None:
+        return z / temperature, temperature, "validation"
     half = clusters % 2
     fits = [temperature_fit(z[half != side], p[half != side]) for side in (0, 1)]
-    if None in fits or len(np.unique(clusters)) < 2:
+    if len(np.unique(clusters)) < 2:
         return z, None, "none: there is one prompt alone"
-    return z / np.array(fits, dtype=np.float64)[half], float(np.exp(np.log(np.array(fits, dtype=np.float64)).mean())), CROSS_FITTED
+    if None in fits:
+        return z, None, NO_TEMPERATURE
+    both = np.array(fits, dtype=np.float64)
+    mean = float(np.exp(np.log(both).mean()))
+    return z / both[half], float(both.max()) if both.max() > MOST_TEMPERATURE else mean, CROSS_FITTED
 
 
 def evaluation_measures(

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmpo.pipeline.errors import UNSEEN
+from mmpo.pipeline.metrics import MOST_TEMPERATURE
 from mmpo.pipeline.storage.files import Identity, atomic_file
 
 COLOURS = ("#24598f", "#c8622d", "#3f8f6b", "#8a5a9e", "#8c8c3a", "#5b6675")
@@ -105,10 +106,6 @@ def with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
 
     bounds = row.get(f"{name}_95")
     return words(row.get(name)) + (f" [{words(bounds[0])}, {words(bounds[1])}]" if bounds else "")
-
-
-MOST_TEMPERATURE = 999.0
-"""Just below the largest one that is fitted."""
 
 
 def trained_words(trained_on: Mapping[str, Any] | None) -> str:

@@ -154,6 +154,13 @@ def test_a_temperature_of_labels_that_are_all_foretold_is_finite() -> None:
     assert mm.cross_entropy([1 / fitted], [0.0]) == pytest.approx(math.log(5))
 
 
+def test_a_temperature_that_no_pair_tells_is_none_and_of_tiny_logits_an_estimate() -> None:
+    z = generator(2).normal(0, 2, 2000)
+    assert mm.temperature_fit(z, np.full(2000, 0.5)) is None and mm.temperature_fit(0 * z, mm.sigmoid(z)) is None
+    assert mm.temperature_fit([1.0, 0.0], [0.5, 1.0]) is None  # one is a tie, the other the same at any
+    assert mm.temperature_fit(1e-6 * z, mm.sigmoid(z), doubt=0) == pytest.approx(1e-6, rel=1e-5)
+
+
 def test_by_margin_holds_every_pair_once() -> None:
     m = generator(4).integers(0, 4, 500).astype(float)
     z = generator(5).normal(m)

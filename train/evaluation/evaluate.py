@@ -298,7 +298,8 @@ def _other_split(options: TrainOptions, data: str | Path, split: str, target: st
         return None
     try:
         pairs = read_pairs(data, "validation")
-        targets(target, pairs, float(options.gamma))
+        if (targets(target, pairs, float(options.gamma))[0] == 0.5).all():
+            raise UserError(f"the target of each of its {pairs.num_rows:,} pairs is ½, as of ties")
     except UserError as error:
         warn([f"the temperature is cross-fitted on the measured prompts, the validation split is of no use: {error}"])
         return None

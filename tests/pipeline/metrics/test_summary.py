@@ -7,7 +7,7 @@ from mmpo.pipeline.margins import sigmoid, target_probability
 from mmpo.pipeline.metrics import METRICS, against_other, evaluation_measures, pair_measures
 from mmpo.pipeline.metrics.calibration import temperature_fit
 from mmpo.pipeline.metrics.intervals import part_draws
-from mmpo.pipeline.metrics.summary import CROSS_FITTED, codes_of, length_measures, measures_95, scaled
+from mmpo.pipeline.metrics.summary import CROSS_FITTED, NO_TEMPERATURE, codes_of, length_measures, measures_95, scaled
 from mmpo.pipeline.report import temperature_words
 
 GAMMA = 0.7
@@ -112,6 +112,20 @@ def test_a_temperature_is_never_fitted_to_the_pairs_that_it_scales():
     found = evaluated(values, prompt)
     assert found["scaled"]["cross_entropy"] < found["cross_entropy"] - 0.1
     assert found["scaled"]["accuracy"] == found["accuracy"]
+
+
+def test_where_ties_alone_could_tell_a_temperature_there_is_none():
+    """Of other pairs: it is cross-fitted; of half of the measured ones: there is none. A bound of one half is no mean of two estimates."""
+    values, prompt = pairs(sharp=4.0)
+    z, p, clusters = values["z"], values["p"], codes_of(prompt)
+    ties = {"z": z, "p": np.full(len(z), 0.5)}
+    assert scaled(z, p, clusters, ties)[1:] == scaled(z, p, clusters)[1:]
+    assert scaled(z, np.where(clusters % 2, p, 0.5), clusters)[1:] == (None, NO_TEMPERATURE)
+    assert scaled(z, np.where(clusters % 2, p, 1 - p), clusters)[1] == pytest.approx(1000)
+    found = evaluated({**values, **ties, "margin": 0 * z}, prompt)
+    assert (
+        found["temperature"] is None and found["scaled"]["cross_entropy"] == found["cross_entropy"] and not temperature_words(found)
+    )
 
 
 def test_length_and_a_coin_stand_beside_the_model():

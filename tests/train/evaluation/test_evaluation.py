@@ -144,6 +144,10 @@ def test_a_validation_split_without_targets_leaves_the_measures_alone(trained, d
     assert found["temperature_from"].startswith("cross-fitted")
     assert "the validation split is of no use: " in capsys.readouterr().err
     split_folder(tmp_path / "alone", test=test)
+    split_folder(tmp_path / "tied", test=test, validation=changed(validation, "quality_margin", dict.fromkeys(range(18), 0.0)))
+    tied = evaluate("reward", trained["reward"], tmp_path / "tied")
+    assert tied["temperature_from"].startswith("cross-fitted")
+    assert "of no use: the target of each of its 18 pairs is ½" in capsys.readouterr().err
     alone = evaluate("reward", trained["reward"], tmp_path / "alone", target="noise-aware")
     assert found["cross_entropy"] == alone["cross_entropy"]
     assert found["temperature"] == alone["temperature"]
