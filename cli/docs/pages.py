@@ -89,12 +89,13 @@ and texts stay texts. What numpy
 prints of a list (`['a' 'b']`, as `datasets` writes it into CSV) can't be read back and is refused by that name.
 
 Where columns are named by `--columns`: `field=column`; `score=anna+ben` reads one column for each rater and names the raters by them;
-where a column `rater` names them, the columns are aspects. A column that is given to one field is read as no other, whatever its own
-name: `model=system` makes no system message; `model=system,system=system` reads it as both. `gap=-column` turns the sign;
+where a column `rater` or `--rater-name` says who graded, the columns are aspects. A column that is given to one field is read as no
+other, whatever its own name: `model=system` makes no system message; `model=system,system=system` reads it as both. `gap=-column` turns
+the sign;
 so does `score=-column`, for grades of which less is better (`--columns score=-rank --scale -3:-1` for ranks from 1 to 3);
 `gap=winner*strength` multiplies who won by how much. A list of grades is one for each rater in a list beside it
-(`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` names.
-`reply.text` is inside an object, `replies[].text`
+(`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` or `--rater-name` names;
+`score=grades.0+grades.1` takes each place for a rater. `reply.text` is inside an object, `replies[].text`
 in each of a list of objects, `replies[0].text` or `replies.0.text` in the first of them, also where they stand as JSON in a cell. In
 cells of CSV, white space around numbers and names does not count, `--decimal ,` and `--na N/A,-` say how numbers and gaps are written,
 "4/5" is 4 where `--scale` ends at 5, a list stands as JSON, and `--gap-of left=1,right=-1,tie=0` reads a winner in words.

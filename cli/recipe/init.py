@@ -143,8 +143,8 @@ def _built(inputs: Sequence[str], made: Guess) -> dict[str, Any]:
 def _seen(found: dict[str, Any], summary: dict[str, Any]) -> str:
     """What was looked at, in a sentence."""
     pairs = sum((summary.get("pairs") or {}).values())
-    made = f", {summary['prompts']:,} prompts and {pairs:,} pairs" if pairs else ""
-    return f"{found['file']}: {found['layout']}; {found['lines']:,} rows were read{made}"
+    made = f", {summary['prompts']:,} prompts and {pairs:,} pairs in all" if pairs else ""
+    return f"{found['file']}: {found['layout']}; {found['lines']:,} rows were looked at{made}"
 
 
 def _build(inputs: Sequence[str], made: Guess, found: dict[str, Any]) -> list[str]:

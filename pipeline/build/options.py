@@ -90,7 +90,7 @@ class BuildOptions:
     fix_known_defects: bool = False
     """Repair a format's known defects where possible, counted; without it such rows are rejected."""
     rater: Annotated[str | None, Flags("--rater-name")] = None
-    """Rater name for files that name none (the file's own name)."""
+    """Rater name for files that name none (the file's own name). Several columns of grades are its aspects then, and a list its repeats."""
     kind: Annotated[str | None, Flags("--rater-kind")] = None
     """Kind of rater for files that name none: human, ai or reward_model."""
     evidence: Annotated[str, OneOf(EVIDENCE), Flags("--from", "--evidence")] = "auto"

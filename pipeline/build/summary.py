@@ -270,6 +270,8 @@ NOTED = {
     "numbered the grades by place (distilabel's UltraFeedback task does) they may stand one reply off",
     "prompt_in_replies": "in {n:,} rows both replies begin with the whole prompt: it would be trained on as a part of them; cut it off, or "
     "leave the column `prompt` out and give turns",
+    "system_of_one_word": "in {n:,} of {lines:,} rows the column `system` is a single word, and was read as the system message of the "
+    "prompt: where it says who answered, replies of different systems make no pairs; --columns model=system reads it as the model",
     "template_marks": "{n:,} prompts begin with the marks of a chat template, such as <|im_start|>: a whole chat is taken for one text of "
     "the user, and a model's own template will stand around it; give it as messages",
     **{

@@ -37,8 +37,8 @@ NONE = frozenset(("n/a", "n.a.", "na", "nan", "none", "null", "nil", "-", "--", 
                   "k.a.", "k. a.", "keine angabe", "unknown", "not graded"))  # fmt: skip
 """What people mostly write where there is no grade, in small letters."""
 ONE_GRADE = (
-    "a cell holds one grade: write one row for each rater's, or a column for each rater (--columns score=ANNA+BEN), or name the column of "
-    "the list's raters (--columns rater=COLUMN)"
+    "a list of grades, and nothing says whose: name the column of the list's raters (--columns rater=COLUMN), take each place of the list "
+    "for a rater (--columns score=COLUMN.0+COLUMN.1), or the whole for one grader's repeats (--rater-name NAME)"
 )
 
 ONE_NAME = "a rater, a kind, an aspect and a model is named by one text: write one row for each"
@@ -278,6 +278,7 @@ class RowFields:
         self.read = {name: reader(column, self.present) for name, column in self.column.items()}
         self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
+        self.rater_known = options.rater is not None or "rater" in self.column
         self.mixed_kind = options.kind or "ai"
         self.grades_seen: dict[tuple[tuple[str | None, ...], str | None], dict[str, str]] = {}
         self.context = [name for name in CONTEXT if name in self.column]
@@ -318,7 +319,7 @@ class RowFields:
 
     def grade(self, row: Row, column: str | None = None, listed: tuple[Any, ...] = ()) -> dict[str, str]:
         """Rater, kind and aspect of the row's grade; of several columns with grades, `column` names the rater, or the aspect where raters
-        have a column of their own; listed: of a list of raters the one, in place of the row's. Raises BadRow: unknown_kind."""
+        have a column or a name of their own; listed: of a list of raters the one, in place of the row's. Raises BadRow: unknown_kind."""
         cells = tuple([listed[0] if listed and name == "rater" else read(row) for name, read in self.grade_columns])
         texts = _NAMES.issuperset(map(type, cells))  # 1 and True are equal, but other names
         if texts and (cells, column) in self.grades_seen:  # as nearly all are: a file has few raters
@@ -329,7 +330,7 @@ class RowFields:
             if given is not None:
                 found[name] = given
         if column is not None:
-            found["aspect" if "rater" in self.column else "rater"] = column
+            found["aspect" if self.rater_known else "rater"] = column
         if found["kind"] == MIXED:
             found["kind"] = self.mixed_kind
         if found["kind"] not in KINDS:
@@ -343,7 +344,7 @@ class RowFields:
 
         Raises BadRow: score_not_a_number, where nobody is named as rater; lengths_differ, unknown_kind.
         """
-        if "rater" not in self.column:
+        if not self.rater_known:
             raise BadRow("score_not_a_number", {"grades": repr(values)[:80], "hint": ONE_GRADE})
         given = self.cells.listed(self.get(row, "rater"))
         raters: list[tuple[Any, ...]] = [(one,) for one in given] if isinstance(given, list) else [()] * len(values)
@@ -388,6 +389,8 @@ class RowFields:
                         "the column, where graders did not see it",
                     },
                 )
+            if isinstance(given, str) and not re.search(r"\s", given.strip()):
+                out.count("system_of_one_word")
             prompt = with_system(prompt, given)
         return prompt, tools
 
@@ -398,9 +401,9 @@ class RowFields:
         Raises UserError where raters are named twice, or `--gap-of` has nothing to read.
         """
         found = terms(self.column[name], self.present) if name in self.column else []
-        several, both = len(found) > 1, {"rater", "aspect"} <= self.column.keys()
+        several, both = len(found) > 1, self.rater_known and "aspect" in self.column
         if several and (both or name.startswith("score_")):
-            why = "the columns 'rater' and 'aspect' name both" if both else "the other score's columns have other names"
+            why = "'rater' and 'aspect' are named already" if both else "the other score's columns have other names"
             raise UserError(
                 f"{self.file}: {name}={self.column[name]} takes each column's name for its rater or aspect, but {why}; name one column, or "
                 "write one row per rating"

@@ -9,12 +9,16 @@ from itertools import islice
 from typing import Any
 
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.sources.cells import reader
 from mmpo.pipeline.sources.collect import columns_of
+from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import plan, rows
 
 LOOKED_AT = 2000
 """Rows whose cells are looked at."""
+GRADES = ("score", "scores", "score_chosen", "score_rejected", "score_first", "score_second", "margin", "gap")
+"""Fields of grades; the last two lie between replies."""
 MOST_GAPS, MOST_WORDS = 0.5, 8
 """Share of a column's cells that may be no grade, and how many different texts may stand for none or for a winner."""
 _REPLY = "response|answer|completion|output|reply|text|candidate|generation|assistant|model_response|model_output|model_answer"
@@ -28,7 +32,7 @@ NAMES = {
     "rater": "who|by|(?:rated|graded|judged|labell?ed|annotated)_by|user_id"
     "|(?:rater|annotator|grader|judge|worker|reviewer|labell?er|evaluator|assessor|coder|participant"
     "|prüfer|pruefer|bewerter|gutachter|kodierer|korrektor|teilnehmer)(?:in)?(?:_?(?:id|name|nr))?",
-    "model": "model|model_name|system_name|generator|source_model",
+    "model": "model|model_name|system_name|mt_system|generator|source_model|llm",
     "chosen": f"chosen|preferred|accepted|better|(?:chosen|preferred|better)_(?:{_REPLY})",
     "rejected": f"rejected|dispreferred|worse|(?:rejected|dispreferred|worse|other)_(?:{_REPLY})",
     "score_chosen": f"(?:{_SCORE})_chosen|chosen_(?:{_SCORE})",
@@ -38,11 +42,13 @@ NAMES = {
     "second": rf"second|right|b|(?:{_REPLY})_?(?:b|2|right|second)|(?:second|right)_(?:{_REPLY})",
     "score_first": rf"(?:{_SCORE})_?(?:a|1|left|first)|(?:first|left)_(?:{_SCORE})",
     "score_second": rf"(?:{_SCORE})_?(?:b|2|right|second)|(?:second|right)_(?:{_SCORE})",
-    "first_model": "model_?(?:a|1|left|first)|(?:first|left)_model",
-    "second_model": "model_?(?:b|2|right|second)|(?:second|right)_model",
+    "first_model": "(?:model|system)_?(?:a|1|left|first)|(?:first|left)_(?:model|system)",
+    "second_model": "(?:model|system)_?(?:b|2|right|second)|(?:second|right)_(?:model|system)",
     "gap": "gap|winner|preference|preferred|vote|choice|verdict|overall_preference|comparison|better",
 }  # fmt: skip
 """Field → what its column is often called, in small letters with _ between words."""
+GAP = "labels?|overall|votes|annotat(?:ors?|ions?)|judge?ments?|results?|outcome|decision|human(?:_\\w+)?"
+"""What the column that says which of two replies is better may be called as well, where none is called as `gap` is."""
 SIDES = {
     1.0: "a|1|left|first|model_a|response_a|answer_a|a_better|a_wins|a_is_better|first_is_better|>",
     -1.0: "b|2|right|second|model_b|response_b|answer_b|b_better|b_wins|b_is_better|second_is_better|<",
@@ -53,7 +59,8 @@ ASPECTS = re.compile(
     "helpful|honest|truth|correct|coheren|complex|verbos|accura|clar|fluen|relevan|safe|harm|style|factual|concis|complete|depth|follow"
 )
 NO_GRADE = re.compile(
-    "(^|_)(id|idx|index|row|nr|no|number|date|time|timestamp|length|len|tokens|chars|seed|turn|count|seconds)($|_)"
+    "(^|_)(id|idx|index|row|nr|no|num|number|n|date|year|time|timestamp|length|len|tokens|chars|words|seed|turn|count|seconds|age"
+    "|seg|segment|doc|line|page|batch|fold)($|_)"
 )
 LESS = re.compile(
     "(^|_)(ranks?|ranking|rang|place|placement|platz|platzierung|errors?|errorrate|mistakes?|fehler|fehlerzahl|fehlerquote|fehlerrate"
@@ -67,8 +74,9 @@ TOTAL = re.compile(
     "(^|_)(total|totals|sum|mean|average|avg|median|overall|gesamt|gesamtnote|gesamtpunkte|summe|mittel|mittelwert|schnitt|durchschnitt)($|_)"
 )
 """Columns that sum up others."""
-UNLIKE, MOST_STEPS = 1.8, 12
-"""How many times the highest grade of another column's a column's is where they can't be of one scale; steps of a scale that are listed."""
+UNLIKE, MOST_STEPS, MOST_PLACES = 1.8, 12, 9
+"""How many times the highest grade of another column's a column's is where they can't be of one scale; steps of a scale that are listed;
+places of a list that may be raters."""
 SCALES, GAPS = (1, 3, 4, 5, 7, 10, 100), (1, 2, 3, 4, 5, 6, 9, 10, 100)
 """Where scales of grades end, and those of gaps."""
 Rows = list[Mapping[str, Any]]
@@ -135,17 +143,19 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     """Raises UserError where which end of the grades is the better one can't be known, or they are words."""
     columns = [name for name in columns if "[]." not in name]
     by_name = _by_name(columns)
+    if "model" not in by_name and "system" in columns and not any(re.search(r"\s", str(one)) for one in _values("system", found)):
+        by_name["model"] = "system"  # instructions are sentences
     numbers = [name for name in columns if name not in by_name.values() and _is_graded(name, found)]
     made = Guess({"format": format})
     fields = _layout(by_name, columns, numbers, found, made)
-    scored = [
-        name for name in ("score", "scores", "score_chosen", "score_rejected", "score_first", "score_second") if name in fields
-    ]
+    scored = [name for name in GRADES[:-2] if name in fields]
     turned = [_turn(name, fields, columns, found, made) for name in scored]
+    if "rater" not in fields:
+        _places(fields, found, made)
     own = {name: column for name, column in fields.items() if name != column}
     if own:
         made.options["columns"] = own
-    graded = [part for name in (*scored, "margin", "gap") for part in fields.get(name, "").split("+") if part]
+    graded = [part for name in GRADES for part in fields.get(name, "").split("+") if part]
     graded = [part[1:] if part[0] == "-" and part not in columns else part for part in graded]
     made.graded = any(_values(name, found) for name in graded)
     gap = "gap" in fields or "margin" in fields
@@ -187,6 +197,24 @@ def _turn(name: str, fields: dict[str, str], columns: list[str], found: Rows, ma
     return False
 
 
+def _places(fields: dict[str, str], found: Rows, made: Guess) -> None:
+    """Of cells that hold lists, beside which nothing says whose grades they are: each place is a rater, or, where columns are aspects,
+    all are one's repeats."""
+    for name in [one for one in GRADES if one in fields]:
+        parts = fields[name].split("+")
+        cells = [cell if isinstance(cell, list) else structure(cell) for part in parts for cell in _cells_of(part.lstrip("-"), found)
+                 if isinstance(cell, list | str)]  # fmt: skip
+        longest = max((len(cell) for cell in cells if isinstance(cell, list)), default=0)
+        if not 1 < longest <= MOST_PLACES:
+            continue
+        if len(parts) == 1 and name in ("score", "gap", "margin"):
+            fields[name] = "+".join(f"{parts[0]}.{place}" for place in range(longest))
+            made.why["columns"] = "each place in the lists is read as a rater"
+        else:
+            made.options["rater"], made.why["rater"] = "annotators", "all grades in a list are read as repeats of one rater's"
+            made.why.pop("columns", None)  # which are aspects then
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
@@ -207,14 +235,15 @@ def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence
     Raises UserError where they do not.
     """
     column, first, second = (fields[name] for name in ("gap", "first", "second"))
+    values = [value for part in column.split("+") for value in _values(part, found)]
     spelled = {number: str(value) if isinstance(value, str) else f"{number:g}"
-               for value in _values(column, found) if (number := _number(value)) is not None}  # fmt: skip
-    texts = {str(value).casefold() for value in _values(column, found)}
+               for value in values if (number := _number(value)) is not None}  # fmt: skip
+    texts = {str(value).casefold() for value in values}
     truths = bool(texts) and texts <= {"true", "false"}
     if truths:
         spelled = {0.0: "false", 1.0: "true"}
     numbers = sorted(spelled)
-    if not numbers or numbers[0] < 0 or len(numbers) < len({str(one) for one in _values(column, found)}) / 2:
+    if not numbers or numbers[0] < 0 or len(numbers) < len({str(one) for one in values}) / 2:
         return
     ends = [re.search(r"\d$", name) for name in (first, second)]
     sides = [float(end[0]) for end in ends if end and not truths]
@@ -305,11 +334,17 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
     if {"first", "second"} <= fields.keys():
         if {"score_first", "score_second"} <= fields.keys():
             return take("prompt", "first", "second", "score_first", "score_second", "first_model", "second_model", "rater")
+        if "gap" not in fields and (able := _winners(fields, columns, found)):
+            fields["gap"] = able[0]
+            made.why["columns"] = f"{able[0]!r} is taken for what says which reply is better"
+            made.why["columns"] += f"; so may {_listed(able[1:])}" if able[1:] else ""
         return take("prompt", "first", "second", "gap", "first_model", "second_model", "rater")
     if "completions" in fields and (inside := _inside(fields["completions"], found)):
         return {**take("prompt"), **inside}
     if {"completions", "scores"} <= fields.keys():
         return take("prompt", "completions", "scores", "rater")
+    if "scores" in fields:
+        fields.setdefault("score", fields["scores"])  # of one reply
     texts = [name for name in columns if _is_prose(name, found) and name not in fields.values()]
     if "prompt" not in fields and texts:
         fields["prompt"] = min(texts, key=lambda name: len({str(row.get(name)) for row in found}))
@@ -321,6 +356,10 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
     if totals and len(totals) < len(numbers) and "score" not in fields:
         numbers = [name for name in numbers if name not in totals]
         made.notes.append(f"{_listed(totals)}: not read, since they sum up the others by their name")
+    called = [name for name in numbers if re.search(rf"(^|_)({_SCORE})s?($|_)", _plain(name))]
+    if called and len(called) < len(numbers) and "score" not in fields:
+        made.notes.append(f"{_listed([name for name in numbers if name not in called])}: not read, since others are called scores")
+        numbers = called
     if "score" not in fields and numbers:
         fields["score"] = "+".join(numbers)
         if len(numbers) > 1 and "rater" not in fields:
@@ -338,6 +377,23 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
                 "(rater: COLUMN), else all grades count as one rater's"
             )
     return take("prompt", "completion", "score", "rater", "model")
+
+
+def _winners(fields: Mapping[str, str], columns: Sequence[str], found: Rows) -> list[str]:
+    """The columns that seem to say which of two replies is better."""
+    texts = [fields[name] for name in ("prompt", "first", "second") if name in fields]
+    if any(_is_graded(name, found) for name in texts):
+        return []
+    used = {*texts, *(fields.get(name) for name in ("first_model", "second_model", "rater"))}
+    free = [name for name in columns if name not in used]
+    called = [name for name in free if re.fullmatch(GAP, _plain(name)) and _is_graded(name, found)]
+    return sorted({*called, *[name for name in free if _names_sides(name, found)]}, key=columns.index)
+
+
+def _names_sides(name: str, found: Rows) -> bool:
+    texts = {_plain(value) for value in _values(name, found) if isinstance(value, str) and _number(value) is None}
+    better = any(re.fullmatch(f"{SIDES[1.0]}|{SIDES[-1.0]}", one) for one in texts)
+    return better and all(any(re.fullmatch(words, one) for words in SIDES.values()) for one in texts)
 
 
 def _others(winners: Mapping[str, float]) -> dict[str, float]:
@@ -358,13 +414,14 @@ def _inside(column: str, found: Rows) -> dict[str, str]:
 
 
 def _values(name: str, found: Rows) -> list[Any]:
-    """The cells of a column that hold something; of lists what stands in them."""
-    outer, inside, key = name.partition("[].")
-    cells = [
-        [one.get(key) for one in row.get(outer) or [] if isinstance(one, Mapping)] if inside else row.get(name) for row in found
-    ]
-    flat = [one for cell in cells for one in (cell if isinstance(cell, list) else [cell])]
+    """What stands in the cells of a column, and in their lists; name: a column, or a path into it."""
+    flat = [one for cell in _cells_of(name, found) for one in (cell if isinstance(cell, list) else [cell])]
     return [one.strip() if isinstance(one, str) else one for one in flat if one is not None and one == one and str(one).strip()]
+
+
+def _cells_of(name: str, found: Rows) -> list[Any]:
+    read = reader(name, [name] if any(name in row for row in found) else ())
+    return [read(row) for row in found]
 
 
 def _number(value: Any) -> float | None:

@@ -85,6 +85,26 @@ TEXT_NUMBERS = "\n".join(
 )
 DIRTY = "\n".join([*(json.dumps(row) for row in graded(40)), *(['{"prompt": "cut off'] * 5)])
 BOM = "\ufeff" + sheet(replies(lambda q, n: {"Prompt": q, "Response": f"Reply {n}.", "Score": n, "Date": "2026-01-05"}))
+PLACES = sheet(replies(lambda q, n: {"prompt": q, "response": f"Reply {n}.", "grades": f"[{n + 1}, {n + 2}, 5]"}))
+LISTS = "\n".join(
+    json.dumps({"prompt": q, "response": f"R {n} {q}", "helpful": [n, 4], "clear": [n + 1, 5]}) for q in QUESTIONS for n in range(3)
+)
+SYSTEMS = sheet(
+    replies(
+        lambda q, n: {
+            "source": q,
+            "seg": n + 3,
+            "system": f"MT-{n}",
+            "output": f"It is {n}.",
+            "mqm_score": -n,
+            "n_major": n,
+            "n_minor": 2,
+        }
+    )
+)
+TWO = [{"prompt": q, "response_1": f"One {q}", "response_2": f"Two {q}"} for q in QUESTIONS]
+LABELS = sheet([{**row, "difficulty": i % 3, "label": "ab"[i % 2]} for i, row in enumerate(TWO)])
+VOTES = "\n".join(json.dumps({**row, "machine": 1, "annotators": [1, 2, 1 + i % 2]}) for i, row in enumerate(TWO))
 
 MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
     "german": ("umfrage.csv", "cp1252", GERMAN, {
@@ -97,6 +117,16 @@ MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
     "text-numbers": ("t.jsonl", None, TEXT_NUMBERS, {"decimal": ","}),
     "dirty": ("dirty.jsonl", None, DIRTY, {"max_rejects": 0.05}),
     "bom": ("excel.csv", None, BOM, {"columns": {"prompt": "Prompt", "completion": "Response", "score": "Score"}}),
+    "places": ("p.csv", None, PLACES, {"columns": {"completion": "response", "score": "grades.0+grades.1+grades.2"}, "rater": None}),
+    "lists": ("l.jsonl", None, LISTS, {
+        "columns": {"completion": "response", "score": "helpful+clear"}, "rater": "annotators", "score": "mean", "scale": [0, 5]}),
+    "systems": ("mt.csv", None, SYSTEMS, {
+        "columns": {"prompt": "source", "completion": "output", "score": "mqm_score", "model": "system"}}),
+    "labels": ("labels.csv", None, LABELS, {
+        "columns": {"first": "response_1", "second": "response_2", "gap": "label"}, "gap_of": {"a": 1.0, "b": -1.0, "tie": 0.0}}),
+    "votes": ("votes.jsonl", None, VOTES, {
+        "columns": {"first": "response_1", "second": "response_2", "gap": "annotators.0+annotators.1+annotators.2"},
+        "gap_of": {"1": 1.0, "2": -1.0}}),
 }  # fmt: skip
 
 
@@ -151,6 +181,11 @@ def test_a_winner_is_the_better_reply(tmp_path: Path) -> None:
         assert row["prompt"][0]["role"] == "system"
         if number % 3 < 2:
             assert row["chosen"][0]["content"].startswith(("One", "Two")[number % 3]) and row["quality_margin"] == 1
+
+
+def test_numbers_of_any_name_beside_two_replies_are_no_preference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps({**row, "difficulty": i % 3}) for i, row in enumerate(TWO)))
+    assert "needs the column 'gap'" in refused(["init", str(tmp_path / "r.jsonl")], tmp_path, capsys)
 
 
 def test_what_a_head_does_not_hold_is_read_as_well(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from folders import write_rows
 from source_cases import add, collected, graded_texts, reasons
 
-from mmpo.pipeline import read_feedback
+from mmpo.pipeline import BuildOptions, build, read_feedback
 from mmpo.pipeline.arrow import narrow
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.grades import merge_prompts
@@ -188,3 +188,36 @@ def test_a_table_in_one_object_is_told_how_it_becomes_rows(held: Any, words: str
 )  # fmt: skip
 def test_one_row_with_lists_is_a_row(row: Any) -> None:
     assert not table_inside([row])[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rater", "graded"),
+    [
+        ({"score": "grades"}, "gpt", [(5.0, "gpt", "overall"), (3.0, "gpt", "overall")]),
+        ({"score": "grades.0+grades.1"}, None, [(5.0, "grades.0", "overall"), (3.0, "grades.1", "overall")]),
+        ({"score": "clear+short"}, "gpt", [(4.0, "gpt", "clear"), (2.0, "gpt", "short")]),
+        ({"score": "clear+short"}, None, [(4.0, "clear", "overall"), (2.0, "short", "overall")]),
+        ({"score": "grades+clear"}, "gpt", [(5.0, "gpt", "grades"), (3.0, "gpt", "grades"), (4.0, "gpt", "clear")]),
+    ],
+)
+def test_whose_several_grades_are(
+    columns: dict[str, str], rater: str | None, graded: list[tuple[float, str, str]], tmp_path: Path
+) -> None:
+    """A name that is given for the rater stands for a column of it: a list is its repeats, columns are its aspects."""
+    row = {"prompt": "Q", "completion": "A", "grades": [5, 3], "clear": 4, "short": 2}
+    result = collected(write_rows(tmp_path / "rows.jsonl", [row]), "jsonl", columns=columns, rater=rater)
+    assert [grade[2:] for grade in graded_texts(result)] == graded
+
+
+def test_aspects_and_raters_are_named_once(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "a": 1, "b": 2, "aspect": "x"}])
+    with pytest.raises(UserError, match="are named already"):
+        collected(path, "jsonl", columns={"score": "a+b"}, rater="gpt")
+
+
+@pytest.mark.parametrize(("system", "told"), [("GPT4-5shot", 2), ("Be brief.", 0)])
+def test_a_system_message_of_one_word_is_told(system: str, told: int, tmp_path: Path) -> None:
+    """It is the name of who answered, where replies of different systems then make no pairs."""
+    rows = [{"prompt": "Q", "completion": f"A {n}", "score": n, "system": system} for n in range(2)]
+    summary = build(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", options=BuildOptions(format="jsonl"))
+    assert sum("--columns model=system" in one for one in summary["warnings"]) == min(told, 1)

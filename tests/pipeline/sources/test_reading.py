@@ -107,7 +107,7 @@ def test_the_option_for_numbers_in_text_is_named_where_it_would_read_them(tmp_pa
 def test_several_grades_in_a_cell_are_told_where_they_belong(tmp_path: Path, scores: object) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Q", "completion": "A", "score": scores}])
     [told] = collected(path, "jsonl", decimal=".").rejects.to_pylist()
-    assert told["reason"] == "score_not_a_number" and "one row for each rater's" in told["evidence"]
+    assert told["reason"] == "score_not_a_number" and "(--rater-name NAME)" in told["evidence"]
 
 
 def test_lines_in_other_encodings(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_column_a_rater(tmp_path: Path) -> None:
     assert plus.ratings[0][1] == "people"
     aspects = add("jsonl", {"prompt": "Q", "completion": "a", "x": 1, "y": 2, "rater": "z"}, columns={"score": "x+y"})
     assert [(rating[1], rating[3], rating[4]) for rating in aspects.ratings] == [("z", "x", 1.0), ("z", "y", 2.0)]
-    with pytest.raises(UserError, match="the columns 'rater' and 'aspect' name both"):
+    with pytest.raises(UserError, match="'rater' and 'aspect' are named already"):
         add("jsonl", {"prompt": "Q", "completion": "a", "x": 1, "y": 2, "rater": "z", "aspect": "s"}, columns={"score": "x+y"})
     with pytest.raises(UserError, match="Did you mean 'anna' for 'ana"):
         add("jsonl", {"prompt": "Q", "completion": "a", "anna": 1, "ben": 2}, columns={"score": "ana+ben"})
