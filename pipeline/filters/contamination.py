@@ -196,7 +196,7 @@ def _said(value: Any) -> list[str]:
 
 def contaminated(prompts: pa.ListArray, evaluation: EvaluationPrompts, share: float) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Which prompts (lists of messages) hold more than this share of an evaluation prompt, and for each of them {"file", "row",
-    "evaluation", "share", "ngram"}: of the evaluation prompt of which it holds most, and the first n-gram in common."""
+    "evaluation", "share", "ngram"}: of the evaluation prompt of which it holds most, and the first n-gram in common with it."""
     messages, size = prompts.flatten(), len(evaluation.lengths)
     row = parents(offsets_of(prompts))
     words = words_of(flat(messages.field("content")))
@@ -206,27 +206,25 @@ def contaminated(prompts: pa.ListArray, evaluation: EvaluationPrompts, share: fl
     hit = evaluation.grams[where] == gram if len(evaluation.grams) else np.zeros(len(gram), dtype=bool)
     at, where = at[hit], where[hit]
     owner = row[parents(words.offsets)[at]]
-    first = {}
-    for one, word in zip(owner.tolist(), at.tolist()):
-        first.setdefault(one, word)
-    best: dict[int, tuple[float, int]] = {}
+    best: dict[int, tuple[float, int, int]] = {}
     for low, high in _cut(owner, np.diff(evaluation.starts)[where]):
         counts = np.diff(evaluation.starts)[where[low:high]]
         there = ranges(evaluation.starts[where[low:high]], counts)
         pair = np.repeat(owner[low:high], counts) * size + evaluation.texts[there]
-        place = evaluation.places[there]
+        place, word = evaluation.places[there], np.repeat(at[low:high], counts)
         order = np.lexsort((place, pair))
-        pair, place = pair[order], place[order]
+        pair, place, word = pair[order], place[order], word[order]
         goes_on = np.append(pair[1:] == pair[:-1], False)  # a word in two n-grams is counted once
         covered = np.where(goes_on, np.minimum(evaluation.ngram, np.diff(place, append=0)), evaluation.ngram)
         found, start = np.unique(pair, return_index=True)
         part = np.add.reduceat(covered, start) / evaluation.lengths[found % size]
-        for one, value in zip(found.tolist(), part.tolist()):
+        first = np.minimum.reduceat(word, start) if len(start) else start
+        for one, value, begins in zip(found.tolist(), part.tolist(), first.tolist()):
             prompt, text = divmod(one, size)
-            best[prompt] = max(best.get(prompt, (0.0, 0)), (value, -text))
+            best[prompt] = max(best.get(prompt, (0.0, 0, 0)), (value, -text, begins))
     result = {
-        prompt: (value, -text, words.text(first[prompt], evaluation.ngram))
-        for prompt, (value, text) in best.items()
+        prompt: (value, -text, words.text(begins, evaluation.ngram))
+        for prompt, (value, text, begins) in best.items()
         if value > share
     }
     if len(evaluation.keys):

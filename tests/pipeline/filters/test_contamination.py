@@ -63,6 +63,12 @@ def test_the_n_gram_in_common_and_the_evaluation_prompt_of_which_most_is_there_a
     ]
 
 
+def test_the_n_gram_told_is_one_of_the_evaluation_prompt_told(tmp_path: Path) -> None:
+    """The prompt begins with a 4-gram of another evaluation prompt, of which it holds less."""
+    _, [told] = looked_at(tmp_path, [ASKED, "a b c d e"], "one two three four, and a b c d e", share=0.3)
+    assert (told["row"], told["share"], told["ngram"], told["evaluation"]) == (2, 1.0, "a b c d", "a b c d e")
+
+
 def test_n_grams_do_not_run_from_one_message_into_the_next(tmp_path: Path) -> None:
     assert looked_at(tmp_path, ["a b c d"], ["a b", "c d"], "a b c d")[0] == [False, True]
 
