@@ -36,7 +36,10 @@ def pull_dataset(name: str, out: str | Path, *, feedback: bool = False) -> dict[
         cached = _fetched(name, revision, [on_hub_name(MANIFEST, prefix)])
         text = (cached / prefix / MANIFEST).read_bytes()
         (folder / MANIFEST).write_bytes(text)
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except UserError as error:  # of the dataset, not of a folder that nobody knows
+            raise UserError(str(error).replace(str(folder), f"{name}@{revision}")) from error
         if manifest.get("kind") not in NEXT:
             raise UserError(
                 f"{name}@{revision}: its manifest says kind {manifest.get('kind')!r}; a dataset of mmpo holds {' or '.join(NEXT)}"

@@ -136,7 +136,8 @@ def _checked(folder: Path) -> list[str]:
 
 
 def _local_names(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    names = [str(one.get("name")) for one in manifest.get("inputs", ()) if Path(str(one.get("name"))).is_absolute()]
+    files = [str(one.get("name")) for key in ("inputs", "decontaminated_against", "tokenizers") for one in manifest.get(key) or ()]
+    names = [name for name in files if Path(name).is_absolute()]
     if not names:
         return []
     named = f"{len(names):,} input files by their paths on this machine, such as {names[0]}"
@@ -255,8 +256,11 @@ def _holds(entry: Any, where: Path, digest: FileDigest | None = None) -> bool:
 
 
 def read_file(api: "HfApi", name: str, file: str, revision: str | None, kind: Kind = "dataset") -> str:
-    """The text of a file on the Hub."""
-    return _fetched(api, name, file, revision, kind).read_text(encoding="utf-8")
+    """The text of a file on the Hub. Raises UserError where it is none."""
+    try:
+        return _fetched(api, name, file, revision, kind).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: {file} there is no UTF-8 text: mend or remove it there, then try again") from error
 
 
 def commit(

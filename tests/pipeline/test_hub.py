@@ -220,6 +220,8 @@ REFUSED: dict[str, tuple[Repository | None, str, str]] = {
         NAME,
         "holds manifest.json, data.csv, which mmpo did not push",
     ),
+    "no text": (Repository(True, [("a" * 40, {"manifest.json": b"\xff"})]), NAME, "me/pairs: manifest.json there is no UTF-8 text"),
+    "a page that is none": (Repository(True, [("a" * 40, {"README.md": b"caf\xe9"})]), NAME, "README.md there is no UTF-8 text"),
     "no right": (None, "others/pairs", "the Hub refuses making a dataset.*HF_TOKEN"),
     "too long": (None, "me/" + "x" * 200, "no name on the Hub"),
     "no name": (None, "pairs", "names no dataset on the Hub: it is OWNER/NAME"),
@@ -296,6 +298,18 @@ def test_a_file_that_would_be_read_as_rows_is_refused(served: Hub, pairs: Path) 
         push_dataset(pairs, NAME)
 
 
+def test_names_of_files_that_a_push_shows_are_told(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether rows or evaluation prompts were read from them; relative names do not tell where."""
+    monkeypatch.chdir(tmp_path)
+    for name, evaluation in (("relative", "asked.txt"), ("absolute", str(tmp_path / "asked.txt"))):
+        Path("asked.txt").write_text("what nobody asks of them\n")
+        build(write_rows(Path(f"{name}.jsonl"), graded(4)), name, options=BuildOptions("jsonl", decontaminate=(evaluation,)))
+        found = [line for line in push_dataset(name, NAME).warnings if "by their paths on this machine" in line]
+        assert [f"1 input files by their paths on this machine, such as {evaluation}:" in line for line in found] == (
+            [True] if name == "absolute" else []
+        )
+
+
 def test_a_folder_that_validate_rejects_never_gets_to_the_hub(served: Hub, pairs: Path) -> None:
     (pairs / "README.md").write_text("changed since")
     with pytest.raises(UserError, match=r"does not pass `mmpo validate` and is not pushed: digests \(.*README.md"):
@@ -319,7 +333,8 @@ def test_a_pull_takes_nothing_that_is_not_what_the_manifest_says(served: Hub, pa
     for change, told in (
         ({part: repository.files[part] + b" "}, r"train/part-00000.parquet is not what its manifest says"),
         ({"manifest.json": json.dumps(outside).encode()}, r"names the file '../../outside.parquet', which is none inside a folder"),
-        ({"manifest.json": b"{"}, r"can't be read"),
+        ({"manifest.json": b"{"}, r"^me/pairs@[0-9a-f]{40}/manifest.json can't be read"),
+        ({"manifest.json": b"[1]"}, r"^me/pairs@[0-9a-f]{40}: schema version None"),
         ({"manifest.json": b'{"schema_version": 2}'}, r"its manifest says kind None; a dataset of mmpo holds pairs or feedback"),
         ({"manifest.json": None}, r"has no manifest.json: `mmpo push` did not make it. mmpo build hub:me/pairs@"),
         ({part: None}, r"lacks train/part-00000.parquet, which its manifest names"),
