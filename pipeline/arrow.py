@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, OPTIONAL_KEYS, REPLY_KEYS, TOOLS, held_keys, with_keys
+from mmpo.pipeline.tables import FEEDBACK, MESSAGE_KEYS, OPTIONAL_KEYS, REPLY_KEYS, TOOLS, as_text, held_keys, with_keys
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
 """What pyarrow raises for files that are damaged in one way or another; ArrowInvalid and UnicodeDecodeError are ValueErrors."""
@@ -179,6 +179,25 @@ def text_lengths(messages: pa.ListArray | pa.ChunkedArray) -> np.ndarray:
         return row_sums(column, pc.fill_null(pc.utf8_length(texts), 0)).astype(np.float64)
     numbers, distinct = coded(texts)
     return row_sums(column, np.append(np.asarray(pc.fill_null(pc.utf8_length(distinct), 0)), 0)[numbers]).astype(np.float64)
+
+
+def whole_texts(messages: pa.StructArray, text: str = "content", *, thinking: bool = True) -> pa.Array:
+    """All that each message, or completion, says: what it thought apart from its text, its text (the field of that name) and its tool calls
+    as `as_text` has them, a line each; large strings, "" for null. thinking: whether what it thought is among it."""
+    said = pc.fill_null(messages.field(text).cast(pa.large_string()), "")
+    there = {field.name for field in messages.type.fields}
+    keys = [key for key in REPLY_KEYS if key in there and (thinking or key != "reasoning_content")]
+    carried = {key: messages.field(key).cast(pa.large_string()) for key in keys}
+    mask = np.zeros(len(said), dtype=bool)
+    for values in carried.values():
+        mask |= np.asarray(values.is_valid())
+    if not mask.any():
+        return said
+    at = pa.array(np.flatnonzero(mask))
+    columns = {"content": said.take(at), **{key: values.take(at) for key, values in carried.items()}}
+    rows = pa.table(columns).to_pylist()  # few carry any, and calls are JSON
+    whole = ["\n".join(filter(None, (row.pop("reasoning_content", None), as_text(row)))) for row in rows]
+    return pc.replace_with_mask(said, pa.array(mask), pa.array(whole, pa.large_string()))
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import flat, lists, offsets_of, parents
+from mmpo.pipeline.arrow import flat, lists, offsets_of, parents, whole_texts
 from mmpo.pipeline.filters.minhash import bands_for, bands_of
 from mmpo.pipeline.filters.words import NumberSets, jaccard, keys_of, shingles, words_of
 from mmpo.pipeline.tables import SPLITS
@@ -36,12 +36,13 @@ class Duplicate(NamedTuple):
     details: dict[str, Any]
 
 
-def texts_of_prompts(table: pa.Table) -> dict[str, pa.Array]:
+def texts_of_prompts(table: pa.Table, *, calls: bool = True) -> dict[str, pa.Array]:
     """The texts by which prompts (prompt, tools) are compared, one per prompt: "said", all messages but the system's; "last", the last of
-    them where there are several, else ""; "system", with the tools. Of a prompt of system messages alone, they are what is said."""
+    them where there are several, else ""; "system", with the tools. Of a prompt of system messages alone, they are what is said.
+    calls: whether what messages carry beside their content, tool calls and thinking, is among it."""
     prompts = flat(table["prompt"])
     messages, offsets = prompts.flatten(), offsets_of(prompts)
-    contents = pc.fill_null(messages.field("content").cast(pa.large_string()), "")
+    contents = whole_texts(messages) if calls else pc.fill_null(messages.field("content").cast(pa.large_string()), "")
     system = np.asarray(pc.is_in(messages.field("role"), pa.array(SYSTEM_ROLES))) if len(messages) else np.zeros(0, dtype=bool)
     row = parents(offsets)
     said_of = np.bincount(row[~system], minlength=len(prompts))

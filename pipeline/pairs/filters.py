@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import flat, offsets_of, parents, row_sums
+from mmpo.pipeline.arrow import flat, offsets_of, parents, row_sums, whole_texts
 from mmpo.pipeline.filters import (
     PromptRules,
     Verdict,
@@ -46,7 +46,7 @@ def _other_language(prompts: pa.Table, rules: PromptRules) -> Verdict:
     """Prompts in another language than --language names."""
     if not rules.languages:
         return Verdict(np.zeros(prompts.num_rows, dtype=bool), ())
-    texts = texts_of_prompts(prompts)["said"]
+    texts = texts_of_prompts(prompts, calls=False)["said"]
     found = other_languages(texts, rules.languages, rules.language_confidence)
     return Verdict(np.array([one is not None for one in found], dtype=bool), [one for one in found if one is not None])
 
@@ -79,10 +79,11 @@ _SIDES = ("prompt", "chosen", "rejected")
 
 
 def _characters(table: pa.Table, pairs: ChosenPairs) -> np.ndarray:
-    """Characters of the prompt (all its messages), of the chosen and of the rejected reply, shape (3, pairs)."""
+    """Characters of the prompt (all its messages, and the tools on offer), of the chosen and of the rejected reply, shape (3, pairs)."""
     prompts = flat(table["prompt"])
-    of_prompt = row_sums(prompts, pc.utf8_length(prompts.flatten().field("content")))
-    of_text = np.asarray(pc.utf8_length(flat(table["completions"]).flatten().field("text")))
+    of_prompt = row_sums(prompts, pc.utf8_length(whole_texts(prompts.flatten())))
+    of_prompt = of_prompt + np.asarray(pc.fill_null(pc.utf8_length(flat(table["tools"])), 0))
+    of_text = np.asarray(pc.utf8_length(whole_texts(flat(table["completions"]).flatten(), "text")))
     return np.stack([of_prompt[pairs.prompt], of_text[pairs.chosen], of_text[pairs.rejected]])
 
 
@@ -106,8 +107,9 @@ def _too_many_tokens(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> M
     """Pairs whose prompt and longer reply have more tokens together than --max-tokens."""
     if rules.max_tokens is None:
         return _none(pairs)
-    prompts, replies = flat(table["prompt"]), flat(table["completions"]).flatten().field("text")
-    of_prompt = row_sums(prompts, pa.array(token_counts(prompts.flatten().field("content"), rules.tokenizer)))[pairs.prompt]
+    prompts, replies = flat(table["prompt"]), whole_texts(flat(table["completions"]).flatten(), "text")
+    of_prompt = row_sums(prompts, pa.array(token_counts(whole_texts(prompts.flatten()), rules.tokenizer)))
+    of_prompt = (of_prompt + token_counts(flat(table["tools"]), rules.tokenizer))[pairs.prompt]
     of_text = token_counts(replies, rules.tokenizer)
     longer = np.maximum(of_text[pairs.chosen], of_text[pairs.rejected])
     return _told(
@@ -142,7 +144,7 @@ def _near_replies(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Mask
         return _none(pairs)
     near = _alike(table, rules)
     value = np.array([near.get((min(a, b), max(a, b)), -1.0) for a, b in zip(pairs.chosen.tolist(), pairs.rejected.tolist())])
-    texts = flat(table["completions"]).flatten().field("text")
+    texts = _replies(table, rules)
 
     def told(at: int) -> dict[str, Any]:
         sides = {side: _beginning(texts, int(getattr(pairs, side)[at])) for side in ("chosen", "rejected")}
@@ -179,8 +181,13 @@ def _duplicate_pair(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> Ma
 
 def _alike(table: pa.Table, rules: PairRules) -> dict[tuple[int, int], float]:
     """Completions of one prompt that are nearly the same, by position, the smaller one first, with their similarity."""
-    completions = flat(table["completions"])
-    return near_texts(completions.flatten().field("text"), parents(offsets_of(completions)), rules.similarity, rules.shingle)
+    group = parents(offsets_of(flat(table["completions"])))
+    return near_texts(_replies(table, rules), group, rules.similarity, rules.shingle)
+
+
+def _replies(table: pa.Table, rules: PairRules) -> pa.Array:
+    """What completions are compared by: their calls with their text, and their thinking where it counts."""
+    return whole_texts(flat(table["completions"]).flatten(), "text", thinking=rules.graded_part == "all")
 
 
 def _small_margin(table: pa.Table, pairs: ChosenPairs, rules: PairRules) -> np.ndarray:

@@ -28,7 +28,7 @@ from mmpo.pipeline import (
     read_feedback,
     validate,
 )
-from mmpo.pipeline.errors import BadRow
+from mmpo.pipeline.errors import BadRow, UserError
 from mmpo.pipeline.report import write_report
 from mmpo.pipeline.sources.messages import read_calls, read_tools
 from mmpo.pipeline.storage.files import file_digest
@@ -345,3 +345,54 @@ def test_a_report_shows_calls_and_thinking_as_text(tmp_path: Path) -> None:
     write_report(tmp_path / "pairs", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "calls weather(" in page and "thinks: &lt;script&gt;" in page and "<script>alert(1)" not in page
+
+
+def _call(city: str, id: str = "c1") -> list[dict[str, Any]]:
+    return [{**CALL, "id": id, "function": {"name": "weather", "arguments": {"city": city}}}]
+
+
+def _reply(score: int, prompt: Any = "Rain?", **message: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": {"role": "assistant", "content": "Let me look.", **message}, "score": score}
+
+
+def test_replies_that_differ_in_calls_or_thinking_alone_are_no_duplicates(tmp_path: Path) -> None:
+    """Their texts are the same. Of replies whose answers were graded, thinking does not count."""
+    rows = [_reply(5, tool_calls=_call("Paris")), _reply(1, tool_calls=_call("Rome", "c2"))]
+    thinking = [_reply(5, "Why?", reasoning_content="a b c"), _reply(1, "Why?", reasoning_content="x y z")]
+    for what in ("replies", "pairs"):
+        folder = pairs_folder(tmp_path / what, rows + thinking, duplicates=what)
+        assert load_pairs(folder).num_rows == 2 and pq.read_table(folder / "rejects.parquet").num_rows == 0
+    answers = pairs_folder(tmp_path / "answers", [*rows, *thinking, _reply(3, "Why?", content="Let me look!")],
+    duplicates="replies", graded_part="answer")  # fmt: skip
+    reasons = pq.read_table(answers / "rejects.parquet")["reason"].to_pylist()
+    assert load_pairs(answers).num_rows == 1
+    assert sorted(reasons) == ["identical_answers", "near_duplicate_replies", "near_duplicate_replies", "no_pair"]
+
+
+def test_prompts_that_differ_in_calls_alone_are_no_duplicates(tmp_path: Path) -> None:
+    def turns(city: str) -> list[dict[str, Any]]:
+        called = {"role": "assistant", "content": "", "tool_calls": _call(city)}
+        return [{"role": "user", "content": "Rain?"}, called, {"role": "tool", "content": "sunny", "tool_call_id": "c1"}]
+
+    rows = [_reply(score, turns(city), content=text) for city in ("Paris", "Rome") for text, score in (("No.", 5), ("Yes.", 1))]
+    folder = pairs_folder(tmp_path / "pairs", rows, duplicates="prompts")
+    assert load_pairs(folder).num_rows == 2 and pq.read_table(folder / "rejects.parquet").num_rows == 0
+
+
+def test_lengths_count_calls_thinking_and_tools(tmp_path: Path) -> None:
+    """A reply of ten characters and its thinking, 30 and a new line; a call alone, `calls weather({"city": "Oslo"})`; tools of a prompt."""
+    rows = [_reply(5, content="ten chars.", reasoning_content="x" * 30), _reply(1, content="", tool_calls=_call("Oslo"))]
+    assert load_pairs(pairs_folder(tmp_path / "fits", rows, max_chars=41, min_chars=31)).num_rows == 1
+    for name, limit, told in (
+        ("long", {"max_chars": 40}, {"longest": "chosen", "characters": 41, "limit": 40}),
+        ("short", {"min_chars": 32}, {"shortest": "rejected", "characters": 31, "limit": 32}),
+    ):
+        fine = [_reply(5, "fine", content="y" * 35), _reply(1, "fine", content="z" * 35)]
+        folder = pairs_folder(tmp_path / name, rows + fine, **limit)
+        assert told.items() <= json.loads(pq.read_table(folder / "rejects.parquet")["evidence"].to_pylist()[-1]).items()
+        assert load_pairs(folder).num_rows == 1
+    offered = [{**row, "tools": TOOLS} for row in rows]
+    size = len(load_pairs(pairs_folder(tmp_path / "tools", offered))["tools"][0].as_py()) + len("Rain?")
+    assert load_pairs(pairs_folder(tmp_path / "enough", offered, max_chars=size)).num_rows == 1
+    with pytest.raises(UserError, match="over_long 1"):
+        pairs_folder(tmp_path / "over", offered, max_chars=size - 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmpo.pipeline.arrow import UNREADABLE, coded, codes, flat, offsets_of, text_lengths, to_numpy
+from mmpo.pipeline.arrow import UNREADABLE, coded, codes, flat, offsets_of, text_lengths, to_numpy, whole_texts
 from mmpo.pipeline.contract import null_faults
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import Floats
@@ -19,7 +19,7 @@ from mmpo.pipeline.metrics import ratio_intervals
 from mmpo.pipeline.report.page import seen
 from mmpo.pipeline.storage import part_files, part_schema
 from mmpo.pipeline.storage.parts import cannot_read, check_columns, row_groups
-from mmpo.pipeline.tables import MESSAGES, PAIRS, REPLY_KEYS, SPLITS, TOOLS
+from mmpo.pipeline.tables import MESSAGE_KEYS, PAIRS, REPLY_KEYS, SPLITS, TOOLS, with_keys
 
 NAMED = ("source", "kind", "chosen_model", "rejected_model")
 """Columns of names, kept as numbers."""
@@ -28,6 +28,7 @@ GROUPS = 2000
 """Prompts are the clusters of intervals; of more than so many, groups of prompts at random are, which says the same."""
 HEAD_BYTES = 32 << 20
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_WHOLE = with_keys(PAIRS, MESSAGE_KEYS).field("prompt").type
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class _Heads:
         """Take in the prompts of a batch."""
         self.rows += len(ids)
         if self.rows <= self.most and self.bytes <= HEAD_BYTES:
-            columns = {"prompt_id": ids.cast(pa.string()), "prompt": prompts.cast(MESSAGES), "tools": tools.cast(pa.string())}
+            columns = {"prompt_id": ids.cast(pa.string()), "prompt": prompts.cast(_WHOLE), "tools": tools.cast(pa.string())}
             part = pa.table({**columns, "side": pa.repeat(pa.scalar(SPLITS.index(split), pa.int8()), len(ids))})
             self.bytes += part.nbytes
             self.parts.append(part)
@@ -264,10 +265,10 @@ def _of_prompts(batch: pa.RecordBatch, kept: _Heads, split: str) -> dict[str, np
     heads = batch.column("prompt").take(starts)
     tools = batch.column(TOOLS).take(starts) if TOOLS in batch.schema.names else pa.nulls(len(starts), pa.string())
     kept.add(batch.column("prompt_id").take(starts), heads, tools, split)
-    contents, offsets = heads.flatten().field("content").to_pylist(), offsets_of(heads).tolist()
+    contents, offsets = whole_texts(heads.flatten()).to_pylist(), offsets_of(heads).tolist()
     folded = [
-        hash("\0".join(" ".join(text.casefold().split()) for text in contents[a:b]))
-        for a, b in zip(offsets, offsets[1:], strict=False)
+        hash("\0".join(" ".join(text.casefold().split()) for text in (*contents[a:b], offered or "")))
+        for a, b, offered in zip(offsets, offsets[1:], tools.cast(pa.string()).to_pylist(), strict=False)
     ]
     return {
         "run": np.cumsum(begins).astype(np.int32) - 1,

@@ -171,6 +171,27 @@ def test_duplicates_by_hand(tmp_path: Path) -> None:
     assert counts == [1, 2, 3, 3] and of == [4, 4, 9, 9]
 
 
+def test_prompts_that_differ_in_what_they_carry_are_no_twins(tmp_path: Path) -> None:
+    """Tools on offer, and calls before; the same call under another id makes the same prompt."""
+    turns = [
+        [{"role": "user", "content": "rain there?"}, {"role": "assistant", "content": "", "tool_calls": calls(city)},
+        {"role": "tool", "content": "no", "tool_call_id": "c"}] for city in ("Paris", "Rome")
+    ]  # fmt: skip
+    offers = [[{"type": "function", "function": {"name": name}}] for name in ("weather", "radar")]
+    rows = [
+        {"prompt": prompt, "tools": offer, "completion": text, "score": score}
+        for prompt, offer in [*((turn, offers[0]) for turn in turns), ("and now?", offers[0]), ("and now?", offers[1])]
+        for text, score in (("yes", 1), ("no", 2))
+    ]
+    figures = read_figures(pairs_folder(tmp_path / "pairs", rows), 100)
+    assert [row["count"] for row in duplicate_rows(figures)[:2]] == [0, 0] and figures.prompts == 4
+    assert [row["count"] for row in near_duplicates(figures)[0]] == [0, 0]
+
+
+def calls(city: str) -> list[dict[str, object]]:
+    return [{"id": "c", "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}]
+
+
 def test_votes_by_hand(tmp_path: Path) -> None:
     votes = [(3, 3, 1), (2, 3, 1), (1, 3, 1), (1, 2, 1), (2, 2, 1), (1, 1, 1), (0, 0, 1), (0, 3, 0)]
     rows = [pair(f"p{i}", "a", "b", margin, preferring=k, raters=n) for i, (k, n, margin) in enumerate(votes)]
