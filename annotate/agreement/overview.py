@@ -47,7 +47,7 @@ class RaterOverview:
     counted: how many raters there are; busiest: share of the grades that the BUSIEST of them gave; against: whom they are
     measured by, people or raters; overall: `agreement_of_all`, or None; aspects: by what the same rater says of the same pair, of
     every two {"first", "second", "pairs", "decided", "contradict", "contradict_95", "spearman", "spearman_95"}; named: all
-    aspects.
+    aspects; measured: those of them that raters and overall are of.
     """
 
     raters: list[dict[str, Any]]
@@ -57,6 +57,7 @@ class RaterOverview:
     overall: dict[str, Any] | None
     aspects: list[dict[str, Any]]
     named: list[str]
+    measured: list[str]
     margins: RaterMargins
     ids: pa.Array
 
@@ -91,15 +92,23 @@ class RaterOverview:
 
 
 def rater_overview(
-    feedback: str | Path | pa.Table, *, kinds: Sequence[str] | None = None, raters: Sequence[str] | None = None, seed: int = 0
+    feedback: str | Path | pa.Table,
+    *,
+    kinds: Sequence[str] | None = None,
+    raters: Sequence[str] | None = None,
+    aspects: Sequence[str] = (),
+    evidence: str = "auto",
+    seed: int = 0,
 ) -> RaterOverview:
-    """What a page says of raters; feedback: a FEEDBACK folder, or a table of that schema; kinds, raters narrow it. Raises UserError where
-    there is no grade, and where one rater grades one aspect on several scales."""
+    """What a page says of raters; feedback: a FEEDBACK folder, or a table of that schema; kinds, raters narrow it; aspects, evidence:
+    what raters are measured by, where not all that they graded counts. Raises UserError where there is no grade, and where one rater
+    grades one aspect on several scales."""
     table, _ = merge_prompts(large(feedback_table(feedback, "rater_overview")).combine_chunks())
-    chosen = choose_columns(table, kinds=kinds, raters=raters)
-    # people are measured by the other people, and so are judges where there are people; else all by all
-    chosen = replace(chosen, reference=chosen.reference or chosen.shown)
-    margins = read_margins(table, chosen)
+    everything = _margins_of(table, kinds=kinds, raters=raters)
+    counting = [one for one in everything.chosen.aspects if one in aspects] or everything.chosen.aspects
+    apart = len(counting) < len(everything.chosen.aspects) or any(one.evidence != evidence for one in everything.chosen.columns)
+    margins = _margins_of(table, kinds=kinds, raters=raters, aspects=counting, evidence=evidence) if apart else everything
+    chosen = margins.chosen
     draws = max(FEWEST_DRAWS, min(DRAWS, DRAWN // max(len(margins.prompt), 1)))
     grades = np.zeros(len(chosen.columns), dtype=np.int64)
     for found in margins.raw_grades.values():
@@ -110,8 +119,15 @@ def rater_overview(
     return RaterOverview(
         rows, len(chosen.columns), float(np.sort(grades)[::-1][:BUSIEST].sum() / grades.sum()),
         "people" if chosen.against else "raters", _overall(margins, draws, seed),
-        _aspect_rows(margins, draws, seed), chosen.aspects, margins, flat(table["completions"]).flatten().field("id"),
+        _aspect_rows(everything, draws, seed), everything.chosen.aspects, chosen.aspects, everything,
+        flat(table["completions"]).flatten().field("id"),
     )  # fmt: skip
+
+
+def _margins_of(table: pa.Table, **narrowed: Any) -> RaterMargins:
+    chosen = choose_columns(table, **narrowed)
+    # people are measured by the other people, and so are judges where there are people; else all by all
+    return read_margins(table, replace(chosen, reference=chosen.reference or chosen.shown))
 
 
 def _measured(margins: RaterMargins, grades: np.ndarray) -> list[int]:
@@ -205,9 +221,9 @@ def _aspect_rows(margins: RaterMargins, draws: int, seed: int) -> list[dict[str,
     return sorted(rows, key=lambda row: -(row["contradict"] or 0.0))
 
 
-def overview_or_reason(feedback: str | Path | pa.Table, **chosen: Sequence[str] | None) -> tuple[RaterOverview | None, str]:
+def overview_or_reason(feedback: str | Path | pa.Table, **chosen: Any) -> tuple[RaterOverview | None, str]:
     """`rater_overview`, or why there is none, in words."""
     try:
-        return rater_overview(feedback, kinds=chosen.get("kinds"), raters=chosen.get("raters")), ""
+        return rater_overview(feedback, **chosen), ""
     except UserError as error:
         return None, str(error)

@@ -84,7 +84,9 @@ def _raters(dataset: Path, feedback: str) -> tuple["RaterOverview | None", str]:
 
     if table is None:
         return rater_overview(Path(feedback)), ""
-    recipe = read_manifest(dataset)["recipe"]
+    manifest = read_manifest(dataset)
+    recipe = manifest["recipe"]
     if recipe.get("sources"):  # each chose among its own
         return overview_or_reason(table)
-    return overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"))
+    counting = {"aspects": tuple(manifest.get("score") or ()), "evidence": manifest.get("evidence") or "auto"}
+    return overview_or_reason(table, kinds=recipe.get("kinds"), raters=recipe.get("raters"), **counting)

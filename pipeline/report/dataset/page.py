@@ -119,7 +119,6 @@ def _values(
         "raters": raters_section(overview),
         "votes": votes_section(figures),
         "aspects": aspects_section(overview),
-        "named_aspects": overview.named if overview is not None else [],
         "models": models_section(figures),
         "sources": sources_section(figures, gamma),
         "duplicates": duplicates,

@@ -227,6 +227,7 @@ def raters_section(overview: Any | None) -> dict[str, Any] | None:
     return {
         "table": table(columns, shown, text=("rater", "kind"), titles=titles),
         "who": who, "alone": alone, "first": first, "again": again, "strict": strict,
+        "aspects": ", ".join(map(shortened, overview.measured)) if len(overview.measured) < len(overview.named) else "",
         "counted": overview.counted, "busiest": percent(overview.busiest), "named": len(overview.raters), "overall": overview.overall and {
             "alpha": with_interval(overview.overall, "alpha_interval", 2), "pairs": number(overview.overall["units"]),
             "verdicts": with_interval(overview.overall, "alpha_nominal", 2),

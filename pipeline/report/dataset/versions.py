@@ -25,8 +25,8 @@ SAME = 1e-9
 """Of the larger of two margins: what differs by less is the same."""
 IN_WORDS = ("normalisation", "evidence", "score", "score_range", "scales")
 """What of a manifest, beside its recipe, says what margins mean."""
-UNITS = ("normalisation", "normalise", "score", "score_range", "scale", "clip")
-"""Of what differs: what gives margins another unit."""
+UNITS = ("normalisation", "score", "scales", "margin_times")
+"""Of a manifest, or of each source of a mixture: what gives margins their unit."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def compare_versions(
             ("pairs in both", number(len(change.before))), ("went", number(len(change.went))), ("came", number(len(change.came))),
             ("order turned", number(int(change.turned.sum()))), ("margin changed", number(int(change.moved.sum()))),
         ],
-        "units": any(row["option"] in UNITS for row in differing),
+        "units": other_units(manifests[0], manifests[1]),
         "changes": table(("what", "pairs", "share"), changed, text=("what", "share")),
         "beside": table(("figure", "A", "B"), _beside(*figures), text=("figure", "A", "B")),
         "same": _agreement(figures[0], change),
@@ -160,6 +160,19 @@ def options_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[
             there = [("absent" if found is None else f"digest {found[:12]}") for found in (mine, theirs)]
             rows.append({"option": f"input {name}", "A": there[0], "B": there[1]})
     return rows
+
+
+def other_units(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether margins of two datasets are in different units, by their manifests: those of a source that both have, else those of any
+    two."""
+    mine, theirs = ({name: _unit(about) for name, about in (of.get("mixture") or {"": of}).items()} for of in (one, other))
+    if both := mine.keys() & theirs.keys():
+        return any(mine[name] != theirs[name] for name in both)
+    return any(unit != theirs[name] for unit in mine.values() for name in theirs)
+
+
+def _unit(about: Mapping[str, Any]) -> list[Any]:
+    return [about.get(key, 1.0 if key == "margin_times" else None) for key in UNITS]
 
 
 def _words(value: Any) -> str:

@@ -71,6 +71,25 @@ def test_raters_that_the_build_left_out_are_no_part(tmp_path: Path) -> None:
     assert "1 rater in the feedback" in text and "One rater: nothing says how far" in text and "bob" not in text
 
 
+def test_raters_are_measured_by_what_the_scores_are_of(tmp_path: Path) -> None:
+    """Two who agree on the aspect that was built from, and never on the other one."""
+    rows = [
+        {"prompt": f"q{i}", "completion": f"a{j} {i}", "score": score, "rater": rater, "aspect": aspect}
+        for i in range(12)
+        for j in range(2)
+        for rater in ("ann", "bob")
+        for aspect, score in (("use", 1 + j), ("taste", 2 + j if rater == "ann" else 3 - j))
+    ]
+    for name, options in (("aspect", {"aspects": ("use",)}), ("score", {"score": "use"})):
+        text = page(pairs_folder(tmp_path / name, rows, scale=(1, 5), **options))
+        assert (
+            "Measured by what the pairs&#39; scores are of: use." in text
+            or "Measured by what the pairs' scores are of: use." in text
+        )
+        assert text.count('data-of="sides with the others">100.0%') == 2 and "taste" in text
+    assert "Measured by" not in page(pairs_folder(tmp_path / "both", rows, scale=(1, 5), score="mean"))
+
+
 def test_a_manifest_that_names_no_inputs_is_said(tmp_path: Path) -> None:
     folder = pairs_folder(tmp_path / "pairs", ROWS, scale=(1, 5))
     manifest = json.loads((folder / "manifest.json").read_text())

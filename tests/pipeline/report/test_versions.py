@@ -65,6 +65,29 @@ def test_what_manifests_say_differs(tmp_path: Path) -> None:
     assert sorted(there == "absent" for both in inputs.values() for there in both) == [False, False, True, True] and not found
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        ({}, {}, False),
+        ({"normalise": "zscore"}, {"normalise": "minmax"}, True),  # in both manifests "by source"
+        ({}, {"margin_times": 10}, True),
+        ({}, None, False),  # the same source alone
+        ({"margin_times": 10}, None, True),
+    ],
+)
+def test_a_mixture_s_units_are_those_of_its_sources(
+    one: dict[str, object], other: dict[str, object] | None, differ: bool, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"q{i}", "completion": f"a{j} {i}", "score": 1 + (i + j) % 5} for i in range(12) for j in range(3)]
+    for name, options in (("a", one), ("b", other)):
+        source = {"inputs": str(write_rows(tmp_path / f"{name}.jsonl", rows)), "format": "jsonl", "scale": [1, 5]}
+        first, second = ({**source, "name": called, **(options or {})} for called in ("first", "second"))
+        given = BuildOptions(format="jsonl", scale=(1, 5)) if options is None else BuildOptions(sources=[first, second])
+        build(() if options is not None else source["inputs"], tmp_path / name, options=given)
+    text = write_versions(tmp_path / "a", tmp_path / "b", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("give the margins of A and B different units" in text) == differ
+
+
 def test_the_command_compares_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"q{i}", "completion": f"a{j} {i}", "score": (i * j) % 5} for i in range(30) for j in range(3)]
     source = write_rows(tmp_path / "rows.jsonl", rows)
