@@ -13,7 +13,7 @@ from mmpo.pipeline.sources.builder import FeedbackBuilder
 from mmpo.pipeline.sources.literals import plain_number
 from mmpo.pipeline.sources.messages import read_reply
 from mmpo.pipeline.sources.tools.answers import as_list, as_note, as_object
-from mmpo.pipeline.storage.archives.eval_logs import STILL_WRITTEN
+from mmpo.pipeline.storage.archives.eval_logs import STILL_WRITTEN, with_scorers
 
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -31,10 +31,7 @@ def unfold_inspect(row: Mapping[str, Any], options: SourceOptions, count: Callab
         raise UserError(STILL_WRITTEN)
     if not isinstance(samples, list):
         raise UserError("the log has no samples, only its header: `inspect log dump LOG` without --header-only writes all")
-    names = {str(name) for sample in samples for name in as_object(as_object(sample).get("scores"))}
-    about = (
-        about if as_list(about.get("scorers")) else {**about, "scorers": [{"name": name} for name in sorted(names)]}
-    )  # older logs
+    about = with_scorers(about, samples)
     for place, sample in enumerate(samples):
         if row.get("status") not in (None, "success"):
             count("evaluation_not_completed")

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,31 @@ def log_rows(file: InputFile, parse: Any) -> Iterator[tuple[int, dict[str, Any]]
             header = orjson.loads(_unpacked(raw, members[HEADER], file.name))
             header = {name: value for name, value in header.items() if name not in ("results", "stats", "reductions")}
             names = [name for name in members if name.startswith(SAMPLES) and name.endswith(".json")]
-            for number, name in enumerate(names, 1):
-                sample, reason, evidence = parse(_unpacked(raw, members[name], file.name))
-                if reason:
-                    raise UserError(f"{file.name}: {name} in it is damaged ({reason}: {evidence.get('error')})")
+
+            def samples() -> Iterator[Any]:
+                for name in names:
+                    sample, reason, evidence = parse(_unpacked(raw, members[name], file.name))
+                    if reason:
+                        raise UserError(f"{file.name}: {name} in it is damaged ({reason}: {evidence.get('error')})")
+                    yield sample
+
+            header["eval"] = with_scorers(header.get("eval"), samples())
+            for number, sample in enumerate(samples(), 1):
                 yield number, {**header, "samples": [sample]}
     except (zipfile.BadZipFile, OSError, zlib.error, zstandard.ZstdError, orjson.JSONDecodeError) as error:
         raise UserError(
             f"{file.name}: is no readable log of inspect_ai ({error}). One that is being written or copied just now can be read when that "
             "has ended"
         ) from error
+
+
+def with_scorers(about: Any, samples: Iterable[Any]) -> Any:
+    """`eval` of a log; of an older one, that names no scorers, with those of any sample, which are then looked through."""
+    if not isinstance(about, Mapping) or about.get("scorers"):
+        return about
+    scores = (sample.get("scores") for sample in samples if isinstance(sample, Mapping))
+    names = {str(name) for one in scores if isinstance(one, Mapping) for name in one}
+    return {**about, "scorers": [{"name": name} for name in sorted(names)]}
 
 
 def _unpacked(raw: Any, info: zipfile.ZipInfo, name: str) -> bytes:

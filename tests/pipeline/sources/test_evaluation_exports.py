@@ -93,6 +93,16 @@ def written_log(path: Path, **members: Any) -> Path:
     return path
 
 
+def test_a_header_without_scorers_has_those_of_all_samples(tmp_path: Path) -> None:
+    """In an .eval file, which is read a sample at a time, as in JSON."""
+    both = {"a": {"value": "C"}, "b": {"value": "I"}}
+    one, two = sample("x", 1, "C", scores={"a": {"value": "P"}}), sample("y", 2, "C", scores=both)
+    packed = written_log(tmp_path / "log.eval", header=log(), **{"samples/1": one, "samples/2": two})
+    for path in (packed, write_rows(tmp_path / "log.jsonl", [log(one, two)])):
+        rows = collected(path, "inspect").feedback.to_pylist()
+        assert [(one["aspect"], one["score"]) for row in rows for one in row["ratings"]] == [("a", 0.5), ("a", 1.0), ("b", 0.0)]
+
+
 @pytest.mark.parametrize(
     ("members", "told"),
     [
