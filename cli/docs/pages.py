@@ -93,7 +93,8 @@ where a column `rater` or `--rater-name` says who graded, the columns are aspect
 other, whatever its own name: `model=system` makes no system message; `model=system,system=system` reads it as both. `gap=-column` turns
 the sign;
 so does `score=-column`, for grades of which less is better (`--columns score=-rank --scale -3:-1` for ranks from 1 to 3);
-`gap=winner*strength` multiplies who won by how much. A list of grades is one for each rater in a list beside it
+`gap=winner*strength` multiplies who won by how much. `completions=a+b+c,scores=x+y+z`
+reads a column for each reply of a row, some of which may be empty. A list of grades is one for each rater in a list beside it
 (`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` or `--rater-name` names;
 `score=grades.0+grades.1` takes each place for a rater. `reply.text` is inside an object, `replies[].text`
 in each of a list of objects, `replies[0].text` or `replies.0.text` in the first of them, also where they stand as JSON in a cell. In

@@ -17,7 +17,7 @@ from mmpo.pipeline.build.summary import reading_warnings, saturation_warnings
 from mmpo.pipeline.errors import UserError, unknown_name
 from mmpo.pipeline.grades import grade_statistics
 from mmpo.pipeline.metrics import no_suite
-from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source
+from mmpo.pipeline.sources import SOURCES, BadRow, FeedbackBuilder, Source, SourceOptions, fitting, get_source, told_wide
 from mmpo.pipeline.sources.collect import HEAD_ROWS, collect_parts, columns_of, head_of, read_rows, table_inside
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import Chunk, plan, rows
@@ -143,10 +143,11 @@ def check_format(
         return fits[0]
     told = ", ".join(repr(name) for name in present if "[]." not in name) or "none"
     first = f"{unknown_name('format', format, SOURCES)}." if format else "--format is missing."
-    otherwise = (
-        f"fit none of the {len(SOURCES)} formats as they are (`mmpo formats` lists them); "
-        f"columns of any names are read by --format {kind} --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"
-    )
+    otherwise = f"fit none of the {len(SOURCES)} formats as they are (`mmpo formats` lists them)"
+    if wide := told_wide(present, f"--format {kind} "):
+        otherwise += f". {wide}"
+    else:
+        otherwise += f"; columns of any names are read by --format {kind} --columns prompt=COLUMN,completion=COLUMN,score=COLUMN"
     advice = f"fit --format {' or '.join(fits)}" if fits else otherwise
     if not fits and kind == "jsonl" and (inside := table_inside(head)[0]):
         advice = f"fit no format. {inside}"

@@ -28,8 +28,8 @@ OBJECTS = {"completions": "completions[].text", "scores": "completions[].score",
 OURS = {"margin": "quality_margin", "spread": "margin_se"}
 """What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
-SUMMED = ("score", "gap", "margin")
-"""How fields begin that may be read from several columns."""
+SUMMED = ("score", "gap", "margin", "completions", "models")
+"""How fields begin that may be read from several columns: of grades one a rater, of a prompt's replies one a reply."""
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
@@ -261,7 +261,11 @@ class RowFields:
         self.present = set(columns) - self.inside
         reply = options.columns.get("completion", "" if "completions" in options.columns else "completion")
         plural = PLURAL if "[]" in reply or top_column(reply, self.present) not in self.present else {}  # else a row has one reply
-        named = {plural.get(name, name) if "[]" in column else name: column for name, column in options.columns.items()}
+        several = PLURAL if len(terms(reply, self.present)) > 1 else {}  # a column for each reply of a row
+        plurals = {name: several or (plural if "[]" in column else {}) for name, column in options.columns.items()}
+        named = {plurals[name].get(name, name): column for name, column in options.columns.items()}
+        replies = [column for column, _ in terms(named.get("completions", ""), self.present)]
+        self.wide = replies if len(replies) > 1 else []
         inside = {name: column for name, column in OURS.items() if column in columns and name not in self.present}
         inside |= {
             name: path for name, path in OBJECTS.items() if path in columns and (name not in self.present or name == "completions")
@@ -275,7 +279,7 @@ class RowFields:
         self.bare_prompts = options.bare_prompts
         self.low, self.high = options.scale or (None, None)
         self.cells = Cells(options.decimal or ("." if text else None), options.na, self.high, options.gap_of)
-        self.read = {name: reader(column, self.present) for name, column in self.column.items()}
+        self.read = {name: self._reader(name, column) for name, column in self.column.items()}
         self.grade_columns = [(name, self.read[name]) for name in GRADE if name in self.column]
         self.usual_grade = {"rater": options.rater or stem(file), "kind": options.kind or "human", "aspect": "overall"}
         self.rater_known = options.rater is not None or "rater" in self.column
@@ -286,8 +290,13 @@ class RowFields:
         self.plain: str | None = None
         self.tool = tool
 
+    def _reader(self, name: str, column: str) -> Read:
+        """Reads a field; a list, where it has a column for each reply."""
+        parts = [reader(one, self.present) for one, _ in terms(column, self.present)] if name in ("completions", "models") else []
+        return (lambda row: [read(row) for read in parts]) if len(parts) > 1 else reader(column, self.present)
+
     def absent(self, column: str, field: str) -> list[str]:
-        """The columns that a name stands for and that are not there; only a field of grades is read from several."""
+        """The columns that a name stands for and that are not there; not every field is read from several."""
         summed = terms(column, self.present) if field.startswith(SUMMED) else ()
         parts = [part for one, _ in summed for part in factors(one, self.present)] or [column]
         return [part for part in parts if not self._there(part)]
@@ -401,6 +410,14 @@ class RowFields:
         Raises UserError where raters are named twice, or `--gap-of` has nothing to read.
         """
         found = terms(self.column[name], self.present) if name in self.column else []
+        if name == "scores" and self.wide and len(found) > 1:
+            if len(found) != len(self.wide):
+                raise UserError(
+                    f"{self.file}: {len(self.wide)} columns of replies ({', '.join(self.wide)}) and {len(found)} of scores "
+                    f"({self.column[name]}): name one score for each reply, in the same order; of several raters write one row for each"
+                )
+            each = [self._score(name, column, sign, alone=True) for column, sign in found]
+            return [(lambda row, out: [value for read in each for value in read(row, out)], None)]
         several, both = len(found) > 1, self.rater_known and "aspect" in self.column
         if several and (both or name.startswith("score_")):
             why = "'rater' and 'aspect' are named already" if both else "the other score's columns have other names"
@@ -412,7 +429,7 @@ class RowFields:
             raise UserError(f"{self.file}: --gap-of reads the winner of a comparison (gap, or a pair's margin), and here is {name}")
         return [(self._score(name, column, sign), column if several else None) for column, sign in found]
 
-    def _score(self, name: str, column: str, sign: float) -> Score:
+    def _score(self, name: str, column: str, sign: float, alone: bool = False) -> Score:
         need, top = self.need_scores, top_column(column, self.present)
         winner, *sizes = [reader(part, self.present) for part in factors(column, self.present)]
         read = _product(winner, sizes, self.cells, name) if sizes else winner
@@ -448,7 +465,7 @@ class RowFields:
             return value
 
         def score_list(row: Row, _: FeedbackBuilder) -> Any:
-            values = self.cells.listed(read(row))
+            values = [read(row)] if alone else self.cells.listed(read(row))
             return [partial(one, value) for value in values] if isinstance(values, list) else values
 
         return score_list if name == "scores" else score

@@ -25,6 +25,7 @@ from mmpo.pipeline.sources.cells import (
     terms,
     top_column,
 )
+from mmpo.pipeline.sources.guess import told_wide
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
 
 LISTED_IDS = ("prompt_id", "first_id", "second_id")
@@ -101,6 +102,8 @@ def _prompt_parser(fields: RowFields) -> RowParser:
         graded = [fields.grade(row, rater) for _, rater in scores]
         nulls = [False] * len(scores)
         for place, (text, model) in enumerate(zip(texts, models)):
+            if fields.wide and is_empty(text) and not _graded([values[place] for values, _ in scores]):
+                continue  # a row of fewer replies than there are columns
             try:
                 index = out.completion(_candidate(text, whole[place], out), fields.cells.name(model))
             except BadRow as error:
@@ -123,6 +126,14 @@ def _prompt_parser(fields: RowFields) -> RowParser:
             out.count("null_before_scores")
 
     return parse
+
+
+def _graded(cells: list[Any]) -> bool:
+    """Whether one of a reply's cells holds a grade, or what is none."""
+    try:
+        return any(cell() is not None for cell in cells if cell)
+    except BadRow:
+        return True
 
 
 def _candidate(text: Any, whole: Any, out: FeedbackBuilder) -> Any:
@@ -314,6 +325,11 @@ SHEETS = (
         "--columns prompt=question,completion=answer,score=anna+ben --decimal , --na N/A --scale 1:5",
     ),
     FormatSample(
+        "a spreadsheet with a column for each reply of a row",
+        'question,reply_a,reply_b,reply_c,rank_a,rank_b,rank_c\nName a planet.,"Mars, the red one.",The moon.,,1,2,\n',
+        "--columns prompt=question,completions=reply_a+reply_b+reply_c,scores=-rank_a+-rank_b+-rank_c --scale -3:-1",
+    ),
+    FormatSample(
         "a winner in words, of a chat that stands in a cell",
         'chat,left,right,winner\n"[{""role"": ""user"", ""content"": ""Name a planet.""}]",The moon.,"Mars, the red one.",right\n',
         "--columns prompt=chat,first=left,second=right,gap=winner --gap-of left=1,right=-1,tie=0",
@@ -335,7 +351,10 @@ def prepare_generic(
     """
     fields = RowFields(FIELDS, columns, options, file, text, tool)
     if fields.lacking:
-        hint = "Only grades are read from several columns joined by +." if any("+" in one for one in fields.lacking) else ""
+        several = any("+" in one for one in fields.lacking)
+        hint = (
+            "Only grades, and the replies and models of one prompt, are read from several columns joined by +." if several else ""
+        )
         raise missing_columns(file, _by(tool, "what --columns names"), fields.lacking, columns, hint)
     layout = _layout(fields, columns)
     if not all(name in fields.column for name in layout.grades):
@@ -361,7 +380,7 @@ def _layout(fields: RowFields, columns: Collection[str]) -> RowLayout:
     if fields.bare_prompts and "prompt" in there:
         return BARE
     close = min(LAYOUTS, key=lambda layout: (len(missing(layout)), rank(layout)))
-    hint = "Name columns that are called otherwise by --columns field=column,..."
+    hint = told_wide(columns) or "Name columns that are called otherwise by --columns field=column,..."
     hint += "".join(f" {name!r} is given to {fields.given[name]}." for name in missing(close) if name in fields.given)
     if set(close.texts) <= set(there):
         hint += " Without grades only --feedback-only reads the file."

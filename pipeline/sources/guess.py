@@ -326,11 +326,46 @@ def _by_name(columns: list[str]) -> dict[str, str]:
     return fields
 
 
+def wide_fields(columns: Iterable[str]) -> dict[str, str]:
+    """The fields of a sheet with a column for each of two or more replies of a row, scores and models beside them; {} of another one.
+
+    >>> wide_fields(["Question", "Response A", "Response B", "Rating A", "Rating B"])
+    {'prompt': 'Question', 'completions': 'Response A+Response B', 'scores': 'Rating A+Rating B'}
+    """
+    words = {"completions": _REPLY, "scores": f"{_SCORE}|ranks?", "models": "model|model_name"}
+    ends: dict[str, dict[str, str]] = {name: {} for name in words}
+    columns = [name for name in columns if not set(name) & set("+,=")]
+    for column in columns:
+        for name, known in words.items():
+            if part := re.fullmatch(rf"(?:{known})_?([a-z]|\d+)|([a-z]|\d+)_(?:{known})", _plain(column)):
+                ends[name].setdefault(part[1] or part[2], column)
+    replies = ends["completions"]
+    if len(replies) < 2:
+        return {}
+    found = {name: "+".join(given[end] for end in replies) for name, given in ends.items() if given.keys() == replies.keys()}
+    prompt = _by_name(columns).get("prompt")
+    return ({"prompt": prompt} if prompt else {}) | found
+
+
+def told_wide(columns: Iterable[str], format: str = "") -> str:
+    """Which options read such a sheet, in words; "" of another one. format: where that is to be named too."""
+    if not (fields := wide_fields(columns)):
+        return ""
+    scores = fields.get("scores", "").split("+")
+    turned = {"scores": "+".join(f"-{name}" for name in scores)} if any(LESS.search(_plain(name)) for name in scores) else {}
+    named = ",".join(f"{name}={column}" for name, column in ({"prompt": "COLUMN"} | fields | turned).items())
+    without = "" if "scores" in fields else " with --feedback-only, without grades; a grade is a column for each reply (scores=...)"
+    many, options = fields["completions"].count("+") + 1, f"{format}--columns {shlex.quote(named)}"
+    return f"A row holds {many} replies, it seems: {options} reads them{without}."
+
+
 def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], found: Rows, made: Guess) -> dict[str, str]:
     """The fields of the one layout that the columns make."""
     take = lambda *names: {name: fields[name] for name in names if name in fields}  # noqa: E731
     if {"chosen", "rejected"} <= fields.keys():
         return take("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin", "rater")
+    if (wide := wide_fields(columns)) and wide["completions"].count("+") > 1:  # of two, what follows knows more
+        return {**take("prompt", "rater"), **wide}
     if {"first", "second"} <= fields.keys():
         if {"score_first", "score_second"} <= fields.keys():
             return take("prompt", "first", "second", "score_first", "score_second", "first_model", "second_model", "rater")

@@ -80,6 +80,9 @@ NESTED = "\n".join(
 SIDES = "\n".join(
     json.dumps({"task": q, "answer1": f"One {q}", "answer2": f"Two {q}", "score1": 7, "score2": 2}) for q in QUESTIONS
 )
+WIDE = sheet(
+    [{"Query": q, **{f"Answer {end}": f"{end} {q}" for end in "ABC"}, "Rank A": 2, "Rank B": 3, "Rank C": 1} for q in QUESTIONS]
+)
 TEXT_NUMBERS = "\n".join(
     json.dumps({"query": q, "completion": f"R {n} {q}", "grade": f"{n},5" if n else None}) for q in QUESTIONS for n in range(3)
 )
@@ -114,6 +117,8 @@ MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
     "scored": ("pairs.json", None, SCORED, {"columns": {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}}),
     "nested": ("n.jsonl", None, NESTED, {"columns": {"prompt": "question", "completions": "answers[].text", "scores": "answers[].score"}}),
     "sides": ("sides.jsonl", None, SIDES, {"scale": [1, 7]}),
+    "wide": ("wide.csv", None, WIDE, {"scale": [-3, -1], "columns": {
+        "prompt": "Query", "completions": "Answer A+Answer B+Answer C", "scores": "-Rank A+-Rank B+-Rank C"}}),
     "text-numbers": ("t.jsonl", None, TEXT_NUMBERS, {"decimal": ","}),
     "dirty": ("dirty.jsonl", None, DIRTY, {"max_rejects": 0.05}),
     "bom": ("excel.csv", None, BOM, {"columns": {"prompt": "Prompt", "completion": "Response", "score": "Score"}}),

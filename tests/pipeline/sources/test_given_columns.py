@@ -141,10 +141,15 @@ def test_a_list_of_grades_is_one_for_each_rater_in_the_list_beside_it(
     [
         (
             "prompt,a1,a2,s1,s2\nQ,x,y,1,2\n",
-            {"completion": "a1+a2", "score": "s1+s2"},
-            "needs the column 'a1.a2'.*Only grades are read",
+            {"completion": "a1+a2", "score": "s1+s2+s1"},
+            "2 columns of replies .a1, a2. and 3 of scores",
         ),
-        ("who,what,completion,score\nQ,x,y,1\n", {"prompt": "who+what"}, "needs the column 'who.what'.*Only grades are read"),
+        (
+            "q,Reply 1,Reply 2,Reply 3,Rank 1,Rank 2,Rank 3\nQ,x,y,z,1,2,3\n",
+            {},
+            "holds 3 replies, .*prompt=COLUMN,completions=Reply 1.Reply 2.Reply 3,scores=-Rank 1.-Rank 2.-Rank 3' reads them",
+        ),
+        ("who,what,completion,score\nQ,x,y,1\n", {"prompt": "who+what"}, "needs the column 'who.what'.*Only grades, and"),
         ("prompt|completion|score\nQ|x|1\n", {}, "needs the columns 'prompt'.*parted by '.'.*--sep"),
     ],
 )
@@ -154,6 +159,31 @@ def test_a_file_that_is_laid_out_otherwise_is_told_what_to_do(
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=told):
         collected(tmp_path / "rows.csv", "csv", columns=columns)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("fields", [("completions", "scores", "models"), ("completion", "score", "model")])
+def test_a_column_for_each_reply_of_a_row_is_read(tmp_path: Path, format: str, fields: tuple[str, str, str]) -> None:
+    """Where a row has fewer replies than columns the rest is empty; a grade without a reply is told."""
+    cells = [
+        ("x", 1, "m", "y", 2, "n", "z", 3, "o"),
+        ("x", 4, "m", "y", 5, "n", "", None, ""),
+        ("x", 1, "m", "y", 2, "n", "", 3, ""),
+    ]
+    names = [f"{name}_{end}" for end in "abc" for name in ("response", "stars", "model")]
+    rows = [{"prompt": f"Q{at}", **dict(zip(names, row))} for at, row in enumerate(cells)]
+    columns = dict(zip(fields, ("response_a+response_b+response_c", "stars_a+stars_b+stars_c", "model_a+model_b+model_c")))
+    result = collected(write_rows(tmp_path / f"rows.{format}", rows), format, columns=columns)
+    three = [("Q0", "x", 1.0), ("Q0", "y", 2.0), ("Q0", "z", 3.0)]
+    assert [one[:3] for one in graded_texts(result)] == [
+        *three,
+        ("Q1", "x", 4.0),
+        ("Q1", "y", 5.0),
+        ("Q2", "x", 1.0),
+        ("Q2", "y", 2.0),
+    ]
+    assert [one["model"] for one in result.feedback.to_pylist()[0]["completions"]] == ["m", "n", "o"]
+    assert reasons(result) in ({"empty_completion": 1}, {"not_text": 1})  # of CSV an empty cell is null
 
 
 GRADED = [{"prompt": "Q", "completion": text, "score": score} for text, score in (("a", 3), ("b", 4))]
