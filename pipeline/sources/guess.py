@@ -12,6 +12,7 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.cells import reader
 from mmpo.pipeline.sources.collect import columns_of
 from mmpo.pipeline.sources.literals import structure
+from mmpo.pipeline.sources.winners import names_sides, others, plain, speaks_of_a_side, worths
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import plan, rows
 
@@ -49,12 +50,6 @@ NAMES = {
 """Field → what its column is often called, in small letters with _ between words."""
 GAP = "labels?|overall|votes|annotat(?:ors?|ions?)|judge?ments?|results?|outcome|decision|human(?:_\\w+)?"
 """What the column that says which of two replies is better may be called as well, where none is called as `gap` is."""
-SIDES = {
-    1.0: "a|1|left|first|model_a|response_a|answer_a|a_better|a_wins|a_is_better|first_is_better|>",
-    -1.0: "b|2|right|second|model_b|response_b|answer_b|b_better|b_wins|b_is_better|second_is_better|<",
-    0.0: "tie|tied|draw|equal|same|both|neither|none|tie_bothbad|both_bad|both_good|about_the_same|no_preference|c|0|=",
-}
-"""What a winner is worth as a gap → the words for it."""
 ASPECTS = re.compile(
     "helpful|honest|truth|correct|coheren|complex|verbos|accura|clar|fluen|relevan|safe|harm|style|factual|concis|complete|depth|follow"
 )
@@ -79,6 +74,8 @@ UNLIKE, MOST_STEPS, MOST_PLACES = 1.8, 12, 9
 places of a list that may be raters."""
 SCALES, GAPS = (1, 3, 4, 5, 7, 10, 100), (1, 2, 3, 4, 5, 6, 9, 10, 100)
 """Where scales of grades end, and those of gaps."""
+MOST_PROMPTS = 0.6
+"""Different texts, as a share of the rows, of a column of any name that is taken for the prompts: replies to compare share one."""
 Rows = list[Mapping[str, Any]]
 
 
@@ -161,6 +158,7 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     gap = "gap" in fields or "margin" in fields
     if "gap" in fields:
         _which(made, fields, found, inputs)
+        _refuse_winners(made, fields, found, inputs)
     elif not gap:
         _refuse_words(graded, found, inputs)
     _cells(made, graded, found, format == "csv", gap, any(turned))
@@ -172,12 +170,12 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
 def _turn(name: str, fields: dict[str, str], columns: list[str], found: Rows, made: Guess) -> bool:
     """Whether less is better by the names of a field's columns, which then have their sign turned. Those beside others are left out."""
     parts = fields[name].split("+")
-    german = any(GERMAN.search(_plain(column)) for column in columns)
+    german = any(GERMAN.search(plain(column)) for column in columns)
     less = []
     for part in parts:
-        plain = _plain(part.rpartition(".")[2])
-        marks = [one for value in _values(part, found) if (one := _number(value)) is not None] if NOTE.search(plain) else []
-        if LESS.search(plain) or (german and marks and min(marks) >= 1 and max(marks) <= 6):
+        named = plain(part.rpartition(".")[2])
+        marks = [one for value in _values(part, found) if (one := _number(value)) is not None] if NOTE.search(named) else []
+        if LESS.search(named) or (german and marks and min(marks) >= 1 and max(marks) <= 6):
             less.append(part)
         elif marks:
             made.notes.append(
@@ -285,6 +283,22 @@ def _which(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence
     raise UserError("\n".join([f"{inputs[0]}: {what}", *told]))
 
 
+def _refuse_winners(made: Guess, fields: Mapping[str, str], found: Rows, inputs: Sequence[str]) -> None:
+    """Raises UserError where texts speak of which reply is better and it is not known what they say."""
+    texts = {
+        one for part in fields["gap"].split("+") for one in _values(part, found) if isinstance(one, str) and _number(one) is None
+    }
+    known = worths(sorted(texts))
+    if unclear := sorted(one for one in texts - known.keys() if speaks_of_a_side(one)):
+        gaps = ",".join([*[f"{word}={worth:g}" for word, worth in known.items()], *[f"{word}=..." for word in unclear]])
+        columns = ",".join(f"{name}={column}" for name, column in fields.items())
+        command = shlex.join(["mmpo", "build", *inputs, "--format", made.options["format"], "--columns", columns, "--gap-of", gaps])
+        raise UserError(
+            f"{inputs[0]}: {fields['gap']!r} says which reply is better in words, and what {_listed(unclear)} is worth is not known: "
+            f"above 0 where the first one is better, below 0 where the second one is, in {command}"
+        )
+
+
 def _refuse_words(graded: Sequence[str], found: Rows, inputs: Sequence[str]) -> None:
     """Raises UserError where grades are words or stars."""
     values = [value for name in graded for value in _values(name, found)]
@@ -304,22 +318,18 @@ def _refuse_words(graded: Sequence[str], found: Rows, inputs: Sequence[str]) -> 
         )
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w<>=]+", "_", name.casefold()).strip("_")
-
-
 def _by_name(columns: list[str]) -> dict[str, str]:
     """Field → the column that is called so, the first of several; of two replies numbered 0 and 1, 0 is the first one."""
     fields: dict[str, str] = {}
-    numbered = {part[1] for column in columns if (part := re.fullmatch(rf"(?:{_REPLY})_?(\d)", _plain(column)))}
+    numbered = {part[1] for column in columns if (part := re.fullmatch(rf"(?:{_REPLY})_?(\d)", plain(column)))}
     shift = {"0": "1", "1": "2"} if numbered == {"0", "1"} else {}
 
-    def plain(column: str) -> str:
-        return re.sub(r"(?<=[a-z_])\d$", lambda end: shift.get(end[0], end[0]), _plain(column))
+    def shifted(column: str) -> str:
+        return re.sub(r"(?<=[a-z_])\d$", lambda end: shift.get(end[0], end[0]), plain(column))
 
     for name, pattern in NAMES.items():
         exact = [column for column in columns if column == name]
-        for column in exact or [one for one in columns if re.fullmatch(pattern, plain(one))]:
+        for column in exact or [one for one in columns if re.fullmatch(pattern, shifted(one))]:
             if column not in fields.values():
                 fields[name] = column
                 break
@@ -382,23 +392,25 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
         fields.setdefault("score", fields["scores"])  # of one reply
     texts = [name for name in columns if _is_prose(name, found) and name not in fields.values()]
     if "prompt" not in fields and texts:
-        fields["prompt"] = min(texts, key=lambda name: len({str(row.get(name)) for row in found}))
-        made.why["columns"] = "the prompt is the text that most rows share"
-        texts.remove(fields["prompt"])
+        shared = min(texts, key=lambda name: len({str(row.get(name)) for row in found}))
+        if len({str(row.get(shared)) for row in found}) <= MOST_PROMPTS * len(found):
+            fields["prompt"] = shared
+            made.why["columns"] = "the prompt is the text that most rows share"
+            texts.remove(shared)
     if "completion" not in fields and texts:
         fields["completion"] = max(texts, key=lambda name: len({str(row.get(name)) for row in found}))
-    totals = [name for name in numbers if TOTAL.search(_plain(name))]
+    totals = [name for name in numbers if TOTAL.search(plain(name))]
     if totals and len(totals) < len(numbers) and "score" not in fields:
         numbers = [name for name in numbers if name not in totals]
         made.notes.append(f"{_listed(totals)}: not read, since they sum up the others by their name")
-    called = [name for name in numbers if re.search(rf"(^|_)({_SCORE})s?($|_)", _plain(name))]
+    called = [name for name in numbers if re.search(rf"(^|_)({_SCORE})s?($|_)", plain(name))]
     if called and len(called) < len(numbers) and "score" not in fields:
         made.notes.append(f"{_listed([name for name in numbers if name not in called])}: not read, since others are called scores")
         numbers = called
     if "score" not in fields and numbers:
         fields["score"] = "+".join(numbers)
         if len(numbers) > 1 and "rater" not in fields:
-            aspects = all(ASPECTS.search(_plain(name)) for name in numbers)
+            aspects = all(ASPECTS.search(plain(name)) for name in numbers)
             made.why["columns"] = (
                 "each column of grades is read as a rater; if they are aspects of one rater's, name a single one"
                 if aspects
@@ -421,22 +433,9 @@ def _winners(fields: Mapping[str, str], columns: Sequence[str], found: Rows) -> 
         return []
     used = {*texts, *(fields.get(name) for name in ("first_model", "second_model", "rater"))}
     free = [name for name in columns if name not in used]
-    called = [name for name in free if re.fullmatch(GAP, _plain(name)) and _is_graded(name, found)]
-    return sorted({*called, *[name for name in free if _names_sides(name, found)]}, key=columns.index)
-
-
-def _names_sides(name: str, found: Rows) -> bool:
-    texts = {_plain(value) for value in _values(name, found) if isinstance(value, str) and _number(value) is None}
-    better = any(re.fullmatch(f"{SIDES[1.0]}|{SIDES[-1.0]}", one) for one in texts)
-    return better and all(any(re.fullmatch(words, one) for words in SIDES.values()) for one in texts)
-
-
-def _others(winners: Mapping[str, float]) -> dict[str, float]:
-    """The words that belong to those that were seen, and that later rows may hold: the other side's, and a tie."""
-    first, second = (SIDES[side].split("|") for side in (1.0, -1.0))
-    spelled = {word.casefold() for word in winners}
-    found = {b: -1.0 for a, b in zip(first, second) if a in spelled} | {a: 1.0 for a, b in zip(first, second) if b in spelled}
-    return {word: worth for word, worth in {**found, "tie": 0.0}.items() if word not in spelled}
+    called = [name for name in free if re.fullmatch(GAP, plain(name)) and _is_graded(name, found)]
+    words = {name: {one for one in _values(name, found) if isinstance(one, str) and _number(one) is None} for name in free}
+    return sorted({*called, *[name for name in free if words[name] and names_sides(words[name])]}, key=columns.index)
 
 
 def _inside(column: str, found: Rows) -> dict[str, str]:
@@ -473,7 +472,7 @@ def _is_graded(name: str, found: Rows) -> bool:
     """Whether a column holds mostly numbers, few different ones, and is called neither an id nor a length."""
     values = _values(name, found)
     numbers = [one for value in values if (one := _number(value)) is not None]
-    if NO_GRADE.search(_plain(name)) or not numbers or len(numbers) < (1 - MOST_GAPS) * len(values):
+    if NO_GRADE.search(plain(name)) or not numbers or len(numbers) < (1 - MOST_GAPS) * len(values):
         return False
     return len(set(numbers)) < max(12, len(numbers) / 2)
 
@@ -488,10 +487,10 @@ def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bo
     whether their sign is."""
     values = [value for name in columns for value in _values(name, found)]
     words = Counter(value for value in values if isinstance(value, str) and _number(value) is None)
-    winners = {word: worth for word in words for worth, pattern in SIDES.items() if re.fullmatch(pattern, _plain(word))}
+    winners = worths(words)
     if gap and words and len(winners) / len(words) > 0.5:
-        made.options["gap_of"] = winners | _others(winners)
-        made.why["gap_of"] = "a winner in words: 1 is the first one, -1 the second"
+        made.options["gap_of"] = winners | others(winners)
+        made.why["gap_of"] = "a winner in words: above 0 the first one is better, below 0 the second"
         words = Counter({word: count for word, count in words.items() if word not in winners})
     if words and len(words) <= MOST_WORDS and words.total() <= MOST_GAPS * len(values):
         made.options["na"] = sorted(words)

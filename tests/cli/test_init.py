@@ -107,6 +107,8 @@ SYSTEMS = sheet(
 )
 TWO = [{"prompt": q, "response_1": f"One {q}", "response_2": f"Two {q}"} for q in QUESTIONS]
 LABELS = sheet([{**row, "difficulty": i % 3, "label": "ab"[i % 2]} for i, row in enumerate(TWO)])
+STRENGTHS = ("a-is-better", "a-is-slightly-better", "tie", "b-is-slightly-better")
+SLIGHT = sheet([{**row, "preference": STRENGTHS[i % 4]} for i, row in enumerate(TWO)])
 VOTES = "\n".join(json.dumps({**row, "machine": 1, "annotators": [1, 2, 1 + i % 2]}) for i, row in enumerate(TWO))
 
 MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
@@ -129,6 +131,8 @@ MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
         "columns": {"prompt": "source", "completion": "output", "score": "mqm_score", "model": "system"}}),
     "labels": ("labels.csv", None, LABELS, {
         "columns": {"first": "response_1", "second": "response_2", "gap": "label"}, "gap_of": {"a": 1.0, "b": -1.0, "tie": 0.0}}),
+    "slight": ("slight.csv", None, SLIGHT, {"na": None, "gap_of": {
+        "a-is-better": 2.0, "a-is-slightly-better": 1.0, "tie": 0.0, "b-is-slightly-better": -1.0, "b-is-better": -2.0}}),
     "votes": ("votes.jsonl", None, VOTES, {
         "columns": {"first": "response_1", "second": "response_2", "gap": "annotators.0+annotators.1+annotators.2"},
         "gap_of": {"1": 1.0, "2": -1.0}}),
@@ -191,6 +195,23 @@ def test_a_winner_is_the_better_reply(tmp_path: Path) -> None:
 def test_numbers_of_any_name_beside_two_replies_are_no_preference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.jsonl").write_text("\n".join(json.dumps({**row, "difficulty": i % 3}) for i, row in enumerate(TWO)))
     assert "needs the column 'gap'" in refused(["init", str(tmp_path / "r.jsonl")], tmp_path, capsys)
+
+
+def test_words_that_say_something_are_not_read_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["model_a", "model_b", "model_a wins on points", "skip"]
+    (tmp_path / "r.csv").write_text(sheet([{**row, "winner": said[i % 4]} for i, row in enumerate(TWO)]))
+    told = refused(
+        ["init", str(tmp_path / "r.csv")], tmp_path, capsys, "--gap-of 'model_a=1,model_b=-1,model_a wins on points=...'"
+    )
+    assert "'skip'" not in told
+
+
+def test_a_text_that_no_rows_share_is_no_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = replies(
+        lambda q, n: {"session": QUESTIONS.index(q), "response": f"R {n} {q}", "remarks": f"Of {q} it says {n}.", "score": n}
+    )
+    (tmp_path / "r.csv").write_text(sheet(rows))
+    refused(["init", str(tmp_path / "r.csv")], tmp_path, capsys, "needs the column 'prompt'")
 
 
 def test_what_a_head_does_not_hold_is_read_as_well(tmp_path: Path) -> None:
