@@ -31,8 +31,9 @@ from mmpo.pipeline.sources.generic import (
     prepare_generic,
     prepare_trl,
 )
-from mmpo.pipeline.sources.guess import Guess, guesses, told_wide
+from mmpo.pipeline.sources.guess import Guess, guesses
 from mmpo.pipeline.sources.messages import as_reply, read_calls, read_message, split_pair
+from mmpo.pipeline.sources.names import told_wide
 from mmpo.pipeline.sources.published.alpaca_eval import ALPACA_EVAL, log_odds
 from mmpo.pipeline.sources.published.arena import ARENA
 from mmpo.pipeline.sources.published.conversations import COMMUNITY_ALIGNMENT, PRISM

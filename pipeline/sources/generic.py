@@ -25,8 +25,8 @@ from mmpo.pipeline.sources.cells import (
     terms,
     top_column,
 )
-from mmpo.pipeline.sources.guess import told_wide
 from mmpo.pipeline.sources.messages import read_reply, reply_of, split_pair
+from mmpo.pipeline.sources.names import told_wide
 
 LISTED_IDS = ("prompt_id", "first_id", "second_id")
 """What a list of pairs to grade says of their ids, which are those of the texts."""

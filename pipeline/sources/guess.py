@@ -12,7 +12,17 @@ from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.sources.cells import reader
 from mmpo.pipeline.sources.collect import columns_of
 from mmpo.pipeline.sources.literals import structure
-from mmpo.pipeline.sources.winners import names_sides, others, plain, speaks_of_a_side, worths
+from mmpo.pipeline.sources.names import (
+    LESS,
+    SCORE,
+    fields_by_name,
+    names_sides,
+    others,
+    plain,
+    speaks_of_a_side,
+    wide_fields,
+    worths,
+)
 from mmpo.pipeline.storage.inputs import resolve_inputs
 from mmpo.pipeline.storage.rows import plan, rows
 
@@ -22,32 +32,6 @@ GRADES = ("score", "scores", "score_chosen", "score_rejected", "score_first", "s
 """Fields of grades; the last two lie between replies."""
 MOST_GAPS, MOST_WORDS = 0.5, 8
 """Share of a column's cells that may be no grade, and how many different texts may stand for none or for a winner."""
-_REPLY = "response|answer|completion|output|reply|text|candidate|generation|assistant|model_response|model_output|model_answer"
-_SCORE = "score|rating|grade|stars|mark|points|note|bewertung"
-NAMES = {
-    "prompt": "prompt|question|instruction|query|input|user|user_prompt|task|frage|request|conversation|messages|chat|context",
-    "completion": f"{_REPLY}|antwort|response_text",
-    "completions": "completions|responses|answers|outputs|candidates|generations|replies",
-    "scores": "scores|ratings|grades",
-    "score": f"{_SCORE}|overall|overall_score|overall_rating|quality|label|value",
-    "rater": "who|by|(?:rated|graded|judged|labell?ed|annotated)_by|user_id"
-    "|(?:rater|annotator|grader|judge|worker|reviewer|labell?er|evaluator|assessor|coder|participant"
-    "|prüfer|pruefer|bewerter|gutachter|kodierer|korrektor|teilnehmer)(?:in)?(?:_?(?:id|name|nr))?",
-    "model": "model|model_name|system_name|mt_system|generator|source_model|llm",
-    "chosen": f"chosen|preferred|accepted|better|(?:chosen|preferred|better)_(?:{_REPLY})",
-    "rejected": f"rejected|dispreferred|worse|(?:rejected|dispreferred|worse|other)_(?:{_REPLY})",
-    "score_chosen": f"(?:{_SCORE})_chosen|chosen_(?:{_SCORE})",
-    "score_rejected": f"(?:{_SCORE})_rejected|rejected_(?:{_SCORE})",
-    "margin": "margin|quality_margin|strength|preference_strength|delta",
-    "first": rf"first|left|a|(?:{_REPLY})_?(?:a|1|left|first)|(?:first|left)_(?:{_REPLY})",
-    "second": rf"second|right|b|(?:{_REPLY})_?(?:b|2|right|second)|(?:second|right)_(?:{_REPLY})",
-    "score_first": rf"(?:{_SCORE})_?(?:a|1|left|first)|(?:first|left)_(?:{_SCORE})",
-    "score_second": rf"(?:{_SCORE})_?(?:b|2|right|second)|(?:second|right)_(?:{_SCORE})",
-    "first_model": "(?:model|system)_?(?:a|1|left|first)|(?:first|left)_(?:model|system)",
-    "second_model": "(?:model|system)_?(?:b|2|right|second)|(?:second|right)_(?:model|system)",
-    "gap": "gap|winner|preference|preferred|vote|choice|verdict|overall_preference|comparison|better",
-}  # fmt: skip
-"""Field → what its column is often called, in small letters with _ between words."""
 GAP = "labels?|overall|votes|annotat(?:ors?|ions?)|judge?ments?|results?|outcome|decision|human(?:_\\w+)?"
 """What the column that says which of two replies is better may be called as well, where none is called as `gap` is."""
 ASPECTS = re.compile(
@@ -57,12 +41,6 @@ NO_GRADE = re.compile(
     "(^|_)(id|idx|index|row|nr|no|num|number|n|date|year|time|timestamp|length|len|tokens|chars|words|seed|turn|count|seconds|age"
     "|seg|segment|doc|line|page|batch|fold)($|_)"
 )
-LESS = re.compile(
-    "(^|_)(ranks?|ranking|rang|place|placement|platz|platzierung|errors?|errorrate|mistakes?|fehler|fehlerzahl|fehlerquote|fehlerrate"
-    "|harm|harmful|harmfulness|toxic|toxicity|hallucinations?|severity|violations?|verstösse|penalty|penalties|loss|perplexity|costs?|kosten"
-    "|latency|schulnoten?)($|_)"
-)
-"""Names of columns of which less is better."""
 NOTE, GERMAN = re.compile("(^|_)noten?($|_)"), re.compile("frage|antwort|bewert|prüf|pruef|gutacht|aufgabe|eingabe|ausgabe|modell")
 """What grades are called in German, where 1 is the best one, and in French, where it is not; and what else German columns are called."""
 TOTAL = re.compile(
@@ -139,7 +117,7 @@ def _head(inputs: Sequence[str], encoding: str | None) -> tuple[Rows, int]:
 def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]) -> Guess:
     """Raises UserError where which end of the grades is the better one can't be known, or they are words."""
     columns = [name for name in columns if "[]." not in name]
-    by_name = _by_name(columns)
+    by_name = fields_by_name(columns)
     if "model" not in by_name and "system" in columns and not any(re.search(r"\s", str(one)) for one in _values("system", found)):
         by_name["model"] = "system"  # instructions are sentences
     numbers = [name for name in columns if name not in by_name.values() and _is_graded(name, found)]
@@ -318,57 +296,6 @@ def _refuse_words(graded: Sequence[str], found: Rows, inputs: Sequence[str]) -> 
         )
 
 
-def _by_name(columns: list[str]) -> dict[str, str]:
-    """Field → the column that is called so, the first of several; of two replies numbered 0 and 1, 0 is the first one."""
-    fields: dict[str, str] = {}
-    numbered = {part[1] for column in columns if (part := re.fullmatch(rf"(?:{_REPLY})_?(\d)", plain(column)))}
-    shift = {"0": "1", "1": "2"} if numbered == {"0", "1"} else {}
-
-    def shifted(column: str) -> str:
-        return re.sub(r"(?<=[a-z_])\d$", lambda end: shift.get(end[0], end[0]), plain(column))
-
-    for name, pattern in NAMES.items():
-        exact = [column for column in columns if column == name]
-        for column in exact or [one for one in columns if re.fullmatch(pattern, shifted(one))]:
-            if column not in fields.values():
-                fields[name] = column
-                break
-    return fields
-
-
-def wide_fields(columns: Iterable[str]) -> dict[str, str]:
-    """The fields of a sheet with a column for each of two or more replies of a row, scores and models beside them; {} of another one.
-
-    >>> wide_fields(["Question", "Response A", "Response B", "Rating A", "Rating B"])
-    {'prompt': 'Question', 'completions': 'Response A+Response B', 'scores': 'Rating A+Rating B'}
-    """
-    words = {"completions": _REPLY, "scores": f"{_SCORE}|ranks?", "models": "model|model_name"}
-    ends: dict[str, dict[str, str]] = {name: {} for name in words}
-    columns = [name for name in columns if not set(name) & set("+,=")]
-    for column in columns:
-        for name, known in words.items():
-            if part := re.fullmatch(rf"(?:{known})_?([a-z]|\d+)|([a-z]|\d+)_(?:{known})", _plain(column)):
-                ends[name].setdefault(part[1] or part[2], column)
-    replies = ends["completions"]
-    if len(replies) < 2:
-        return {}
-    found = {name: "+".join(given[end] for end in replies) for name, given in ends.items() if given.keys() == replies.keys()}
-    prompt = _by_name(columns).get("prompt")
-    return ({"prompt": prompt} if prompt else {}) | found
-
-
-def told_wide(columns: Iterable[str], format: str = "") -> str:
-    """Which options read such a sheet, in words; "" of another one. format: where that is to be named too."""
-    if not (fields := wide_fields(columns)):
-        return ""
-    scores = fields.get("scores", "").split("+")
-    turned = {"scores": "+".join(f"-{name}" for name in scores)} if any(LESS.search(_plain(name)) for name in scores) else {}
-    named = ",".join(f"{name}={column}" for name, column in ({"prompt": "COLUMN"} | fields | turned).items())
-    without = "" if "scores" in fields else " with --feedback-only, without grades; a grade is a column for each reply (scores=...)"
-    many, options = fields["completions"].count("+") + 1, f"{format}--columns {shlex.quote(named)}"
-    return f"A row holds {many} replies, it seems: {options} reads them{without}."
-
-
 def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], found: Rows, made: Guess) -> dict[str, str]:
     """The fields of the one layout that the columns make."""
     take = lambda *names: {name: fields[name] for name in names if name in fields}  # noqa: E731
@@ -403,7 +330,7 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
     if totals and len(totals) < len(numbers) and "score" not in fields:
         numbers = [name for name in numbers if name not in totals]
         made.notes.append(f"{_listed(totals)}: not read, since they sum up the others by their name")
-    called = [name for name in numbers if re.search(rf"(^|_)({_SCORE})s?($|_)", plain(name))]
+    called = [name for name in numbers if re.search(rf"(^|_)({SCORE})s?($|_)", plain(name))]
     if called and len(called) < len(numbers) and "score" not in fields:
         made.notes.append(f"{_listed([name for name in numbers if name not in called])}: not read, since others are called scores")
         numbers = called
@@ -441,7 +368,7 @@ def _winners(fields: Mapping[str, str], columns: Sequence[str], found: Rows) -> 
 def _inside(column: str, found: Rows) -> dict[str, str]:
     """The fields of candidates that are objects in one column's lists."""
     objects = [one for row in found if isinstance(row.get(column), list) for one in row[column] if isinstance(one, Mapping)]
-    fields = _by_name(list(dict.fromkeys(name for one in objects for name in one)))
+    fields = fields_by_name(list(dict.fromkeys(name for one in objects for name in one)))
     if not {"completion", "score"} <= fields.keys():
         return {}
     return {name: f"{column}[].{fields[one]}" for name, one in (("completions", "completion"), ("scores", "score"))}
