@@ -18,7 +18,7 @@ from mmpo.cli.commands.judge import run_judges
 from mmpo.cli.commands.score import run_score
 from mmpo.cli.output import say
 from mmpo.cli.recipe.model import Recipe
-from mmpo.cli.recipe.stages import Stages, weights_of, without_place
+from mmpo.cli.recipe.stages import Stages, read_files, weights_of, without_place
 from mmpo.pipeline.api import load_feedback
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import PartialResult, UserError
@@ -128,8 +128,16 @@ def grades(recipe: Recipe, stages: Stages, folder: Path, said: dict[str, Any]) -
         before, folder = folder, stages.out / "judged"
         key = {"options": dataclasses.asdict(judge), "judges": recipe.judges, "candidates": manifest_text(before)}
         work = _finished("judges", most, lambda: run_judges(before, stages.out / "judged", judge, recipe.judges))
-        said["judge"] = stages.do("judge", key, work, folder)
+        own = [judge.rubrics, [judge.template], *(_listed(one) for one in recipe.judges if isinstance(one, Mapping))]
+        read = read_files(*(name for names in own for name in names))
+        said["judge"] = stages.do("judge", key, work, folder, read)
     return folder
+
+
+def _listed(judge: Mapping[str, Any]) -> list[Any]:
+    """What one of several judges names that may be files of its own."""
+    rubrics = judge.get("rubrics") or ()
+    return [*(rubrics.split(",") if isinstance(rubrics, str) else rubrics), judge.get("template")]
 
 
 def _finished(who: str, most: float, work: Work) -> Work:

@@ -13,9 +13,10 @@ from mmpo.cli.commands.data.report import write_page
 from mmpo.cli.output import print_rows, say, shown
 from mmpo.cli.recipe.feedback import Graded, graded, manifest_text
 from mmpo.cli.recipe.model import Recipe
-from mmpo.cli.recipe.stages import Stages, write_json
-from mmpo.pipeline.build import sources_of
+from mmpo.cli.recipe.stages import Stages, read_files, write_json
+from mmpo.pipeline.build import BuildOptions, sources_of
 from mmpo.pipeline.errors import UserError
+from mmpo.pipeline.filters import evaluation_files, tokenizer_file
 from mmpo.pipeline.storage import MANIFEST, digest, resolve_inputs
 from mmpo.train.objective import parse_terms
 
@@ -46,7 +47,8 @@ def run_stages(recipe: Recipe, stages: Stages, inputs: list[str], earlier: Grade
         else:
             key = {"options": dataclasses.asdict(options), "inputs": source.inputs}
             sources = list(map(str, source.sources))
-            built = stages.do("build", key, lambda: run_build("build", sources, dataset, options), dataset)
+            read = _read_beside(options)
+            built = stages.do("build", key, lambda: run_build("build", sources, dataset, options), dataset, read)
         if options.feedback_only:
             say(f"feedback: {dataset}")
             return Done({"out": str(out), "dataset": str(dataset), "page": None, "runs": {}}, source)
@@ -81,6 +83,13 @@ def inputs_of(recipe: Recipe) -> list[str]:
         for file in resolve_inputs(inputs, own.format or "", encoding=own.encoding, separator=own.sep, sheet=own.sheet)
     ]
     return [f"{Path(str(file.path)).name} {digest(file.path)}" for file in files]
+
+
+def _read_beside(options: BuildOptions) -> dict[str, str]:
+    """What a build reads beside its inputs, with digests: evaluation prompts and tokenizers."""
+    tokenizers = {one.tokenizer for one in (options, *(own for _, own in sources_of(options))) if one.tokenizer is not None}
+    files = [file.path for file in evaluation_files(options.decontaminate)]
+    return read_files(*files, *(tokenizer_file(str(one)) for one in tokenizers))
 
 
 def _validate(recipe: Recipe, stages: Stages, dataset: Path) -> None:

@@ -60,8 +60,16 @@ class Stages:
         part.records.mkdir(parents=True, exist_ok=True)
         return part
 
-    def do(self, name: str, key: Mapping[str, Any], work: Callable[[], dict[str, Any]], made: Path) -> dict[str, Any]:
-        """The summary of stage `name`: from its record if nothing changed and `made` is there, else by doing the work.
+    def do(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        work: Callable[[], dict[str, Any]],
+        made: Path,
+        read: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The summary of stage `name`: from its record if nothing changed and `made` is there, else by doing the work. read: of files that
+        the key names, their digests; a record without any, of a version before, says nothing of them.
 
         A stage that was interrupted with the same key finds its half-done folder again; one whose key changed starts
         afresh.
@@ -69,16 +77,17 @@ class Stages:
         digest = key_of(key)
         path = self.records / f"{name}.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        same = record.get("key") == digest
+        read = dict(read or {})
+        same = record.get("key") == digest and record.get("read", read) == read
         if same and record.get("finished") and made.exists():
             say(f"[{self.name}{name}] unchanged since it was made, kept")
             return record["summary"]
         if record and not same and made.is_dir():
             shutil.rmtree(made)
         say(f"[{self.name}{name}]")
-        write_json(path, {"key": digest, "finished": False})
+        write_json(path, {"key": digest, "read": read, "finished": False})
         summary = work()
-        write_json(path, {"key": digest, "finished": True, "summary": summary})
+        write_json(path, {"key": digest, "read": read, "finished": True, "summary": summary})
         return summary
 
 
@@ -87,6 +96,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     with atomic_file(path) as temporary:
         temporary.write_bytes(orjson.dumps(plain(value), option=options, default=str))
+
+
+def read_files(*names: Any) -> dict[str, str]:
+    """Those of the names that are files, with their digests."""
+    return {str(name): digest(name) for name in names if isinstance(name, str | Path) and Path(name).is_file()}
 
 
 def weights_of(model: str | Path) -> Any:

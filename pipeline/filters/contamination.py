@@ -56,7 +56,7 @@ def read_evaluation(paths: Sequence[str], ngram: int = NGRAM, column: str | None
     """The evaluation prompts of files (JSON, CSV, Parquet, Arrow, text with a prompt a line) or dataset folders. Raises UserError."""
     found: dict[str, tuple[str, int]] = {}  # files of judgments have a prompt many times
     files: list[dict[str, Any]] = []
-    for file in _files(paths):
+    for file in evaluation_files(paths):
         count = 0
         for row, text in _texts(file, column):
             if text.strip():
@@ -85,7 +85,8 @@ def indexed(texts: Sequence[str], ngram: int, names: list[tuple[str, int]], file
     )  # fmt: skip
 
 
-def _files(paths: Sequence[str]) -> Iterator[InputFile]:
+def evaluation_files(paths: Sequence[str]) -> Iterator[InputFile]:
+    """The files behind what --decontaminate names. Raises UserError where there is none."""
     for path in paths:
         if path.lower().endswith(TEXT_FILES):
             if not Path(path).is_file():

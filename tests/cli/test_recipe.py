@@ -5,15 +5,22 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
+import yaml
 from command import refused
+from folders import write_rows
 
+from mmpo.annotate.judge import JudgeOptions
 from mmpo.cli.flags import model_of
 from mmpo.cli.main import make_app, run
+from mmpo.cli.recipe.feedback import grades
 from mmpo.cli.recipe.model import load_recipe, schema
+from mmpo.cli.recipe.stages import Stages
+from mmpo.pipeline import load_pairs
 from mmpo.pipeline.build import BuildOptions
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.options import flags_of, options_from
@@ -282,3 +289,44 @@ def test_a_reward_recipe_says_what_a_base_model_lacks(path: Path) -> None:
     assert "no chat template" in header(path)
     assert "--set training.chat_template=plain" in header(path)
     assert {run.chat_template for run in load_recipe(path, ["training.chat_template=plain"]).runs.values()} == {"plain"}
+
+
+def test_a_build_is_done_again_where_evaluation_prompts_have_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, recipe = [f"what is asked as number {i} {i}" for i in range(4)], tmp_path / "recipe.yaml"
+    rows = [{"prompt": one, "completion": text, "score": len(text)} for one in asked for text in ("a", "bc")]
+    source, known = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "known.txt"
+    build = {"inputs": [str(source)], "format": "jsonl", "decontaminate": [str(known)]}
+    recipe.write_text(yaml.safe_dump({"out": str(tmp_path / "out"), "build": build}))
+    for held, kept in ((1, False), (1, True), (2, False), (2, True)):
+        known.write_text("\n".join(asked[:held]))
+        assert run(["run", str(recipe)]) == 0
+        assert ("[build] unchanged since it was made" in capsys.readouterr().err) == kept
+        assert load_pairs(tmp_path / "out" / "pairs").num_rows == 4 - held
+
+
+def test_a_stage_knows_the_files_that_its_key_names(tmp_path: Path) -> None:
+    """The record of a version before, which says nothing of them, stays valid: what judges were paid for is not asked again."""
+    stages, made, done = Stages(tmp_path / "out", {}), tmp_path / "made", []
+
+    def times(**read: str) -> int:
+        made.mkdir(exist_ok=True)
+        return stages.do("x", {"k": 1}, lambda: done.append(0) or {"times": len(done)}, made, read)["times"]
+
+    assert [times(a="1"), times(a="1"), times(a="2"), times()] == [1, 1, 2, 3]
+    record = tmp_path / "out" / "stages" / "x.json"
+    record.write_text(json.dumps({key: value for key, value in json.loads(record.read_text()).items() if key != "read"}))
+    assert times(a="5") == 3
+
+
+def test_rubrics_and_templates_in_files_are_what_a_judging_stage_reads(tmp_path: Path) -> None:
+    read: dict[str, str] = {}
+    names = [str(tmp_path / name) for name in ("a.yaml", "b.yaml", "c.j2")]
+    for name in names:
+        Path(name).write_text(f"name: x\ncriterion: {name}\n")
+    (tmp_path / "manifest.json").write_text("{}")
+    options = JudgeOptions(model="m", rubrics=(names[0], "overall"))
+    judges = ["model=one", {"rubrics": f"overall,{names[1]}", "template": names[2]}]
+    recipe: Any = SimpleNamespace(score=None, judge=options, build=None, judges=judges)
+    stages: Any = SimpleNamespace(out=tmp_path, do=lambda *given: read.update(given[-1]) or {})
+    grades(recipe, stages, tmp_path, {})
+    assert sorted(read) == names and len(set(read.values())) == 3
