@@ -13,12 +13,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpo.pipeline.arrow import flat, offsets_of, parents
+from mmpo.pipeline.arrow import flat, offsets_of, parents, whole_texts
 from mmpo.pipeline.errors import UserError
 from mmpo.pipeline.margins import resolve_gamma
 from mmpo.pipeline.options import Gamma, options
 from mmpo.pipeline.storage import batches, part_files, part_schema
-from mmpo.pipeline.tables import MESSAGE_COLUMNS, OPTIONAL_KEYS, SPLITS, TOOLS, keys_of, without_nulls
+from mmpo.pipeline.tables import MESSAGE_COLUMNS, OPTIONAL_KEYS, REPLY_KEYS, SPLITS, TOOLS, keys_of, without_nulls
 
 Pair = dict[str, Any]
 TIE = "tie"
@@ -39,7 +39,8 @@ class Export:
 
     write(pairs, target) writes the file or folder `target` and returns what to do next, in words. keeps: what of FACETS the format holds.
     ties: whether it has a place for pairs without a better reply. takes: whether it can hold a prompt, by its roles; others are left out
-    as `prompt_roles`. gamma: whether γ says anything, and whether it must.
+    as `prompt_roles`. reads: what it has of replies, from their messages: pairs of which both read the same are left out as
+    `same_replies`. gamma: whether γ says anything, and whether it must.
     """
 
     summary: str
@@ -50,6 +51,7 @@ class Export:
     splits: tuple[str, ...] = SPLITS
     ties: bool = True
     takes: Callable[[Sequence[str]], bool] | None = None
+    reads: Callable[[pa.StructArray], pa.Array] | None = None
     gamma: str = ""
 
 
@@ -148,7 +150,7 @@ class ExportedPairs:
 
     def batches(self, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The rows of a split that the format takes, at most 2,048 at once."""
-        needed = {"quality_margin", *(("prompt",) if self.kind.takes else ())}
+        needed = {"quality_margin", *(("prompt",) if self.kind.takes else ()), *self._compared}
         for batch in batches(self.parts[split], [*columns, *(needed - set(columns))]):
             kept = self._kept(batch)
             yield (batch if kept is None else batch.filter(kept)).select(list(columns))
@@ -158,9 +160,14 @@ class ExportedPairs:
         for batch in self.batches(split, columns):
             yield from batch.to_pylist()
 
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        """The columns of replies where two of one pair may read the same: what tells them apart is not in their texts."""
+        return MESSAGE_COLUMNS[1:] if self.kind.reads is not None and set(REPLY_KEYS) & set(self.keys) else ()
+
     def _kept(self, batch: pa.RecordBatch, left_out: Counter[str] | None = None) -> pa.Array | None:
         """Which rows the format takes, None for all of them; others are counted."""
-        if self.kind.ties and self.kind.takes is None:
+        if self.kind.ties and self.kind.takes is None and not self._compared:
             return None
         kept = np.ones(batch.num_rows, dtype=bool)
         if not self.kind.ties:
@@ -171,6 +178,11 @@ class ExportedPairs:
             fits = np.array([self.kind.takes(list(roles[a:b])) for a, b in zip(offsets[:-1], offsets[1:])], dtype=bool)
             self._count(left_out, "prompt_roles", fits | ~kept)
             kept = kept & fits
+        if self.kind.reads is not None and self._compared:
+            one, other = (self.kind.reads(flat(batch[name]).flatten()) for name in self._compared)
+            differ = np.asarray(pc.not_equal(one, other))
+            self._count(left_out, "same_replies", differ | ~kept)
+            kept = kept & differ
         return pa.array(kept)
 
     @staticmethod
@@ -179,14 +191,14 @@ class ExportedPairs:
             left_out[reason] += int((~fits).sum())
 
     def look(self) -> None:
-        """Count, without reading texts, what is written, left out and lost; splits of which nothing is left are no more."""
+        """Count what is written, left out and lost, reading no text where none can be the same; splits without any left are gone."""
         lacking = [name for name in FACETS if name not in self.kind.keeps]
         keyed = {name: set(keys) & set(self.keys) for name, keys in KEYED.items() if name not in self.kind.keeps}
         own = [key for keys in keyed.values() for key in keys]
         inside = [f"{column}.list.element.{key}" for key in own if key != TOOLS for column in MESSAGE_COLUMNS]
         for split in list(self.parts):
             self.counts[split] = 0
-            for batch in batches(self.parts[split], [*_LOOKED_AT, *inside, *({TOOLS} & set(own))], 65536):
+            for batch in batches(self.parts[split], [*_LOOKED_AT, *inside, *({TOOLS} & set(own)), *self._compared], 65536):
                 if (kept := self._kept(batch, self.left_out)) is not None:
                     batch = batch.filter(kept)
                 self.counts[split] += batch.num_rows
@@ -197,6 +209,11 @@ class ExportedPairs:
             if not self.counts[split]:
                 del self.parts[split], self.counts[split]
         self.lost = +self.lost
+
+
+def without_thinking(replies: pa.StructArray) -> pa.Array:
+    """What is shown of replies: their texts and calls, as `as_text` has them."""
+    return whole_texts(replies, thinking=False)
 
 
 def opened(dataset: str | Path, kind: Export, given: ExportOptions, to: str) -> ExportedPairs:

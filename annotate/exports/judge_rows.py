@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from mmpo.annotate.exports.base import Export, ExportedPairs, Pair, line
+from mmpo.annotate.exports.base import Export, ExportedPairs, Pair, line, without_thinking
 from mmpo.annotate.pairings import digest_of
 from mmpo.annotate.rows import FeedbackRow
 from mmpo.pipeline.margins import target_probability
@@ -106,5 +106,6 @@ JUDGE = Export(
     "TRL 1.16.0: a step of SFTTrainer; `mmpo judge` sends the same messages",
     "folder",
     frozenset(("order", "margins", "errors", "turns", "system", "prefixes", "splits", "tools")),
+    reads=without_thinking,
     gamma="needed",
 )

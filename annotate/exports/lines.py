@@ -71,4 +71,5 @@ REWARDBENCH = Export(
     splits=("test",),
     ties=False,
     takes=alternates,
+    reads=lambda replies: replies.field("content"),
 )

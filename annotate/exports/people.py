@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from mmpo.annotate.exports.base import Export, ExportedPairs, Pair, dumped
+from mmpo.annotate.exports.base import Export, ExportedPairs, Pair, dumped, without_thinking
 from mmpo.pipeline.tables import TOOLS, as_text, message_of, set_keys, without_nulls
 
 SEED = 0
@@ -164,6 +164,7 @@ LABEL_STUDIO = Export(
     "Label Studio 1.23.2: tasks imported, answered and exported through its API",
     "folder",
     _BLIND,
+    reads=without_thinking,
 )
 ARGILLA = Export(
     "folder of Argilla's records to grade anew, with the dataset's settings",
@@ -171,4 +172,5 @@ ARGILLA = Export(
     "argilla 2.8.0: Dataset.from_disk against a real server, answers pulled",
     "folder",
     _BLIND | {"order", "margins", "errors", "models", "raters"},
+    reads=without_thinking,
 )

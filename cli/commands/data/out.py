@@ -16,6 +16,7 @@ from mmpo.pipeline.storage import MANIFEST
 
 WHY = {
     "tie": "ties, which have no better reply",
+    "same_replies": "replies that read the same there: what tells them apart (thinking, tool calls) has no place in their texts",
     "prompt_roles": "prompts that do not alternate between user and assistant up to the user's last message",
     "other_split": "pairs of splits that the format does not take",
     "too_many_messages": "conversations of more messages than the page shows",

@@ -139,6 +139,32 @@ def test_of_tools_and_thinking_the_pairs_that_have_them_are_counted(tmp_path: Pa
     assert lost == {"judge": {"kind": 3, "thinking": 1}, "openrlhf": {"kind": 3, "tools": 1}, "jsonl": {}}
 
 
+def test_replies_that_read_the_same_in_a_format_are_left_out(tmp_path: Path) -> None:
+    """Of three pairs one differs in thinking alone, one in calls alone, and one in its texts."""
+
+    def said(**more: Any) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": "Let me see.", **more}]
+
+    paris, rome = (
+        [{"id": "c", "type": "function", "function": {"name": "f", "arguments": {"city": one}}}] for one in ("Paris", "Rome")
+    )
+    rows = [
+        {"prompt": "P", "chosen": said(reasoning_content="hm"), "rejected": said(), "margin": 1},
+        {"prompt": "Q", "chosen": said(tool_calls=paris), "rejected": said(tool_calls=rome), "margin": 1},
+        {"prompt": "R", "chosen": said(), "rejected": said(content="No."), "margin": 1},
+    ]
+    data = pairs_folder(tmp_path / "data", rows, format="trl", split=(0, 0, 1))
+    found = {}
+    for to in ("rewardbench", "judge", "label-studio", "argilla", "trl-dpo", "openrlhf", "jsonl"):
+        summary = export(data, to, tmp_path / to)
+        found[to] = summary["pairs"]["test"], summary["left_out"]
+    one, two, none = (2, {"same_replies": 1}), (1, {"same_replies": 2}), (3, {})
+    assert found == {"rewardbench": two, **dict.fromkeys(("judge", "label-studio", "argilla"), one),
+    **dict.fromkeys(("trl-dpo", "openrlhf", "jsonl"), none)}  # fmt: skip
+    assert [(row["chosen"], row["rejected"]) for row in lines(tmp_path / "rewardbench")] == [("Let me see.", "No.")]
+    assert len(lines(tmp_path / "judge" / "test.jsonl")) == 4
+
+
 @pytest.mark.parametrize("to", ["trl-reward", "openrlhf"])
 def test_a_margin_to_be_subtracted_is_there_only_where_gamma_scales_it(to: str, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data")
