@@ -96,7 +96,8 @@ so does `score=-column`, for grades of which less is better (`--columns score=-r
 `gap=winner*strength` multiplies who won by how much. `completions=a+b+c,scores=x+y+z`
 reads a column for each reply of a row, some of which may be empty. A list of grades is one for each rater in a list beside it
 (`score=quality.responses,rater=quality.responses.users`), or several by the one that a column `rater` or `--rater-name` names;
-`score=grades.0+grades.1` takes each place for a rater. `reply.text` is inside an object, `replies[].text`
+`score=grades.0+grades.1` takes each place for a rater. `prompt=instruction+input` joins texts by a line's end.
+`reply.text` is inside an object, `replies[].text`
 in each of a list of objects, `replies[0].text` or `replies.0.text` in the first of them, also where they stand as JSON in a cell. In
 cells of CSV, white space around numbers and names does not count, `--decimal ,` and `--na N/A,-` say how numbers and gaps are written,
 "4/5" is 4 where `--scale` ends at 5, a list stands as JSON, and `--gap-of left=1,right=-1,tie=0` reads a winner in words.

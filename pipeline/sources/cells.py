@@ -28,8 +28,8 @@ OBJECTS = {"completions": "completions[].text", "scores": "completions[].score",
 OURS = {"margin": "quality_margin", "spread": "margin_se"}
 """What our own exports call a column, which is read where there is none of the field's name."""
 PLURAL = {"completion": "completions", "score": "scores", "model": "models"}
-SUMMED = ("score", "gap", "margin", "completions", "models")
-"""How fields begin that may be read from several columns: of grades one a rater, of a prompt's replies one a reply."""
+SUMMED = ("score", "gap", "margin", "completions", "models", "prompt")
+"""How fields begin that may be read from several columns: of grades one a rater, of a prompt's replies one a reply; prompts are joined."""
 MOST_GRADES_SEEN = 4096
 _NAMES = frozenset((str, type(None)))
 _FRACTION = re.compile(r"(.*\S)\s*(?:/\s*(\S+)|(%))")
@@ -226,6 +226,16 @@ def given_columns(columns: Mapping[str, str], present: Collection[str]) -> dict[
     return {part: name for name, column in columns.items() for one, _ in terms(column, present) for part in factors(one, present)}
 
 
+def _joined(texts: list[Any]) -> Any:
+    """A prompt that stands in several columns, such as an instruction and its input, a line each. Raises BadRow: not_text."""
+    found = [text for text in texts if not is_empty(text)]
+    if any(not isinstance(text, str) for text in found):
+        raise BadRow(
+            "not_text", {"prompt": repr(found)[:80], "hint": "only texts are joined to a prompt; messages stand in one column"}
+        )
+    return "\n".join(found) or None
+
+
 def _product(winner: Read, sizes: list[Read], cells: Cells, name: str) -> Read:
     """Reads a winner in words times how much better it is; None where either is not said. Of a tie it need not be said by how much."""
 
@@ -291,9 +301,14 @@ class RowFields:
         self.tool = tool
 
     def _reader(self, name: str, column: str) -> Read:
-        """Reads a field; a list, where it has a column for each reply."""
-        parts = [reader(one, self.present) for one, _ in terms(column, self.present)] if name in ("completions", "models") else []
-        return (lambda row: [read(row) for read in parts]) if len(parts) > 1 else reader(column, self.present)
+        """Reads a field; a list, where it has a column for each reply; a text, where a prompt stands in several."""
+        several = name in ("completions", "models", "prompt")
+        parts = [reader(one, self.present) for one, _ in terms(column, self.present)] if several else []
+        if len(parts) < 2:
+            return reader(column, self.present)
+        if name == "prompt":
+            return lambda row: _joined([read(row) for read in parts])
+        return lambda row: [read(row) for read in parts]
 
     def absent(self, column: str, field: str) -> list[str]:
         """The columns that a name stands for and that are not there; not every field is read from several."""

@@ -35,7 +35,8 @@ Scores = list[tuple[Score, str | None]]
 
 
 def _rating_parser(fields: RowFields) -> RowParser:
-    prompt_column, completion_column = (top_column(fields.column[name], fields.present) for name in ("prompt", "completion"))
+    first = {name: terms(fields.column[name], fields.present)[0][0] for name in ("prompt", "completion")}
+    prompt_column, completion_column = (top_column(first[name], fields.present) for name in first)
     prompt_of, completion_of = fields.read["prompt"], fields.read["completion"]
     model_of = fields.read.get("model")
     scores, framed, name_in = fields.scores("score"), fields.framed, fields.cells.name
@@ -353,7 +354,7 @@ def prepare_generic(
     if fields.lacking:
         several = any("+" in one for one in fields.lacking)
         hint = (
-            "Only grades, and the replies and models of one prompt, are read from several columns joined by +." if several else ""
+            "Only grades, a prompt, and its replies and their models are read from several columns joined by +." if several else ""
         )
         raise missing_columns(file, _by(tool, "what --columns names"), fields.lacking, columns, hint)
     layout = _layout(fields, columns)

@@ -120,6 +120,9 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     by_name = fields_by_name(columns)
     if "model" not in by_name and "system" in columns and not any(re.search(r"\s", str(one)) for one in _values("system", found)):
         by_name["model"] = "system"  # instructions are sentences
+    called = {plain(name): name for name in columns}
+    if {"instruction", "input"} <= called.keys() and any(isinstance(one, str) for one in _values(called["input"], found)):
+        by_name["prompt"] = f"{called['instruction']}+{called['input']}"  # as Alpaca has them
     numbers = [name for name in columns if name not in by_name.values() and _is_graded(name, found)]
     made = Guess({"format": format})
     fields = _layout(by_name, columns, numbers, found, made)
@@ -344,7 +347,8 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
                 else "each column of grades is a rater"
             )
     if "rater" not in fields and {"prompt", "completion"} <= fields.keys():
-        times = Counter((str(row.get(fields["prompt"])), str(row.get(fields["completion"]))) for row in found)
+        texts = [*fields["prompt"].split("+"), fields["completion"]]
+        times = Counter(tuple(str(row.get(name)) for name in texts) for row in found)
         if several := sum(count > 1 for count in times.values()):
             made.notes.append(
                 f"WARNING: {several:,} replies stand in several rows, and no column was taken for the rater's: name it under columns "
@@ -355,12 +359,15 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
 
 def _winners(fields: Mapping[str, str], columns: Sequence[str], found: Rows) -> list[str]:
     """The columns that seem to say which of two replies is better."""
-    texts = [fields[name] for name in ("prompt", "first", "second") if name in fields]
+    texts = [part for name in ("prompt", "first", "second") for part in fields.get(name, "").split("+") if part]
     if any(_is_graded(name, found) for name in texts):
         return []
     used = {*texts, *(fields.get(name) for name in ("first_model", "second_model", "rater"))}
     free = [name for name in columns if name not in used]
     called = [name for name in free if re.fullmatch(GAP, plain(name)) and _is_graded(name, found)]
+    each = [name for name in free if re.fullmatch(rf"(?:{GAP})_?\d+", plain(name)) and _is_graded(name, found)]
+    if len(each) > 1:
+        return ["+".join(each), *called]
     words = {name: {one for one in _values(name, found) if isinstance(one, str) and _number(one) is None} for name in free}
     return sorted({*called, *[name for name in free if words[name] and names_sides(words[name])]}, key=columns.index)
 

@@ -109,6 +109,10 @@ TWO = [{"prompt": q, "response_1": f"One {q}", "response_2": f"Two {q}"} for q i
 LABELS = sheet([{**row, "difficulty": i % 3, "label": "ab"[i % 2]} for i, row in enumerate(TWO)])
 STRENGTHS = ("a-is-better", "a-is-slightly-better", "tie", "b-is-slightly-better")
 SLIGHT = sheet([{**row, "preference": STRENGTHS[i % 4]} for i, row in enumerate(TWO)])
+ALPACA = sheet(
+    [{"instruction": f"Do {i}.", "input": q if i % 3 else "", "response1": "One.", "response2": "Two.", "annotator1": 1,
+      "annotator2": 1 + i % 2} for i, q in enumerate(QUESTIONS)]
+)  # fmt: skip
 VOTES = "\n".join(json.dumps({**row, "machine": 1, "annotators": [1, 2, 1 + i % 2]}) for i, row in enumerate(TWO))
 
 MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
@@ -133,6 +137,8 @@ MESSY: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
         "columns": {"first": "response_1", "second": "response_2", "gap": "label"}, "gap_of": {"a": 1.0, "b": -1.0, "tie": 0.0}}),
     "slight": ("slight.csv", None, SLIGHT, {"na": None, "gap_of": {
         "a-is-better": 2.0, "a-is-slightly-better": 1.0, "tie": 0.0, "b-is-slightly-better": -1.0, "b-is-better": -2.0}}),
+    "alpaca": ("a.csv", None, ALPACA, {"gap_of": {"1": 1.0, "2": -1.0}, "columns": {
+        "prompt": "instruction+input", "first": "response1", "second": "response2", "gap": "annotator1+annotator2"}}),
     "votes": ("votes.jsonl", None, VOTES, {
         "columns": {"first": "response_1", "second": "response_2", "gap": "annotators.0+annotators.1+annotators.2"},
         "gap_of": {"1": 1.0, "2": -1.0}}),

@@ -149,7 +149,7 @@ def test_a_list_of_grades_is_one_for_each_rater_in_the_list_beside_it(
             {},
             "holds 3 replies, .*prompt=COLUMN,completions=Reply 1.Reply 2.Reply 3,scores=-Rank 1.-Rank 2.-Rank 3' reads them",
         ),
-        ("who,what,completion,score\nQ,x,y,1\n", {"prompt": "who+what"}, "needs the column 'who.what'.*Only grades, and"),
+        ("who,what,completion,score\nQ,x,y,1\n", {"model": "who+what"}, "needs the column 'who.what'.*Only grades, a prompt"),
         ("prompt|completion|score\nQ|x|1\n", {}, "needs the columns 'prompt'.*parted by '.'.*--sep"),
     ],
 )
@@ -237,6 +237,18 @@ def test_whose_several_grades_are(
     row = {"prompt": "Q", "completion": "A", "grades": [5, 3], "clear": 4, "short": 2}
     result = collected(write_rows(tmp_path / "rows.jsonl", [row]), "jsonl", columns=columns, rater=rater)
     assert [grade[2:] for grade in graded_texts(result)] == graded
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_prompt_in_several_columns_is_joined(format: str, tmp_path: Path) -> None:
+    rows = [{"task": "Translate.", "input": text, "completion": "A", "score": 1} for text in ("Bonjour.", "")]
+    columns = {"prompt": "task+input"}
+    result = collected(write_rows(tmp_path / f"rows.{format}", rows), format, columns=columns)
+    assert [one[0]["content"] for one in result.feedback["prompt"].to_pylist()] == ["Translate.\nBonjour.", "Translate."]
+    path = write_rows(tmp_path / "chats.jsonl", [{**rows[0], "task": [{"role": "user", "content": "Q"}]}])
+    assert reasons(collected(path, "jsonl", columns=columns)) == {"not_text": 1}
+    with pytest.raises(UserError, match="other"):
+        collected(path, "jsonl", columns={"prompt": "task+other"})
 
 
 def test_aspects_and_raters_are_named_once(tmp_path: Path) -> None:
