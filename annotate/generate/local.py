@@ -26,7 +26,8 @@ class LocalWork:
 
 class LocalEngine(Protocol):
     """What writes replies on this machine. name: its model's in FEEDBACK; digest: of all that its replies depend on beside the request;
-    slots: how many replies it writes at a time; most: tokens that a prompt and its reply may have together."""
+    slots: how many replies it writes at a time; most: tokens that a prompt and its reply may have together. It may have `machines`, what
+    the manifest says of where it works (an engine's `about`)."""
 
     name: str
     digest: str

@@ -90,9 +90,16 @@ def unanswered(feedback: Feedback, options: GenerateOptions) -> str:
 
 
 def finish(
-    feedback: Feedback, out: Path, options: GenerateOptions, runs: Sequence["GenerateRun"], journal: Journal, stop: Stop
+    feedback: Feedback,
+    out: Path,
+    options: GenerateOptions,
+    runs: Sequence["GenerateRun"],
+    journal: Journal,
+    stop: Stop,
+    machines: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write FEEDBACK with the candidates; the summary. Raises where there is no new candidate at all to write."""
+    """Write FEEDBACK with the candidates; the summary. machines: what the manifest says of the engine of local models. Raises where there
+    is no new candidate at all to write."""
     before = read_manifest(feedback.folder)
     built = bool(before.get("recipe", {}).get("bare_prompts"))
     recipe = {"generate": recorded(options), "models": [_described(run) for run in runs], "feedback": before.get("recipe")}
@@ -121,7 +128,7 @@ def finish(
         accounting = _accounted(before["counts"] if built else {}, totals, prompts, unasked)
         spent = journal.spent()
         models = [_summary(run, one, spent.get(run.judge.name, {})) for run, one in zip(runs, totals)]
-        engine = {"engine": {"name": options.engine}} if any(row["local"] for row in models) else {}
+        engine = {"engine": dict(machines)} if any(row["local"] for row in models) else {}
         describe(folder, metadata, prompts, accounting, digests, models=models, **engine)
     costs = [row["cost"] for row in models if not row["local"]]
     reasons = sum((one.reasons + one.failed for one in totals), Counter())

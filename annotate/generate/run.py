@@ -102,7 +102,8 @@ def generate(
             asked = time.monotonic() - began
             if progress:
                 progress({}, "writing")
-            summary = finish(plan.feedback, Path(out), chosen, runs, journal, stop)
+            machines = next((one.machines for one in local if hasattr(one, "machines")), {"name": chosen.engine})
+            summary = finish(plan.feedback, Path(out), chosen, runs, journal, stop, machines)
             return {**summary, "seconds": asked}
 
 

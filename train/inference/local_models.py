@@ -69,7 +69,8 @@ class ModelOnActors:
 
     engine = "ray"
 
-    def __init__(self, pool: ActorPool, options: LocalOptions) -> None:
+    def __init__(self, pool: ActorPool, options: LocalOptions, machines: Mapping[str, Any]) -> None:
+        self.machines = machines
         about = pool.about()
         self.name, self.digest, self.most = options.called or options.model, about["digest"], about["most"]
         self.slots = options.batch * pool.count
@@ -133,4 +134,5 @@ def local_models(
             held = partial(AnsweringModel, one)
             pools.append(stack.enter_context(actors.holding(held, calls=threads, threads=threads, share=len(asked))))
             pools[-1].start()
-        yield [ModelOnActors(pool, one) for pool, one in zip(pools, asked, strict=True)]
+        machines = opened.about() | actors.about()
+        yield [ModelOnActors(pool, one, machines) for pool, one in zip(pools, asked, strict=True)]

@@ -83,7 +83,7 @@ def test_actors_write_what_one_process_writes(folder: Path, prompts: str, tmp_pa
     ours, theirs = texts(tmp_path / "local"), texts(tmp_path / "ray")
     assert len(ours) > PROMPTS // 2
     assert len(set(ours) ^ set(theirs)) <= BY_ROUNDING
-    assert read_manifest(tmp_path / "ray")["engine"] == {"name": "ray"}
+    assert read_manifest(tmp_path / "ray")["engine"] == {"name": "stand-in", "actors": 2, "device": "cpu"}
     assert read_manifest(tmp_path / "local")["engine"] == {"name": "local"}
     left = {name: value for name, value in read_manifest(tmp_path / "ray")["recipe"].items() if name != "feedback"}
     assert left == {name: value for name, value in read_manifest(tmp_path / "local")["recipe"].items() if name != "feedback"}
