@@ -313,10 +313,15 @@ class LocalOptions:
     model: str
     """A folder or a Hugging Face name."""
     called: str = ""
-    """Its name in FEEDBACK (what is given as the model)."""
+    """Its name in FEEDBACK (what is given as the model, without a / at its end)."""
     batch: Count = 16
     """Replies that it writes at a time."""
     chat_template: str = "tokenizer"
     """tokenizer (its own), plain, or a Jinja file."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+
+    @property
+    def name(self) -> str:
+        """Its name in FEEDBACK: a folder's without the / that shells add, which would make it another model."""
+        return self.called or self.model.rstrip("/")

@@ -180,7 +180,7 @@ class FeedbackBuilder:
         if digest in self._seen:  # also calls that say the same
             self.merged += 1
             return self._seen[digest]
-        model = model if model is None else str(model)
+        model = model if model is None else str(model).strip()
         if model is not None and not model.isascii():
             _check_texts(model=model)
         if any(keys[:1]):

@@ -28,7 +28,7 @@ class LocalModel:
 
     def __init__(self, model: str, **options: Any) -> None:
         chosen = options_from(LocalOptions, {"model": model, **options}, where="a local model's ")
-        self.name, self.slots = chosen.called or model, chosen.batch
+        self.name, self.slots = chosen.name, chosen.batch
         loaded, self.tokenizer = load_pretrained("policy", model, trust_remote_code=chosen.trust_remote_code)
         choose_template(self.tokenizer, chosen.chat_template)
         check_model(loaded, model, 1)

@@ -72,7 +72,7 @@ class ModelOnActors:
     def __init__(self, pool: ActorPool, options: LocalOptions, machines: Mapping[str, Any]) -> None:
         self.machines = machines
         about = pool.about()
-        self.name, self.digest, self.most = options.called or options.model, about["digest"], about["most"]
+        self.name, self.digest, self.most = options.name, about["digest"], about["most"]
         self.slots = options.batch * pool.count
         self._pool, self._numbers, self._halted = pool, count(), False
 

@@ -177,3 +177,7 @@ def test_a_dry_run_prices_what_costs_something(model: LocalModel, generating: An
     assert [row["local"] for row in both["models"]] == [False, True]
     assert both["cost_at_most"] == both["models"][0]["cost_at_most"] > 0
     assert told()["cost_at_most"] is None and told("unpriced")["cost_at_most"] is None
+
+
+def test_a_folder_is_one_model_with_and_without_a_slash(folder: Path) -> None:
+    assert LocalModel(f"{folder}/").name == LocalModel(str(folder)).name == str(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from folders import write_rows
-from source_cases import collected, graded_texts, reasons, ultrafeedback
+from source_cases import add, collected, graded_texts, reasons, ultrafeedback
 
 from mmpo.pipeline.sources import SOURCES, fitting
 
@@ -153,3 +153,7 @@ def test_community_alignment_from_its_own_csv(tmp_path: Path) -> None:
     result = collected(write_rows(tmp_path / "rows.csv", [row]), "community-alignment")
     assert graded_texts(result) == [("Ask", "b, c", "a", 1.0, "x", "overall")]
     assert (reasons(result), result.dropped) == ({}, 0)
+
+
+def test_white_space_around_a_model_s_name_makes_no_other_model() -> None:
+    assert add("ultrafeedback", ultrafeedback(model=" gpt-4\n")).row["completions"][0]["model"] == "gpt-4"
