@@ -31,12 +31,12 @@ def die(*_):
 
 def killed_in(stage, seconds):
     plain = Stages.do
-    def do(self, name, key, work, made):
+    def do(self, name, key, work, made, *read):
         def mortal():
             threading.Timer(seconds, die).start()
             work()
             die()  # done, and nobody has noted it
-        return plain(self, name, key, mortal if self.name + name == stage else work, made)
+        return plain(self, name, key, mortal if self.name + name == stage else work, made, *read)
     Stages.do = do
 
 for stage, seconds in json.loads(sys.argv[1]):
