@@ -53,6 +53,7 @@ def test_a_command_searches_for_no_garbage_but_while_it_works(tmp_path: Path) ->
     assert done.stdout.split("\n")[:-1] == ["before True", "True", "frozen True"], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["mmpo.annotate.calibrate.run", "mmpo.train.advise.run"])
 def test_small_fits_take_one_thread_of_every_library(room: str) -> None:
     """Also of that of scipy, which is loaded when it is first needed."""

@@ -145,6 +145,7 @@ def tried(seed: int, good: Path, folder: Path, capsys: pytest.CaptureFixture[str
     return words[0], status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(FIRST, LAST, PORTION))
 def test_every_input_ends_in_a_result_or_in_one_message(
     first: int, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

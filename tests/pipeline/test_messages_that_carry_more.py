@@ -185,6 +185,7 @@ def row(draw: st.DrawFn) -> dict[str, Any]:
     } | ({"tools": tools} if tools else {})
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(row(), min_size=1, max_size=6, unique_by=lambda one: json.dumps([one["prompt"], one.get("tools")])))
 def test_every_key_comes_round_and_files_may_be_cut(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:

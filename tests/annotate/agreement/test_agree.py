@@ -185,6 +185,7 @@ def test_a_named_reference_rater_is_read_though_the_filters_leave_it_out() -> No
     assert agree(table, kinds=["ai"], bootstrap=0)["yardstick"] is None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_no_order_matters(order: random.Random) -> None:

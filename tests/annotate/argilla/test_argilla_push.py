@@ -84,6 +84,7 @@ def test_selection_and_limit_put_the_closest_pairs_first(asked: Asked, tmp_path:
     assert margins == [1.0, 2.0, 3.0, 4.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["information", "gap", "model-disagreement"])
 def test_models_choose_which_pairs_come_first(way: str, asked: Asked, tmp_path: Path) -> None:
     """The records are those of `mmpo select`, and a larger limit adds to them."""

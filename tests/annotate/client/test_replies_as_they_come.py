@@ -165,6 +165,7 @@ replies = bodies | st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(replies, st.booleans())
 def test_no_reply_of_any_shape_is_more_than_an_answer_or_a_failure(reply: Any, streamed: bool) -> None:

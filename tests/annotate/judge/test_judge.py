@@ -301,6 +301,7 @@ def test_a_higher_mass_asks_for_what_it_can_no_longer_use(judging: Any) -> None:
     assert job.count("requests") - before <= 6 + 6 and job.count("answered") > before
 
 
+@pytest.mark.slow
 def test_a_judge_that_never_answers_one_order_is_called_out(judging: Any) -> None:
     job = judging({}, 4, 2)
     first = job.judge("first", orders="one")

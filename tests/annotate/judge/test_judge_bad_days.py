@@ -83,6 +83,7 @@ GIVEN_UP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "options", "reason"), GIVEN_UP.values(), ids=GIVEN_UP)
 def test_what_can_not_be_answered_is_counted_kept_and_never_an_answer(
     fault: dict[str, Any], options: dict[str, Any], reason: str | None, judging: Any

@@ -149,6 +149,7 @@ ENDS: dict[str, tuple[dict[str, Any], type[Exception], str, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "error", "message", "batches"), ENDS.values(), ids=ENDS)
 def test_batches_that_bring_nothing_end_the_run(
     plan: dict[str, Any], error: type[Exception], message: str, batches: int, judging: Any
@@ -171,6 +172,7 @@ def test_credit_that_runs_out_within_a_batch_keeps_what_was_answered(judging: An
     assert job.judge(**FAST)["finished"] and paid_once(job.server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [REQUESTS, 12])
 def test_a_full_queue_is_waited_for_and_not_hammered(each: int, judging: Any, openai_server: Any) -> None:
     job = judging()
@@ -242,6 +244,7 @@ def test_killed_at_any_moment_it_is_resumed_and_nothing_is_paid_twice(judging: A
     assert left == {"in", "in.jsonl", "out", "out.judge.sqlite", "out.judge.sqlite.lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("route", "batches", "then"),
     [("batches.create", [(None, "submitting")], ["read"]), ("files.create", None, ["lost", "read"])],

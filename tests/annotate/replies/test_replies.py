@@ -183,6 +183,7 @@ def test_any_text_is_parsed_or_refused(reply: str) -> None:
         assert answer(reply, format, scale, names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_hostile_reply_costs_seconds_at_most(piece: str) -> None:
     """Processor time, of 200,000 characters in every format: a second, or on a slow machine at most eight times what a quarter costs,

@@ -123,6 +123,7 @@ def differences(found: dict, wanted: dict) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 @given(panels(), st.sampled_from(sorted(MERGES)), st.sampled_from(["none", "minmax", "unbounded"]))
 @settings(max_examples=150, deadline=None)
 def test_ties_and_votes_are_those_of_exact_arithmetic(grades: list[Grade], merge: str, normalise: str) -> None:

@@ -142,6 +142,7 @@ def lines(seed: int = 0, prompts: int = 400) -> list[dict]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", ["mean", "median", "rater-effects"])
 @pytest.mark.parametrize("one_order", ["drop", "keep"])
 def test_order_files_and_workers_change_nothing_and_python_agrees(tmp_path: Path, merge: str, one_order: str) -> None:

@@ -278,6 +278,7 @@ def test_ratings_of_different_raters_become_comparable() -> None:
     assert {r["raters"] for r in build_pairs(table, merge_raters="rater-effects").to_pylist()} == {0, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mean", "rater-effects"])
 @pytest.mark.parametrize("name", PANELS)
 def test_intervals_cover(name: str, how: str) -> None:

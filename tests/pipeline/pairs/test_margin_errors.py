@@ -33,6 +33,7 @@ def rated(raters: int, bias: float, prompts: int = PROMPTS, grid: float = 0.0) -
     return narrow(out.finish()), margin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mean", "median", "rater-effects"])
 @pytest.mark.parametrize("bias", [0, 1, 3])
 @pytest.mark.parametrize("raters", [3, 4, 6, 9])
@@ -43,6 +44,7 @@ def test_intervals_cover(raters: int, bias: float, how: str) -> None:
     assert rms(se) == pytest.approx(rms(error), rel=0.09)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0, 1])
 @pytest.mark.parametrize(("raters", "grid"), [(3, 1.0), (6, 1.0), (7, 1.0), (9, 1.0), (9, 2.0)])
 def test_intervals_of_medians_of_whole_grades_cover(raters: int, grid: float, bias: float) -> None:

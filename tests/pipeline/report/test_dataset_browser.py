@@ -162,6 +162,7 @@ DIFFERENCES: dict[str, tuple[str, str, list[str], list[str], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_differences_by_hand(name: str, browser: Any, tmp_path: Path) -> None:
     one, other, *expected, note = DIFFERENCES[name]
@@ -237,6 +238,7 @@ def test_raters_with_all_that_can_be_said_of_them_fit_the_page(browser: Any, tmp
     assert named == '"kind"'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1300, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_and_widths(width: int, scheme: str, built: Path, hostile: Path, browser: Any) -> None:

@@ -212,6 +212,7 @@ def check_gone(name: str, column: str, found: Pairs | str, whole: Pairs) -> bool
     return found == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_column_that_is_gone_makes_no_other_margins(tmp_path: Path, name: str) -> None:
     wrong = [column for column, found, whole in gone(tmp_path, name, deep=False) if not check_gone(name, column, found, whole)]

@@ -47,6 +47,7 @@ def put(row: Any, path: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "place", "columns"), SAMPLES)
 def test_nothing_fails(tmp_path: Path, format: str, place: int, columns: dict[str, str]) -> None:
     row, *rest = SOURCES[format].samples[place].content

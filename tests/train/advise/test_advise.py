@@ -125,6 +125,7 @@ def test_the_command_prints_the_surface(tmp_path: Path, capsys: pytest.CaptureFi
     ]  # of few pairs each quarter of the others chooses once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -19,6 +19,7 @@ def rates(out, step: int) -> dict[int, float]:
     return {entry["step"]: entry["learning_rate"] for entry in log if "learning_rate" in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

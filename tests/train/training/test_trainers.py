@@ -208,6 +208,7 @@ class FirstGradients(TrainerCallback):
         self.gradients = self.gradients or found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("lora", [None, 4])
 @pytest.mark.parametrize("kind", ["policy", "reward"])
