@@ -14,6 +14,7 @@ from mmpo.pipeline.sources.collect import columns_of
 from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.sources.names import (
     LESS,
+    NAMES,
     SCORE,
     fields_by_name,
     names_sides,
@@ -39,8 +40,19 @@ ASPECTS = re.compile(
 )
 NO_GRADE = re.compile(
     "(^|_)(id|idx|index|row|nr|no|num|number|n|date|year|time|timestamp|length|len|tokens|chars|words|seed|turn|count|seconds|age"
-    "|seg|segment|doc|line|page|batch|fold)($|_)"
+    "|seg|segment|doc|line|page|batch|fold|confidence|confident|certainty|certain|sure|sureness|difficulty|difficult|duration|effort"
+    "|familiarity|familiar|expertise|minutes|hours|sicherheit|sicher|schwierigkeit|schwierig|dauer|zeit|confiance|confianza)($|_)"
 )
+MOMENT = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}[ T]")
+"""How a date with its time begins, which is no prose."""
+REMARK = re.compile(
+    "(^|_)(comments?|remarks?|notes?|anything|feedback|why|reasons?|reasoning|explain|explanation|rationale|justification|critique"
+    "|kommentare?|bemerkung(en)?|anmerkung(en)?|warum|grund|begründung|commentaires?|comentarios?)($|_)"
+)
+"""What columns are called that hold what somebody says of a reply."""
+LOSER = re.compile("(^|_)(losers?|loses|loss|lost|worse|worst|dispreferred|verlierer|schlechter)($|_)")
+WINNER = re.compile("(^|_)(wins?|winner|better|best|prefer.*|besser)($|_)")
+"""What a column is called that names the reply that is not the better one, and one that names the better one, too."""
 NOTE, GERMAN = re.compile("(^|_)noten?($|_)"), re.compile("frage|antwort|bewert|prüf|pruef|gutacht|aufgabe|eingabe|ausgabe|modell")
 """What grades are called in German, where 1 is the best one, and in French, where it is not; and what else German columns are called."""
 TOTAL = re.compile(
@@ -140,6 +152,9 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     if "gap" in fields:
         _which(made, fields, found, inputs)
         _refuse_winners(made, fields, found, inputs)
+        if LOSER.search(plain(fields["gap"])) and not WINNER.search(plain(fields["gap"])):
+            own["gap"] = "+".join(f"-{part}" for part in fields["gap"].split("+"))
+            made.notes.append(f"{fields['gap']!r} names the worse reply, by its name, so the sign is turned; else take the - away")
     elif not gap:
         _refuse_words(graded, found, inputs)
     _cells(made, graded, found, format == "csv", gap, any(turned))
@@ -320,7 +335,12 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
         return take("prompt", "completions", "scores", "rater")
     if "scores" in fields:
         fields.setdefault("score", fields["scores"])  # of one reply
-    texts = [name for name in columns if _is_prose(name, found) and name not in fields.values()]
+    texts = [name for name in columns if _is_prose(name, found) and name not in fields.values() and not REMARK.search(plain(name))]
+    asked = [name for name in texts if re.search(rf"(^|_)({NAMES['prompt']})($|_)", plain(name))]
+    if "prompt" not in fields and len(asked) == 1:
+        fields["prompt"] = asked[0]
+        made.why["columns"] = "the prompt is the text whose name says so"
+        texts.remove(asked[0])
     if "prompt" not in fields and texts:
         shared = min(texts, key=lambda name: len({str(row.get(name)) for row in found}))
         if len({str(row.get(shared)) for row in found}) <= MOST_PROMPTS * len(found):
@@ -413,7 +433,8 @@ def _is_graded(name: str, found: Rows) -> bool:
 
 def _is_prose(name: str, found: Rows) -> bool:
     values = _values(name, found)
-    return bool(values) and sum(isinstance(one, str) and _number(one) is None and " " in one for one in values) > len(values) / 2
+    texts = [one for one in values if isinstance(one, str) and _number(one) is None and " " in one and not MOMENT.match(one)]
+    return len(texts) > len(values) / 2
 
 
 def _cells(made: Guess, columns: Iterable[str], found: Rows, text: bool, gap: bool, turned: bool) -> None:

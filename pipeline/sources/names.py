@@ -36,17 +36,23 @@ LESS = re.compile(
     "|latency|schulnoten?)($|_)"
 )
 """Names of columns of which less is better."""
-_NAMED = "(?:(?:model|response|answer|reply|output|completion|assistant|system)_)?"
-_SIDES = {1.0: f"{_NAMED}(?:a|1|left|first)|>", -1.0: f"{_NAMED}(?:b|2|right|second)|<"}
-_TIE = "tie|tied|draw|equal|same|both|neither|none|tie_bothbad|both_bad|both_good|about_the_same|no_preference|c|0|="
-_SAID = re.compile("prefer(?:red|s)?|(?:is|was)|better|best|wins?|won|the|one|i", re.ASCII)
+_NAMED = "(?:(?:model|response|answer|reply|output|completion|assistant|system|antwort|réponse|respuesta)_)?"
+_SIDES = {1.0: f"{_NAMED}(?:a|1|left|first|links)", -1.0: f"{_NAMED}(?:b|2|right|second|rechts)"}
+_ARROW = re.compile("(.*?)_?(>+|<+|=+)_?(.*)")
+_TIE = "tie|tied|draw|equal|same|both|neither|none|tie_bothbad|both_bad|both_good|about_the_same|no_preference|c|0"
+_EVEN = re.compile(
+    "same|equal(?:ly)?|tied?|draw|neutral|similar(?:ly)?|comparable|indifferent|gleich(?:gut|wertig)?|unentschieden|égalité|empate"
+)
+"""Words of texts that say that neither reply is better, where none of those beside them says more."""
+_MORE = re.compile("not|.*n_t|better|best|worse|worst|more|less|than|wins?|won|prefer.*|besser|schlechter|as|to|if|unless|but")
+_SAID = re.compile("prefer(?:red|s)?|(?:is|was)|better|best|wins?|won|the|one|i|ist|besser", re.ASCII)
 """Words around a side that say no more than it."""
 _STRENGTHS = {
-    1: "slightly|marginally|somewhat|a_bit|a_little|negligibly|weakly",
-    3: "much|far|significantly|clearly|strongly|definitely|a_lot",
+    1: "slightly|marginally|somewhat|a_bit|a_little|negligibly|weakly|etwas|leicht",
+    3: "much|far|significantly|clearly|strongly|definitely|a_lot|considerably|substantially|greatly|vastly|viel|deutlich|klar",
 }
 """How much better, in words; without any of them it is 2."""
-_TURNED = {"a": "b", "1": "2", "left": "right", "first": "second", ">": "<"}
+_TURNED = {"a": "b", "1": "2", "left": "right", "first": "second", "links": "rechts", ">": "<"}
 _TURNED |= {other: one for one, other in _TURNED.items()}
 
 
@@ -65,6 +71,8 @@ def worths(words: Iterable[str]) -> dict[str, float]:
 
     >>> worths(["A", "b-is-better", "b-is-slightly-better", "Tie", "unclear"])
     {'A': 2.0, 'b-is-better': -2.0, 'b-is-slightly-better': -1.0, 'Tie': 0.0}
+    >>> worths(["A >> B", "[[B>A]]", "A=B", "<", "They are about the same", "not the same"])
+    {'A >> B': 2.0, '[[B>A]]': -1.0, 'A=B': 0.0, '<': -1.0, 'They are about the same': 0.0}
     """
     found = {word: said for word in words if (said := _said(word)) is not None}
     steps = sorted({strength for side, strength in found.values() if side})
@@ -74,18 +82,31 @@ def worths(words: Iterable[str]) -> dict[str, float]:
 def _said(word: str) -> tuple[float, int] | None:
     """The side that a word names (0: a tie), and how strongly."""
     text, strength = plain(word), 2
-    if re.fullmatch(_TIE, text):
+    parts = text.split("_")
+    if re.fullmatch(_TIE, text) or (any(map(_EVEN.fullmatch, parts)) and len(parts) <= 7 and not any(map(_MORE.fullmatch, parts))):
         return 0.0, 0
+    if arrow := _ARROW.fullmatch(text):
+        left, right = (_side(end) for end in (arrow[1], arrow[3]))
+        if (arrow[1] or arrow[3]) and (left is None or right is None or left == right):
+            return None
+        ahead = (left or 1.0) * {">": 1.0, "<": -1.0, "=": 0.0}[arrow[2][0]]
+        return ahead, 1 + len(arrow[2]) if ahead else 0
     for step, adverbs in _STRENGTHS.items():
         shorter = re.sub(rf"(?:^|(?<=_))(?:{adverbs})(?:_|$)", "", text)
         text, strength = shorter, step if shorter != text else strength
     kept = "_".join(part for part in text.split("_") if not _SAID.fullmatch(part))
-    return next(((side, strength) for side, pattern in _SIDES.items() if re.fullmatch(pattern, kept)), None)
+    side = _side(kept)
+    return None if side is None else (side, strength)
+
+
+def _side(text: str) -> float | None:
+    return next((side for side, pattern in _SIDES.items() if re.fullmatch(pattern, text)), None)
 
 
 def speaks_of_a_side(word: str) -> bool:
     """Whether a text that is worth nothing known says something of which reply is better all the same."""
-    return any(re.fullmatch("better|worse|wins?|won|prefer.*|left|right|first|second", part) for part in plain(word).split("_"))
+    said = "better|worse|wins?|won|prefer.*|[ab]|links|rechts|left|right|first|second|.*[<>=].*"
+    return any(re.fullmatch(said, part) for part in plain(word).split("_")) and plain(word) not in ("n_a", "a_n")
 
 
 def others(found: dict[str, float]) -> dict[str, float]:

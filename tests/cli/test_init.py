@@ -429,3 +429,49 @@ def test_the_command_that_init_prints_can_be_pasted(tmp_path: Path, capsys: pyte
     for text in (told.out + told.err, recipe.read_text()):
         [command] = re.findall(r"mmpo run (.*?)(?:\)|  +does)", text)
         assert shlex.split(command) == [str(recipe)]
+
+
+ARROWS = ("A >> B", "A > B", "They are about the same", "B > A", "B >> A")
+
+
+@pytest.mark.parametrize(
+    ("column", "words", "gaps"),
+    [
+        ("verdict", ARROWS, (2, 1, 0, -1, -2)),
+        ("verdict", [f"[[{word.replace(' ', '')}]]" for word in ARROWS[:2]], (2, 1)),
+        ("preference", (">>", ">", "=", "<", "<<"), (2, 1, 0, -1, -2)),
+        ("preference", ("Strongly prefer A", "Slightly prefer A", "Neutral", "Slightly prefer B"), (2, 1, 0, -1)),
+        ("loser", ("A", "B", "tie"), (-1, 1, 0)),
+        ("Which is worse?", ("B", "A"), (1, -1)),
+        ("better_or_worse", ("A", "B"), (1, -1)),
+    ],
+)
+def test_words_of_two_replies_are_worth_what_they_say(
+    column: str, words: tuple[str | int, ...], gaps: tuple[int, ...], tmp_path: Path
+) -> None:
+    rows = [{**row, column: words[i % len(words)]} for i, row in enumerate(TWO)]
+    (tmp_path / "w.csv").write_text(sheet(rows))
+    initialised("w.csv", folder=tmp_path)
+    made = {row["prompt"][0]["content"]: row for row in built(tmp_path).to_pylist()}
+    for i, q in enumerate(QUESTIONS):
+        first = 1 if made[q]["chosen"][0]["content"].startswith("One") else -1
+        assert first * made[q]["quality_margin"] == gaps[i % len(gaps)]
+
+
+def test_a_survey_is_read_by_its_questions(tmp_path: Path) -> None:
+    """Neither how sure raters are nor what they remark is a grade, a prompt or a reply; and a time is no prompt."""
+    rows = replies(
+        lambda q, n: {
+            "Timestamp": "2026/01/01 10:00:00",
+            "What was the question?": q,
+            "What did it say?": f"Reply {n} to it.",
+            "How good is the answer? (1-5)": n + 2,
+            "How confident are you in your rating?": 5 - n,
+            "Difficulty": 3 - n,
+            "Any comments?": f"Of {q} it says {n}, as one may.",
+        }
+    )
+    (tmp_path / "s.csv").write_text(sheet(rows))
+    assert initialised("s.csv", folder=tmp_path)["build"]["columns"] == {
+        "prompt": "What was the question?", "completion": "What did it say?", "score": "How good is the answer? (1-5)"}  # fmt: skip
+    assert {row["chosen"][0]["content"] for row in built(tmp_path).to_pylist() if row["quality_margin"] == 2} == {"Reply 2 to it."}
