@@ -14,13 +14,18 @@ from mmpo.pipeline.sources.collect import columns_of
 from mmpo.pipeline.sources.literals import structure
 from mmpo.pipeline.sources.names import (
     LESS,
+    LOSER,
     NAMES,
+    REMARK,
     SCORE,
+    WINNER,
     fields_by_name,
+    graded_replies,
     names_sides,
     others,
     plain,
     speaks_of_a_side,
+    two_sides,
     wide_fields,
     worths,
 )
@@ -45,14 +50,6 @@ NO_GRADE = re.compile(
 )
 MOMENT = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}[ T]")
 """How a date with its time begins, which is no prose."""
-REMARK = re.compile(
-    "(^|_)(comments?|remarks?|notes?|anything|feedback|why|reasons?|reasoning|explain|explanation|rationale|justification|critique"
-    "|kommentare?|bemerkung(en)?|anmerkung(en)?|warum|grund|begründung|commentaires?|comentarios?)($|_)"
-)
-"""What columns are called that hold what somebody says of a reply."""
-LOSER = re.compile("(^|_)(losers?|loses|loss|lost|worse|worst|dispreferred|verlierer|schlechter)($|_)")
-WINNER = re.compile("(^|_)(wins?|winner|better|best|prefer.*|besser)($|_)")
-"""What a column is called that names the reply that is not the better one, and one that names the better one, too."""
 NOTE, GERMAN = re.compile("(^|_)noten?($|_)"), re.compile("frage|antwort|bewert|prüf|pruef|gutacht|aufgabe|eingabe|ausgabe|modell")
 """What grades are called in German, where 1 is the best one, and in French, where it is not; and what else German columns are called."""
 TOTAL = re.compile(
@@ -158,6 +155,10 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     elif not gap:
         _refuse_words(graded, found, inputs)
     _cells(made, graded, found, format == "csv", gap, any(turned))
+    how, only = by_name.get("margin"), set(made.options.get("gap_of", {}).values())
+    if how and "gap" in fields and only and only <= {-1.0, 0.0, 1.0} and "+" not in fields["gap"] and _is_amount(how, found):
+        made.options.setdefault("columns", own)["gap"] = f"{own.get('gap', fields['gap'])}*{how}"
+        made.notes.append(f"{how!r}: read as how much better the winner is, by its name")
     if "score" in fields:
         _ranges(graded, found, made)
     return made
@@ -284,6 +285,13 @@ def _refuse_winners(made: Guess, fields: Mapping[str, str], found: Rows, inputs:
     texts = {
         one for part in fields["gap"].split("+") for one in _values(part, found) if isinstance(one, str) and _number(one) is None
     }
+    for ends, what in ((("first_model", "second_model"), "its model's name"), (("first", "second"), "its text")):
+        named = [str(row.get(fields["gap"])) in {str(row.get(fields[end])) for end in ends if end in fields} for row in found]
+        if texts and sum(named) > len(found) / 2 and not names_sides(texts):
+            raise UserError(
+                f"{inputs[0]}: {fields['gap']!r} names the better reply by {what}, which no option reads: write left into it where that is "
+                f"{fields['first']!r}, right where it is {fields['second']!r} and tie where it is neither, and init again"
+            )
     known = worths(sorted(texts))
     if unclear := sorted(one for one in texts - known.keys() if speaks_of_a_side(one)):
         gaps = ",".join([*[f"{word}={worth:g}" for word, worth in known.items()], *[f"{word}=..." for word in unclear]])
@@ -319,28 +327,40 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
     take = lambda *names: {name: fields[name] for name in names if name in fields}  # noqa: E731
     if {"chosen", "rejected"} <= fields.keys():
         return take("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin", "rater")
+    prose = [name for name in columns if _is_prose(name, found) and not REMARK.search(plain(name))]
+    texts = [name for name in prose if name not in fields.values()]
+    asked = [name for name in texts if re.search(rf"(^|_)({NAMES['prompt']})($|_)", plain(name))]
+    if "prompt" not in fields and len(asked) == 1:
+        fields["prompt"] = asked[0]
+        made.why["columns"] = "the prompt is the text whose name says so"
+        texts.remove(asked[0])
+    replies = [name for name in prose if name not in fields.get("prompt", "").split("+")]
+    if not {"first", "second"} <= fields.keys() and fields.get("completion") in (None, *replies) and "completions" not in fields:
+        fields |= two_sides(replies)
     if (wide := wide_fields(columns)) and wide["completions"].count("+") > 1:  # of two, what follows knows more
         return {**take("prompt", "rater"), **wide}
     if {"first", "second"} <= fields.keys():
         if {"score_first", "score_second"} <= fields.keys():
             return take("prompt", "first", "second", "score_first", "score_second", "first_model", "second_model", "rater")
+        if "gap" not in fields and (each := graded_replies(replies, numbers)):
+            return {**take("prompt", "rater"), **each}
+        if "gap" not in fields and "chosen" in fields:
+            fields["gap"] = fields["chosen"]
         if "gap" not in fields and (able := _winners(fields, columns, found)):
             fields["gap"] = able[0]
             made.why["columns"] = f"{able[0]!r} is taken for what says which reply is better"
             made.why["columns"] += f"; so may {_listed(able[1:])}" if able[1:] else ""
         return take("prompt", "first", "second", "gap", "first_model", "second_model", "rater")
+    if each := graded_replies(replies, numbers):
+        return {**take("prompt", "rater"), **each}
+    if "scores" in fields and any(isinstance(cell, list) for cell in _cells_of(fields.get("completion", ""), found)):
+        fields.setdefault("completions", fields["completion"])
     if "completions" in fields and (inside := _inside(fields["completions"], found)):
         return {**take("prompt"), **inside}
     if {"completions", "scores"} <= fields.keys():
         return take("prompt", "completions", "scores", "rater")
     if "scores" in fields:
         fields.setdefault("score", fields["scores"])  # of one reply
-    texts = [name for name in columns if _is_prose(name, found) and name not in fields.values() and not REMARK.search(plain(name))]
-    asked = [name for name in texts if re.search(rf"(^|_)({NAMES['prompt']})($|_)", plain(name))]
-    if "prompt" not in fields and len(asked) == 1:
-        fields["prompt"] = asked[0]
-        made.why["columns"] = "the prompt is the text whose name says so"
-        texts.remove(asked[0])
     if "prompt" not in fields and texts:
         shared = min(texts, key=lambda name: len({str(row.get(name)) for row in found}))
         if len({str(row.get(shared)) for row in found}) <= MOST_PROMPTS * len(found):
@@ -429,6 +449,10 @@ def _is_graded(name: str, found: Rows) -> bool:
     if NO_GRADE.search(plain(name)) or not numbers or len(numbers) < (1 - MOST_GAPS) * len(values):
         return False
     return len(set(numbers)) < max(12, len(numbers) / 2)
+
+
+def _is_amount(name: str, found: Rows) -> bool:
+    return _is_graded(name, found) and all((_number(one) or 0) >= 0 for one in _values(name, found))
 
 
 def _is_prose(name: str, found: Rows) -> bool:

@@ -10,7 +10,7 @@ NAMES = {
     "prompt": "prompt|question|instruction|query|input|user|user_prompt|task|frage|request|conversation|messages|chat|context",
     "completion": f"{REPLY}|antwort|response_text",
     "completions": "completions|responses|answers|outputs|candidates|generations|replies",
-    "scores": "scores|ratings|grades",
+    "scores": "scores|ratings|grades|ranks",
     "score": f"{SCORE}|overall|overall_score|overall_rating|quality|label|value",
     "rater": "who|by|(?:rated|graded|judged|labell?ed|annotated)_by|user_id"
     "|(?:rater|annotator|grader|judge|worker|reviewer|labell?er|evaluator|assessor|coder|participant"
@@ -36,6 +36,14 @@ LESS = re.compile(
     "|latency|schulnoten?)($|_)"
 )
 """Names of columns of which less is better."""
+REMARK = re.compile(
+    "(^|_)(comments?|remarks?|notes?|anything|feedback|why|reasons?|reasoning|explain|explanation|rationale|justification|critique"
+    "|kommentare?|bemerkung(en)?|anmerkung(en)?|warum|grund|begründung|commentaires?|comentarios?)($|_)"
+)
+"""What columns are called that hold what somebody says of a reply."""
+LOSER = re.compile("(^|_)(losers?|loses|loss|lost|worse|worst|dispreferred|verlierer|schlechter)($|_)")
+WINNER = re.compile("(^|_)(wins?|winner|better|best|prefer.*|besser)($|_)")
+"""What a column is called that names the reply that is not the better one, and one that names the better one, too."""
 _NAMED = "(?:(?:model|response|answer|reply|output|completion|assistant|system|antwort|réponse|respuesta)_)?"
 _SIDES = {1.0: f"{_NAMED}(?:a|1|left|first|links)", -1.0: f"{_NAMED}(?:b|2|right|second|rechts)"}
 _ARROW = re.compile("(.*?)_?(>+|<+|=+)_?(.*)")
@@ -166,6 +174,38 @@ def wide_fields(columns: Iterable[str]) -> dict[str, str]:
     found = {name: "+".join(given[end] for end in replies) for name, given in ends.items() if given.keys() == replies.keys()}
     prompt = fields_by_name(columns).get("prompt")
     return ({"prompt": prompt} if prompt else {}) | found
+
+
+def graded_replies(texts: Iterable[str], grades: Iterable[str]) -> dict[str, str]:
+    """The fields of a sheet whose columns of replies and of their grades, two or more, are told apart by the rest of their names.
+
+    >>> graded_replies(["gpt4", "Model B output", "topic"], ["gpt4_score", "Rank of model B", "age"])
+    {'completions': 'gpt4+Model B output', 'scores': 'gpt4_score+Rank of model B'}
+    """
+
+    def rest(name: str) -> str:
+        return "_".join(part for part in plain(name).split("_") if not re.fullmatch(f"{REPLY}|{SCORE}|ranks?|of|for|model", part))
+
+    marks = [name for name in grades if re.search(rf"(^|_)({SCORE}|ranks?)($|_)", plain(name))]
+    ends = {rest(name): name for name in reversed(marks) if not set(name) & set("+,=")}
+    found = {name: ends[rest(name)] for name in texts if rest(name) in ends and not set(name) & set("+,=")}
+    if len(found) < 2 or len(set(found.values())) < len(found):
+        return {}
+    return {"completions": "+".join(found), "scores": "+".join(found.values())}
+
+
+def two_sides(texts: Collection[str]) -> dict[str, str]:
+    """The two columns whose names differ in the side that they name alone, as `first` and `second`; {} where there are none, or more.
+
+    >>> two_sides(["Réponse A", "Réponse B", "Question"])
+    {'first': 'Réponse A', 'second': 'Réponse B'}
+    """
+    found = []
+    for one, other in (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("links", "rechts")):
+        side = re.compile(rf"(?<![a-z0-9]){one}(?![a-z0-9])")
+        turned = {side.sub(other, plain(name)): name for name in texts if side.search(plain(name))}
+        found += [(turned[plain(name)], name) for name in texts if plain(name) in turned]
+    return dict(zip(("first", "second"), found[0])) if len(found) == 1 else {}
 
 
 def told_wide(columns: Iterable[str], format: str = "") -> str:
