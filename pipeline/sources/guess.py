@@ -46,7 +46,8 @@ ASPECTS = re.compile(
 NO_GRADE = re.compile(
     "(^|_)(id|idx|index|row|nr|no|num|number|n|date|year|time|timestamp|length|len|tokens|chars|words|seed|turn|count|seconds|age"
     "|seg|segment|doc|line|page|batch|fold|confidence|confident|certainty|certain|sure|sureness|difficulty|difficult|duration|effort"
-    "|familiarity|familiar|expertise|minutes|hours|sicherheit|sicher|schwierigkeit|schwierig|dauer|zeit|confiance|confianza)($|_)"
+    "|familiarity|familiar|expertise|minutes|hours|sicherheit|sicher|schwierigkeit|schwierig|dauer|zeit|confiance|confianza|version"
+    "|attempt|iteration|trial|round|epoch|temperature|temp|top_p|top_k|priority|position|order|session)($|_)"
 )
 MOMENT = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}[ T]")
 """How a date with its time begins, which is no prose."""
@@ -335,7 +336,7 @@ def _layout(fields: dict[str, str], columns: list[str], numbers: list[str], foun
         made.why["columns"] = "the prompt is the text whose name says so"
         texts.remove(asked[0])
     replies = [name for name in prose if name not in fields.get("prompt", "").split("+")]
-    if not {"first", "second"} <= fields.keys() and fields.get("completion") in (None, *replies) and "completions" not in fields:
+    if not {"first", "second"} <= fields.keys() and not {"completion", "completions"} & fields.keys():
         fields |= two_sides(replies)
     if (wide := wide_fields(columns)) and wide["completions"].count("+") > 1:  # of two, what follows knows more
         return {**take("prompt", "rater"), **wide}
@@ -405,10 +406,11 @@ def _winners(fields: Mapping[str, str], columns: Sequence[str], found: Rows) -> 
     used = {*texts, *(fields.get(name) for name in ("first_model", "second_model", "rater"))}
     free = [name for name in columns if name not in used]
     called = [name for name in free if re.fullmatch(GAP, plain(name)) and _is_graded(name, found)]
-    each = [name for name in free if re.fullmatch(rf"(?:{GAP})_?\d+", plain(name)) and _is_graded(name, found)]
-    if len(each) > 1:
-        return ["+".join(each), *called]
     words = {name: {one for one in _values(name, found) if isinstance(one, str) and _number(one) is None} for name in free}
+    numbered = [name for name in free if re.fullmatch(rf"(?:{GAP})_?\d+", plain(name))]
+    for each in ([one for one in numbered if _is_graded(one, found)], [one for one in numbered if names_sides(words[one])]):
+        if len(each) > 1:
+            return ["+".join(each), *called]
     return sorted({*called, *[name for name in free if words[name] and names_sides(words[name])]}, key=columns.index)
 
 

@@ -37,10 +37,10 @@ LESS = re.compile(
 )
 """Names of columns of which less is better."""
 REMARK = re.compile(
-    "(^|_)(comments?|remarks?|notes?|anything|feedback|why|reasons?|reasoning|explain|explanation|rationale|justification|critique"
+    "(^|_)(passages?|evidence|snippet|paragraph|hint|references?|gold|comments?|remarks?|notes?|anything|feedback|why|reasons?|reasoning|explain|explanation|rationale|justification|critique"
     "|kommentare?|bemerkung(en)?|anmerkung(en)?|warum|grund|begründung|commentaires?|comentarios?)($|_)"
 )
-"""What columns are called that hold what somebody says of a reply."""
+"""What columns are called that hold what somebody says of a reply, or what a reply is measured by."""
 LOSER = re.compile("(^|_)(losers?|loses|loss|lost|worse|worst|dispreferred|verlierer|schlechter)($|_)")
 WINNER = re.compile("(^|_)(wins?|winner|better|best|prefer.*|besser)($|_)")
 """What a column is called that names the reply that is not the better one, and one that names the better one, too."""
