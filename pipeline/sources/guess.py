@@ -133,6 +133,9 @@ def _options(format: str, found: Rows, columns: list[str], inputs: Sequence[str]
     called = {plain(name): name for name in columns}
     if {"instruction", "input"} <= called.keys() and any(isinstance(one, str) for one in _values(called["input"], found)):
         by_name["prompt"] = f"{called['instruction']}+{called['input']}"  # as Alpaca has them
+    asks = [called[name] for name in ("prompt", "question", "instruction", "query", "frage") if name in called]
+    if asks and plain(by_name["prompt"]) == "context":
+        by_name["prompt"] += f"+{asks[0]}"  # one context is asked several questions
     numbers = [name for name in columns if name not in by_name.values() and _is_graded(name, found)]
     made = Guess({"format": format})
     fields = _layout(by_name, columns, numbers, found, made)

@@ -148,3 +148,10 @@ def test_numbered_votes_in_words_are_all_read(tmp_path: Path) -> None:
     assert {(round(row["quality_margin"], 6), row["preferring"], row["raters"]) for row in built(tmp_path).to_pylist()} == {
         (0.333333, 2, 3)
     }
+
+
+def test_questions_about_one_context_are_prompts_of_their_own(tmp_path: Path) -> None:
+    rows = replies(lambda q, n: {"context": "All of it.", "question": q, "answer": f"Reply {n} to it.", "grade": n + 1})
+    (tmp_path / "c.csv").write_text(sheet(rows))
+    assert initialised("c.csv", folder=tmp_path)["build"]["columns"]["prompt"] == "context+question"
+    assert {row["prompt"][0]["content"] for row in built(tmp_path).to_pylist()} == {f"All of it.\n{q}" for q in QUESTIONS}
